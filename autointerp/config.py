@@ -1,0 +1,426 @@
+"""The configuration: one frozen dataclass per stage, read from TOML with the standard library.
+
+Every field has its meaning and its unit under it. An unknown key is an error that names the nearest known one; flags
+and AUTOINTERP_* variables override the file (see `load`). API keys never stand here, only the name of the variable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from autointerp.errors import InputError, nearest
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """[model]: the language model whose activations are read."""
+
+    name: str = ""
+    """Hugging Face hub id or folder. Gated models read the token from HF_TOKEN."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device such as cuda:1."""
+    dtype: str = "auto"
+    """auto (bfloat16 where the device has it, float32 on CPU), float32, bfloat16 or float16."""
+    device_map: str | None = None
+    """Passed on to transformers, for models larger than one device (needs accelerate)."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Weights loaded through bitsandbytes (needs it installed)."""
+    batch_tokens: int = 8192
+    """Tokens in one forward pass, padding included. Halved, at most four times, when memory runs out."""
+
+    def __post_init__(self) -> None:
+        _check(self.batch_tokens >= 1, f"model.batch_tokens must be 1 or more, not {self.batch_tokens}")
+        _check(
+            self.dtype in ("auto", "float32", "bfloat16", "float16"),
+            f"model.dtype must be auto, float32, bfloat16 or float16, not {self.dtype!r}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusConfig:
+    """[corpus]: the text. One file is one document unless document_separator says otherwise."""
+
+    source: str = ""
+    """File, folder, glob, `hf:owner/dataset[:config][@split]`, or `stdlib` (the standard library's source text)."""
+    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    """By suffix where auto."""
+    text_field: str = "text"
+    """Field or column that holds the text (jsonl, parquet, hf)."""
+    chat_field: str | None = None
+    """Field that holds a list of {role, content}; rendered with the model's own chat template. Replaces text_field."""
+    id_field: str | None = None
+    """Field that holds a document's id; without it documents are named by path and index."""
+    document_separator: str | None = None
+    """Plain text files only: a string that parts documents. None: one file is one document."""
+    context_length: int = 128
+    """Tokens in one window, the model's input; a BOS counts."""
+    prepend_bos: Literal["auto", "always", "never"] = "auto"
+    """auto: where the tokenizer has a BOS token. A prepended BOS is never counted or stored as text."""
+    exclude_tokens: tuple[str, ...] = ()
+    """Further token strings that never count (BOS, EOS, padding and other special tokens never do)."""
+    max_tokens: int | None = None
+    """Stop after about so many tokens (at the end of a work unit's document). None: all of it."""
+    unit_characters: int = 2_000_000
+    """Documents are grouped into work units of at least so many characters: what a kill can cost, what a shard takes."""
+    block_characters: int = 400_000
+    """A larger document is cut into blocks with a gap between them, each a document of its own."""
+    heldout_fraction: float = 0.5
+    """Share of documents kept from the explainer; half of it is `select`, half `report`."""
+    max_skipped_share: float = 0.05
+    """Give up when more than this share of the records had to be skipped as unusable."""
+
+    def __post_init__(self) -> None:
+        _check(self.context_length >= 8, f"corpus.context_length must be 8 or more, not {self.context_length}")
+        _check(
+            0.0 < self.heldout_fraction < 1.0,
+            f"corpus.heldout_fraction must lie between 0 and 1, not {self.heldout_fraction}",
+        )
+        _check(self.unit_characters >= 1, f"corpus.unit_characters must be positive, not {self.unit_characters}")
+        _check(self.block_characters >= 1000, f"corpus.block_characters must be >= 1000, not {self.block_characters}")
+        _check(
+            self.max_tokens is None or self.max_tokens > 0,
+            f"corpus.max_tokens must be positive, not {self.max_tokens}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SaeConfig:
+    """[[sae]]: one dictionary. Either `path` (an SAE that exists) or what `train` should make."""
+
+    hookpoint: str = ""
+    """Path of the module whose activations the SAE reads: `transformer.h.6`, `model.layers.12.mlp`; append `:in` for
+    the module's input instead of its output."""
+    name: str = ""
+    """The dictionary's name in the store; default: the hookpoint."""
+    output_hookpoint: str | None = None
+    """Transcoders only: the module whose activations are reconstructed."""
+    path: str | None = None
+    """Folder of a saved SAE. None: train one into `<store folder>/sae/<name>`."""
+    format: Literal["auto", "saelens"] = "auto"
+    """How the files at `path` are laid out."""
+    architecture: str = "topk"
+    d_sae: int | None = None
+    """Number of features to train. Default: expansion x the hookpoint's width."""
+    expansion: int = 8
+    """Only used if d_sae is not given."""
+    k: int = 32
+    """Features active at once (topk)."""
+
+    def __post_init__(self) -> None:
+        _check(self.k >= 1, f"sae.k must be 1 or more, not {self.k}")
+        _check(self.expansion >= 1, f"sae.expansion must be 1 or more, not {self.expansion}")
+        _check(
+            self.d_sae is None or self.d_sae >= self.k, f"sae.d_sae ({self.d_sae}) must be at least sae.k ({self.k})"
+        )
+
+    @property
+    def dictionary(self) -> str:
+        return self.name or self.hookpoint
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """[train]: how an SAE is trained (only used for [[sae]] without a path)."""
+
+    tokens: int = 2_000_000
+    """Activation vectors to train on; the corpus is read again from the start where it is shorter."""
+    batch_size: int = 2048
+    """Activation vectors in one step."""
+    lr: float | None = None
+    """Peak learning rate of Adam. None: 2e-4 / sqrt(d_sae / 2^14)."""
+    warmup_steps: int = 200
+    decay_share: float = 0.2
+    """Share of the steps, at the end, over which the rate falls linearly to zero."""
+    buffer_vectors: int = 131_072
+    """Activation vectors held for shuffling."""
+    auxk_alpha: float = 1 / 32
+    """Weight of the loss that revives dead features; 0 turns it off."""
+    dead_after: int = 500_000
+    """A feature that has not fired for so many vectors counts as dead."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, f"train.batch_size must be 1 or more, not {self.batch_size}")
+        _check(self.tokens >= self.batch_size, f"train.tokens ({self.tokens}) is less than one batch")
+        _check(0 <= self.decay_share <= 1, f"train.decay_share must lie in 0..1, not {self.decay_share}")
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestConfig:
+    """[harvest]: what evidence is kept for every feature, on each split."""
+
+    context_tokens: int = 32
+    """Tokens in one stored context, and in one tile. At most corpus.context_length."""
+    top_contexts: int = 20
+    """Strongest contexts kept per feature and split; one per document as far as there are documents."""
+    sampled_contexts: int = 20
+    """Uniform samples of activating tiles kept per feature and split."""
+    negatives: int = 10
+    """Verified silent tiles kept per feature, split and tier (random, same token, neighbour)."""
+    negative_pool_windows: int = 16_384
+    """Windows per split, chosen by hash, from which negatives are drawn."""
+    neighbours: int = 5
+    """Nearest features by decoder cosine whose tiles serve as hard negatives."""
+    vocab_tokens: int = 20
+    """Promoted and suppressed tokens kept per feature."""
+    rare_below: int = 10
+    """A feature with fewer activating tiles on the explain split is `rare`."""
+    feature_block: int | None = None
+    """Features processed in one pass over the corpus. None: all, unless the memory estimate says otherwise."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("context_tokens", "top_contexts", "sampled_contexts", "negatives", "negative_pool_windows"):
+            _check(getattr(self, name) >= 1, f"harvest.{name} must be 1 or more, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """How to reach one OpenAI-compatible endpoint; part of [explain] and [score]."""
+
+    model: str = ""
+    """Model name as the endpoint knows it. Not needed by explainers and methods without an LLM."""
+    base_url: str = "https://api.openai.com/v1"
+    """Any OpenAI-compatible server (OpenAI, vLLM, llama.cpp, Ollama, OpenRouter)."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key."""
+    temperature: float | None = 0.0
+    """None: not sent (some reasoning models refuse it)."""
+    max_tokens: int = 300
+    """Most tokens of one reply."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Newer OpenAI models want the second name, most local servers know the first only."""
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        _check(
+            parts.scheme in ("http", "https") and bool(parts.hostname),
+            f"base_url must be an http(s) URL, not {self.base_url!r}",
+        )
+        _check(
+            not (parts.username or parts.password or parts.query),
+            "base_url must not carry a user name, password or query; put the key into the environment",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainConfig(EndpointConfig):
+    """[explain]: how labels are made."""
+
+    explainer: str = "patterns"
+    """patterns (no LLM), contexts (top contexts), combined (contexts and promoted tokens)."""
+    contexts: int = 10
+    """Contexts shown to the explainer."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreConfig(EndpointConfig):
+    """[score]: how labels are checked."""
+
+    scorers: tuple[str, ...] = ("simulation",)
+    method: Literal["auto", "prompt_logprobs", "generated_logprobs", "numbers"] = "auto"
+    """auto: what the endpoint is found to support, best first. Recorded with every score."""
+    contexts: int = 10
+    """N: the score is taken over N top, N sampled and N negative contexts."""
+    bootstrap: int = 1000
+    """Resamples of documents behind an interval."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PriceConfig:
+    """[llm.prices."model"]: US dollars per million tokens."""
+
+    input: float = 0.0
+    cached_input: float | None = None
+    """Default: the input price."""
+    output: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LlmConfig:
+    """[llm]: how hard to press the endpoint, and what a token costs."""
+
+    requests_per_minute: float = 600.0
+    tokens_per_minute: float | None = None
+    """None: no limit."""
+    max_connections: int = 64
+    """Calls in flight at most."""
+    timeout: float = 120.0
+    """Seconds for one attempt, whole reply included."""
+    attempts: int = 6
+    """Attempts for one request before it is given up as a failed row."""
+    max_reply_bytes: int = 4_000_000
+    prices: dict[str, PriceConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.requests_per_minute > 0, "llm.requests_per_minute must be positive")
+        _check(self.max_connections >= 1, "llm.max_connections must be 1 or more")
+        _check(self.timeout > 0, "llm.timeout must be positive")
+        _check(self.attempts >= 1, "llm.attempts must be 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetConfig:
+    """[budget]: hard stops for what a run may spend; exit code 4 and resumable."""
+
+    max_usd: float | None = None
+    max_requests: int | None = None
+    max_tokens: int | None = None
+    """Input and output tokens together."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """[store]"""
+
+    path: str = "autointerp.duckdb"
+    """The evidence file stands beside it: X.evidence.duckdb."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    sae: tuple[SaeConfig, ...] = ()
+    train: TrainConfig = field(default_factory=TrainConfig)
+    harvest: HarvestConfig = field(default_factory=HarvestConfig)
+    explain: ExplainConfig = field(default_factory=ExplainConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    llm: LlmConfig = field(default_factory=LlmConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+
+    def __post_init__(self) -> None:
+        _check(
+            self.harvest.context_tokens <= self.corpus.context_length,
+            f"harvest.context_tokens ({self.harvest.context_tokens}) exceeds corpus.context_length "
+            f"({self.corpus.context_length})",
+        )
+        names = [s.dictionary for s in self.sae]
+        double = {n for n in names if names.count(n) > 1}
+        _check(not double, f"two [[sae]] tables have the name {', '.join(sorted(double))}; give each its own `name`")
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the field type `kind`, or an InputError that names the key."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(value, next(a for a in args if a is not type(None)), where)
+    if origin is Literal:
+        _check(value in args, f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), value, where)
+    if origin is tuple:
+        _check(isinstance(value, (list, tuple)), f"{where} must be a list, not {value!r}")
+        return tuple(_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        _check(isinstance(value, dict), f"{where} must be a table, not {value!r}")
+        return {str(k): _convert(v, args[1], f'{where}."{k}"') for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    good = isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))
+    _check(good, f"{where} must be {kind.__name__}, not {value!r}")
+    return value
+
+
+def _build(kind: type, table: Any, where: str) -> Any:
+    _check(isinstance(table, dict), f"{where or 'the configuration'} must be a table, not {table!r}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        name = f"{where}.{key}" if where else key
+        if key not in hints:
+            raise InputError(f"unknown configuration key {name!r}.{nearest(key, hints)}")
+        values[key] = _convert(value, hints[key], name)
+    return kind(**values)
+
+
+def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+    table[last] = value
+
+
+def from_table(table: dict[str, Any], overrides: dict[str, Any] | None = None) -> Config:
+    """A Config from a parsed TOML table; `overrides` maps dotted keys ("store.path") to values."""
+    for dotted, value in (overrides or {}).items():
+        _set(table, dotted, value)
+    return typing.cast(Config, _build(Config, table, ""))
+
+
+def load(path: Path, overrides: dict[str, Any] | None = None) -> Config:
+    """The configuration at `path`. Relative paths in it (model folder, corpus, SAE, store) are relative to the file.
+
+    Raises InputError: no such file, not TOML, unknown key, wrong type, values that contradict one another.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no configuration at {path}; `autointerp init` writes one, -c names another") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+    config = from_table(table, overrides)
+    return _relative_to(config, path.parent)
+
+
+def _relative_to(config: Config, folder: Path) -> Config:
+    def resolved(value: str, must_exist: bool) -> str:
+        """A path beside the configuration file where there is one (a hub id is left alone)."""
+        expanded = Path(value).expanduser()
+        beside = folder / expanded
+        if expanded.is_absolute():
+            return str(expanded)
+        return str(beside) if beside.exists() or not must_exist else value
+
+    source = config.corpus.source
+    if source and source != "stdlib" and not source.startswith("hf:"):
+        source = resolved(source, must_exist=False)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, name=resolved(config.model.name, True) if config.model.name else ""),
+        corpus=dataclasses.replace(config.corpus, source=source),
+        sae=tuple(dataclasses.replace(s, path=resolved(s.path, False) if s.path else None) for s in config.sae),
+        store=dataclasses.replace(config.store, path=resolved(config.store.path, False)),
+    )
+
+
+def environment_overrides(environ: typing.Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Overrides from AUTOINTERP_SECTION__KEY variables, e.g. AUTOINTERP_STORE__PATH; values are read as TOML where
+    they parse as such, else as plain strings."""
+    overrides: dict[str, Any] = {}
+    for name, raw in environ.items():
+        if name.startswith("AUTOINTERP_") and "__" in name:
+            dotted = name.removeprefix("AUTOINTERP_").lower().replace("__", ".")
+            try:
+                overrides[dotted] = tomllib.loads(f"value = {raw}")["value"]
+            except tomllib.TOMLDecodeError:
+                overrides[dotted] = raw
+    return overrides
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON-able values, for provenance columns."""
+    return dataclasses.asdict(config)

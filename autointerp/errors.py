@@ -1,0 +1,66 @@
+"""Every error this project raises on purpose, and the exit code each one ends a command with.
+
+    AutointerpError                   1  failed
+      InputError                      2  usage, configuration, bad or empty input
+      CredentialsError                3  the endpoint refused the key or the model name
+      StoppedError                    4  a budget, a quota or a deadline; what is done is kept, run again to go on
+      DiskFullError                   5
+      PartialFailure                  6  finished, but some rows failed
+      DamagedError                    7  a store or an SAE file is damaged
+      MismatchError                   8  store, model, tokenizer and SAE do not belong together
+      OutOfMemoryError                9  out of memory after the batch was halved as far as it goes
+      StoreBusyError                 75  another process holds the store; try again
+
+A message says what is wrong, with which value, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AutointerpError(Exception):
+    exit_code = 1
+
+
+class InputError(AutointerpError):
+    exit_code = 2
+
+
+class CredentialsError(AutointerpError):
+    exit_code = 3
+
+
+class StoppedError(AutointerpError):
+    exit_code = 4
+
+
+class DiskFullError(AutointerpError):
+    exit_code = 5
+
+
+class PartialFailure(AutointerpError):
+    exit_code = 6
+
+
+class DamagedError(AutointerpError):
+    exit_code = 7
+
+
+class MismatchError(AutointerpError):
+    exit_code = 8
+
+
+class OutOfMemoryError(AutointerpError):
+    exit_code = 9
+
+
+class StoreBusyError(AutointerpError):
+    exit_code = 75
+
+
+def nearest(name: str, known: Iterable[str], n: int = 5) -> str:
+    """' Did you mean a, b?' with the known names closest to `name`, or '' where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=n, cutoff=0.4)
+    return f" Did you mean {', '.join(close)}?" if close else ""
