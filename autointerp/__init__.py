@@ -1,3 +1,3 @@
-"""autointerp: from a language model's hidden activations to a labelled, scored, SQL-queryable dictionary of features."""
+"""autointerp: a language model's hidden activations as a labelled, scored, SQL-queryable dictionary of features."""
 
 __version__ = "0.1.0"

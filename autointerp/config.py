@@ -76,7 +76,7 @@ class CorpusConfig:
     max_tokens: int | None = None
     """Stop after about so many tokens (at the end of a work unit's document). None: all of it."""
     unit_characters: int = 2_000_000
-    """Documents are grouped into work units of at least so many characters: what a kill can cost, what a shard takes."""
+    """Characters of a work unit, at least: consecutive documents that are harvested, committed and sharded together."""
     block_characters: int = 400_000
     """A larger document is cut into blocks with a gap between them, each a document of its own."""
     heldout_fraction: float = 0.5

@@ -1,0 +1,331 @@
+"""The command line: parse, call the pipeline, print. Errors end here as one line and an exit code (see errors.py)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from autointerp import __version__, demo, doctor, pipeline, show
+from autointerp.config import Config, environment_overrides, load
+from autointerp.config_template import config_template
+from autointerp.errors import AutointerpError, InputError, PartialFailure
+from autointerp.store.query import run_query
+from autointerp.store.selection import Selection
+from autointerp.terminal import Terminal
+
+app = typer.Typer(
+    name="autointerp",
+    help="From a language model's hidden activations to a labelled, scored, SQL-queryable dictionary of features.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    rich_markup_mode=None,
+)
+
+ConfigFile = Annotated[Path, typer.Option("-c", "--config", envvar="AUTOINTERP_CONFIG", help="The configuration file.")]
+StorePath = Annotated[
+    Path | None, typer.Option("--store", envvar="AUTOINTERP_STORE", help="The store, instead of [store] path.")
+]
+DictionaryName = Annotated[
+    str | None, typer.Option("--dictionary", envvar="AUTOINTERP_DICTIONARY", help="Which dictionary of the store.")
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail, and a traceback when something breaks.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be done and what it would cost.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Features = Annotated[str | None, typer.Option("--features", help="Which features: 0-999,1234.")]
+Where = Annotated[str | None, typer.Option("--where", help="Which features: an SQL condition on the table features.")]
+RandomN = Annotated[int | None, typer.Option("--random", min=1, help="So many features drawn at random.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many features.")]
+DEFAULT_CONFIG = Path("autointerp.toml")
+
+
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+def _config(path: Path, store: Path | None) -> Config:
+    """The configuration with AUTOINTERP_SECTION__KEY variables and --store laid over it."""
+    config = load(path, environment_overrides())
+    return replace(config, store=replace(config.store, path=str(store))) if store else config
+
+
+def _store_path(path: Path, store: Path | None) -> Path:
+    """Commands that only read a store need no configuration file when --store is given."""
+    return store if store else Path(_config(path, None).store.path)
+
+
+def _selection(features: str | None, where: str | None, random: int | None, limit: int | None) -> Selection:
+    return Selection(features=features, where=where, random=random, limit=limit)
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("."),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a commented autointerp.toml."""
+    target = directory / "autointerp.toml"
+    if target.exists() and not force:
+        raise InputError(f"{target} exists; --force overwrites it")
+    directory.mkdir(parents=True, exist_ok=True)
+    target.write_text(config_template(), encoding="utf-8")
+    Terminal().result(
+        f"wrote {target}; set [model] name, [corpus] source and the [[sae]] hookpoint, then: autointerp run"
+    )
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's files.")] = Path("autointerp-demo"),
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Tokens to train on and to harvest.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """The whole pipeline on the shipped model, offline and without a key; leaves config, store and SAE behind."""
+    demo.run_demo(out, tokens, Terminal(verbose))
+
+
+@app.command("doctor")
+def doctor_command(config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None, verbose: Verbose = False) -> None:
+    """Check device, model, corpus, SAE and endpoint, and whether it really returns logprobs."""
+    doctor.run_doctor(_config(config, store), Terminal(verbose))
+
+
+@app.command()
+def train(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train the SAEs of [[sae]] tables that name no path. Goes on from the last checkpoint."""
+    pipeline.train(_config(config, store), dictionary, Terminal(verbose))
+
+
+@app.command()
+def harvest(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    shard_index: Annotated[int, typer.Option("--shard-index", min=0, help="Which shard this process makes.")] = 0,
+    num_shards: Annotated[int, typer.Option("--num-shards", min=1, help="Of how many.")] = 1,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+) -> None:
+    """Collect every feature's evidence. With --num-shards above 1, `merge` follows once all shards are done."""
+    if shard_index >= num_shards:
+        raise InputError(f"--shard-index {shard_index} needs --num-shards above {shard_index}, not {num_shards}")
+    terminal = Terminal(verbose)
+    pipeline.harvest(_config(config, store), dictionary, terminal, shard_index, num_shards, dry_run)
+
+
+@app.command()
+def merge(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    verbose: Verbose = False,
+) -> None:
+    """Merge harvested shards into the store."""
+    pipeline.merge(_config(config, store), dictionary, Terminal(verbose))
+
+
+@app.command()
+def explain(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    features: Features = None,
+    where: Where = None,
+    random: RandomN = None,
+    limit: Limit = None,
+    explainer: Annotated[str | None, typer.Option("--explainer", help="Instead of [explain] explainer.")] = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+) -> None:
+    """Describe features that have no description yet."""
+    settings = _config(config, store)
+    if explainer:
+        settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
+    chosen = _selection(features, where, random, limit)
+    pipeline.explain(settings, dictionary, chosen, Terminal(verbose), dry_run)
+
+
+@app.command()
+def score(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    features: Features = None,
+    where: Where = None,
+    random: RandomN = None,
+    limit: Limit = None,
+    explainer: Annotated[str | None, typer.Option("--explainer", help="Score this explainer's labels.")] = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check descriptions that have no score yet against held-out text."""
+    settings = _config(config, store)
+    if explainer:
+        settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
+    chosen = _selection(features, where, random, limit)
+    pipeline.score(settings, dictionary, chosen, Terminal(verbose), dry_run)
+
+
+@app.command()
+def run(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    features: Features = None,
+    where: Where = None,
+    random: RandomN = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+) -> None:
+    """All stages. What is done is skipped, so it may run from cron as often as you like."""
+    chosen = _selection(features, where, random, limit)
+    pipeline.run(_config(config, store), dictionary, chosen, Terminal(verbose), dry_run)
+
+
+@app.command()
+def verify(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    sample: Annotated[int, typer.Option("--sample", min=1, help="Contexts to recompute.")] = 200,
+    verbose: Verbose = False,
+) -> None:
+    """Recompute stored activations from the model; check splits and the row ledger. Exit code 1 on a difference."""
+    pipeline.verify(_config(config, store), dictionary, sample, Terminal(verbose))
+
+
+@app.command()
+def status(
+    config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None, as_json: AsJson = False, verbose: Verbose = False
+) -> None:
+    """What is done, pending, failed and spent."""
+    show.print_status(_store_path(config, store), as_json, Terminal(verbose))
+
+
+@app.command("show")
+def show_command(
+    feature: Annotated[str, typer.Argument(help="[NAME:]FEATURE, e.g. 1234 or h6:1234.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    contexts: Annotated[int, typer.Option("--contexts", min=0, help="Contexts of each kind.")] = 5,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """One feature as a person wants to read it."""
+    path = _store_path(config, store)
+    show.print_feature(path, feature, dictionary, contexts, as_json, Terminal(verbose))
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="Words to look for in labels.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    limit: Annotated[int, typer.Option("--limit", min=1)] = 20,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find features by their label."""
+    show.print_search(_store_path(config, store), text, dictionary, limit, as_json, Terminal(verbose))
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SQL statement, or - to read it from standard input.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    form: Annotated[Format, typer.Option("--format", help="How to print the answer.")] = Format.table,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write (needed for parquet).")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 30.0,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Allow reading and writing other files (still read-only).")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Answer an SQL query over the store, read-only and locked down."""
+    statement = sys.stdin.read() if sql == "-" else sql
+    path = _store_path(config, store)
+    terminal = Terminal(verbose)
+    if output is not None or form is Format.parquet:
+        if output is None:
+            raise InputError("--format parquet needs a file to write: -o FILE")
+        file_form = "csv" if form is Format.table else form.value
+        run_query(path, statement, unsafe=unsafe, timeout_s=timeout, output=output, output_format=file_form)
+        terminal.say(f"wrote {output}")
+        return
+    columns, rows = run_query(path, statement, unsafe=unsafe, timeout_s=timeout)
+    if form is Format.json:
+        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        terminal.result(json.dumps(records, default=str, ensure_ascii=False, indent=1))
+    elif form is Format.csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    else:
+        terminal.table(columns, rows)
+
+
+def _end(code: int) -> None:
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def guarded(call: Callable[[], Any], verbose: bool) -> int:
+    """Run `call`; its exit code. The one place where an error becomes a line on stderr."""
+    try:
+        call()
+    except AutointerpError as error:
+        if verbose:
+            traceback.print_exc()
+        word = "note" if isinstance(error, PartialFailure) else "error"
+        sys.stderr.write(f"{word}: {error}\n")
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        sys.stderr.write("stopped; what is done is kept, the same command goes on from there\n")
+        return 130
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- the reader of our pipe has gone; nothing more to say
+        return 0
+    except Exception as error:  # the last resort: an unforeseen fault is reported as one, with a way to its details
+        if verbose:
+            traceback.print_exc()
+        sys.stderr.write(f"error: unexpected {type(error).__name__}: {error} (run with -v for the traceback)\n")
+        return 1
+    return 0
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments and arguments[0] == "--version":
+        Terminal().result(f"autointerp {__version__}")
+        _end(0)
+    verbose = "-v" in arguments or "--verbose" in arguments
+    _end(guarded(lambda: app(arguments, standalone_mode=False), verbose))

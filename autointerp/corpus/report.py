@@ -1,0 +1,75 @@
+"""What reading a corpus came to: counts of what was read, what was skipped and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from autointerp.errors import InputError, nearest
+from autointerp.records import Split
+
+HARMLESS = frozenset({"empty", "one_token", "binary"})
+"""Reasons that say nothing against the corpus and never count towards `max_skipped_share`."""
+EARLY_RECORDS = 100
+"""Give up at once when so many records were read and not one of them was usable."""
+CHECK_EVERY = 10_000
+FIELDS_KEPT = 30
+
+
+@dataclass(slots=True)
+class CorpusReport:
+    """Mutable counters, filled while documents are read; complete once the iterator is used up."""
+
+    n_records: int = 0
+    """Files, lines or rows read, usable or not."""
+    n_documents: int = 0
+    """Documents yielded; a block of a large document counts as one."""
+    n_characters: int = 0
+    """Of the documents yielded."""
+    n_replaced: int = 0
+    """Records with bytes that are not UTF-8, shown as U+FFFD."""
+    n_stripped: int = 0
+    """Records from which NUL or lone surrogates were taken out."""
+    n_skipped: Counter[str] = field(default_factory=Counter)
+    """By reason: bad_json, not_an_object, missing_field, wrong_type, line_too_long, chat_template, unreadable (all
+    held against the corpus), empty, one_token, binary (harmless)."""
+    split_documents: Counter[Split] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    """The first record skipped for each reason, for messages."""
+    fields: dict[str, None] = field(default_factory=dict)
+    """Field names met in records that lacked the wanted one (the first few), in order."""
+
+    @property
+    def n_unusable(self) -> int:
+        return sum(n for reason, n in self.n_skipped.items() if reason not in HARMLESS)
+
+    def skip(self, reason: str, where: str) -> None:
+        self.n_skipped[reason] += 1
+        self.examples.setdefault(reason, where)
+
+    def saw_fields(self, names: Iterable[str]) -> None:
+        for name in names:
+            if len(self.fields) < FIELDS_KEPT:
+                self.fields[name] = None
+
+    def check(self, max_skipped_share: float, wanted_field: str, *, final: bool) -> None:
+        """Raise InputError when too many records were unusable: at the end, every CHECK_EVERY records, and as soon as
+        the first EARLY_RECORDS were unusable without exception."""
+        hopeless = self.n_unusable == self.n_records == EARLY_RECORDS
+        due = final or self.n_records % CHECK_EVERY == 0
+        if hopeless or (due and self.n_unusable > max_skipped_share * self.n_records):
+            raise InputError(
+                f"{self.n_unusable} of {self.n_records} records of the corpus are unusable (allowed share: "
+                f"corpus.max_skipped_share = {max_skipped_share}): {self.skipped_summary()}.{self._hint(wanted_field)}"
+            )
+
+    def skipped_summary(self) -> str:
+        """'3 bad_json (first: a.jsonl:7), 1 empty (first: b.txt)', most frequent reason first."""
+        return ", ".join(f"{n} {reason} (first: {self.examples[reason]})" for reason, n in self.n_skipped.most_common())
+
+    def _hint(self, wanted_field: str) -> str:
+        if not self.fields:
+            return ""
+        close = nearest(wanted_field, self.fields, n=1)
+        return f" Records without {wanted_field!r} have the fields {', '.join(self.fields)}.{close}"

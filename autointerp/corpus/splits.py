@@ -1,0 +1,128 @@
+"""Which split a document belongs to, and the cutting of large documents. Functions of the corpus alone.
+
+The split is a hash of the document's whitespace-normalised content, so copies of a document stand on the same side
+whatever they are called. A document larger than a block is cut into blocks with a gap between them, each a document
+of its own (`name#0`, `name#1`, ...) with its own split. A corpus of few documents is cut finer, so that a single file
+still feeds all three splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple
+
+from autointerp.config import CorpusConfig
+from autointerp.corpus.report import CorpusReport
+from autointerp.errors import InputError
+from autointerp.records import SPLITS, Document, Split
+
+FEW_DOCUMENTS = 64
+"""A corpus of fewer documents is cut into about so many blocks."""
+SMALLEST_BLOCK = 2000
+"""Characters; below that a block holds too few windows to be worth a document."""
+LONGEST_GAP = 1000
+"""Characters left out between two blocks (a twentieth of a block, where that is less)."""
+BOUNDARY_SEARCH = 200
+"""Characters after the gap within which the next block may wait for a line or a word to begin."""
+
+
+class Piece(NamedTuple):
+    """A stretch of one raw document; `more` says that the next piece goes on with the same document."""
+
+    name: str
+    text: str
+    more: bool
+
+
+def split_of(text: str, heldout_fraction: float) -> Split:
+    """explain with probability 1 - heldout_fraction, else select or report with equal probability."""
+    digest = hashlib.sha256(" ".join(text.split()).encode()).digest()
+    share = int.from_bytes(digest[:8], "big") / 2**64
+    if share < 1.0 - heldout_fraction:
+        return "explain"
+    return "select" if share < 1.0 - heldout_fraction / 2 else "report"
+
+
+def gap_characters(block: int) -> int:
+    return min(LONGEST_GAP, block // 20)
+
+
+def _cut(text: str, block: int) -> tuple[str, str]:
+    """The first block of `text` and what is left after the gap; both at a line or word boundary where there is one.
+
+    Depends on the first `block + gap + BOUNDARY_SEARCH` characters alone, however the text arrives.
+    """
+    end = text.rfind("\n", block // 2, block) + 1
+    if not end:
+        end = text.rfind(" ", block // 2, block) + 1 or block
+    start = end + gap_characters(block)
+    for boundary in ("\n", " "):
+        found = text.find(boundary, start, start + BOUNDARY_SEARCH)
+        if found >= 0:
+            start = found + 1
+            break
+    return text[:end], text[start:]
+
+
+def _blocks(pieces: Iterable[Piece], block: int) -> Iterator[tuple[str, str]]:
+    """(name, text) of every document that fits into a block, and of every block of those that do not."""
+    enough = block + gap_characters(block) + BOUNDARY_SEARCH
+    text, n_cut = "", 0
+    for piece in pieces:
+        text = text + piece.text if text else piece.text
+        while len(text) > (enough if piece.more else block):
+            head, text = _cut(text, block)
+            yield f"{piece.name}#{n_cut}", head
+            n_cut += 1
+        if not piece.more:
+            # What is left after the last gap is no document of its own when it is blank.
+            if not n_cut or text.strip():
+                yield (f"{piece.name}#{n_cut}" if n_cut else piece.name), text
+            text, n_cut = "", 0
+
+
+def _peek(pieces: Iterator[Piece], config: CorpusConfig) -> tuple[list[Piece], int]:
+    """The first pieces, and the block size in characters that suits the corpus.
+
+    Reads at most FEW_DOCUMENTS documents or FEW_DOCUMENTS full blocks of text, whichever comes first.
+    """
+    peeked: list[Piece] = []
+    n_documents, n_characters, has_text = 0, 0, False
+    for piece in pieces:
+        peeked.append(piece)
+        n_characters += len(piece.text)
+        has_text = has_text or bool(piece.text.strip())
+        if not piece.more:
+            n_documents, has_text = n_documents + has_text, False
+        if n_documents >= FEW_DOCUMENTS or n_characters >= FEW_DOCUMENTS * config.block_characters:
+            return peeked, config.block_characters
+    finer = max(SMALLEST_BLOCK, n_characters // FEW_DOCUMENTS)
+    return peeked, min(config.block_characters, finer)
+
+
+def split_documents(pieces: Iterator[Piece], config: CorpusConfig, report: CorpusReport) -> Iterator[Document]:
+    """Documents with their splits, counted in `report`; blank ones are skipped."""
+    peeked, block = _peek(pieces, config)
+    for name, text in _blocks(chain(peeked, pieces), block):
+        if not text or text.isspace():
+            report.skip("empty", name)
+            continue
+        split = split_of(text, config.heldout_fraction)
+        report.n_documents += 1
+        report.n_characters += len(text)
+        report.split_documents[split] += 1
+        yield Document(name, text, split)
+
+
+def require_all_splits(report: CorpusReport) -> None:
+    """InputError unless each of the three splits got a document; call it once the corpus has been read."""
+    empty = [split for split in SPLITS if not report.split_documents[split]]
+    if empty:
+        got = ", ".join(f"{split} {report.split_documents[split]}" for split in SPLITS)
+        raise InputError(
+            f"the corpus has no document for {' and '.join(empty)} (documents: {got}; {report.n_characters} "
+            "characters): labels need text of their own to be made from and other text to be scored on. Add text, "
+            "raise corpus.max_tokens, or set corpus.heldout_fraction nearer to 0.5"
+        )

@@ -1,0 +1,158 @@
+"""The streaming pass: work units in, folders of evidence out. Resumes by skipping units that are done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from autointerp.config import CorpusConfig, HarvestConfig
+from autointerp.corpus.token_text import TokenText
+from autointerp.errors import InputError
+from autointerp.evidence.memory import feature_blocks
+from autointerp.evidence.shards import HarvestFolder
+from autointerp.evidence.text_hash import TokenHashes
+from autointerp.evidence.unit import Target, UnitEvidence, UnitSettings, harvest_unit
+from autointerp.model.batches import Halving
+from autointerp.model.hooks import Hookpoint
+from autointerp.model.load import LoadedModel
+from autointerp.records import SPLITS, WorkUnit
+from autointerp.sae.sae import Sae
+
+FORMAT = 1
+"""Raised when the meaning of a unit's tables changes, so that older folders are refused."""
+
+Units = Callable[[Callable[[int], bool]], Iterator[WorkUnit]]
+"""Gives the corpus's units; called with a function that says which indices are wanted (corpus.windows.work_units)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One dictionary to harvest."""
+
+    hookpoint: Hookpoint
+    sae: Sae
+    folder: HarvestFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Every `count`-th unit, beginning with number `index`."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise InputError(f"--shard-index must lie in 0..{self.count - 1} for --num-shards {self.count}")
+
+
+@dataclass(frozen=True, slots=True)
+class HarvestReport:
+    """What one call of `harvest` did."""
+
+    n_units: int
+    """Units harvested now (not those found done)."""
+    n_tokens: int
+    n_nonfinite: int
+    """Tokens left out for NaN or infinite activations, over all dictionaries."""
+    halvings: int
+    """How often memory ran out and batches were halved."""
+
+
+def identity(
+    loaded: LoadedModel,
+    hookpoint: Hookpoint,
+    sae_sha256: str,
+    corpus: CorpusConfig,
+    corpus_fingerprint: str,
+    config: HarvestConfig,
+    batch_tokens: int,
+) -> dict[str, Any]:
+    """Everything that the units of a harvest depend on; a folder with another identity is refused."""
+    kept = dataclasses.asdict(config)
+    # What only the merge uses, or what changes nothing.
+    for name in ("negatives", "neighbours", "vocab_tokens", "rare_below", "feature_block"):
+        del kept[name]
+    return {
+        "format": FORMAT,
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "tokenizer_sha256": loaded.tokenizer_sha256,
+        "hookpoint": str(hookpoint),
+        "sae_sha256": sae_sha256,
+        "corpus": dataclasses.asdict(corpus),
+        "corpus_fingerprint": corpus_fingerprint,
+        "harvest": kept,
+        "batch_tokens": batch_tokens,
+    }
+
+
+def harvest(
+    loaded: LoadedModel,
+    jobs: Sequence[Job],
+    units: Units,
+    text: TokenText,
+    config: HarvestConfig,
+    *,
+    batch_tokens: int,
+    exclude_tokens: Iterable[str] = (),
+    shard: Shard | None = None,
+    on_unit: Callable[[int, Mapping[str, int]], None] = lambda unit, totals: None,
+) -> HarvestReport:
+    """Harvest this shard's units of the corpus into the jobs' folders; units that are there already are skipped.
+
+    Several jobs (dictionaries on one model) share each forward pass. `on_unit` is called after each unit with its
+    totals (n_tokens_explain, ...; those of the first job that lacked it). Raises AutointerpError (too many NaN
+    activations), DiskFullError, errors.OutOfMemoryError, and whatever reading the corpus raises; finished units stay.
+    """
+    shard = shard or Shard()
+    settings = unit_settings(loaded, text, config, batch_tokens, exclude_tokens)
+    blocks = {id(job): feature_blocks(job.sae, config, batch_tokens) for job in jobs}
+    halving = Halving()
+    n_seen, n_done, n_tokens, n_nonfinite = 0, 0, 0, 0
+
+    def lacking(unit: int) -> list[Job]:
+        return [job for job in jobs if not job.folder.is_done(unit)]
+
+    def wanted(unit: int) -> bool:
+        nonlocal n_seen
+        n_seen = max(n_seen, unit + 1)
+        return unit % shard.count == shard.index and bool(lacking(unit))
+
+    for unit in units(wanted):
+        todo = lacking(unit.index)
+        targets = [Target(job.hookpoint, job.sae, blocks[id(job)]) for job in todo]
+        results = harvest_unit(loaded, targets, unit, settings, halving)
+        for job, evidence in zip(todo, results, strict=True):
+            evidence.totals["halvings"] = halving.halvings
+            job.folder.write(evidence)
+            job.folder.fold(shard.index, shard.count)
+        n_done += 1
+        n_tokens += tokens_of(results[0])
+        n_nonfinite += sum(evidence.totals["n_nonfinite"] for evidence in results)
+        on_unit(unit.index, results[0].totals)
+    for job in jobs:
+        job.folder.set_n_units(n_seen)
+    return HarvestReport(n_done, n_tokens, n_nonfinite, halving.halvings)
+
+
+def tokens_of(evidence: UnitEvidence) -> int:
+    return sum(evidence.totals[f"n_tokens_{split}"] for split in SPLITS)
+
+
+def unit_settings(
+    loaded: LoadedModel, text: TokenText, config: HarvestConfig, batch_tokens: int, exclude_tokens: Iterable[str]
+) -> UnitSettings:
+    """Settings with their tensors on the model's device. Raises InputError for an exclude_tokens entry that is no token."""
+    excluded = sorted(text.excluded_ids(exclude_tokens))
+    return UnitSettings(
+        config,
+        batch_tokens,
+        torch.tensor(excluded, dtype=torch.int64, device=loaded.device),
+        TokenHashes(text.token_bytes, loaded.device),
+    )

@@ -1,0 +1,452 @@
+"""The stages that run the language model: training, harvesting, merging, verifying. The torch side of the pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autointerp.config import Config, SaeConfig
+from autointerp.corpus.report import CorpusReport
+from autointerp.corpus.sources import corpus_fingerprint, read_documents
+from autointerp.corpus.splits import require_all_splits
+from autointerp.corpus.token_text import TokenText
+from autointerp.corpus.windows import chat_renderer, work_units
+from autointerp.errors import AutointerpError, InputError, MismatchError
+from autointerp.evidence import harvest as evidence
+from autointerp.evidence import memory
+from autointerp.evidence.merge import CorpusFacts
+from autointerp.evidence.merge import merge as merge_harvest
+from autointerp.evidence.shards import HarvestFolder
+from autointerp.evidence.verify import recompute
+from autointerp.evidence.vocab_projection import vocab_projection
+from autointerp.model.hooks import Hookpoint, hidden_size_at
+from autointerp.model.load import LoadedModel, folder_sha256, load_model
+from autointerp.records import SPLITS, WorkUnit
+from autointerp.sae.formats import load_sae, sae_sha256, save_saelens
+from autointerp.sae.model_source import ModelSource
+from autointerp.sae.sae import Sae
+from autointerp.sae.train import SaeTrainer
+from autointerp.store.evidence_file import bounds_of, stored_contexts
+from autointerp.store.store import Store
+from autointerp.terminal import Terminal
+
+_TRAINED = "trained.json"
+"""Beside a finished SAE: what it was trained with, so that a second run knows it is done."""
+
+
+class Session:
+    """What one command shares between stages: the configuration, the terminal, and the model once it is needed."""
+
+    def __init__(self, config: Config, terminal: Terminal) -> None:
+        self.config, self.terminal = config, terminal
+        self._loaded: LoadedModel | None = None
+
+    def model(self) -> LoadedModel:
+        if self._loaded is None:
+            if not self.config.model.name:
+                raise InputError("the configuration names no model; set [model] name to a hub id or a folder")
+            self._loaded = load_model(self.config.model)
+            self.terminal.detail(
+                f"model {self._loaded.name} on {self._loaded.device}, {str(self._loaded.dtype).removeprefix('torch.')}"
+            )
+        return self._loaded
+
+    def describe_model(self) -> str:
+        loaded = self.model()
+        size = sum(p.numel() for p in loaded.model.parameters())
+        return (
+            f"{loaded.name} ({size:,} parameters) runs on {loaded.device} in {str(loaded.dtype).removeprefix('torch.')}"
+        )
+
+    def describe_corpus(self) -> str:
+        """Reads the first documents."""
+        report, loaded = CorpusReport(), self.model()
+        documents = read_documents(self.config.corpus, report, chat_renderer(loaded.tokenizer))
+        first = next(documents, None)
+        if first is None:
+            raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
+        n_tokens = len(loaded.tokenizer(first.text[:10_000], add_special_tokens=False)["input_ids"])
+        return (
+            f"{self.config.corpus.source} can be read; its first document {first.name!r} begins with {n_tokens} tokens"
+        )
+
+    def describe_sae(self, sae: SaeConfig) -> str:
+        loaded, folder = self.model(), self.sae_folder(sae)
+        width = hidden_size_at(loaded, Hookpoint.parse(sae.hookpoint))
+        if not sae.path and not (folder / _TRAINED).exists():
+            return f"{sae.hookpoint} has width {width}; `autointerp train` makes {_d_sae(sae, width):,} features for it"
+        weights, sha256 = _loaded_sae(self, sae)
+        return f"{folder}: {weights.d_sae:,} features of {sae.hookpoint}, width {width}, sha256 {sha256[:16]}"
+
+    def sae_folder(self, sae: SaeConfig) -> Path:
+        """Where the SAE is, or will be once it is trained."""
+        if sae.path:
+            return Path(sae.path)
+        return Path(self.config.store.path).parent / "sae" / file_name(sae.dictionary)
+
+    def work_folder(self, sae: SaeConfig) -> Path:
+        """Harvested units wait here for the merge."""
+        store = Path(self.config.store.path)
+        return store.with_suffix(".work") / file_name(sae.dictionary)
+
+
+def file_name(name: str) -> str:
+    """A dictionary's name as a file name: never a path, and no two names the same."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".") or "sae"
+    return plain if plain == name else f"{plain}-{digest(name)[:8]}"
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _d_sae(sae: SaeConfig, d_in: int) -> int:
+    return sae.d_sae or sae.expansion * d_in
+
+
+def _training_key(config: Config, sae: SaeConfig) -> str:
+    """Changes when a trained SAE would: model, text, hookpoint, sizes, recipe."""
+    return digest(
+        {
+            "model": [config.model.name, config.model.revision, config.model.dtype],
+            "corpus": [corpus_fingerprint(config.corpus), asdict(config.corpus)],
+            "sae": [sae.hookpoint, sae.architecture, sae.d_sae, sae.expansion, sae.k],
+            "train": {k: v for k, v in asdict(config.train).items() if k != "checkpoint_every"},
+        }
+    )
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def train(session: Session, store: Store, sae: SaeConfig) -> bool:
+    """Train `sae` unless it is there; whether anything was done. Metrics go to the store and to metrics.jsonl."""
+    config, terminal, folder = session.config, session.terminal, session.sae_folder(sae)
+    key, done = _training_key(config, sae), folder / _TRAINED
+    if done.exists():
+        found = json.loads(done.read_text(encoding="utf-8"))
+        if found.get("key") == key:
+            terminal.say(f"{sae.dictionary}: trained already ({folder})")
+            return False
+        raise MismatchError(
+            f"{folder} holds an SAE trained with other settings or other text; give this [[sae]] a new name, or delete "
+            "the folder to train again"
+        )
+    if sae.architecture != "topk":
+        raise InputError(f"sae.architecture {sae.architecture!r} cannot be trained; topk can")
+    loaded = session.model()
+    hookpoint = Hookpoint.parse(sae.hookpoint)
+    source = ModelSource(loaded, hookpoint, config.corpus, config.model.batch_tokens)
+    d_sae = _d_sae(sae, source.d_in)
+    steps = max(1, config.train.tokens // config.train.batch_size)
+    rows: list[Mapping[str, Any]] = []
+    with terminal.progress(f"{sae.dictionary}: training {d_sae:,} features", steps, "steps") as update:
+        last: dict[str, float] = {}
+
+        def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
+            rows.extend({"step": step, "metric": name, "value": value} for name, value in metrics.items())
+            last.update(metrics)
+
+        def on_progress(step: int, _: int) -> None:
+            update(step, note=f"loss {last['loss']:.3f}, dead {last['dead']:.1%}" if last else "")
+
+        trainer = SaeTrainer(
+            source,
+            config.train,
+            d_sae=d_sae,
+            k=sae.k,
+            folder=folder / "training",
+            device=loaded.device,
+            on_metrics=on_metrics,
+            on_progress=on_progress,
+        )
+        trained = trainer.train()
+    save_saelens(trained, folder, _metadata(session, sae, loaded))
+    sha256 = sae_sha256(folder)
+    dictionary_id = _dictionary(session, store, sae, trained, sha256)
+    store.insert_metrics(dictionary_id, _all_metrics(trainer.metrics_path) or rows)
+    done.write_text(json.dumps({"key": key, "sae_sha256": sha256}) + "\n", encoding="utf-8")
+    unexplained = last.get("reconstruction", float("nan"))
+    terminal.say(
+        f"{sae.dictionary}: trained {d_sae:,} features in {steps:,} steps, unexplained variance {unexplained:.3f} "
+        f"-> {folder}"
+    )
+    return True
+
+
+def _all_metrics(path: Path) -> list[Mapping[str, Any]]:
+    """Every logged step, those before a resume included."""
+    rows: list[Mapping[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        logged = json.loads(line)
+        step = logged.pop("step")
+        rows.extend({"step": step, "metric": name, "value": value} for name, value in logged.items())
+    return rows
+
+
+def _metadata(session: Session, sae: SaeConfig, loaded: LoadedModel) -> dict[str, Any]:
+    corpus = session.config.corpus
+    return {
+        "model_name": loaded.name,
+        "model_revision": loaded.revision,
+        "hook_name": sae.hookpoint,
+        "context_size": corpus.context_length,
+        "prepend_bos": corpus.prepend_bos != "never" and loaded.tokenizer.bos_token_id is not None,
+        "dataset": corpus.source,
+    }
+
+
+def _dictionary(session: Session, store: Store, sae: SaeConfig, weights: Sae, sha256: str) -> int:
+    """The dictionary's id in the store; MismatchError where the name is taken by another SAE or model."""
+    loaded = session.model()
+    return store.add_dictionary(
+        name=sae.dictionary,
+        model=loaded.name,
+        revision=loaded.revision,
+        hookpoint=sae.hookpoint,
+        output_hookpoint=sae.output_hookpoint,
+        architecture=weights.architecture,
+        d_in=weights.d_in,
+        d_out=weights.d_out,
+        d_sae=weights.d_sae,
+        sae_sha256=sha256,
+        tokenizer_sha256=loaded.tokenizer_sha256,
+        config=asdict(sae),
+    )
+
+
+def _loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
+    """The SAE on the model's device and its sha256, checked against the hookpoint's width."""
+    folder = session.sae_folder(sae)
+    if not folder.exists():
+        raise InputError(f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table")
+    weights, sha256 = load_sae(folder, sae.format), sae_sha256(folder)
+    loaded = session.model()
+    width = hidden_size_at(loaded, Hookpoint.parse(sae.hookpoint))
+    if width != weights.d_in:
+        raise MismatchError(
+            f"the SAE at {folder} reads vectors of width {weights.d_in}, but {sae.hookpoint} of {loaded.name} has "
+            f"width {width}; it belongs to another model or hookpoint"
+        )
+    return weights.to(loaded.device), sha256
+
+
+# --- harvesting ------------------------------------------------------------------------------------------------------
+
+
+class _Plan:
+    """One dictionary's harvest: what it reads, where its units wait, and the key by which a finished one is known."""
+
+    def __init__(self, session: Session, sae: SaeConfig) -> None:
+        config = session.config
+        self.session, self.sae = session, sae
+        self.fingerprint = corpus_fingerprint(config.corpus)
+        folder = session.sae_folder(sae)
+        if not folder.exists():
+            raise InputError(
+                f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table"
+            )
+        model = Path(config.model.name)
+        self.key = digest(
+            {
+                "model": [config.model.name, config.model.revision, config.model.dtype, config.model.batch_tokens],
+                "weights": folder_sha256(model) if model.is_dir() else None,
+                "sae": [sae.hookpoint, sae_sha256(folder)],
+                "corpus": [self.fingerprint, asdict(config.corpus)],
+                "harvest": asdict(config.harvest),
+            }
+        )
+
+    def is_merged(self, store: Store) -> bool:
+        held = [row for row in store.dictionaries() if row.name == self.sae.dictionary]
+        if not held:
+            return False
+        current = store.current_harvest(held[0].dictionary_id)
+        harvests = store.harvests(held[0].dictionary_id)
+        return any(h.harvest_id == current and h.config.get("key") == self.key for h in harvests)
+
+    def folder(self, sha256: str) -> HarvestFolder:
+        config, loaded = self.session.config, self.session.model()
+        identity = evidence.identity(
+            loaded,
+            Hookpoint.parse(self.sae.hookpoint),
+            sha256,
+            config.corpus,
+            self.fingerprint,
+            config.harvest,
+            config.model.batch_tokens,
+        )
+        return HarvestFolder(self.session.work_folder(self.sae), identity, bounds_of(config.harvest))
+
+
+def harvest_shard(session: Session, sae: SaeConfig, shard_index: int, num_shards: int) -> None:
+    """Harvest one shard's work units into the work folder. The store is not touched."""
+    weights, sha256 = _loaded_sae(session, sae)
+    _harvest_units(session, sae, weights, _Plan(session, sae).folder(sha256), evidence.Shard(shard_index, num_shards))
+
+
+def harvest_and_merge(session: Session, store: Store, sae: SaeConfig) -> bool:
+    """Harvest and merge unless the store holds this very harvest; whether anything was done."""
+    plan = _Plan(session, sae)
+    if plan.is_merged(store):
+        session.terminal.say(f"{sae.dictionary}: harvested already")
+        shutil.rmtree(session.work_folder(sae), ignore_errors=True)
+        return False
+    weights, sha256 = _loaded_sae(session, sae)
+    _dictionary(session, store, sae, weights, sha256)  # a taken name is refused before the work, not after it
+    folder = plan.folder(sha256)
+    folder.remove_leftovers()
+    _harvest_units(session, sae, weights, folder, evidence.Shard())
+    _merge(session, store, plan, weights, sha256, folder)
+    return True
+
+
+def merge(session: Session, store: Store, sae: SaeConfig) -> bool:
+    """Merge the shards' units into the store; whether anything was done."""
+    plan = _Plan(session, sae)
+    if plan.is_merged(store):
+        session.terminal.say(f"{sae.dictionary}: merged already")
+        return False
+    weights, sha256 = _loaded_sae(session, sae)
+    _merge(session, store, plan, weights, sha256, plan.folder(sha256))
+    return True
+
+
+def _harvest_units(
+    session: Session, sae: SaeConfig, weights: Sae, folder: HarvestFolder, shard: evidence.Shard
+) -> None:
+    config, terminal, loaded = session.config, session.terminal, session.model()
+    report = CorpusReport()
+
+    def units(wanted: Callable[[int], bool]) -> Iterator[WorkUnit]:
+        documents = read_documents(config.corpus, report, chat_renderer(loaded.tokenizer))
+        return work_units(documents, loaded.tokenizer, config.corpus, wanted=wanted, report=report)
+
+    seen = 0
+    with terminal.progress(f"{sae.dictionary}: harvesting", config.corpus.max_tokens, "tokens") as update:
+
+        def on_unit(unit: int, totals: Mapping[str, int]) -> None:
+            nonlocal seen
+            seen += sum(totals[f"n_tokens_{split}"] for split in SPLITS)
+            update(seen, note=f"unit {unit}")
+
+        done = evidence.harvest(
+            loaded,
+            [evidence.Job(Hookpoint.parse(sae.hookpoint), weights, folder)],
+            units,
+            TokenText(loaded.tokenizer),
+            config.harvest,
+            batch_tokens=config.model.batch_tokens,
+            exclude_tokens=config.corpus.exclude_tokens,
+            shard=shard,
+            on_unit=on_unit,
+        )
+    require_all_splits(report)
+    terminal.say(
+        f"{sae.dictionary}: harvested {done.n_tokens:,} tokens in {done.n_units} work units, from "
+        f"{report.n_documents:,} documents"
+    )
+    if report.n_skipped:
+        terminal.say(f"{sae.dictionary}: skipped {report.skipped_summary()}")
+    if done.n_nonfinite:
+        terminal.say(f"{sae.dictionary}: {done.n_nonfinite:,} tokens left out for NaN or infinite activations")
+    if done.halvings:
+        terminal.say(f"{sae.dictionary}: memory ran out, batches were halved {done.halvings} times")
+
+
+def _merge(session: Session, store: Store, plan: _Plan, weights: Sae, sha256: str, folder: HarvestFolder) -> None:
+    config, terminal, loaded, sae = session.config, session.terminal, session.model(), plan.sae
+    dictionary_id = _dictionary(session, store, sae, weights, sha256)
+    text = TokenText(loaded.tokenizer)
+    # The projection first: the features' rows, written last, are what marks a harvest as merged.
+    projection = vocab_projection(loaded, weights, text, config.harvest.vocab_tokens)
+    if projection is not None:
+        store.insert_vocab_projection(
+            dictionary_id, **{f.name: getattr(projection, f.name) for f in fields(projection)}
+        )
+    corpus = CorpusFacts(
+        config.corpus.source, {**asdict(config.corpus), "fingerprint": plan.fingerprint}, loaded.tokenizer_sha256
+    )
+    counts = merge_harvest(store, dictionary_id, folder, weights, text, config.harvest, corpus, key=plan.key)
+    listed = ", ".join(f"{n:,} {name}" for name, n in counts.items())
+    terminal.say(f"{sae.dictionary}: merged into {store.path.name}: {listed}")
+    shutil.rmtree(session.work_folder(sae), ignore_errors=True)
+
+
+def forecast_harvest(session: Session, sae: SaeConfig) -> None:
+    """Print what a harvest would need in memory and on disk."""
+    config, folder = session.config, session.sae_folder(sae)
+    if (folder / "cfg.json").exists():
+        weights, _ = _loaded_sae(session, sae)
+    else:
+        width = hidden_size_at(session.model(), Hookpoint.parse(sae.hookpoint))
+        weights = _untrained(width, _d_sae(sae, width), sae.k)
+    needed = memory.estimate(weights, config.harvest, config.corpus, config.model.batch_tokens)
+    session.terminal.result(
+        f"{sae.dictionary}: harvest of {needed.n_features:,} features needs about {_megabytes(needed.device)} of "
+        f"memory beside the model, {needed.n_passes} pass(es) over the text, and at most "
+        f"{_megabytes(needed.evidence_file)} on disk"
+    )
+
+
+def _untrained(d_in: int, d_sae: int, k: int) -> Sae:
+    """An SAE of these sizes that takes no memory."""
+    wide, narrow = torch.empty(d_in, d_sae, device="meta"), torch.empty(d_in, device="meta")
+    return Sae(wide, torch.empty(d_sae, device="meta"), wide.T, narrow, k=k)
+
+
+def _megabytes(n: int) -> str:
+    return f"{n / 2**20:,.0f} MiB"
+
+
+# --- verifying -------------------------------------------------------------------------------------------------------
+
+
+def verify(session: Session, store: Store, sae: SaeConfig, sample: int) -> None:
+    """Check the store against model and SAE. MismatchError (exit 8) where they do not belong together; AutointerpError
+    (exit 1) where a recomputed activation differs beyond the tolerance, or a law of the store does not hold."""
+    terminal, row = session.terminal, store.dictionary(sae.dictionary)
+    folder = session.sae_folder(sae)
+    sha256 = sae_sha256(folder)
+    if sha256 != row.sae_sha256:
+        raise MismatchError(
+            f"the SAE at {folder} has sha256 {sha256[:16]}..., the store's dictionary {row.name!r} was made with "
+            f"{row.sae_sha256[:16]}...; put the right file back, or harvest the new one under another name"
+        )
+    loaded = session.model()
+    for what, held, now in (
+        ("model revision", row.revision, loaded.revision),
+        ("tokenizer sha256", row.tokenizer_sha256, loaded.tokenizer_sha256),
+    ):
+        if held != now:
+            raise MismatchError(f"the store's dictionary {row.name!r} has {what} {held}, the model at hand {now}")
+    weights, _ = _loaded_sae(session, sae)
+    broken = store.check()
+    excluded = TokenText(loaded.tokenizer).excluded_ids(session.config.corpus.exclude_tokens)
+    contexts = stored_contexts(store, row.dictionary_id, sample)
+    if not contexts:
+        raise InputError(f"{row.name} has no stored contexts to verify; run `autointerp harvest` first")
+    deviation = recompute(
+        loaded, Hookpoint.parse(sae.hookpoint), weights, contexts, session.config.model.batch_tokens, excluded
+    )
+    terminal.result(
+        f"{row.name}: recomputed {deviation.n_contexts} contexts ({deviation.n_activations:,} tokens): largest "
+        f"deviation {deviation.absolute:.2g}, {deviation.relative:.2g} of the peak (tolerance {deviation.tolerance:g})"
+    )
+    if not deviation.is_ok:
+        raise AutointerpError(
+            f"{row.name}: stored activations differ from the model's by {deviation.relative:.2g} of the peak, beyond "
+            f"{deviation.tolerance:g}; the worst is context {deviation.worst_context}. The store was changed, or "
+            "model and SAE are not those it was made with"
+        )
+    if broken:
+        raise AutointerpError(f"{store.path}: {'; '.join(broken)}")
+    terminal.result(f"{row.name}: splits are disjoint, rows agree with the ledger")

@@ -1,0 +1,101 @@
+"""Prompt templates: loading, rendering, and the two ways in which recorded text is kept from being read as orders.
+
+A template is a Jinja2 file of named blocks (system, user, ...), rendered one by one with StrictUndefined. Whatever
+comes from a corpus, a model or an LLM goes into it as JSON on one line, so that it can neither end a line nor forge a
+marker; long evidence also stands between two lines with a mark that depends on the evidence itself, so that no text
+can contain the mark of the request it appears in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from autointerp.errors import InputError
+from autointerp.resources import prompts_folder
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """One template file. `sha256` is of everything that shapes the prompt: the file and its worked examples."""
+
+    name: str
+    source: str
+    sha256: str
+    examples: tuple[dict[str, Any], ...] = ()
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        environment = jinja2.Environment(
+            undefined=jinja2.StrictUndefined,
+            autoescape=False,  # plain text, not HTML
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        try:
+            return environment.from_string(self.source)
+        except jinja2.TemplateError as error:
+            raise InputError(f"prompt template {self.name}: {error}") from None
+
+    def block(self, name: str, **values: Any) -> str:
+        """The named block, without the line break before its end. InputError: no such block, or a value it lacks."""
+        if name not in self._template.blocks:
+            raise InputError(f"prompt template {self.name} has no block {name!r}; it needs {{% block {name} %}}")
+        try:
+            context = self._template.new_context(values)
+            return "".join(self._template.blocks[name](context)).removesuffix("\n")
+        except jinja2.TemplateError as error:
+            raise InputError(f"prompt template {self.name}, block {name}: {error}") from None
+
+
+def load_template(name: str, folder: Path | None = None, examples: str | None = None) -> PromptTemplate:
+    """The template `name` (as in "explain/contexts") of the program's prompts, or of those in `folder`.
+
+    `examples` names a TOML file beside it, whose [[example]] tables come with the template. InputError: no such file.
+    """
+    root = prompts_folder(folder)
+    source = _read(root / f"{name}.md")
+    digest = hashlib.sha256(source.encode())
+    found: tuple[dict[str, Any], ...] = ()
+    if examples is not None:
+        path = root / Path(name).parent / examples
+        text = _read(path)
+        digest.update(b"\0" + text.encode())
+        try:
+            found = tuple(tomllib.loads(text).get("example", ()))
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path} is not valid TOML: {error}") from None
+    return PromptTemplate(name, source, digest.hexdigest(), found)
+
+
+def _read(path: Path) -> str:
+    """With line ends as on Linux, so that a checkout on Windows has the same hashes."""
+    try:
+        return path.read_text(encoding="utf-8").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise InputError(f"no prompt template at {path}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8") from None
+
+
+def one_line(value: Any) -> str:
+    """`value` as JSON on one line, readable in any script: only what could break a line or a display is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
+
+
+def mark(*parts: Any) -> str:
+    """16 hex digits that depend on all parts: the fence of one request, which none of its parts can contain."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""What the explain and the score run share: the way to the store, a fixed pool of workers, and how a run ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from autointerp.config import LlmConfig
+from autointerp.errors import AutointerpError
+from autointerp.llm.budget import Budget
+from autointerp.records import CallRecord
+from autointerp.store import Selection, Store
+from autointerp.store.group_writer import GroupWriter
+
+Item = TypeVar("Item")
+Progress = Callable[[int, int], None]
+"""Called as progress(done, of) whenever another feature is done."""
+BLOCK = 64
+"""Features whose evidence is read in one query."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One dictionary's labelling or scoring: where, which features, and within what bounds."""
+
+    store: Store
+    dictionary_id: int
+    harvest_id: int
+    run_id: str
+    selection: Selection
+    llm: LlmConfig
+    budget: Budget
+    prompts: Path | None = None
+    """Folder of templates; None: the program's own."""
+    progress: Progress | None = None
+
+    def report(self, done: int, of: int) -> None:
+        if self.progress is not None:
+            self.progress(done, of)
+
+
+@dataclass
+class Outcome:
+    """What a run wrote, by status. `pending` is what there was to do; nothing of it was done before."""
+
+    pending: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    method: str | None = None
+    """How scores were made."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> int:
+        return sum(self.statuses.values())
+
+    @property
+    def failed(self) -> int:
+        """Rows that an endpoint's failure or an unusable reply left without text or value."""
+        return sum(n for status, n in self.statuses.items() if status not in NO_FAILURES)
+
+
+NO_FAILURES = frozenset({"ok", "abstained", "constant_truth", "constant_prediction", "no_contexts"})
+"""Statuses that tell of the feature or its label, not of something that went wrong."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would ask of the endpoint. Tokens are estimated from a few rendered requests."""
+
+    features: int
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    usd: float | None
+    """None where the model has no price in the configuration."""
+
+
+class StoreLedger:
+    """The client's ledger in the store: read at once, written in groups."""
+
+    def __init__(self, store: Store, writer: GroupWriter) -> None:
+        self._store = store
+        self._writer = writer
+
+    def find(self, request_sha256: str, sample: int) -> CallRecord | None:
+        return self._store.find_call(request_sha256, sample)
+
+    async def record(self, record: CallRecord) -> None:
+        await self._writer.call(record)
+
+
+class Blocks(Generic[Item]):
+    """Items read from the store block by block, in a worker thread, as the pool asks for them."""
+
+    def __init__(self, keys: Sequence[int], load: Callable[[list[int]], list[Item]], size: int = BLOCK) -> None:
+        self._keys = deque(keys)
+        self._load = load
+        self._size = size
+        self._ready: deque[Item] = deque()
+        self._lock = asyncio.Lock()
+
+    async def take(self) -> Item | None:
+        """The next item; None at the end."""
+        async with self._lock:
+            while not self._ready and self._keys:
+                block = [self._keys.popleft() for _ in range(min(self._size, len(self._keys)))]
+                self._ready.extend(await asyncio.to_thread(self._load, block))
+            return self._ready.popleft() if self._ready else None
+
+
+async def run_pool(
+    blocks: Blocks[Item], workers: int, work: Callable[[Item], Awaitable[None]], stop: Callable[[AutointerpError], None]
+) -> None:
+    """`workers` tasks work off the blocks. An AutointerpError ends the run: `stop` is told, what is in flight ends and
+    is written down, and the first such error is raised."""
+    failures: list[AutointerpError] = []
+
+    async def one() -> None:
+        while not failures:
+            item = await blocks.take()
+            if item is None:
+                return
+            try:
+                await work(item)
+            except AutointerpError as error:
+                failures.append(error)
+                stop(error)
+
+    tasks = [asyncio.create_task(one()) for _ in range(max(1, workers))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if failures:
+        raise failures[0]

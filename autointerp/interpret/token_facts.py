@@ -1,0 +1,191 @@
+"""What can be said of a token from the text up to and including it: the vocabulary of the `patterns` rule.
+
+A causal model's activation on a token cannot depend on what follows, so neither do these facts. They are lexical and
+hold for any text (comments, strings, brackets and indentation are empty notions in prose and cost nothing there).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+START = "^"
+"""Stands for whatever lies before the context's first token."""
+
+
+class Facts(NamedTuple):
+    """Of one token. Every field is a string, so that a rule can be stored and looked up as JSON."""
+
+    token: str
+    folded: str
+    """The token without surrounding white space and case: ` Self`, `self` and `SELF` are one."""
+    kind: str
+    """Its shape, see `kind_of`."""
+    before: str
+    """The previous token."""
+    before2: str
+    before_kind: str
+    before2_kind: str
+    word: str
+    """The word up to and including this token (`import` for `ort` after `imp`); the token itself outside of words."""
+    last_word: str
+    """The last word that ended before this token or the word it belongs to."""
+    line: str
+    """First word (or mark) of the line, '' where the line has none yet."""
+    indent: str
+    """Columns of white space at the start of the line; '?' on a line that began before the context."""
+    quoted: str
+    """'#' in a comment, a quote character in a string, '' elsewhere, as far as the context shows."""
+    bracket: str
+    """Innermost bracket opened in the context and not yet closed, with the word before it: `print(`."""
+    mark: str
+    """The last token before this one that is neither a word nor white space."""
+
+
+WORD_KINDS = frozenset({"word", "Word", "WORD", "piece", "Piece", "PIECE"})
+
+
+@lru_cache(maxsize=65_536)
+def kind_of(token: str) -> str:
+    """The shape of a token: 'newline', 'space', 'number', 'word', 'Word', 'WORD' (with a leading space, so the start
+    of a word), 'piece', 'Piece', 'PIECE' (without one), 'mark:X' by the first mark, 'bytes' for what is no character.
+    """
+    core = token.strip()
+    if not core:
+        return "newline" if "\n" in token else "space" if token else "bytes"
+    if core.isdigit():
+        return "number"
+    if core.replace("_", "").isalnum() and not core[0].isdigit():
+        shape = "word" if token[0].isspace() else "piece"
+        if core.isupper() and len(core) > 1:
+            return shape.upper()
+        return shape.capitalize() if core[0].isupper() else shape
+    return "mark:_" if not core.strip("_") else f"mark:{core[0]}" if not core[0].isalnum() else "mixed"
+
+
+_WORDS = re.compile(r"\w+")
+_TAIL = re.compile(r"\w+\Z")
+_FIRST = re.compile(r"\w+|[^\w\s]")
+
+
+class _Lexed(NamedTuple):
+    folded: str
+    kind: str
+    inside_word: bool
+    """Word characters only: it may continue the word before it."""
+    tail: str
+    """The word characters it ends with."""
+    words: tuple[str, ...]
+    marks: tuple[str, ...]
+    """Its characters that open or close brackets, strings or comments, and line breaks, in order."""
+    is_mark: bool
+
+
+@lru_cache(maxsize=65_536)
+def _lex(token: str) -> _Lexed:
+    core = token.strip()
+    tail = _TAIL.search(token)
+    return _Lexed(
+        folded=core.lower() or token,
+        kind=kind_of(token),
+        inside_word=bool(_WORDS.fullmatch(token)),
+        tail=tail.group() if tail else "",
+        words=tuple(_WORDS.findall(token)),
+        marks=tuple(c for c in token if c in "#\"'()[]{}\n"),
+        is_mark=bool(core) and not (core[0].isalnum() or core[0] == "_"),
+    )
+
+
+class _Reader:
+    """Reads a context token by token and remembers what the facts need."""
+
+    def __init__(self) -> None:
+        self.word = ""
+        self.last_word = ""
+        self.first = "?"
+        """First word or mark of the line; '?' on a line that began before the context."""
+        self.indent = "?"
+        self._line = ""
+        """The line so far, kept until its first word has ended."""
+        self._beginning = False
+        self.quoted = ""
+        self.brackets: list[str] = []
+
+    def read(self, token: str, lexed: _Lexed) -> None:
+        if lexed.inside_word:
+            self.word += token
+        else:
+            if lexed.words:
+                if not token[0].isspace() and (token[0].isalnum() or token[0] == "_") and self.word:
+                    self.last_word = self.word + lexed.words[0]  # the token ends the word it continues
+                elif self.word:
+                    self.last_word = self.word
+                ended = lexed.words[:-1] if lexed.tail else lexed.words
+                if ended:
+                    self.last_word = ended[-1]
+            elif self.word:
+                self.last_word = self.word
+            self.word = lexed.tail
+        if "\n" in token:
+            self._line, self._beginning = "", True
+        if self._beginning:
+            self._begin_line(token.rsplit("\n", 1)[-1])
+        for mark in lexed.marks:
+            self._nest(mark)
+
+    def _nest(self, mark: str) -> None:
+        if mark == "\n":
+            if self.quoted == "#":
+                self.quoted = ""
+        elif self.quoted:
+            if mark == self.quoted:
+                self.quoted = ""
+        elif mark == "#":
+            self.quoted = "#"
+        elif mark in "\"'":
+            self.quoted = mark
+        elif mark in "([{":
+            self.brackets.append((self.word or self.last_word) + mark)
+        elif self.brackets:
+            self.brackets.pop()
+
+    def _begin_line(self, text: str) -> None:
+        self._line += text
+        found = _FIRST.search(self._line)
+        self.first = found.group() if found else ""
+        self.indent = str(found.start() if found else len(self._line))
+        self._beginning = found is None or found.end() == len(self._line)
+
+
+def facts_of(tokens: Sequence[str]) -> list[Facts]:
+    """The facts of each token of one context."""
+    reader = _Reader()
+    out: list[Facts] = []
+    before, before2, before_kind, before2_kind, mark = START, START, START, START, START
+    for token in tokens:
+        lexed = _lex(token)
+        reader.read(token, lexed)
+        out.append(
+            Facts(
+                token=token,
+                folded=lexed.folded,
+                kind=lexed.kind,
+                before=before,
+                before2=before2,
+                before_kind=before_kind,
+                before2_kind=before2_kind,
+                word=reader.word or token,
+                last_word=reader.last_word or START,
+                line=reader.first,
+                indent=reader.indent,
+                quoted=reader.quoted,
+                bracket=reader.brackets[-1] if reader.brackets else "",
+                mark=mark,
+            )
+        )
+        before2, before2_kind, before, before_kind = before, before_kind, token, lexed.kind
+        if lexed.is_mark:
+            mark = token.strip()
+    return out

@@ -1,0 +1,85 @@
+"""The budget of a run: reserved before a call, settled after it, so that calls in flight cannot overrun it together."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from autointerp.config import BudgetConfig, PriceConfig
+from autointerp.errors import StoppedError
+
+
+def cost_usd(price: PriceConfig | None, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+    """US dollars; cached_tokens are part of input_tokens. 0 where no price is configured."""
+    if price is None:
+        return 0.0
+    cached_price = price.input if price.cached_input is None else price.cached_input
+    cached = min(cached_tokens, input_tokens)
+    return ((input_tokens - cached) * price.input + cached * cached_price + output_tokens * price.output) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    tokens: int
+    usd: float
+
+
+class Budget:
+    """What a run may spend, and what it has spent: requests (every attempt), tokens, US dollars."""
+
+    def __init__(self, config: BudgetConfig) -> None:
+        self.config = config
+        self.requests = 0
+        self.tokens = 0
+        self.usd = 0.0
+        self._held_requests = 0
+        self._held_tokens = 0
+        self._held_usd = 0.0
+        self._settled = asyncio.Event()
+
+    async def reserve(self, tokens: int, usd: float) -> Reservation:
+        """Sets aside one request of at most about `tokens` and `usd`.
+
+        Where the room left is taken only by calls in flight, waits for them: most cost less than was set aside.
+        StoppedError: the budget is used up.
+        """
+        while (exceeded := self._exceeded(tokens, usd)) is not None:
+            if self._held_requests == 0 or exceeded == "max_requests":
+                raise StoppedError(self._message(exceeded, tokens, usd))
+            self._settled.clear()
+            await self._settled.wait()
+        self._held_requests += 1
+        self._held_tokens += tokens
+        self._held_usd += usd
+        return Reservation(tokens, usd)
+
+    def release(self, reservation: Reservation) -> None:
+        """Gives back what was set aside for a request that was never sent."""
+        self._held_requests -= 1
+        self._held_tokens -= reservation.tokens
+        self._held_usd -= reservation.usd
+        self._settled.set()
+
+    def settle(self, reservation: Reservation, tokens: int, usd: float) -> None:
+        """Replaces what was set aside by what the attempt really took."""
+        self.release(reservation)
+        self.requests += 1
+        self.tokens += tokens
+        self.usd += usd
+
+    def _exceeded(self, tokens: int, usd: float) -> str | None:
+        config = self.config
+        if config.max_requests is not None and self.requests + self._held_requests + 1 > config.max_requests:
+            return "max_requests"
+        if config.max_tokens is not None and self.tokens + self._held_tokens + tokens > config.max_tokens:
+            return "max_tokens"
+        if config.max_usd is not None and self.usd + self._held_usd + usd > config.max_usd:
+            return "max_usd"
+        return None
+
+    def _message(self, name: str, tokens: int, usd: float) -> str:
+        return (
+            f"budget.{name} = {getattr(self.config, name)} is used up: {self.requests} requests, {self.tokens} tokens, "
+            f"${self.usd:.4f} spent, and the next call needs up to {tokens} tokens, ${usd:.4f}; "
+            f"what is done is kept: raise budget.{name} and run again"
+        )

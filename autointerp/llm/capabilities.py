@@ -1,0 +1,157 @@
+"""What an endpoint really does. Servers drop fields that they do not know without a word, so each is asked for once
+and looked for in the reply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autointerp.errors import AutointerpError
+from autointerp.llm.client import LlmClient
+from autointerp.llm.errors import EndpointCredentialsError, RequestRefusedError
+from autointerp.llm.requests import Reply, Request, TokenLogprob
+
+TOP = (20, 5)
+"""Alternatives per token that are asked for, most first: OpenAI's most is 20 (5 on completions), vLLM's default 20."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Found by `probe`. `notes` says in words what is missing and why."""
+
+    chat: bool
+    completions: bool
+    generated_logprobs: bool
+    """Chat replies list their tokens with alternatives."""
+    generated_top: int
+    """Alternatives per written token to ask for (top_logprobs); 0 where there are none."""
+    prompt_logprobs: bool
+    """Completions give the prompt's tokens with alternatives."""
+    prompt_top: int
+    """Alternatives per prompt token to ask for; 0 where there are none."""
+    prompt_style: Literal["prompt_logprobs", "echo"] | None
+    """How to ask for them: vLLM's own field, or the legacy echo=True, logprobs=k."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Simulation methods that the endpoint supports, best first."""
+        found = []
+        if self.prompt_logprobs:
+            found.append("prompt_logprobs")
+        if self.generated_logprobs:
+            found.append("generated_logprobs")
+        if self.chat:
+            found.append("numbers")
+        return tuple(found)
+
+
+async def probe(client: LlmClient) -> Capabilities:
+    """Asks the endpoint for each capability: two to six short calls, recorded in the ledger under stage 'probe' and
+    never taken from it, since a server may have changed.
+
+    Raises what ends a run: key or model refused (if neither chat nor completions answer), endpoint unreachable, budget.
+    """
+    notes: list[str] = []
+    chat, generated_top, refusal = await _probe_chat(client, notes)
+    completions, style, prompt_top = await _probe_completions(client, notes)
+    if not chat and not completions and refusal is not None:
+        raise refusal
+    return Capabilities(
+        chat=chat,
+        completions=completions,
+        generated_logprobs=generated_top > 0,
+        generated_top=generated_top,
+        prompt_logprobs=style is not None,
+        prompt_top=prompt_top,
+        prompt_style=style,
+        notes=tuple(notes),
+    )
+
+
+def prompt_logprob_fields(capabilities: Capabilities) -> dict[str, Any]:
+    """The fields of a completions body that ask for the prompt's logprobs in the way this endpoint understands."""
+    if capabilities.prompt_style == "prompt_logprobs":
+        return {"prompt_logprobs": capabilities.prompt_top, "max_tokens": 1}
+    return {"echo": True, "logprobs": capabilities.prompt_top, "max_tokens": 1}
+
+
+async def _ask(client: LlmClient, kind: Literal["chat", "completions"], body: dict[str, Any]) -> Reply:
+    """One fresh call: the first sample number that the ledger does not hold."""
+    request = Request(kind, {"model": client.endpoint.model, **body}, "probe", truncation_ok=True)
+    sample = 0
+    while client.ledger.find(request.sha256, sample) is not None:
+        sample += 1
+    fresh = Request(kind, request.body, "probe", sample=sample, truncation_ok=True)
+    return await client.send(fresh, raise_refusals=True)
+
+
+async def _probe_chat(client: LlmClient, notes: list[str]) -> tuple[bool, int, AutointerpError | None]:
+    """(whether chat answers, alternatives per token, the error that says why it does not)."""
+    endpoint = client.endpoint
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Answer with the digit 7 and nothing else."}],
+        endpoint.max_tokens_field: max(16, min(64, endpoint.max_tokens)),
+    }
+    if endpoint.temperature is not None:
+        body["temperature"] = endpoint.temperature
+    tries: list[dict[str, Any]] = [{"logprobs": True, "top_logprobs": k} for k in TOP]
+    refusal: AutointerpError | None = None
+    for extra in [*tries, {}]:
+        try:
+            reply = await _ask(client, "chat", {**body, **extra})
+        except RequestRefusedError as error:
+            refusal = error
+            continue
+        except EndpointCredentialsError as error:
+            if error.http_status != 404:
+                raise
+            notes.append(f"no chat: {error}")
+            return False, 0, error
+        if reply.status in ("gave_up", "bad_reply"):
+            notes.append(f"no chat: {reply.error}")
+            return False, 0, AutointerpError(f"the endpoint gives no usable reply: {reply.error}")
+        if extra and _has_alternatives(reply.token_logprobs):
+            return True, int(extra["top_logprobs"]), None
+        why = "left out of the reply without a word" if extra else f"refused: {refusal}"
+        notes.append(f"no logprobs of written tokens ({why})")
+        return True, 0, None
+    notes.append(f"no chat: {refusal}")
+    return False, 0, refusal
+
+
+async def _probe_completions(
+    client: LlmClient, notes: list[str]
+) -> tuple[bool, Literal["prompt_logprobs", "echo"] | None, int]:
+    """(whether completions answer, how to ask for prompt logprobs, alternatives per prompt token)."""
+    answers = False
+    styles: list[tuple[Literal["prompt_logprobs", "echo"], int, dict[str, Any]]] = [
+        ("prompt_logprobs", TOP[0], {"prompt_logprobs": TOP[0]}),
+        *(("echo", k, {"echo": True, "logprobs": k}) for k in TOP),
+    ]
+    why = "left out of the reply"
+    for style, k, extra in styles:
+        body = {"prompt": "One 1\nTwo 2\nThree 3\nFour", "max_tokens": 1, **extra}
+        try:
+            reply = await _ask(client, "completions", body)
+        except RequestRefusedError as error:
+            why = str(error)
+            continue
+        except EndpointCredentialsError as error:
+            if error.http_status == 401:
+                raise
+            notes.append(f"no completions, so no logprobs of the prompt: {error}")
+            return False, None, 0
+        if not reply.ok:
+            notes.append(f"no completions, so no logprobs of the prompt: {reply.error or reply.status}")
+            return False, None, 0
+        answers = True
+        if _has_alternatives((reply.prompt_logprobs or [])[1:]):
+            return True, style, k
+    notes.append(f"no logprobs of the prompt ({why})")
+    return answers, None, 0
+
+
+def _has_alternatives(rows: list[TokenLogprob] | None) -> bool:
+    """Whether every token came with likely alternatives, and their numbers can be logprobs."""
+    return bool(rows) and all(row.top and all(lp <= 0.01 for _, lp in row.top) for row in rows or ())

@@ -1,0 +1,388 @@
+"""The one way from the pipeline to a language model.
+
+`LlmClient.ask` answers a request from the ledger, or sends it: permit (limits) -> reserve (budget) -> attempt
+(transport) -> again if need be (retry) -> settle -> record in the ledger -> only then read. What the endpoint did to
+one request is a Reply with a status; what concerns the whole run (key refused, account empty, budget used up, endpoint
+unreachable, disk full) is an AutointerpError, raised by this and every later call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from typing import Any
+
+from autointerp.config import EndpointConfig, LlmConfig, PriceConfig
+from autointerp.errors import AutointerpError, InputError, StoppedError
+from autointerp.llm.budget import Budget, Reservation, cost_usd
+from autointerp.llm.errors import (
+    AttemptError,
+    BadReplyError,
+    DeclinedError,
+    RateLimitedError,
+    RequestRefusedError,
+    UnreachableError,
+)
+from autointerp.llm.ledger import CallLedger
+from autointerp.llm.limits import Limits, PausePolicy
+from autointerp.llm.replies import Envelope, Usage, load_json, read_envelope, read_logprobs, read_usage, storable_reply
+from autointerp.llm.requests import FINAL_STATUSES, LENGTH_FIELDS, Reply, ReplyStatus, Request
+from autointerp.llm.retry import Attempts, RetryPolicy, retrying
+from autointerp.llm.transport import Transport, error_in_ok_reply
+from autointerp.records import CallRecord
+
+DEFAULT_OUTPUT_TOKENS = 1024
+"""Set aside for a request that names no limit."""
+REFUSALS_IN_A_ROW = 20
+"""So many requests refused (400) one after the other are a wrong parameter, not odd requests."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReachPolicy:
+    """When an endpoint that accepts no connection is given up."""
+
+    first_tries: int = 3
+    """Tries, about three seconds in all, for an endpoint that has never answered."""
+    outage_s: float = 900.0
+    """For one that has: it is probably being restarted."""
+    longest_pause_s: float = 15.0
+
+
+@dataclasses.dataclass(slots=True)
+class ClientCounts:
+    """For progress lines."""
+
+    asked: int = 0
+    from_ledger: int = 0
+    sent: int = 0
+    in_flight: int = 0
+    rate_limited: int = 0
+    failed_attempts: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+class LlmClient:
+    """Calls to one endpoint. Use as an async context manager, one per endpoint and run, inside the ledger's own."""
+
+    def __init__(
+        self,
+        endpoint: EndpointConfig,
+        llm: LlmConfig,
+        budget: Budget,
+        ledger: CallLedger,
+        run_id: str,
+        *,
+        retry: RetryPolicy | None = None,
+        pauses: PausePolicy | None = None,
+        reach: ReachPolicy | None = None,
+    ) -> None:
+        """InputError: no key for a public endpoint, or a budget in dollars for a model without a price."""
+        self.endpoint = endpoint
+        self.llm = llm
+        self.budget = budget
+        self.ledger = ledger
+        self.run_id = run_id
+        self.counts = ClientCounts()
+        self._price(endpoint.model)
+        self._transport = Transport(endpoint, llm)
+        self._limits = Limits(llm, pauses)
+        self._retry = retry or RetryPolicy()
+        self._reach = reach or ReachPolicy()
+        self._stopped: AutointerpError | None = None
+        self._asking: dict[tuple[str, int], asyncio.Future[Reply]] = {}
+        self._recording: set[asyncio.Task[None]] = set()
+        self._answered = False
+        self._succeeded = False
+        self._refusals = 0
+        self._unreachable_since: float | None = None
+        self._bytes_per_token = 3.0
+
+    def __repr__(self) -> str:
+        return f"LlmClient({self.endpoint.base_url!r}, model={self.endpoint.model!r})"
+
+    async def __aenter__(self) -> LlmClient:
+        await self._limits.__aenter__()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        await self._limits.__aexit__()
+        try:
+            failures = await asyncio.gather(*self._recording, return_exceptions=True)
+        finally:
+            await self._transport.__aexit__()
+        for failure in failures:  # a record whose asker was cancelled; with an error under way, that one counts
+            if isinstance(failure, AutointerpError) and kind is None:
+                raise failure
+
+    async def ask(self, request: Request) -> Reply:
+        """The reply to `request`: from the ledger if it is there, else from the endpoint, recorded before it is read.
+
+        Where the reply is cut off by its length it is asked for once more at twice the length. Raises an
+        AutointerpError only for what ends the run; see the module's head.
+        """
+        self.counts.asked += 1
+        reply = await self._ask_once(request)
+        if reply.status != "truncated" or request.max_tokens is None:
+            return reply
+        longer = {name: 2 * request.body[name] for name in LENGTH_FIELDS if name in request.body}
+        second = await self._ask_once(dataclasses.replace(request, body={**request.body, **longer}))
+        best = reply if second.status == "ctx_too_long" else second
+        return dataclasses.replace(
+            best,
+            input_tokens=reply.input_tokens + second.input_tokens,
+            cached_tokens=reply.cached_tokens + second.cached_tokens,
+            output_tokens=reply.output_tokens + second.output_tokens,
+            cost_usd=reply.cost_usd + second.cost_usd,
+            attempts=reply.attempts + second.attempts,
+            from_ledger=reply.from_ledger and second.from_ledger,
+        )
+
+    def stop(self, error: AutointerpError) -> None:
+        """No further call is sent: every ask from now on raises `error`. Calls in flight are still recorded."""
+        if self._stopped is None:
+            self._stopped = error
+            self._limits.stop(error)
+
+    async def _ask_once(self, request: Request) -> Reply:
+        """One sender per key: who asks the same thing meanwhile waits for that reply."""
+        key = (request.sha256, request.sample)
+        while (other := self._asking.get(key)) is not None:
+            await asyncio.wait([other])
+            if not other.cancelled():
+                return other.result()
+        known = self._from_ledger(request)
+        if known is not None:
+            self.counts.from_ledger += 1
+            return known
+        self._check_stopped()
+        mine: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._asking[key] = mine
+        try:
+            reply = await self.send(request)
+            mine.set_result(reply)
+            return reply
+        except AutointerpError as error:
+            self.stop(error)
+            raise
+        finally:
+            del self._asking[key]
+            mine.cancel()  # nothing where it has its result; else who waits asks for himself
+
+    def _check_stopped(self) -> None:
+        if self._stopped is not None:
+            raise self._stopped
+
+    def _from_ledger(self, request: Request) -> Reply | None:
+        record = self.ledger.find(request.sha256, request.sample)
+        if record is None or record.status not in FINAL_STATUSES:
+            return None
+        envelope: Envelope | None = None
+        if record.reply is not None and record.status != "ctx_too_long":
+            try:
+                envelope = read_envelope(request, load_json(record.reply), record.reply)
+            except BadReplyError:
+                if record.status == "ok":
+                    return None  # an unreadable row holds nothing to reuse
+        return _reply(request, record, envelope, from_ledger=True)
+
+    async def send(self, request: Request, *, raise_refusals: bool = False) -> Reply:
+        """Asks the endpoint whatever the ledger holds, and records the outcome. Unlike `ask`, an error ends only this
+        call, and with raise_refusals a refused parameter is always an error (for probing)."""
+        attempts = Attempts(self.llm.attempts)
+        envelope: Envelope | None = None
+        raw: str | None = None
+        error: str | None
+        status: ReplyStatus
+        try:
+            raw, envelope = await retrying(attempts, self._retry)(self._attempt, request, attempts)
+            status, error = envelope.status, self._redacted(envelope.error)
+        except DeclinedError as failure:
+            status, error, raw = failure.status, str(failure), failure.raw
+        except BadReplyError as failure:
+            status, error, raw = "bad_reply", str(failure), failure.raw
+        except AttemptError as failure:
+            status, error, raw = "gave_up", str(failure), failure.raw
+        except RequestRefusedError as refusal:
+            self._refusals += 1
+            if raise_refusals or not self._succeeded or self._refusals >= REFUSALS_IN_A_ROW:
+                raise
+            status, error = "gave_up", str(refusal)
+        record = CallRecord(
+            request_sha256=request.sha256,
+            sample=request.sample,
+            run_id=self.run_id,
+            dictionary_id=request.dictionary_id,
+            feature=request.feature,
+            stage=request.stage,
+            model=request.model,
+            status=status,
+            reply=storable_reply(request.kind, raw, envelope.payload) if raw is not None and envelope else raw,
+            input_tokens=attempts.input_tokens,
+            cached_tokens=attempts.cached_tokens,
+            output_tokens=attempts.output_tokens,
+            cost_usd=attempts.cost_usd,
+            latency_s=attempts.latency_s,
+            attempts=attempts.sent,
+            error=error,
+        )
+        await self._record(record)
+        return _reply(request, record, envelope, from_ledger=False)
+
+    async def _record(self, record: CallRecord) -> None:
+        """Shielded: a reply that has arrived is paid for, and is written down even if its asker is cancelled."""
+        task = asyncio.ensure_future(self.ledger.record(record))
+        self._recording.add(task)
+        task.add_done_callback(self._recording.discard)
+        await asyncio.shield(task)
+
+    async def _attempt(self, request: Request, attempts: Attempts) -> tuple[str, Envelope]:
+        expected = self._expected_usage(request)
+        usd = self._cost(request, expected)
+        tokens = expected.input_tokens + expected.output_tokens
+        reservation = await self.budget.reserve(tokens, usd)
+        try:
+            await self._limits.permit(tokens)
+            self._check_stopped()
+        except BaseException:
+            self.budget.release(reservation)
+            raise
+        attempts.sent += 1
+        self.counts.sent += 1
+        self.counts.in_flight += 1
+        sent_at = time.monotonic()
+        used: Usage | None = expected  # of an attempt that is cancelled half-way: it is perhaps billed
+        try:
+            raw = await self._transport.post(request)
+            self._has_answered()
+            payload = self._load(request, raw)
+            used = self._reported_usage(request, payload, raw)
+            envelope = read_envelope(request, payload, raw)
+            self._has_succeeded(request, used)
+            return raw, envelope
+        except AttemptError as failure:
+            if not failure.perhaps_billed:
+                used = None
+            self._note_failure(failure, attempts, sent_at)
+            raise
+        except AutointerpError:
+            used = None
+            raise
+        finally:
+            self.counts.in_flight -= 1
+            attempts.latency_s = time.monotonic() - sent_at
+            self._settle(request, attempts, reservation, used)
+
+    def _load(self, request: Request, raw: str) -> Any:
+        payload = load_json(raw)
+        hidden = error_in_ok_reply(payload)
+        if hidden is not None:
+            raise self._transport.status_error(hidden, raw, None, request)
+        return payload
+
+    def _note_failure(self, failure: AttemptError, attempts: Attempts, sent_at: float) -> None:
+        attempts.failed(failure)
+        self.counts.failed_attempts += 1
+        gate = self._limits.gate
+        if isinstance(failure, UnreachableError):
+            self._note_unreachable(failure, sent_at)
+            return
+        self._has_answered()
+        if isinstance(failure, RateLimitedError):
+            self.counts.rate_limited += 1
+            gate.hold(sent_at, failure.retry_after, str(failure))
+        elif failure.retry_after is not None:
+            gate.hold(sent_at, failure.retry_after, str(failure))
+
+    def _note_unreachable(self, failure: UnreachableError, sent_at: float) -> None:
+        now = time.monotonic()
+        if self._unreachable_since is None:
+            self._unreachable_since = now
+        gate = self._limits.gate
+        gate.hold(sent_at, None, str(failure), longest_s=self._reach.longest_pause_s)
+        url = self.endpoint.base_url
+        if not self._answered and gate.episodes >= self._reach.first_tries:
+            raise AutointerpError(f"cannot reach {url}: {failure}; is it running, and base_url right?") from None
+        if self._answered and now - self._unreachable_since > self._reach.outage_s:
+            raise StoppedError(
+                f"{url} has accepted no connection for {now - self._unreachable_since:.0f} s: {failure}; "
+                f"what is done is kept: run again when it is back"
+            ) from None
+
+    def _has_answered(self) -> None:
+        self._answered = True
+        self._unreachable_since = None
+
+    def _has_succeeded(self, request: Request, usage: Usage) -> None:
+        self._succeeded = True
+        self._refusals = 0
+        self._limits.gate.success()
+        if usage.input_tokens:
+            ratio = len(request.wire) / usage.input_tokens
+            self._bytes_per_token += 0.05 * (min(max(ratio, 0.5), 8.0) - self._bytes_per_token)
+
+    def _settle(self, request: Request, attempts: Attempts, reservation: Reservation, used: Usage | None) -> None:
+        used = used or Usage(0, 0, 0, 0.0)
+        usd = self._cost(request, used)
+        tokens = used.input_tokens + used.output_tokens
+        self.budget.settle(reservation, tokens, usd)
+        self._limits.correct(reservation.tokens, tokens)
+        attempts.input_tokens += used.input_tokens
+        attempts.cached_tokens += used.cached_tokens
+        attempts.output_tokens += used.output_tokens
+        attempts.cost_usd += usd
+        self.counts.input_tokens += used.input_tokens
+        self.counts.output_tokens += used.output_tokens
+        self.counts.cost_usd += usd
+
+    def _expected_usage(self, request: Request) -> Usage:
+        """The most a request is likely to use: its bytes at the ratio seen so far and a fifth more, the reply whole."""
+        read = int(1.2 * len(request.wire) / self._bytes_per_token) + 16
+        written = request.max_tokens if request.max_tokens is not None else DEFAULT_OUTPUT_TOKENS
+        return Usage(read, 0, written, None)
+
+    def _reported_usage(self, request: Request, payload: Any, raw: str) -> Usage:
+        """The endpoint's counts, or an estimate from the lengths where it gives none."""
+        usage = read_usage(payload)
+        if usage is not None:
+            return usage
+        return Usage(int(len(request.wire) / self._bytes_per_token), 0, min(len(raw) // 4, 4096), None)
+
+    def _price(self, model: str) -> PriceConfig | None:
+        price = self.llm.prices.get(model)
+        if price is None and model and self.budget.config.max_usd is not None:
+            raise InputError(
+                f"budget.max_usd is set but the price of model {model!r} is not known; "
+                f'add [llm.prices."{model}"] with input and output, US dollars per million tokens'
+            )
+        return price
+
+    def _cost(self, request: Request, usage: Usage) -> float:
+        price = self._price(request.model)
+        if price is None:
+            return usage.cost_usd or 0.0
+        return cost_usd(price, usage.input_tokens, usage.cached_tokens, usage.output_tokens)
+
+    def _redacted(self, text: str | None) -> str | None:
+        return None if text is None else self._transport.redact(text)
+
+
+def _reply(request: Request, record: CallRecord, envelope: Envelope | None, *, from_ledger: bool) -> Reply:
+    written, prompt = read_logprobs(request, envelope) if envelope is not None else (None, None)
+    return Reply(
+        status=record.status,  # type: ignore[arg-type]
+        text=envelope.text if envelope is not None else "",
+        token_logprobs=written,
+        prompt_logprobs=prompt,
+        finish_reason=envelope.finish_reason if envelope is not None else None,
+        input_tokens=record.input_tokens,
+        cached_tokens=record.cached_tokens,
+        output_tokens=record.output_tokens,
+        cost_usd=record.cost_usd,
+        from_ledger=from_ledger,
+        error=record.error,
+        latency_s=record.latency_s,
+        attempts=record.attempts,
+    )

@@ -1,0 +1,192 @@
+"""How fast calls may start: requests per minute, tokens per minute, and one pause that holds everybody.
+
+Workers ask `Limits.permit`; ONE dispatcher takes the asyncio-throttle permits for all of them (its waiters poll, so
+a thousand of them would eat half a core) and lets calls go in the order in which they asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from asyncio_throttle import Throttler
+
+from autointerp.config import LlmConfig
+from autointerp.errors import StoppedError
+
+BURST_S = 3.0
+"""Seconds' worth of the token rate that may be used at once: 5 % of a minute."""
+
+
+def request_throttler(requests_per_minute: float) -> Throttler:
+    """About one second's worth of requests in each window of about one second, so the rate is kept at any scale."""
+    window = max(1, round(requests_per_minute / 60))
+    period = 60 * window / requests_per_minute
+    return Throttler(rate_limit=window, period=period, retry_interval=min(0.05, max(0.005, period / 100)))
+
+
+class TokenBucket:
+    """Tokens per minute. Debited by an estimate when a call starts, corrected by the endpoint's count when it ends.
+
+    A call larger than the bucket is let through when the bucket is full, and leaves a debt to be waited off.
+    """
+
+    def __init__(self, tokens_per_minute: float) -> None:
+        self.rate = tokens_per_minute / 60
+        self.capacity = self.rate * BURST_S
+        self._level = self.capacity
+        self._at = time.monotonic()
+
+    def _refill(self) -> None:
+        now = time.monotonic()
+        self._level = min(self.capacity, self._level + (now - self._at) * self.rate)
+        self._at = now
+
+    async def take(self, tokens: float) -> None:
+        while True:
+            self._refill()
+            missing = min(tokens, self.capacity) - self._level
+            if missing <= 1e-9:
+                break
+            await asyncio.sleep(missing / self.rate)
+        self._level -= tokens
+
+    def correct(self, estimated: float, used: float) -> None:
+        """`used` may be more than was estimated: the level then sinks, below zero if need be."""
+        self._refill()
+        self._level = min(self.capacity, self._level + estimated - used)
+
+
+@dataclass(frozen=True, slots=True)
+class PausePolicy:
+    """Seconds. Retry-After is kept to; the rest is for endpoints that do not say how long."""
+
+    first_s: float = 1.0
+    longest_s: float = 60.0
+    """Pauses double from first_s up to this."""
+    most_s: float = 3600.0
+    """A Retry-After beyond this ends the run (resumable) instead of holding it."""
+    most_without_success_s: float = 7200.0
+    """So do pauses that add up to this with no answer between them."""
+    jitter: float = 0.25
+    """Pauses are lengthened by a random share of up to this, so that many clients do not come back as one."""
+
+
+class PauseGate:
+    """One pause for all workers, set by any call that is told to wait."""
+
+    def __init__(self, policy: PausePolicy) -> None:
+        self.policy = policy
+        self.episodes = 0
+        """Pauses since the last success."""
+        self._until = 0.0
+        self._paused_s = 0.0
+        self._random = random.Random()
+
+    @property
+    def remaining_s(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+    def hold(self, sent_at: float, retry_after: float | None, why: str, longest_s: float | None = None) -> None:
+        """Pauses everybody: for `retry_after` seconds, else for longer with every pause that did not help.
+
+        sent_at: when the call was sent (time.monotonic()). Calls sent before the present pause tell nothing new, so
+        without a Retry-After they do not lengthen it. StoppedError: it is asked to wait, or has waited, too long.
+        """
+        policy = self.policy
+        if retry_after is not None and retry_after > policy.most_s:
+            raise StoppedError(f"the endpoint asks to wait {retry_after:.0f} s ({why}); run again after that")
+        new = sent_at >= self._until
+        if retry_after is None:
+            if not new:
+                return
+            retry_after = min(longest_s or policy.longest_s, policy.first_s * 2.0 ** min(self.episodes, 30))
+        self.episodes += new
+        now = time.monotonic()
+        until = now + retry_after * (1 + self._random.uniform(0, policy.jitter))
+        if until > self._until:
+            self._paused_s += until - max(now, self._until)
+            self._until = until
+        if self._paused_s > policy.most_without_success_s:
+            raise StoppedError(f"no call has succeeded in {self._paused_s:.0f} s of pauses ({why}); run again later")
+
+    def success(self) -> None:
+        self.episodes = 0
+        self._paused_s = 0.0
+
+    async def wait(self) -> None:
+        while (left := self.remaining_s) > 0:
+            await asyncio.sleep(left)
+
+
+class Limits:
+    """The dispatcher. Use as an async context manager."""
+
+    def __init__(self, llm: LlmConfig, pauses: PausePolicy | None = None) -> None:
+        self.gate = PauseGate(pauses or PausePolicy())
+        self._throttler = request_throttler(llm.requests_per_minute)
+        self._bucket = TokenBucket(llm.tokens_per_minute) if llm.tokens_per_minute is not None else None
+        self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
+        self._arrived = asyncio.Event()
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._stopped: Exception | None = None
+
+    async def __aenter__(self) -> Limits:
+        self._dispatcher = asyncio.create_task(self._dispatch(), name="llm-dispatcher")
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._dispatcher
+
+    async def permit(self, tokens: float) -> None:
+        """Returns when a call of about `tokens` (input and output) may be sent, and no pause is on."""
+        while True:
+            if self._stopped is not None:
+                raise self._stopped
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((turn, tokens))
+            self._arrived.set()
+            await turn
+            if self.gate.remaining_s <= 0:
+                return
+            self.correct(tokens, 0)  # a pause began between the permit and now: give the tokens back, queue again
+
+    def correct(self, estimated: float, used: float) -> None:
+        if self._bucket is not None:
+            self._bucket.correct(estimated, used)
+
+    def stop(self, error: Exception) -> None:
+        """Nobody gets a permit any more: those who wait and those who come get `error`."""
+        self._stopped = error
+        while self._waiting:
+            turn, _ = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(error)
+
+    async def _dispatch(self) -> None:
+        while True:
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            turn, tokens = self._waiting[0]
+            if turn.done():  # its worker was cancelled
+                self._waiting.popleft()
+                continue
+            await self.gate.wait()
+            if self._bucket is not None:
+                await self._bucket.take(tokens)
+            await self._throttler.acquire()
+            await self.gate.wait()
+            if self._waiting and self._waiting[0][0] is turn:
+                self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+            else:
+                self.correct(tokens, 0)

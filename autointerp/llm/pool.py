@@ -1,0 +1,57 @@
+"""A fixed number of workers over a stream of items: never one task per item."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+from autointerp.errors import StoppedError
+
+T = TypeVar("T")
+
+
+async def run_pool(
+    items: Iterable[T],
+    worker: Callable[[T], Awaitable[None]],
+    n: int,
+    *,
+    grace_s: float = 2.0,
+    stopped_grace_s: float = 150.0,
+) -> None:
+    """Awaits `worker(item)` for every item, `n` at a time at most; items are drawn only as workers come free.
+
+    The first error ends it: no further item is begun, items in work get `grace_s` seconds to finish, then are
+    cancelled and awaited, and that first error is raised. After a StoppedError (budget, quota, deadline) they get
+    `stopped_grace_s`: their calls are paid for, and the client sends no new ones.
+    """
+    source = iter(items)
+    errors: list[BaseException] = []
+
+    async def work() -> None:
+        for item in source:
+            try:
+                await worker(item)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                errors.append(error)
+                raise
+            if errors:
+                return
+
+    tasks = [asyncio.create_task(work(), name=f"llm-worker-{i}") for i in range(max(1, n))]
+    try:
+        _, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if running:
+            grace = stopped_grace_s if errors and isinstance(errors[0], StoppedError) else grace_s
+            await asyncio.wait(running, timeout=grace)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    if errors:
+        raise errors[0]
+    for result in results:  # an error of the items' own iterator
+        if isinstance(result, BaseException):
+            raise result

@@ -1,0 +1,227 @@
+"""Reading the endpoint's JSON: nothing in it is trusted to have the shape that the API promises."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from autointerp.llm.errors import BadReplyError
+from autointerp.llm.requests import ReplyStatus, Request, RequestKind, TokenLogprob
+
+STORED_WHOLE = 262_144
+"""Characters of a reply that are stored as they came; longer ones lose the fields that nobody reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    """As the endpoint states it (OpenRouter does), else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What a reply says apart from its logprobs, which are read only once the reply is safely recorded."""
+
+    status: ReplyStatus
+    text: str
+    finish_reason: str | None
+    usage: Usage | None
+    error: str | None
+    payload: dict[str, Any]
+    choice: dict[str, Any]
+
+
+def load_json(raw: str) -> Any:
+    """BadReplyError where `raw` is not JSON."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        what = "HTML" if raw.lstrip()[:1] == "<" else "not JSON"
+        raise BadReplyError(f"the reply is {what} ({error})", raw=raw) from None
+
+
+def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
+    """BadReplyError where there is no choice with a text in it."""
+    if not isinstance(payload, dict):
+        raise BadReplyError(f"the reply is a JSON {type(payload).__name__}, not an object", raw=raw)
+    choices = payload.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise BadReplyError(f"the reply has no choices ({_error_text(payload)})", raw=raw)
+    choice = choices[0]
+    finish = choice.get("finish_reason")
+    finish = finish if isinstance(finish, str) else None
+    text, refusal = _text(request, choice, raw)
+    status: ReplyStatus = "ok"
+    error = None
+    if finish == "content_filter":
+        status, error = "filtered", "finish_reason is content_filter"
+    elif refusal:
+        status, error = "refused", refusal[:300]
+    elif finish == "length" and not request.length_is_expected:
+        status, error = "truncated", f"the reply reached its {request.max_tokens} tokens"
+    elif finish == "error":
+        raise BadReplyError(f"finish_reason is error ({_error_text(choice)})", raw=raw)
+    return Envelope(status, text, finish, read_usage(payload), error, payload, choice)
+
+
+def _text(request: Request, choice: dict[str, Any], raw: str) -> tuple[str, str | None]:
+    """(the written text, the refusal if any)."""
+    if request.kind == "completions":
+        text = choice.get("text")
+        if not isinstance(text, str):
+            raise BadReplyError("the reply's choice has no text", raw=raw)
+        prompt = request.body.get("prompt")
+        if request.body.get("echo") and isinstance(prompt, str) and text.startswith(prompt):
+            text = text[len(prompt) :]
+        return _storable(text), None
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise BadReplyError("the reply's choice has no message", raw=raw)
+    content, refusal = message.get("content"), message.get("refusal")
+    if isinstance(content, list):  # content parts, as some servers send them
+        content = "".join(str(p.get("text") or "") for p in content if isinstance(p, dict))
+    if content is not None and not isinstance(content, str):
+        raise BadReplyError(f"the message's content is a JSON {type(content).__name__}", raw=raw)
+    return _storable(content or ""), refusal if isinstance(refusal, str) and refusal else None
+
+
+def _storable(text: str) -> str:
+    """Without lone surrogates, which no database takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _error_text(payload: dict[str, Any]) -> str:
+    error = payload.get("error")
+    if isinstance(error, dict):
+        error = error.get("message")
+    return str(error)[:300] if error else "no error given"
+
+
+def _count(value: Any) -> int:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return int(value) if ok else 0
+
+
+def read_usage(payload: Any) -> Usage | None:
+    """None where the endpoint reports no counts."""
+    usage = payload.get("usage") if isinstance(payload, dict) else None
+    if not isinstance(usage, dict) or not _count(usage.get("prompt_tokens")):
+        return None
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("prompt_cache_hit_tokens")
+    cost = usage.get("cost")
+    stated = isinstance(cost, (int, float)) and not isinstance(cost, bool) and math.isfinite(cost) and cost >= 0
+    return Usage(
+        input_tokens=_count(usage.get("prompt_tokens")),
+        cached_tokens=_count(cached),
+        output_tokens=_count(usage.get("completion_tokens")),
+        cost_usd=float(cost) if stated and cost is not None else None,
+    )
+
+
+def read_logprobs(request: Request, envelope: Envelope) -> tuple[list[TokenLogprob] | None, list[TokenLogprob] | None]:
+    """(of the written tokens, of the prompt's tokens); None for what is missing or malformed.
+
+    Shapes: chat `logprobs.content`; completions `logprobs.tokens/token_logprobs/top_logprobs`, which with `echo` run
+    over the prompt too; vLLM's `prompt_logprobs`, in the choice (completions) or beside the choices (chat).
+    """
+    vllm = envelope.choice.get("prompt_logprobs", envelope.payload.get("prompt_logprobs"))
+    try:
+        prompt = _vllm_prompt(vllm) if vllm is not None else None
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        prompt = None
+    table = envelope.choice.get("logprobs")
+    if not isinstance(table, dict):
+        return None, prompt
+    try:
+        if request.kind == "chat":
+            return _chat_logprobs(table), prompt
+        rows = _legacy_logprobs(table)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        return None, prompt
+    if not request.body.get("echo") or rows is None:
+        return rows, prompt
+    n_prompt = _n_prompt_tokens(request, table, rows)
+    return rows[n_prompt:], prompt or rows[:n_prompt] or None
+
+
+def _chat_logprobs(table: dict[str, Any]) -> list[TokenLogprob] | None:
+    content = table.get("content")
+    if not content:
+        return None
+    return [
+        TokenLogprob(
+            str(row["token"]),
+            _logprob(row["logprob"]),
+            tuple((str(alt["token"]), _logprob(alt["logprob"])) for alt in row.get("top_logprobs") or ()),
+        )
+        for row in content
+    ]
+
+
+def _legacy_logprobs(table: dict[str, Any]) -> list[TokenLogprob] | None:
+    tokens, logprobs, tops = table.get("tokens"), table.get("token_logprobs"), table.get("top_logprobs")
+    if not tokens or not logprobs or len(tokens) != len(logprobs):
+        return None
+    rows = []
+    for i, token in enumerate(tokens):
+        own = logprobs[i]
+        top = (tops[i] if tops and i < len(tops) else None) or {}
+        ranked = sorted(((str(t), _logprob(lp)) for t, lp in top.items()), key=lambda pair: -pair[1])
+        rows.append(TokenLogprob(str(token), None if own is None else _logprob(own), tuple(ranked)))
+    return rows
+
+
+def _n_prompt_tokens(request: Request, table: dict[str, Any], rows: list[TokenLogprob]) -> int:
+    """How many rows of an echoed reply belong to the prompt, from text_offset where there is one."""
+    prompt = request.body.get("prompt")
+    length = len(prompt) if isinstance(prompt, str) else 0
+    offsets = table.get("text_offset")
+    if not isinstance(offsets, list) or len(offsets) != len(rows):
+        offsets, at = [], 0
+        for row in rows:
+            offsets.append(at)
+            at += len(row.token)
+    return sum(1 for at in offsets if isinstance(at, int) and at < length)
+
+
+def _vllm_prompt(table: list[dict[str, Any] | None]) -> list[TokenLogprob] | None:
+    """One map per prompt token: token id -> {logprob, rank, decoded_token}; the prompt's own token comes first."""
+    rows = []
+    for entry in table:
+        if not entry:
+            rows.append(TokenLogprob("", None, ()))
+            continue
+        values = [(str(v.get("decoded_token") or ""), _logprob(v["logprob"])) for v in entry.values()]
+        ranked = sorted(values, key=lambda pair: -pair[1])
+        rows.append(TokenLogprob(values[0][0], values[0][1], tuple(ranked)))
+    return rows or None
+
+
+def _logprob(value: Any) -> float:
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError("a logprob is NaN")
+    return number
+
+
+def storable_reply(kind: RequestKind, raw: str, payload: dict[str, Any]) -> str:
+    """The reply as it is recorded: as it came, or where it is long (logprobs), compact and without byte lists."""
+    if len(raw) <= STORED_WHOLE:
+        return raw
+    kept = {k: payload[k] for k in ("id", "model", "choices", "usage", "prompt_logprobs") if k in payload}
+    if kind == "chat":
+        for choice in kept["choices"]:
+            rows = choice.get("logprobs") if isinstance(choice, dict) else None
+            for row in (rows.get("content") if isinstance(rows, dict) else None) or ():
+                if isinstance(row, dict):
+                    row.pop("bytes", None)
+                    for alternative in row.get("top_logprobs") or ():
+                        if isinstance(alternative, dict):
+                            alternative.pop("bytes", None)
+    return json.dumps(kept, separators=(",", ":"), ensure_ascii=True)

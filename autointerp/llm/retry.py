@@ -1,0 +1,82 @@
+"""The one retry layer: which failures are tried again, how often, and after how long."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from tenacity import AsyncRetrying, RetryCallState
+
+from autointerp.llm.errors import (
+    AttemptError,
+    AttemptTimeoutError,
+    BadReplyError,
+    DeclinedError,
+    RateLimitedError,
+    UnreachableError,
+)
+
+MAX_TIMEOUTS = 2
+"""Per request: an attempt that ran into the timeout has perhaps been billed."""
+MAX_BAD_REPLIES = 3
+"""Per request: the first one and two more tries."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Waits between the attempts of one request, in seconds: a short one for the stray failure, then doubling, so that
+    six attempts outlast a minute's outage. Each is shortened by a random share of up to a half."""
+
+    first_s: float = 1.0
+    then_s: float = 8.0
+    longest_s: float = 60.0
+
+    def wait_s(self, failures: int, rng: random.Random) -> float:
+        """Before the attempt after `failures` (1 or more) counted failures."""
+        later = min(self.longest_s, self.then_s * 2.0 ** min(max(failures - 2, 0), 30))
+        return (self.first_s if failures <= 1 else later) * rng.uniform(0.5, 1.0)
+
+
+@dataclass(slots=True)
+class Attempts:
+    """What one request has been through."""
+
+    allowed: int
+    sent: int = 0
+    failures: int = 0
+    """Failed attempts that count: pauses that everybody shares do not."""
+    timeouts: int = 0
+    bad_replies: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    latency_s: float = 0.0
+    """Of the last attempt."""
+    rng: random.Random = field(default_factory=random.Random)
+
+    def failed(self, error: AttemptError) -> None:
+        self.failures += error.counted
+        self.timeouts += isinstance(error, AttemptTimeoutError)
+        self.bad_replies += isinstance(error, BadReplyError)
+
+    @property
+    def exhausted(self) -> bool:
+        return self.failures >= self.allowed or self.timeouts >= MAX_TIMEOUTS or self.bad_replies >= MAX_BAD_REPLIES
+
+
+def retrying(attempts: Attempts, policy: RetryPolicy) -> AsyncRetrying:
+    """Tries again while `attempts` allows it; raises the last AttemptError when it does not, and anything else at
+    once. The caller counts failures into `attempts`."""
+
+    def again(state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome is not None else None
+        return isinstance(error, AttemptError) and not isinstance(error, DeclinedError)
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, (RateLimitedError, UnreachableError)):
+            return 0.0  # the pause is everybody's: limits.PauseGate holds the next permit back
+        return policy.wait_s(attempts.failures, attempts.rng)
+
+    return AsyncRetrying(retry=again, stop=lambda _state: attempts.exhausted, wait=wait, reraise=True)

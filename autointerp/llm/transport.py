@@ -1,0 +1,224 @@
+"""One HTTP attempt through the SDK: the reply's text, or an error of ours that says what happened.
+
+The SDK's typed methods cost 1.8 to 2.6 ms a call and let a body of any shape and size through, so this uses its
+low-level `post` with the raw response, caps what is read, and sorts every way to fail into llm/errors.py. SDK
+exceptions hold the request, whose headers hold the key: none of them leaves this module, not even as a __context__.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import httpx2
+import openai
+
+from autointerp.config import EndpointConfig, LlmConfig
+from autointerp.errors import AutointerpError, InputError, StoppedError
+from autointerp.llm.errors import (
+    AttemptTimeoutError,
+    BadReplyError,
+    DeclinedError,
+    EndpointCredentialsError,
+    RateLimitedError,
+    RequestRefusedError,
+    UnavailableError,
+    UnreachableError,
+)
+from autointerp.llm.keys import NO_KEY, Redactor, api_key, is_local
+from autointerp.llm.requests import Request
+
+PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+CONNECT_S = 10.0
+_QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+_FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
+_CONTEXT = re.compile(
+    r"context[ _](length|window|size)|prompt is too long|input is too long|too many (input )?tokens|max_model_len",
+    re.IGNORECASE,
+)
+
+
+class _OversizedError(Exception):
+    pass
+
+
+class _CappedStream(httpx2.AsyncByteStream):
+    """Ends a body that grows past the cap, before the rest of it is read."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, cap: int) -> None:
+        self._stream = stream
+        self._cap = cap
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self._stream:
+            size += len(chunk)
+            if size > self._cap:
+                raise _OversizedError(f"the reply is larger than llm.max_reply_bytes = {self._cap}")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Transport:
+    """The connection pool to one endpoint. Use as an async context manager."""
+
+    def __init__(self, endpoint: EndpointConfig, llm: LlmConfig) -> None:
+        key = api_key(endpoint)
+        self.redact = Redactor(key)
+        self._base_url = endpoint.base_url
+        self._key_env = endpoint.api_key_env
+        self._has_key = key != NO_KEY
+        self._timeout = llm.timeout
+        self._cap = llm.max_reply_bytes
+        timeout = openai.Timeout(llm.timeout, connect=min(CONNECT_S, llm.timeout), pool=llm.timeout)
+        http = openai.DefaultAioHttpClient(
+            timeout=timeout,
+            limits=httpx2.Limits(max_connections=llm.max_connections + 8, keepalive_expiry=30.0),
+            follow_redirects=False,
+            event_hooks={"response": [self._cap_reply]},
+            trust_env=not is_local(endpoint.base_url),  # a proxy from the environment is not for local servers
+        )
+        self._client = openai.AsyncOpenAI(
+            api_key=key,
+            base_url=endpoint.base_url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=http,
+            # a compressed body could be small on the wire and huge in memory
+            default_headers={"Accept-Encoding": "identity"},
+        )
+
+    def __repr__(self) -> str:
+        return f"Transport({self._base_url!r})"
+
+    async def __aenter__(self) -> Transport:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._client.close()
+
+    async def _cap_reply(self, response: httpx2.Response) -> None:
+        length = response.headers.get("content-length", "")
+        if length.isdigit() and int(length) > self._cap:
+            raise _OversizedError(f"the reply has {length} bytes; llm.max_reply_bytes = {self._cap}")
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise _OversizedError("the reply is compressed although an uncompressed one was asked for")
+        response.stream = _CappedStream(response.stream, self._cap)  # type: ignore[arg-type]
+
+    async def post(self, request: Request) -> str:
+        """The body of a 2xx answer. Raises an error of llm/errors.py, or StoppedError where the account is empty."""
+        failure: Exception
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._client.post(
+                    PATHS[request.kind],
+                    cast_to=httpx2.Response,
+                    content=request.wire,
+                    options={"follow_redirects": False},
+                )
+            return self.redact(response.content.decode("utf-8", "replace"))
+        except openai.APIStatusError as error:
+            body = self.redact(error.response.content.decode("utf-8", "replace"))
+            failure = self.status_error(error.status_code, body, error.response.headers, request)
+        except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, _OversizedError, OSError) as error:
+            failure = self._connection_error(error)
+        raise failure
+
+    def _connection_error(self, error: BaseException) -> Exception:
+        """From the innermost cause: the layers above call a reset or a refused connection a timeout."""
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+            chain.append(cause)
+        for cause in chain:
+            text = self.redact(f"{type(cause).__name__}: {cause}")[:300]
+            if isinstance(cause, _OversizedError):
+                return BadReplyError(str(cause))
+            if isinstance(cause, aiohttp.ClientConnectorCertificateError):
+                return AutointerpError(f"{self._base_url}: the TLS certificate is not accepted ({text})")
+            if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+                return UnreachableError(text)
+            if isinstance(cause, (aiohttp.InvalidURL, UnicodeError)):
+                return InputError(f"base_url {self._base_url!r} is not usable ({text})")
+            if isinstance(cause, aiohttp.SocketTimeoutError):
+                return AttemptTimeoutError(f"nothing came for {self._timeout:g} s")
+            if isinstance(cause, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)):
+                return UnavailableError(text)
+        if any(isinstance(cause, TimeoutError) for cause in chain):
+            return AttemptTimeoutError(f"no whole reply within llm.timeout = {self._timeout:g} s")
+        return UnavailableError(self.redact(f"{type(chain[-1]).__name__}: {chain[-1]}")[:300])
+
+    def status_error(self, status: int, body: str, headers: httpx2.Headers | None, request: Request) -> Exception:
+        """What an error status means; `body` may be anything."""
+        message, codes, inner = _read_error(body)
+        where = f"{self._base_url} answered {status}"
+        text = f"{where}: {message}"
+        wait = retry_after_s(headers) if headers is not None else None
+        if status == 402 or codes & _QUOTA_CODES:
+            return StoppedError(f"{text}; the account has no credit left. What is done is kept: top up and run again")
+        if status == 429:
+            return RateLimitedError(text, raw=body, retry_after=wait)
+        if codes & _FILTER_CODES or (status == 403 and "flagged_input" in json.dumps(inner.get("metadata"))):
+            return DeclinedError("filtered", text, raw=body)
+        if "context_length_exceeded" in codes or status == 413:
+            return DeclinedError("ctx_too_long", text, raw=body)
+        if status in (400, 422, 500) and _CONTEXT.search(message):
+            return DeclinedError("ctx_too_long", text, raw=body)
+        if status in (401, 403):
+            key = f"the key in {self._key_env}" if self._has_key else f"no key is set in {self._key_env}"
+            return EndpointCredentialsError(f"{text} ({key})", status)
+        if status == 404:
+            return EndpointCredentialsError(f"{text} (model {request.model!r}, path {PATHS[request.kind]})", status)
+        if status in (408, 409, 425) or status >= 500:
+            return UnavailableError(text, raw=body, retry_after=wait)
+        if 300 <= status < 400:
+            target = headers.get("location", "?") if headers is not None else "?"
+            return RequestRefusedError(f"{where}, a redirect to {target}; set base_url to the final address", status)
+        return RequestRefusedError(text, status)
+
+
+def _read_error(body: str) -> tuple[str, set[str], dict[str, Any]]:
+    """(message, code and type words, the error object) of an error body; OpenAI's, vLLM's and FastAPI's shapes."""
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        return " ".join(body[:300].split()) or "no message", set(), {}
+    inner = payload.get("error", payload) if isinstance(payload, dict) else payload
+    if not isinstance(inner, dict):
+        return str(inner)[:300], set(), {}
+    message = inner.get("message") or inner.get("detail") or body[:300]
+    codes = {str(inner[k]) for k in ("code", "type", "status") if inner.get(k) is not None}
+    nested = inner.get("innererror")
+    if isinstance(nested, dict) and nested.get("code"):
+        codes.add(str(nested["code"]))
+    return str(message)[:500], codes, inner
+
+
+def retry_after_s(headers: httpx2.Headers) -> float | None:
+    """Seconds from `retry-after-ms` or `Retry-After` (seconds or an HTTP date); None where absent, past or garbage."""
+    value: float | None = None
+    try:
+        if (ms := headers.get("retry-after-ms")) is not None:
+            value = float(ms) / 1000
+        elif (raw := headers.get("retry-after")) is not None:
+            value = float(raw)
+    except ValueError:
+        date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+        value = email.utils.mktime_tz(date) - time.time() if date is not None else None
+    return value if value is not None and value > 0 and value != float("inf") else None
+
+
+def error_in_ok_reply(payload: Any) -> int | None:
+    """The status that a 200 hides in `{"error": {"code": 429}}`, where it is one that ends or pauses a run."""
+    error = payload.get("error") if isinstance(payload, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    if code in ("401", "402", "403", "429"):
+        code = int(code)
+    return code if code in (401, 402, 403, 429) else None

@@ -1,0 +1,155 @@
+"""The stages that label: explaining and scoring, for one dictionary of an open store. Neither torch nor a tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from autointerp.config import Config, EndpointConfig
+from autointerp.errors import InputError
+from autointerp.interpret import explain_run, score_run
+from autointerp.interpret.runner import Forecast, Job, Outcome
+from autointerp.llm.budget import Budget
+from autointerp.llm.capabilities import probe
+from autointerp.llm.client import LlmClient
+from autointerp.records import CallRecord
+from autointerp.store.rows import DictionaryRow
+from autointerp.store.selection import Selection
+from autointerp.store.store import Store
+from autointerp.terminal import Terminal
+
+_OUTPUT_RATE_TOKENS_PER_S = 40.0
+"""Of one reply, for forecasts of time: a middling hosted model."""
+
+
+def dictionaries(store: Store, config: Config, dictionary: str | None) -> list[DictionaryRow]:
+    """Those to work on: the one named, else those of the configuration's [[sae]] tables that the store holds, else
+    (a configuration without any) all of them."""
+    if dictionary is not None:
+        return [store.dictionary(dictionary)]
+    names = {sae.dictionary for sae in config.sae}
+    held = store.dictionaries()
+    found = [row for row in held if row.name in names] if names else held
+    if not found:
+        raise InputError(f"{store.path} holds no dictionary to label yet; run `autointerp harvest` first")
+    return found
+
+
+def _job(config: Config, store: Store, row: DictionaryRow, selection: Selection, run_id: str, budget: Budget) -> Job:
+    harvest_id = store.current_harvest(row.dictionary_id)
+    if harvest_id is None:
+        raise InputError(f"{row.name} was not harvested yet; run `autointerp harvest` first")
+    return Job(
+        store=store,
+        dictionary_id=row.dictionary_id,
+        harvest_id=harvest_id,
+        run_id=run_id,
+        selection=selection,
+        llm=config.llm,
+        budget=budget,
+    )
+
+
+def explain(
+    config: Config,
+    store: Store,
+    row: DictionaryRow,
+    selection: Selection,
+    run_id: str,
+    terminal: Terminal,
+    dry_run: bool,
+    budget: Budget | None = None,
+) -> int:
+    """Describe what has no description; how many rows failed. Sets the explainer that the view `labels` shows."""
+    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget))
+    if dry_run:
+        _print_forecast("explain", explain_run.forecast_explain(job, config.explain), config, terminal)
+        return 0
+    name = f"{row.name}: explaining with {config.explain.explainer}"
+    with terminal.progress(name, None, "features") as update:
+        outcome = asyncio.run(explain_run.explain(_with_progress(job, update), config.explain))
+    scorer = config.score.scorers[0] if config.score.scorers else None
+    store.set_label_choice(row.dictionary_id, config.explain.explainer, scorer)
+    return _say_outcome(f"{row.name}: labels by {config.explain.explainer}", outcome, terminal)
+
+
+def score(
+    config: Config,
+    store: Store,
+    row: DictionaryRow,
+    selection: Selection,
+    run_id: str,
+    terminal: Terminal,
+    dry_run: bool,
+    budget: Budget | None = None,
+) -> int:
+    """Score the configured explainer's descriptions that have no score; how many rows failed."""
+    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget))
+    explainer = config.explain.explainer
+    if dry_run:
+        _print_forecast("score", score_run.forecast_score(job, explainer, config.score), config, terminal)
+        return 0
+    with terminal.progress(f"{row.name}: scoring {explainer}", None, "labels") as update:
+        outcome = asyncio.run(score_run.score(_with_progress(job, update), explainer, config.score))
+    return _say_outcome(f"{row.name}: scores of {explainer}", outcome, terminal)
+
+
+def _with_progress(job: Job, update: Callable[[int, int | None], None]) -> Job:
+    return replace(job, progress=lambda done, of: update(done, of))
+
+
+def _say_outcome(what: str, outcome: Outcome, terminal: Terminal) -> int:
+    if not outcome.pending:
+        terminal.say(f"{what}: nothing pending")
+        return 0
+    counts = ", ".join(f"{n:,} {status}" for status, n in sorted(outcome.statuses.items()))
+    method = f" (method {outcome.method})" if outcome.method else ""
+    terminal.say(f"{what}{method}: {counts}")
+    for note in outcome.notes:
+        terminal.detail(note)
+    return outcome.failed
+
+
+def _print_forecast(stage: str, forecast: Forecast, config: Config, terminal: Terminal) -> None:
+    """Calls, tokens, cost, and the time that the rate limits and the connections allow at best."""
+    cost = "unknown (no price for the model under [llm.prices])" if forecast.usd is None else f"${forecast.usd:.4f}"
+    terminal.result(
+        f"{stage}: {forecast.features:,} pending, {forecast.calls:,} calls, {forecast.input_tokens:,} input and "
+        f"{forecast.output_tokens:,} output tokens, cost {cost}, {_duration(_seconds(forecast, config))}"
+    )
+
+
+def _seconds(forecast: Forecast, config: Config) -> float:
+    if not forecast.calls:
+        return 0.0
+    tokens = forecast.input_tokens + forecast.output_tokens
+    by_rate = 60 * forecast.calls / config.llm.requests_per_minute
+    by_tokens = 60 * tokens / config.llm.tokens_per_minute if config.llm.tokens_per_minute else 0.0
+    by_writing = forecast.output_tokens / _OUTPUT_RATE_TOKENS_PER_S / config.llm.max_connections
+    return max(by_rate, by_tokens, by_writing)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:
+    """What the endpoint was found to support: a few short calls, which are paid for like any others."""
+    async with LlmClient(endpoint, config.llm, Budget(config.budget), Unrecorded(), "doctor") as client:
+        found = await probe(client)
+    methods = ", ".join(found.methods) or "none"
+    notes = "".join(f"; {note}" for note in found.notes)
+    return f"{endpoint.model} at {endpoint.base_url} answers; simulation methods: {methods}{notes}"
+
+
+class Unrecorded:
+    """A call ledger that keeps nothing: a check-up is no part of any store."""
+
+    def find(self, request_sha256: str, sample: int) -> CallRecord | None:
+        return None
+
+    async def record(self, record: CallRecord) -> None:
+        return None

@@ -1,0 +1,183 @@
+"""Capture, edit and stop at any module of a model by its name: one context manager (after baukit's nethook).
+
+    Hookpoint.parse("transformer.h.6:in")        which module, and its input or its output
+    hooked(model, point, capture=, edit=, stop=) collect the activation, replace it, end the forward pass there
+    activations_at(loaded, point, ids)           the activation of one hookpoint, nothing computed beyond it
+    activations_at_all(loaded, points, ids)      several hookpoints from one forward pass
+
+Hooks are removed when their block is left, however it is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from autointerp.errors import InputError, nearest
+from autointerp.model.load import LoadedModel
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class _Stop(Exception):
+    """Ends a forward pass; `hooked` catches it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hookpoint:
+    """A module's path as in `model.named_modules()`, and which side of it is read."""
+
+    path: str
+    side: Literal["in", "out"] = "out"
+
+    @classmethod
+    def parse(cls, text: str) -> Hookpoint:
+        """`path`, `path:out` (the same) or `path:in`. Raises InputError for anything else."""
+        path, colon, side = text.strip().partition(":")
+        if not path or (colon and side not in ("in", "out")):
+            raise InputError(f"hookpoint {text!r} is not of the form module.path, module.path:in or module.path:out")
+        return cls(path, "in" if side == "in" else "out")
+
+    def __str__(self) -> str:
+        return self.path + (":in" if self.side == "in" else "")
+
+
+def resolve(model: nn.Module, hookpoint: Hookpoint) -> nn.Module:
+    """The module a hookpoint names. Raises InputError that names the closest modules where there is none."""
+    modules = dict(model.named_modules())
+    module = modules.get(hookpoint.path)
+    if module is None:
+        close = nearest(hookpoint.path, (name for name in modules if name)) or (
+            f" Its modules begin with {', '.join(name for name, _ in model.named_children())}."
+        )
+        raise InputError(f"{type(model).__name__} has no module {hookpoint.path!r}.{close}")
+    return module
+
+
+def _first_tensor(value: Any, hookpoint: Hookpoint) -> Tensor:
+    """The activation in what a module returned: a tensor, or the first entry of a tuple or ModelOutput."""
+    first = value if isinstance(value, Tensor) else value[0] if value else None
+    if not isinstance(first, Tensor):
+        raise InputError(f"hookpoint {hookpoint} does not carry a tensor but {type(first).__name__}")
+    return first
+
+
+def _with_first(value: Any, new: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return new
+    if isinstance(value, dict):  # a ModelOutput
+        value[next(iter(value))] = new
+        return value
+    return type(value)((new, *value[1:]))
+
+
+def _input_key(args: tuple[Any, ...], kwargs: dict[str, Any], hookpoint: Hookpoint) -> str | None:
+    """None where the input is the first positional argument, else the keyword it came by."""
+    if args and isinstance(args[0], Tensor):
+        return None
+    if isinstance(kwargs.get("hidden_states"), Tensor):
+        return "hidden_states"
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return key
+    raise InputError(f"hookpoint {hookpoint}: the module takes no tensor as input")
+
+
+@contextmanager
+def hooked(
+    model: nn.Module,
+    hookpoint: Hookpoint,
+    *,
+    capture: list[Tensor] | None = None,
+    edit: Edit | None = None,
+    stop: bool | Callable[[], bool] = False,
+) -> Iterator[None]:
+    """While active, every call of the module appends its activation to `capture`, replaces it by `edit` of it, and
+    with `stop` (true, or a function that returns true by then) ends the forward pass: the `with` block is left there.
+
+    What is captured is the activation before the edit, the tensor itself and not a copy.
+    """
+    module = resolve(model, hookpoint)
+
+    def visit(tensor: Tensor) -> Tensor | None:
+        if capture is not None:
+            capture.append(tensor)
+        new = edit(tensor) if edit is not None else None
+        if stop() if callable(stop) else stop:
+            raise _Stop
+        return new
+
+    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        key = _input_key(args, kwargs, hookpoint)
+        new = visit(args[0] if key is None else kwargs[key])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: new})
+
+    def on_output(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        new = visit(_first_tensor(output, hookpoint))
+        return None if new is None else _with_first(output, new)
+
+    if hookpoint.side == "in":
+        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(on_output)
+    try:
+        yield
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+
+
+def _caller(model: Any, hookpoints: Sequence[Hookpoint]) -> nn.Module:
+    """The base model (no LM head) where all hookpoints lie within it, else the model."""
+    prefix = getattr(model, "base_model_prefix", "")
+    base = getattr(model, prefix, None) if prefix else None
+    inside = all(point.path == prefix or point.path.startswith(f"{prefix}.") for point in hookpoints)
+    return base if isinstance(base, nn.Module) and inside else model
+
+
+def activations_at_all(loaded: LoadedModel, hookpoints: Sequence[Hookpoint], input_ids: Tensor) -> list[Tensor]:
+    """[B, T, d] of each hookpoint in the model's dtype, from one forward pass that ends as soon as all are there.
+
+    `input_ids` is int64 [B, T] on any device. Rows may be padded on the right: attention is causal and no mask is
+    given, so padding changes nothing to its left (and its own activations mean nothing). Raises InputError where a
+    hookpoint names no module, or one that the forward pass never runs.
+    """
+    captured: list[list[Tensor]] = [[] for _ in hookpoints]
+    ids = input_ids.to(loaded.device, non_blocking=True)
+    with torch.inference_mode(), ExitStack() as stack:
+        for point, found in zip(hookpoints, captured, strict=True):
+            stack.enter_context(hooked(loaded.model, point, capture=found, stop=lambda: all(captured)))
+        _caller(loaded.model, hookpoints)(input_ids=ids, use_cache=False)
+    return [_shaped(found, point, ids.shape) for found, point in zip(captured, hookpoints, strict=True)]
+
+
+def _shaped(found: list[Tensor], hookpoint: Hookpoint, shape: torch.Size) -> Tensor:
+    if not found:
+        raise InputError(f"hookpoint {hookpoint}: the model's forward pass never runs this module")
+    tensor = found[0]
+    if tensor.ndim == 2 and tensor.shape[0] == shape.numel():  # experts and the like see all tokens as rows
+        tensor = tensor.view(*shape, -1)
+    if tensor.ndim != 3 or tensor.shape[:2] != shape or not tensor.is_floating_point():
+        raise InputError(
+            f"hookpoint {hookpoint} carries {str(tensor.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(tensor.shape)}, not one vector for each of {tuple(shape)} tokens; choose a block, mlp or attention"
+        )
+    return tensor
+
+
+def activations_at(loaded: LoadedModel, hookpoint: Hookpoint, input_ids: Tensor) -> Tensor:
+    """[B, T, d] of one hookpoint; see `activations_at_all`."""
+    return activations_at_all(loaded, [hookpoint], input_ids)[0]
+
+
+def hidden_size_at(loaded: LoadedModel, hookpoint: Hookpoint) -> int:
+    """Width d of the vectors at a hookpoint, measured on one token."""
+    return int(activations_at(loaded, hookpoint, torch.zeros(1, 1, dtype=torch.int64)).shape[-1])

@@ -1,0 +1,222 @@
+"""Loading a causal language model and its tokenizer from the Hugging Face hub, its cache, or a folder.
+
+Code that comes with a model is never run (trust_remote_code stays False). HF_HUB_OFFLINE=1 keeps to the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from autointerp.config import ModelConfig
+from autointerp.corpus.token_text import tokenizer_sha256
+from autointerp.errors import DamagedError, InputError, OutOfMemoryError
+
+FINGERPRINT_BYTES = 1_000_000
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A frozen model in eval mode, with all that a provenance row says about it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    """Where input ids go."""
+    dtype: torch.dtype
+    name: str
+    revision: str
+    """Commit hash of a hub model; `local:` and a hash of the files for a folder."""
+    tokenizer_sha256: str
+
+    @property
+    def pad_id(self) -> int:
+        """An id to fill the right end of a batch with. Causal attention never looks at it, so any valid id will do;
+        the model's own padding id would only make transformers warn about a missing attention mask."""
+        return 1 if getattr(self.model.config.get_text_config(), "pad_token_id", None) == 0 else 0
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises InputError where there is none."""
+    _check_name(config)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            config.name, revision=config.revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(_not_loaded(config, "tokenizer", error)) from error
+    return tokenizer
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """The model on its device, in eval mode, without gradients.
+
+    Raises InputError (no such model, device or package), DamagedError (weights missing or unreadable),
+    OutOfMemoryError (does not fit the device).
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    tokenizer = load_tokenizer(config)
+    options: dict[str, Any] = {"dtype": dtype, "revision": config.revision or "main", "trust_remote_code": False}
+    placed = _placement(config, device, dtype, options)
+    try:
+        # Typed as a model, but with output_loading_info it is a pair.
+        with _no_progress_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(config.name, output_loading_info=True, **options)
+        model: PreTrainedModel = loaded[0]
+        if not placed:
+            model.to(device)  # type: ignore[arg-type]  # wrapped by transformers without its type
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"model {config.name} in {dtype} does not fit on {device}; use model.dtype, model.quantization or "
+            "model.device_map"
+        ) from error
+    except SafetensorError as error:
+        raise DamagedError(f"the weights of model {config.name} cannot be read ({error}); fetch them again") from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(_not_loaded(config, "model", error)) from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise DamagedError(f"the weights of model {config.name} do not fit its config.json: {reason}") from error
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        # transformers would go on with random numbers in their place.
+        raise DamagedError(
+            f"model {config.name} lacks {len(missing)} weights that its config.json asks for ({', '.join(missing[:3])}"
+            "...); fetch it again, or name the model it belongs to"
+        )
+    model.eval()
+    model.requires_grad_(False)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        device=next(model.get_input_embeddings().parameters()).device,
+        dtype=dtype,
+        name=config.name,
+        revision=_revision(config, model),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`: cuda, else mps, else cpu. Raises InputError for a device that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"model.device = {name!r} cannot be used here: {reason}. Use auto or cpu") from None
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the device computes in it, else float32 (float16 overflows in too many models)."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    if device.type == "mps" and torch.backends.mps.is_macos_or_newer(14, 0):
+        return torch.bfloat16
+    return torch.float32
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for loading weights, in log files too."""
+    if not hf_logging.is_progress_bar_enabled():
+        yield
+        return
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.enable_progress_bar()
+
+
+def _placement(config: ModelConfig, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> bool:
+    """Fill in the options that put the weights somewhere by themselves; whether there are any."""
+    if config.quantization != "none":
+        _require("bitsandbytes", f"model.quantization = {config.quantization!r}")
+        _require("accelerate", f"model.quantization = {config.quantization!r}")
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=config.quantization == "8bit",
+            load_in_4bit=config.quantization == "4bit",
+            bnb_4bit_compute_dtype=dtype,
+        )
+        options["device_map"] = config.device_map or {"": str(device)}
+    elif config.device_map is not None:
+        _require("accelerate", f"model.device_map = {config.device_map!r}")
+        options["device_map"] = config.device_map
+    return "device_map" in options
+
+
+def _require(package: str, what: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"{what} needs the package {package}, which is not installed; pip install {package}")
+
+
+def _check_name(config: ModelConfig) -> None:
+    if not config.name:
+        raise InputError("model.name is not set; name a Hugging Face model or a folder that holds one")
+    path = Path(config.name).expanduser()
+    looks_like_path = path.is_absolute() or config.name.startswith((".", "~")) or config.name.count("/") > 1
+    if looks_like_path and not path.is_dir():
+        raise InputError(f"model.name: there is no folder {config.name!r}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"model.name: the folder {config.name!r} holds no config.json, so no Hugging Face model")
+
+
+def _not_loaded(config: ModelConfig, what: str, error: Exception) -> str:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    hint = (
+        "HF_HUB_OFFLINE is set, so only folders and models already in the cache can be used"
+        if offline and not Path(config.name).is_dir()
+        else "check model.name and model.revision, the network, and HF_TOKEN for gated models"
+    )
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"the {what} of model {config.name!r} cannot be loaded: {reason} ({hint})"
+
+
+def _revision(config: ModelConfig, model: PreTrainedModel) -> str:
+    folder = Path(config.name)
+    if folder.is_dir():
+        return f"local:{folder_sha256(folder)}"
+    return str(getattr(model.config, "_commit_hash", None) or config.revision or "unknown")
+
+
+def folder_sha256(folder: Path) -> str:
+    """sha256 hex over names, sizes, first and last MB of the weight and JSON files: cheap at any model size."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir(), key=lambda p: p.name):
+        if not (path.is_file() and path.suffix in WEIGHT_SUFFIXES):
+            continue
+        with path.open("rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(0)
+            digest.update(json.dumps([path.name, size]).encode())
+            digest.update(handle.read(FINGERPRINT_BYTES))
+            handle.seek(max(FINGERPRINT_BYTES, size - FINGERPRINT_BYTES))
+            digest.update(handle.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,233 @@
+"""One function per stage: the only place where the torch side and the LLM side meet.
+
+Every stage is idempotent: it skips what is done and says so, and goes on from where it was stopped. torch is imported
+only when a stage needs it, so explaining, scoring and querying run where it is not installed.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from autointerp import __version__, llm_stage
+from autointerp.config import Config, SaeConfig, as_dict
+from autointerp.errors import AutointerpError, InputError, PartialFailure, nearest
+from autointerp.store.selection import Selection
+from autointerp.store.store import Store
+from autointerp.terminal import Terminal
+
+_GPU_PACKAGES = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"}
+_REPORTED_VERSIONS = ("torch", "transformers", "openai", "duckdb", "numpy")
+
+
+def _gpu_stage() -> ModuleType:
+    try:
+        from autointerp import gpu_stage
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _GPU_PACKAGES:
+            raise
+        raise InputError(
+            f"this stage runs the language model and needs {error.name}: pip install 'autointerp[gpu]'"
+        ) from None
+    return gpu_stage
+
+
+def gpu_session(config: Config, terminal: Terminal) -> Any:
+    """A gpu_stage.Session; InputError where torch is not installed."""
+    return _gpu_stage().Session(config, terminal)
+
+
+def _versions() -> dict[str, str]:
+    found = {"autointerp": __version__, "python": platform.python_version()}
+    for name in _REPORTED_VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]:
+    """The [[sae]] tables to work on: all of them, or the one named."""
+    if not config.sae:
+        raise InputError("the configuration has no [[sae]] table; add one with a hookpoint")
+    for sae in config.sae:
+        if not sae.hookpoint:
+            raise InputError("a [[sae]] table lacks its hookpoint, for example hookpoint = 'transformer.h.6'")
+    if dictionary is None:
+        return config.sae
+    found = tuple(s for s in config.sae if s.dictionary == dictionary)
+    if not found:
+        names = [s.dictionary for s in config.sae]
+        raise InputError(
+            f"no [[sae]] table is named {dictionary!r}; there is {', '.join(names)}.{nearest(dictionary, names)}"
+        )
+    return found
+
+
+@contextmanager
+def _recorded(config: Config, command: str, create: bool = True) -> Iterator[tuple[Store, str]]:
+    """The open store and the id of this run's row in `runs`, which tells afterwards how the run ended."""
+    path = Path(config.store.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Store.open(path, create=create) as store:
+        run_id = store.begin_run(command, as_dict(config), _versions())
+        try:
+            yield store, run_id
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, AutointerpError) else 1
+            status = "partial" if isinstance(error, PartialFailure) else "failed"
+            if isinstance(error, KeyboardInterrupt):
+                status, code = "interrupted", 130
+            store.finish_run(run_id, status, code)
+            raise
+        store.finish_run(run_id, "ok", 0)
+
+
+def train(config: Config, dictionary: str | None, terminal: Terminal) -> None:
+    """Train every chosen SAE that names no path."""
+    gpu = _gpu_stage()
+    with _recorded(config, "train") as (store, _):
+        session = gpu.Session(config, terminal)
+        for sae in chosen_saes(config, dictionary):
+            if sae.path:
+                terminal.say(f"{sae.dictionary}: uses the SAE at {sae.path}, nothing to train")
+            else:
+                gpu.train(session, store, sae)
+
+
+def harvest(
+    config: Config,
+    dictionary: str | None,
+    terminal: Terminal,
+    shard_index: int = 0,
+    num_shards: int = 1,
+    dry_run: bool = False,
+) -> None:
+    """Collect evidence; one shard of several never touches the store, a single one is merged at once."""
+    gpu = _gpu_stage()
+    session = gpu.Session(config, terminal)
+    saes = chosen_saes(config, dictionary)
+    if dry_run:
+        for sae in saes:
+            gpu.forecast_harvest(session, sae)
+        return
+    if num_shards > 1:
+        for sae in saes:
+            gpu.harvest_shard(session, sae, shard_index, num_shards)
+        terminal.say(f"shard {shard_index} of {num_shards} is done; run `autointerp merge` when all are")
+        return
+    with _recorded(config, "harvest") as (store, _):
+        for sae in saes:
+            gpu.harvest_and_merge(session, store, sae)
+
+
+def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
+    """Merge finished shards into the store."""
+    gpu = _gpu_stage()
+    with _recorded(config, "merge") as (store, _):
+        session = gpu.Session(config, terminal)
+        for sae in chosen_saes(config, dictionary):
+            gpu.merge(session, store, sae)
+
+
+def explain(
+    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False
+) -> None:
+    """Describe features of one dictionary, or of all in the store."""
+    with _recorded(config, "explain", create=False) as (store, run_id):
+        failed = 0
+        for row in llm_stage.dictionaries(store, config, dictionary):
+            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, dry_run)
+        _complain(failed)
+
+
+def score(
+    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False
+) -> None:
+    """Score descriptions of one dictionary, or of all in the store."""
+    with _recorded(config, "score", create=False) as (store, run_id):
+        failed = 0
+        for row in llm_stage.dictionaries(store, config, dictionary):
+            failed += llm_stage.score(config, store, row, selection, run_id, terminal, dry_run)
+        _complain(failed)
+
+
+def run(
+    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False
+) -> None:
+    """All stages in order; each skips what is done."""
+    saes = chosen_saes(config, dictionary)
+    if dry_run:
+        _forecast_run(config, dictionary, saes, selection, terminal)
+        return
+    with _recorded(config, "run") as (store, run_id):
+        worked = _gpu_stages(config, saes, store, terminal)
+        failed = 0
+        for sae in saes:
+            row = store.dictionary(sae.dictionary)
+            before = store.row_counts()
+            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, False)
+            failed += llm_stage.score(config, store, row, selection, run_id, terminal, False)
+            worked = worked or store.row_counts() != before
+        if not worked:
+            terminal.say("everything was done already; nothing to do")
+        _complain(failed)
+
+
+def _gpu_stages(config: Config, saes: tuple[SaeConfig, ...], store: Store, terminal: Terminal) -> bool:
+    """Train, harvest and merge what is missing; whether anything was. Where torch is not installed, labelling goes on
+    with what the store holds, and says so."""
+    try:
+        gpu = _gpu_stage()
+    except InputError as error:
+        held = {row.name for row in store.dictionaries()}
+        if not all(sae.dictionary in held for sae in saes):
+            raise
+        terminal.say(f"not harvesting here ({error}); labelling what the store holds")
+        return False
+    session = gpu.Session(config, terminal)
+    worked = False
+    for sae in saes:
+        if not sae.path:
+            worked = gpu.train(session, store, sae) or worked
+        worked = gpu.harvest_and_merge(session, store, sae) or worked
+    return worked
+
+
+def _forecast_run(
+    config: Config, dictionary: str | None, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal
+) -> None:
+    gpu = _gpu_stage()
+    session = gpu.Session(config, terminal)
+    for sae in saes:
+        gpu.forecast_harvest(session, sae)
+    if not Path(config.store.path).exists():
+        terminal.result("labels: calls and cost are known once the harvest has filled the store")
+        return
+    with Store.open(Path(config.store.path), read_only=True) as store:
+        for row in llm_stage.dictionaries(store, config, dictionary):
+            llm_stage.explain(config, store, row, selection, "dry-run", terminal, True)
+            llm_stage.score(config, store, row, selection, "dry-run", terminal, True)
+
+
+def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal) -> None:
+    """Recompute stored activations, and check splits and the row ledger (opening the store checks the latter)."""
+    gpu = _gpu_stage()
+    with Store.open(Path(config.store.path), read_only=True) as store:
+        session = gpu.Session(config, terminal)
+        for sae in chosen_saes(config, dictionary):
+            gpu.verify(session, store, sae, sample)
+
+
+def _complain(failed: int) -> None:
+    if failed:
+        raise PartialFailure(
+            f"finished, but {failed} rows failed; `autointerp status` counts them by kind, and running again retries "
+            "those an endpoint gave up on"
+        )

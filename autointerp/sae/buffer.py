@@ -1,0 +1,140 @@
+"""Activation vectors in, shuffled training batches out, restartable in the middle.
+
+Vectors that follow one another come from one document, so training on them in order would make every batch a document.
+They are gathered into a block, the block is permuted with a seed of its own, and batches are cut from it. Where a
+block began is remembered, so a restart reads from there and hands out exactly the batches that were left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from autointerp.errors import InputError, MismatchError
+
+
+class ActivationSource(Protocol):
+    """Where activation vectors come from: a model reading a corpus, an array on disk."""
+
+    @property
+    def d_in(self) -> int: ...
+
+    def read(self, position: Any) -> Iterator[tuple[Tensor, Any]]:
+        """Blocks of vectors [n, d_in] from `position` on (None: the start), in a fixed order, each with the position
+        right behind it. A position is a JSON-able value; the same one gives the same blocks again. Ends with the
+        corpus; it is then read again from the start."""
+        ...
+
+
+class ArraySource:
+    """Vectors that are in memory or memory-mapped: [n, d_in], of any type torch.as_tensor takes."""
+
+    def __init__(self, vectors: Any, block: int = 8192) -> None:
+        self.vectors, self.block = vectors, block
+
+    @property
+    def d_in(self) -> int:
+        return int(self.vectors.shape[1])
+
+    def read(self, position: Any) -> Iterator[tuple[Tensor, Any]]:
+        for start in range(int(position or 0), len(self.vectors), self.block):
+            part = self.vectors[start : start + self.block]
+            # torch.tensor copies: a read-only memory map must not become a tensor
+            yield part if isinstance(part, Tensor) else torch.tensor(part), start + self.block
+
+
+class ShuffledBatches:
+    """`n_batches` batches of `batch_size` vectors from `source`, shuffled within blocks of about `buffer_vectors`.
+
+    Holds one block, in the type and on the device in which the source gives its vectors. Raises InputError where the
+    source has no vectors, MismatchError where their width is not its d_in.
+    """
+
+    def __init__(
+        self, source: ActivationSource, *, batch_size: int, buffer_vectors: int, n_batches: int, seed: int
+    ) -> None:
+        self.source, self.batch_size, self.n_batches, self.seed = source, batch_size, n_batches, seed
+        self.buffer_batches = min(n_batches, max(1, buffer_vectors // batch_size))
+        self.served = 0
+        self._held = -1  # number of the block in the buffer
+        self._start: tuple[Any, int] = (None, 0)  # where the current block begins: a position, vectors to leave out
+        self._next: tuple[Any, int] = (None, 0)  # where the block after it will
+        self._blocks: Iterator[tuple[Tensor, Any]] | None = None
+        self._rest: Tensor | None = None
+        self._after: Any = None
+        self._buffer: Tensor | None = None
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able; with `restore`, the batches not yet handed out and no others."""
+        begin = self._start if self._held == self.served // self.buffer_batches else self._next
+        return {"served": self.served, "begin": list(begin)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken; call it before anything is read."""
+        self.served, (position, skip) = int(state["served"]), state["begin"]
+        self._next = (position, int(skip))
+
+    def block(self) -> Tensor:
+        """The vectors of the current block [n, d_in], in the source's order; for statistics before training."""
+        if self._held != self.served // self.buffer_batches:
+            self._fill()
+        assert self._buffer is not None
+        return self._buffer[: len(self._order)]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The batches that are left, each [batch_size, d_in]."""
+        while self.served < self.n_batches:
+            vectors = self.block()
+            first = self.served % self.buffer_batches * self.batch_size
+            self.served += 1
+            yield vectors[self._order[first : first + self.batch_size]]
+
+    def _fill(self) -> None:
+        block_index = self.served // self.buffer_batches
+        wanted = min(self.buffer_batches, self.n_batches - block_index * self.buffer_batches) * self.batch_size
+        self._start, filled = self._next, 0
+        while filled < wanted:
+            vectors = self._pending()
+            part = vectors[: wanted - filled]
+            if self._buffer is None:
+                shape = self.buffer_batches * self.batch_size, self.source.d_in
+                self._buffer = torch.empty(shape, dtype=part.dtype, device=part.device)
+            self._buffer[filled : filled + len(part)] = part
+            filled += len(part)
+            if len(part) < len(vectors):
+                self._rest, self._next = vectors[len(part) :], (self._next[0], self._next[1] + len(part))
+            else:
+                self._rest, self._next = None, (self._after, 0)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + block_index)
+        assert self._buffer is not None
+        self._held = block_index
+        self._order = torch.randperm(wanted, generator=generator).to(self._buffer.device)
+
+    def _pending(self) -> Tensor:
+        """The unread vectors at `_next`, at least one."""
+        if self._rest is not None:
+            return self._rest
+        if self._blocks is None:
+            self._blocks = iter(self.source.read(self._next[0]))
+        started_over = self._next == (None, 0)
+        while True:
+            item = next(self._blocks, None)
+            if item is None:
+                if started_over:
+                    raise InputError("the corpus gave no activation vectors to train on; check [corpus].source")
+                started_over, self._next = True, (None, 0)
+                self._blocks = iter(self.source.read(None))
+                continue
+            vectors, self._after = item
+            if vectors.ndim != 2 or vectors.shape[1] != self.source.d_in:
+                raise MismatchError(
+                    f"activation vectors of shape {list(vectors.shape)}, expected [n, {self.source.d_in}]"
+                )
+            vectors = vectors[self._next[1] :]
+            if len(vectors):
+                return vectors
+            self._next = (self._after, 0)

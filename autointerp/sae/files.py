@@ -1,0 +1,92 @@
+"""Tensor files that are never half written and never trusted: safetensors only, no pickle."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autointerp.errors import DamagedError, DiskFullError, InputError
+
+MAX_HEADER_BYTES = 1_000_000
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` fills a temporary file beside `path`, which then takes its place: whoever looks, or is killed, at any
+    moment finds the old file or the new one, whole. Raises DiskFullError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if full:
+            raise DiskFullError(f"no space left to write {path}; what stood there before is intact") from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], state: object | None = None) -> None:
+    """Write `tensors`, and `state` (JSON-able) into the same file, so that the two cannot come apart."""
+    metadata = {"format": "pt"} | ({} if state is None else {"state": json.dumps(state)})
+    # a copy: safetensors refuses tensors that share memory or are not contiguous
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(flat, temporary, metadata=metadata))
+
+
+def read_header(path: Path) -> dict[str, object]:
+    """A safetensors file's header. Raises InputError where there is no file, DamagedError where it is no such file, is
+    cut short, or claims a header above 1 MB (which would be read into memory before anything is checked)."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise DamagedError(f"{path} is damaged: {size} bytes are fewer than its header claims; copy it again")
+            if length > MAX_HEADER_BYTES:
+                raise DamagedError(f"{path} claims a header of {length} bytes; more than 1 MB is not read")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedError(f"{path} is damaged: its header is not JSON ({error}); copy it again") from None
+    if not isinstance(header, dict):
+        raise DamagedError(f"{path} is damaged: its header is not a table")
+    return header
+
+
+def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises InputError (no file) or DamagedError (see `read_header`)."""
+    read_header(path)
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise DamagedError(f"{path} is damaged: {error}; copy it again") from error
+
+
+def read_state(path: Path) -> object:
+    """The JSON value written by `write_tensors`. Raises DamagedError where there is none."""
+    metadata = read_header(path).get("__metadata__")
+    try:
+        return json.loads(metadata["state"])  # type: ignore[index]
+    except (TypeError, KeyError, json.JSONDecodeError):
+        raise DamagedError(f"{path} holds no training state; it was not written as a checkpoint") from None

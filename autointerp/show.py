@@ -1,0 +1,201 @@
+"""What a person reads of a store: one feature's page, search hits, the table of labels, the status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from autointerp.errors import InputError
+from autointerp.records import Context, PromotedToken
+from autointerp.store.rows import DictionaryRow
+from autointerp.store.store import Store
+from autointerp.terminal import Terminal, visible
+
+_LABEL_COLUMNS = ("feature", "label", "score", "ci_low", "ci_high", "density")
+_SHADES = (
+    (0.75, "black on bright_yellow"),
+    (0.5, "black on yellow"),
+    (0.25, "bold yellow"),
+    (0.0, "yellow"),
+)
+"""Style of a token by its share of the feature's maximum: the first threshold it exceeds."""
+
+
+def print_labels(path: Path, dictionary: str, terminal: Terminal, rows: int = 20) -> None:
+    """The summary that ends a demo: how many features of each status, how well they score, the best of them."""
+    with Store.open(path, read_only=True) as store:
+        summary = store.label_summary(store.dictionary(dictionary).dictionary_id)
+        best = store.best_labels(store.dictionary(dictionary).dictionary_id, rows)
+    counts = ", ".join(f"{n} {status}" for status, n in summary["features"].items())
+    terminal.result(f"{dictionary}: {counts}; {summary['labelled']} labelled, {summary['scored']} scored")
+    for row in summary["scores"]:
+        terminal.result(
+            f"{row['explainer']} / {row['scorer']} ({row['method']}): mean {row['mean_score']:.3f} "
+            f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}] over {row['n']} features, "
+            f"{row['n_without_score']} without a score"
+        )
+    terminal.table(
+        _LABEL_COLUMNS, [[r[c] for c in _LABEL_COLUMNS] for r in best], title=f"the {len(best)} best-scored features"
+    )
+
+
+def print_search(path: Path, text: str, dictionary: str | None, limit: int, as_json: bool, terminal: Terminal) -> None:
+    """Labels that hold words of `text`."""
+    with Store.open(path, read_only=True) as store:
+        chosen = store.dictionary(dictionary).dictionary_id if dictionary else None
+        found = store.search_labels(text, chosen, limit)
+    if as_json:
+        terminal.result(_json(found))
+        return
+    if not found:
+        terminal.say(f"no label mentions {text!r}")
+        return
+    columns = ("name", *_LABEL_COLUMNS)
+    terminal.table(columns, [[row[c] for c in columns] for row in found])
+
+
+def print_feature(
+    path: Path, feature: str, dictionary: str | None, contexts: int, as_json: bool, terminal: Terminal
+) -> None:
+    """Everything about one feature. `feature` is NUMBER or NAME:NUMBER."""
+    name, _, number = feature.rpartition(":")
+    if not number.isdigit():
+        raise InputError(f"{feature!r} is not a feature; write a number, or NAME:NUMBER to name the dictionary")
+    with Store.open(path, read_only=True) as store:
+        row = store.dictionary(name or dictionary)
+        page = store.feature_page(row.dictionary_id, int(number), contexts)
+    if as_json:
+        terminal.result(_json(page))
+        return
+    _print_page(row, page, contexts, terminal)
+
+
+def _print_page(row: DictionaryRow, page: dict[str, Any], limit: int, terminal: Terminal) -> None:
+    facts, label = page["feature"], page["label"]
+    say = terminal.result
+    say(f"[bold]{escape(row.name)}:{facts['feature']}[/bold]  {escape(row.model)} {escape(row.hookpoint)}"
+        if terminal.out.is_terminal
+        else f"{row.name}:{facts['feature']}  {row.model} {row.hookpoint}", markup=True)  # fmt: skip
+    say(
+        f"{facts['status']}; fires in {_percent(facts['density'])} of tiles and on {_percent(facts['token_density'])} "
+        f"of tokens; maximum {facts['max_activation']:.3g}, mean {facts['mean_activation']:.3g}"
+    )
+    say("")
+    if label["label"]:
+        say(f"label  {visible(label['label'])}")
+        say(f"       by {label['explainer']} ({label['model'] or 'no LLM'})")
+    else:
+        say(f"label  none ({label['explanation_status'] or 'not explained yet'})")
+    for score in page["scores"]:
+        if score["control"] is None and score["explanation_id"] == label["explanation_id"]:
+            interval = "" if score["ci_low"] is None else f" [{score['ci_low']:.2f}, {score['ci_high']:.2f}]"
+            value = score["status"] if score["value"] is None else f"{score['value']:.2f}{interval}"
+            say(
+                f"score  {value}  {score['scorer']}, {score['method']}, on {score['part']}; n {score['n']}, "
+                f"{score['n_failed']} failed"
+            )
+    _print_tokens("promotes", page["promoted"], terminal)
+    _print_tokens("suppresses", page["suppressed"], terminal)
+    _print_histogram(facts, terminal)
+    for split, kind, title in (
+        ("explain", "top", "strongest contexts"),
+        ("explain", "sampled", "contexts drawn at random from those where it fires"),
+        ("report", "top", "held out: strongest contexts"),
+        ("explain", "negative", "silent, though alike"),
+    ):
+        chosen = [c for c in page["contexts"] if c.split == split and c.kind == kind][:limit]
+        if chosen:
+            say("")
+            say(title)
+            for context in chosen:
+                _print_context(context, facts["max_activation"], terminal)
+
+
+def _print_tokens(word: str, tokens: Sequence[PromotedToken], terminal: Terminal) -> None:
+    if tokens:
+        shown = "  ".join(f"{visible(repr(t.token)[1:-1])} {t.logit:+.2f}" for t in tokens[:8])
+        terminal.result(f"{word}  {shown}")
+
+
+def _print_histogram(facts: dict[str, Any], terminal: Terminal) -> None:
+    counts, edges = facts["histogram_counts"], facts["histogram_edges"]
+    if not counts:
+        return
+    blocks = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+    largest = max(counts)
+    bars = "".join(blocks[min(7, int(8 * n / largest))] if n else " " for n in counts)
+    terminal.result(f"activations  {edges[0]:.2g} {bars} {edges[-1]:.2g}")
+
+
+def _print_context(context: Context, scale: float, terminal: Terminal) -> None:
+    """One context on one line: shaded on a terminal, <<marked>> in a pipe, where colours do not reach."""
+    where = f"{context.document}@{context.position}"
+    peak = f"{context.max_activation:6.2f}"
+    if terminal.out.is_terminal:
+        shaded = "".join(
+            f"[{_shade(a / scale)}]{escape(visible(t))}[/]" if a > 0 and scale > 0 else escape(visible(t))
+            for t, a in zip(context.tokens, context.activations, strict=True)
+        )
+        terminal.out.print(f"  {peak}  {shaded}  [dim]{escape(visible(where))}[/dim]", soft_wrap=True)
+        return
+    marked = "".join(
+        f"<<{visible(t)}>>" if a > 0.3 * context.max_activation > 0 else visible(t)
+        for t, a in zip(context.tokens, context.activations, strict=True)
+    )
+    terminal.result(f"  {peak}  {marked}  ({visible(where)})")
+
+
+def _shade(share: float) -> str:
+    return next((style for threshold, style in _SHADES if share > threshold), _SHADES[-1][1])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
+    """What is done, pending, failed and spent."""
+    with Store.open(path, read_only=True) as store:
+        status = store.status()
+    if as_json:
+        terminal.result(_json(status))
+        return
+    for d in status["dictionaries"]:
+        counts = ", ".join(f"{n:,} {name}" for name, n in d["features"].items()) or "not harvested yet"
+        terminal.result(f"{d['name']}: {d['model']} {d['hookpoint']}, {d['d_sae']:,} features: {counts}")
+        for row in d["explanations"]:
+            terminal.result(
+                f"  labels by {row['explainer']} ({row['model'] or 'no LLM'}): {row['n']:,} {row['status']}"
+            )
+        for row in d["scores"]:
+            mean = "" if row["mean"] is None else f", mean {row['mean']:.3f}"
+            control = f", control {row['control']}" if row["control"] else ""
+            terminal.result(
+                f"  scores by {row['scorer']} ({row['method']}, {row['part']}{control}): "
+                f"{row['n']:,} {row['status']}{mean}"
+            )
+        terminal.result(f"  pending: {d['without_label']:,} features without a label")
+    spent = status["spent"]
+    terminal.result(
+        f"spent: {spent['requests']:,} requests, {spent['input_tokens']:,} + {spent['output_tokens']:,} tokens, "
+        f"${spent['usd']:.4f}"
+    )
+    if status["spend_by_stage"]:
+        columns = ("name", "stage", "model", "n_calls", "n_not_ok", "input_tokens", "output_tokens", "cost_usd")
+        terminal.table(columns, [[r[c] for c in columns] for r in status["spend_by_stage"]])
+    for row in status["runs"][:5]:
+        code = "" if row["exit_code"] is None else f", exit code {row['exit_code']}"
+        terminal.result(f"run {row['started_at'][:19]}  {row['command']}: {row['status']}{code}")
+
+
+def _json(value: Any) -> str:
+    def plain(item: Any) -> Any:
+        if hasattr(item, "__dataclass_fields__"):
+            return {name: getattr(item, name) for name in item.__dataclass_fields__}
+        return str(item)
+
+    return json.dumps(value, default=plain, ensure_ascii=False, indent=1)

@@ -1,0 +1,296 @@
+"""Merge: folders of harvested units -> a new evidence file, put in the old one's place, and the features' rows.
+
+The rows are a function of the union of the units, so any sharding or folding gives the same tables: ids are assigned
+in a fixed order. Everything happens in temporary tables of a cursor, within a memory limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from autointerp.config import HarvestConfig
+from autointerp.errors import InputError
+from autointerp.records import SPLITS
+from autointerp.store.connection import quoted, sql_file
+from autointerp.store.faults import translated
+from autointerp.store.store import Store
+from autointerp.store.unit_tables import ListBounds, copy, read_units, reduce_units
+
+PER_TOKEN, PER_NEIGHBOUR, MOST_DRAWS = 8, 3, 64
+"""Candidate tiles for each negative wanted: of one token, of one neighbour, and at random at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitTotals:
+    """Sums over all units, by split."""
+
+    n_tokens: Mapping[str, int]
+    n_tiles: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramEdges:
+    """Upper edge of each bin but the last (the lower edge of the next), for tokens and for tiles' maxima."""
+
+    tokens: np.ndarray
+    tiles: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class MergeSource:
+    """What a merge reads."""
+
+    folders: Sequence[Path]
+    neighbours: Mapping[str, np.ndarray]
+    """Columns feature, neighbour: the nearest features of each by decoder cosine."""
+    d_sae: int
+    totals: UnitTotals
+    edges: HistogramEdges
+    pieces: Sequence[str | None]
+    """Each id's string where it decodes alone."""
+    tokens: Callable[[Sequence[int]], list[str]]
+    """Joint decoding of a window's ids, for windows with split characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeTarget:
+    """The rows a merge belongs to (made with Store.add_dictionary, add_corpus, add_harvest)."""
+
+    dictionary_id: int
+    corpus_id: int
+    harvest_id: int
+
+
+def bounds_of(config: HarvestConfig) -> ListBounds:
+    """List lengths in units and folds: twice what is kept, as texts that stand in an earlier split are dropped."""
+    return ListBounds(2 * config.top_contexts, 2 * config.sampled_contexts, config.negative_pool_windows)
+
+
+def merge_units(
+    store: Store,
+    source: MergeSource,
+    target: MergeTarget,
+    config: HarvestConfig,
+    *,
+    memory_limit: str | None = None,
+    threads: int | None = None,
+) -> dict[str, int]:
+    """Replaces the dictionary's evidence and features with those of the units; other dictionaries stay as they are.
+
+    Returns counts (contexts, windows, features by status). Raises DiskFullError, DamagedError (a Parquet file that
+    cannot be read), InputError (no units).
+    """
+    if not source.folders:
+        raise InputError("there are no harvested units to merge; run `autointerp harvest` first")
+    new_file = store.evidence_path.with_name(store.evidence_path.name + ".new")
+    for leftover in (new_file, new_file.with_name(new_file.name + ".wal")):
+        leftover.unlink(missing_ok=True)
+    with translated(store.evidence_path):
+        counts = _merge(store, source, target, config, new_file, memory_limit, threads)
+    return counts
+
+
+def _merge(
+    store: Store,
+    source: MergeSource,
+    target: MergeTarget,
+    config: HarvestConfig,
+    new_file: Path,
+    memory_limit: str | None,
+    threads: int | None,
+) -> dict[str, int]:
+    features_file = new_file.with_name(new_file.name + ".features.parquet")
+    con = store.con.cursor()
+    try:
+        with _limits(con, memory_limit, threads):
+            _compute(con, source, config)
+            con.execute(f"ATTACH {quoted(str(new_file))} AS building")
+            counts = _write(con, store, source, target)
+            con.execute("DETACH building")
+            copy(con, "SELECT * FROM new_features ORDER BY feature", features_file)
+        con.close()
+        store.replace_evidence(new_file)
+        with store.transaction() as main:
+            main.execute("DELETE FROM features WHERE dictionary_id = $1", [target.dictionary_id])
+            main.execute(
+                "INSERT INTO features SELECT $1, feature, $2, * EXCLUDE (feature) FROM read_parquet($3) "
+                "ORDER BY feature",
+                [target.dictionary_id, target.harvest_id, str(features_file)],
+            )
+            counts |= dict(
+                main.execute(
+                    "SELECT status, count(*) FROM features WHERE dictionary_id = $1 GROUP BY status ORDER BY status",
+                    [target.dictionary_id],
+                ).fetchall()
+            )
+    finally:
+        con.close()
+        features_file.unlink(missing_ok=True)
+    return counts
+
+
+@contextmanager
+def _limits(con: duckdb.DuckDBPyConnection, memory_limit: str | None, threads: int | None) -> Iterator[None]:
+    """DuckDB's settings for a merge, put back afterwards: they hold for every connection to the store."""
+    wanted = {"memory_limit": memory_limit, "threads": threads, "preserve_insertion_order": False}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    before = con.execute("SELECT " + ", ".join(f"current_setting('{name}')" for name in wanted)).fetchone()
+    assert before is not None  # a SELECT of scalars has one row
+    try:
+        for name, value in wanted.items():
+            con.execute(f"SET GLOBAL {name} = {quoted(str(value))}")
+        yield
+    finally:
+        for name, old in zip(wanted, before, strict=True):
+            con.execute(f"SET GLOBAL {name} = {quoted(str(old))}")
+
+
+def _compute(con: duckdb.DuckDBPyConnection, source: MergeSource, config: HarvestConfig) -> None:
+    """Temporary tables active_contexts, negative_contexts and new_features."""
+    read_units(con, source.folders)
+    bounds = bounds_of(config)
+    reduce_units(con, bounds)
+    variables: dict[str, Any] = {
+        "n_top": config.top_contexts,
+        "n_sampled": config.sampled_contexts,
+        "sample_size": bounds.sampled,
+        "n_negatives": config.negatives,
+        "per_token": PER_TOKEN * config.negatives,
+        "per_neighbour": PER_NEIGHBOUR * config.negatives,
+        "d_sae": source.d_sae,
+        "n_tokens": max(1, sum(source.totals.n_tokens.values())),
+        "n_tiles": max(1, sum(source.totals.n_tiles.values())),
+        "rare_below": config.rare_below,
+        "edges": [0.0, *source.edges.tokens.tolist(), float(np.finfo(np.float32).max)],
+    }
+    for name, value in variables.items():
+        con.execute(f"SET VARIABLE {name} = $1", [value])
+    tiles = source.edges.tiles
+    _table(con, "tile_edges", bin=np.arange(1, len(tiles), dtype=np.int16), low=tiles[:-1], high=tiles[1:])
+    con.execute("INSERT INTO tile_edges VALUES (0, NULL, NULL), ($1, NULL, NULL)", [len(tiles)])
+    _table(con, "neighbours", **{name: np.asarray(c, dtype=np.int32) for name, c in source.neighbours.items()})
+    con.execute(sql_file("merge/contexts.sql"))
+    con.execute(sql_file("merge/tiles.sql"))
+    _draw_random_tiles(con, config)
+    con.execute(sql_file("merge/negatives.sql"))
+    con.execute(sql_file("merge/features.sql"))
+
+
+def _table(con: duckdb.DuckDBPyConnection, name: str, **columns: np.ndarray) -> None:
+    con.register("given_columns", columns)
+    con.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM given_columns")
+    con.unregister("given_columns")
+
+
+def _draw_random_tiles(con: duckdb.DuckDBPyConnection, config: HarvestConfig) -> None:
+    """Table random_tiles (feature, split, tile_id, turn): for every feature and split, enough uniform draws with
+    replacement that about twice `negatives` of them are silent (but at most MOST_DRAWS times as many)."""
+    rows = con.execute(_ACTIVE_SHARES).fetchnumpy()
+    feature, split, n_tiles = (np.asarray(rows[c], dtype=np.int64) for c in ("feature", "split", "n_tiles"))
+    silent = np.maximum(1 - np.asarray(rows["n_active"], dtype=np.int64) / n_tiles, 1 / MOST_DRAWS)
+    n_draws = np.minimum(np.ceil((2 * config.negatives + 8) / silent), MOST_DRAWS * config.negatives).astype(np.int64)
+    owner = np.repeat(np.arange(len(feature)), n_draws)
+    turn = np.arange(len(owner)) - np.repeat(np.cumsum(n_draws) - n_draws, n_draws)
+    key = _splitmix(_splitmix(feature * len(SPLITS) + split + (config.seed << 40))[owner] + turn.astype(np.uint64))
+    _table(
+        con,
+        "random_tiles",
+        feature=feature[owner].astype(np.int32),
+        split=split[owner].astype(np.int8),
+        tile_id=(key % n_tiles[owner].astype(np.uint64)).astype(np.int64),
+        turn=turn,
+    )
+
+
+_ACTIVE_SHARES = """
+SELECT a.feature, a.split, n.n_tiles, coalesce(p.n_active, 0) AS n_active
+FROM alive AS a
+JOIN (SELECT split, count(*) AS n_tiles FROM tiles GROUP BY split) AS n USING (split)
+LEFT JOIN (
+    SELECT split, feature, sum(bit_count(mask))::BIGINT AS n_active FROM kept_pool GROUP BY split, feature
+) AS p USING (split, feature)
+ORDER BY a.feature, a.split
+"""
+
+
+def _splitmix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64 (Steele, Lea, Flood 2014) of 64-bit integers, as uint64."""
+    with np.errstate(over="ignore"):
+        x = x.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _write(con: duckdb.DuckDBPyConnection, store: Store, source: MergeSource, target: MergeTarget) -> dict[str, int]:
+    """Fill the attached database `building` with the new evidence and that of the other dictionaries."""
+    row = con.execute("SELECT current_database()").fetchone()
+    assert row is not None
+    con.execute("USE building")
+    con.execute(sql_file("evidence_schema.sql"))
+    con.execute(f'USE "{row[0]}"')
+    _decode_windows(con, source)
+    con.execute("SET VARIABLE dictionary_id = $1", [target.dictionary_id])
+    con.execute("SET VARIABLE harvest_id = $1", [target.harvest_id])
+    con.execute("SET VARIABLE corpus_id = $1", [target.corpus_id])
+    con.execute("SET VARIABLE store_id = $1", [store.store_id])
+    con.execute("SET VARIABLE now = $1", [store.now()])
+    con.execute(sql_file("merge/write.sql"))
+    counted = con.execute(
+        "SELECT (SELECT count(*) FROM active_contexts), (SELECT count(*) FROM negative_contexts), "
+        "(SELECT count(*) FROM window_ids)"
+    ).fetchone()
+    assert counted is not None
+    return dict(zip(("n_active_contexts", "n_negatives", "n_windows"), counted, strict=True))
+
+
+def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource) -> None:
+    """Table window_tokens (unit, window, tokens): windows without split characters by a join with the pieces."""
+    pieces = np.array([(piece or "") for piece in source.pieces], dtype=object)
+    whole = np.array([piece is not None for piece in source.pieces])
+    _table(con, "pieces", token_id=np.arange(len(pieces), dtype=np.int32), piece=pieces, whole=whole)
+    con.execute(sql_file("merge/windows.sql"))
+    broken = con.execute(
+        "SELECT unit, \"window\", token_ids FROM window_ids JOIN kept_windows USING (unit, \"window\") "
+        "ANTI JOIN window_tokens USING (unit, \"window\") ORDER BY unit, \"window\""
+    ).fetchall()
+    if broken:
+        decoded = [source.tokens(ids) for _, _, ids in broken]
+        con.execute(
+            "INSERT INTO window_tokens SELECT unnest($1::INTEGER[]), unnest($2::INTEGER[]), unnest($3::VARCHAR[][])",
+            [[unit for unit, _, _ in broken], [window for _, window, _ in broken], decoded],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredContext:
+    """One stored context with its whole window: all that recomputing its activations needs."""
+
+    context_id: int
+    feature: int
+    window_id: int
+    token_ids: list[int]
+    n_prefix: int
+    offset: int
+    length: int
+    positions: list[int]
+    values: list[float]
+
+
+def stored_contexts(store: Store, dictionary_id: int, n: int, seed: int = 0) -> list[StoredContext]:
+    """`n` contexts of the dictionary drawn at random (all, where there are fewer), the same ones for the same seed."""
+    rows = store.rows(
+        'SELECT c.context_id, c.feature, c.window_id, w.token_ids, w.n_prefix, c."offset", c.length, c.positions, '
+        'c."values" FROM (SELECT * FROM evidence.context_rows WHERE dictionary_id = ? '
+        "ORDER BY hash(context_id, ?), context_id LIMIT ?) AS c JOIN evidence.windows AS w USING (window_id) "
+        "ORDER BY c.context_id",
+        [dictionary_id, seed, n],
+    )
+    return [StoredContext(*row) for row in rows]

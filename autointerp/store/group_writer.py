@@ -1,0 +1,121 @@
+"""One task that writes what many workers produce, in groups, so that a commit's fsync is shared."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from autointerp.errors import AutointerpError
+from autointerp.records import CallRecord, Explanation, Score
+from autointerp.store.store import Store
+from autointerp.store.writes import check_call, check_explanation, check_score
+
+_Record = CallRecord | Explanation | Score
+
+
+class GroupWriter:
+    """`async with GroupWriter(store) as writer: await writer.call(record)`.
+
+    Each await returns once the record's group is committed and in the row ledger; nothing that was acknowledged is lost
+    by a kill. A group is closed at `max_rows` records or `max_wait_s` after its first one. A record that the store
+    refuses fails alone: its group is written again, one by one. When the store itself fails (disk full, damage)
+    everyone waiting gets that error, and so does every later record. Leaving the block writes what is still waiting.
+    """
+
+    def __init__(self, store: Store, *, max_rows: int = 50, max_wait_s: float = 0.2) -> None:
+        self._store = store
+        self._max_rows = max_rows
+        self._max_wait_s = max_wait_s
+        self._queue: asyncio.Queue[tuple[_Record, asyncio.Future[None]] | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self.commits = 0
+        """Groups committed so far."""
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._write_groups())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        if task is None:
+            return
+        self._queue.put_nowait(None)
+        # Cancelling the caller must not tear a commit that is under way: it ends with the queue.
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await task
+            raise
+
+    async def call(self, record: CallRecord) -> None:
+        check_call(record)
+        await self._written(record)
+
+    async def explanation(self, record: Explanation) -> None:
+        check_explanation(record)
+        await self._written(record)
+
+    async def score(self, record: Score) -> None:
+        check_score(record)
+        await self._written(record)
+
+    async def _written(self, record: _Record) -> None:
+        if self._store.failed is not None:
+            raise self._store.failed
+        if self._task is None:
+            raise AutointerpError("the group writer is closed")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((record, done))
+        # A worker that is cancelled while it waits leaves its record in the queue: a paid reply is written anyway.
+        await asyncio.shield(done)
+
+    async def _write_groups(self) -> None:
+        loop = asyncio.get_running_loop()
+        open_ = True
+        while open_:
+            first = await self._queue.get()
+            if first is None:
+                return
+            group = [first]
+            deadline = loop.time() + self._max_wait_s
+            while len(group) < self._max_rows:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        item = await self._queue.get()
+                except TimeoutError:
+                    break
+                if item is None:
+                    open_ = False
+                    break
+                group.append(item)
+            await self._commit(group)
+
+    async def _commit(self, group: list[tuple[_Record, asyncio.Future[None]]]) -> None:
+        records = [record for record, _ in group]
+        error: Exception | None = None
+        try:
+            await asyncio.to_thread(
+                self._store.insert_group,
+                [r for r in records if isinstance(r, CallRecord)],
+                [r for r in records if isinstance(r, Explanation)],
+                [r for r in records if isinstance(r, Score)],
+            )
+            self.commits += 1
+        except Exception as caught:
+            # Not swallowed: the worker whose record it was gets it.
+            error = caught
+        if error is not None and len(group) > 1 and self._store.failed is None:
+            for one in group:
+                await self._commit([one])
+            return
+        for _, done in group:
+            if done.cancelled():
+                continue
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+                done.exception()  # a worker that was cancelled will not fetch it; that is no fault of its own

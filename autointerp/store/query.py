@@ -1,0 +1,134 @@
+"""SQL from outside: a connection of its own, reading only, locked down before any of it is looked at."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from autointerp.errors import AutointerpError, InputError, StoppedError
+from autointerp.store.connection import attach_evidence, connect, evidence_path_of, quoted
+from autointerp.store.faults import from_duckdb, translated
+
+
+def run_query(
+    path: Path, sql: str, *, unsafe: bool = False, memory_limit: str = "2GB", timeout_s: float = 30.0,
+    max_rows: int | None = None, output: Path | None = None, output_format: str = "parquet",
+) -> tuple[list[str], list[tuple[Any, ...]]]:  # fmt: skip
+    """Column names and rows of one SQL statement over the store at `path`, its evidence attached.
+
+    The connection cannot write to the store, and unless `unsafe` it can reach no file, network, extension or setting
+    either; a statement that runs longer than `timeout_s` seconds is interrupted. `max_rows` ends the result early (the
+    rows lie in memory, outside of `memory_limit`). With `output` the result goes to that file (output_format parquet,
+    csv or json), which then is the one path it may touch, and the rows come back empty.
+
+    Raises InputError (SQL that does not parse, bind or is not allowed), StoppedError (timeout), StoreBusyError,
+    DamagedError, DiskFullError.
+    """
+    path = Path(path)
+    with _connected(path) as con:
+        _lock_down(con, path, unsafe, memory_limit, output)
+        statement = _single_statement(con, sql)
+        if output is not None:
+            if output_format not in ("parquet", "csv", "json"):
+                raise InputError(f"output format must be parquet, csv or json, not {output_format!r}")
+            if statement.type != duckdb.StatementType.SELECT:
+                raise InputError("only a SELECT can be written to a file")
+            query = f"COPY (\n{statement.query}\n) TO {quoted(str(output.resolve()))} (FORMAT {output_format})"
+        else:
+            query = statement.query
+        timed_out = threading.Event()
+
+        def stop() -> None:
+            timed_out.set()
+            con.interrupt()
+
+        timer = threading.Timer(timeout_s, stop)
+        timer.start()
+        try:
+            con.execute(query)
+            if output is not None:
+                con.fetchall()
+                return [], []
+            columns = [column[0] for column in con.description or []]
+            return columns, con.fetchall() if max_rows is None else con.fetchmany(max_rows)
+        except duckdb.InterruptException:
+            if timed_out.is_set():
+                raise StoppedError(
+                    f"the query took longer than {timeout_s:g} s and was stopped; narrow it down or allow more time"
+                ) from None
+            raise
+        except duckdb.OutOfMemoryException as error:
+            raise InputError(f"the query needs more memory than {memory_limit}: {_first_line(error)}") from error
+        except duckdb.Error as error:
+            raise _explained(error, path, unsafe) from error
+        finally:
+            timer.cancel()
+
+
+@contextmanager
+def _connected(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    if not path.exists():
+        raise InputError(f"no store at {path}; name one with --store")
+    with translated(path, opening=True):
+        con = connect(path, read_only=True)
+    try:
+        with translated(path, opening=True):
+            try:
+                row = con.execute("SELECT store_id FROM store_state").fetchone()
+            except duckdb.CatalogException:
+                raise InputError(f"{path} is a DuckDB file, but not a store of this program") from None
+        attach_evidence(con, path, evidence_path_of(path), row[0] if row else "")
+        yield con
+    finally:
+        con.close()
+
+
+def _single_statement(con: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+    try:
+        statements = con.extract_statements(sql)
+    except duckdb.Error as error:
+        raise InputError(f"the SQL does not parse: {_first_line(error)}") from error
+    if len(statements) != 1:
+        raise InputError(f"give one SQL statement, not {len(statements)}")
+    if statements[0].named_parameters:
+        raise InputError("the SQL has parameters (?, $1); write the values into it")
+    return statements[0]
+
+
+def _lock_down(
+    con: duckdb.DuckDBPyConnection, path: Path, unsafe: bool, memory_limit: str, output: Path | None
+) -> None:
+    """Settings first, the lock last: after `lock_configuration` nothing of this can be undone by a statement."""
+    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", memory_limit, re.IGNORECASE):
+        raise InputError(f"memory limit must look like 2GB or 512MB, not {memory_limit!r}")
+    with translated(path):
+        con.execute(f"SET memory_limit = {quoted(memory_limit)}")
+        if unsafe:
+            return
+        if output is not None:
+            con.execute(f"SET allowed_paths = [{quoted(str(output.resolve()))}]")
+        # Spilling would put a folder beside the store, which a reader may not be able to write to.
+        con.execute("SET temp_directory = ''")
+        con.execute("SET enable_external_access = false")
+        con.execute("SET lock_configuration = true")
+
+
+def _explained(error: duckdb.Error, path: Path, unsafe: bool) -> AutointerpError:
+    text = _first_line(error)
+    if isinstance(error, duckdb.PermissionException) or "configuration has been locked" in text:
+        advice = "" if unsafe else ". Queries reach only the store's own tables; --unsafe lifts that"
+        return InputError(f"not allowed in a query: {text}{advice}")
+    if "read-only mode" in text:
+        return InputError(f"a query cannot change the store: {text}")
+    fault = from_duckdb(error, path)
+    return InputError(f"the query failed: {text}") if type(fault) is AutointerpError else fault
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).split("\n\nStack Trace", 1)[0].strip()

@@ -1,0 +1,210 @@
+"""Which features to work on, and which of them still lack a label or a score."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from autointerp.errors import AutointerpError, InputError
+from autointerp.records import Explanation
+from autointerp.store.connection import connect
+from autointerp.store.reads import EXPLANATION, StoreReads
+
+_TABLES = frozenset(
+    {
+        "corpora", "dictionaries", "harvests", "features", "vocab_projection", "explanations", "scores", "predictions",
+        "sae_metrics", "training_metrics", "llm_calls", "runs", "labels", "contexts", "windows", "spend_by_stage",
+        "explainer_leaderboard",
+    }
+)  # fmt: skip
+# The columns a condition may use: those of `features`, and those of `labels` that `features` has not.
+_SELECTABLE = """
+    SELECT f.*, l.name, l.label, l.explainer, l.model, l.scorer, l.method, l.score, l.ci_low, l.ci_high,
+           l.explanation_status, l.score_status
+    FROM features AS f JOIN labels AS l USING (dictionary_id, feature)
+    WHERE f.dictionary_id = ?
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Features chosen on the command line; everything given must hold. Applied in the order of the fields.
+
+    `limit` counts chosen features, not pending ones: the same command twice works on the same features.
+    """
+
+    features: str | None = None
+    """Numbers and inclusive ranges: "0-999,1234"."""
+    where: str | None = None
+    """An SQL condition over the columns of `features` and `labels`; subqueries may read the store's tables only."""
+    random: int | None = None
+    """So many of them, drawn with `seed`."""
+    limit: int | None = None
+    """The first so many, by number."""
+    seed: int = 0
+
+
+def parse_features(text: str) -> list[tuple[int, int]]:
+    """Inclusive ranges of "0-999,1234"; InputError names the part that does not parse."""
+    ranges = []
+    for part in text.split(","):
+        low, dash, high = (piece.strip() for piece in part.strip().partition("-"))
+        if not low.isascii() or not low.isdigit() or (dash and not (high.isascii() and high.isdigit())):
+            raise InputError(f"--features {text!r}: {part.strip()!r} is neither a number nor a range like 0-999")
+        first, last = int(low), int(high) if dash else int(low)
+        if last < first:
+            raise InputError(f"--features {text!r}: the range {part.strip()!r} runs backwards")
+        ranges.append((first, last))
+    return ranges
+
+
+def check_condition(condition: str) -> None:
+    """InputError unless `condition` is one SQL expression that reads nothing but the store's own tables.
+
+    The text is parsed by DuckDB, never run: as the only WHERE clause of a statement that we build, in brackets, where
+    anything that ends the expression early, adds a statement, or names a table function or a file shows in the parse;
+    and without brackets, so that it cannot close ours and open its own.
+    """
+    # The closing bracket stands on its own line, so that a trailing comment cannot swallow it.
+    statements: list[dict[str, Any]] = []
+    with connect() as con:
+        for statement in (f"SELECT\n{condition}\n", f"SELECT 1 FROM features WHERE (\n{condition}\n)"):
+            row = con.execute("SELECT json_serialize_sql(?)", [statement]).fetchone()
+            tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
+            if tree["error"]:
+                reason = tree.get("error_message", "cannot be parsed")
+                raise InputError(f"--where {condition!r} is not an SQL condition: {reason}")
+            statements = tree["statements"]
+    node = statements[0]["node"] if len(statements) == 1 else {}
+    plain = (
+        node.get("type") == "SELECT_NODE"
+        and not node["modifiers"]
+        and not node["group_expressions"]
+        and node["having"] is None
+        and node["qualify"] is None
+        and node["sample"] is None
+        and node["from_table"]["type"] == "BASE_TABLE"
+    )
+    if not plain:
+        raise InputError(f"--where {condition!r} must be one SQL condition and nothing after it")
+    with_names = {entry["key"] for inner in _dicts(node) for entry in inner.get("cte_map", {}).get("map", [])}
+    for inner in _dicts(node["where_clause"]):
+        kind = inner.get("type")
+        if kind == "TABLE_FUNCTION":
+            raise InputError(f"--where {condition!r}: table functions are not allowed in a condition")
+        if kind == "VALUE_PARAMETER" or inner.get("class") == "PARAMETER":
+            raise InputError(f"--where {condition!r}: a condition takes no parameters (?, $1)")
+        if kind == "BASE_TABLE":
+            table = inner["table_name"]
+            known = table in _TABLES and inner["schema_name"] in ("", "main", "evidence") and not inner["catalog_name"]
+            if not known and not (table in with_names and not inner["schema_name"]):
+                raise InputError(f"--where {condition!r}: {table!r} is not a table of the store")
+
+
+def _dicts(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every dict inside a parsed JSON value, itself included."""
+    if isinstance(tree, dict):
+        yield tree
+        for value in tree.values():
+            yield from _dicts(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _dicts(value)
+
+
+class StoreSelections(StoreReads):
+    def selected_features(self, dictionary_id: int, selection: Selection) -> list[int]:
+        """The chosen features in ascending order; dead ones are left out, there is nothing to say about them.
+
+        Raises InputError: a number past the dictionary's last feature, a condition that is not one.
+        """
+        conditions, parameters = ["status <> 'dead'"], []
+        source = "SELECT feature, status FROM features WHERE dictionary_id = ?"
+        if selection.features is not None:
+            ranges = parse_features(selection.features)
+            last = self.rows("SELECT max(feature) FROM features WHERE dictionary_id = ?", [dictionary_id])[0][0]
+            highest = max(high for _, high in ranges)
+            if last is not None and highest > last:
+                raise InputError(f"--features {selection.features!r}: the dictionary's last feature is {last}")
+            conditions.append("(" + " OR ".join("feature BETWEEN ? AND ?" for _ in ranges) + ")")
+            parameters = [bound for pair in ranges for bound in pair]
+        if selection.where is not None:
+            check_condition(selection.where)
+            source = _SELECTABLE
+            conditions.append(f"(\n{selection.where}\n)")
+        for name in ("random", "limit"):
+            count = getattr(selection, name)
+            if count is not None and count < 1:
+                raise InputError(f"--{name} must be 1 or more, not {count}")
+        sql = f"SELECT feature FROM ({source}) AS features WHERE {' AND '.join(conditions)} ORDER BY feature"
+        try:
+            found = [row[0] for row in self.rows(sql, [dictionary_id, *parameters])]
+        except AutointerpError as error:
+            cause = error.__cause__
+            if selection.where is not None and isinstance(cause, duckdb.Error) and type(error) is AutointerpError:
+                reason = str(cause).split("\n\nLINE", 1)[0]
+                raise InputError(f"--where {selection.where!r} does not fit the table features: {reason}") from cause
+            raise
+        if selection.random is not None and selection.random < len(found):
+            found = sorted(random.Random(selection.seed).sample(found, selection.random))
+        return found if selection.limit is None else found[: selection.limit]
+
+    def features_to_explain(
+        self, dictionary_id: int, explainer: str, model: str, template_sha256: str, seed: int, selection: Selection,
+        *, harvest_id: int | None = None,
+    ) -> list[int]:  # fmt: skip
+        """The chosen features without an explanation by this explainer, model, template and seed (and, where given, of
+        this harvest). A failure that is an answer (refused, unparseable) counts as done; 'gave_up' does not."""
+        done = {
+            row[0]
+            for row in self.rows(
+                "SELECT DISTINCT feature FROM explanations WHERE dictionary_id = ? AND explainer = ? AND model = ? "
+                "AND template_sha256 = ? AND seed = ? AND status <> 'gave_up' "
+                "AND (?::INTEGER IS NULL OR harvest_id = ?)",
+                [dictionary_id, explainer, model, template_sha256, seed, harvest_id, harvest_id],
+            )
+        }
+        return [f for f in self.selected_features(dictionary_id, selection) if f not in done]
+
+    def explanations_to_score(
+        self, dictionary_id: int, explainer: str, scorer: str, method: str | None, model: str, template_sha256: str,
+        part: str, selection: Selection, *, control: str | None = None, seed: int | None = None,
+    ) -> list[Explanation]:  # fmt: skip
+        """Labels of the chosen features by `explainer` that this scorer has not scored yet on `part`.
+
+        Only the latest 'ok' label of each explaining model counts. Where `method` is None a score by any method counts
+        as done; where `seed` is None, by any seed. A 'gave_up' score is asked for again.
+        """
+        wanted = self.selected_features(dictionary_id, selection)
+        found = self.rows(
+            f"""
+            WITH latest AS (
+                SELECT arg_max(rowid, created_at) AS row_id FROM explanations
+                WHERE dictionary_id = ? AND explainer = ? AND status <> 'gave_up'
+                  AND feature IN (SELECT unnest(?::INTEGER[]))
+                GROUP BY feature, model
+            ),
+            done AS (
+                SELECT explanation_id FROM scores
+                WHERE dictionary_id = ? AND scorer = ? AND model = ? AND template_sha256 = ? AND part = ?
+                  AND control IS NOT DISTINCT FROM ?::VARCHAR AND status <> 'gave_up'
+                  AND (?::VARCHAR IS NULL OR method = ?) AND (?::BIGINT IS NULL OR seed = ?)
+            )
+            SELECT {EXPLANATION} FROM explanations
+            WHERE rowid IN (SELECT row_id FROM latest) AND status = 'ok'
+              AND explanation_id NOT IN (SELECT explanation_id FROM done WHERE explanation_id IS NOT NULL)
+            ORDER BY feature, model
+            """,
+            [
+                dictionary_id, explainer, wanted, dictionary_id, scorer, model, template_sha256, part, control,
+                method, method, seed, seed,
+            ],
+        )  # fmt: skip
+        return [Explanation(*row) for row in found]
+
+

@@ -1,0 +1,129 @@
+-- Views of the main file. Recreated when this text changes. `evidence` must be attached while they are created (the
+-- Store attaches an empty one where there is no evidence yet); opening the file later does not need it.
+
+CREATE OR REPLACE VIEW contexts AS SELECT * FROM evidence.contexts;
+
+CREATE OR REPLACE VIEW windows AS SELECT * FROM evidence.windows;
+
+-- One row per feature of every dictionary, dead and failed ones included. The explainer and scorer are those chosen
+-- with set_label_choice, else whatever came last. The latest row counts; a 'gave_up' row only where there is no
+-- other, since it is no answer and is asked again.
+CREATE OR REPLACE VIEW labels AS
+WITH choice AS (
+    SELECT
+        dictionary_id,
+        max(value) FILTER (name = 'label_explainer') AS explainer,
+        max(value) FILTER (name = 'label_scorer') AS scorer
+    FROM settings
+    WHERE name IN ('label_explainer', 'label_scorer')
+    GROUP BY dictionary_id
+),
+latest_explanation AS (
+    -- Writers give every row its own microsecond, so the key is a total order; the large constant puts gave_up last.
+    SELECT
+        e.dictionary_id,
+        e.feature,
+        arg_max(e.rowid, epoch_us(e.created_at) - if(e.status = 'gave_up', 4611686018427387904, 0)) AS row_id
+    FROM explanations AS e
+    LEFT JOIN choice AS c ON c.dictionary_id = e.dictionary_id
+    WHERE c.explainer IS NULL OR e.explainer = c.explainer
+    GROUP BY e.dictionary_id, e.feature
+),
+explained AS (
+    SELECT e.*
+    FROM latest_explanation AS l
+    JOIN explanations AS e ON e.rowid = l.row_id
+),
+latest_score AS (
+    SELECT
+        s.dictionary_id,
+        s.feature,
+        arg_max(s.rowid, epoch_us(s.created_at) - if(s.status = 'gave_up', 4611686018427387904, 0)) AS row_id
+    FROM scores AS s
+    JOIN explained AS e
+        ON e.dictionary_id = s.dictionary_id AND e.feature = s.feature AND e.explanation_id = s.explanation_id
+    LEFT JOIN choice AS c ON c.dictionary_id = s.dictionary_id
+    WHERE s.control IS NULL AND s.part = 'report' AND (c.scorer IS NULL OR s.scorer = c.scorer)
+    GROUP BY s.dictionary_id, s.feature
+)
+SELECT
+    f.dictionary_id,
+    d.name,
+    f.feature,
+    e.text AS label,
+    e.explainer,
+    e.model,
+    s.scorer,
+    s.method,
+    s.value AS score,
+    s.ci_low,
+    s.ci_high,
+    s.n,
+    s.n_failed,
+    f.density,
+    f.status,
+    e.status AS explanation_status,
+    s.status AS score_status,
+    coalesce(e.error, s.error) AS error,
+    e.explanation_id,
+    s.score_id
+FROM features AS f
+JOIN dictionaries AS d ON d.dictionary_id = f.dictionary_id
+LEFT JOIN explained AS e ON e.dictionary_id = f.dictionary_id AND e.feature = f.feature
+LEFT JOIN latest_score AS ls ON ls.dictionary_id = f.dictionary_id AND ls.feature = f.feature
+LEFT JOIN scores AS s ON s.rowid = ls.row_id;
+
+CREATE OR REPLACE VIEW spend_by_stage AS
+SELECT
+    c.dictionary_id,
+    d.name,
+    c.stage,
+    c.model,
+    count(*) AS n_calls,
+    count(*) FILTER (c.status <> 'ok') AS n_not_ok,
+    sum(c.attempts)::BIGINT AS n_requests,
+    sum(c.input_tokens)::BIGINT AS input_tokens,
+    sum(c.cached_tokens)::BIGINT AS cached_tokens,
+    sum(c.output_tokens)::BIGINT AS output_tokens,
+    sum(c.cost_usd) AS cost_usd,
+    avg(c.latency_s) AS mean_latency_s
+FROM llm_calls AS c
+LEFT JOIN dictionaries AS d USING (dictionary_id)
+GROUP BY c.dictionary_id, d.name, c.stage, c.model
+ORDER BY cost_usd DESC, n_calls DESC;
+
+-- Mean score over features for every explainer and scorer; methods are never averaged together. A feature with
+-- several scores of one kind counts once, by their mean. The interval is the normal one, over features.
+CREATE OR REPLACE VIEW explainer_leaderboard AS
+WITH per_feature AS (
+    SELECT
+        s.dictionary_id,
+        e.explainer,
+        e.model,
+        s.scorer,
+        s.method,
+        s.model AS scorer_model,
+        s.feature,
+        avg(s.value) AS value
+    FROM scores AS s
+    JOIN explanations AS e USING (explanation_id)
+    WHERE s.control IS NULL AND s.part = 'report'
+    GROUP BY ALL
+)
+SELECT
+    p.dictionary_id,
+    d.name,
+    p.explainer,
+    p.model,
+    p.scorer,
+    p.method,
+    p.scorer_model,
+    avg(p.value) AS mean_score,
+    avg(p.value) - 1.959964 * stddev_samp(p.value) / sqrt(count(p.value)) AS ci_low,
+    avg(p.value) + 1.959964 * stddev_samp(p.value) / sqrt(count(p.value)) AS ci_high,
+    count(p.value) AS n,
+    count(*) - count(p.value) AS n_without_score
+FROM per_feature AS p
+JOIN dictionaries AS d USING (dictionary_id)
+GROUP BY p.dictionary_id, d.name, p.explainer, p.model, p.scorer, p.method, p.scorer_model
+ORDER BY p.dictionary_id, p.scorer, p.method, mean_score DESC NULLS LAST;

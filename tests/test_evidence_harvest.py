@@ -1,0 +1,156 @@
+"""The harvest and merge against a plain second opinion, and the same tables whatever way they were computed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evidence_helpers import SMALL, Expected, Setup, expected, pool_tiles, tables_of, text_of
+
+from autointerp.records import SPLITS
+from autointerp.store.store import Store
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_gpt2: Path) -> Setup:
+    return Setup(tiny_gpt2)
+
+
+@pytest.fixture(scope="module")
+def truth(setup: Setup) -> Expected:
+    return expected(setup, SMALL)
+
+
+@pytest.fixture(scope="module")
+def whole(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of one pass over everything."""
+    root = tmp_path_factory.mktemp("whole")
+    folder = setup.folder(root / "work")
+    setup.harvest(folder)
+    return setup.store(root / "x.duckdb", folder)
+
+
+def contexts(path: Path, kind: str) -> dict[tuple[int, str], list[dict]]:
+    with Store.open(path, read_only=True) as store:
+        rows = store.dicts(
+            "SELECT c.*, w.document, w.start, w.n_prefix FROM evidence.context_rows c JOIN evidence.windows w "
+            "USING (window_id) WHERE kind = ? ORDER BY feature, c.split, tier, rank",
+            [kind],
+        )
+    grouped = defaultdict(list)
+    for row in rows:
+        grouped[row["feature"], row["split"]].append(row)
+    return grouped
+
+
+def sparse(row: dict) -> dict[int, float]:
+    return dict(zip(row["positions"], row["values"], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["top", "sampled"])
+def test_active_contexts_are_those_of_the_definition(whole: Path, truth: Expected, kind: str) -> None:
+    found = contexts(whole, kind)
+    wanted = {group: rows for group, rows in getattr(truth, kind).items() if rows}
+    assert found.keys() == wanted.keys()
+    assert len(wanted) > 60
+    for group, rows in wanted.items():
+        got = found[group]
+        assert [r["rank"] for r in got] == list(range(len(rows)))
+        for row, want in zip(got, rows, strict=True):
+            assert (row["document"], row["offset"], row["length"]) == (want.document, want.offset, want.length)
+            assert row["max_activation"] == want.value
+            assert sparse(row) == want.values
+            assert row["position"] == row["start"] + want.place[2] - row["n_prefix"]
+            if kind == "sampled":
+                assert row["sampling_probability"] == pytest.approx(truth.probability[group], rel=1e-12)
+
+
+def test_features(whole: Path, setup: Setup, truth: Expected) -> None:
+    with Store.open(whole, read_only=True) as store:
+        rows = store.dicts("SELECT * FROM features ORDER BY feature")
+    assert [r["feature"] for r in rows] == list(range(setup.sae.d_sae))
+    statuses = defaultdict(int)
+    for row in rows:
+        f, values = row["feature"], truth.values[row["feature"]]
+        statuses[row["status"]] += 1
+        tiles = [truth.active_tiles[f, split] for split in SPLITS]
+        wanted = "dead" if not values else "rare" if tiles[0] < 4 else "no_heldout" if not tiles[2] else "live"
+        assert row["status"] == wanted
+        assert row["n_active_tokens"] == len(values)
+        assert row["n_active_tiles"] == sum(tiles)
+        assert row["density"] == sum(tiles) / truth.n_tiles
+        assert row["token_density"] == len(values) / truth.n_tokens
+        assert row["max_activation"] == max(values, default=0.0)
+        assert row["mean_activation"] == pytest.approx(np.mean(values) if values else 0, rel=1e-5)
+        if values:
+            counts, _ = np.histogram(np.float32(values), np.float32(row["histogram_edges"]))
+            assert counts.tolist() == row["histogram_counts"]
+            assert sum(row["histogram_counts"]) == len(values)
+    assert statuses["dead"] >= 3 and statuses["live"] > 10
+
+
+def test_deciles_follow_the_tiles_maxima(whole: Path, truth: Expected) -> None:
+    for (feature, _), rows in contexts(whole, "sampled").items():
+        maxima = np.array(truth.tile_maxima[feature])
+        for row in rows:
+            below, at = (maxima < row["max_activation"]).mean(), (maxima <= row["max_activation"]).mean()
+            # One bin of the histogram (an eighth of an octave) may hold several tiles.
+            bin_share = ((maxima > row["max_activation"] / 1.13) & (maxima < row["max_activation"] * 1.13)).mean()
+            assert 10 * (below - bin_share) - 1 <= row["decile"] <= 10 * (at + bin_share)
+
+
+def test_negatives_are_silent_and_of_their_tier(whole: Path, setup: Setup, truth: Expected) -> None:
+    pools = pool_tiles(setup, SMALL)
+    windows = {(w.document, w.start): w for unit in setup.units for w in unit.windows}
+    neighbours = (setup.sae.W_dec @ setup.sae.W_dec.T - 9 * torch.eye(setup.sae.d_sae)).topk(3).indices
+    top = contexts(whole, "top")
+    found = contexts(whole, "negative")
+    tiers = defaultdict(int)
+    for (feature, split), rows in found.items():
+        texts = [text_of(setup, windows[r["document"], r["start"]].token_ids[r["offset"] : r["offset"] + r["length"]])
+                 for r in rows]  # fmt: skip
+        assert len(set(texts)) == len(texts)
+        active_tokens = defaultdict(float)
+        for row in top.get((feature, "explain"), []):
+            ids = windows[row["document"], row["start"]].token_ids
+            active_tokens[ids[row["position"] - row["start"] + row["n_prefix"]]] += row["max_activation"]
+        for row in rows:
+            tiers[row["tier"]] += 1
+            place = row["document"], row["start"]
+            assert (*place, row["offset"]) in pools[split]
+            assert windows[place].split == split
+            tile = slice(row["offset"], row["offset"] + row["length"])
+            acts = truth.dense[place][tile]
+            assert not acts[:, feature].any()
+            assert row["positions"] == [] and row["max_activation"] == 0 and row["decile"] is None
+            if row["tier"] == "same_token":
+                best = max(active_tokens.values())
+                tokens = set(windows[place].token_ids[tile])
+                assert any(abs(w - best) < 1e-4 and t in tokens for t, w in active_tokens.items())
+            if row["tier"] == "neighbour":
+                assert acts[:, neighbours[feature]].any()
+        for tier in ("random", "same_token", "neighbour"):
+            assert [r["rank"] for r in rows if r["tier"] == tier] == list(range(sum(r["tier"] == tier for r in rows)))
+            assert sum(r["tier"] == tier for r in rows) <= SMALL.negatives
+    assert min(tiers.values()) > 20 and len(tiers) == 3
+
+
+def test_no_text_stands_on_two_sides(whole: Path) -> None:
+    with Store.open(whole, read_only=True) as store:
+        assert store.rows(
+            "SELECT text FROM contexts GROUP BY text HAVING count(DISTINCT split) > 1"
+        ) == []
+        assert store.rows("SELECT document FROM windows GROUP BY document HAVING count(DISTINCT split) > 1") == []
+        shared = store.rows("SELECT r.text_hash, c.text FROM contexts c JOIN evidence.context_rows r USING (context_id) GROUP BY ALL")
+    assert len({h for h, _ in shared}) == len({t for _, t in shared}) == len(shared)
+
+
+def test_tokens_are_the_windows(whole: Path, setup: Setup) -> None:
+    with Store.open(whole, read_only=True) as store:
+        rows = store.rows("SELECT token_ids, tokens FROM windows")
+    assert any("" in tokens for _, tokens in rows)  # split characters
+    for ids, tokens in rows:
+        assert tokens == setup.text.tokens(ids)

@@ -1,0 +1,106 @@
+"""Probing: a real language model behind the server, servers that lack fields, and servers that refuse them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llm_helpers import MemoryLedger, client_for, completion
+from llm_server import BrainReply, DemoLmBrain, Fault, Kind, LlmServer
+
+from autointerp.errors import CredentialsError
+from autointerp.llm.capabilities import Capabilities, probe, prompt_logprob_fields
+from autointerp.llm.client import LlmClient
+from autointerp.llm.requests import Reply, Request
+
+ALTS = [(str(i), -0.5 - i) for i in range(11)]
+FULL = BrainReply("7", tokens=[("7", -0.1, ALTS)], prompt_tokens=[("One", None, []), (" 1", -0.5, ALTS)])
+
+
+def probed(server: LlmServer, ledger: MemoryLedger | None = None) -> Capabilities:
+    async def run(client: LlmClient) -> Capabilities:
+        async with client:
+            return await probe(client)
+
+    return asyncio.run(run(client_for(server, ledger)))
+
+
+def test_a_server_that_does_everything() -> None:
+    ledger = MemoryLedger()
+    with LlmServer(lambda *_: FULL) as server:
+        found = probed(server, ledger)
+        assert found.methods == ("prompt_logprobs", "generated_logprobs", "numbers")
+        assert (found.prompt_style, found.prompt_top, found.generated_top) == ("prompt_logprobs", 20, 20)
+        assert found.notes == ()
+        assert prompt_logprob_fields(found) == {"prompt_logprobs": 20, "max_tokens": 1}
+        assert len(server.requests) == 2
+        probed(server, ledger)  # a server may have changed: never answered from the ledger
+        assert len(server.requests) == 4
+    assert {r.stage for r in ledger.rows.values()} == {"probe"} and len(ledger.rows) == 4
+
+
+def test_a_server_that_drops_logprobs_silently() -> None:
+    with LlmServer(lambda *_: BrainReply("7")) as server:
+        found = probed(server)
+    assert found.methods == ("numbers",) and found.completions
+    assert any("without a word" in note for note in found.notes)
+
+
+def test_a_server_that_refuses_logprobs_and_has_no_completions() -> None:
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        if kind == "completions":
+            return Fault("404")
+        return Fault("logprobs_400") if "logprobs" in body else FULL
+
+    with LlmServer(brain) as server:
+        found = probed(server)
+    assert found.methods == ("numbers",) and not found.completions
+    assert any("Unsupported parameter: logprobs" in note for note in found.notes)
+    assert any("no completions" in note for note in found.notes)
+
+
+def test_fewer_alternatives_and_the_legacy_echo() -> None:
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        if "prompt_logprobs" in body or max(body.get("logprobs") or 0, body.get("top_logprobs") or 0) > 5:
+            return Fault("422")
+        return FULL
+
+    with LlmServer(brain) as server:
+        found = probed(server)
+    assert (found.prompt_style, found.prompt_top, found.generated_top) == ("echo", 5, 5)
+    assert prompt_logprob_fields(found) == {"echo": True, "logprobs": 5, "max_tokens": 1}
+
+
+@pytest.mark.parametrize("kind", ["404", "401"])
+def test_refused_model_or_key(kind: str) -> None:
+    with LlmServer(lambda *_: Fault(kind)) as server, pytest.raises(CredentialsError):
+        probed(server)
+
+
+def test_a_real_language_model(tiny_gpt2: Path) -> None:
+    async def run(client: LlmClient) -> tuple[Capabilities, list[Reply]]:
+        async with client:
+            found = await probe(client)
+            prompt = "The harbour lay quiet under"
+            requests = [
+                completion(prompt, **prompt_logprob_fields(found)),
+                completion(prompt, echo=True, logprobs=20, max_tokens=1),
+                completion("word " * 5000),
+                Request("chat", {"model": "m", "messages": [{"role": "user", "content": prompt}], "max_tokens": 4,
+                                 "logprobs": True, "top_logprobs": 20}, "test", truncation_ok=True),
+            ]  # fmt: skip
+            return found, [await client.ask(r) for r in requests]
+
+    with LlmServer(DemoLmBrain(tiny_gpt2)) as server:
+        found, (vllm, echo, long, chat) = asyncio.run(run(client_for(server, timeout=60.0)))
+    assert found.methods == ("prompt_logprobs", "generated_logprobs", "numbers")
+    assert vllm.prompt_logprobs and echo.prompt_logprobs
+    assert "".join(r.token for r in echo.prompt_logprobs) == "The harbour lay quiet under"
+    assert len(vllm.prompt_logprobs) == len(echo.prompt_logprobs) == vllm.input_tokens
+    for ours, theirs in zip(vllm.prompt_logprobs[1:], echo.prompt_logprobs[1:], strict=True):
+        assert ours.token == theirs.token and ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+    assert long.status == "ctx_too_long"
+    assert chat.token_logprobs and len(chat.token_logprobs) == chat.output_tokens <= 4
+    assert all(r.logprob == max(lp for _, lp in r.top) for r in chat.token_logprobs)  # greedy

@@ -1,0 +1,159 @@
+"""Rates over real (short) time: requests, tokens, and the pause that holds everybody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from autointerp.config import BudgetConfig, LlmConfig, PriceConfig
+from autointerp.errors import StoppedError
+from autointerp.llm.budget import Budget, cost_usd
+from autointerp.llm.limits import Limits, PauseGate, PausePolicy, TokenBucket, request_throttler
+from autointerp.llm.retry import Attempts, RetryPolicy
+
+
+async def starts(limits: Limits, n: int, tokens: float = 1.0) -> list[float]:
+    begun: list[float] = []
+
+    async def one() -> None:
+        await limits.permit(tokens)
+        begun.append(time.monotonic())
+
+    async with limits:
+        await asyncio.gather(*(one() for _ in range(n)))
+    return begun
+
+
+@pytest.mark.parametrize(("rpm", "window", "period"), [(600, 10, 1.0), (30, 1, 2.0), (90, 2, 4 / 3), (60_000, 1000, 1)])
+def test_throttler_keeps_the_rate_at_any_scale(rpm: float, window: int, period: float) -> None:
+    throttler = request_throttler(rpm)
+    assert (throttler.rate_limit, throttler.period) == (window, pytest.approx(period))
+
+
+def test_requests_per_minute() -> None:
+    begun = asyncio.run(starts(Limits(LlmConfig(requests_per_minute=1200)), 50))  # 20 a second
+    for i in range(len(begun) - 20):
+        assert begun[i + 20] - begun[i] >= 0.99, "more than 20 calls began within a second"
+    assert begun[-1] - begun[0] >= 1.98
+
+
+def test_tokens_per_minute() -> None:
+    """1,000 tokens a second, 3,000 at once; 50 calls of 100 take the bucket and 2 s."""
+    begun = asyncio.run(starts(Limits(LlmConfig(requests_per_minute=6e5, tokens_per_minute=60_000)), 50, 100))
+    assert 1.9 <= begun[-1] - begun[0] <= 4.0
+    assert begun[25] - begun[0] < 1.0
+
+
+def test_token_bucket_is_corrected_by_what_was_used() -> None:
+    async def run() -> float:
+        bucket = TokenBucket(60_000)
+        await bucket.take(3000)  # all of it, by estimate
+        bucket.correct(3000, 500)  # and then it was less
+        before = time.monotonic()
+        await bucket.take(2000)
+        assert time.monotonic() - before < 0.2
+        bucket.correct(0, 900)  # more than estimated: a debt to be waited off
+        await bucket.take(100)
+        return time.monotonic() - before
+
+    assert 0.4 <= asyncio.run(run()) < 2.0
+
+
+def test_a_call_larger_than_the_bucket_is_let_through() -> None:
+    async def run() -> None:
+        bucket = TokenBucket(60)
+        await asyncio.wait_for(bucket.take(1_000_000), 1)
+
+    asyncio.run(run())
+
+
+def test_pause_holds_those_who_wait_and_those_who_come() -> None:
+    async def run() -> float:
+        async with Limits(LlmConfig(requests_per_minute=6e5)) as limits:
+            begin = time.monotonic()
+            limits.gate.hold(begin, 0.4, "429")
+            await asyncio.gather(*(limits.permit(1) for _ in range(20)))
+            return time.monotonic() - begin
+
+    assert 0.4 <= asyncio.run(run()) < 1.5
+
+
+def test_pauses_grow_only_with_news_and_end_with_success() -> None:
+    gate = PauseGate(PausePolicy(first_s=100, longest_s=1000, jitter=0.0))
+    sent = time.monotonic()
+    gate.hold(sent, None, "429")
+    for _ in range(50):  # the other calls that were in flight
+        gate.hold(sent, None, "429")
+    assert 99 < gate.remaining_s <= 100
+    gate.hold(sent, 250, "429")  # a Retry-After counts whoever brings it
+    assert 249 < gate.remaining_s <= 250
+    gate.hold(time.monotonic() + 1000, None, "429")
+    assert gate.episodes == 2 and gate.remaining_s <= 250
+    gate.success()
+    assert gate.episodes == 0
+    with pytest.raises(StoppedError, match="7000 s"):
+        gate.hold(sent, 7000, "429")
+    hopeless = PauseGate(PausePolicy(first_s=0.0, most_without_success_s=1000, jitter=0.0))
+    with pytest.raises(StoppedError, match="no call has succeeded"):
+        for k in range(1, 4):
+            hopeless.hold(time.monotonic(), 500 * k, "429")
+
+
+def test_stop_reaches_those_who_wait() -> None:
+    async def run() -> None:
+        async with Limits(LlmConfig(requests_per_minute=1)) as limits:
+            await limits.permit(1)
+            waiting = asyncio.create_task(limits.permit(1))
+            await asyncio.sleep(0.05)
+            limits.stop(StoppedError("enough"))
+            with pytest.raises(StoppedError, match="enough"):
+                await asyncio.wait_for(waiting, 1)
+            with pytest.raises(StoppedError):
+                await limits.permit(1)
+
+    asyncio.run(run())
+
+
+def test_cancelled_waiters_leave_the_queue() -> None:
+    async def run() -> None:
+        async with Limits(LlmConfig(requests_per_minute=600)) as limits:
+            tasks = [asyncio.create_task(limits.permit(1)) for _ in range(40)]
+            await asyncio.sleep(0.05)
+            for task in tasks[10:39]:
+                task.cancel()
+            await asyncio.wait_for(tasks[39], 2)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_budget_waits_for_calls_in_flight_before_it_stops() -> None:
+    async def run() -> None:
+        budget = Budget(BudgetConfig(max_tokens=100))
+        first = await budget.reserve(80, 0.0)
+        second = asyncio.create_task(budget.reserve(80, 0.0))
+        await asyncio.sleep(0.01)
+        assert not second.done()
+        budget.settle(first, 10, 0.0)  # it cost far less
+        budget.settle(await asyncio.wait_for(second, 1), 15, 0.0)
+        with pytest.raises(StoppedError, match=r"max_tokens = 100 .*25 tokens"):
+            await budget.reserve(80, 0.0)
+        assert (budget.requests, budget.tokens) == (2, 25)
+
+    asyncio.run(run())
+
+
+def test_cost() -> None:
+    assert cost_usd(None, 1000, 0, 1000) == 0.0
+    assert cost_usd(PriceConfig(input=1.0, output=4.0), 1_000_000, 500_000, 250_000) == pytest.approx(2.0)
+    assert cost_usd(PriceConfig(input=1.0, cached_input=0.1, output=0.0), 1_000_000, 500_000, 0) == pytest.approx(0.55)
+
+
+def test_six_attempts_outlast_a_minute() -> None:
+    """Whatever the jitter: an outage of a minute that shows as 503 gives nobody up."""
+    attempts, policy = Attempts(6), RetryPolicy()
+    for _ in range(200):
+        assert sum(policy.wait_s(n, attempts.rng) for n in range(1, 6)) >= 58
+    assert policy.wait_s(1, attempts.rng) <= 1.0

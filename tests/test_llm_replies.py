@@ -1,0 +1,160 @@
+"""Reading replies of every shape, and of no shape at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llm_helpers import chat, completion
+from llm_server import BrainReply, chat_payload, completions_payload
+
+from autointerp.llm.errors import BadReplyError
+from autointerp.llm.replies import load_json, read_envelope, read_logprobs, read_usage, storable_reply
+from autointerp.llm.requests import Request, TokenLogprob
+
+ROWS = [("a", -0.5, [("a", -0.5), ("b", -1.0)]), (" 1", -0.1, [(" 1", -0.1), (" 2", -2.0)])]
+PROMPT = [("On", None, []), ("e", -0.2, [("e", -0.2), ("x", -3.0)])]
+
+
+def read(request: Request, payload: Any) -> tuple[list[TokenLogprob] | None, list[TokenLogprob] | None]:
+    raw = json.dumps(payload)
+    return read_logprobs(request, read_envelope(request, load_json(raw), raw))
+
+
+def test_sha256_ignores_key_order_and_stage_only() -> None:
+    request = Request("chat", {"a": 1, "b": [1, 2]}, "x")
+    assert request.sha256 == Request("chat", {"b": [1, 2], "a": 1}, "y", feature=3).sha256
+    others = [Request("completions", {"a": 1, "b": [1, 2]}, "x"), Request("chat", {"a": 1, "b": [2, 1]}, "x")]
+    assert len({request.sha256, *(o.sha256 for o in others)}) == 3
+    assert request.wire == b'{"a":1,"b":[1,2]}'
+
+
+def test_chat_logprobs() -> None:
+    request = chat(logprobs=True, top_logprobs=2)
+    written, prompt = read(request, chat_payload(request.body, BrainReply("a 1", tokens=ROWS)))
+    assert written is not None and prompt is None
+    assert written[1] == TokenLogprob(" 1", -0.1, ((" 1", -0.1), (" 2", -2.0)))
+    assert read(request, chat_payload(request.body, BrainReply("a 1"))) == (None, None)
+
+
+def test_completions_with_echo() -> None:
+    request = completion("One", echo=True, logprobs=2)
+    reply = BrainReply("a 1", tokens=ROWS, prompt_tokens=PROMPT)
+    payload = completions_payload(request.body, reply)
+    written, prompt = read(request, payload)
+    assert written is not None and [r.token for r in written] == ["a", " 1"]
+    assert prompt is not None and [r.token for r in prompt] == ["On", "e"]
+    assert prompt[0].logprob is None and prompt[0].top == ()
+    assert prompt[1].top == (("e", -0.2), ("x", -3.0))
+    raw = json.dumps(payload)
+    assert read_envelope(request, payload, raw).text == "a 1"  # the echoed prompt is taken off
+    del payload["choices"][0]["logprobs"]["text_offset"]
+    assert read(request, payload)[1] == prompt
+
+
+def test_vllm_prompt_logprobs() -> None:
+    for request, shape in [
+        (completion("One", prompt_logprobs=1), completions_payload),
+        (chat("One", prompt_logprobs=1), chat_payload),
+    ]:
+        payload = shape(request.body, BrainReply("a 1", tokens=ROWS, prompt_tokens=PROMPT))
+        written, prompt = read(request, payload)
+        assert written is None and prompt is not None
+        assert prompt[0] == TokenLogprob("", None, ())
+        assert prompt[1] == TokenLogprob("e", -0.2, (("e", -0.2),))
+
+
+def test_the_prompts_own_token_comes_first_even_if_unlikely() -> None:
+    rows = [("x", None, []), ("rare", -9.0, [("the", -0.1), ("a", -1.0)])]
+    request = completion("x rare", prompt_logprobs=2)
+    _, prompt = read(request, completions_payload(request.body, BrainReply("", prompt_tokens=rows)))
+    assert prompt is not None
+    assert prompt[1] == TokenLogprob("rare", -9.0, (("the", -0.1), ("a", -1.0), ("rare", -9.0)))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"content": [{"token": "a"}]},
+        {"content": [{"token": "a", "logprob": "x"}]},
+        {"content": [{"token": "a", "logprob": math.nan}]},
+        {"content": [{"token": "a", "logprob": -1, "top_logprobs": [3]}]},
+        {"content": None},
+        {"content": 7},
+        [],
+    ],
+)
+def test_malformed_logprobs_are_missing_logprobs(broken: Any) -> None:
+    payload = chat_payload(chat().body, BrainReply("a"))
+    payload["choices"][0]["logprobs"] = broken
+    assert read(chat(), payload) == (None, None)
+
+
+def test_usage() -> None:
+    full = {"prompt_tokens": 10, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}, "cost": 0.5}
+    usage = read_usage({"usage": full})
+    assert usage is not None
+    assert (usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.cost_usd) == (10, 4, 3, 0.5)
+    for bad in (None, {}, [], {"prompt_tokens": None}, {"prompt_tokens": "ten"}, {"prompt_tokens": -3}):
+        assert read_usage({"usage": bad}) is None
+    odd = read_usage({"usage": {"prompt_tokens": 5, "completion_tokens": math.inf, "cost": "free"}})
+    assert odd is not None and (odd.output_tokens, odd.cost_usd) == (0, None)
+
+
+def test_long_reply_is_stored_without_byte_lists_and_reads_the_same() -> None:
+    request = chat(logprobs=True, top_logprobs=2)
+    payload = chat_payload(request.body, BrainReply("a 1" * 1000, tokens=ROWS * 2000))
+    raw = json.dumps(payload)
+    stored = storable_reply("chat", raw, json.loads(raw))
+    assert len(raw) > 262_144 > len(stored) / 2 and "bytes" not in stored
+    assert read(request, json.loads(stored)) == read(request, payload)
+    assert storable_reply("chat", "{}", {}) == "{}"
+
+
+def test_content_parts_and_empty_content() -> None:
+    payload = chat_payload(chat().body, BrainReply("x"))
+    payload["choices"][0]["message"]["content"] = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert read_envelope(chat(), payload, "").text == "ab"
+    payload["choices"][0]["message"]["content"] = None
+    assert read_envelope(chat(), payload, "").text == ""
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = ["choices", "message", "content", "logprobs", "usage", "prompt_tokens", "text", "finish_reason", "top_logprobs"]
+SHAPED = st.recursive(
+    JSON, lambda inner: st.dictionaries(st.sampled_from(KEYS), inner | st.lists(inner, max_size=2), max_size=5)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(payload=SHAPED, kind=st.booleans())
+def test_any_json_is_read_or_refused_by_our_own_error(payload: Any, kind: bool) -> None:
+    request = chat(logprobs=True) if kind else completion("p", echo=True, logprobs=1)
+    for body in (payload, {"choices": [payload], "usage": payload}, {"choices": [{"message": payload, "text": "x"}]}):
+        try:
+            envelope = read_envelope(request, body, "raw")
+        except BadReplyError:
+            continue
+        read_logprobs(request, envelope)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=50))
+def test_any_text_is_read_or_refused_by_our_own_error(raw: str) -> None:
+    try:
+        load_json(raw)
+    except BadReplyError as error:
+        assert error.raw == raw
+
+
+def test_deep_nesting() -> None:
+    with pytest.raises(BadReplyError):
+        load_json("[" * 200_000)

@@ -1,0 +1,104 @@
+"""Loading: what comes back, and an error with a next step for all that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autointerp.config import ModelConfig
+from autointerp.corpus.token_text import tokenizer_sha256
+from autointerp.errors import DamagedError, InputError
+from autointerp.model.load import load_model, load_tokenizer, resolve_device, resolve_dtype
+
+
+def test_a_folder_is_loaded_frozen_on_the_cpu(tiny_llama: Path) -> None:
+    loaded = load_model(ModelConfig(name=str(tiny_llama), device="cpu"))
+    assert (loaded.device, loaded.dtype) == (torch.device("cpu"), torch.float32)
+    assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
+    assert loaded.tokenizer_sha256 == tokenizer_sha256(load_tokenizer(ModelConfig(name=str(tiny_llama))))
+    assert loaded.model.lm_head.weight.data_ptr() != loaded.model.get_input_embeddings().weight.data_ptr()
+    assert loaded.pad_id == 0
+
+
+def test_dtype_is_as_asked(tiny_gpt2: Path) -> None:
+    loaded = load_model(ModelConfig(name=str(tiny_gpt2), dtype="bfloat16", device="cpu"))
+    assert loaded.dtype == torch.bfloat16 == next(loaded.model.parameters()).dtype
+    assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
+
+
+def test_the_revision_of_a_folder_follows_its_files(tiny_gpt2: Path, tmp_path: Path) -> None:
+    def revision(folder: Path) -> str:
+        return load_model(ModelConfig(name=str(folder), device="cpu")).revision
+
+    copy = Path(shutil.copytree(tiny_gpt2, tmp_path / "copy"))
+    assert revision(copy) == revision(tiny_gpt2)
+    assert revision(copy).startswith("local:")
+    weights = {name: tensor.clone() for name, tensor in load_file(copy / "model.safetensors").items()}
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert revision(copy) != revision(tiny_gpt2)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": ""}, "model.name is not set"),
+        ({"name": "/nowhere/model"}, "no folder '/nowhere/model'"),
+        ({"name": "nobody/no-such-model"}, "HF_HUB_OFFLINE is set"),
+        ({"device": "cuda:7"}, "device = 'cuda:7' cannot be used"),
+        ({"device": "abacus"}, "device = 'abacus' cannot be used"),
+        ({"quantization": "4bit"}, "needs the package bitsandbytes"),
+        ({"device_map": "auto"}, "needs the package accelerate"),
+    ],
+)
+def test_what_cannot_be_loaded_is_an_input_error(tiny_gpt2: Path, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_model(ModelConfig(**{"name": str(tiny_gpt2), "device": "cpu", **config}))
+
+
+def test_a_folder_without_a_model_is_an_input_error(tmp_path: Path, tiny_gpt2: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json"):
+        load_model(ModelConfig(name=str(tmp_path)))
+    copy = Path(shutil.copytree(tiny_gpt2, tmp_path / "copy"))
+    (copy / "config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(ModelConfig(name=str(copy), device="cpu"))
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, tiny_gpt2: Path) -> None:
+    copy = Path(shutil.copytree(tiny_gpt2, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.Odd"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(ModelConfig(name=str(copy), device="cpu"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_weights_are_not_replaced_by_random_ones(tmp_path: Path, tiny_llama: Path) -> None:
+    copy = Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+    path = copy / "model.safetensors"
+    whole = path.read_bytes()
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}  # not mapped from the file
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DamagedError, match="cannot be read"):
+        load_model(ModelConfig(name=str(copy), device="cpu"))
+    save_file({k: v for k, v in weights.items() if "layers.1.mlp" not in k}, path, metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match=r"lacks 3 weights.*layers\.1\.mlp"):
+        load_model(ModelConfig(name=str(copy), device="cpu"))
+    weights["model.norm.weight"] = weights["model.norm.weight"][:10].clone()
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match="do not fit"):
+        load_model(ModelConfig(name=str(copy), device="cpu"))
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")

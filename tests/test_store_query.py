@@ -1,0 +1,147 @@
+"""Queries from outside reach the store and nothing else."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+from store_fixtures import explanation, filled
+
+from autointerp.errors import DamagedError, InputError, StoppedError, StoreBusyError
+from autointerp.store import Store
+from autointerp.store.connection import evidence_path_of
+from autointerp.store.query import run_query
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("query") / "x.duckdb"
+    store, _, _ = filled(path)
+    store.insert_explanations([explanation(0)])
+    store.close()
+    return path
+
+
+def test_rows_and_columns(path: Path) -> None:
+    assert run_query(path, "SELECT feature, label FROM labels WHERE feature < 2 ORDER BY 1;") == (
+        ["feature", "label"],
+        [(0, "words about 0"), (1, None)],
+    )
+    assert run_query(path, "FROM contexts SELECT count(*)")[1] == [(105,)]
+    assert run_query(path, "FROM evidence.windows SELECT count(*)")[1] == [(6,)]
+    assert len(run_query(path, "FROM contexts", max_rows=3)[1]) == 3
+    assert run_query(path, "DESCRIBE labels")[1][0][0] == "dictionary_id"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY (SELECT 1) TO '{tmp}/out.csv'",
+        "COPY features TO '{tmp}/out.parquet'",
+        "EXPORT DATABASE '{tmp}/out'",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM read_blob('/etc/passwd')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM glob('/etc/*')",
+        "ATTACH '{tmp}/other.duckdb'",
+        "INSTALL fts",
+        "LOAD fts",
+        "SELECT * FROM read_parquet('https://example.com/x.parquet')",
+        "SET enable_external_access = true",
+        "SET lock_configuration = false",
+        "RESET lock_configuration",
+        "SET memory_limit = '100GB'",
+        "CREATE SECRET (TYPE s3)",
+        "CALL enable_logging(storage = 'file', storage_config = {{'path': '{tmp}/log'}})",
+    ],
+)
+def test_lock_down(path: Path, tmp_path: Path, sql: str) -> None:
+    with pytest.raises(InputError):
+        run_query(path, sql.format(tmp=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO settings VALUES (1, 'a', 'b')",
+        "DELETE FROM explanations",
+        "UPDATE explanations SET text = 'x'",
+        "DROP TABLE explanations",
+        "CREATE TABLE t (a INTEGER)",
+        "ALTER TABLE features ADD COLUMN x INTEGER",
+        "DELETE FROM evidence.windows",
+    ],
+)
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_nothing_can_be_written(path: Path, sql: str, unsafe: bool) -> None:
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="cannot change the store"):
+        run_query(path, sql, unsafe=unsafe)
+    assert path.read_bytes() == before
+
+
+def test_one_statement_without_parameters(path: Path) -> None:
+    for sql in ("SELECT 1; SELECT 2", "", "-- nothing"):
+        with pytest.raises(InputError, match="one SQL statement"):
+            run_query(path, sql)
+    with pytest.raises(InputError, match="does not parse"):
+        run_query(path, "SELEC 1")
+    with pytest.raises(InputError, match="parameters"):
+        run_query(path, "SELECT ?")
+    with pytest.raises(InputError, match="labelz"):
+        run_query(path, "SELECT * FROM labelz")
+    with pytest.raises(InputError, match="memory limit"):
+        run_query(path, "SELECT 1", memory_limit="lots'")
+
+
+def test_timeout_and_memory(path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(StoppedError, match="took longer than 0.5 s") as caught:
+        run_query(path, "SELECT count(*) FROM range(10000000) a, range(10000000) b, range(1000) c", timeout_s=0.5)
+    assert time.monotonic() - start < 20
+    assert caught.value.exit_code == 4
+    with pytest.raises(InputError, match="needs more memory than 50MB"):
+        run_query(path, "SELECT list(range) FROM range(100000000)", memory_limit="50MB")
+
+
+def test_output_is_the_only_file_it_may_write(path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "it's.parquet"
+    assert run_query(path, "SELECT feature, label FROM labels ORDER BY 1 -- all", output=target) == ([], [])
+    with duckdb.connect() as con:
+        assert con.execute("SELECT count(*) FROM read_parquet(?)", [str(target)]).fetchone() == (6,)
+    run_query(path, "SELECT 1 AS a", output=tmp_path / "x.csv", output_format="csv")
+    assert (tmp_path / "x.csv").read_text() == "a\n1\n"
+    for sql in ("SELECT * FROM read_text('/etc/passwd')", "COPY (SELECT 1) TO '/tmp/x'", "SELECT 1) TO '/tmp/x' --"):
+        with pytest.raises(InputError):
+            run_query(path, sql, output=tmp_path / "y.parquet")
+    with pytest.raises(InputError, match="output format"):
+        run_query(path, "SELECT 1", output=tmp_path / "y", output_format="xlsx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["it's.parquet", "x.csv"]
+
+
+def test_unsafe_may_read_files(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a\n5\n")
+    assert run_query(path, f"SELECT a FROM read_csv('{tmp_path}/t.csv')", unsafe=True) == (["a"], [(5,)])
+
+
+def test_stores_that_cannot_be_queried(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no store"):
+        run_query(tmp_path / "none.duckdb", "SELECT 1")
+    duckdb.connect(str(tmp_path / "other.duckdb")).close()
+    with pytest.raises(InputError, match="not a store"):
+        run_query(tmp_path / "other.duckdb", "SELECT 1")
+    (tmp_path / "torn.duckdb").write_bytes(b"x" * 20_000)
+    with pytest.raises(DamagedError):
+        run_query(tmp_path / "torn.duckdb", "SELECT 1")
+    with Store.open(path), pytest.raises(StoreBusyError):
+        run_query(path, "SELECT 1")
+    kept = evidence_path_of(path).rename(tmp_path / "kept")
+    try:
+        with pytest.raises(DamagedError, match="evidence"):
+            run_query(path, "SELECT 1")
+    finally:
+        kept.rename(evidence_path_of(path))
