@@ -13,8 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from autointerp import __version__, demo, doctor, pipeline, show
 from autointerp.config import Config, environment_overrides, load
@@ -27,7 +27,6 @@ from autointerp.terminal import Terminal
 app = typer.Typer(
     name="autointerp",
     help="From a language model's hidden activations to a labelled, scored, SQL-queryable dictionary of features.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -162,7 +161,7 @@ def explain(
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit)
-    pipeline.explain(settings, dictionary, chosen, Terminal(verbose), dry_run)
+    pipeline.explain(settings, dictionary, chosen, Terminal(verbose), dry_run, is_configured=explainer is None)
 
 
 @app.command()
@@ -303,13 +302,13 @@ def guarded(call: Callable[[], Any], verbose: bool) -> int:
         word = "note" if isinstance(error, PartialFailure) else "error"
         sys.stderr.write(f"{word}: {error}\n")
         return error.exit_code
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:
+        sys.stderr.write(f"error: {error.format_message()} (--help shows what there is)\n")
         return 2
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         sys.stderr.write("stopped; what is done is kept, the same command goes on from there\n")
         return 130
-    except click.exceptions.Exit as end:
+    except typer.Exit as end:
         return end.exit_code
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- the reader of our pipe has gone; nothing more to say
@@ -327,5 +326,6 @@ def main(argv: list[str] | None = None) -> None:
     if arguments and arguments[0] == "--version":
         Terminal().result(f"autointerp {__version__}")
         _end(0)
+    arguments = arguments or ["--help"]
     verbose = "-v" in arguments or "--verbose" in arguments
     _end(guarded(lambda: app(arguments, standalone_mode=False), verbose))

@@ -142,15 +142,15 @@ class TrainConfig:
     batch_size: int = 2048
     """Activation vectors in one step."""
     lr: float | None = None
-    """Peak learning rate of Adam. None: 2e-4 / sqrt(d_sae / 2^14)."""
+    """Peak learning rate of Adam. None: 5e-4 / sqrt(d_sae / 2^14)."""
     warmup_steps: int = 200
     decay_share: float = 0.2
     """Share of the steps, at the end, over which the rate falls linearly to zero."""
     buffer_vectors: int = 131_072
     """Activation vectors held for shuffling."""
     auxk_alpha: float = 1 / 32
-    """Weight of the loss that revives dead features; 0 turns it off."""
-    dead_after: int = 500_000
+    """Weight of the loss that revives dead features; 0 turns reviving off."""
+    dead_after: int = 200_000
     """A feature that has not fired for so many vectors counts as dead."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""

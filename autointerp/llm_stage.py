@@ -61,7 +61,7 @@ def explain(
     dry_run: bool,
     budget: Budget | None = None,
 ) -> int:
-    """Describe what has no description; how many rows failed. Sets the explainer that the view `labels` shows."""
+    """Describe what has no description; how many rows failed."""
     job = _job(config, store, row, selection, run_id, budget or Budget(config.budget))
     if dry_run:
         _print_forecast("explain", explain_run.forecast_explain(job, config.explain), config, terminal)
@@ -69,8 +69,6 @@ def explain(
     name = f"{row.name}: explaining with {config.explain.explainer}"
     with terminal.progress(name, None, "features") as update:
         outcome = asyncio.run(explain_run.explain(_with_progress(job, update), config.explain))
-    scorer = config.score.scorers[0] if config.score.scorers else None
-    store.set_label_choice(row.dictionary_id, config.explain.explainer, scorer)
     return _say_outcome(f"{row.name}: labels by {config.explain.explainer}", outcome, terminal)
 
 
@@ -134,6 +132,12 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"about {seconds:.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def show_in_labels(config: Config, store: Store, row: DictionaryRow) -> None:
+    """Make the configured explainer and scorer those that the view `labels` shows."""
+    scorer = config.score.scorers[0] if config.score.scorers else None
+    store.set_label_choice(row.dictionary_id, config.explain.explainer, scorer)
 
 
 async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:

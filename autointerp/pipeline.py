@@ -137,12 +137,20 @@ def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
 
 
 def explain(
-    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False
+    config: Config,
+    dictionary: str | None,
+    selection: Selection,
+    terminal: Terminal,
+    dry_run: bool = False,
+    is_configured: bool = True,
 ) -> None:
-    """Describe features of one dictionary, or of all in the store."""
+    """Describe features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless
+    it was named for this once only (not `is_configured`)."""
     with _recorded(config, "explain", create=False) as (store, run_id):
         failed = 0
         for row in llm_stage.dictionaries(store, config, dictionary):
+            if is_configured and not dry_run:
+                llm_stage.show_in_labels(config, store, row)
             failed += llm_stage.explain(config, store, row, selection, run_id, terminal, dry_run)
         _complain(failed)
 
@@ -172,6 +180,7 @@ def run(
         for sae in saes:
             row = store.dictionary(sae.dictionary)
             before = store.row_counts()
+            llm_stage.show_in_labels(config, store, row)
             failed += llm_stage.explain(config, store, row, selection, run_id, terminal, False)
             failed += llm_stage.score(config, store, row, selection, run_id, terminal, False)
             worked = worked or store.row_counts() != before

@@ -82,8 +82,8 @@ def quality(folder: Path, sae: Any) -> dict[str, float]:
 def peer(name: str, args: argparse.Namespace) -> dict[str, float]:
     """One run of the peers' own script, its RESULT line."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [args.peers_python, "-B", "sae_train.py", name, "--workload", args.workload.resolve(), "--out", folder]
-        command += ["--steps", args.steps, "--threads", args.threads]
+        command = [args.peers_python, "-B", "sae_train.py", name, "--workload", args.workload.resolve()]
+        command += ["--out", folder, "--steps", args.steps, "--threads", args.threads]
         return _result(command, args.peers_bench, args.threads)
 
 

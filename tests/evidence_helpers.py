@@ -28,10 +28,7 @@ from autointerp.store.store import Store
 
 BATCH_TOKENS = 256
 POINT = Hookpoint.parse("transformer.h.1")
-WORDS = (
-    "the harbour lay quiet under a low grey sky and boats turned slowly on their ropes as tide came in an old woman "
-    "sold oranges by steps she counted coins twice def read lines path encoding yield number Zoë 東京 🙂 return"
-).split()
+WORDS = ["the", "harbour", "lay", "quiet", "under", "a", "low", "grey", "sky", "and", "boats", "turned", "slowly", "on", "their", "ropes", "as", "tide", "came", "in", "an", "old", "woman", "sold", "oranges", "by", "steps", "she", "counted", "coins", "twice", "def", "read", "lines", "path", "encoding", "yield", "number", "Zoë", "東京", "🙂", "return"]
 MASK = (1 << 64) - 1
 SMALL = HarvestConfig(
     context_tokens=8, top_contexts=4, sampled_contexts=4, negatives=3, negative_pool_windows=24, neighbours=3, rare_below=4

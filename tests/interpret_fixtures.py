@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,7 @@ def contexts(feature: int, split: Split) -> list[Context]:
         for rank in range(PER_KIND):
             active = kind != "negative"
             seed = f"{feature}/{split}/{kind}/{rank}"
-            tokens = text(seed, feature) if active else [t for t in text(seed, None)]
+            tokens = text(seed, feature) if active else text(seed, None)
             if not active:
                 tokens = [" seven" if t == WORDS[feature] else t for t in tokens]
             values = truth(feature, tokens)
@@ -104,19 +105,24 @@ def planted_store(path: Path, n_features: int = len(WORDS)) -> Store:
             [harvest_id, dictionary_id, corpus_id, store.store_id],
         )
         every = [c for f in range(n_features) for s in SPLITS for c in contexts(f, s)]
-        con.executemany(
-            "INSERT INTO windows VALUES (?, ?, ?, ?, 0, ?, ?, ?)",
-            [[c.context_id, corpus_id, c.document, 0, c.split, list(range(T)), c.tokens] for c in every],
-        )
+        _load(
+            con, "windows", "BIGINT INTEGER VARCHAR INTEGER INTEGER VARCHAR INTEGER[] VARCHAR[]",
+            [(c.context_id, corpus_id, c.document, 0, 0, c.split, list(range(T)), c.tokens) for c in every],
+        )  # fmt: skip
         rows = []
         for c in every:
             active = [i for i, a in enumerate(c.activations) if a > 0]
             rows.append(
-                [c.context_id, dictionary_id, harvest_id, c.feature, c.split, c.kind, c.tier, c.decile, 1.0, c.rank,
+                (c.context_id, dictionary_id, harvest_id, c.feature, c.split, c.kind, c.tier, c.decile, 1.0, c.rank,
                  c.context_id, 0, T, c.position, active, [c.activations[i] for i in active], c.max_activation,
-                 c.context_id]
+                 c.context_id)
             )  # fmt: skip
-        con.executemany(f"INSERT INTO context_rows VALUES ({','.join('?' * 18)})", rows)
+        _load(
+            con, "context_rows",
+            "BIGINT INTEGER INTEGER INTEGER VARCHAR VARCHAR VARCHAR TINYINT DOUBLE INTEGER BIGINT INTEGER INTEGER "
+            "INTEGER USMALLINT[] FLOAT[] FLOAT UBIGINT",
+            rows,
+        )  # fmt: skip
     store.replace_evidence(new)
     n = n_features
     store.replace_features(
@@ -130,6 +136,19 @@ def planted_store(path: Path, n_features: int = len(WORDS)) -> Store:
         },
     )  # fmt: skip
     return store
+
+
+def _load(con: duckdb.DuckDBPyConnection, table: str, types: str, rows: list[tuple[Any, ...]]) -> None:
+    """All rows at once: a list per column."""
+    columns = ", ".join(f"unnest(?::{kind}[])" for kind in types.split())
+    con.execute(f"INSERT INTO {table} SELECT {columns}", [list(column) for column in zip(*rows, strict=True)])
+
+
+def copy_of(template: Path, path: Path) -> Store:
+    """A planted store is the same every time, so one is built and the others are copies of its files."""
+    for file in template.parent.glob(f"{template.stem}.*"):
+        shutil.copy(file, path.with_name(file.name.replace(template.stem, path.stem, 1)))
+    return Store.open(path)
 
 
 def job(store: Store, budget: BudgetConfig | None = None, features: str | None = None, **llm: Any) -> Job:
@@ -208,7 +227,10 @@ class World:
         if "You predict" not in system:
             return self._with_logprobs("7")  # the probe
         label, tokens = question(body)
-        lines = [f"{json.dumps(t, ensure_ascii=False)}\t{n}" for t, n in zip(tokens, self.predict(label, tokens), strict=True)]
+        lines = [
+            f"{json.dumps(t, ensure_ascii=False)}\t{n}"
+            for t, n in zip(tokens, self.predict(label, tokens), strict=True)
+        ]
         return self._with_logprobs("\n".join(lines))
 
     def _with_logprobs(self, reply: str) -> BrainReply:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from evidence_helpers import SMALL, Expected, Setup, expected, pool_tiles, tables_of, text_of
+from evidence_helpers import BATCH_TOKENS, POINT, SMALL, Expected, Setup, expected, pool_tiles, tables_of, text_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from autointerp.errors import AutointerpError
+from autointerp.evidence.harvest import Job, Shard, harvest
+from autointerp.evidence.unit import encoded
+from autointerp.evidence.verify import recompute
 from autointerp.records import SPLITS
+from autointerp.sae.sae import Sae
+from autointerp.store.evidence_file import stored_contexts
 from autointerp.store.store import Store
 
 
@@ -33,20 +45,20 @@ def whole(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return setup.store(root / "x.duckdb", folder)
 
 
-def contexts(path: Path, kind: str) -> dict[tuple[int, str], list[dict]]:
+def contexts(path: Path, kind: str) -> dict[tuple[int, str], list[dict[str, Any]]]:
     with Store.open(path, read_only=True) as store:
         rows = store.dicts(
             "SELECT c.*, w.document, w.start, w.n_prefix FROM evidence.context_rows c JOIN evidence.windows w "
             "USING (window_id) WHERE kind = ? ORDER BY feature, c.split, tier, rank",
             [kind],
         )
-    grouped = defaultdict(list)
+    grouped: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         grouped[row["feature"], row["split"]].append(row)
     return grouped
 
 
-def sparse(row: dict) -> dict[int, float]:
+def sparse(row: dict[str, Any]) -> dict[int, float]:
     return dict(zip(row["positions"], row["values"], strict=True))
 
 
@@ -154,3 +166,126 @@ def test_tokens_are_the_windows(whole: Path, setup: Setup) -> None:
     assert any("" in tokens for _, tokens in rows)  # split characters
     for ids, tokens in rows:
         assert tokens == setup.text.tokens(ids)
+
+
+# --- the same tables, whatever way they were computed -------------------------------------------------------------------
+
+
+def harvested(setup: Setup, root: Path, n_shards: int) -> Path:
+    for index in range(n_shards):
+        setup.harvest(setup.folder(root / "work"), shard=Shard(index, n_shards))
+    return setup.store(root / "x.duckdb", setup.folder(root / "work"))
+
+
+@pytest.mark.parametrize("n_shards", [2, 7])
+def test_shards_give_the_same_tables(setup: Setup, whole: Path, tmp_path: Path, n_shards: int) -> None:
+    assert tables_of(harvested(setup, tmp_path, n_shards)) == tables_of(whole)
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing catches it."""
+
+
+@given(kills=st.lists(st.integers(0, 6), min_size=1, max_size=3), fold_at=st.sampled_from([2, 3, 99]))
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_killed_resumed_and_folded(setup: Setup, whole: Path, kills: list[int], fold_at: int) -> None:
+    with TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        runs = []
+        for after in kills:
+            folder = setup.folder(root / "work")
+
+            def die(unit: int, _: object, after: int = after) -> None:
+                runs.append(unit)
+                if unit >= after:
+                    raise Killed
+
+            with suppress(Killed):
+                harvest(
+                    setup.loaded, [Job(POINT, setup.sae, folder)], setup.source, setup.text, SMALL,
+                    batch_tokens=BATCH_TOKENS, on_unit=die,
+                )  # fmt: skip
+            folder.fold(at_least=fold_at)
+        setup.harvest(setup.folder(root / "work"))
+        setup.folder(root / "work").fold(at_least=fold_at)
+        assert len(set(runs)) == len(runs), "a finished unit was harvested again"
+        assert tables_of(setup.store(root / "x.duckdb", setup.folder(root / "work"))) == tables_of(whole)
+
+
+@pytest.mark.parametrize("block", [7, 24])
+def test_feature_blocks_give_the_same_tables(setup: Setup, whole: Path, tmp_path: Path, block: int) -> None:
+    config = dataclasses.replace(SMALL, feature_block=block)
+    folder = setup.folder(tmp_path / "work", config)
+    setup.harvest(folder, config)
+    assert tables_of(setup.store(tmp_path / "x.duckdb", folder, config)) == tables_of(whole)
+
+
+def test_small_tables_and_buffers_give_the_same_tables(
+    setup: Setup, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autointerp.evidence.split_pass.TABLE_BYTES_CPU", 1 << 12)  # about two windows
+    monkeypatch.setattr("autointerp.evidence.accumulators.BUFFER_ROWS", 64)
+    monkeypatch.setattr("autointerp.evidence.accumulators.ACT_ROWS", 256)
+    assert tables_of(harvested(setup, tmp_path, 1)) == tables_of(whole)
+
+
+def test_several_dictionaries_share_a_pass_and_a_store(setup: Setup, whole: Path, tmp_path: Path) -> None:
+    folders = [setup.folder(tmp_path / name) for name in "ab"]
+    jobs = [Job(POINT, setup.sae, folder) for folder in folders]
+    harvest(setup.loaded, jobs, setup.source, setup.text, SMALL, batch_tokens=BATCH_TOKENS)
+    with Store.open(tmp_path / "x.duckdb", create=True) as store:
+        first = setup.merge(store, folders[0], name="a")
+        second = setup.merge(store, folders[1], name="b")
+        setup.merge(store, folders[0], name="a")  # again: the same rows in the place of the old ones
+        for table in ("features", "evidence.context_rows"):
+            columns = "* EXCLUDE (dictionary_id, harvest_id" + (", context_id, window_id)" if "." in table else ")")
+            rows = [
+                store.rows(f"SELECT {columns} FROM {table} WHERE dictionary_id = ? ORDER BY ALL", [d])
+                for d in (first, second)
+            ]
+            assert rows[0] == rows[1] and rows[0]
+        assert store.check() == []
+        counts = store.rows("SELECT count(*), count(DISTINCT window_id) FROM evidence.windows")
+        assert counts[0][0] == counts[0][1] == 2 * len(tables_of(whole)["evidence.windows"])
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+class Poisoned(Sae):
+    """NaN in the vectors of some calls."""
+
+    share = 0.0
+
+    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
+        pre = super().pre_activations(x)
+        n = int(np.ceil(self.share * len(pre)))
+        pre[:n] = torch.inf
+        return pre
+
+
+def test_nonfinite_activations_are_counted_and_left_out_or_abort(setup: Setup, tmp_path: Path) -> None:
+    sae = Poisoned(setup.sae.W_enc, setup.sae.b_enc, setup.sae.W_dec, setup.sae.b_dec, k=setup.sae.k)
+    sae.share = 0.3
+    folder = setup.folder(tmp_path / "bad")
+    with pytest.raises(AutointerpError, match="NaN or infinite"):
+        harvest(setup.loaded, [Job(POINT, sae, folder)], setup.source, setup.text, SMALL, batch_tokens=BATCH_TOKENS)
+    assert folder.pieces() == []
+    counted = torch.ones(2, 8, dtype=torch.bool)
+    x = torch.randn(2, 8, setup.sae.d_in)
+    x[0, 3, 5] = torch.nan
+    x[1, 6, 0] = torch.inf
+    row, position, _, value, n_tokens, n_bad = encoded(setup.sae, counted, x)
+    assert (n_tokens, n_bad) == (14, 2)
+    assert {(0, 3), (1, 6)}.isdisjoint(zip(row.tolist(), position.tolist(), strict=True))
+    assert torch.isfinite(value).all()
+
+
+def test_recomputed_activations_agree(setup: Setup, whole: Path) -> None:
+    with Store.open(whole, read_only=True) as store:
+        contexts_ = stored_contexts(store, 1, 200, seed=1)
+    found = recompute(setup.loaded, POINT, setup.sae, contexts_, 64, setup.text.special_ids)
+    assert found.n_contexts == 200 and found.is_ok and found.relative < 1e-4
+    worst = max(contexts_, key=lambda c: len(c.values))
+    worst.values[0] *= 1.5
+    assert not recompute(setup.loaded, POINT, setup.sae, [worst], 64, setup.text.special_ids).is_ok

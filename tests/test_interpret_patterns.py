@@ -59,7 +59,7 @@ def test_facts_look_back_only() -> None:
 
 def test_facts_of_a_line_of_code() -> None:
     tokens = tokenized("x|\n       | def| run|_|all|(|self|):|  # (|note|\n|'|it|'|[|0")
-    at = {t: f for t, f in zip(tokens, facts_of(tokens), strict=True)}
+    at = dict(zip(tokens, facts_of(tokens), strict=True))
     assert at["x"].line == "?" and at["x"].indent == "?" and at["x"].before == "^"
     assert at["all"].word == "run_all" and at["all"].line == "def" and at["all"].indent == "8"
     assert at["self"].bracket == "run_all(" and at["self"].mark == "("
@@ -75,9 +75,11 @@ def test_facts_of_a_line_of_code() -> None:
     [
         (" self", "word", "lower-case words"), ("elf", "piece", "parts of lower-case names"),
         (" Error", "Word", "capitalised words"), (" HTTP", "WORD", "words in capitals"), ("42", "number", "numbers"),
-        ("\n    ", "newline", "line breaks"), ("  ", "space", "runs of spaces"), ("", "bytes", "parts of characters outside ASCII"),
+        ("\n    ", "newline", "line breaks"), ("  ", "space", "runs of spaces"),
+        ("", "bytes", "parts of characters outside ASCII"),
         ("__", "mark:_", "underscores"), ("):", "mark:)", "punctuation"), (")", "mark:)", "closing brackets"),
-        (" ==", "mark:=", "operators"), ("0x", "mixed", "mixtures of digits and letters"), ("東京", "piece", "parts of lower-case names"),
+        (" ==", "mark:=", "operators"), ("0x", "mixed", "mixtures of digits and letters"),
+        ("東京", "piece", "parts of lower-case names"),
         ("_name", "piece", "names that begin with an underscore"), (" T", "Word", "single capital letters"),
     ],
 )  # fmt: skip
@@ -124,7 +126,9 @@ def test_any_text_can_be_described(tokens: list[str], active: int) -> None:
 def held_out(rule: Rule, feature: int) -> float:
     found = contexts(feature, "report")
     value = stats.pooled_correlation(
-        [scaled(c.activations, RAW_MAX) for c in found], [rule.predict(c.tokens) for c in found], [c.document for c in found]
+        [scaled(c.activations, RAW_MAX) for c in found],
+        [rule.predict(c.tokens) for c in found],
+        [c.document for c in found],
     ).value
     assert value is not None
     return value
@@ -169,7 +173,9 @@ def test_noise_is_not_learned() -> None:
         tokens = [vocabulary[j] for j in rng.integers(0, 50, size=32)]
         return Context(i, 0, "explain", kind, None, None, i, f"d{i}", 0, tokens, list(rng.random(32)))  # type: ignore[arg-type]
 
-    e = FeatureEvidence(1, 0, "live", 0.1, 1.0, [noise(i, "top") for i in range(20)], [noise(i, "sampled") for i in range(20)])
+    e = FeatureEvidence(
+        1, 0, "live", 0.1, 1.0, [noise(i, "top") for i in range(20)], [noise(i, "sampled") for i in range(20)]
+    )
     rule = learn(sample_of(e))
     assert len(rule.tables) <= 1 and (rule.fit is None or rule.fit < 0.2)
 
@@ -197,7 +203,9 @@ def test_a_rule_is_checkable_json() -> None:
     rule = learn(sample_of(evidence(0)))
     data = json.loads(rule.to_json())
     assert set(data) == {"version", "base", "fit", "tables"}
-    assert [" alpha", " the"] in [row[:2] for t in data["tables"] if t["of"] == ["token", "before"] for row in t["rows"]]
+    assert [" alpha", " the"] in [
+        row[:2] for t in data["tables"] if t["of"] == ["token", "before"] for row in t["rows"]
+    ]
     for bad in ("{}", "[]", "nonsense", '{"version": 99}', json.dumps({**data, "tables": [{"of": ["x"], "rows": []}]})):
         with pytest.raises(ValueError, match="rule|table"):
             Rule.from_json(bad)
@@ -211,12 +219,20 @@ def test_tables_are_bounded() -> None:
 
 # --- sentences ------------------------------------------------------------------------------------------------------
 
-FILL = ["print|(|x|)|\n|y| =| 3", "for| i| in| xs|:|\n| a|.|b", "return| None|\n|z| =| f|(|y|)", "# a comment|\n|while| True|:"]
+FILL = [
+    "print|(|x|)|\n|y| =| 3",
+    "for| i| in| xs|:|\n| a|.|b",
+    "return| None|\n|z| =| f|(|y|)",
+    "# a comment|\n|while| True|:",
+]
 
 
 def test_label_of_one_token_in_one_place() -> None:
     e = made(
-        {"top": [f"def| f{i}|(|self*|,| a|):|\n" for i in range(8)], "sampled": [f" def| g{i}|(|self*|):|\n" for i in range(8)]},
+        {
+            "top": [f"def| f{i}|(|self*|,| a|):|\n" for i in range(8)],
+            "sampled": [f" def| g{i}|(|self*|):|\n" for i in range(8)],
+        },
         [f"x{i}| =| self|.|y|\n|    |self|.|z" for i in range(10)] + FILL,
     )
     assert label_of(e) == "`self` after `(`; always followed by `):` or `,`"
@@ -252,13 +268,17 @@ def test_label_of_groups() -> None:
 
 def test_promoted_tokens_are_named_where_they_do_follow() -> None:
     texts = [f"a{i}| key*|{n}| x" for i, n in enumerate(["board", "word", "s"] * 5)]
-    assert str(label_of(made({"top": texts}, FILL * 4, ["board", "word", "zzz"]))).endswith("promotes `board` and `word` next")
+    assert str(label_of(made({"top": texts}, FILL * 4, ["board", "word", "zzz"]))).endswith(
+        "promotes `board` and `word` next"
+    )
     assert "promotes" not in str(label_of(made({"top": texts}, FILL * 4, ["zzz", "yyy"])))
 
 
 def test_a_weak_rule_says_so() -> None:
     rng = np.random.default_rng(1)
-    texts = ["|".join(f" w{j}" + ("*" if rng.random() < 0.15 else "") for j in rng.integers(0, 12, 16)) for _ in range(20)]
+    texts = [
+        "|".join(f" w{j}" + ("*" if rng.random() < 0.15 else "") for j in rng.integers(0, 12, 16)) for _ in range(20)
+    ]
     label = label_of(made({"top": texts}, FILL))
     assert label is None or label.startswith("loosely: ")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interpret_fixtures import RAW_MAX, WORDS, World, coin, job, planted_store, question
+from interpret_fixtures import RAW_MAX, WORDS, World, coin, copy_of, job, planted_store, question
 from llm_server import BrainReply, Fault, LlmServer
 
 from autointerp.config import BudgetConfig, ExplainConfig, PriceConfig, ScoreConfig
@@ -25,10 +25,17 @@ N = 4
 METHODS = {"prompt_logprobs": ("prompt", "generated"), "generated_logprobs": ("generated",), "numbers": ()}
 
 
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("planted") / "planted.duckdb"
+    planted_store(path).close()
+    return path
+
+
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setenv("OPENAI_API_KEY", "test")
-    with planted_store(tmp_path / "x.duckdb") as opened:
+    with copy_of(planted, tmp_path / "x.duckdb") as opened:
         yield opened
 
 
@@ -49,9 +56,12 @@ def run_score(work: Job, explainer: str, config: ScoreConfig, control: str | Non
     return asyncio.run(score(work, explainer, config, control))
 
 
-def scores(store: Store, scorer: str = "simulation", part: str = "report", control: str | None = None) -> list[dict[str, Any]]:
+def scores(
+    store: Store, scorer: str = "simulation", part: str = "report", control: str | None = None
+) -> list[dict[str, Any]]:
     return store.dicts(
-        "SELECT * FROM scores WHERE scorer = ? AND part = ? AND control IS NOT DISTINCT FROM ?::VARCHAR ORDER BY feature",
+        "SELECT * FROM scores WHERE scorer = ? AND part = ? AND control IS NOT DISTINCT FROM ?::VARCHAR "
+        "ORDER BY feature",
         [scorer, part, control],
     )
 
@@ -75,7 +85,9 @@ def simulation_requests(server: LlmServer) -> list[dict[str, Any]]:
 def test_an_oracle_scores_one_by_every_method(store: Store, method: str, split_ten: bool) -> None:
     with LlmServer(World(logprobs=METHODS[method], split_ten=split_ten)) as server:
         told = run_explain(job(store), explain_config(server))
-        outcome = run_score(job(store), "combined", score_config(server, scorers=("simulation", "simulation_calibrated")))
+        outcome = run_score(
+            job(store), "combined", score_config(server, scorers=("simulation", "simulation_calibrated"))
+        )
     assert told.statuses == {"ok": len(WORDS)}
     assert [row["text"] for row in labels(store)] == [f"the word{w}, stronger after `the`" for w in WORDS]
     assert outcome.method == method and outcome.statuses == {"ok": len(WORDS)} and outcome.failed == 0
@@ -95,7 +107,7 @@ def test_a_coin_and_shuffled_labels_score_about_zero(store: Store) -> None:
     coin_values = [row["value"] for row in scores(store)]
     assert abs(sum(coin_values)) / len(coin_values) < 0.1
     with LlmServer(World()) as server:
-        run_score(job(store), "combined", score_config(server, contexts=8), control="shuffled")
+        run_score(job(store), "combined", score_config(server), control="shuffled")
         run_score(job(store), "combined", score_config(server), control="empty")
     # Another feature's word is silence here, or noise: it happens to stand in some contexts.
     shuffled = scores(store, control="shuffled")
@@ -127,7 +139,7 @@ def test_patterns_and_the_lookup_baseline(store: Store) -> None:
 
 def test_a_patterns_label_can_be_scored_by_an_llm_too(store: Store) -> None:
     run_explain(job(store), ExplainConfig(explainer="patterns"))
-    with LlmServer(World(lambda label, tokens: [9 * (t.strip() in label.split("`")[1]) for t in tokens])) as server:
+    with LlmServer(World(lambda label, tokens: [9 * (t.strip() == label.split("`")[1]) for t in tokens])) as server:
         outcome = run_score(job(store, features="0-1"), "patterns", score_config(server, method="numbers"))
     assert outcome.statuses == {"ok": 2}
     assert all(row["method"] == "numbers" and row["value"] > 0.8 for row in scores(store))
@@ -144,7 +156,9 @@ def test_a_second_run_asks_for_nothing(store: Store) -> None:
         asked = len(server.requests)
         rows = store.row_counts()
         assert run_explain(job(store), explain_config(server)).pending == 0
-        again = Job(**{**{f: getattr(job(store), f) for f in Job.__dataclass_fields__}, "progress": lambda *a: seen.append(a)})
+        again = Job(
+            **{**{f: getattr(job(store), f) for f in Job.__dataclass_fields__}, "progress": lambda *a: seen.append(a)}
+        )
         assert run_score(again, "combined", score_config(server)).pending == 0
         assert len(server.requests) == asked and store.row_counts() == rows and not seen
     assert first.pending == len(WORDS)
@@ -170,7 +184,9 @@ def test_a_stopped_run_goes_on_and_pays_for_nothing_twice(store: Store) -> None:
 def test_a_chosen_few_and_progress(store: Store) -> None:
     seen: list[tuple[int, int]] = []
     base = job(store, features="1,3")
-    watched = Job(**{**{f: getattr(base, f) for f in Job.__dataclass_fields__}, "progress": lambda d, n: seen.append((d, n))})
+    watched = Job(
+        **{**{f: getattr(base, f) for f in Job.__dataclass_fields__}, "progress": lambda d, n: seen.append((d, n))}
+    )
     with LlmServer(World()) as server:
         assert run_explain(watched, explain_config(server)).statuses == {"ok": 2}
         assert sorted(seen) == [(1, 2), (2, 2)]
@@ -181,7 +197,9 @@ def test_a_chosen_few_and_progress(store: Store) -> None:
 # --- faults ---------------------------------------------------------------------------------------------------------
 
 
-def first_time(fault: Callable[[], BrainReply | Fault]) -> Callable[[str, dict[str, Any], int], BrainReply | Fault | None]:
+def first_time(
+    fault: Callable[[], BrainReply | Fault],
+) -> Callable[[str, dict[str, Any], int], BrainReply | Fault | None]:
     """Spoils the first attempt of every explain and simulate request, probes excepted."""
 
     def spoil(kind: str, body: dict[str, Any], attempt: int) -> BrainReply | Fault | None:
@@ -209,8 +227,9 @@ def test_an_endpoint_that_gives_up_is_a_status_and_asked_again(store: Store) -> 
     def spoil(kind: str, body: dict[str, Any], attempt: int) -> Fault | None:
         if not broken["on"]:
             return None
-        label = "description" in str(body) and question(body)[0]
-        return Fault("truncated_json") if " alpha" in str(label) or '[" alpha", 10]' in str(body) else None
+        simulated = "You predict" in body.get("messages", [{"content": ""}])[0]["content"]
+        about = question(body)[0] if simulated else str(body)
+        return Fault("truncated_json") if "the word alpha" in about or '[" alpha", 10]' in about else None
 
     few = job(store, features="0-1", attempts=2)
     with LlmServer(World(spoil=spoil)) as server:
@@ -369,7 +388,7 @@ def test_forecasts_come_near_what_is_asked(store: Store) -> None:
     assert (told.features, told.calls) == (len(WORDS), len(WORDS))
     assert told.usd == pytest.approx((told.input_tokens + 2 * told.output_tokens) / 1e6)
     assert (scored.features, scored.calls, scored.usd) == (len(WORDS), asked, None)
-    spent = {stage: n for stage, n in store.rows("SELECT stage, sum(input_tokens) FROM llm_calls GROUP BY stage")}
+    spent: dict[str, int] = dict(store.rows("SELECT stage, sum(input_tokens) FROM llm_calls GROUP BY stage"))
     assert told.input_tokens == pytest.approx(spent["explain"], rel=0.5)
     assert scored.input_tokens == pytest.approx(spent["simulate"], rel=0.5)
     free = forecast_explain(job(store), ExplainConfig(explainer="patterns"))

@@ -72,7 +72,8 @@ def test_lines_in_the_forms_that_models_write() -> None:
     wanted = [0.0, 10.0, 3.0, 2.5]
     good = reply(0, 10, 3, 2.5)
     for text in (
-        good, good + "\n", f"```\n{good}\n```", good.replace("\t", "  "), good.replace("\t", ": "), good.replace("\n", "\r\n"),
+        good, good + "\n", f"```\n{good}\n```", good.replace("\t", "  "), good.replace("\t", ": "),
+        good.replace("\n", "\r\n"),
         '" the"\t0\nalpha\t10\n"\\n"\t3\n"\\"x\\""\t2.5'.replace("alpha", '"alpha"'),
     ):  # fmt: skip
         lines = read_lines(text, TOKENS)
@@ -151,7 +152,9 @@ def test_ten_as_two_tokens() -> None:
     """P(10) = P(1) P(0|1)."""
     ten = expected([" a"], '" a"\t', ("1", [("1", 0.8), ("9", 0.2)]), ("0", [("0", 0.75), ("\n", 0.25)]))
     assert ten == pytest.approx([10 * 0.6 + 1 * 0.2 + 9 * 0.2])
-    one = expected([" a", "b"], '" a"\t', ("1", [("1", 0.8), ("2", 0.2)]), ("\n", [("\n", 0.9), ("0", 0.1)]), '"b"\t', "0")
+    one = expected(
+        [" a", "b"], '" a"\t', ("1", [("1", 0.8), ("2", 0.2)]), ("\n", [("\n", 0.9), ("0", 0.1)]), '"b"\t', "0"
+    )
     assert one == pytest.approx([10 * 0.08 + 1 * 0.72 + 2 * 0.2, 0.0])
 
 
@@ -273,7 +276,7 @@ def test_failed_contexts_are_counted_and_left_out() -> None:
 
 
 def test_statuses_without_a_value() -> None:
-    half = {i: "token_count" for i in range(10)}
+    half = dict.fromkeys(range(10), "token_count")
     assert correlation(answers("report", failed=half), 10, 0).status == "token_count"
     assert correlation(answers("report", failed={3: "gave_up"}), 10, 0).status == "gave_up"
     assert correlation([], 10, 0).status == "no_contexts"

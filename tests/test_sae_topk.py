@@ -112,7 +112,8 @@ def test_step_equals_autograd(n_dead: int, k_aux: int) -> None:
     torch.testing.assert_close(result.loss, loss)
     for name, gradient in result.gradients.named().items():
         torch.testing.assert_close(gradient, expected.named()[name], atol=1e-6, rtol=1e-4, msg=name)
-    assert torch.equal(result.fired, (dense_topk((x - weights.b_dec) @ weights.encoder.T + weights.b_enc, 6) > 0).sum(0))
+    active = dense_topk((x - weights.b_dec) @ weights.encoder.T + weights.b_enc, 6) > 0
+    assert torch.equal(result.fired, active.sum(0))
     if n_dead:
         assert float(result.auxiliary) > 0
 

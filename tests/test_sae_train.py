@@ -106,6 +106,7 @@ def test_a_source_without_vectors_or_of_another_width() -> None:
 
 def test_the_directions_the_data_is_made_of_are_found(tmp_path: Path) -> None:
     config = replace(CONFIG, tokens=400 * 128, batch_size=128, buffer_vectors=4096, warmup_steps=50, lr=5e-3)
+    config = replace(config, dead_after=20_000)
     sae = trainer(tmp_path, vectors(20_000), config, log_every=100).train()
     true = F.normalize(torch.randn(40, 16, generator=torch.Generator().manual_seed(99)), dim=1)
     assert float((true @ sae.W_dec.T).amax(1).mean()) > 0.9

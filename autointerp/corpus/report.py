@@ -72,4 +72,7 @@ class CorpusReport:
         if not self.fields:
             return ""
         close = nearest(wanted_field, self.fields, n=1)
-        return f" Records without {wanted_field!r} have the fields {', '.join(self.fields)}.{close}"
+        return (
+            f" Records without {wanted_field!r} have the fields {', '.join(self.fields)}; set corpus.text_field to the one "
+            f"that holds the text.{close}"
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from autointerp.evidence.accumulators import (
+    TILE_BITS,
     ActivationLog,
     Counts,
     PeakLists,
@@ -19,7 +20,6 @@ from autointerp.evidence.accumulators import (
     peak_token,
     peak_value,
 )
-from autointerp.evidence.accumulators import TILE_BITS
 from autointerp.evidence.order import where
 from autointerp.evidence.text_hash import key, mix
 from autointerp.evidence.windows import SplitWindows, feature_seeds

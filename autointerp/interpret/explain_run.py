@@ -18,7 +18,7 @@ from autointerp.interpret.patterns_text import lookup_sentence, sentence
 from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, StoreLedger, run_pool
 from autointerp.llm.budget import cost_usd
 from autointerp.llm.client import LlmClient
-from autointerp.llm.requests import Reply
+from autointerp.llm.requests import Reply, Request
 from autointerp.records import Explanation, ExplanationStatus, FeatureEvidence, stable_id
 from autointerp.store.group_writer import GroupWriter
 
@@ -110,12 +110,19 @@ def forecast_explain(job: Job, config: ExplainConfig) -> Forecast:
     explainer = _llm_explainer(job, config)
     features = _pending(job, config, explainer.template.sha256, job_harvest=None)
     some = _evidence(job, features[:: max(1, len(features) // 16)], config.contexts) if features else []
-    read = sum(len(explainer.request(e, config.contexts).wire) for e in some) / max(1, len(some))
+    read = sum(prompt_characters(explainer.request(e, config.contexts)) for e in some) / max(1, len(some))
     input_tokens = int(len(features) * read / CHARACTERS_PER_TOKEN)
     output_tokens = len(features) * min(60, config.max_tokens)
     price = job.llm.prices.get(config.model)
     usd = None if price is None else cost_usd(price, input_tokens, 0, output_tokens)
     return Forecast(len(features), len(features), input_tokens, output_tokens, usd)
+
+
+def prompt_characters(request: Request) -> int:
+    """Length of what the LLM reads."""
+    if "prompt" in request.body:
+        return len(request.body["prompt"])
+    return sum(len(message["content"]) for message in request.body["messages"])
 
 
 def _llm_explainer(job: Job, config: ExplainConfig) -> LlmExplainer:

@@ -9,7 +9,12 @@ from dataclasses import dataclass, replace
 
 from autointerp.config import ScoreConfig
 from autointerp.errors import InputError, nearest
-from autointerp.interpret.explain_run import CHARACTERS_PER_TOKEN, RULE_EXPLAINERS, check_explainer
+from autointerp.interpret.explain_run import (
+    CHARACTERS_PER_TOKEN,
+    RULE_EXPLAINERS,
+    check_explainer,
+    prompt_characters,
+)
 from autointerp.interpret.patterns import RULE_VERSION, Rule
 from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, StoreLedger, run_pool
 from autointerp.interpret.scale import scaled
@@ -78,11 +83,13 @@ async def score(job: Job, explainer: str, config: ScoreConfig, control: str | No
                     config.seed,
                 )  # fmt: skip
                 rows = score_rows(identity, report, select, config.bootstrap)
-                await asyncio.gather(*(writer.score(row) for row in rows[:-1]))
-                await writer.score(rows[-1])  # last: while it is missing the label counts as not scored
+                # The writer keeps the order: the headline, without which a label counts as not scored, is never
+                # committed before the others.
+                await asyncio.gather(*(writer.score(row) for row in rows))
                 _note(job, outcome, rows[-1])
 
-            workers = 1 + job.llm.max_connections // max(1, 3 * config.contexts)
+            # Twice as many as fill the connections: a label waits for commits too, and the client bounds the calls.
+            workers = 2 + 2 * job.llm.max_connections // max(1, 3 * config.contexts)
             blocks = Blocks(range(len(pending)), _loader(job, explainer, config, control, pending), size=16)
             await run_pool(blocks, min(workers, len(pending)), work, client.stop)
     return outcome
@@ -285,7 +292,7 @@ def forecast_score(job: Job, explainer: str, config: ScoreConfig) -> Forecast:
     some = _loader(job, explainer, config, None, pending)(list(range(0, len(pending), max(1, len(pending) // 8))))
     asked = [(item, context) for item in some for context in [*item.report, *(item.select or ())]]
     calls = round(len(pending) * len(asked) / len(some))
-    read = sum(len(simulator.request(i.explanation.text or "", c, job.dictionary_id).wire) for i, c in asked)
+    read = sum(prompt_characters(simulator.request(i.explanation.text or "", c, job.dictionary_id)) for i, c in asked)
     input_tokens = int(calls * read / max(1, len(asked)) / CHARACTERS_PER_TOKEN)
     written = 1.0
     if method != "prompt_logprobs":

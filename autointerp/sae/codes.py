@@ -42,7 +42,7 @@ class SparseCodes:
 
 
 def starts(sorted_groups: Tensor, n_groups: int) -> Tensor:
-    """[n_groups] int64: how many entries of `sorted_groups` ([n] int64, values 0..n_groups-1) come before each group."""
+    """[n_groups] int64: entries of `sorted_groups` ([n] int64, each 0..n_groups-1) before each group."""
     return F.pad(torch.bincount(sorted_groups, minlength=n_groups).cumsum(0), (1, 0))[:-1]
 
 

@@ -19,7 +19,7 @@ from autointerp.sae.sae import Sae
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SAELENS_VERSION = "6.54.12"
-"""The version of SAELens whose layout is written (and against which it is tested); SAELens reads it to know the format."""
+"""The version of SAELens whose layout is written and tested against; SAELens reads it to know the format."""
 _MAX_CONFIG_BYTES = 1_000_000
 _UNIT_TOLERANCE = 1e-4
 # What decides the numbers; the rest of cfg.json is about where the SAE came from.
@@ -89,7 +89,7 @@ def load_sae(path: Path, format: str = "auto") -> Sae:
 
 
 def sae_sha256(folder: Path) -> str:
-    """Of the weights file and of what in cfg.json decides the numbers. Raises InputError, DamagedError as `load_sae`."""
+    """Of the weights file and of what in cfg.json decides the numbers. Raises what `load_sae` raises."""
     config = _read_config(folder / CONFIG)
     digest = hashlib.sha256(json.dumps({key: config.get(key) for key in _ESSENTIAL}, sort_keys=True).encode())
     files.read_header(folder / WEIGHTS)
@@ -117,7 +117,7 @@ def _check_supported(config: dict[str, Any], path: Path) -> int:
     """k, or an InputError that names what is not supported."""
     architecture = config.get("architecture")
     if architecture is None:
-        raise InputError(f"{path} names no architecture: it was written by SAELens before version 6; save it anew there")
+        raise InputError(f"{path} names no architecture: SAELens before version 6 wrote it; save it anew there")
     if architecture != "topk":
         raise InputError(f"{path}: architecture {architecture!r} is not supported yet; supported: topk")
     if config.get("normalize_activations", "none") not in ("none", None):

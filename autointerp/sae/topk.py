@@ -66,6 +66,7 @@ class StepGradients:
     """[] the second term without alpha; 0 where no feature is dead."""
     fired: Tensor
     """[d_sae] int64: vectors of the batch on which each feature is active."""
+    active: SparseCodes
 
 
 def encode(weights: TopkWeights, x_centred: Tensor, k: int) -> SparseCodes:
@@ -101,6 +102,7 @@ def step_gradients(weights: TopkWeights, x: Tensor, k: int, variance: float, aux
         reconstruction=reconstruction,
         auxiliary=auxiliary,
         fired=fired,
+        active=active,
     )
 
 
@@ -152,6 +154,17 @@ def _auxiliary(
         d_hat = error * (2 * auxk.alpha * inverse)
         gradients = _sparse_backward(active, bags, decoder, x_centred, d_hat)[:3]
     return error.square().sum() * inverse, gradients
+
+
+@torch.no_grad()
+def wake(weights: TopkWeights, x: Tensor, active: SparseCodes, k: int, features: Tensor, wins: int) -> None:
+    """Raise b_enc of `features` [n] int64 to where each would be among the k chosen on `wins` vectors of the batch x,
+    whose codes are `active`. Never lowers it. In place."""
+    weakest = torch.full((len(x),), torch.inf, device=x.device)
+    weakest.scatter_reduce_(0, active.rows, active.values, "amin")
+    weakest[torch.bincount(active.rows, minlength=len(x)) < k] = 0.0  # anything positive is chosen there
+    margin = F.linear(x - weights.b_dec, weights.encoder[features], weights.b_enc[features]) - weakest.unsqueeze(1)
+    weights.b_enc[features] += margin.topk(min(wins, len(x)), dim=0).values[-1].clamp_max(0).neg()
 
 
 @torch.no_grad()

@@ -1,11 +1,15 @@
 """Training a TopK SAE on a stream of activation vectors.
 
-The recipe: b_dec starts at the data's mean and inputs are scaled so that the mean distance from it is sqrt(d_in) (both
-from the first shuffled block, the scale folded back into the weights afterwards; the distance rather than the norm,
-because in residual streams with a large mean the norm says little about what there is to explain); encoder rows starting at 0.3 x the decoder's
-unit rows (at 1 the k strongest of many random directions overshoot x, and the first hundreds of steps go into undoing
-that); Adam with linear warm-up and linear decay; after every step unit decoder rows, before it the gradient's part
-along them taken out; AuxK for features that have not fired for `dead_after` vectors.
+The recipe:
+- b_dec starts at the data's mean, and inputs are scaled so that their mean distance from it is sqrt(d_in); the scale is
+  folded back into the weights afterwards. The distance rather than the norm, because in a residual stream with a large
+  mean the norm says little about what there is to explain.
+- Encoder rows start at 0.3 x the decoder's unit rows: at 1 the k strongest of many random directions overshoot x, and
+  the first hundreds of steps go into undoing that.
+- Adam with linear warm-up and linear decay; before each step the decoder gradient's part along its rows is taken out,
+  after it the rows are made unit again.
+- Features that have not fired for `dead_after` vectors get AuxK and a growing b_enc: AuxK fits them to the residual,
+  whose scale is below that of the weakest active features, so without the lift many would learn and never be chosen.
 
 State goes to `checkpoint.safetensors` in the run's folder, metrics to `metrics.jsonl` beside it. A run continued from
 its checkpoint gives the same losses as one that was never stopped.
@@ -28,12 +32,16 @@ from torch.nn import functional as F
 from autointerp.config import TrainConfig
 from autointerp.errors import AutointerpError, InputError, MismatchError
 from autointerp.sae import files, topk
+from autointerp.sae.adam import Adam
 from autointerp.sae.buffer import ActivationSource, ShuffledBatches
+from autointerp.sae.codes import SparseCodes
 from autointerp.sae.sae import Sae
 
 ENCODER_SCALE = 0.3
 ADAM_EPS = 6.25e-10  # Gao et al. 2024: gradients of rare features are far below Adam's usual 1e-8
+WAKE_SHARE = 0.25  # of the average feature's density: how often a feature fires that is woken
 MAX_BAD_STEPS = 3
+STATISTICS_VECTORS = 32_768  # for the mean and the scale
 
 Metrics = dict[str, float]
 
@@ -142,11 +150,10 @@ class SaeTrainer:
         if math.isfinite(loss):
             self.bad_steps = 0
             topk.project(result.gradients.decoder, weights.decoder)
-            for name, tensor in weights.named().items():
-                tensor.grad = result.gradients.named()[name]
-            self.optimizer.param_groups[0]["lr"] = lr
-            self.optimizer.step()
+            self.optimizer.step(result.gradients.named(), lr)
             topk.normalise_rows(weights.decoder)
+            if auxk is not None:
+                self._wake(x, result.active)
             self.since_fired.add_(len(x)).masked_fill_(result.fired > 0, 0)
         else:  # no update: one bad vector must not spoil the weights
             self.bad_steps += 1
@@ -166,8 +173,15 @@ class SaeTrainer:
             "vectors": float((self.step + 1) * config.batch_size),
         }
 
+    def _wake(self, x: Tensor, active: SparseCodes) -> None:
+        """Bring back what AuxK has had another `dead_after` vectors to fit."""
+        asleep = (self.since_fired >= 2 * self.config.dead_after).nonzero().squeeze(1)
+        if len(asleep):
+            wins = max(1, round(WAKE_SHARE * len(x) * self.k / self.d_sae))
+            topk.wake(self.weights, x, active, self.k, asleep, wins)
+
     def _initialise(self) -> None:
-        block = self.batches.block().to(self.device, torch.float32)
+        block = self.batches.block()[:STATISTICS_VECTORS].to(self.device, torch.float32)
         block = block[block.isfinite().all(1)]
         if len(block) == 0:
             raise InputError("every activation vector of the first block holds NaN or infinite values")
@@ -190,7 +204,7 @@ class SaeTrainer:
 
     def _set_weights(self, weights: topk.TopkWeights) -> None:
         self.weights = weights
-        self.optimizer = torch.optim.Adam(list(weights.named().values()), lr=0.0, eps=ADAM_EPS, fused=True)
+        self.optimizer = Adam(weights.named(), eps=ADAM_EPS)
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued."""
@@ -200,11 +214,7 @@ class SaeTrainer:
 
     def save_checkpoint(self) -> None:
         """Everything the rest of the run depends on, in one file that replaces the last one whole."""
-        tensors = {"since_fired": self.since_fired}
-        for name, tensor in self.weights.named().items():
-            tensors[name] = tensor
-            for key, value in self.optimizer.state[tensor].items():
-                tensors[f"adam.{key}.{name}"] = value
+        tensors = {"since_fired": self.since_fired, **self.weights.named(), **self.optimizer.state()}
         state = {
             "step": self.step,
             "scale": self.scale,
@@ -229,9 +239,7 @@ class SaeTrainer:
         tensors = {name: t.clone() for name, t in files.read_tensors(self.checkpoint_path, self.device).items()}
         names = ("encoder", "b_enc", "decoder", "b_dec")
         self._set_weights(topk.TopkWeights(**{name: tensors[name] for name in names}))
-        for name, tensor in self.weights.named().items():
-            saved = {key: tensors.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            self.optimizer.state[tensor] = {key: value for key, value in saved.items() if value is not None}
+        self.optimizer.restore(tensors)
         self.since_fired = tensors["since_fired"]
         self.step, self.scale, self.variance = int(state["step"]), state["scale"], state["variance"]
         self.batches.restore(state["batches"])
@@ -239,9 +247,9 @@ class SaeTrainer:
 
 
 def default_lr(d_sae: int) -> float:
-    """1e-3 / sqrt(d_sae / 2^14): the usual rule of the field (Gao et al. 2024) for wide dictionaries, five times as
-    fast, because this trainer's runs are thousands of steps rather than hundreds of thousands."""
-    return 1e-3 / math.sqrt(d_sae / 2**14)
+    """5e-4 / sqrt(d_sae / 2^14): the field's scaling with width (Gao et al. 2024), 2.5 times the usual rate because
+    this trainer's runs are thousands of steps rather than hundreds of thousands."""
+    return 5e-4 / math.sqrt(d_sae / 2**14)
 
 
 def _cut_metrics(path: Path, step: int) -> None:

@@ -1,0 +1,232 @@
+"""The harvest beside the peers: tokens to a merged store, CPU and wall time, peak memory, disk.
+
+    scripts/bench_harvest.py --workload WORK --peers-bench DIR --peers-python PY --tokens 1048576 --threads 1
+
+WORK is what the peers' make_workload.py made, DIR the folder with their harvest.py, PY an interpreter with the peers
+installed. Sides, one after the other, each in a process of its own: `forward_encode` (their script: the model up to the
+SAE's block, then the SAE's encoder, nothing kept), `delphi` (their script: the same and everything kept), `limit` (our
+forward pass and encoder, nothing kept) and `ours` (everything: lists, samples, histograms, pool, units on disk, merge
+into a store with contexts and negatives). The ratio that counts is ours / forward_encode from one run.
+
+    --corpus short            documents of 24 tokens (peers only know whole windows; compare with `limit`)
+    --features 131072         a random SAE of so many features in the place of the workload's
+    --flat                    ours on --tokens and on ten times as many (the corpus again, as new documents): peak memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+UNIT_TOKENS = 600_000  # about corpus.unit_characters of source text
+SHORT = 24
+HOOK = "transformer.h.2"
+
+
+def documents(tokens: Any, n_windows: int, corpus: str) -> Iterator[tuple[int, list[int], int, bool]]:
+    """(document, token ids, start, whether it begins a document) of each window; the file is read again where it is
+    shorter than wanted. Whole windows; a document is what lies between two end tokens (id 0), to the nearest window."""
+    document, start = -1, 0
+    for number in range(n_windows):
+        row = tokens[number % len(tokens)].tolist()
+        if corpus == "short":
+            for low in range(0, len(row), SHORT):
+                document += 1
+                yield document, row[low : low + SHORT], 0, True
+            continue
+        fresh = number % len(tokens) == 0 or 0 in tokens[number % len(tokens) - 1].tolist()
+        document, start = (document + 1, 0) if fresh else (document, start + len(row))
+        yield document, row, start, fresh
+
+
+def work_units(tokens: Any, n_tokens: int, corpus: str) -> Callable[[Callable[[int], bool]], Iterator[Any]]:
+    from autointerp.records import SPLITS, Window, WorkUnit
+
+    def units(wanted: Callable[[int], bool]) -> Iterator[WorkUnit]:
+        index, size, windows, names = 0, 0, [], set()
+        for document, ids, start, fresh in documents(tokens, n_tokens // tokens.shape[1], corpus):
+            if fresh and size >= UNIT_TOKENS:
+                if wanted(index):
+                    yield WorkUnit(index, windows, len(names))
+                index, size, windows, names = index + 1, 0, [], set()
+            split = SPLITS[(0, 0, 1, 2)[document * 2654435761 % (1 << 32) >> 30]]
+            windows.append(Window(f"doc{document}", start, split, ids, 0))
+            names.add(document)
+            size += len(ids)
+        if windows and wanted(index):
+            yield WorkUnit(index, windows, len(names))
+
+    return units
+
+
+def load(workload: Path, features: int | None) -> tuple[Any, Any, Any]:
+    """The workload's model, its SAE (sparsify's format) or a random one, and the tokenizer's strings."""
+    import torch
+    from safetensors.torch import load_file
+
+    from autointerp.config import ModelConfig
+    from autointerp.corpus.token_text import TokenText
+    from autointerp.model.load import load_model
+    from autointerp.sae.sae import Sae
+
+    loaded = load_model(ModelConfig(name=str(workload / "model"), device="cpu", dtype="float32"))
+    if features:
+        rows = torch.nn.functional.normalize(torch.randn(features, 256, generator=torch.Generator().manual_seed(0)), dim=1)
+        sae = Sae(rows.T.contiguous(), torch.zeros(features), rows, torch.zeros(256), k=32)
+    else:
+        folder = workload / "sae" / "h.2"
+        weights = load_file(folder / "sae.safetensors")
+        k = json.loads((folder / "cfg.json").read_text())["k"]
+        sae = Sae(
+            weights["encoder.weight"].T.contiguous(), weights["encoder.bias"], weights["W_dec"], weights["b_dec"], k=k
+        )
+    return loaded, sae, TokenText(loaded.tokenizer)
+
+
+def ours(args: argparse.Namespace) -> dict[str, float]:
+    """Harvest and merge in this process."""
+    import numpy as np
+    import torch
+
+    from autointerp.config import HarvestConfig
+    from autointerp.evidence.harvest import Job, harvest
+    from autointerp.evidence.merge import CorpusFacts, bounds_of, merge
+    from autointerp.evidence.shards import HarvestFolder
+    from autointerp.model.hooks import Hookpoint, activations_at
+    from autointerp.store.store import Store
+
+    loaded, sae, text = load(args.workload, args.features)
+    tokens = np.load(args.workload / "tokens.npy", mmap_mode="r")
+    config, point = HarvestConfig(), Hookpoint.parse(HOOK)
+    activations_at(loaded, point, torch.zeros(4, 128, dtype=torch.int64))
+    before, clock = peak_mb(), Clock()
+    with tempfile.TemporaryDirectory(dir=args.out) as temporary:
+        root = Path(temporary)
+        folder = HarvestFolder(root / "work", {"bench": 1}, bounds_of(config))
+        units = work_units(tokens, args.tokens, args.corpus)
+        harvest(loaded, [Job(point, sae, folder)], units, text, config, batch_tokens=args.batch_tokens)
+        harvested = clock.read("harvest_")
+        work = disk_bytes(root / "work")
+        with Store.open(root / "x.duckdb", create=True) as store:
+            dictionary_id = store.add_dictionary(
+                name="bench", model="m", revision="r", hookpoint=HOOK, architecture="topk", d_in=sae.d_in,
+                d_out=sae.d_out, d_sae=sae.d_sae, sae_sha256="s", tokenizer_sha256="t", config={},
+            )  # fmt: skip
+            facts = CorpusFacts("bench", {}, "t")
+            counts = merge(store, dictionary_id, folder, sae, text, config, facts, threads=args.threads)
+        both = clock.read("")
+        disk = disk_bytes(root) - work
+    return {**both, **harvested, "rss_before_mb": before, "disk_bytes": disk, "work_bytes": work, **counts}
+
+
+def limit(args: argparse.Namespace) -> dict[str, float]:
+    """The forward pass to the hookpoint and the encoder, in the batches of `ours`; nothing is kept."""
+    import numpy as np
+
+    from autointerp.model.batches import activation_batches
+    from autointerp.model.hooks import Hookpoint
+
+    loaded, sae, _ = load(args.workload, args.features)
+    tokens = np.load(args.workload / "tokens.npy", mmap_mode="r")
+    units, clock, before = list(work_units(tokens, args.tokens, args.corpus)(lambda index: True)), Clock(), peak_mb()
+    for unit in units:
+        for _, x in activation_batches(loaded, Hookpoint.parse(HOOK), unit.windows, args.batch_tokens):
+            sae.encode_sparse(x.flatten(0, 1))
+    return {**clock.read(""), "rss_before_mb": before, "disk_bytes": 0}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self, prefix: str) -> dict[str, float]:
+        return {
+            f"{prefix}cpu_s": time.process_time() - self._cpu, f"{prefix}wall_s": time.perf_counter() - self._wall
+        }
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def disk_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def run_side(args: argparse.Namespace, side: str, tokens: int) -> dict[str, Any]:
+    """One side in a process of its own."""
+    shared = ["--workload", str(args.workload), "--out", str(args.out), "--tokens", str(tokens)]
+    shared += ["--threads", str(args.threads)]
+    if side in ("ours", "limit"):
+        command = [sys.executable, __file__, "--only", side, "--corpus", args.corpus, *shared]
+        command += ["--features", str(args.features), "--batch-tokens", str(args.batch_tokens)]
+    else:
+        command = [args.peers_python, "-B", "harvest.py", side, *shared]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
+    cwd = None if side in ("ours", "limit") else args.peers_bench
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        sys.exit(f"{side} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    return result
+
+
+def table(rows: dict[str, dict[str, Any]], base: str) -> str:
+    lines = ["side              CPU s   CPU ratio   wall ratio   peak MB   disk MB"]
+    for side, row in rows.items():
+        lines.append(
+            f"{side:16s}{row['cpu_s']:8.1f}{row['cpu_s'] / rows[base]['cpu_s']:12.3f}"
+            f"{row['wall_s'] / rows[base]['wall_s']:13.3f}{row['peak_rss_mb']:10.0f}{row['disk_bytes'] / 1e6:10.1f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", type=Path, required=True)
+    parser.add_argument("--peers-bench", type=Path)
+    parser.add_argument("--peers-python")
+    parser.add_argument("--tokens", type=int, default=1 << 20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--corpus", choices=("windows", "short"), default="windows")
+    parser.add_argument("--features", type=int, default=0, help="of a random SAE; 0: the workload's SAE")
+    parser.add_argument("--flat", action="store_true")
+    parser.add_argument("--without", nargs="*", default=[], help="sides to leave out")
+    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--only", choices=("ours", "limit"), help="run one side in this process")
+    args = parser.parse_args()
+    args.workload, args.out = args.workload.resolve(), args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.only:
+        import torch
+
+        torch.set_num_threads(args.threads)
+        result = {"ours": ours, "limit": limit}[args.only](args)
+        print("RESULT " + json.dumps({**result, "peak_rss_mb": peak_mb(), "tokens": args.tokens}))
+        return
+    if args.flat:
+        rows = {f"{n:,} tokens": run_side(args, "ours", n) for n in (args.tokens, 10 * args.tokens)}
+        base = next(iter(rows))
+    else:
+        sides = ["limit", "ours"]
+        if args.peers_python and args.corpus == "windows" and not args.features:
+            sides = ["forward_encode", "delphi", *sides]
+        rows = {side: run_side(args, side, args.tokens) for side in sides if side not in args.without}
+        base = next(iter(rows))
+    print(table(rows, base))
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
