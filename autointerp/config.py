@@ -150,8 +150,8 @@ class TrainConfig:
     """Activation vectors held for shuffling."""
     auxk_alpha: float = 1 / 32
     """Weight of the loss that revives dead features; 0 turns reviving off."""
-    dead_after: int = 200_000
-    """A feature that has not fired for so many vectors counts as dead."""
+    dead_after: int = 50_000
+    """A feature that has not fired for so many vectors counts as dead; after twice as many it is also woken."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     seed: int = 0

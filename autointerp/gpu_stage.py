@@ -7,13 +7,13 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from autointerp.config import Config, SaeConfig
+from autointerp.config import Config, CorpusConfig, SaeConfig
 from autointerp.corpus.report import CorpusReport
 from autointerp.corpus.sources import corpus_fingerprint, read_documents
 from autointerp.corpus.splits import require_all_splits
@@ -112,12 +112,28 @@ def _d_sae(sae: SaeConfig, d_in: int) -> int:
     return sae.d_sae or sae.expansion * d_in
 
 
+def _model_key(config: Config) -> list[Any]:
+    """What the activations depend on. A folder counts by its content, so a project may be moved."""
+    folder = Path(config.model.name)
+    name = folder_sha256(folder) if folder.is_dir() else config.model.name
+    return [name, config.model.revision, config.model.dtype]
+
+
+def _corpus_key(config: Config) -> list[Any]:
+    """The text and how it is cut, wherever it lies."""
+    return [corpus_fingerprint(config.corpus), asdict(_placeless(config.corpus))]
+
+
+def _placeless(corpus: CorpusConfig) -> CorpusConfig:
+    return replace(corpus, source="")
+
+
 def _training_key(config: Config, sae: SaeConfig) -> str:
     """Changes when a trained SAE would: model, text, hookpoint, sizes, recipe."""
     return digest(
         {
-            "model": [config.model.name, config.model.revision, config.model.dtype],
-            "corpus": [corpus_fingerprint(config.corpus), asdict(config.corpus)],
+            "model": _model_key(config),
+            "corpus": _corpus_key(config),
             "sae": [sae.hookpoint, sae.architecture, sae.d_sae, sae.expansion, sae.k],
             "train": {k: v for k, v in asdict(config.train).items() if k != "checkpoint_every"},
         }
@@ -254,13 +270,11 @@ class _Plan:
             raise InputError(
                 f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table"
             )
-        model = Path(config.model.name)
         self.key = digest(
             {
-                "model": [config.model.name, config.model.revision, config.model.dtype, config.model.batch_tokens],
-                "weights": folder_sha256(model) if model.is_dir() else None,
+                "model": [*_model_key(config), config.model.batch_tokens],
                 "sae": [sae.hookpoint, sae_sha256(folder)],
-                "corpus": [self.fingerprint, asdict(config.corpus)],
+                "corpus": _corpus_key(config),
                 "harvest": asdict(config.harvest),
             }
         )
@@ -279,7 +293,7 @@ class _Plan:
             loaded,
             Hookpoint.parse(self.sae.hookpoint),
             sha256,
-            config.corpus,
+            _placeless(config.corpus),
             self.fingerprint,
             config.harvest,
             config.model.batch_tokens,

@@ -3,14 +3,14 @@
     scripts/bench_harvest.py --workload WORK --peers-bench DIR --peers-python PY --tokens 1048576 --threads 1
 
 WORK is what the peers' make_workload.py made, DIR the folder with their harvest.py, PY an interpreter with the peers
-installed. Sides, one after the other, each in a process of its own: `forward_encode` (their script: the model up to the
-SAE's block, then the SAE's encoder, nothing kept), `delphi` (their script: the same and everything kept), `limit` (our
-forward pass and encoder, nothing kept) and `ours` (everything: lists, samples, histograms, pool, units on disk, merge
-into a store with contexts and negatives). The ratio that counts is ours / forward_encode from one run.
+installed. Sides, one after the other, each in a process of its own: `forward_encode` (their script: the model up to
+the SAE's block, then its encoder, nothing kept), `delphi` (their script: the same and everything kept), `limit` (our
+forward pass and encoder, nothing kept) and `ours` (everything: lists, samples, histograms, pool, units on disk,
+merge into a store with contexts and negatives). The ratio that counts is ours / forward_encode from one run.
 
     --corpus short            documents of 24 tokens (peers only know whole windows; compare with `limit`)
     --features 131072         a random SAE of so many features in the place of the workload's
-    --flat                    ours on --tokens and on ten times as many (the corpus again, as new documents): peak memory
+    --flat                    ours on --tokens and on ten times as many (the corpus again, as new documents): memory
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def load(workload: Path, features: int | None) -> tuple[Any, Any, Any]:
 
     loaded = load_model(ModelConfig(name=str(workload / "model"), device="cpu", dtype="float32"))
     if features:
-        rows = torch.nn.functional.normalize(torch.randn(features, 256, generator=torch.Generator().manual_seed(0)), dim=1)
+        rows = torch.randn(features, 256, generator=torch.Generator().manual_seed(0))
+        rows = torch.nn.functional.normalize(rows, dim=1)
         sae = Sae(rows.T.contiguous(), torch.zeros(features), rows, torch.zeros(256), k=32)
     else:
         folder = workload / "sae" / "h.2"

@@ -28,14 +28,26 @@ from autointerp.store.store import Store
 
 BATCH_TOKENS = 256
 POINT = Hookpoint.parse("transformer.h.1")
-WORDS = ["the", "harbour", "lay", "quiet", "under", "a", "low", "grey", "sky", "and", "boats", "turned", "slowly", "on", "their", "ropes", "as", "tide", "came", "in", "an", "old", "woman", "sold", "oranges", "by", "steps", "she", "counted", "coins", "twice", "def", "read", "lines", "path", "encoding", "yield", "number", "Zoë", "東京", "🙂", "return"]
+PROSE = (
+    "the harbour lay quiet under a low grey sky and boats turned slowly on their ropes as tide came in an old woman "
+    "sold oranges by steps she counted coins twice def read lines path encoding yield number Zoë 東京 🙂 return"
+)
+WORDS = PROSE.split()
 MASK = (1 << 64) - 1
 SMALL = HarvestConfig(
-    context_tokens=8, top_contexts=4, sampled_contexts=4, negatives=3, negative_pool_windows=24, neighbours=3, rare_below=4
+    context_tokens=8,
+    top_contexts=4,
+    sampled_contexts=4,
+    negatives=3,
+    negative_pool_windows=24,
+    neighbours=3,
+    rare_below=4,
 )
 
 
-def small_units(text: TokenText, tokenizer: PreTrainedTokenizerBase, n_units: int = 7, seed: int = 0, window: int = 26) -> list[WorkUnit]:
+def small_units(
+    tokenizer: PreTrainedTokenizerBase, n_units: int = 7, seed: int = 0, window: int = 26
+) -> list[WorkUnit]:
     """Documents of very different lengths, some of them copies of others in part or whole, in units of a few."""
     rng = random.Random(seed)
     boiler = " ".join(rng.choices(WORDS, k=40))
@@ -76,7 +88,7 @@ class Setup:
     def __init__(self, model_folder: Path, **options: int) -> None:
         self.loaded: LoadedModel = load_model(ModelConfig(name=str(model_folder), device="cpu", dtype="float32"))
         self.text = TokenText(self.loaded.tokenizer)
-        self.units = small_units(self.text, self.loaded.tokenizer, **options)
+        self.units = small_units(self.loaded.tokenizer, **options)
         self.sae = small_sae(self.loaded, self.units)
 
     def source(self, wanted: Callable[[int], bool]) -> Iterator[WorkUnit]:
@@ -87,9 +99,8 @@ class Setup:
         return HarvestFolder(root, what, bounds_of(config))
 
     def harvest(self, folder: HarvestFolder, config: HarvestConfig = SMALL, shard: Shard | None = None) -> None:
-        harvest(
-            self.loaded, [Job(POINT, self.sae, folder)], self.source, self.text, config, batch_tokens=BATCH_TOKENS, shard=shard
-        )
+        jobs = [Job(POINT, self.sae, folder)]
+        harvest(self.loaded, jobs, self.source, self.text, config, batch_tokens=BATCH_TOKENS, shard=shard)
 
     def store(self, path: Path, folder: HarvestFolder, config: HarvestConfig = SMALL) -> Path:
         with Store.open(path, create=True) as store:
@@ -192,7 +203,6 @@ def expected(setup: Setup, config: HarvestConfig) -> Expected:
     result = Expected()
     peaks: dict[tuple[int, Split], list[Peak]] = defaultdict(list)
     tiles: dict[tuple[int, Split], list[Peak]] = defaultdict(list)
-    pool: list[tuple[str, Split, bytes]] = []
     size = config.context_tokens
     for unit in setup.units:
         dense = dense_activations(setup, unit)
@@ -206,21 +216,20 @@ def expected(setup: Setup, config: HarvestConfig) -> Expected:
                 column = acts[:, feature]
                 result.values[feature] += column[column > 0].tolist()
 
-                def stretch(start: int, end: int, peak: int, feature: int = feature, column: np.ndarray = column,
-                            ids: list[int] = ids, window: Window = window, place: tuple[int, int] = (unit.index, number)) -> Peak:  # fmt: skip
-                    raw = text_of(setup, ids[start:end])
-                    values = {i - start: float(column[i]) for i in range(start, end) if column[i] > 0}
-                    return Peak(
-                        float(column[peak]), (*place, peak), window.document, start, end - start, raw, values,
-                        sample_key(raw, feature, config.seed),
-                    )  # fmt: skip
+                def stretch(start: int, end: int, peak: int) -> Peak:
+                    raw = text_of(setup, ids[start:end])  # noqa: B023 - called in this turn of the loop only
+                    values = {i - start: float(column[i]) for i in range(start, end) if column[i] > 0}  # noqa: B023
+                    place = unit.index, number, peak  # noqa: B023
+                    key = sample_key(raw, feature, config.seed)  # noqa: B023
+                    return Peak(float(column[peak]), place, window.document, start, end - start, raw, values, key)  # noqa: B023
 
                 best = int(column.argmax())
                 start = max(first, min(best - size // 2, len(ids) - size))
                 peaks[feature, window.split].append(stretch(start, min(start + size, len(ids)), best))
                 for start, end in spans:
                     if column[start:end].max() > 0:
-                        tiles[feature, window.split].append(stretch(start, end, start + int(column[start:end].argmax())))
+                        best = start + int(column[start:end].argmax())
+                        tiles[feature, window.split].append(stretch(start, end, best))
                         result.tile_maxima[feature].append(float(column[start:end].max()))
                         result.active_tiles[feature, window.split] += 1
     lists = {group: candidates(rows, config) for group, rows in peaks.items()}

@@ -25,7 +25,7 @@ BYTES = [bytes([65 + i]) for i in range(4)]
 
 
 def make(rng: random.Random) -> tuple[list[Window], dict[tuple[int, int, int], float]]:
-    """Windows over four tokens (so texts repeat), and (window, position, feature) -> one of three values (so peaks tie)."""
+    """Windows over four tokens (texts repeat), and (window, position, feature) -> one of three values (peaks tie)."""
     windows = []
     for document in range(rng.randint(1, 5)):
         for start in range(rng.randint(1, 3)):
@@ -45,7 +45,7 @@ def run(
     windows: list[Window], triples: dict[tuple[int, int, int], float], rng: random.Random, block: Block
 ) -> tuple[dict[str, dict[str, np.ndarray]], SplitWindows]:
     documents = np.array([int(w.document[1:]) for w in windows])
-    split = SplitWindows(windows, np.arange(len(windows)) * 2, documents, TILE, TokenHashes(BYTES, CPU), CPU)
+    split = SplitWindows(windows, np.arange(len(windows)) * 2, documents, TILE, TokenHashes(BYTES, CPU))
     pooled = torch.tensor([i % 3 != 1 for i in range(len(windows))])
     accumulated = SplitPass(split, pooled, block, ListSizes(SIZE, SIZE), SEED)
     accumulated._slab_windows = rng.choice((1, 2, 100))
@@ -146,9 +146,10 @@ def check_counts(
         counted = defaultdict(int)
         for where, numbers in rows.items():
             for number in numbers:
-                counted[where if isinstance(where, int) else where[0], int(np.searchsorted(bin_edges(bits), number, "right"))] += 1
-        found = {(f, b): n for f, b, n in zip(*(tables[name][c].tolist() for c in ("feature", "bin", "n")), strict=True)}
-        assert found == counted
+                feature = where if isinstance(where, int) else where[0]
+                counted[feature, int(np.searchsorted(bin_edges(bits), number, "right"))] += 1
+        columns = (tables[name][c].tolist() for c in ("feature", "bin", "n"))
+        assert {(f, b): n for f, b, n in zip(*columns, strict=True)} == counted
     per_window = max(-(-(len(w.token_ids) - w.n_prefix) // TILE) for w in windows)
     pooled = [i for i in range(len(windows)) if i % 3 != 1]
     active = {

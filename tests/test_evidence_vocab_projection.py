@@ -38,7 +38,8 @@ def plain_logits(loaded: LoadedModel, rows: np.ndarray, norm: torch.nn.Module) -
 
 
 @pytest.mark.parametrize(
-    ("name", "path"), [("tiny_gpt2", "transformer.ln_f"), ("tiny_llama", "model.norm"), ("tiny_neox", "gpt_neox.final_layer_norm")]
+    ("name", "path"),
+    [("tiny_gpt2", "transformer.ln_f"), ("tiny_llama", "model.norm"), ("tiny_neox", "gpt_neox.final_layer_norm")],
 )
 @pytest.mark.parametrize("block", [1 << 25, 4000])
 def test_against_a_full_computation(

@@ -149,6 +149,30 @@ def test_auxk_of_a_perfect_reconstruction_is_zero_not_nan() -> None:
     assert all(bool((g == 0).all()) for g in result.gradients.named().values())
 
 
+def test_woken_features_are_chosen_as_often_as_asked_and_no_other_bias_moves() -> None:
+    weights = weights_of(96, 24)
+    weights.b_enc[:5] = -50.0
+    weights.b_enc[5] = 50.0  # awake already: nothing to do
+    x = torch.randn(200, 24, generator=torch.Generator().manual_seed(2)) + weights.b_dec
+    before, step = weights.b_enc.clone(), topk.step_gradients(weights, x, 6, 24.0)
+    assert (step.fired[:5] == 0).all()
+    topk.wake(weights, x, step.active, 6, torch.arange(1), 7)
+    # on the seventh vector it ends level with the weakest chosen one, up to rounding
+    assert int(topk.step_gradients(weights, x, 6, 24.0).fired[0]) in (6, 7)
+    topk.wake(weights, x, step.active, 6, torch.arange(1, 6), 7)
+    assert (topk.step_gradients(weights, x, 6, 24.0).fired[:5] > 0).all()
+    assert torch.equal(weights.b_enc[5:], before[5:])
+
+
+def test_a_woken_feature_needs_only_be_positive_where_fewer_than_k_are() -> None:
+    weights = weights_of(8, 4)
+    weights.b_enc.fill_(-50.0)
+    x = torch.randn(30, 4)
+    topk.wake(weights, x, topk.step_gradients(weights, x, 2, 4.0).active, 2, torch.tensor([3]), 10)
+    pre = (x - weights.b_dec) @ weights.encoder[3] + weights.b_enc[3]
+    assert 9 <= int((pre > 0).sum()) <= 10  # the tenth ends at zero, up to rounding
+
+
 def test_projection_leaves_nothing_along_the_row_and_the_rest_alone() -> None:
     decoder = F.normalize(torch.randn(10, 6), dim=1)
     gradient = torch.randn(10, 6)

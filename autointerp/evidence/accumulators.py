@@ -165,7 +165,8 @@ class SampleLists:
         first[1:] = (key[1:] != key[:-1]) | (feature[1:] != feature[:-1])
         rank = rank_in_group(feature, first)
         keep = where(first & (rank < self._size))
-        self.feature, self.key, self.tile, self.packed = feature[keep], key[keep], tile[order[keep]], packed[order[keep]]
+        self.feature, self.key = feature[keep], key[keep]
+        self.tile, self.packed = tile[order[keep]], packed[order[keep]]
         last = where(first & (rank == self._size - 1))
         self.threshold[feature[last]] = key[last]
 
@@ -191,22 +192,24 @@ class ActivationLog:
 
     def within(self, feature: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(range, token, value) of the triples of each (feature, tokens start .. end-1), in order of token."""
-        self._sort()
-        base = feature << self._shift
-        low, high = torch.searchsorted(self.key, base | start), torch.searchsorted(self.key, base | (end - 1), right=True)
+        low, high = self._ranges(feature, start, end)
         owner, index = expand_ranges(low, high)
         return owner, self.key[index] & ((1 << self._shift) - 1), self.value[index]
 
     def keep(self, feature: Tensor, start: Tensor, end: Tensor) -> None:
         """Forget all triples outside these ranges (which may repeat or overlap)."""
-        self._sort()
-        base = feature << self._shift
-        low, high = torch.searchsorted(self.key, base | start), torch.searchsorted(self.key, base | (end - 1), right=True)
+        low, high = self._ranges(feature, start, end)
         change = torch.zeros(len(self.key) + 1, dtype=torch.int64, device=self.key.device)
         ones = torch.ones_like(low)
         change.scatter_add_(0, low, ones).scatter_add_(0, high, -ones)
         kept = where(change.cumsum(0)[:-1] > 0)
         self.key, self.value = self.key[kept], self.value[kept]
+
+    def _ranges(self, feature: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each (feature, tokens start .. end-1) begins and ends in `key`."""
+        self._sort()
+        base = feature << self._shift
+        return torch.searchsorted(self.key, base | start), torch.searchsorted(self.key, base | (end - 1), right=True)
 
     def _sort(self) -> None:
         if self._new:
@@ -221,7 +224,7 @@ class TilePool:
     """Which features are active in which tiles of the pool's windows: bitmaps [groups of 64 tiles, features]."""
 
     def __init__(self, n_features: int, pooled: Tensor, per_window: int) -> None:
-        """`pooled`: bool [w]. The pool's windows are numbered in order; tile t of the j-th is bit (j * per_window + t)."""
+        """`pooled`: bool [w]. The pool's windows get numbers in order: tile t of the j-th is bit j * per_window + t."""
         slot = pooled.long().cumsum(0) - 1
         self.slot = torch.where(pooled, slot, -1)
         """[w]: number in the pool, -1 outside it."""

@@ -15,7 +15,7 @@ from autointerp.errors import InputError
 from autointerp.evidence.memory import feature_blocks
 from autointerp.evidence.shards import HarvestFolder
 from autointerp.evidence.text_hash import TokenHashes
-from autointerp.evidence.unit import Target, UnitEvidence, UnitSettings, harvest_unit
+from autointerp.evidence.unit import Target, UnitEvidence, UnitSettings, evidence_device, harvest_unit
 from autointerp.model.batches import Halving
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
@@ -148,11 +148,11 @@ def tokens_of(evidence: UnitEvidence) -> int:
 def unit_settings(
     loaded: LoadedModel, text: TokenText, config: HarvestConfig, batch_tokens: int, exclude_tokens: Iterable[str]
 ) -> UnitSettings:
-    """Settings with their tensors on the model's device. Raises InputError for an exclude_tokens entry that is no token."""
+    """With tensors on the model's device. Raises InputError for an entry of exclude_tokens that is no token."""
     excluded = sorted(text.excluded_ids(exclude_tokens))
     return UnitSettings(
         config,
         batch_tokens,
         torch.tensor(excluded, dtype=torch.int64, device=loaded.device),
-        TokenHashes(text.token_bytes, loaded.device),
+        TokenHashes(text.token_bytes, evidence_device(loaded.device)),
     )

@@ -81,7 +81,7 @@ def merge(
     threads: int | None = None,
 ) -> dict[str, int]:
     """Put a finished harvest into the store: corpus, harvest and features rows, and a new evidence file. Run again, it
-    gives the same rows under the same ids. `key` is kept with the harvest: by it the caller knows later that it is done.
+    gives the same rows under the same ids. `key` is kept with the harvest: the caller knows by it that it is done.
 
     Returns counts (contexts, windows, features by status). Raises InputError where units are missing, and what
     `merge_units` raises.

@@ -1,4 +1,4 @@
-"""Each feature's nearest features by the cosine of their decoder rows, in blocks: never a whole [d_sae, d_sae] matrix."""
+"""Each feature's nearest features by the cosine of their decoder rows, in blocks of rows."""
 
 from __future__ import annotations
 

@@ -55,7 +55,8 @@ class SplitPass:
 
     def __init__(self, windows: SplitWindows, pooled: Tensor, block: Block, sizes: ListSizes, seed: int) -> None:
         """`pooled`: bool [w], the windows whose active tiles are all recorded."""
-        device = windows.ids.device
+        device = self.device = windows.ids.device
+        pooled = pooled.to(device)
         self._windows, self._block = windows, block
         self.counts = Counts(len(block), device)
         self.peaks = PeakLists(len(block), sizes.top, windows)
@@ -69,8 +70,8 @@ class SplitPass:
         self._table = torch.zeros(0, dtype=torch.int64, device=device)
 
     def add(self, batch_windows: Tensor, row: Tensor, position: Tensor, feature: Tensor, value: Tensor) -> None:
-        """One batch: `batch_windows` [b] are its windows' places in the split; the triples [n] are ordered by `row` (into
-        batch_windows), `feature` counts from the block's first, every value is finite and positive."""
+        """One batch. `batch_windows` [b]: its windows' places in the split. Triples [n], ordered by `row` (into
+        batch_windows); `feature` counts from the block's first; every value is finite and positive."""
         n_windows = len(batch_windows)
         if n_windows <= self._slab_windows:
             self._add_slab(batch_windows, row, position, feature, value)
@@ -151,7 +152,7 @@ class SplitPass:
         return self.samples.feature, window * self._windows.width + start, window * self._windows.width + end
 
     def finish(self) -> dict[str, Columns]:
-        """Columns of the tables candidates, activations, pool and histograms (see store/unit_tables.py), and `stats`."""
+        """Columns of candidates, activations, stats, token_bins, tile_bins and pool (see store/unit_tables.py)."""
         self.peaks.cut()
         self.samples.cut()
         feature, start, end = (torch.cat(pair) for pair in zip(self._peak_spans(), self._tile_spans(), strict=True))
@@ -201,7 +202,9 @@ class SplitPass:
         index = where(self.pool.masks.view(-1))
         group = index // len(self._block)
         tables["pool"] = {
-            "tile_group": group, "feature": index - group * len(self._block) + low, "mask": self.pool.masks.view(-1)[index]
+            "tile_group": group,
+            "feature": index - group * len(self._block) + low,
+            "mask": self.pool.masks.view(-1)[index],
         }
         return tables
 

@@ -1,8 +1,8 @@
 """64-bit hashes of any stretch of a window's text, for many stretches at once.
 
-A polynomial over the text's bytes, sum_k (byte_k + 1) BASE^k mod 2^64: prefix sums make the hash of a stretch the
-difference of two of them, shifted back by a power of BASE's inverse. It is a hash of the text, not of the token ids, so the
-same text in another tokenisation has the same hash. Everything is int64 with wrap-around.
+A polynomial over the text's bytes, sum_k (byte_k + 1) BASE^k mod 2^64: the hash of a stretch is the difference of two
+prefix sums, shifted back by a power of BASE's inverse. It is a hash of the text, not of the token ids, so the same text
+in another tokenisation has the same hash. Everything is int64 with wrap-around.
 """
 
 from __future__ import annotations

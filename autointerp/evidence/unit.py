@@ -1,4 +1,4 @@
-"""Harvest of one work unit: forward to the hookpoints, encode, accumulate. A function of the unit and the settings alone."""
+"""Harvest of one work unit: forward, encode, accumulate. A function of the unit and the settings alone."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class UnitSettings:
     excluded_ids: Tensor
     """int64 on the model's device: ids that never count."""
     hashes: TokenHashes
+    """On the device where evidence is gathered (see `evidence_device`)."""
 
     @property
     def sizes(self) -> ListSizes:
@@ -60,6 +61,11 @@ class UnitEvidence:
     index: int
     tables: dict[str, Columns] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
+
+
+def evidence_device(device: torch.device) -> torch.device:
+    """Where the accumulators live: with the model, except on MPS, which lacks 64-bit floats."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def harvest_unit(
@@ -82,7 +88,7 @@ def harvest_unit(
             continue
         chosen = [unit.windows[i] for i in ordinal]
         windows = SplitWindows(
-            chosen, ordinal, documents[ordinal], settings.config.context_tokens, settings.hashes, loaded.device
+            chosen, ordinal, documents[ordinal], settings.config.context_tokens, settings.hashes
         )
         pooled = np.zeros(len(ordinal), dtype=bool)
         n_pooled = min(settings.config.negative_pool_windows, POOL_WINDOWS_PER_UNIT)
@@ -163,9 +169,7 @@ def _harvest_split(
     for number in range(max(len(target.blocks) for target in targets)):
         active = [(target, part) for target, part in zip(targets, results, strict=True) if number < len(target.blocks)]
         passes = [
-            SplitPass(
-                windows, pooled.to(loaded.device), target.blocks[number], settings.sizes, settings.config.seed
-            )
+            SplitPass(windows, pooled, target.blocks[number], settings.sizes, settings.config.seed)
             for target, _ in active
         ]
         points = [target.hookpoint for target, _ in active]
@@ -190,8 +194,10 @@ def add_batch(
     split_pass: SplitPass, sae: Sae, block: Block, batch: Batch, counted: Tensor, x: Tensor
 ) -> tuple[int, int]:
     """Encode the counted tokens of x [b, t, d] and accumulate them: (tokens that entered, tokens with NaN or inf)."""
-    windows = torch.tensor(batch.indices, device=counted.device)
-    row, position, feature, value, n_tokens, n_bad = encoded(sae, counted, x)
+    *triples, n_tokens, n_bad = encoded(sae, counted, x)
+    device = split_pass.device
+    row, position, feature, value = (column.to(device) for column in triples)
+    windows = torch.tensor(batch.indices, device=device)
     if len(block) < sae.d_sae:
         inside = (feature >= block.low) & (feature < block.high)
         row, position, feature, value = row[inside], position[inside], feature[inside] - block.low, value[inside]
@@ -202,6 +208,7 @@ def add_batch(
 def encoded(sae: Sae, counted: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
     """(row, position, feature, value) of every active feature on the counted tokens of x [b, t, d], ordered by row,
     then position; how many tokens that are; and how many were left out for a NaN or an infinity."""
+    counted = counted.to(x.device)  # a model spread over devices
     row, position = counted.nonzero(as_tuple=True)
     x = x.flatten(0, 1)
     if len(row) < len(x):
@@ -211,8 +218,8 @@ def encoded(sae: Sae, counted: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tenso
     if not bool(finite.all()):
         x, row, position = x[finite], row[finite], position[finite]
     codes = sae.encode_sparse(x.to(sae.W_enc.device))
-    good = torch.isfinite(codes.values)
-    entry, feature, value = codes.rows, codes.features, codes.values
+    entry, feature, value = (column.to(x.device) for column in (codes.rows, codes.features, codes.values))
+    good = torch.isfinite(value)
     n_bad_codes = 0
     if not bool(good.all()):
         bad_rows = torch.zeros(len(row), dtype=torch.bool, device=row.device)
@@ -245,7 +252,7 @@ def _unit_tables(
     tables["windows"] = {
         "window": ordinal,
         "document_ordinal": documents[ordinal],
-        "document": np.array([w.document for w in chosen], dtype=object),
+        "document": np.array([w.document.encode("utf-8", "replace").decode() for w in chosen], dtype=object),
         "start": np.array([w.start for w in chosen], dtype=np.int64),
         "n_prefix": np.array([w.n_prefix for w in chosen], dtype=np.int64),
         "split": split_of[ordinal].astype(np.int8),

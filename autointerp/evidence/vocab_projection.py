@@ -2,9 +2,9 @@
 
     logits_i = U (N(d_i) - N(0)),  then their mean over the vocabulary is taken off
 
-with the model's own final norm N and unembedding U (Geva et al. 2022; Gur-Arieh et al. 2025 apply the norm as well). N(0)
-is a LayerNorm's bias, which would promote the same tokens for every feature; it is zero for an RMSNorm. A soft cap on
-logits is monotone and left out.
+with the model's own final norm N and unembedding U (Geva et al. 2022; Gur-Arieh et al. 2025 apply the norm as well).
+N(0) is a LayerNorm's bias, which would promote the same tokens for every feature; it is zero for an RMSNorm. A soft cap
+on logits is monotone and left out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def final_norm(model: nn.Module) -> nn.Module:
         if is_norm and not in_layer and "embed" not in parts[-1]:
             found = module
     if found is None:
-        raise InputError(f"{type(model).__name__} has no final norm that could be found; its vocabulary projection is off")
+        raise InputError(f"{type(model).__name__} has no final norm that can be found, so no vocabulary projection")
     return found
 
 

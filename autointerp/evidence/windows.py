@@ -1,4 +1,4 @@
-"""The windows of one split of a work unit as tensors: token ids, tiles, documents, and hashes of any stretch of text."""
+"""The windows of one split of a work unit as tensors: token ids, tiles, documents, hashes of any stretch of text."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class TileGrid:
 class SplitWindows:
     """All windows of one split of a unit, in the unit's order, on the device.
 
-    ids [w, t] padded on the right, length [w] (prefix included), prefix [w], ordinal [w] (place in the unit), document [w]
-    (the unit's documents, counted from 0), all int64.
+    All int64: ids [w, t] padded on the right, length [w] (prefix included), prefix [w], ordinal [w] (place in the
+    unit), document [w] (the unit's documents, counted from 0).
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class SplitWindows:
         document: np.ndarray,
         tile_tokens: int,
         hashes: TokenHashes,
-        device: torch.device,
     ) -> None:
+        device = hashes.hash.device
         self.windows = list(windows)
         lengths = np.fromiter((len(w.token_ids) for w in windows), np.int64, len(windows))
         prefix = np.fromiter((w.n_prefix for w in windows), np.int64, len(windows))

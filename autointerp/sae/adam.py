@@ -41,6 +41,13 @@ class Adam:
             maximize=False,
         )
 
+    def forget(self, names: tuple[str, ...], rows: Tensor) -> None:
+        """Give those rows the average row's mean square, and no momentum: their own is from gradients of another size
+        (AuxK's are ten to a hundred times smaller), and the first steps after it would be as many times too large."""
+        for name in names:
+            self.mean[name][rows] = 0.0
+            self.mean_square[name][rows] = self.mean_square[name].mean(0)
+
     def state(self) -> dict[str, Tensor]:
         """Everything but the parameters, by name."""
         parts = {"mean": self.mean, "mean_square": self.mean_square, "steps": self.steps}

@@ -106,9 +106,7 @@ class Sae(nn.Module):
             return active
         values = active.values * self.row_norms[active.features]
         kept = values > 0  # a row of zeros decodes to nothing
-        return dataclasses.replace(
-            active, rows=active.rows[kept], features=active.features[kept], values=values[kept]
-        )
+        return dataclasses.replace(active, rows=active.rows[kept], features=active.features[kept], values=values[kept])
 
     def decode(self, activations: Tensor) -> Tensor:
         """x_hat of dense activations [..., d_sae]: [..., d_out]."""

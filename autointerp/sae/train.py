@@ -8,8 +8,9 @@ The recipe:
   the first hundreds of steps go into undoing that.
 - Adam with linear warm-up and linear decay; before each step the decoder gradient's part along its rows is taken out,
   after it the rows are made unit again.
-- Features that have not fired for `dead_after` vectors get AuxK and a growing b_enc: AuxK fits them to the residual,
-  whose scale is below that of the weakest active features, so without the lift many would learn and never be chosen.
+- A feature that has not fired for `dead_after` vectors gets AuxK. That fits it to the residual, whose scale is below
+  that of the weakest active features, so alone it seldom brings one back: after another `dead_after` vectors b_enc is
+  raised to where the feature is chosen again, and its Adam state, which AuxK's small gradients shaped, is replaced.
 
 State goes to `checkpoint.safetensors` in the run's folder, metrics to `metrics.jsonl` beside it. A run continued from
 its checkpoint gives the same losses as one that was never stopped.
@@ -179,6 +180,7 @@ class SaeTrainer:
         if len(asleep):
             wins = max(1, round(WAKE_SHARE * len(x) * self.k / self.d_sae))
             topk.wake(self.weights, x, active, self.k, asleep, wins)
+            self.optimizer.forget(("encoder", "b_enc", "decoder"), asleep)
 
     def _initialise(self) -> None:
         block = self.batches.block()[:STATISTICS_VECTORS].to(self.device, torch.float32)

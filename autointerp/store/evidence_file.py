@@ -19,9 +19,8 @@ from autointerp.config import HarvestConfig
 from autointerp.errors import InputError
 from autointerp.records import SPLITS
 from autointerp.store.connection import quoted, sql_file
-from autointerp.store.faults import translated
 from autointerp.store.store import Store
-from autointerp.store.unit_tables import ListBounds, copy, read_units, reduce_units
+from autointerp.store.unit_tables import ListBounds, copy, read_units, reading_units, reduce_units
 
 PER_TOKEN, PER_NEIGHBOUR, MOST_DRAWS = 8, 3, 64
 """Candidate tiles for each negative wanted: of one token, of one neighbour, and at random at most."""
@@ -92,9 +91,8 @@ def merge_units(
     new_file = store.evidence_path.with_name(store.evidence_path.name + ".new")
     for leftover in (new_file, new_file.with_name(new_file.name + ".wal")):
         leftover.unlink(missing_ok=True)
-    with translated(store.evidence_path):
-        counts = _merge(store, source, target, config, new_file, memory_limit, threads)
-    return counts
+    with reading_units(store.evidence_path):
+        return _merge(store, source, target, config, new_file, memory_limit, threads)
 
 
 def _merge(

@@ -12,13 +12,16 @@ Every table is a set chosen by total orders or a sum of integers, so folding in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import numpy as np
 
+from autointerp.errors import DamagedError
 from autointerp.store.faults import translated
 
 TABLES: dict[str, dict[str, str]] = {
@@ -133,6 +136,24 @@ def quoted(name: str) -> str:
     return f'"{name}"'
 
 
+@contextmanager
+def reading_units(path: Path) -> Iterator[None]:
+    """`translated(path)`, and DamagedError where the fault lies in a unit's Parquet file."""
+    with translated(path):
+        try:
+            yield
+        except duckdb.Error as error:
+            text = str(error)
+            found = re.search(r"[^'\"\s]+\.parquet", text)
+            # Full disks and the like are told apart by `translated`.
+            if found and isinstance(error, (duckdb.InvalidInputException, duckdb.SerializationException)):
+                raise DamagedError(
+                    f"{found[0]} cannot be read; delete its folder and harvest again, which redoes that part only "
+                    f"({text.splitlines()[0]})"
+                ) from error
+            raise
+
+
 def read_units(con: duckdb.DuckDBPyConnection, folders: Sequence[Path]) -> None:
     """Temporary views unit_<table> over the files of these folders (units or folds of units)."""
     for name, types in TABLES.items():
@@ -154,7 +175,7 @@ def fold_units(folders: Sequence[Path], bounds: ListBounds, out: Path, memory_li
 
     Raises DiskFullError; DamagedError where a file cannot be read.
     """
-    with translated(out), connect(out, memory_limit, threads=1) as con:
+    with reading_units(out), connect(out, memory_limit, threads=1) as con:
         read_units(con, folders)
         reduce_units(con, bounds)
         for name in TABLES:
@@ -173,7 +194,9 @@ WINDOW best AS (PARTITION BY split, feature ORDER BY "value" DESC, unit, "window
 
 CREATE OR REPLACE TEMP TABLE text_ranks AS
 SELECT split, feature, place, row_number() OVER (PARTITION BY split, feature ORDER BY place) AS text_rank
-FROM (SELECT split, feature, min(place) AS place FROM peak_ranks WHERE lists & 2 <> 0 GROUP BY split, feature, text_hash);
+FROM (
+    SELECT split, feature, min(place) AS place FROM peak_ranks WHERE lists & 2 <> 0 GROUP BY split, feature, text_hash
+);
 
 CREATE OR REPLACE TEMP TABLE kept_lists AS
 SELECT unit, candidate, lists, place FROM (
@@ -208,7 +231,9 @@ SELECT t.* FROM unit_pool_tiles AS t SEMI JOIN pool_windows AS w USING (unit, "w
 
 CREATE OR REPLACE TEMP TABLE kept_pool AS
 SELECT p.* FROM unit_pool AS p
-SEMI JOIN (SELECT DISTINCT unit, split, address >> 6 AS tile_group FROM kept_pool_tiles) USING (unit, split, tile_group);
+SEMI JOIN (
+    SELECT DISTINCT unit, split, address >> 6 AS tile_group FROM kept_pool_tiles
+) USING (unit, split, tile_group);
 
 CREATE OR REPLACE TEMP VIEW kept_windows AS
 SELECT w.* REPLACE (if(p.unit IS NULL, -1, w.pool_slot) AS pool_slot)

@@ -1,0 +1,150 @@
+"""The command line against a real HTTP server: labels and scores by an LLM, budgets, resuming, a key that stays secret."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llm_server import BrainReply, Fault, LlmServer
+from test_cli import run, write_config, write_corpus
+
+KEY = "sk-canary-0123456789abcdef"
+PAIR = re.compile(r'\["((?:[^"\\]|\\.)*)", (\d+)\]')
+
+
+class TokenReader:
+    """Answers like a reader with one idea: labels a feature by its strongest token, and predicts that token.
+
+    `faults` maps the number of a request (from 0) to what goes wrong with it.
+    """
+
+    def __init__(self, faults: dict[int, Fault] | None = None) -> None:
+        self.faults = faults or {}
+        self._seen = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, kind: str, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        with self._lock:
+            number, self._seen = self._seen, self._seen + 1
+        if number in self.faults:
+            return self.faults[number]
+        if kind != "chat":
+            return Fault("404")
+        asked = body["messages"][-1]["content"]
+        if "description:" in asked:
+            return BrainReply(text=self._simulate(asked))
+        pairs = PAIR.findall(asked)
+        if not pairs:
+            return BrainReply(text="7")
+        strongest = Counter(token for token, n in pairs if int(n) >= 5).most_common(1)
+        return BrainReply(text=f"LABEL: the token {json.loads(chr(34) + strongest[0][0] + chr(34))!r}")
+
+    @staticmethod
+    def _simulate(asked: str) -> str:
+        label = re.search(r"description: (.*)", asked)
+        lines = asked[asked.index("tokens:\n") + len("tokens:\n") :].splitlines()
+        tokens = [json.loads(line) for line in lines if line.startswith('"')]
+        assert label is not None
+        return "\n".join(f"{json.dumps(t)}\t{10 if repr(t) in label[1].replace(chr(92) * 2, chr(92)) else 0}" for t in tokens)
+
+
+@pytest.fixture(scope="module")
+def harvested(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llm")
+    write_corpus(folder / "texts")
+    config = write_config(folder, tiny_gpt2)
+    from autointerp import pipeline
+    from autointerp.config import load
+    from autointerp.terminal import Terminal
+
+    pipeline.train(load(config), None, Terminal())
+    pipeline.harvest(load(config), None, Terminal())
+    return folder
+
+
+@pytest.fixture
+def project(harvested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import shutil
+
+    folder = tmp_path / "project"
+    shutil.copytree(harvested, folder)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    return folder
+
+
+def configure(project: Path, url: str, extra: str = "") -> str:
+    path = project / "autointerp.toml"
+    endpoint = f'model = "m"\nbase_url = "{url}"\n'
+    text = path.read_text().replace('explainer = "patterns"', f'explainer = "combined"\n{endpoint}')
+    text = text.replace("[score]\n", f"[score]\n{endpoint}")
+    text += f'\n[llm]\nrequests_per_minute = 60000\n[llm.prices."m"]\ninput = 1.0\noutput = 2.0\n{extra}'
+    path.write_text(text)
+    return str(path)
+
+
+def test_labels_and_scores_by_an_llm_are_paid_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with LlmServer(TokenReader()) as server:
+        config = configure(project, server.url)
+        store = str(project / "tiny.duckdb")
+        code, out, err = run(capsys, "run", "-c", config, "--limit", "3", "--dry-run")
+        assert code == 0, err
+        assert "explain: 3 pending, 3 calls" in out
+        assert not server.requests
+        code, _, err = run(capsys, "run", "-c", config, "--limit", "3")
+        assert code == 0, err
+        sent = len(server.requests)
+        assert sent > 3 + 9  # three labels, and several contexts for each
+        code, _, err = run(capsys, "run", "-c", config, "--limit", "3")
+        assert code == 0, err
+        assert "nothing to do" in err
+        assert len(server.requests) == sent
+    code, out, err = run(
+        capsys, "query", "SELECT label, score, method FROM labels WHERE label IS NOT NULL", "--store", store,
+        "--format", "json",
+    )  # fmt: skip
+    rows = json.loads(out)
+    assert len(rows) == 3
+    assert all(row["label"].startswith("the token") and row["method"] == "numbers" for row in rows)
+    code, out, _ = run(capsys, "status", "--store", store, "--json")
+    spent = json.loads(out)["spent"]
+    assert sent - spent["requests"] in (0, 1), "all but the probe's refused call, which costs nothing"
+    assert spent["usd"] == pytest.approx((spent["input_tokens"] + 2 * spent["output_tokens"]) / 1e6)
+
+
+def test_a_budget_stops_the_run_and_a_larger_one_goes_on(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with LlmServer(TokenReader()) as server:
+        config = configure(project, server.url, "[budget]\nmax_requests = 2\n")
+        code, _, err = run(capsys, "explain", "-c", config, "--limit", "5")
+        assert code == 4, err
+        assert "max_requests" in err
+        assert len(server.requests) <= 2
+        text = Path(config).read_text().replace("max_requests = 2", "max_requests = 100")
+        Path(config).write_text(text)
+        code, _, err = run(capsys, "explain", "-c", config, "--limit", "5")
+        assert code == 0, err
+        assert len(server.requests) == 5
+
+
+def test_a_refused_key_stops_at_once_and_stays_secret(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faults = dict.fromkeys(range(100), Fault("401"))
+    with LlmServer(TokenReader(faults)) as server:
+        config = configure(project, server.url)
+        code, out, err = run(capsys, "explain", "-c", config, "--limit", "5", "-v")
+    assert code == 3, err
+    assert KEY not in out + err
+    for file in project.rglob("*"):
+        if file.is_file():
+            assert KEY.encode() not in file.read_bytes(), file
+
+
+def test_doctor_says_what_the_endpoint_returns(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with LlmServer(TokenReader()) as server:
+        code, out, err = run(capsys, "doctor", "-c", configure(project, server.url))
+    assert code == 0, out + err
+    assert "ok    model" in out and "ok    corpus" in out and "ok    SAE tiny" in out
+    assert "numbers" in out
