@@ -33,7 +33,7 @@ k = 16
 
 [train]
 tokens = {train_tokens}
-lr = 1e-3
+lr = 3e-3
 
 [explain]
 explainer = "patterns"   # needs no LLM; "combined" asks one (set model and base_url)

@@ -150,9 +150,7 @@ class Clock:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def read(self, prefix: str) -> dict[str, float]:
-        return {
-            f"{prefix}cpu_s": time.process_time() - self._cpu, f"{prefix}wall_s": time.perf_counter() - self._wall
-        }
+        return {f"{prefix}cpu_s": time.process_time() - self._cpu, f"{prefix}wall_s": time.perf_counter() - self._wall}
 
 
 def peak_mb() -> float:

@@ -63,8 +63,7 @@ def small_units(
             name = f"doc{index}-{number}"
             step = window - 1
             windows += [
-                Window(name, start, split, [0, *ids[start : start + step]], 1)
-                for start in range(0, len(ids) - 1, step)
+                Window(name, start, split, [0, *ids[start : start + step]], 1) for start in range(0, len(ids) - 1, step)
             ]
         units.append(WorkUnit(index, windows, n_documents))
     return units

@@ -241,7 +241,9 @@ def test_bad_configuration(
 
 def test_a_missing_model(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = copy / "autointerp.toml"
-    lines = ["name = 'no/such-model'" if line.startswith("name = '") else line for line in config.read_text().splitlines()]
+    lines = [
+        "name = 'no/such-model'" if line.startswith("name = '") else line for line in config.read_text().splitlines()
+    ]
     config.write_text("\n".join(lines))
     shutil.rmtree(copy / "sae")
     code, _, err = run(capsys, "train", "-c", str(config))
@@ -270,7 +272,9 @@ def test_a_wrong_text_field(copy: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_an_sae_of_another_width(copy: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sae = next((copy / "sae").iterdir())
     config = bad_config(copy, "hookpoint = 'transformer.h.1'", f"hookpoint = 'model.layers.1'\npath = '{sae}'")
-    lines = [f"name = '{tiny_llama}'" if line.startswith("name = '") else line for line in config.read_text().splitlines()]
+    lines = [
+        f"name = '{tiny_llama}'" if line.startswith("name = '") else line for line in config.read_text().splitlines()
+    ]
     config.write_text("\n".join(lines))
     code, _, err = run(capsys, "harvest", "-c", str(config))
     assert code == 8, err
@@ -293,7 +297,9 @@ def test_a_locked_store_names_the_process(copy: Path, capsys: pytest.CaptureFixt
 
 def llm_config(copy: Path, url: str) -> Path:
     config = copy / "autointerp.toml"
-    text = config.read_text().replace('explainer = "patterns"', f'explainer = "combined"\nmodel = "m"\nbase_url = "{url}"')
+    text = config.read_text().replace(
+        'explainer = "patterns"', f'explainer = "combined"\nmodel = "m"\nbase_url = "{url}"'
+    )
     config.write_text(text.replace("[score]", f'[score]\nmodel = "m"\nbase_url = "{url}"'))
     return config
 

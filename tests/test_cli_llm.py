@@ -1,4 +1,4 @@
-"""The command line against a real HTTP server: labels and scores by an LLM, budgets, resuming, a key that stays secret."""
+"""The command line against a real HTTP server: labels and scores by an LLM, budgets, resuming, secrets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class TokenReader:
         lines = asked[asked.index("tokens:\n") + len("tokens:\n") :].splitlines()
         tokens = [json.loads(line) for line in lines if line.startswith('"')]
         assert label is not None
-        return "\n".join(f"{json.dumps(t)}\t{10 if repr(t) in label[1].replace(chr(92) * 2, chr(92)) else 0}" for t in tokens)
+        return "\n".join(
+            f"{json.dumps(t)}\t{10 if repr(t) in label[1].replace(chr(92) * 2, chr(92)) else 0}" for t in tokens
+        )
 
 
 @pytest.fixture(scope="module")

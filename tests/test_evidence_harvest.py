@@ -152,9 +152,7 @@ def test_negatives_are_silent_and_of_their_tier(whole: Path, setup: Setup, truth
 
 def test_no_text_stands_on_two_sides(whole: Path) -> None:
     with Store.open(whole, read_only=True) as store:
-        assert store.rows(
-            "SELECT text FROM contexts GROUP BY text HAVING count(DISTINCT split) > 1"
-        ) == []
+        assert store.rows("SELECT text FROM contexts GROUP BY text HAVING count(DISTINCT split) > 1") == []
         assert store.rows("SELECT document FROM windows GROUP BY document HAVING count(DISTINCT split) > 1") == []
         shared = store.rows(
             "SELECT DISTINCT r.text_hash, c.text FROM contexts c JOIN evidence.context_rows r USING (context_id)"

@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": GROUND | {"pipeline", "gpu_stage", "llm_stage", "llm", "store", "terminal"},
     "config_template": GROUND,
     "demo": GROUND | {"pipeline", "show", "store", "terminal"},
-    "cli": GROUND | {"pipeline", "llm_stage", "gpu_stage", "show", "doctor", "demo", "config_template", "store", "terminal"},
+    "cli": GROUND
+    | {"pipeline", "llm_stage", "gpu_stage", "show", "doctor", "demo", "config_template", "store", "terminal"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -29,7 +29,7 @@ from autointerp.store import Selection, Store
 from autointerp.terminal import Terminal
 
 WORDS = [" the", " and", " with", " from", " twice", " self"]
-FILLERS = "harbour lay quiet under a low grey sky boats turned slowly ropes as tide came with lamps were lit along quay".split()
+FILLERS = ["harbour", "lay", "quiet", "under", "a", "low", "grey", "sky", "boats", "turned", "slowly", "ropes", "lamps"]
 BIAS = -0.9
 
 
@@ -97,9 +97,7 @@ def scores(folder: Path, model: Path, brain: TokenReader, control: str | None = 
                 row = store.dictionary("planted")
                 harvest_id = store.current_harvest(row.dictionary_id)
                 assert harvest_id is not None
-                job = Job(
-                    store, row.dictionary_id, harvest_id, "run", Selection(), config.llm, Budget(BudgetConfig())
-                )
+                job = Job(store, row.dictionary_id, harvest_id, "run", Selection(), config.llm, Budget(BudgetConfig()))
                 asyncio.run(score_run.score(job, "combined", config.score, control))
     with Store.open(folder / "planted.duckdb", read_only=True) as store:
         found = store.rows(

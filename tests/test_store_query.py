@@ -115,7 +115,11 @@ def test_output_is_the_only_file_it_may_write(path: Path, tmp_path: Path) -> Non
         assert con.execute("SELECT count(*) FROM read_parquet(?)", [str(target)]).fetchone() == (6,)
     run_query(path, "SELECT 1 AS a", output=tmp_path / "x.csv", output_format="csv")
     assert (tmp_path / "x.csv").read_text() == "a\n1\n"
-    for sql in ("SELECT * FROM read_text('/etc/passwd')", "COPY (SELECT 1) TO '/tmp/x'", "SELECT 1) TO '/tmp/x' --"):
+    for sql in (
+        "SELECT * FROM read_text('/etc/passwd')",
+        "COPY (SELECT 1) TO '/nowhere/x'",
+        "SELECT 1) TO '/nowhere/x' --",
+    ):
         with pytest.raises(InputError):
             run_query(path, sql, output=tmp_path / "y.parquet")
     with pytest.raises(InputError, match="output format"):

@@ -73,6 +73,6 @@ class CorpusReport:
             return ""
         close = nearest(wanted_field, self.fields, n=1)
         return (
-            f" Records without {wanted_field!r} have the fields {', '.join(self.fields)}; set corpus.text_field to the one "
-            f"that holds the text.{close}"
+            f" Records without {wanted_field!r} have the fields {', '.join(self.fields)}; set corpus.text_field to the "
+            f"one that holds the text.{close}"
         )

@@ -152,9 +152,7 @@ class SampleLists:
     def cut(self) -> None:
         """Keep what is in the lists; afterwards the columns are sorted by feature and key."""
         held = (self.feature, self.key, self.tile, self.packed)
-        feature, key, tile, packed = (
-            torch.cat([old, *(new[i] for new in self._new)]) for i, old in enumerate(held)
-        )
+        feature, key, tile, packed = (torch.cat([old, *(new[i] for new in self._new)]) for i, old in enumerate(held))
         self._new, self._gathered = [], 0
         if not len(feature):
             return

@@ -89,9 +89,7 @@ def merge(
     pieces = folder.complete()
     totals = summed(pieces)
     n_tokens = sum(totals.get(f"n_tokens_{split}", 0) for split in SPLITS)
-    corpus_id = store.add_corpus(
-        corpus.source, corpus.config, corpus.tokenizer_sha256, totals["n_documents"], n_tokens
-    )
+    corpus_id = store.add_corpus(corpus.source, corpus.config, corpus.tokenizer_sha256, totals["n_documents"], n_tokens)
     identity = json.loads((folder.root / "identity.json").read_text(encoding="utf-8"))
     harvest_id = store.add_harvest(
         dictionary_id,

@@ -160,10 +160,12 @@ class SplitPass:
         packed = torch.cat([self.peaks.packed, self.samples.packed])
         window = start // width
         local_start = start - window * width
-        text = torch.cat([
-            self._windows.snippet_hash(window[:n_peaks], (peak_token(packed) - window * width)[:n_peaks]),
-            self._windows.tile_hash[self.samples.tile],
-        ])
+        text = torch.cat(
+            [
+                self._windows.snippet_hash(window[:n_peaks], (peak_token(packed) - window * width)[:n_peaks]),
+                self._windows.tile_hash[self.samples.tile],
+            ]
+        )
         lists = torch.cat([self.peaks.lists, torch.full_like(self.samples.tile, SAMPLE_LIST, dtype=torch.int8)])
         candidates = {
             "feature": feature + self._block.low,
@@ -189,7 +191,9 @@ class SplitPass:
             index = where(counted.view(-1))
             feature = index // counted.shape[1]
             tables[name] = {
-                "feature": feature + low, "bin": index - feature * counted.shape[1], "n": counted.view(-1)[index]
+                "feature": feature + low,
+                "bin": index - feature * counted.shape[1],
+                "n": counted.view(-1)[index],
             }
         alive = where(counts.peaks)
         tables["stats"] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -87,9 +88,7 @@ def harvest_unit(
         if not len(ordinal):
             continue
         chosen = [unit.windows[i] for i in ordinal]
-        windows = SplitWindows(
-            chosen, ordinal, documents[ordinal], settings.config.context_tokens, settings.hashes
-        )
+        windows = SplitWindows(chosen, ordinal, documents[ordinal], settings.config.context_tokens, settings.hashes)
         pooled = np.zeros(len(ordinal), dtype=bool)
         n_pooled = min(settings.config.negative_pool_windows, POOL_WINDOWS_PER_UNIT)
         pooled[np.argsort(keys[ordinal], kind="stable")[:n_pooled]] = True
@@ -259,10 +258,11 @@ def _unit_tables(
         "pool_key": keys[ordinal],
         "pool_slot": slots[ordinal],
     }
-    lengths = [len(w.token_ids) for w in chosen]
+    lengths = np.array([len(w.token_ids) for w in chosen], dtype=np.int64)
+    n_tokens = int(lengths.sum())
     tables["tokens"] = {
         "window": np.repeat(ordinal, lengths),
-        "position": np.concatenate([np.arange(n) for n in lengths]) if lengths else np.zeros(0, np.int64),
-        "token_id": np.fromiter((i for w in chosen for i in w.token_ids), np.int64, sum(lengths)),
+        "position": np.arange(n_tokens) - np.repeat(np.cumsum(lengths) - lengths, lengths),
+        "token_id": np.fromiter(chain.from_iterable(w.token_ids for w in chosen), np.int64, n_tokens),
     }
     return tables

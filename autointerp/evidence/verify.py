@@ -47,9 +47,7 @@ def recompute(
     windows: dict[int, Window] = {}
     by_window: dict[int, list[StoredContext]] = {}
     for context in contexts:
-        windows.setdefault(
-            context.window_id, Window("", 0, "explain", context.token_ids, context.n_prefix)
-        )
+        windows.setdefault(context.window_id, Window("", 0, "explain", context.token_ids, context.n_prefix))
         by_window.setdefault(context.window_id, []).append(context)
     window_ids = list(windows)
     batches = make_batches([windows[i] for i in window_ids], batch_tokens, loaded.pad_id)
@@ -71,9 +69,7 @@ def recompute(
     return Deviation(len(contexts), n_values, absolute, relative, TOLERANCE[loaded.dtype], worst)
 
 
-def _difference(
-    context: StoredContext, recomputed: torch.Tensor, excluded_ids: frozenset[int]
-) -> tuple[float, float]:
+def _difference(context: StoredContext, recomputed: torch.Tensor, excluded_ids: frozenset[int]) -> tuple[float, float]:
     """(largest difference, scale) of one context against its feature's activations [t] over the whole window."""
     span = slice(context.offset, context.offset + context.length)
     stored = torch.zeros(context.length)

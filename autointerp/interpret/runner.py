@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from autointerp.config import LlmConfig
 from autointerp.errors import AutointerpError
+from autointerp.llm import pool
 from autointerp.llm.budget import Budget
 from autointerp.records import CallRecord
 from autointerp.store import Selection, Store
@@ -115,27 +116,14 @@ class Blocks(Generic[Item]):
 async def run_pool(
     blocks: Blocks[Item], workers: int, work: Callable[[Item], Awaitable[None]], stop: Callable[[AutointerpError], None]
 ) -> None:
-    """`workers` tasks work off the blocks. An AutointerpError ends the run: `stop` is told, what is in flight ends and
-    is written down, and the first such error is raised."""
-    failures: list[AutointerpError] = []
+    """`workers` tasks work off the blocks. An AutointerpError ends the run: `stop` is told before it is raised, so that
+    nothing more is sent; what is in flight is written down (see llm/pool.py)."""
 
-    async def one() -> None:
-        while not failures:
-            item = await blocks.take()
-            if item is None:
-                return
-            try:
-                await work(item)
-            except AutointerpError as error:
-                failures.append(error)
-                stop(error)
+    async def one(item: Item) -> None:
+        try:
+            await work(item)
+        except AutointerpError as error:
+            stop(error)
+            raise
 
-    tasks = [asyncio.create_task(one()) for _ in range(max(1, workers))]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    if failures:
-        raise failures[0]
+    await pool.run_pool(blocks, one, workers)

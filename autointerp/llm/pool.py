@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from autointerp.errors import StoppedError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Feed(Protocol[T_co]):
+    """Items that have to be waited for."""
+
+    async def take(self) -> T_co | None:
+        """The next item; None at the end, and from then on."""
+        ...
+
+
+class _Listed(Feed[T]):
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+
+    async def take(self) -> T | None:
+        return next(self._items, None)
 
 
 async def run_pool(
-    items: Iterable[T],
+    items: Iterable[T] | Feed[T],
     worker: Callable[[T], Awaitable[None]],
     n: int,
     *,
@@ -25,11 +42,11 @@ async def run_pool(
     cancelled and awaited, and that first error is raised. After a StoppedError (budget, quota, deadline) they get
     `stopped_grace_s`: their calls are paid for, and the client sends no new ones.
     """
-    source = iter(items)
+    feed: Feed[T] = _Listed(items) if isinstance(items, Iterable) else items
     errors: list[BaseException] = []
 
     async def work() -> None:
-        for item in source:
+        while (item := await feed.take()) is not None:
             try:
                 await worker(item)
             except asyncio.CancelledError:

@@ -256,8 +256,8 @@ def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource) -> None
     _table(con, "pieces", token_id=np.arange(len(pieces), dtype=np.int32), piece=pieces, whole=whole)
     con.execute(sql_file("merge/windows.sql"))
     broken = con.execute(
-        "SELECT unit, \"window\", token_ids FROM window_ids JOIN kept_windows USING (unit, \"window\") "
-        "ANTI JOIN window_tokens USING (unit, \"window\") ORDER BY unit, \"window\""
+        'SELECT unit, "window", token_ids FROM window_ids JOIN kept_windows USING (unit, "window") '
+        'ANTI JOIN window_tokens USING (unit, "window") ORDER BY unit, "window"'
     ).fetchall()
     if broken:
         decoded = [source.tokens(ids) for _, _, ids in broken]

@@ -334,9 +334,7 @@ class StoreReads(StoreWrites):
         counts = self.rows(
             "SELECT status, count(*) FROM features WHERE dictionary_id = ? GROUP BY status ORDER BY count(*) DESC", key
         )
-        labelled, scored = self.rows(
-            "SELECT count(label), count(score) FROM labels WHERE dictionary_id = ?", key
-        )[0]
+        labelled, scored = self.rows("SELECT count(label), count(score) FROM labels WHERE dictionary_id = ?", key)[0]
         scores = self.dicts(
             "SELECT * FROM explainer_leaderboard WHERE dictionary_id = ? AND explainer IN "
             "(SELECT explainer FROM labels WHERE dictionary_id = ?) ORDER BY scorer, method",

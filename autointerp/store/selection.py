@@ -206,5 +206,3 @@ class StoreSelections(StoreReads):
             ],
         )  # fmt: skip
         return [Explanation(*row) for row in found]
-
-
