@@ -243,7 +243,7 @@ def search(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
     dictionary: DictionaryName = None,
-    limit: Annotated[int, typer.Option("--limit", min=1)] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many hits.")] = 20,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:

@@ -107,7 +107,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
 
     loaded, sae, text = load(args.workload, args.features)
     tokens = np.load(args.workload / "tokens.npy", mmap_mode="r")
-    config, point = HarvestConfig(), Hookpoint.parse(HOOK)
+    config, point = HarvestConfig(), Hookpoint.parse(args.hook)
     activations_at(loaded, point, torch.zeros(4, 128, dtype=torch.int64))
     before, clock = peak_mb(), Clock()
     with tempfile.TemporaryDirectory(dir=args.out) as temporary:
@@ -140,7 +140,7 @@ def limit(args: argparse.Namespace) -> dict[str, float]:
     tokens = np.load(args.workload / "tokens.npy", mmap_mode="r")
     units, clock, before = list(work_units(tokens, args.tokens, args.corpus)(lambda index: True)), Clock(), peak_mb()
     for unit in units:
-        for _, x in activation_batches(loaded, Hookpoint.parse(HOOK), unit.windows, args.batch_tokens):
+        for _, x in activation_batches(loaded, Hookpoint.parse(args.hook), unit.windows, args.batch_tokens):
             sae.encode_sparse(x.flatten(0, 1))
     return {**clock.read(""), "rss_before_mb": before, "disk_bytes": 0}
 
@@ -167,7 +167,7 @@ def run_side(args: argparse.Namespace, side: str, tokens: int) -> dict[str, Any]
     shared += ["--threads", str(args.threads)]
     if side in ("ours", "limit"):
         command = [sys.executable, __file__, "--only", side, "--corpus", args.corpus, *shared]
-        command += ["--features", str(args.features), "--batch-tokens", str(args.batch_tokens)]
+        command += ["--features", str(args.features), "--batch-tokens", str(args.batch_tokens), "--hook", args.hook]
     else:
         command = [args.peers_python, "-B", "harvest.py", side, *shared]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
@@ -197,7 +197,8 @@ def main() -> None:
     parser.add_argument("--peers-python")
     parser.add_argument("--tokens", type=int, default=1 << 20)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens in a batch of ours and limit")
+    parser.add_argument("--hook", default=HOOK, help="transformer.drop reads the embeddings: little but our own work")
     parser.add_argument("--corpus", choices=("windows", "short"), default="windows")
     parser.add_argument("--features", type=int, default=0, help="of a random SAE; 0: the workload's SAE")
     parser.add_argument("--flat", action="store_true")

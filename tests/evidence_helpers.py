@@ -193,8 +193,9 @@ def dense_activations(setup: Setup, unit: WorkUnit) -> dict[int, np.ndarray]:
     return found
 
 
-def text_of(setup: Setup, ids: Sequence[int]) -> bytes:
-    return b"".join(setup.text.token_bytes[i] for i in ids)
+def text_of(setup: Setup, ids: Sequence[int], start: int, end: int) -> bytes:
+    """What tokens start .. end-1 of a window show: a character split over tokens belongs to the last of them."""
+    return "".join(setup.text.tokens(ids)[start:end]).encode()
 
 
 def expected(setup: Setup, config: HarvestConfig) -> Expected:
@@ -216,7 +217,7 @@ def expected(setup: Setup, config: HarvestConfig) -> Expected:
                 result.values[feature] += column[column > 0].tolist()
 
                 def stretch(start: int, end: int, peak: int) -> Peak:
-                    raw = text_of(setup, ids[start:end])  # noqa: B023 - called in this turn of the loop only
+                    raw = text_of(setup, ids, start, end)  # noqa: B023 - called in this turn of the loop only
                     values = {i - start: float(column[i]) for i in range(start, end) if column[i] > 0}  # noqa: B023
                     place = unit.index, number, peak  # noqa: B023
                     key = sample_key(raw, feature, config.seed)  # noqa: B023
@@ -294,7 +295,7 @@ def pool_tiles(setup: Setup, config: HarvestConfig) -> dict[Split, dict[tuple[st
             for start in range(first, len(ids), size):
                 end = min(start + size, len(ids))
                 if start == first or 2 * (end - start) >= size:
-                    found[window.document, window.start, start] = text_of(setup, ids[start:end])
+                    found[window.document, window.start, start] = text_of(setup, ids, start, end)
         result[split] = found
     return result
 

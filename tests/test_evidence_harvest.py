@@ -122,8 +122,10 @@ def test_negatives_are_silent_and_of_their_tier(whole: Path, setup: Setup, truth
     found = contexts(whole, "negative")
     tiers = defaultdict(int)
     for (feature, split), rows in found.items():
-        texts = [text_of(setup, windows[r["document"], r["start"]].token_ids[r["offset"] : r["offset"] + r["length"]])
-                 for r in rows]  # fmt: skip
+        texts = [
+            text_of(setup, windows[r["document"], r["start"]].token_ids, r["offset"], r["offset"] + r["length"])
+            for r in rows
+        ]
         assert len(set(texts)) == len(texts)
         active_tokens = defaultdict(float)
         for row in top.get((feature, "explain"), []):

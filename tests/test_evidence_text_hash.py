@@ -8,7 +8,10 @@ from evidence_helpers import mix as slow_mix
 from evidence_helpers import text_hash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 
+from autointerp.corpus.token_text import TokenText
+from autointerp.corpus.windows import token_ids
 from autointerp.evidence.text_hash import TokenHashes, key, mix, name_hash, signed
 
 TOKENS = [b"", b"a", b" the", b"\xe6\x9d", b"\xb1", "東".encode(), b"\n" * 40, b"\x00", b"ab", b"b"]
@@ -41,6 +44,25 @@ def test_the_same_text_in_other_tokens_has_the_same_hash() -> None:
     prefixes = TokenHashes(TOKENS, CPU).prefixes(ids)
     a, b = prefixes.hash(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([4, 2])).tolist()
     assert a == b
+
+
+def test_split_characters_belong_to_their_last_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = TokenText(tokenizer)
+    split = [i for i, piece in enumerate(text.pieces) if piece is None]
+    hashes = TokenHashes(text.token_bytes, CPU, split, text.tokens)
+    windows = [token_ids([words], tokenizer)[0] for words in ("ab 東京🙂 cd Ł東", "東", "no such thing here")]
+    windows.append(windows[0][3:] + [split[0]])  # begins and ends inside a character, perhaps
+    width = max(map(len, windows))
+    prefixes = hashes.prefixes(torch.tensor([w + [0] * (width - len(w)) for w in windows]))
+    checked = 0
+    for number, ids in enumerate(windows):
+        strings = text.tokens(ids)
+        for low in range(len(ids)):
+            for high in range(low, len(ids) + 1):
+                found = prefixes.hash(*(torch.tensor([v]) for v in (number, low, high)))
+                assert int(found[0]) == signed(text_hash("".join(strings[low:high]).encode()))
+                checked += strings[low] == ""
+    assert checked
 
 
 def test_names_hash_the_same_everywhere() -> None:

@@ -472,6 +472,13 @@ def test_many_calls_in_flight() -> None:
     assert json.dumps(server.requests[0])
 
 
+def test_no_more_calls_are_in_flight_than_asked_for() -> None:
+    with LlmServer(answer, latency=0.1) as server:
+        replies = ask_all(client_for(server, max_connections=7), *[chat(f"{i}") for i in range(60)])
+        assert server.peak_in_flight <= 7
+    assert all(r.ok for r in replies)
+
+
 def test_no_torch_and_no_store_behind_the_llm_stage() -> None:
     import subprocess
 

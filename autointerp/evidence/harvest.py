@@ -157,5 +157,10 @@ def unit_settings(
         config,
         min(batch_tokens, CPU_BATCH_TOKENS) if loaded.device.type == "cpu" else batch_tokens,
         torch.tensor(excluded, dtype=torch.int64, device=loaded.device),
-        TokenHashes(text.token_bytes, evidence_device(loaded.device)),
+        TokenHashes(
+            text.token_bytes,
+            evidence_device(loaded.device),
+            (i for i, piece in enumerate(text.pieces) if piece is None),
+            text.tokens,
+        ),
     )

@@ -2,13 +2,14 @@
 
 A polynomial over the text's bytes, sum_k (byte_k + 1) BASE^k mod 2^64: the hash of a stretch is the difference of two
 prefix sums, shifted back by a power of BASE's inverse. It is a hash of the text, not of the token ids, so the same text
-in another tokenisation has the same hash. Everything is int64 with wrap-around.
+in another tokenisation has the same hash. Text is what is shown: a character whose bytes several tokens share belongs
+to the last of them. Everything is int64 with wrap-around.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(BASE, -1, 1 << 64)
 _MIX = (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)
 _LOW_31 = (1 << 31) - 1
+MOST_RUNS = 1 << 16
+"""Runs of split tokens whose hashes are remembered."""
 KEY_BITS = 63
 """Keys for sampling are uniform in 0 .. 2^63-1, so that signed comparison orders them."""
 
@@ -54,10 +57,27 @@ def powers(n: int, base: int) -> np.ndarray:
     return np.cumprod(table, dtype=np.uint64).view(np.int64)
 
 
-class TokenHashes:
-    """Each token's polynomial hash and its length in bytes, [vocabulary] int64, from the tokens' byte strings."""
+def polynomial(raw: bytes) -> int:
+    """sum_k (byte_k + 1) BASE^k mod 2^64 as int64."""
+    value = 0
+    for byte in reversed(raw):
+        value = (value * BASE + byte + 1) & (1 << 64) - 1
+    return signed(value)
 
-    def __init__(self, token_bytes: Sequence[bytes], device: torch.device) -> None:
+
+class TokenHashes:
+    """Each token's polynomial hash and its length in bytes, [vocabulary] int64, from the tokens' byte strings.
+
+    `decode` gives the strings of a run of the tokens in `split` (those that are no whole characters by themselves).
+    """
+
+    def __init__(
+        self,
+        token_bytes: Sequence[bytes],
+        device: torch.device,
+        split: Iterable[int] = (),
+        decode: Callable[[Sequence[int]], list[str]] | None = None,
+    ) -> None:
         lengths = np.array([len(raw) for raw in token_bytes], dtype=np.int64)
         data = np.frombuffer(b"".join(token_bytes), dtype=np.uint8).astype(np.int64) + 1
         starts = np.cumsum(lengths) - lengths
@@ -66,17 +86,53 @@ class TokenHashes:
         sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(terms)])
         self.hash = torch.from_numpy(sums[starts + lengths] - sums[starts]).to(device)
         self.length = torch.from_numpy(lengths).to(device)
+        self._is_split = np.zeros(len(lengths), dtype=bool)
+        self._is_split[list(split)] = True
+        self.pad_id = int(np.argmin(self._is_split))
+        """An id to pad windows with: it joins no run of split tokens."""
+        self._decode = decode
+        self._runs: dict[tuple[int, ...], list[tuple[int, int]]] = {}
 
     def prefixes(self, ids: Tensor) -> TextPrefixes:
-        """Of windows ids [w, t] (padding after the end does no harm as long as no stretch contains it)."""
+        """Of windows ids [w, t], padded with `pad_id` (no stretch that is asked for may contain padding)."""
         n, t = ids.shape
+        hashes, lengths = self.hash[ids], self.length[ids]
+        if self._decode is not None:
+            self._join_characters(ids, hashes, lengths)
         offsets = torch.zeros(n, t + 1, dtype=torch.int64, device=ids.device)
-        torch.cumsum(self.length[ids], 1, out=offsets[:, 1:])
+        torch.cumsum(lengths, 1, out=offsets[:, 1:])
         n_powers = int(offsets.max()) + 1 if offsets.numel() else 1
         table = torch.from_numpy(powers(n_powers, BASE)).to(ids.device)
         sums = torch.zeros_like(offsets)
-        torch.cumsum(self.hash[ids] * table[offsets[:, :-1]], 1, out=sums[:, 1:])
+        torch.cumsum(hashes * table[offsets[:, :-1]], 1, out=sums[:, 1:])
         return TextPrefixes(sums, offsets, torch.from_numpy(powers(n_powers, _INVERSE)).to(ids.device))
+
+    def _join_characters(self, ids: Tensor, hashes: Tensor, lengths: Tensor) -> None:
+        """Put the hashes of jointly decoded strings in the place of those of split tokens' bytes. A token that is no
+        whole character belongs to a run of such tokens, and the run decodes by itself."""
+        width = ids.shape[1]
+        flat = ids.flatten().cpu().numpy()
+        place = np.flatnonzero(self._is_split[flat])
+        if not len(place):
+            return
+        new_run = np.ones(len(place), dtype=bool)
+        new_run[1:] = (np.diff(place) != 1) | (place[1:] % width == 0)
+        found: list[tuple[int, int]] = []
+        for run in np.split(flat[place], np.flatnonzero(new_run)[1:]):
+            found += self._run(tuple(run.tolist()))
+        values = torch.tensor(found, dtype=torch.int64, device=ids.device)
+        index = torch.from_numpy(place).to(ids.device)
+        hashes.view(-1)[index], lengths.view(-1)[index] = values[:, 0], values[:, 1]
+
+    def _run(self, run: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(hash, length in bytes) of each of the run's strings."""
+        known = self._runs.get(run)
+        if known is None:
+            assert self._decode is not None
+            known = [(polynomial(raw), len(raw)) for raw in (s.encode() for s in self._decode(run))]
+            if len(self._runs) < MOST_RUNS:
+                self._runs[run] = known
+        return known
 
 
 class TextPrefixes:

@@ -64,7 +64,7 @@ class SplitWindows:
         lengths = np.fromiter((len(w.token_ids) for w in windows), np.int64, len(windows))
         prefix = np.fromiter((w.n_prefix for w in windows), np.int64, len(windows))
         self.width = int(lengths.max(initial=1))
-        ids = np.zeros((len(windows), self.width), dtype=np.int64)
+        ids = np.full((len(windows), self.width), hashes.pad_id, dtype=np.int64)
         ids[np.arange(self.width) < lengths[:, None]] = np.fromiter(
             chain.from_iterable(w.token_ids for w in windows), np.int64, int(lengths.sum())
         )

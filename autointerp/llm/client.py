@@ -89,6 +89,7 @@ class LlmClient:
         self._price(endpoint.model)
         self._transport = Transport(endpoint, llm)
         self._limits = Limits(llm, pauses)
+        self._slots = asyncio.Semaphore(llm.max_connections)
         self._retry = retry or RetryPolicy()
         self._reach = reach or ReachPolicy()
         self._stopped: AutointerpError | None = None
@@ -239,6 +240,11 @@ class LlmClient:
         await asyncio.shield(task)
 
     async def _attempt(self, request: Request, attempts: Attempts) -> tuple[str, Envelope]:
+        """One attempt, once there are a free slot, room in the budget, and a permit."""
+        async with self._slots:
+            return await self._attempt_in_slot(request, attempts)
+
+    async def _attempt_in_slot(self, request: Request, attempts: Attempts) -> tuple[str, Envelope]:
         expected = self._expected_usage(request)
         usd = self._cost(request, expected)
         tokens = expected.input_tokens + expected.output_tokens
