@@ -117,7 +117,9 @@ def test_deciles_follow_the_tiles_maxima(whole: Path, truth: Expected) -> None:
 def test_negatives_are_silent_and_of_their_tier(whole: Path, setup: Setup, truth: Expected) -> None:
     pools = pool_tiles(setup, SMALL)
     windows = {(w.document, w.start): w for unit in setup.units for w in unit.windows}
-    neighbours = (setup.sae.W_dec @ setup.sae.W_dec.T - 9 * torch.eye(setup.sae.d_sae)).topk(3).indices
+    cosine = setup.sae.W_dec @ setup.sae.W_dec.T - 9 * torch.eye(setup.sae.d_sae)
+    cosine[:, [f for f in range(setup.sae.d_sae) if not truth.values[f]]] = -9
+    neighbours = cosine.topk(3).indices
     top = contexts(whole, "top")
     found = contexts(whole, "negative")
     tiers = defaultdict(int)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from autointerp.config import HarvestConfig
 from autointerp.corpus.token_text import TokenText
@@ -25,6 +26,7 @@ from autointerp.store.evidence_file import (
     merge_units,
 )
 from autointerp.store.store import Store
+from autointerp.store.unit_tables import active_features
 
 __all__ = ["CorpusFacts", "bounds_of", "merge", "merge_source", "summed"]
 
@@ -49,11 +51,13 @@ def summed(pieces: list[Piece]) -> dict[str, int]:
 
 def merge_source(pieces: list[Piece], sae: Sae, text: TokenText, config: HarvestConfig) -> MergeSource:
     totals = summed(pieces)
-    nearest = decoder_neighbours(sae.W_dec, config.neighbours).numpy()
+    # Dead features are nobody's neighbour: they are active in no tile, and may be most of a large dictionary.
+    alive = active_features([piece.path for piece in pieces])
+    nearest = alive[decoder_neighbours(sae.W_dec[torch.from_numpy(alive)], config.neighbours).numpy()]
     return MergeSource(
         folders=[piece.path for piece in pieces],
         neighbours={
-            "feature": np.repeat(np.arange(len(nearest)), nearest.shape[1]),
+            "feature": np.repeat(alive, nearest.shape[1]),
             "neighbour": nearest.ravel(),
         },
         d_sae=sae.d_sae,

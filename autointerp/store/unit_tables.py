@@ -22,6 +22,7 @@ import duckdb
 import numpy as np
 
 from autointerp.errors import DamagedError
+from autointerp.store.connection import connect as plain_connection
 from autointerp.store.faults import translated
 
 TABLES: dict[str, dict[str, str]] = {
@@ -91,7 +92,7 @@ class ListBounds:
 
 def connect(folder: Path, memory_limit: str | None = None, threads: int | None = None) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB that spills into `folder`."""
-    con = duckdb.connect(":memory:", config={"autoinstall_known_extensions": False})
+    con = plain_connection()
     con.execute("SET temp_directory = $1", [str(folder / "spill")])
     con.execute("SET preserve_insertion_order = false")
     if memory_limit is not None:
@@ -160,6 +161,16 @@ def read_units(con: duckdb.DuckDBPyConnection, folders: Sequence[Path]) -> None:
         files = ", ".join("'" + str(f / f"{name}.parquet").replace("'", "''") + "'" for f in folders)
         columns = ", ".join(f"{quoted(c)}::{kind} AS {quoted(c)}" for c, kind in types.items())
         con.execute(f"CREATE OR REPLACE TEMP VIEW unit_{name} AS SELECT {columns} FROM read_parquet([{files}])")
+
+
+def active_features(folders: Sequence[Path]) -> np.ndarray:
+    """int64, ascending: the features that fired in any of the folders."""
+    if not folders:
+        return np.zeros(0, dtype=np.int64)
+    with reading_units(folders[0]), plain_connection() as con:
+        read_units(con, folders)
+        found = con.execute("SELECT DISTINCT feature FROM unit_stats ORDER BY feature").fetchnumpy()
+        return np.asarray(found["feature"], dtype=np.int64)
 
 
 def reduce_units(con: duckdb.DuckDBPyConnection, bounds: ListBounds) -> None:
