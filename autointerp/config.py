@@ -142,9 +142,9 @@ class TrainConfig:
     batch_size: int = 2048
     """Activation vectors in one step."""
     lr: float | None = None
-    """Peak learning rate of Adam. None: 5e-4 / sqrt(d_sae / 2^14)."""
+    """Peak learning rate of Adam. None: 7e-4 / sqrt(d_sae / 2^14)."""
     warmup_steps: int = 200
-    decay_share: float = 0.2
+    decay_share: float = 0.5
     """Share of the steps, at the end, over which the rate falls linearly to zero."""
     buffer_vectors: int = 131_072
     """Activation vectors held for shuffling."""

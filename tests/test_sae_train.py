@@ -105,7 +105,7 @@ def test_a_source_without_vectors_or_of_another_width() -> None:
 
 
 def test_the_directions_the_data_is_made_of_are_found(tmp_path: Path) -> None:
-    config = replace(CONFIG, tokens=400 * 128, batch_size=128, buffer_vectors=4096, warmup_steps=50, lr=5e-3)
+    config = replace(CONFIG, tokens=600 * 128, batch_size=128, buffer_vectors=4096, warmup_steps=50, lr=5e-3)
     config = replace(config, dead_after=20_000)
     sae = trainer(tmp_path, vectors(20_000), config, log_every=100).train()
     true = F.normalize(torch.randn(40, 16, generator=torch.Generator().manual_seed(99)), dim=1)
@@ -152,7 +152,7 @@ def test_dead_features_are_counted_and_auxk_wakes_them(tmp_path: Path) -> None:
         run = trainer(
             tmp_path / folder, config=replace(config, auxk_alpha=alpha), on_metrics=lambda _, row: rows.append(row)
         )
-        run.weights.b_enc[:20] -= 0.6  # they start out silent
+        run.weights.b_enc[:20] -= 1.2  # they start out silent
         run.train()
         return rows
 

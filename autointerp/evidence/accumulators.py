@@ -24,7 +24,8 @@ SUM_LIMIT = float(1 << 30)
 """Larger activations enter the sum as this (a sum of 2^63 / 2^24 / 2^30 of them still fits)."""
 BUFFER_ROWS = 1 << 18
 """Rows a list gathers before it is cut back, at least."""
-ACT_ROWS = 1 << 22
+ACT_ROWS = 1 << 20
+"""Rows the activation log gathers before it is cut back, at least; sorting it is the peak of a unit's memory."""
 _TOKEN_MASK = (1 << 32) - 1
 
 
@@ -186,7 +187,7 @@ class ActivationLog:
 
     @property
     def is_full(self) -> bool:
-        return self._gathered > max(ACT_ROWS, len(self.key))
+        return self._gathered > max(ACT_ROWS, len(self.key) // 2)
 
     def within(self, feature: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(range, token, value) of the triples of each (feature, tokens start .. end-1), in order of token."""

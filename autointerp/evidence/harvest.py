@@ -21,6 +21,7 @@ from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
 from autointerp.records import SPLITS, WorkUnit
 from autointerp.sae.sae import Sae
+from autointerp.store.unit_tables import working_memory
 
 FORMAT = 1
 """Raised when the meaning of a unit's tables changes, so that older folders are refused."""
@@ -127,18 +128,26 @@ def harvest(
         n_seen = max(n_seen, unit + 1)
         return unit % shard.count == shard.index and bool(lacking(unit))
 
-    for unit in units(wanted):
+    def take(unit: WorkUnit) -> Mapping[str, int]:
+        """A function of its own so that one unit's evidence is gone before the next unit begins."""
+        nonlocal n_done, n_tokens, n_nonfinite
         todo = lacking(unit.index)
         targets = [Target(job.hookpoint, job.sae, blocks[id(job)]) for job in todo]
         results = harvest_unit(loaded, targets, unit, settings, halving)
         for job, evidence in zip(todo, results, strict=True):
             evidence.totals["halvings"] = halving.halvings
             job.folder.write(evidence)
-            job.folder.fold(shard.index, shard.count)
         n_done += 1
         n_tokens += tokens_of(results[0])
         n_nonfinite += sum(evidence.totals["n_nonfinite"] for evidence in results)
-        on_unit(unit.index, results[0].totals)
+        return results[0].totals
+
+    for unit in units(wanted):
+        index, totals = unit.index, take(unit)
+        del unit
+        for job in jobs:
+            job.folder.fold(shard.index, shard.count, memory_limit=working_memory(job.sae.d_sae, threads=1))
+        on_unit(index, totals)
     for job in jobs:
         job.folder.set_n_units(n_seen)
     return HarvestReport(n_done, n_tokens, n_nonfinite, halving.halvings)

@@ -26,7 +26,7 @@ from autointerp.store.evidence_file import (
     merge_units,
 )
 from autointerp.store.store import Store
-from autointerp.store.unit_tables import active_features
+from autointerp.store.unit_tables import active_features, working_memory
 
 __all__ = ["CorpusFacts", "bounds_of", "merge", "merge_source", "summed"]
 
@@ -81,7 +81,6 @@ def merge(
     corpus: CorpusFacts,
     *,
     key: str = "",
-    memory_limit: str | None = None,
     threads: int | None = None,
 ) -> dict[str, int]:
     """Put a finished harvest into the store: corpus, harvest and features rows, and a new evidence file. Run again, it
@@ -104,4 +103,5 @@ def merge(
     )
     target = MergeTarget(dictionary_id, corpus_id, harvest_id)
     source = merge_source(pieces, sae, text, config)
-    return merge_units(store, source, target, config, memory_limit=memory_limit, threads=threads)
+    limit = working_memory(sae.d_sae, threads)
+    return merge_units(store, source, target, config, memory_limit=limit, threads=threads)

@@ -95,7 +95,13 @@ class HarvestFolder:
                 write_json(folder / _MANIFEST, {"units": [evidence.index], "totals": evidence.totals})
         self._done.add(evidence.index)
 
-    def fold(self, shard_index: int = 0, num_shards: int = 1, at_least: int = FOLD_EVERY) -> None:
+    def fold(
+        self,
+        shard_index: int = 0,
+        num_shards: int = 1,
+        at_least: int = FOLD_EVERY,
+        memory_limit: str | None = None,
+    ) -> None:
         """Put this shard's unit folders and its earlier fold into one folder, where there are `at_least` units."""
         own = [p for p in self.pieces() if all(unit % num_shards == shard_index for unit in p.units)]
         if sum(p.path.parent == self._units for p in own) < at_least:
@@ -106,7 +112,7 @@ class HarvestFolder:
             for name, n in piece.totals.items():
                 totals[name] = totals.get(name, 0) + n
         with self._new_folder(self._folds / f"f{units[0]:08d}-{len(units)}") as folder:
-            fold_units([piece.path for piece in own], self._bounds, folder)
+            fold_units([piece.path for piece in own], self._bounds, folder, memory_limit)
             write_json(folder / _MANIFEST, {"units": units, "totals": totals})
         for piece in own:
             shutil.rmtree(piece.path, ignore_errors=True)

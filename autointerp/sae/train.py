@@ -4,8 +4,8 @@ The recipe:
 - b_dec starts at the data's mean, and inputs are scaled so that their mean distance from it is sqrt(d_in); the scale is
   folded back into the weights afterwards. The distance rather than the norm, because in a residual stream with a large
   mean the norm says little about what there is to explain.
-- Encoder rows start at 0.3 x the decoder's unit rows: at 1 the k strongest of many random directions overshoot x, and
-  the first hundreds of steps go into undoing that.
+- Encoder rows start at 0.6 x the decoder's unit rows: at 1 the k strongest of many random directions overshoot x, and
+  the first hundreds of steps go into undoing that; at 0.3 the rows found end up less pure (bench_train.py, max_cosine).
 - Adam with linear warm-up and linear decay; before each step the decoder gradient's part along its rows is taken out,
   after it the rows are made unit again.
 - A feature that has not fired for `dead_after` vectors gets AuxK. That fits it to the residual, whose scale is below
@@ -38,7 +38,7 @@ from autointerp.sae.buffer import ActivationSource, ShuffledBatches
 from autointerp.sae.codes import SparseCodes
 from autointerp.sae.sae import Sae
 
-ENCODER_SCALE = 0.3
+ENCODER_SCALE = 0.6
 ADAM_EPS = 6.25e-10  # Gao et al. 2024: gradients of rare features are far below Adam's usual 1e-8
 WAKE_SHARE = 0.25  # of the average feature's density: how often a feature fires that is woken
 MAX_BAD_STEPS = 3
@@ -249,9 +249,9 @@ class SaeTrainer:
 
 
 def default_lr(d_sae: int) -> float:
-    """5e-4 / sqrt(d_sae / 2^14): the field's scaling with width (Gao et al. 2024), 2.5 times the usual rate because
+    """7e-4 / sqrt(d_sae / 2^14): the field's scaling with width (Gao et al. 2024), 3.5 times the usual rate because
     this trainer's runs are thousands of steps rather than hundreds of thousands."""
-    return 5e-4 / math.sqrt(d_sae / 2**14)
+    return 7e-4 / math.sqrt(d_sae / 2**14)
 
 
 def _cut_metrics(path: Path, step: int) -> None:

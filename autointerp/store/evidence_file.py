@@ -24,6 +24,8 @@ from autointerp.store.unit_tables import ListBounds, copy, read_units, reading_u
 
 PER_TOKEN, PER_NEIGHBOUR, MOST_DRAWS = 8, 3, 64
 """Candidate tiles for each negative wanted: of one token, of one neighbour, and at random at most."""
+WINDOWS_AT_ONCE = 2048
+"""Windows whose token strings are put together in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +138,16 @@ def _merge(
 
 @contextmanager
 def _limits(con: duckdb.DuckDBPyConnection, memory_limit: str | None, threads: int | None) -> Iterator[None]:
-    """DuckDB's settings for a merge, put back afterwards: they hold for every connection to the store."""
+    """DuckDB's settings for a merge, and its defaults again afterwards: they hold for every connection to the store."""
     wanted = {"memory_limit": memory_limit, "threads": threads, "preserve_insertion_order": False}
     wanted = {name: value for name, value in wanted.items() if value is not None}
-    before = con.execute("SELECT " + ", ".join(f"current_setting('{name}')" for name in wanted)).fetchone()
-    assert before is not None  # a SELECT of scalars has one row
     try:
         for name, value in wanted.items():
             con.execute(f"SET GLOBAL {name} = {quoted(str(value))}")
         yield
     finally:
-        for name, old in zip(wanted, before, strict=True):
-            con.execute(f"SET GLOBAL {name} = {quoted(str(old))}")
+        for name in wanted:  # current_setting gives rounded sizes, so the old value cannot be put back as text
+            con.execute(f"RESET GLOBAL {name}")
 
 
 def _compute(con: duckdb.DuckDBPyConnection, source: MergeSource, config: HarvestConfig) -> None:
@@ -255,8 +255,14 @@ def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource) -> None
     whole = np.array([piece is not None for piece in source.pieces])
     _table(con, "pieces", token_id=np.arange(len(pieces), dtype=np.int32), piece=pieces, whole=whole)
     con.execute(sql_file("merge/windows.sql"))
+    (n_windows,) = con.execute("SELECT count(*) FROM window_ids").fetchone() or (0,)
+    decode = sql_file("merge/decode.sql")
+    for low in range(0, n_windows, WINDOWS_AT_ONCE):
+        con.execute("SET VARIABLE low = $1", [low])
+        con.execute("SET VARIABLE high = $1", [low + WINDOWS_AT_ONCE])
+        con.execute(decode)
     broken = con.execute(
-        'SELECT unit, "window", token_ids FROM window_ids JOIN kept_windows USING (unit, "window") '
+        'SELECT unit, "window", token_ids FROM window_texts '
         'ANTI JOIN window_tokens USING (unit, "window") ORDER BY unit, "window"'
     ).fetchall()
     if broken:

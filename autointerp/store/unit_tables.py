@@ -12,6 +12,7 @@ Every table is a set chosen by total orders or a sum of integers, so folding in 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,6 +89,15 @@ class ListBounds:
     top: int
     sampled: int
     pool_windows: int
+
+
+def working_memory(n_features: int, threads: int | None = None) -> str:
+    """What folding and merging may hold in memory, as DuckDB writes sizes; beyond it they spill to disk.
+
+    It grows with the features and the threads, never with the text: a night's harvest needs what an hour's needs.
+    """
+    threads = threads or os.cpu_count() or 1
+    return f"{128 * threads + (n_features * 32 >> 10)}MiB"
 
 
 def connect(folder: Path, memory_limit: str | None = None, threads: int | None = None) -> duckdb.DuckDBPyConnection:
