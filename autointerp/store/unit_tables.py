@@ -97,7 +97,7 @@ def working_memory(n_features: int, threads: int | None = None) -> str:
     It grows with the features and the threads, never with the text: a night's harvest needs what an hour's needs.
     """
     threads = threads or os.cpu_count() or 1
-    return f"{128 * threads + (n_features * 32 >> 10)}MiB"
+    return f"{64 * threads + (n_features * 32 >> 10)}MiB"
 
 
 def connect(folder: Path, memory_limit: str | None = None, threads: int | None = None) -> duckdb.DuckDBPyConnection:
