@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -77,9 +79,45 @@ def test_impossible_k(k: int) -> None:
         make(k=k)
 
 
-def test_tensors_that_do_not_fit_and_unknown_architectures() -> None:
+def test_tensors_that_do_not_fit_together() -> None:
     sae = make()
     with pytest.raises(InputError, match=r"W_dec \[12, 80\]"):
         Sae(sae.W_enc, sae.b_enc, sae.W_dec.T, sae.b_dec, k=5)
-    with pytest.raises(InputError, match="'gated' is not known"):
-        Sae(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, k=5, architecture="gated")
+    with pytest.raises(InputError, match=r"b_pre \[d_in\] where"):
+        Sae(sae.W_enc, sae.b_enc, sae.W_dec[:, :7], sae.b_dec[:7], k=5)
+
+
+@pytest.mark.parametrize("choice", [{}, {"k": 5, "threshold": torch.zeros(80)}])
+def test_features_are_chosen_in_exactly_one_way(choice: dict[str, Any]) -> None:
+    sae = make()
+    with pytest.raises(InputError, match="either by k or by thresholds"):
+        Sae(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, **choice)
+
+
+def test_thresholds_are_the_formula_and_never_below_zero() -> None:
+    base, x = make(), torch.randn(40, 12)
+    threshold = torch.linspace(-1.0, 2.0, 80)
+    sae = Sae(base.W_enc, base.b_enc, base.W_dec, base.b_dec, threshold=threshold, architecture="jumprelu")
+    pre = (x - base.b_dec) @ base.W_enc + base.b_enc
+    expected = pre.relu() * (pre > threshold)
+    torch.testing.assert_close(sae.encode(x), expected)
+    torch.testing.assert_close(sae.encode_sparse(x).dense(80), expected)
+
+
+def test_a_transcoder_with_a_skip_term_reads_one_width_and_writes_another() -> None:
+    base, x = make(), torch.randn(6, 12)
+    W_dec, W_skip = F.normalize(torch.randn(80, 7), dim=1), torch.randn(12, 7)
+    sae = Sae(base.W_enc, base.b_enc, W_dec, torch.ones(7), k=5, b_pre=torch.zeros(12), W_skip=W_skip)
+    y_hat, active = sae.reconstruct(x)
+    torch.testing.assert_close(y_hat, active.dense(80) @ W_dec + 1 + x @ W_skip)
+    torch.testing.assert_close(sae(x), y_hat)
+
+
+@pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm"])
+def test_a_vector_scaled_by_itself_is_reconstructed_in_its_own_units(normalize: Any) -> None:
+    """Five times the vector: the same activations, five times the reconstruction."""
+    base, x = make(), torch.randn(20, 12)
+    sae = Sae(base.W_enc, base.b_enc, base.W_dec, base.b_dec, k=5, normalize=normalize)
+    torch.testing.assert_close(sae.encode(5 * x), sae.encode(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(sae(5 * x), 5 * sae(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(sae.reconstruct(x)[0], sae(x))

@@ -1,6 +1,6 @@
 """Sparse codes: which features are active on which vector, how strongly, and the vectors they stand for.
 
-Nothing here depends on how an SAE chooses its active features, except `topk_codes`.
+Nothing here depends on how an SAE chooses its active features, except `topk_codes` and `threshold_codes`.
 """
 
 from __future__ import annotations
@@ -90,6 +90,20 @@ def topk_codes(pre: Tensor, k: int) -> SparseCodes:
     values = values.gather(-1, order)
     rows, column = (values > 0).nonzero(as_tuple=True)
     return SparseCodes(rows, features[rows, column], values[rows, column].float(), len(pre))
+
+
+def threshold_codes(pre: Tensor, threshold: Tensor) -> SparseCodes:
+    """Entries of `pre` [n, d_sae] above `threshold` [d_sae] or [] (0 or more), as sparse codes."""
+    if pre.device.type == "cpu" and pre.dtype == torch.float32:
+        values = pre.detach().numpy()
+        flat = np.flatnonzero(values > threshold.numpy())
+        rows = flat // pre.shape[1]
+        features = flat - rows * pre.shape[1]
+        return SparseCodes(
+            torch.from_numpy(rows), torch.from_numpy(features), torch.from_numpy(values.reshape(-1)[flat]), len(pre)
+        )
+    rows, features = (pre > threshold).nonzero(as_tuple=True)
+    return SparseCodes(rows, features, pre[rows, features].float(), len(pre))
 
 
 def _topk_numpy(pre: np.ndarray, k: int) -> SparseCodes:

@@ -1,18 +1,28 @@
-"""The sparse autoencoder: encode a vector of activations into a few active features, decode them again.
+"""The sparse autoencoder or transcoder: encode a vector of activations into a few active features, decode them.
 
-    pre = (x - b_dec) W_enc + b_enc      f = act(pre)      x_hat = f W_dec + b_dec
+    u = norm(x)      pre = (u - b_pre) W_enc + b_enc      f = act(pre)      y_hat = f W_dec + b_dec + u W_skip
 
-Everything is in raw-input units (no scaling of x before or after) and W_dec has unit rows, so a feature's activation
-is the length of what it adds to the reconstruction, and activations can be compared between features. A dictionary
-trained without unit rows chooses its k features before that scaling; `row_norms` keeps what its rows measured:
+An SAE reconstructs what it reads (b_pre is b_dec), a transcoder another module's activations (b_pre is 0, y_hat may
+have the skip term). Whatever it was trained as, a finished dictionary chooses in one of two ways:
+
+    k features           f = relu(pre), the k largest of a row
+    above a threshold    f_i = pre_i where pre_i > max(threshold_i, 0): ReLU (thresholds of 0), JumpReLU, BatchTopK and
+                         Matryoshka in inference, and Gated, whose gate is a threshold on its magnitude
+
+W_dec has unit rows, so a feature's activation is the length of what it adds to the reconstruction, and activations can
+be compared between features. A threshold moves with that scaling; a choice of k does not, so `row_norms` keeps what
+the rows of such a dictionary measured:
 
     f_i = topk(relu(pre))_i * row_norms_i
+
+`normalize` is for dictionaries that read each vector scaled by itself; f is then in the scaled vector's units.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +31,26 @@ from autointerp.errors import InputError
 from autointerp.sae import codes
 from autointerp.sae.codes import SparseCodes
 
-ARCHITECTURES = ("topk",)
+Normalize = Literal["none", "layer_norm", "constant_norm"]
+_LAYER_NORM_EPS = 1e-5
 
 
 class Sae(nn.Module):
-    """A trained SAE. Shapes: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out], b_dec [d_out] (= d_in here).
+    """A trained SAE or transcoder. Shapes: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out], b_dec [d_out].
 
-    Raises InputError where the shapes, the architecture or k do not fit together.
+    Exactly one of `k` and `threshold` [d_sae] says how features are chosen. `b_pre` [d_in] is b_dec unless it is given;
+    `W_skip` is [d_in, d_out]. `architecture` only says what it was trained as. Raises InputError where the shapes, k or
+    the threshold do not fit together.
     """
 
     W_enc: Tensor
     b_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
+    b_pre: Tensor
+    threshold: Tensor | None
     row_norms: Tensor | None
+    W_skip: Tensor | None
 
     def __init__(
         self,
@@ -43,29 +59,30 @@ class Sae(nn.Module):
         W_dec: Tensor,
         b_dec: Tensor,
         *,
-        k: int,
+        k: int | None = None,
+        threshold: Tensor | None = None,
         architecture: str = "topk",
         row_norms: Tensor | None = None,
+        b_pre: Tensor | None = None,
+        W_skip: Tensor | None = None,
+        normalize: Normalize = "none",
     ) -> None:
         super().__init__()
-        if architecture not in ARCHITECTURES:
-            raise InputError(f"SAE architecture {architecture!r} is not known; known: {', '.join(ARCHITECTURES)}")
-        shapes = {"W_enc": W_enc.shape, "b_enc": b_enc.shape, "W_dec": W_dec.shape, "b_dec": b_dec.shape}
-        good = W_enc.ndim == 2 and W_dec.shape == W_enc.shape[::-1]
-        if not (good and b_enc.shape == W_enc.shape[1:] and b_dec.shape == W_dec.shape[1:]):
-            listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-            raise InputError(
-                f"the SAE's tensors do not fit together: {listed}; expected W_enc [d_in, d_sae], b_enc [d_sae], "
-                "W_dec [d_sae, d_in], b_dec [d_in]"
-            )
-        if not 1 <= k <= W_enc.shape[1]:
-            raise InputError(f"k = {k} features cannot be active in an SAE of {W_enc.shape[1]}")
-        self.architecture, self.k = architecture, k
+        _check_shapes(W_enc, b_enc, W_dec, b_dec, b_pre, W_skip, threshold)
+        d_sae = W_enc.shape[1]
+        if (k is None) == (threshold is None):
+            raise InputError("an SAE chooses its features either by k or by thresholds; give one of them")
+        if k is not None and not 1 <= k <= d_sae:
+            raise InputError(f"k = {k} features cannot be active in an SAE of {d_sae}")
+        self.architecture, self.k, self.normalize = architecture, k, normalize
         self.metadata: dict[str, Any] = {}
         """Of a loaded SAE: what its file says about model and hook point."""
         for name, value in (("W_enc", W_enc), ("b_enc", b_enc), ("W_dec", W_dec), ("b_dec", b_dec)):
             self.register_buffer(name, value.detach().contiguous())
+        self.register_buffer("b_pre", self.b_dec if b_pre is None else b_pre.detach())
+        self.register_buffer("threshold", None if threshold is None else threshold.detach().clamp_min(0))
         self.register_buffer("row_norms", row_norms)
+        self.register_buffer("W_skip", None if W_skip is None else W_skip.detach())
 
     @property
     def d_in(self) -> int:
@@ -79,14 +96,30 @@ class Sae(nn.Module):
     def d_out(self) -> int:
         return self.W_dec.shape[1]
 
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """(x - b_dec) W_enc + b_enc for x [..., d_in]: [..., d_sae]."""
-        return (x.to(self.W_enc.dtype) - self.b_dec) @ self.W_enc + self.b_enc
+    def normalized(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(u, scale, mean) with x = u * scale + mean, for x [..., d_in]; scale and mean [..., 1], None where unused."""
+        x = x.to(self.W_enc.dtype)
+        if self.normalize == "layer_norm":
+            mean = x.mean(-1, keepdim=True)
+            scale = x.std(-1, keepdim=True) + _LAYER_NORM_EPS
+            return (x - mean) / scale, scale, mean
+        if self.normalize == "constant_norm":
+            scale = x.norm(dim=-1, keepdim=True) / math.sqrt(self.d_in)
+            return x / scale, scale, None
+        return x, None, None
+
+    def pre_activations(self, u: Tensor) -> Tensor:
+        """(u - b_pre) W_enc + b_enc of normalised vectors u [..., d_in]: [..., d_sae]."""
+        return (u - self.b_pre) @ self.W_enc + self.b_enc
 
     def encode(self, x: Tensor) -> Tensor:
         """Activations [..., d_sae], zero where a feature is silent. Differentiable in x; for many vectors use
-        `encode_sparse`, which never makes the dense matrix."""
-        value, index = self.pre_activations(x).topk(self.k, dim=-1, sorted=False)
+        `encode_sparse`, which does not keep the dense matrix."""
+        pre = self.pre_activations(self.normalized(x)[0])
+        if self.threshold is not None:
+            return pre * (pre > self.threshold)
+        assert self.k is not None
+        value, index = pre.topk(self.k, dim=-1, sorted=False)
         zeros = torch.zeros(*x.shape[:-1], self.d_sae, dtype=value.dtype, device=x.device)
         activations = zeros.scatter(-1, index, value.relu())
         return activations if self.row_norms is None else activations * self.row_norms
@@ -101,21 +134,70 @@ class Sae(nn.Module):
             none = torch.zeros(0, dtype=torch.int64, device=x.device)
             return SparseCodes(none, none, torch.zeros(0, device=x.device), 0)
         blocks = codes.row_blocks(x, self.d_sae)
-        active = codes.join([codes.topk_codes(self.pre_activations(block), self.k) for block in blocks])
+        active = codes.join([self._chosen(self.pre_activations(self.normalized(block)[0])) for block in blocks])
         if self.row_norms is None:
             return active
         values = active.values * self.row_norms[active.features]
         kept = values > 0  # a row of zeros decodes to nothing
         return dataclasses.replace(active, rows=active.rows[kept], features=active.features[kept], values=values[kept])
 
+    def _chosen(self, pre: Tensor) -> SparseCodes:
+        if self.threshold is not None:
+            return codes.threshold_codes(pre, self.threshold)
+        assert self.k is not None
+        return codes.topk_codes(pre, self.k)
+
     def decode(self, activations: Tensor) -> Tensor:
-        """x_hat of dense activations [..., d_sae]: [..., d_out]."""
+        """f W_dec + b_dec of dense activations [..., d_sae]: [..., d_out]. `reconstruct` adds the rest."""
         return activations @ self.W_dec + self.b_dec
 
     def decode_sparse(self, sparse: SparseCodes) -> Tensor:
-        """x_hat of sparse codes: [n_rows, d_out]."""
+        """f W_dec + b_dec of sparse codes: [n_rows, d_out]."""
         return codes.decode(sparse, self.W_dec) + self.b_dec
 
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, SparseCodes]:
+        """y_hat [n, d_out] of x [n, d_in] in the units of what is reconstructed, and the codes it was made from."""
+        active = self.encode_sparse(x)
+        return self.completed(self.decode_sparse(active), x), active
+
+    def completed(self, decoded: Tensor, x: Tensor) -> Tensor:
+        """y_hat of what was decoded from x: the skip term added, and each vector's own scaling undone."""
+        if self.W_skip is None and self.normalize == "none":
+            return decoded
+        u, scale, mean = self.normalized(x)
+        if self.W_skip is not None:
+            decoded = decoded + u @ self.W_skip
+        if scale is not None:
+            decoded = decoded * scale
+        return decoded if mean is None else decoded + mean
+
     def forward(self, x: Tensor) -> Tensor:
-        """x_hat of x [..., d_in]."""
-        return self.decode(self.encode(x))
+        """y_hat of x [..., d_in]."""
+        return self.completed(self.decode(self.encode(x)), x)
+
+
+def _check_shapes(
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    b_pre: Tensor | None,
+    W_skip: Tensor | None,
+    threshold: Tensor | None,
+) -> None:
+    given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    given |= {n: t for n, t in (("b_pre", b_pre), ("W_skip", W_skip), ("threshold", threshold)) if t is not None}
+    good = W_enc.ndim == 2 and W_dec.ndim == 2
+    if good:
+        (d_in, d_sae), d_out = W_enc.shape, W_dec.shape[1]
+        expected = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,)}
+        expected |= {"b_pre": (d_in,), "W_skip": (d_in, d_out), "threshold": (d_sae,)}
+        good = all(tuple(tensor.shape) == expected[name] for name, tensor in given.items())
+        good = good and (d_in == d_out or b_pre is not None)
+    if not good:
+        listed = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in given.items())
+        raise InputError(
+            f"the SAE's tensors do not fit together: {listed}; expected W_enc [d_in, d_sae], b_enc [d_sae], "
+            "W_dec [d_sae, d_out], b_dec [d_out], and b_pre [d_in] where d_in is not d_out"
+        )
