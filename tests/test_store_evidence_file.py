@@ -97,3 +97,17 @@ def test_rows_lie_in_order_and_settings_are_put_back(setup: Setup, tmp_path: Pat
     with duckdb.connect(str(tmp_path / "x.evidence.duckdb"), read_only=True) as con:
         row = con.execute("SELECT n_contexts, (SELECT count(*) FROM contexts) FROM harvest_info").fetchone()
         assert row is not None and row[0] == row[1] == len(ids)
+
+
+def test_a_memory_limit_that_is_too_small_costs_memory_and_not_the_merge(setup: Setup, tmp_path: Path) -> None:
+    folder = setup.folder(tmp_path / "work")
+    setup.harvest(folder)
+    rows = []
+    for number, limit in enumerate(("1MiB", None)):
+        with Store.open(tmp_path / f"{number}.duckdb", create=True) as store:
+            dictionary_id = setup.merge(store, folder)
+            source = merge_source(folder.complete(), setup.sae, setup.text, SMALL)
+            target = MergeTarget(dictionary_id, 1, store.harvests(dictionary_id)[0].harvest_id)
+            merge_units(store, source, target, SMALL, memory_limit=limit)
+            rows.append(store.rows("SELECT * EXCLUDE (context_id, window_id) FROM evidence.context_rows"))
+    assert rows[0] == rows[1] and rows[0]

@@ -25,7 +25,9 @@ from autointerp.store.unit_tables import ListBounds, copy, read_units, reading_u
 PER_TOKEN, PER_NEIGHBOUR, MOST_DRAWS = 8, 3, 64
 """Candidate tiles for each negative wanted: of one token, of one neighbour, and at random at most."""
 WINDOWS_AT_ONCE = 2048
-"""Windows whose token strings are put together in one go."""
+"""Windows whose token strings are put together, and which are written, in one go."""
+FEATURES_AT_ONCE = 256
+"""Features whose contexts are written in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +93,14 @@ def merge_units(
     if not source.folders:
         raise InputError("there are no harvested units to merge; run `autointerp harvest` first")
     new_file = store.evidence_path.with_name(store.evidence_path.name + ".new")
-    for leftover in (new_file, new_file.with_name(new_file.name + ".wal")):
-        leftover.unlink(missing_ok=True)
     with reading_units(store.evidence_path):
-        return _merge(store, source, target, config, new_file, memory_limit, threads)
+        try:
+            return _merge(store, source, target, config, new_file, memory_limit, threads)
+        except duckdb.OutOfMemoryException:
+            if memory_limit is None:
+                raise
+            # The limit is a wish, the rows are the same either way: rather use more than fail.
+            return _merge(store, source, target, config, new_file, None, threads)
 
 
 def _merge(
@@ -108,6 +114,9 @@ def _merge(
 ) -> dict[str, int]:
     features_file = new_file.with_name(new_file.name + ".features.parquet")
     con = store.con.cursor()
+    con.execute("DETACH DATABASE IF EXISTS building")  # of an attempt that failed
+    for leftover in (new_file, new_file.with_name(new_file.name + ".wal")):
+        leftover.unlink(missing_ok=True)
     try:
         with _limits(con, memory_limit, threads):
             _compute(con, source, config)
@@ -240,6 +249,12 @@ def _write(con: duckdb.DuckDBPyConnection, store: Store, source: MergeSource, ta
     con.execute("SET VARIABLE corpus_id = $1", [target.corpus_id])
     con.execute("SET VARIABLE store_id = $1", [store.store_id])
     con.execute("SET VARIABLE now = $1", [store.now()])
+    (n_windows,) = con.execute("SELECT count(*) FROM window_ids").fetchone() or (0,)
+    _in_parts(con, "merge/write_windows.sql", n_windows, WINDOWS_AT_ONCE)
+    n_written = 0
+    for low in range(0, source.d_sae, FEATURES_AT_ONCE):
+        con.execute("SET VARIABLE n_before = $1", [n_written])
+        n_written += _part(con, "merge/write_contexts.sql", low, FEATURES_AT_ONCE)
     con.execute(sql_file("merge/write.sql"))
     counted = con.execute(
         "SELECT (SELECT count(*) FROM active_contexts), (SELECT count(*) FROM negative_contexts), "
@@ -249,6 +264,20 @@ def _write(con: duckdb.DuckDBPyConnection, store: Store, source: MergeSource, ta
     return dict(zip(("n_active_contexts", "n_negatives", "n_windows"), counted, strict=True))
 
 
+def _in_parts(con: duckdb.DuckDBPyConnection, name: str, n: int, size: int) -> None:
+    """Run an SQL file for every part low .. high-1 of 0 .. n-1."""
+    for low in range(0, n, size):
+        _part(con, name, low, size)
+
+
+def _part(con: duckdb.DuckDBPyConnection, name: str, low: int, size: int) -> int:
+    """Run an INSERT for one part; the number of rows."""
+    con.execute("SET VARIABLE low = $1", [low])
+    con.execute("SET VARIABLE high = $1", [low + size])
+    (n_rows,) = con.execute(sql_file(name)).fetchone() or (0,)
+    return int(n_rows)
+
+
 def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource) -> None:
     """Table window_tokens (unit, window, tokens): windows without split characters by a join with the pieces."""
     pieces = np.array([(piece or "") for piece in source.pieces], dtype=object)
@@ -256,11 +285,7 @@ def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource) -> None
     _table(con, "pieces", token_id=np.arange(len(pieces), dtype=np.int32), piece=pieces, whole=whole)
     con.execute(sql_file("merge/windows.sql"))
     (n_windows,) = con.execute("SELECT count(*) FROM window_ids").fetchone() or (0,)
-    decode = sql_file("merge/decode.sql")
-    for low in range(0, n_windows, WINDOWS_AT_ONCE):
-        con.execute("SET VARIABLE low = $1", [low])
-        con.execute("SET VARIABLE high = $1", [low + WINDOWS_AT_ONCE])
-        con.execute(decode)
+    _in_parts(con, "merge/decode.sql", n_windows, WINDOWS_AT_ONCE)
     broken = con.execute(
         'SELECT unit, "window", token_ids FROM window_texts '
         'ANTI JOIN window_tokens USING (unit, "window") ORDER BY unit, "window"'

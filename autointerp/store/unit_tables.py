@@ -196,7 +196,17 @@ def fold_units(folders: Sequence[Path], bounds: ListBounds, out: Path, memory_li
 
     Raises DiskFullError; DamagedError where a file cannot be read.
     """
-    with reading_units(out), connect(out, memory_limit, threads=1) as con:
+    with reading_units(out):
+        try:
+            _fold(folders, bounds, out, memory_limit)
+        except duckdb.OutOfMemoryException:
+            if memory_limit is None:
+                raise
+            _fold(folders, bounds, out, None)  # the rows are the same: rather use more than fail
+
+
+def _fold(folders: Sequence[Path], bounds: ListBounds, out: Path, memory_limit: str | None) -> None:
+    with connect(out, memory_limit, threads=1) as con:
         read_units(con, folders)
         reduce_units(con, bounds)
         for name in TABLES:
