@@ -111,19 +111,45 @@ class SaeConfig:
     """Transcoders only: the module whose activations are reconstructed."""
     path: str | None = None
     """Folder of a saved SAE. None: train one into `<store folder>/sae/<name>`."""
-    format: Literal["auto", "saelens"] = "auto"
-    """How the files at `path` are laid out."""
+    format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
+    """Which tool's files lie at `path`; "auto" tells them apart by what is in them."""
     architecture: str = "topk"
+    """What to train: topk, batchtopk, matryoshka, relu, p_anneal, gated or jumprelu."""
     d_sae: int | None = None
     """Number of features to train. Default: expansion x the hookpoint's width."""
     expansion: int = 8
     """Only used if d_sae is not given."""
     k: int = 32
-    """Features active at once (topk)."""
+    """Features active at once: exactly (topk), or on average (all others)."""
+    penalty: float | None = None
+    """relu, p_anneal, gated, jumprelu: weight of the sparsity penalty. None: steered so that k features are active."""
+    decoder_norm_penalty: bool = False
+    """relu, p_anneal: weight the penalty by the decoder rows' norms, which then are free while training."""
+    prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
+    """matryoshka: shares of the features that have to reconstruct on their own; ascending, the last is 1."""
+    p_end: float = 0.2
+    """p_anneal: the penalty's last exponent."""
+    bandwidth: float = 0.5
+    """jumprelu: how near its threshold a feature's jump counts as a slope; inputs are scaled to length sqrt(d)."""
+    skip: bool = False
+    """Transcoders (output_hookpoint): a linear path beside the features."""
+    seed: int | None = None
+    """Of the first weights; default: train.seed. Tables that differ only in it measure stability."""
 
     def __post_init__(self) -> None:
         _check(self.k >= 1, f"sae.k must be 1 or more, not {self.k}")
         _check(self.expansion >= 1, f"sae.expansion must be 1 or more, not {self.expansion}")
+        _check(0 < self.p_end <= 1, f"sae.p_end must lie in 0..1, not {self.p_end}")
+        _check(self.bandwidth > 0, f"sae.bandwidth must be positive, not {self.bandwidth}")
+        ascending = all(a < b for a, b in zip(self.prefixes, self.prefixes[1:], strict=False))
+        _check(
+            bool(self.prefixes) and ascending and self.prefixes[0] > 0 and self.prefixes[-1] == 1,
+            f"sae.prefixes must ascend from above 0 to 1, not {list(self.prefixes)}",
+        )
+        _check(
+            not self.skip or self.output_hookpoint is not None,
+            "sae.skip is the linear path of a transcoder; set sae.output_hookpoint too",
+        )
         _check(
             self.d_sae is None or self.d_sae >= self.k, f"sae.d_sae ({self.d_sae}) must be at least sae.k ({self.k})"
         )
@@ -154,6 +180,8 @@ class TrainConfig:
     """A feature that has not fired for so many vectors counts as dead; after twice as many it is also woken."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the encoder's product while training. auto: bfloat16 on a GPU, float32 elsewhere; all else is float32."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from autointerp.evidence.vocab_projection import vocab_projection
 from autointerp.model.hooks import Hookpoint, hidden_size_at
 from autointerp.model.load import LoadedModel, folder_sha256, load_model
 from autointerp.records import SPLITS, WorkUnit
-from autointerp.sae.formats import load_sae, sae_sha256, save_saelens
+from autointerp.sae import parallel
+from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
 from autointerp.sae.model_source import ModelSource
+from autointerp.sae.run import SaeSpec
 from autointerp.sae.sae import Sae
-from autointerp.sae.train import SaeTrainer
+from autointerp.sae.train import Trainer
 from autointerp.store.evidence_file import bounds_of, stored_contexts
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
@@ -134,68 +137,117 @@ def _training_key(config: Config, sae: SaeConfig) -> str:
         {
             "model": _model_key(config),
             "corpus": _corpus_key(config),
-            "sae": [sae.hookpoint, sae.architecture, sae.d_sae, sae.expansion, sae.k],
+            "sae": {k: v for k, v in asdict(sae).items() if k not in ("name", "path", "format")},
             "train": {k: v for k, v in asdict(config.train).items() if k != "checkpoint_every"},
         }
     )
 
 
+@contextmanager
+def parallel_processes() -> Iterator[bool]:
+    """Joins the processes that torchrun started, if it did; whether this is the one that writes."""
+    parallel.start()
+    try:
+        yield parallel.is_first()
+    finally:
+        parallel.stop()
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def train(session: Session, store: Store, sae: SaeConfig) -> bool:
-    """Train `sae` unless it is there; whether anything was done. Metrics go to the store and to metrics.jsonl."""
-    config, terminal, folder = session.config, session.terminal, session.sae_folder(sae)
-    key, done = _training_key(config, sae), folder / _TRAINED
-    if done.exists():
-        found = json.loads(done.read_text(encoding="utf-8"))
-        if found.get("key") == key:
-            terminal.say(f"{sae.dictionary}: trained already ({folder})")
-            return False
+def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> bool:
+    """Train those of `saes` that name no path and are not there yet, together from one stream of activations; whether
+    anything was done. Metrics go to the store and to metrics.jsonl. Under torchrun only the first process has a store,
+    and only it writes.
+    """
+    config, terminal = session.config, session.terminal
+    keys = {sae.dictionary: _training_key(config, sae) for sae in saes if not sae.path}
+    todo = [sae for sae in saes if not sae.path and not _is_trained(session, sae, keys[sae.dictionary])]
+    if not todo:
+        return False
+    loaded = session.model()
+    points = {sae.dictionary: _hookpoints(sae) for sae in todo}
+    wanted = [point for pair in points.values() for point in pair]
+    source = ModelSource(loaded, wanted, config.corpus, config.model.batch_tokens)
+    specs = [_spec(config, sae, points[sae.dictionary], source) for sae in todo]
+    last: dict[str, Mapping[str, float]] = {}
+    steps = max(1, config.train.tokens // config.train.batch_size)
+    n_features = ", ".join(f"{spec.d_sae:,}" for spec in specs)
+    names = ", ".join(spec.name for spec in specs)
+    with terminal.progress(f"{names}: training {n_features} features", steps, "steps") as update:
+
+        def on_progress(step: int, _: int) -> None:
+            notes = (f"loss {m['loss']:.3f}, L0 {m['l0']:.0f}, dead {m['dead']:.1%}" for m in last.values())
+            update(step, note="; ".join(notes))
+
+        trainer = Trainer(
+            source,
+            config.train,
+            [(spec, session.sae_folder(sae) / "training") for spec, sae in zip(specs, todo, strict=True)],
+            device=loaded.device,
+            on_metrics=lambda name, step, metrics: last.update({name: metrics}),
+            on_progress=on_progress,
+        )
+        trained = trainer.train()
+    if store is not None:
+        for sae, weights in zip(todo, trained, strict=True):
+            _keep_trained(session, store, sae, weights, keys[sae.dictionary], last[sae.dictionary])
+    return True
+
+
+def _is_trained(session: Session, sae: SaeConfig, key: str) -> bool:
+    """Raises MismatchError where an SAE stands in the folder that was trained in another way."""
+    folder = session.sae_folder(sae)
+    if not (folder / _TRAINED).exists():
+        return False
+    if json.loads((folder / _TRAINED).read_text(encoding="utf-8")).get("key") != key:
         raise MismatchError(
             f"{folder} holds an SAE trained with other settings or other text; give this [[sae]] a new name, or delete "
             "the folder to train again"
         )
-    if sae.architecture != "topk":
-        raise InputError(f"sae.architecture {sae.architecture!r} cannot be trained; topk can")
-    loaded = session.model()
-    hookpoint = Hookpoint.parse(sae.hookpoint)
-    source = ModelSource(loaded, hookpoint, config.corpus, config.model.batch_tokens)
-    d_sae = _d_sae(sae, source.d_in)
-    steps = max(1, config.train.tokens // config.train.batch_size)
-    rows: list[Mapping[str, Any]] = []
-    with terminal.progress(f"{sae.dictionary}: training {d_sae:,} features", steps, "steps") as update:
-        last: dict[str, float] = {}
-
-        def on_metrics(step: int, metrics: Mapping[str, float]) -> None:
-            rows.extend({"step": step, "metric": name, "value": value} for name, value in metrics.items())
-            last.update(metrics)
-
-        def on_progress(step: int, _: int) -> None:
-            update(step, note=f"loss {last['loss']:.3f}, dead {last['dead']:.1%}" if last else "")
-
-        trainer = SaeTrainer(
-            source,
-            config.train,
-            d_sae=d_sae,
-            k=sae.k,
-            folder=folder / "training",
-            device=loaded.device,
-            on_metrics=on_metrics,
-            on_progress=on_progress,
-        )
-        trained = trainer.train()
-    save_saelens(trained, folder, _metadata(session, sae, loaded))
-    sha256 = sae_sha256(folder)
-    dictionary_id = _dictionary(session, store, sae, trained, sha256)
-    store.insert_metrics(dictionary_id, _all_metrics(trainer.metrics_path) or rows)
-    done.write_text(json.dumps({"key": key, "sae_sha256": sha256}) + "\n", encoding="utf-8")
-    unexplained = last.get("reconstruction", float("nan"))
-    terminal.say(
-        f"{sae.dictionary}: trained {d_sae:,} features in {steps:,} steps, unexplained variance {unexplained:.3f} "
-        f"-> {folder}"
-    )
+    session.terminal.say(f"{sae.dictionary}: trained already ({folder})")
     return True
+
+
+def _hookpoints(sae: SaeConfig) -> tuple[Hookpoint, ...]:
+    """What the SAE reads and, for a transcoder, what it writes."""
+    points = (sae.hookpoint,) if sae.output_hookpoint is None else (sae.hookpoint, sae.output_hookpoint)
+    return tuple(Hookpoint.parse(point) for point in points)
+
+
+def _spec(config: Config, sae: SaeConfig, points: tuple[Hookpoint, ...], source: ModelSource) -> SaeSpec:
+    begin, end = source.columns[points[0]]
+    settings: dict[str, Any] = {"decoder_norm_penalty": sae.decoder_norm_penalty, "p_end": sae.p_end}
+    return SaeSpec(
+        name=sae.dictionary,
+        architecture=sae.architecture,
+        d_sae=_d_sae(sae, end - begin),
+        k=sae.k,
+        inputs=(begin, end),
+        outputs=source.columns[points[1]] if len(points) > 1 else None,
+        skip=sae.skip,
+        penalty=sae.penalty,
+        seed=config.train.seed if sae.seed is None else sae.seed,
+        settings=settings | {"prefixes": list(sae.prefixes), "bandwidth": sae.bandwidth},
+    )
+
+
+def _keep_trained(
+    session: Session, store: Store, sae: SaeConfig, weights: Sae, key: str, last: Mapping[str, float]
+) -> None:
+    folder = session.sae_folder(sae)
+    # SAELens has no class for a transcoder that chooses by k
+    save = save_sparsify if sae.output_hookpoint is not None and weights.k is not None else save_saelens
+    save(weights, folder, _metadata(session, sae, session.model()))
+    sha256 = sae_sha256(folder)
+    dictionary_id = _dictionary(session, store, sae, weights, sha256)
+    store.insert_metrics(dictionary_id, _all_metrics(folder / "training" / "metrics.jsonl"))
+    (folder / _TRAINED).write_text(json.dumps({"key": key, "sae_sha256": sha256}) + "\n", encoding="utf-8")
+    session.terminal.say(
+        f"{sae.dictionary}: trained {weights.d_sae:,} features ({sae.architecture}), unexplained variance "
+        f"{last['reconstruction']:.3f} at L0 {last['l0']:.1f} -> {folder}"
+    )
 
 
 def _all_metrics(path: Path) -> list[Mapping[str, Any]]:

@@ -92,13 +92,16 @@ def _recorded(config: Config, command: str, create: bool = True) -> Iterator[tup
 def train(config: Config, dictionary: str | None, terminal: Terminal) -> None:
     """Train every chosen SAE that names no path."""
     gpu = _gpu_stage()
-    with _recorded(config, "train") as (store, _):
-        session = gpu.Session(config, terminal)
-        for sae in chosen_saes(config, dictionary):
-            if sae.path:
-                terminal.say(f"{sae.dictionary}: uses the SAE at {sae.path}, nothing to train")
-            else:
-                gpu.train(session, store, sae)
+    saes = chosen_saes(config, dictionary)
+    for sae in saes:
+        if sae.path:
+            terminal.say(f"{sae.dictionary}: uses the SAE at {sae.path}, nothing to train")
+    with gpu.parallel_processes() as is_first:
+        if not is_first:  # under torchrun one process writes
+            gpu.train(gpu.Session(config, terminal.silent()), None, saes)
+            return
+        with _recorded(config, "train") as (store, _):
+            gpu.train(gpu.Session(config, terminal), store, saes)
 
 
 def harvest(
@@ -201,10 +204,8 @@ def _gpu_stages(config: Config, saes: tuple[SaeConfig, ...], store: Store, termi
         terminal.say(f"not harvesting here ({error}); labelling what the store holds")
         return False
     session = gpu.Session(config, terminal)
-    worked = False
+    worked = gpu.train(session, store, saes)
     for sae in saes:
-        if not sae.path:
-            worked = gpu.train(session, store, sae) or worked
         worked = gpu.harvest_and_merge(session, store, sae) or worked
     return worked
 

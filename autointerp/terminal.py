@@ -5,6 +5,7 @@ Results go to stdout, everything about the work itself to stderr, so that a pipe
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,12 @@ class Terminal:
         self.out = Console(highlight=False)
         self.err = Console(stderr=True, highlight=False)
         self.verbose = verbose
+
+    def silent(self) -> Terminal:
+        """One that writes nothing: for the processes beside the first."""
+        other = Terminal()
+        other.out = other.err = Console(quiet=True, file=io.StringIO())
+        return other
 
     def say(self, message: str) -> None:
         """One line about the work, with the time of day when it goes to a log."""

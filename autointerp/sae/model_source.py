@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,20 +13,31 @@ from autointerp.corpus.report import CorpusReport
 from autointerp.corpus.sources import read_documents
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import chat_renderer, work_units
-from autointerp.model.batches import Halving, eligible, make_batches
-from autointerp.model.hooks import Hookpoint, activations_at, hidden_size_at
+from autointerp.model.batches import Batch, Halving, eligible, make_batches
+from autointerp.model.hooks import Hookpoint, activations_at_all, hidden_size_at
 from autointerp.model.load import LoadedModel
+from autointerp.sae import parallel
 
 
 class ModelSource:
-    """Activations [n, d] of a hookpoint on every token that counts, batch by batch, in the corpus's order.
+    """Activations [n, sum of widths] of hookpoints, side by side, on every token that counts, in the corpus's order.
 
-    A position is [work unit, batch in the unit]: reading from there skips what lies before without running the model.
+    One forward pass serves all hookpoints; `columns` says where each one stands. A position is [work unit, batch in the
+    unit]: reading from there skips what lies before without running the model. Under torchrun each process runs the
+    model on its share of the batches, and all get the vectors of all.
     """
 
-    def __init__(self, loaded: LoadedModel, hookpoint: Hookpoint, corpus: CorpusConfig, batch_tokens: int) -> None:
-        self.loaded, self.hookpoint, self.corpus, self.batch_tokens = loaded, hookpoint, corpus, batch_tokens
-        self._d_in = hidden_size_at(loaded, hookpoint)
+    def __init__(
+        self, loaded: LoadedModel, hookpoints: Sequence[Hookpoint], corpus: CorpusConfig, batch_tokens: int
+    ) -> None:
+        self.loaded, self.corpus, self.batch_tokens = loaded, corpus, batch_tokens
+        self.hookpoints = list(dict.fromkeys(hookpoints))
+        self.columns: dict[Hookpoint, tuple[int, int]] = {}
+        end = 0
+        for point in self.hookpoints:
+            begin, end = end, end + hidden_size_at(loaded, point)
+            self.columns[point] = (begin, end)
+        self._d_in = end
         excluded = sorted(TokenText(loaded.tokenizer).excluded_ids(corpus.exclude_tokens))
         self._excluded = torch.tensor(excluded, dtype=torch.int64, device=loaded.device)
         self._halving = Halving()
@@ -42,15 +53,20 @@ class ModelSource:
         units = work_units(
             documents, self.loaded.tokenizer, self.corpus, wanted=lambda index: index >= first_unit, report=report
         )
+        size = parallel.world_size()
         for unit in units:
             batches = make_batches(unit.windows, self.batch_tokens, self.loaded.pad_id)
             skipped = first_batch if unit.index == first_unit else 0
-            for number, batch in enumerate(batches[skipped:], start=skipped):
-                parts = [
-                    activations[eligible(part, self._excluded)]
-                    for part, activations in self._halving.run(
-                        batch.to(self.loaded.device),
-                        lambda part: activations_at(self.loaded, self.hookpoint, part.ids),
-                    )
-                ]
-                yield torch.cat(parts), [unit.index, number + 1]
+            for number in range(skipped, len(batches), size):
+                own = batches[number + parallel.rank() : number + parallel.rank() + 1]
+                vectors = self._vectors(own[0]) if own else torch.zeros(0, self.d_in, device=self.loaded.device)
+                yield parallel.gathered(vectors), [unit.index, number + size]
+
+    def _vectors(self, batch: Batch) -> Tensor:
+        parts = []
+        for part, activations in self._halving.run(
+            batch.to(self.loaded.device), lambda part: activations_at_all(self.loaded, self.hookpoints, part.ids)
+        ):
+            counted = eligible(part, self._excluded)
+            parts.append(torch.cat([x[counted.to(x.device)].to(self.loaded.device) for x in activations], dim=1))
+        return torch.cat(parts)

@@ -1,0 +1,257 @@
+"""What the language model loses when its activations at a hookpoint are replaced by a dictionary's reconstruction.
+
+The next-token loss, in nats, of five runs over the same tokens; the activations of tokens that count are replaced and
+those of a BOS and of excluded tokens are left as they are:
+
+    ce_clean             nothing is replaced
+    ce_sae               by x_hat
+    ce_zero_ablation     by zeros
+    ce_mean_ablation     by the mean activation
+    ce_with_error_term   by x_hat + (x - x_hat): must be ce_clean again, or the splice itself is at fault
+
+    delta_ce             ce_sae - ce_clean
+    kl_sae, kl_...       KL(clean || spliced) of the next-token distributions, mean over tokens
+    loss_recovered_zero  (ce_zero_ablation - ce_sae) / (ce_zero_ablation - ce_clean), and so with the mean
+
+The zero ablation takes the mean activation away as well, which no dictionary has to learn, so it makes every one look
+good: read the loss recovered from the mean ablation, and delta_ce. Loss and KL are counted where the token read counts
+and a next token follows in its window. Of a transcoder, x is the output hookpoint's activation and x_hat what it makes
+of the input hookpoint's in the same forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autointerp.errors import AutointerpError, InputError
+from autointerp.evaluate.metrics import DocumentSums, Floats, Metric, as_metrics, bootstrapped, ratio
+from autointerp.model.batches import Batch, Halving, eligible, make_batches
+from autointerp.model.hooks import Hookpoint, activations_at, hooked
+from autointerp.model.load import LoadedModel
+from autointerp.records import Window
+from autointerp.sae.sae import Sae
+
+Condition = Literal["clean", "sae", "zero_ablation", "mean_ablation", "with_error_term"]
+SPLICED: tuple[Condition, ...] = ("sae", "zero_ablation", "mean_ablation", "with_error_term")
+
+_COLUMNS = ("n", "n_bad", "ce_clean", *(f"ce_{c}" for c in SPLICED), *(f"kl_{c}" for c in SPLICED))
+_AT = {name: i for i, name in enumerate(_COLUMNS)}
+# Logits are the largest tensors here, several of them at a time: elements of one batch's, and of one block that is
+# made float32.
+_LOGITS_CPU, _LOGITS_DEVICE, _BLOCK = 1 << 24, 1 << 28, 1 << 24
+MOST_NONFINITE = 1e-3
+"""Share of the tokens whose loss may be NaN or infinite in any of the runs."""
+
+
+def splice_metrics(
+    loaded: LoadedModel,
+    sae: Sae,
+    hookpoint: Hookpoint,
+    output_hookpoint: Hookpoint | None,
+    windows: Sequence[Window],
+    excluded_ids: Iterable[int] | Tensor,
+    batch_tokens: int,
+    *,
+    mean: Tensor | None = None,
+    seed: int = 0,
+) -> list[Metric]:
+    """The figures above for each split that has tokens, then for all together (split None); intervals over documents.
+
+    `output_hookpoint` is None (or the hookpoint itself) for an SAE. `mean` [d_out] is what the mean ablation puts in;
+    measured on the windows where it is not given. `n_tokens` of a metric is the number of losses. Raises InputError
+    where a hookpoint does not carry one vector per token or no loss can be counted, AutointerpError where more than
+    MOST_NONFINITE of the losses are not finite, errors.OutOfMemoryError where halving the batches no longer helps.
+    """
+    excluded = _ids(excluded_ids, loaded.device)
+    point = output_hookpoint or hookpoint
+    halving = Halving()
+    if mean is None:
+        mean = _mean(loaded, point, windows, excluded, batch_tokens, halving)
+    splice = _Splice(loaded, sae, hookpoint, point, excluded, mean)
+    budget = _LOGITS_CPU if loaded.device.type == "cpu" else _LOGITS_DEVICE
+    vocabulary = int(getattr(loaded.model.config.get_text_config(), "vocab_size", 0)) or 1
+    batches = make_batches(windows, max(1, min(batch_tokens, budget // vocabulary)), loaded.pad_id)
+    tables: dict[str, DocumentSums] = {}
+    for batch in batches:
+        for part, sums in halving.run(batch.to(loaded.device), splice.losses):
+            for split in dict.fromkeys(window.split for window in part.windows):
+                rows = [
+                    i
+                    for i, window in enumerate(part.windows)
+                    if window.split == split and sums[i, _AT["n"]] + sums[i, _AT["n_bad"]] > 0
+                ]
+                if rows:
+                    table = tables.setdefault(split, DocumentSums(len(_COLUMNS)))
+                    table.add([part.windows[i].document for i in rows], sums[rows])
+    if not tables:
+        raise InputError("no token of the corpus is followed by another one, so there is no loss to compare")
+    together = np.concatenate([table.rows() for table in tables.values()])
+    _check_finite(together)
+    found = []
+    by_split: list[tuple[str | None, Floats]] = [(split, table.rows()) for split, table in sorted(tables.items())]
+    for name, rows_of in [*by_split, (None, together)]:
+        counted = rows_of[rows_of[:, _AT["n"]] > 0]
+        if len(counted):
+            n_tokens = round(float(counted[:, _AT["n"]].sum()))
+            found += as_metrics(bootstrapped(counted, _figures, seed), name, n_tokens)
+    return found
+
+
+def _ids(excluded_ids: Iterable[int] | Tensor, device: torch.device) -> Tensor:
+    if isinstance(excluded_ids, Tensor):
+        return excluded_ids.to(device)
+    return torch.tensor(sorted(excluded_ids), dtype=torch.int64, device=device)
+
+
+def _check_finite(rows: Floats) -> None:
+    n, n_bad = float(rows[:, _AT["n"]].sum()), float(rows[:, _AT["n_bad"]].sum())
+    if n == 0 or n_bad > MOST_NONFINITE * (n + n_bad):
+        raise AutointerpError(
+            f"{n_bad:.0f} of {n + n_bad:.0f} losses are NaN or infinite when the activations are replaced. Try "
+            "model.dtype = float32 or bfloat16, and check that the SAE's weights belong to this hookpoint"
+        )
+
+
+def _figures(totals: Floats) -> dict[str, Floats]:
+    n = totals[:, _AT["n"]]
+    mean = {name: ratio(totals[:, _AT[name]], n) for name in _COLUMNS[2:]}
+    figures = dict(mean)
+    figures["delta_ce"] = mean["ce_sae"] - mean["ce_clean"]
+    for name, condition in (("loss_recovered_zero", "ce_zero_ablation"), ("loss_recovered_mean", "ce_mean_ablation")):
+        # An ablation that costs nothing leaves nothing to recover; a loss of 1e-6 nats is float32's last digits.
+        cost = mean[condition] - mean["ce_clean"]
+        figures[name] = ratio(mean[condition] - mean["ce_sae"], cost, cost > 1e-6)
+    return figures
+
+
+def _mean(
+    loaded: LoadedModel,
+    point: Hookpoint,
+    windows: Sequence[Window],
+    excluded: Tensor,
+    batch_tokens: int,
+    halving: Halving,
+) -> Tensor:
+    """[d] float64 on CPU: the mean activation of the tokens that count."""
+    total: Tensor | None = None
+    n = 0
+    for batch in make_batches(windows, batch_tokens, loaded.pad_id):
+        for part, y in halving.run(batch.to(loaded.device), lambda part: activations_at(loaded, point, part.ids)):
+            counted = y[eligible(part, excluded).to(y.device)]
+            counted = counted[torch.isfinite(counted.sum(-1, dtype=torch.float32))]
+            summed = counted.cpu().double().sum(0)
+            total, n = summed if total is None else total + summed, n + len(counted)
+    if total is None or n == 0:
+        raise InputError("no token of the corpus counts, so there is no mean activation")
+    return total / n
+
+
+class _Splice:
+    """The five runs over one batch."""
+
+    def __init__(
+        self, loaded: LoadedModel, sae: Sae, source: Hookpoint, target: Hookpoint, excluded: Tensor, mean: Tensor
+    ) -> None:
+        self.loaded, self.sae, self.source, self.target = loaded, sae, source, target
+        self.excluded, self.mean = excluded, mean
+
+    def losses(self, batch: Batch) -> Floats:
+        """[B, columns]: each window's sums of `_COLUMNS`."""
+        counted = eligible(batch, self.excluded)
+        position = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        followed = counted & (position + 1 < batch.lengths[:, None])
+        row, at = followed.nonzero(as_tuple=True)
+        sums = np.zeros((len(batch.windows), len(_COLUMNS)))
+        if not len(row):
+            return sums
+        target = batch.ids[row, at + 1]
+        clean = self._logits(batch.ids, counted, "clean", row, at)
+        columns = {"ce_clean": _blockwise(clean, clean, target)[0]}
+        for condition in SPLICED:
+            spliced = self._logits(batch.ids, counted, condition, row, at)
+            columns[f"ce_{condition}"], columns[f"kl_{condition}"] = _blockwise(spliced, clean, target)
+        values = torch.stack([columns[name] for name in _COLUMNS[2:]], dim=1).numpy()
+        good = np.isfinite(values).all(axis=1)
+        windows = row.cpu().numpy()
+        sums[:, _AT["n"]] = np.bincount(windows[good], minlength=len(sums))
+        sums[:, _AT["n_bad"]] = np.bincount(windows[~good], minlength=len(sums))
+        np.add.at(sums[:, 2:], windows[good], values[good])
+        return sums
+
+    def _logits(self, ids: Tensor, counted: Tensor, condition: Condition, row: Tensor, at: Tensor) -> Tensor:
+        """[n, vocabulary] in the model's dtype, at the tokens that are followed by another."""
+        read: list[Tensor] = []
+        edited = False
+
+        def edit(y: Tensor) -> Tensor:
+            nonlocal edited
+            edited = True
+            return self._replaced(y, read, counted, condition)
+
+        with torch.inference_mode(), ExitStack() as stack:
+            if condition != "clean":
+                if self.source != self.target:
+                    stack.enter_context(hooked(self.loaded.model, self.source, capture=read))
+                stack.enter_context(hooked(self.loaded.model, self.target, edit=edit))
+            logits: Tensor = self.loaded.model(input_ids=ids, use_cache=False).logits
+        if condition != "clean" and not edited:
+            raise InputError(f"hookpoint {self.target}: the model's forward pass never runs this module")
+        return logits[row.to(logits.device), at.to(logits.device)]
+
+    def _replaced(self, y: Tensor, read: list[Tensor], counted: Tensor, condition: Condition) -> Tensor:
+        mask = counted.to(y.device).flatten()
+        flat = _per_token(y, len(mask), self.target)
+        if condition == "zero_ablation":
+            new = torch.zeros_like(flat[mask])
+        elif condition == "mean_ablation":
+            new = self.mean.to(y.device, y.dtype).expand(int(mask.sum()), -1)
+        else:
+            new = self._reconstructed(flat, mask, read, condition)
+        out = flat.clone()
+        out[mask] = new.to(out.dtype)
+        return out.view(y.shape)
+
+    def _reconstructed(self, flat: Tensor, mask: Tensor, read: list[Tensor], condition: Condition) -> Tensor:
+        y = flat[mask]
+        if self.source == self.target:
+            x = y
+        elif read:
+            x = _per_token(read[-1], len(mask), self.source)[mask.to(read[-1].device)]
+        else:
+            raise InputError(f"hookpoint {self.source} is not computed before {self.target}, which it should predict")
+        y_hat = self.sae.reconstruct(x.to(self.sae.W_enc.device))[0].to(y.device)
+        if condition == "sae":
+            return y_hat
+        wide = y.to(y_hat.dtype)
+        return y_hat + (wide - y_hat)
+
+
+def _per_token(activation: Tensor, n_tokens: int, hookpoint: Hookpoint) -> Tensor:
+    """[n_tokens, d] of an activation [B, T, d] (or [B * T, d], of experts and the like)."""
+    if activation.ndim < 2 or activation.shape[:-1].numel() != n_tokens:
+        raise InputError(f"hookpoint {hookpoint} does not carry one vector per token but {list(activation.shape)}")
+    return activation.reshape(n_tokens, -1)
+
+
+def _blockwise(logits: Tensor, clean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss [n], KL(clean || these logits) [n]) as float64 on CPU, of logits [n, vocabulary] in blocks of rows."""
+    size = max(1, _BLOCK // logits.shape[1])
+    losses, divergences = [], []
+    for rows, clean_rows, next_ids in zip(logits.split(size), clean.split(size), target.split(size)):
+        log_p = F.log_softmax(rows.float(), dim=-1)
+        losses.append(-log_p.gather(-1, next_ids.to(log_p.device)[:, None])[:, 0].cpu().double())
+        if logits is clean:
+            divergences.append(torch.zeros_like(losses[-1]))
+            continue
+        log_q = F.log_softmax(clean_rows.float(), dim=-1)
+        # A token that a model rules out has log-probability -inf in both.
+        difference = torch.where(log_q > -torch.inf, log_q - log_p, 0.0)
+        divergences.append((log_q.exp() * difference).sum(-1).cpu().double())
+    return torch.cat(losses), torch.cat(divergences)

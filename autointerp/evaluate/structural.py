@@ -1,0 +1,308 @@
+"""The structural evaluation of a dictionary on a corpus: reconstruction, sparsity, features, and the loss it costs.
+
+One forward pass per batch (stopped at the hookpoint) gives everything but the loss; the splice then runs the whole
+model over a sample of the windows once more. What the figures mean stands in `metrics` and `splice`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autointerp.errors import AutointerpError, InputError, MismatchError
+from autointerp.evaluate.metrics import Metric, Reconstruction, decoder_metrics, feature_metrics
+from autointerp.evaluate.splice import splice_metrics
+from autointerp.model.batches import Batch, Halving, eligible, make_batches
+from autointerp.model.hooks import Hookpoint, activations_at_all
+from autointerp.model.load import LoadedModel
+from autointerp.records import Window, WorkUnit
+from autointerp.sae.sae import Sae
+
+EARLY_TOKENS = 10_000
+"""A first look at the FVU is had after so many tokens."""
+SUSPICIOUS_FVU = 0.8
+"""A dictionary that leaves more unexplained after EARLY_TOKENS is probably loaded wrongly, or not of this model."""
+MOST_NONFINITE = 1e-3
+"""Share of the tokens whose activations may be NaN or infinite."""
+
+Progress = Callable[[int, str], None]
+"""Called with the tokens read so far and a remark on what is known by then (may be empty)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StructuralResult:
+    metrics: list[Metric]
+    """Of each split, then of all together (split None)."""
+    density: NDArray[np.float64]
+    """[d_sae]: the share of all tokens on which each feature is active."""
+    early_fvu: float | None
+    """On the first EARLY_TOKENS (on all, where there are fewer); None where the activations are constant."""
+    n_tokens: int
+    """Tokens that counted."""
+    n_nonfinite: int
+    """Tokens left out for a NaN or an infinity."""
+
+    def value(self, metric: str, split: str | None = None) -> float | None:
+        """One figure; None where it is undefined or not there."""
+        return next((m.value for m in self.metrics if m.metric == metric and m.split == split), None)
+
+
+def evaluate_structure(
+    loaded: LoadedModel,
+    sae: Sae,
+    hookpoint: Hookpoint,
+    output_hookpoint: Hookpoint | None,
+    units: Iterable[WorkUnit],
+    excluded_ids: Iterable[int] | Tensor,
+    batch_tokens: int,
+    *,
+    max_tokens: int,
+    splice_tokens: int,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> StructuralResult:
+    """Evaluate `sae`, which stands on any device, on the first windows of `units` with `max_tokens` tokens that count
+    (not the BOS, not `excluded_ids`; the last window is read whole), the splice on a sample of these windows with at
+    most `splice_tokens` (but one window at least; none where it is 0).
+
+    `output_hookpoint` is None, or the hookpoint itself, for an SAE. The seed draws the windows of the splice, the
+    documents of the intervals and, of a large dictionary, the decoder rows compared. Raises InputError
+    where no token counts, MismatchError where the SAE's widths are not those of the hookpoints, AutointerpError where
+    more than MOST_NONFINITE of the activations are not finite, errors.OutOfMemoryError where halving the batches no
+    longer helps.
+    """
+    reading = _Reading(loaded, sae, hookpoint, output_hookpoint, excluded_ids, batch_tokens)
+    early: float | None = None
+    sample = _Sample(splice_tokens, seed)
+    for piece in _pieces(units, reading.excluded, max_tokens, cut_at=EARLY_TOKENS):
+        for window, n_counted in zip(piece.windows, piece.n_counted):
+            sample.offer(window, n_counted)
+        for _ in reading.read(piece.windows):
+            if on_progress is not None:
+                on_progress(reading.n_tokens, "")
+        if early is None and piece.n_by_then >= EARLY_TOKENS:
+            early = reading.sums.fvu()
+            if on_progress is not None and early is not None:
+                on_progress(reading.n_tokens, f"FVU {early:.3f} on the first {reading.n_tokens:,} tokens")
+    reading.check()
+    early = reading.sums.fvu() if early is None else early
+    sums, splits = reading.sums, sorted(reading.sums.splits)
+    by_split: dict[str | None, list[Metric]] = {}
+    for split in (*splits, None):
+        n_tokens = sums.n_tokens(split)
+        by_split[split] = sums.metrics(split, seed) + feature_metrics(sums.counts(split), n_tokens, split)
+    counts, n_tokens = sums.counts(), sums.n_tokens()
+    by_split[None] += decoder_metrics(sae.W_dec, counts > 0, n_tokens, seed)
+    if splice_tokens > 0:
+        if on_progress is not None:
+            on_progress(n_tokens, "the loss with replaced activations")
+        # The mean of all that was read is a better ablation than that of the windows spliced.
+        for metric in splice_metrics(
+            loaded,
+            sae,
+            hookpoint,
+            output_hookpoint,
+            sample.windows(),
+            reading.excluded,
+            batch_tokens,
+            mean=sums.mean(),
+            seed=seed,
+        ):
+            by_split[metric.split].append(metric)
+    return StructuralResult(
+        [metric for split in (*splits, None) for metric in by_split[split]],
+        counts / n_tokens,
+        early,
+        n_tokens,
+        reading.n_nonfinite,
+    )
+
+
+def quick_fvu(
+    loaded: LoadedModel,
+    sae: Sae,
+    hookpoint: Hookpoint,
+    output_hookpoint: Hookpoint | None,
+    units: Iterable[WorkUnit],
+    excluded_ids: Iterable[int] | Tensor,
+    batch_tokens: int,
+    n_tokens: int = EARLY_TOKENS,
+) -> float:
+    """The fraction of variance unexplained on the first `n_tokens`: above SUSPICIOUS_FVU, the dictionary is probably
+    loaded wrongly or belongs to another model or hookpoint. Raises as `evaluate_structure` does, and InputError where
+    the activations are constant."""
+    reading = _Reading(loaded, sae, hookpoint, output_hookpoint, excluded_ids, batch_tokens)
+    for piece in _pieces(units, reading.excluded, n_tokens):
+        for _ in reading.read(piece.windows):
+            pass
+    reading.check()
+    fvu = reading.sums.fvu()
+    if fvu is None:
+        raise InputError(f"the activations at {output_hookpoint or hookpoint} are the same for every token")
+    return fvu
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    windows: list[Window]
+    n_counted: list[int]
+    """Tokens that count, of each window."""
+    n_by_then: int
+    """Tokens that count in this piece and those before."""
+
+
+def _pieces(units: Iterable[WorkUnit], excluded: Tensor, end: int, cut_at: int = 0) -> Iterator[_Piece]:
+    """The windows of the units, up to the one that reaches `end` tokens that count; no unit is taken beyond it.
+
+    The unit that reaches `cut_at` tokens is cut there: batches take the longest windows of a piece first, and the
+    first tokens of a corpus should not be those of long windows only.
+    """
+    ids = excluded.cpu().numpy()
+    n = 0
+    for unit in units if end > 0 else ():
+        windows: list[Window] = []
+        counts: list[int] = []
+        for window in unit.windows:
+            windows.append(window)
+            counts.append(_n_counted(window, ids))
+            before, n = n, n + counts[-1]
+            if n >= end or before < cut_at <= n:
+                yield _Piece(windows, counts, n)
+                windows, counts = [], []
+            if n >= end:
+                return
+        if windows:
+            yield _Piece(windows, counts, n)
+
+
+def _n_counted(window: Window, excluded: NDArray[np.int64]) -> int:
+    ids = np.asarray(window.token_ids[window.n_prefix :], dtype=np.int64)
+    return len(ids) - (int(np.isin(ids, excluded).sum()) if len(excluded) else 0)
+
+
+class _Sample:
+    """Windows with at most `budget` tokens that count: those with the smallest hash of seed, document and position.
+
+    The first windows of a corpus are a few documents' only; these are from all of them, and no more are ever held.
+    """
+
+    def __init__(self, budget: int, seed: int) -> None:
+        self._budget, self._seed = budget, seed
+        self._held: list[tuple[int, int, Window, int]] = []
+        """A heap, the largest hash first: (-hash, number, window, tokens)."""
+        self._n_tokens = self._n_offered = 0
+
+    def offer(self, window: Window, n_counted: int) -> None:
+        if self._budget <= 0 or n_counted == 0:
+            return
+        key = f"{self._seed} {window.start} {window.document}".encode("utf-8", "surrogatepass")
+        digest = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+        heapq.heappush(self._held, (-digest, self._n_offered, window, n_counted))
+        self._n_offered += 1
+        self._n_tokens += n_counted
+        while self._n_tokens > self._budget and len(self._held) > 1:
+            self._n_tokens -= heapq.heappop(self._held)[3]
+
+    def windows(self) -> list[Window]:
+        """In the order in which they were offered."""
+        return [window for _, _, window, _ in sorted(self._held, key=lambda held: held[1])]
+
+
+class _Reading:
+    """The pass that measures the reconstruction."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        sae: Sae,
+        hookpoint: Hookpoint,
+        output_hookpoint: Hookpoint | None,
+        excluded_ids: Iterable[int] | Tensor,
+        batch_tokens: int,
+    ) -> None:
+        if not isinstance(excluded_ids, Tensor):
+            excluded_ids = torch.tensor(sorted(excluded_ids), dtype=torch.int64)
+        self.excluded = excluded_ids.to(loaded.device)
+        self.loaded, self.sae, self.batch_tokens = loaded, sae, batch_tokens
+        self.points = [hookpoint]
+        if output_hookpoint is not None and output_hookpoint != hookpoint:
+            self.points.append(output_hookpoint)
+        self.sums = Reconstruction(sae.d_sae)
+        self.n_tokens = self.n_nonfinite = 0
+        self._halving = Halving()
+
+    def read(self, windows: Sequence[Window]) -> Iterator[None]:
+        """Add up the windows; comes back after every batch."""
+
+        def forward(part: Batch) -> list[Tensor]:
+            return activations_at_all(self.loaded, self.points, part.ids)
+
+        for batch in make_batches(windows, self.batch_tokens, self.loaded.pad_id):
+            for part, activations in self._halving.run(batch.to(self.loaded.device), forward):
+                self._check_widths(activations)
+                counted = eligible(part, self.excluded)
+                position = torch.arange(part.ids.shape[1], device=part.ids.device)
+                others = (position < part.lengths[:, None]) & ~counted
+                splits = np.array([window.split for window in part.windows])
+                for split in dict.fromkeys(splits.tolist()):
+                    here = torch.from_numpy(splits == split).to(counted.device)[:, None]
+                    self._add(split, part.windows, counted & here, activations, counts=True)
+                    self._add(split, part.windows, others & here, activations, counts=False)
+            yield
+
+    def _check_widths(self, activations: list[Tensor]) -> None:
+        widths = activations[0].shape[-1], activations[-1].shape[-1]
+        if widths != (self.sae.d_in, self.sae.d_out):
+            places = " to ".join(map(str, self.points))
+            raise MismatchError(
+                f"the SAE reads vectors of width {self.sae.d_in} and reconstructs {self.sae.d_out}, but {places} of "
+                f"{self.loaded.name} has {widths[0]} and {widths[1]}; it belongs to another model or hookpoint"
+            )
+
+    def _add(
+        self, split: str, windows: Sequence[Window], mask: Tensor, activations: list[Tensor], counts: bool
+    ) -> None:
+        device = self.sae.W_enc.device
+        window = mask.nonzero(as_tuple=True)[0].to(device)
+        if not len(window):
+            return
+        x, y = (a[mask.to(a.device)].to(device) for a in (activations[0], activations[-1]))
+        n = len(window)
+        good = _finite(x) & _finite(y)
+        if not bool(good.all()):
+            x, y, window = x[good], y[good], window[good]
+        y_hat, active = self.sae.reconstruct(x)
+        good = _finite(y_hat)
+        if not bool(good.all()):  # rare enough to encode the rest again
+            x, y, window = x[good], y[good], window[good]
+            y_hat, active = self.sae.reconstruct(x)
+        source = x if len(self.points) > 1 else None
+        if counts:
+            self.n_tokens += len(window)
+            self.n_nonfinite += n - len(window)
+            self.sums.add(split, [w.document for w in windows], window, y, y_hat, active, source)
+        else:
+            self.sums.add_excluded(split, y, y_hat, active, source)
+
+    def check(self) -> None:
+        """Raises where what was read says nothing."""
+        if self.n_nonfinite > MOST_NONFINITE * (self.n_tokens + self.n_nonfinite):
+            raise AutointerpError(
+                f"{self.n_nonfinite} of {self.n_tokens + self.n_nonfinite} tokens have NaN or infinite activations "
+                f"(more than {MOST_NONFINITE:.1%}). Try model.dtype = float32 or bfloat16, and check that the SAE's "
+                "weights belong to this hookpoint"
+            )
+        if not self.n_tokens:
+            raise InputError("no token of the corpus counts (all are excluded, or there is no text)")
+
+
+def _finite(x: Tensor) -> Tensor:
+    """[n] bool: vectors without NaN or infinity. A sum is finite only if all its terms are."""
+    return torch.isfinite(x.sum(-1, dtype=torch.float32))

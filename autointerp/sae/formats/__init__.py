@@ -1,0 +1,183 @@
+"""SAEs on disk, in the formats of the tools that train them.
+
+    load_sae(path)                   any of them, told apart by the files they consist of
+    save_saelens(sae, folder, ...)   as SAELens v6, which SAELens opens
+    save_sparsify(sae, folder, ...)  as sparsify, which has TopK transcoders
+    sae_sha256(path)                 of what decides the numbers
+    local_folder("hf:owner/name//f") from the Hugging Face hub
+
+    saelens              cfg.json + sae_weights.safetensors
+    sparsify             cfg.json + sae.safetensors
+    dictionary_learning  ae.pt + config.json, or one .pt
+    gemma_scope          params.npz
+    openai               one .pt
+
+Whatever a file's own conventions, the Sae that comes out is in raw-input units with unit decoder rows (sae.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autointerp.errors import DamagedError, InputError, nearest
+from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, sparsify
+from autointerp.sae.formats.hub import local_folder
+from autointerp.sae.formats.internal import read_config
+from autointerp.sae.sae import Sae
+
+__all__ = ["FORMATS", "detect", "load_sae", "local_folder", "sae_sha256", "save_saelens", "save_sparsify"]
+
+_LOAD: dict[str, Callable[[Path], Sae]] = {
+    "saelens": saelens.load,
+    "sparsify": sparsify.load,
+    "dictionary_learning": dictionary_learning.load,
+    "gemma_scope": gemma_scope.load,
+    "openai": openai.load,
+}
+_IDENTITY: dict[str, Callable[[Path], tuple[dict[str, Any], list[Path]]]] = {
+    "saelens": saelens.identity,
+    "sparsify": sparsify.identity,
+    "dictionary_learning": dictionary_learning.identity,
+    "gemma_scope": gemma_scope.identity,
+    "openai": openai.identity,
+}
+FORMATS = tuple(_LOAD)
+_LISTED = 8
+
+
+def load_sae(path: Path | str, format: str = "auto") -> Sae:
+    """The SAE or transcoder at `path` (a folder, a file, or as a string "hf:owner/name//folder"), on CPU in float32,
+    with what its files say about model and hook point in `Sae.metadata`, under SAELens's names.
+
+    Raises InputError for a path that is not there, a format that is not known or another than named, and architectures
+    and settings that are not supported; DamagedError for files that are cut short, lack tensors, or hold NaN or
+    infinite numbers.
+    """
+    found = _path(path)
+    sae = _LOAD[_format(found, format)](found)
+    if not all(bool(tensor.isfinite().all()) for tensor in sae.buffers()):
+        raise DamagedError(f"{found}: some of the SAE's numbers are too large for float32 once its scaling is undone")
+    return sae
+
+
+def sae_sha256(folder: Path | str, format: str = "auto") -> str:
+    """Of the weights file and of what in the configuration decides the numbers. Raises InputError and DamagedError as
+    `load_sae` does, without reading the weights as such."""
+    path = _path(folder)
+    settings, weights = _IDENTITY[_format(path, format)](path)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for file in weights:
+        with file.open("rb") as opened:
+            while part := opened.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def save_saelens(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
+    """Write `sae` to `folder`. `metadata` goes into cfg.json's metadata: model_name, hook_name (the module's path in
+    the Hugging Face model), context_size, prepend_bos and whatever else should stay with it (JSON-able).
+
+    The configuration is written last, so a folder with a cfg.json is complete. Raises InputError for a TopK transcoder
+    (see `save_sparsify`), DiskFullError.
+    """
+    saelens.save(sae, folder, metadata)
+
+
+def save_sparsify(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
+    """Write a TopK SAE or transcoder to `folder` as sparsify does. sparsify finds the module by the folder's name, so
+    call it after the module's path in the base model; `metadata` is kept in cfg.json and read back by `load_sae`.
+
+    Raises InputError for SAEs that choose by thresholds, DiskFullError.
+    """
+    sparsify.save(sae, folder, metadata)
+
+
+def detect(path: Path) -> str:
+    """Which format a folder or a file has, from the files there and the keys in them. Raises InputError that lists what
+    is there and what is known; a .pt or .npz that cannot be read raises what reading it does."""
+    if path.is_file():
+        found = _of_file(path)
+    else:
+        found = _of_folder(path)
+    if found is not None:
+        return found
+    raise InputError(
+        f"{path} is no SAE in a known format (it holds: {_listing(path)}){_subfolders(path)}. Known: "
+        f"saelens (cfg.json + {saelens.WEIGHTS}), sparsify (cfg.json + {sparsify.WEIGHTS}), "
+        f"dictionary_learning ({dictionary_learning.WEIGHTS} + config.json, or one .pt), "
+        f"gemma_scope ({gemma_scope.WEIGHTS}), openai (one .pt)"
+    )
+
+
+def _path(path: Path | str) -> Path:
+    found = local_folder(path) if isinstance(path, str) else path
+    if not found.exists():
+        raise InputError(f"there is no SAE folder {found}; check [[sae]].path")
+    return found
+
+
+def _format(path: Path, format: str) -> str:
+    if format == "auto":
+        return detect(path)
+    if format not in _LOAD:
+        known = ("auto", *FORMATS)
+        raise InputError(f"SAE format {format!r} is not known.{nearest(format, known)} Known: {', '.join(known)}")
+    needs_config = {"saelens": saelens.CONFIG, "sparsify": sparsify.CONFIG}.get(format)
+    if needs_config and not (path / needs_config).exists():
+        raise InputError(
+            f"{path} holds no {needs_config}, so it is not in {format} format (it holds: {_listing(path)})"
+        )
+    return format
+
+
+def _of_folder(folder: Path) -> str | None:
+    if (folder / saelens.CONFIG).exists():
+        if (folder / saelens.WEIGHTS).exists():
+            return "saelens"
+        if (folder / sparsify.WEIGHTS).exists():
+            return "sparsify"
+        config = read_config(folder / saelens.CONFIG)  # without weights: its reader says which file is missing
+        return "sparsify" if "d_sae" not in config and {"k", "d_in"} <= config.keys() else "saelens"
+    if (folder / saelens.WEIGHTS).exists() or (folder / sparsify.WEIGHTS).exists():
+        return None
+    if (folder / gemma_scope.WEIGHTS).exists():
+        return "gemma_scope"
+    if (folder / dictionary_learning.WEIGHTS).exists():
+        return "dictionary_learning"
+    if any(gemma_scope.recognises(file) for file in folder.glob("*.npz")):
+        return "gemma_scope"
+    pickles = sorted(p for p in folder.iterdir() if p.suffix in (".pt", ".pth"))
+    return _of_file(pickles[0]) if len(pickles) == 1 else None
+
+
+def _of_file(file: Path) -> str | None:
+    if file.suffix == ".npz":
+        return "gemma_scope" if file.name == gemma_scope.WEIGHTS or gemma_scope.recognises(file) else None
+    if file.suffix not in (".pt", ".pth"):
+        return None
+    state = restricted.read_pt(file, look=True)
+    if openai.recognises(state):
+        return "openai"
+    return "dictionary_learning" if dictionary_learning.recognises(state) else None
+
+
+def _listing(path: Path) -> str:
+    if path.is_file():
+        return f"{path.stat().st_size} bytes"
+    names = sorted(p.name for p in path.iterdir())
+    return (
+        ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "") or "nothing"
+    )
+
+
+def _subfolders(path: Path) -> str:
+    """A hint where the SAEs lie one folder further down, as in a run of several."""
+    if path.is_file():
+        return ""
+    inside = sorted(p.parent.name for p in path.glob(f"*/{saelens.CONFIG}"))
+    inside += sorted(p.parent.name for p in path.glob(f"*/{dictionary_learning.WEIGHTS}"))
+    return f"; name one of its folders: {', '.join(inside[:_LISTED])}" if inside else ""

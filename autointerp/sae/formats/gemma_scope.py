@@ -1,0 +1,75 @@
+"""Gemma Scope: `params.npz` with W_enc [d_in, d_sae], b_enc, threshold [d_sae], W_dec [d_sae, d_out], b_dec [d_out].
+
+JumpReLU, and b_dec is not subtracted from the input. The oldest files say w_enc and w_dec. SAEs and transcoders look
+alike; so do the SAEs of the embedding, which are in other units and known by their folder's name only.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autointerp.errors import InputError
+from autointerp.sae.formats import internal, restricted
+from autointerp.sae.sae import Sae
+
+WEIGHTS = "params.npz"
+_OLD_NAMES = {"w_enc": "W_enc", "w_dec": "W_dec"}
+
+
+def load(path: Path) -> Sae:
+    """Of a folder or of the .npz itself. Raises InputError where there is none, DamagedError for damaged ones."""
+    file = located(path)
+    arrays = {_OLD_NAMES.get(name, name): array for name, array in restricted.read_npz(file).items()}
+    d_in, d_sae = internal.matrix_shape(arrays, "W_enc", file)
+    d_out = internal.matrix_shape(arrays, "W_dec", file)[1]
+    shapes = {"W_enc": [d_in, d_sae], "b_enc": [d_sae], "threshold": [d_sae], "W_dec": [d_sae, d_out], "b_dec": [d_out]}
+    weights = internal.checked(arrays, shapes, file, "W_enc")
+    metadata: dict[str, Any] = {"prepend_bos": True}  # all of them were trained on documents that begin with it
+    if _of_the_embedding(file):  # trained on rows of the embedding before Gemma multiplies them by sqrt(d_in)
+        weights["W_enc"] /= math.sqrt(d_in)
+        weights["W_dec"] *= math.sqrt(d_in)
+        metadata["hook_name"] = "hook_embed"
+    return internal.build(
+        weights["W_enc"],
+        weights["b_enc"],
+        weights["W_dec"],
+        weights["b_dec"],
+        threshold=weights["threshold"],
+        b_pre=torch.zeros(d_in),
+        architecture="jumprelu",
+        metadata=metadata,
+    )
+
+
+def located(path: Path) -> Path:
+    """The .npz of a folder: params.npz, or the only one with such arrays."""
+    if not path.is_dir():
+        return path
+    found = [path / WEIGHTS] if (path / WEIGHTS).exists() else [p for p in sorted(path.glob("*.npz")) if recognises(p)]
+    if len(found) != 1:
+        raise InputError(
+            f"{path} holds no {WEIGHTS}, and {len(found)} other .npz files with such arrays; name the file"
+        )
+    return found[0]
+
+
+def identity(path: Path) -> tuple[dict[str, Any], list[Path]]:
+    """What decides the numbers: settings and files."""
+    file = located(path)
+    if not file.exists():
+        raise InputError(f"there is no file {file}")
+    return {"embedding": _of_the_embedding(file)}, [file]
+
+
+def recognises(path: Path) -> bool:
+    """Whether an .npz holds these arrays."""
+    names = {_OLD_NAMES.get(name, name) for name in restricted.npz_names(path)}
+    return {"W_enc", "W_dec", "threshold"} <= names
+
+
+def _of_the_embedding(file: Path) -> bool:
+    return any(part.startswith("embedding") for part in file.absolute().parts[:-1])

@@ -1,0 +1,264 @@
+"""TransformerLens's names of places in a model, and the Hugging Face modules where the same activations are.
+
+    blocks.N.hook_resid_pre      the block's input              blocks.N.hook_attn_out   what attention adds
+    blocks.N.hook_resid_mid      between attention and MLP      blocks.N.hook_mlp_out    what the MLP adds
+    blocks.N.hook_resid_post     the block's output             blocks.N.attn.hook_z     the heads, side by side
+    blocks.N.ln1.hook_normalized, ln2.hook_normalized           a norm's output before its weights
+    hook_embed                   the token embedding
+
+"What it adds" matters where a norm follows (Gemma 2): the activation is then the norm's output, not the module's.
+TransformerLens may also rewrite a model's weights while loading it; `check_processing` refuses dictionaries trained on
+activations that the Hugging Face model does not have.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from autointerp.errors import InputError, nearest
+from autointerp.model.hooks import Hookpoint
+
+_BLOCKS = (
+    "transformer.h",
+    "model.layers",
+    "gpt_neox.layers",
+    "model.language_model.layers",
+    "language_model.model.layers",
+    "h",
+    "layers",
+)
+_EMBEDDINGS = ("wte", "embed_tokens", "embed_in")
+_ATTENTION = ("attn", "self_attn", "attention")
+_OUT_PROJECTION = ("c_proj", "o_proj", "dense", "out_proj")
+KINDS = (
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "attn.hook_z",
+    "ln1.hook_normalized",
+    "ln2.hook_normalized",
+    "hook_mlp_in",
+    "mlp.hook_in",
+)
+"""What is known of a block, after "blocks.N."; besides, hook_embed."""
+
+
+class _Block(NamedTuple):
+    """Paths within a block, None where it has no such place."""
+
+    mlp: str
+    attention: str
+    out_projection: str
+    ln1: str
+    ln2: str
+    mlp_out: str
+    attn_out: str
+    parallel: bool
+    """Attention and MLP both read the block's input, so there is nothing between them."""
+
+
+def to_module_path(hook_name: str, model: nn.Module) -> str:
+    """The hookpoint ("path" or "path:in") of a TransformerLens hook name; a path of the model's own is returned as is.
+
+    Raises InputError for a name that is not known or that this model has no such place for.
+    """
+    name = hook_name.strip()
+    modules = dict(model.named_modules())
+    if name.partition(":")[0] in modules and name.partition(":")[0]:
+        return str(Hookpoint.parse(name))
+    prefix = _blocks_path(modules)
+    if name == "hook_embed":
+        return _embedding(model, modules, prefix)
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name, re.ASCII)
+    if match is None or match[2] not in KINDS:
+        raise InputError(
+            f"the hook name {hook_name!r} is not known.{nearest(name, [*_names(0), *modules])} Known: hook_embed and "
+            f"blocks.N. followed by {', '.join(KINDS)}; or a module of {type(model).__name__}, with :in for its input"
+        )
+    path = f"{prefix}.{match[1]}"
+    if path not in modules:
+        n_blocks = len(list(modules[prefix].children()))
+        raise InputError(f"{hook_name}: {type(model).__name__} has {n_blocks} blocks, 0 to {n_blocks - 1}")
+    return _in_block(hook_name, match[2], path, modules)
+
+
+def to_hook_name(hookpoint: str, model: nn.Module) -> str | None:
+    """The TransformerLens name of a hookpoint, None where it has none (a projection inside an MLP, say).
+
+    Raises InputError where `hookpoint` is not of the form "path" or "path:in".
+    """
+    wanted = str(Hookpoint.parse(hookpoint))
+    modules = dict(model.named_modules())
+    try:
+        prefix = _blocks_path(modules)
+    except InputError:
+        return None
+    match = re.match(re.escape(prefix) + r"\.(\d+)(?=[.:]|$)", wanted)
+    names = _names(int(match[1])) if match else ["hook_embed"]
+    for name in names:
+        try:
+            if to_module_path(name, model) == wanted:
+                return name
+        except InputError:  # this model has no such place
+            continue
+    return None
+
+
+def from_base_model_path(path: str, model: nn.Module) -> str:
+    """The hookpoint of a path within the base model, which is how sparsify calls its folders: "layers.10",
+    "layers.3.mlp", "h.5"; a path of the whole model is returned as is. Raises InputError where it is neither."""
+    point = Hookpoint.parse(path)
+    modules = dict(model.named_modules())
+    if point.path in modules:
+        return str(point)
+    prefixes = [getattr(model, "base_model_prefix", "") or "", *(name.rpartition(".")[0] for name in _BLOCKS)]
+    for prefix in prefixes:
+        if prefix and f"{prefix}.{point.path}" in modules:
+            return str(Hookpoint(f"{prefix}.{point.path}", point.side))
+    raise InputError(
+        f"neither {type(model).__name__} nor its base model has a module {point.path!r}."
+        f"{nearest(point.path, (name for name in modules if name))}"
+    )
+
+
+def check_processing(metadata: dict[str, Any]) -> None:
+    """Raises InputError where the dictionary was trained on activations that the Hugging Face model does not have.
+
+    SAELens loads models unprocessed unless `model_from_pretrained_kwargs` asks otherwise. Of that:
+
+        center_writing_weights           takes the mean over d_model out of all that is written to the residual stream
+        fold_ln                          moves the norms' weights behind hook_normalized
+        fold_value_biases                takes the value bias out of hook_z
+        refactor_factored_attn_matrices  turns what is inside attention
+        center_unembed                   changes logits only
+
+    A hook whose activation an option leaves alone passes; one that is not known does not. Also refused: a dictionary
+    of one attention head (`hook_head_index`), which reads a part of hook_z.
+    """
+    kwargs = metadata.get("model_from_pretrained_kwargs")
+    hook = str(metadata.get("hook_name") or "")
+    for option in [name for name, value in (kwargs.items() if isinstance(kwargs, dict) else ()) if value]:
+        if option in _CHANGES and not any(re.search(spared, hook) for spared in _CHANGES[option]):
+            raise InputError(
+                f"this SAE was trained on {hook or 'a hook it does not name'} of a model loaded with {option}=True, "
+                "for which TransformerLens changes the weights: the Hugging Face model's activations there are others. "
+                "Use an SAE trained without it (SAELens: from_pretrained_no_processing)"
+            )
+    if metadata.get("hook_head_index") is not None:
+        raise InputError(
+            f"this SAE reads head {metadata['hook_head_index']} of {hook} only; "
+            "dictionaries of single heads are not supported"
+        )
+
+
+def wants_bos(metadata: dict[str, Any]) -> bool | None:
+    """Whether texts began with the model's beginning-of-text token in training; None where the file does not say."""
+    value = metadata.get("prepend_bos")
+    return value if isinstance(value, bool) else None
+
+
+# Hooks that an option leaves as they are.
+_INSIDE_MLP = r"\.mlp\.hook_(pre|post)$"
+_NORMALIZED = r"\.hook_normalized$"
+_STREAM = r"(^hook_embed|\.hook_resid_(pre|mid|post)|\.hook_mlp_(in|out)|\.hook_attn_out)$"
+_CHANGES = {
+    "center_writing_weights": (_INSIDE_MLP, _NORMALIZED, r"\.attn\.hook_"),
+    "fold_ln": (_STREAM, _INSIDE_MLP, r"\.attn\.hook_"),
+    "fold_value_biases": (_STREAM, _INSIDE_MLP, _NORMALIZED),
+    "refactor_factored_attn_matrices": (_STREAM, _INSIDE_MLP, _NORMALIZED),
+}
+
+
+def _names(block: int) -> list[str]:
+    return [f"blocks.{block}.{kind}" for kind in KINDS]
+
+
+def _blocks_path(modules: dict[str, nn.Module]) -> str:
+    for path in _BLOCKS:
+        if isinstance(modules.get(path), nn.ModuleList):
+            return path
+    model = type(modules[""]).__name__
+    raise InputError(
+        f"{model} has no list of blocks at {', '.join(_BLOCKS)}, so TransformerLens's hook names cannot be placed in "
+        "it; name a module of the model instead"
+    )
+
+
+def _embedding(model: nn.Module, modules: dict[str, nn.Module], prefix: str) -> str:
+    if "gemma" in str(getattr(getattr(model, "config", None), "model_type", "")):
+        return f"{prefix}.0:in"  # TransformerLens has the factor sqrt(d_model) in its embedding, here it comes after
+    outer = prefix.rpartition(".")[0]
+    for name in _EMBEDDINGS:
+        path = f"{outer}.{name}" if outer else name
+        if path in modules:
+            return path
+    raise InputError(f"{type(model).__name__} has no token embedding called {', '.join(_EMBEDDINGS)}")
+
+
+def _in_block(hook_name: str, kind: str, path: str, modules: dict[str, nn.Module]) -> str:
+    if kind in ("hook_resid_pre", "hook_resid_post"):
+        return f"{path}:in" if kind == "hook_resid_pre" else path
+    block = _parts(path, modules)
+    if kind in ("hook_resid_mid", "hook_mlp_in"):
+        if block.parallel:
+            if kind == "hook_mlp_in":
+                return f"{path}:in"
+            raise InputError(f"{hook_name}: attention and MLP of this model run side by side, so nothing lies between")
+        return f"{path}.{block.ln2}:in"
+    if kind.endswith("hook_normalized"):
+        norm, reader = (block.ln1, block.attention) if kind.startswith("ln1") else (block.ln2, block.mlp)
+        if not _without_effect(modules[f"{path}.{norm}"]):
+            raise InputError(
+                f"{hook_name} is the norm's output before it is multiplied by the norm's weights, which this model "
+                f"does not compute by itself; if the SAE reads what enters the module, name {path}.{reader}:in"
+            )
+        return f"{path}.{reader}:in"
+    within = {
+        "hook_mlp_out": block.mlp_out,
+        "hook_attn_out": block.attn_out,
+        "attn.hook_z": f"{block.out_projection}:in",
+        "mlp.hook_in": f"{block.mlp}:in",
+    }
+    return f"{path}.{within[kind]}"
+
+
+def _parts(path: str, modules: dict[str, nn.Module]) -> _Block:
+    def first(names: tuple[str, ...], what: str) -> str:
+        for name in names:
+            if f"{path}.{name}" in modules:
+                return name
+        raise InputError(f"{path} has no {what} called {', '.join(names)}")
+
+    attention, mlp = first(_ATTENTION, "attention"), first(("mlp",), "MLP")
+    out_projection = first(tuple(f"{attention}.{name}" for name in _OUT_PROJECTION), "output projection")
+    sandwich = f"{path}.post_feedforward_layernorm" in modules  # a norm behind each half of the block
+    before_mlp = ("pre_feedforward_layernorm",) if sandwich else ("ln_2", "post_attention_layernorm")
+    ln1 = first(("ln_1", "input_layernorm"), "norm before attention")
+    parallel = bool(getattr(modules[path], "use_parallel_residual", False))
+    return _Block(
+        mlp=mlp,
+        attention=attention,
+        out_projection=out_projection,
+        ln1=ln1,
+        ln2=first(before_mlp, "norm before the MLP"),
+        mlp_out="post_feedforward_layernorm" if sandwich else mlp,
+        attn_out="post_attention_layernorm" if sandwich else attention,
+        parallel=parallel,
+    )
+
+
+def _without_effect(norm: nn.Module) -> bool:
+    """Whether a norm's weights change nothing. Gemma's multiply by 1 + weight."""
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if isinstance(bias, Tensor) and bool(bias.any()):
+        return False
+    if not isinstance(weight, Tensor):
+        return True
+    neutral = 0.0 if "Gemma" in type(norm).__name__ else 1.0
+    return bool(torch.all(weight.detach() == neutral))

@@ -1,0 +1,97 @@
+"""SAEs on the Hugging Face hub: "hf:owner/name//folder", "hf:owner/name@revision//folder", "hf:owner/name//file.pt".
+
+Only the files of that folder are downloaded, not those below it: repositories of SAEs hold hundreds of them.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from autointerp.errors import AutointerpError, InputError
+
+PREFIX = "hf:"
+_ENDINGS = ("json", "safetensors", "npz", "pt", "pth")
+_FILE_ENDINGS = (".pt", ".pth", ".npz")
+
+
+class HubPath(NamedTuple):
+    repository: str
+    revision: str | None
+    inside: str
+    """Folder or file in the repository; "" for its top."""
+
+
+def local_folder(path: str) -> Path:
+    """Where the SAE lies on this machine; "hf:..." is downloaded first, anything else is a path as it is.
+
+    Raises InputError where the text is not of that form, the repository, revision or folder is not there, it is gated
+    or private, or the hub cannot be reached and no copy is kept.
+    """
+    if not path.startswith(PREFIX):
+        return Path(path)
+    where = parse(path)
+    from huggingface_hub import errors, snapshot_download  # slow to import, and rarely needed
+
+    try:
+        root = Path(
+            snapshot_download(
+                where.repository,
+                revision=where.revision,
+                allow_patterns=_wanted(where.inside),
+                ignore_patterns=_unwanted(where.inside),
+            )
+        )
+    except errors.GatedRepoError:
+        raise InputError(
+            f"{where.repository} is gated: accept its terms on the hub, and set HF_TOKEN to a token of that account"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(
+            f"the hub has no repository {where.repository}, or it is private: check the name, or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise InputError(f"{where.repository} has no revision {where.revision!r}") from None
+    except AutointerpError:
+        raise
+    except Exception as error:  # of three HTTP libraries and the hub's own, by version
+        raise InputError(f"{path} could not be downloaded: {_reason(error)}") from None
+    found = root / where.inside
+    if not found.exists():
+        raise InputError(f"{where.repository} has no {where.inside!r}; look at its list of files on the hub")
+    return found
+
+
+def parse(path: str) -> HubPath:
+    """The parts of "hf:owner/name@revision//folder". Raises InputError for anything else."""
+    name, _, inside = path.removeprefix(PREFIX).partition("//")
+    name, _, revision = name.partition("@")
+    inside = inside.strip("/")
+    good = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) and ".." not in PurePosixPath(inside).parts
+    if not path.startswith(PREFIX) or not good or "\\" in inside:
+        raise InputError(f"{path!r} is not of the form hf:owner/name//folder or hf:owner/name@revision//folder")
+    return HubPath(name, revision or None, inside)
+
+
+def _wanted(inside: str) -> list[str]:
+    folder = f"{glob.escape(inside)}/" if inside else ""
+    if inside.endswith(_FILE_ENDINGS):
+        beside = str(PurePosixPath(inside).parent / "config.json")
+        return [glob.escape(inside), glob.escape(beside)]
+    return [f"{folder}*.{ending}" for ending in _ENDINGS]
+
+
+def _unwanted(inside: str) -> list[str]:
+    """A pattern's * crosses folders, so what lies further down is named too."""
+    return [f"{glob.escape(inside)}/*/*" if inside else "*/*"]
+
+
+def _reason(error: BaseException) -> str:
+    text: Any = str(error).strip().splitlines()
+    line = text[0][:300] if text else type(error).__name__
+    offline = type(error).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "IncompleteSnapshotError")
+    if offline or "onnect" in line:
+        return f"the hub cannot be reached (or HF_HUB_OFFLINE is set), and no copy is kept here ({line})"
+    return line

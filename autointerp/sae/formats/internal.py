@@ -1,0 +1,167 @@
+"""What all readers share: checking that tensors are complete, of the right shapes and finite, and bringing them into
+the units of `Sae`, whose decoder rows have length 1.
+
+With W_dec_i = n_i d_i, a feature adds f_i n_i in the direction d_i. Where thresholds choose, n_i moves into the encoder
+and the threshold, which changes nothing else:
+
+    n_i f_i = n_i pre_i  where  n_i pre_i > n_i threshold_i        W_enc_i n_i,  b_enc_i n_i,  threshold_i n_i
+
+Where the k largest are chosen that would change the choice, so n_i is kept beside it (`Sae.row_norms`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autointerp.errors import DamagedError, InputError
+from autointerp.sae import files
+from autointerp.sae.sae import Normalize, Sae
+
+MAX_CONFIG_BYTES = 1_000_000
+UNIT_TOLERANCE = 1e-4
+"""Rows this close to length 1 are left as they are, so that what was saved is read back bit for bit."""
+
+
+def build(
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    *,
+    architecture: str,
+    metadata: dict[str, Any],
+    k: int | None = None,
+    threshold: Tensor | None = None,
+    b_pre: Tensor | None = None,
+    W_skip: Tensor | None = None,
+    normalize: Normalize = "none",
+) -> Sae:
+    """The Sae with unit decoder rows that computes what these float32 tensors do. Shapes and errors as in `Sae`."""
+    norms, row_norms = W_dec.norm(dim=1), None
+    if not bool(((norms - 1).abs() < UNIT_TOLERANCE).all()):
+        W_dec = W_dec / norms.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+        if threshold is None:
+            row_norms = norms
+        else:
+            W_enc, b_enc, threshold = W_enc * norms, b_enc * norms, threshold * norms
+    sae = Sae(
+        W_enc,
+        b_enc,
+        W_dec,
+        b_dec,
+        k=k,
+        threshold=threshold,
+        architecture=architecture,
+        row_norms=row_norms,
+        b_pre=b_pre,
+        W_skip=W_skip,
+        normalize=normalize,
+    )
+    sae.metadata = metadata
+    return sae
+
+
+def gated_as_threshold(W_enc: Tensor, r_mag: Tensor, b_mag: Tensor, b_gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(W_enc, b_enc, threshold) of a gated encoder: W_enc [d_in, d_sae], the others [d_sae].
+
+    With p = (x - b) W_enc its magnitude is m = e^r p + b_mag and its gate p + b_gate > 0, which says the same as
+    m > b_mag - e^r b_gate; a magnitude of 0 or less is silent anyway.
+    """
+    gain = r_mag.exp()
+    return W_enc * gain, b_mag, (b_mag - gain * b_gate).clamp_min(0)
+
+
+def checked(
+    tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], path: Path, says: str
+) -> dict[str, Tensor]:
+    """The named tensors in float32. `says` is who promises the shapes. Raises DamagedError that lists every name that
+    is missing, or names the tensor of another shape, of whole numbers, or with NaN or infinite numbers."""
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        present = ", ".join(sorted(map(str, tensors))) or "nothing"
+        raise DamagedError(f"{path} lacks {', '.join(missing)} (it holds: {present})")
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if not isinstance(tensor, Tensor):
+            raise DamagedError(f"{path}: {name} is no tensor but {type(tensor).__name__}")
+        if list(tensor.shape) != list(shape):
+            raise DamagedError(f"{path}: {name} has shape {list(tensor.shape)}, but {says} says {list(shape)}")
+        if not tensor.is_floating_point():
+            raise DamagedError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers")
+        if not bool(tensor.isfinite().all()):
+            raise DamagedError(f"{path}: {name} holds NaN or infinite numbers")
+    converted = {name: tensors[name].detach().float() for name in shapes}
+    for name, tensor in converted.items():
+        if not bool(tensor.isfinite().all()):
+            raise DamagedError(f"{path}: {name} holds numbers too large for float32")
+    return converted
+
+
+def matrix_shape(tensors: Mapping[str, Any], name: str, path: Path) -> tuple[int, int]:
+    """Rows and columns of a matrix that the other shapes follow from. Raises DamagedError where it is not one."""
+    tensor = tensors.get(name)
+    if tensor is None:
+        raise DamagedError(f"{path} lacks {name} (it holds: {', '.join(sorted(map(str, tensors))) or 'nothing'})")
+    if not isinstance(tensor, Tensor) or tensor.ndim != 2 or 0 in tensor.shape:
+        shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise DamagedError(f"{path}: {name} should be a matrix, but is {shape}")
+    return int(tensor.shape[0]), int(tensor.shape[1])
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON table. Raises InputError where there is no file, DamagedError where it is larger than 1 MB or no table."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise DamagedError(f"{path} is larger than 1 MB; that is no SAE configuration")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: not JSON ({error}); copy it again") from None
+    if not isinstance(config, dict):
+        raise DamagedError(f"{path} is damaged: expected a table, found {type(config).__name__}")
+    return config
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """A JSON table, whole or not at all. Raises DiskFullError."""
+    text = json.dumps(config, indent=2)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    files.write_atomically(path, write)
+
+
+def positive_int(config: Mapping[str, Any], key: str, path: Path) -> int:
+    """Raises InputError where the value is anything else."""
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{path}: {key} must be a positive whole number, not {value!r}")
+    return value
+
+
+def is_transcoder(sae: Sae) -> bool:
+    """Whether it reconstructs something other than what it reads."""
+    return sae.W_skip is not None or sae.d_in != sae.d_out or "transcoder" in sae.architecture
+
+
+def same_pre_bias(sae: Sae) -> bool:
+    """Whether b_dec is what is subtracted from the input."""
+    return sae.d_in == sae.d_out and torch.equal(sae.b_pre, sae.b_dec)
+
+
+def b_enc_without_pre_bias(sae: Sae) -> Tensor:
+    """b_enc of the same encoder with nothing subtracted from the input: (u - b) W + c = u W + (c - b W)."""
+    return sae.b_enc if not bool(sae.b_pre.any()) else sae.b_enc - sae.b_pre @ sae.W_enc
+
+
+def file_W_dec(sae: Sae) -> Tensor:
+    """The decoder rows as they came: a choice of k was made before they were scaled to length 1."""
+    return sae.W_dec if sae.row_norms is None else sae.W_dec * sae.row_norms.unsqueeze(1)

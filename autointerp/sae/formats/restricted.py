@@ -1,0 +1,204 @@
+"""Files that could do more than hold numbers: PyTorch's .pt, a pickle, and NumPy's .npz, which may be compressed.
+
+This is the only place that opens either. A pickle is read by PyTorch's restricted reader, which knows tensors, tables
+and plain values and calls nothing else; there is no way round it. Before that, what a file claims to hold is compared
+with its size and with the memory there is, so that a few kilobytes cannot unfold into gigabytes.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autointerp.errors import AutointerpError, DamagedError, InputError
+
+MAX_BYTES = 64 << 30
+"""The largest file that is opened at all; a float32 SAE of 4096 inputs and a million features is 34 GB."""
+SHARE_OF_MEMORY = 0.8
+MAX_PICKLE_BYTES = 16 << 20
+"""Of the part of a .pt that is not tensors; real ones take kilobytes."""
+MAX_ENTRIES = 100_000
+_FALLBACK_BYTES = 8 << 30
+_NPY_HEADER_BYTES = 10_000
+
+
+def read_pt(path: Path, *, look: bool = False) -> Any:
+    """What a .pt file holds, tensors on CPU; with `look` they stay in the file where its layout allows that.
+
+    Raises InputError where there is no file, it is larger than MAX_BYTES or the free memory, or asks Python to run
+    something; DamagedError where it is cut short or claims more than it holds.
+    """
+    size = _size(path)
+    archive = zipfile.is_zipfile(path)
+    if archive:
+        _check_archive(path, size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old storage classes; nothing a reader could act on
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=look and archive)
+    except pickle.UnpicklingError as error:
+        raise _not_plain(path, str(error)) from None
+    except MemoryError:
+        raise DamagedError(f"{path} is damaged: it claims more numbers than fit into memory") from None
+    except Exception as error:  # a damaged pickle fails in any way a program can
+        raise DamagedError(f"{path} is damaged: {_first_line(error)}; copy it again") from None
+    _check_tensors(value, path, size)
+    return value
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of a .npz file as tensors. Raises InputError where there is no file, it is too large, or holds Python
+    objects rather than numbers; DamagedError where it is no such file or damaged."""
+    size = _size(path)
+    if not zipfile.is_zipfile(path):
+        raise DamagedError(f"{path} is damaged: {size} bytes that are no .npz archive; copy it again")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_total(sum(entry.file_size for entry in entries), path)
+            if len(entries) > MAX_ENTRIES:
+                raise DamagedError(f"{path} is damaged: {len(entries)} arrays")
+            return {_array_name(entry): _read_array(archive, entry, path) for entry in entries}
+    except AutointerpError:
+        raise
+    except Exception as error:  # of zipfile, of zlib and of the parser of array headers
+        raise DamagedError(f"{path} is damaged: {_first_line(error)}; copy it again") from None
+
+
+def npz_names(path: Path) -> list[str]:
+    """The names of the arrays in a .npz, [] for any other file."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [_array_name(entry) for entry in archive.infolist() if entry.filename.endswith(".npy")]
+    except Exception:  # damaged, and so no file of ours to recognise
+        return []
+
+
+def _size(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    _check_total(size, path)
+    return size
+
+
+def _check_total(n_bytes: int, path: Path) -> None:
+    if n_bytes > MAX_BYTES:
+        raise InputError(f"{path} holds {n_bytes / 2**30:.1f} GiB; files above {MAX_BYTES >> 30} GiB are not read")
+    free = free_memory()
+    if n_bytes > SHARE_OF_MEMORY * free:
+        raise InputError(
+            f"{path} holds {n_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free; "
+            "it is read whole, so use a machine with more memory"
+        )
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping; 8 GiB where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = dict(line.split(":", 1) for line in lines)
+        return int(found["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return _FALLBACK_BYTES
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """PyTorch stores its records as they are. One that is compressed, or records that together exceed the file (they
+    can overlap), was not written by it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # names in no encoding, sizes in no range: zipfile passes all of that on
+        raise DamagedError(f"{path} is damaged: {_first_line(error)}; copy it again") from None
+    names = [entry.filename for entry in entries]
+    if any(name.endswith("constants.pkl") for name in names):
+        raise InputError(f"{path} is a TorchScript program, not a file of tensors; save the state_dict instead")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise DamagedError(f"{path} is not read: PyTorch does not compress what it saves, and this file is compressed")
+    if sum(entry.file_size for entry in entries) > size or len(entries) > MAX_ENTRIES:
+        raise DamagedError(f"{path} is damaged: its records claim more bytes than the file has; copy it again")
+    pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
+    if not pickles:
+        raise DamagedError(f"{path} is a zip archive, but PyTorch did not write it: it has no data.pkl")
+    if any(entry.file_size > MAX_PICKLE_BYTES for entry in pickles):
+        raise DamagedError(f"{path} is not read: more than {MAX_PICKLE_BYTES >> 20} MiB of it are not tensors")
+
+
+def _check_tensors(value: Any, path: Path, size: int) -> None:
+    """A tensor's shape and strides are claims of their own: a stored number can be repeated a billion times."""
+    waiting, seen = [value], 0
+    while waiting:
+        item = waiting.pop()
+        seen += 1
+        if isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            waiting.extend(item)
+        elif isinstance(item, Tensor):
+            plain = item.layout == torch.strided and item.device.type == "cpu" and not item.is_quantized
+            if not plain or item.numel() * item.element_size() > size:
+                raise DamagedError(
+                    f"{path} is not read: it holds a tensor of shape {list(item.shape)} that is not all there"
+                )
+        if seen > MAX_ENTRIES:
+            raise DamagedError(f"{path} is not read: more than {MAX_ENTRIES} values are no dictionary's weights")
+
+
+def _not_plain(path: Path, message: str) -> InputError | DamagedError:
+    wanted = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"global[: ]+`?([\w.]*\.[\w.]+)", message)
+    if wanted:
+        return InputError(
+            f"{path} is not a plain file of tensors: opening it would run or build {wanted[1]}. Nothing of it was run. "
+            "Save the dictionary's state_dict (torch.save(dictionary.state_dict(), path)), or use a safetensors format"
+        )
+    # PyTorch's own text begins by proposing to switch the restriction off
+    reason = _first_line(message.partition("WeightsUnpickler error:")[2] or "not readable")
+    return DamagedError(f"{path} is damaged, or no file that torch.save wrote ({reason}); nothing of it was run")
+
+
+def _array_name(entry: zipfile.ZipInfo) -> str:
+    return entry.filename.removesuffix(".npy")
+
+
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> Tensor:
+    name = _array_name(entry)
+    with archive.open(entry) as file:
+        shape, dtype = _npy_header(file, path, name)
+    if dtype.hasobject:
+        raise InputError(f"{path}: {name} holds Python objects rather than numbers; nothing of it was read")
+    if math.prod(shape) * dtype.itemsize > entry.file_size:
+        raise DamagedError(f"{path} is damaged: {name} claims the shape {list(shape)}, which is more than is there")
+    with archive.open(entry) as file:
+        array: Any = np.lib.format.read_array(file, allow_pickle=False)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{path}: {name} holds {array.dtype}, which are not numbers")
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)).copy())
+
+
+def _npy_header(file: IO[bytes], path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=_NPY_HEADER_BYTES)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file, max_header_size=_NPY_HEADER_BYTES)
+    else:
+        raise InputError(f"{path}: {name} is a .npy of version {version}; versions 1 and 2 are read")
+    return shape, dtype
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,294 @@
+"""SAELens: a folder with `cfg.json` and `sae_weights.safetensors`, in the layouts of version 6 and of those before it.
+
+    W_enc [d_in, d_sae]   b_enc [d_sae]   W_dec [d_sae, d_out]   b_dec [d_out]
+    jumprelu      threshold [d_sae] (training checkpoints of old: log_threshold)
+    batchtopk     topk_threshold [], in training checkpoints only; a finished one is saved as jumprelu
+    gated         b_gate, b_mag, r_mag [d_sae] instead of b_enc
+    skip_*        W_skip [d_out, d_in]
+
+Before version 6 the configuration was flat, named the activation function rather than the architecture, and could come
+with a factor per feature that its activations are multiplied by.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from autointerp.errors import DamagedError, InputError, nearest
+from autointerp.sae import files
+from autointerp.sae.formats import internal
+from autointerp.sae.sae import Normalize, Sae
+
+CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+VERSION = "6.54.12"
+"""The version of SAELens whose layout is written and tested against; SAELens reads it to know the format."""
+
+_TOPK = ("topk",)
+_BATCHTOPK = ("batchtopk", "matryoshka_batchtopk", "matryoshka")
+_JUMPRELU = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+_RELU = ("standard", "transcoder", "skip_transcoder")
+ARCHITECTURES = (*_RELU, *_TOPK, *_BATCHTOPK, *_JUMPRELU, "gated")
+_NORMALIZE = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
+_NORMALIZE_BACK = {ours: theirs for theirs, ours in _NORMALIZE.items()}
+# What decides the numbers; the rest of cfg.json is about where the SAE came from. The first are hashed even where they
+# are absent, the others only where they are there: digests in stores date from before those were known.
+_ESSENTIAL = (
+    "architecture",
+    "d_in",
+    "d_sae",
+    "k",
+    "apply_b_dec_to_input",
+    "rescale_acts_by_decoder_norm",
+    "normalize_activations",
+    "reshape_activations",
+)
+_ALSO_ESSENTIAL = ("d_out", "activation_fn_str", "activation_fn", "activation_fn_kwargs", "finetuning_scaling_factor")
+# Of a flat configuration, what version 6 keeps as metadata.
+_METADATA = (
+    "model_name",
+    "hook_name",
+    "hook_layer",
+    "hook_head_index",
+    "model_class_name",
+    "model_from_pretrained_kwargs",
+    "prepend_bos",
+    "context_size",
+    "seqpos_slice",
+    "dataset_path",
+    "neuronpedia_id",
+    "sae_lens_version",
+    "sae_lens_training_version",
+)
+_OLD_NAMES = {"hook_point": "hook_name", "hook_point_layer": "hook_layer", "hook_point_head_index": "hook_head_index"}
+
+
+def load(folder: Path) -> Sae:
+    """Raises InputError for architectures and settings that are not supported, DamagedError for files that are cut
+    short, lack tensors, or hold NaN or infinite numbers."""
+    path = folder / CONFIG
+    config = upgraded(internal.read_config(path), path)
+    architecture, metadata = config["architecture"], config["metadata"]
+    normalize = config.get("normalize_activations") or "none"
+    scale = _input_scale(folder, path) if normalize == "expected_average_only_in" else None
+    if scale is None and (not isinstance(normalize, str) or normalize not in _NORMALIZE):
+        raise InputError(
+            f"{path}: normalize_activations {normalize!r} is not supported: fold it into the weights in SAELens "
+            "(save_inference_model of the training run) and load that"
+        )
+    transcoder = "transcoder" in architecture
+    if transcoder and normalize != "none":
+        raise InputError(f"{path}: normalize_activations {normalize!r} is not supported for transcoders")
+    k = internal.positive_int(config, "k", path) if architecture in _TOPK else None
+    tensors = files.read_tensors(folder / WEIGHTS)
+    weights = _weights(tensors, config, folder / WEIGHTS, path)
+    encoder = _Encoder(weights, architecture)
+    if config.get("rescale_acts_by_decoder_norm") and architecture in (*_TOPK, *_BATCHTOPK):
+        encoder.multiply_by(weights["W_dec"].norm(dim=1))
+        weights["W_dec"] = weights["W_dec"] / _positive(weights["W_dec"].norm(dim=1)).unsqueeze(1)
+    if "scaling_factor" in weights:  # a feature's activation times its factor is what it adds
+        weights["W_dec"] = weights["W_dec"] * weights["scaling_factor"].unsqueeze(1)
+    if scale is not None:  # the file's SAE reads scale * x and writes scale * x_hat
+        encoder.W_enc = encoder.W_enc * scale
+        weights["W_dec"], weights["b_dec"] = weights["W_dec"] / scale, weights["b_dec"] / scale
+    minus_b_dec = config.get("apply_b_dec_to_input", True) and not transcoder
+    trained_as = metadata.get("training_architecture")
+    if config.get("reshape_activations") == "hook_z":
+        metadata = metadata | {"reshape_activations": "hook_z"}
+    return internal.build(
+        encoder.W_enc,
+        encoder.b_enc,
+        weights["W_dec"],
+        weights["b_dec"],
+        k=k,
+        threshold=encoder.threshold,
+        b_pre=None if minus_b_dec else torch.zeros(config["d_in"]),
+        W_skip=weights["W_skip"].T.contiguous() if "W_skip" in weights else None,
+        normalize="none" if scale is not None else cast(Normalize, _NORMALIZE[normalize]),
+        architecture=trained_as if isinstance(trained_as, str) and not transcoder else architecture,
+        metadata=metadata,
+    )
+
+
+def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
+    """`metadata` goes into cfg.json's metadata, with what the SAE was trained as. The configuration is written last.
+    Raises InputError for a TopK transcoder, which SAELens has no class for, and DiskFullError."""
+    transcoder = internal.is_transcoder(sae)
+    architecture = _architecture_there(sae)
+    if transcoder and sae.normalize != "none":
+        raise InputError(f"SAELens has no form for a transcoder with inputs scaled by {sae.normalize}")
+    minus_b_dec = not transcoder and internal.same_pre_bias(sae)
+    tensors = {
+        "W_enc": sae.W_enc,
+        "b_enc": sae.b_enc if minus_b_dec else internal.b_enc_without_pre_bias(sae),
+        "W_dec": internal.file_W_dec(sae),
+        "b_dec": sae.b_dec,
+    }
+    if "jumprelu" in architecture and sae.threshold is not None:
+        tensors["threshold"] = sae.threshold
+    if sae.W_skip is not None:
+        tensors["W_skip"] = sae.W_skip.T
+    facts = {key: value for key, value in metadata.items() if key != "reshape_activations"}
+    # SAELens splits heads itself, and only for its own name of that hook
+    by_heads = metadata.get("reshape_activations") == "hook_z" and str(facts.get("hook_name", "")).endswith("_z")
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": minus_b_dec,
+        "normalize_activations": _NORMALIZE_BACK[sae.normalize],
+        "reshape_activations": "hook_z" if by_heads else "none",
+        "metadata": {
+            "sae_lens_training_version": None,
+            "training_architecture": sae.architecture,
+            **facts,
+            "sae_lens_version": VERSION,  # of this layout, whatever version the SAE was first saved by
+        },
+    }
+    if sae.k is not None:
+        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    if transcoder:
+        config["d_out"] = sae.d_out
+    files.write_tensors(folder / WEIGHTS, {name: tensor.float() for name, tensor in tensors.items()})
+    internal.write_config(folder / CONFIG, config)
+
+
+def identity(folder: Path) -> tuple[dict[str, Any], list[Path]]:
+    """What decides the numbers: settings and files."""
+    config = internal.read_config(folder / CONFIG)
+    files.read_header(folder / WEIGHTS)
+    settings = {key: config.get(key) for key in _ESSENTIAL}
+    settings |= {key: config[key] for key in _ALSO_ESSENTIAL if config.get(key) is not None}
+    scaled = config.get("normalize_activations") in ("expected_average_only_in", True)
+    return settings, [folder / WEIGHTS, *([folder / SCALER] if scaled and (folder / SCALER).exists() else [])]
+
+
+def upgraded(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A configuration of any version in the form of version 6, its architecture known and its sizes checked."""
+    flat = not isinstance(config.get("metadata"), dict)
+    config = _from_flat(config, path) if flat else dict(config)
+    architecture = config.get("architecture")
+    if architecture is None:
+        raise InputError(f"{path} names no architecture; known: {', '.join(ARCHITECTURES)}")
+    if architecture not in ARCHITECTURES:
+        raise InputError(
+            f"{path}: architecture {architecture!r} is not supported.{nearest(str(architecture), ARCHITECTURES)} "
+            f"Supported: {', '.join(ARCHITECTURES)}"
+        )
+    internal.positive_int(config, "d_in", path)
+    internal.positive_int(config, "d_sae", path)
+    return config
+
+
+def _from_flat(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    new = {_OLD_NAMES.get(key, key): value for key, value in config.items()}
+    activation = new.get("activation_fn_str") or new.get("activation_fn") or "relu"
+    architecture = new.get("architecture") or "standard"
+    if activation == "topk":
+        kwargs = new.get("activation_fn_kwargs")
+        new["k"] = kwargs.get("k") if isinstance(kwargs, dict) and "k" in kwargs else new.get("k")
+        architecture = "topk"
+    elif activation != "relu" and architecture != "topk":
+        raise InputError(f"{path}: the activation function {activation!r} is not supported; supported: relu, topk")
+    if isinstance(new.get("normalize_activations"), bool):
+        new["normalize_activations"] = "expected_average_only_in" if new["normalize_activations"] else "none"
+    hook_name = str(new.get("hook_name") or "")
+    new.setdefault("reshape_activations", "hook_z" if "hook_z" in hook_name else "none")
+    new.setdefault("prepend_bos", True)  # what it did when nobody could choose
+    if "d_sae" not in new and isinstance(new.get("expansion_factor"), int) and isinstance(new.get("d_in"), int):
+        new["d_sae"] = new["expansion_factor"] * new["d_in"]
+    new["architecture"] = architecture
+    new["metadata"] = {key: new[key] for key in _METADATA if new.get(key) is not None}
+    return new
+
+
+class _Encoder:
+    """W_enc, b_enc and thresholds, None where the k largest are chosen."""
+
+    def __init__(self, weights: dict[str, Tensor], architecture: str) -> None:
+        self.W_enc = weights["W_enc"]
+        self.threshold: Tensor | None = None
+        if architecture == "gated":
+            gated = (weights[name] for name in ("W_enc", "r_mag", "b_mag", "b_gate"))
+            self.W_enc, self.b_enc, self.threshold = internal.gated_as_threshold(*gated)
+            return
+        self.b_enc = weights["b_enc"]
+        if architecture in _RELU:
+            self.threshold = torch.zeros_like(self.b_enc)
+        elif architecture in _JUMPRELU:
+            self.threshold = weights["threshold"]
+        elif architecture in _BATCHTOPK:
+            self.threshold = weights["topk_threshold"].expand_as(self.b_enc).clone()
+
+    def multiply_by(self, norms: Tensor) -> None:
+        """The file's pre-activations are multiplied by the decoder's norms, and its threshold is in those units."""
+        self.W_enc, self.b_enc = self.W_enc * norms, self.b_enc * norms
+
+
+def _weights(tensors: dict[str, Tensor], config: dict[str, Any], path: Path, config_path: Path) -> dict[str, Tensor]:
+    """Those that the architecture needs, in float32; `scaling_factor` only where it changes anything."""
+    architecture, d_in, d_sae = config["architecture"], config["d_in"], config["d_sae"]
+    d_out = d_in
+    if "transcoder" in architecture:
+        d_out = internal.positive_int(config, "d_out", config_path)
+    shapes: dict[str, list[int]] = {"W_enc": [d_in, d_sae], "b_enc": [d_sae], "W_dec": [d_sae, d_out], "b_dec": [d_out]}
+    if architecture == "gated":
+        del shapes["b_enc"]
+        shapes |= {"b_gate": [d_sae], "b_mag": [d_sae], "r_mag": [d_sae]}
+    if architecture in _JUMPRELU:
+        if "threshold" not in tensors and "log_threshold" in tensors:
+            tensors = tensors | {"threshold": tensors["log_threshold"].exp()}
+        shapes["threshold"] = [d_sae]
+    if architecture in _BATCHTOPK:
+        if "threshold" in tensors and "topk_threshold" not in tensors:
+            raise InputError(
+                f"{config_path}: {architecture} with a threshold per feature; its architecture is jumprelu"
+            )
+        shapes["topk_threshold"] = []
+    if "skip" in architecture:
+        shapes["W_skip"] = [d_out, d_in]
+    factor = tensors.get("scaling_factor", tensors.get("finetuning_scaling_factor"))
+    if factor is not None and not torch.allclose(factor.float(), torch.ones_like(factor.float())):
+        if not config.get("finetuning_scaling_factor"):
+            raise InputError(
+                f"{path} has a scaling_factor other than 1, and {CONFIG} does not say to use it "
+                "(finetuning_scaling_factor); fold it into W_dec, or set that to true"
+            )
+        tensors, shapes["scaling_factor"] = tensors | {"scaling_factor": factor}, [d_sae]
+    weights = internal.checked(tensors, shapes, path, CONFIG)
+    if architecture in _BATCHTOPK and float(weights["topk_threshold"]) <= 0:
+        raise InputError(f"{path}: topk_threshold was never set, so this checkpoint is from before the first step")
+    return weights
+
+
+def _input_scale(folder: Path, path: Path) -> float:
+    """The factor a training checkpoint keeps beside its weights."""
+    if not (folder / SCALER).exists():
+        raise InputError(
+            f"{path}: normalize_activations 'expected_average_only_in' multiplies inputs by a factor that is not in "
+            "the file; fold it in SAELens (fold_activation_norm_scaling_factor), save again and load that"
+        )
+    factor = internal.read_config(folder / SCALER).get("scaling_factor")
+    if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not 0 < factor < float("inf"):
+        raise DamagedError(f"{folder / SCALER}: scaling_factor is {factor!r}, not a positive number")
+    return float(factor)
+
+
+def _architecture_there(sae: Sae) -> str:
+    if not internal.is_transcoder(sae):
+        if sae.threshold is None:
+            return "topk"
+        return "jumprelu" if bool(sae.threshold.any()) else "standard"
+    if sae.threshold is None:
+        raise InputError("SAELens has no class for TopK transcoders; save this one in sparsify's format")
+    name = "transcoder" if sae.W_skip is None else "skip_transcoder"
+    return f"jumprelu_{name}" if bool(sae.threshold.any()) else name
+
+
+def _positive(norms: Tensor) -> Tensor:
+    return norms.clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,0 +1,356 @@
+"""One SAE or transcoder in training: its weights, its optimiser, and one step. The loop is in train.py.
+
+What holds for every family:
+- b_dec starts at the mean of the vectors to reconstruct, and vectors are scaled so that their mean distance from it
+  is sqrt(d); the scale is folded back into the weights afterwards. The distance rather than the norm, because in a
+  residual stream with a large mean the norm says little about what there is to explain.
+- Encoder rows start at 0.6 x the decoder's unit rows: at 1 the strongest of many random directions overshoot, and the
+  first hundreds of steps go into undoing that; at 0.3 the rows found end up less pure (bench_train.py, max_cosine).
+- Adam with linear warm-up and linear decay; before each step the decoder gradient's part along its rows is taken out,
+  after it the rows are made unit again (unless the penalty is weighted by their norms, which then are free).
+- Dead features: dead.py.
+- Families with a penalty start sparse (`_sparse_start`).
+- A penalty's weight is steered by the number of active features, on the logarithm of both, unless it is fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autointerp.config import TrainConfig
+from autointerp.errors import InputError, MismatchError
+from autointerp.sae import dead, entries, parallel
+from autointerp.sae.adam import Adam
+from autointerp.sae.codes import SparseCodes, row_blocks
+from autointerp.sae.entries import Pairs
+from autointerp.sae.families import Family, Step, family_named
+from autointerp.sae.sae import Sae
+
+ENCODER_SCALE = 0.6
+ADAM_EPS = 6.25e-10  # Gao et al. 2024: gradients of rare features are far below Adam's usual 1e-8
+WAKE_SHARE = 0.25  # of the average feature's density: how often a feature fires that is woken
+STEER_SPEED, STEER_HOLD = 0.01, 0.3
+"""The logarithm of a penalty's weight moves by SPEED x log(L0 / k) a step, and stands HOLD x log(L0 / k) above that."""
+SPARSE_START, SPARSE_START_VECTORS = 4, 4096
+STATISTICS_VECTORS = 32_768  # for the means and the scales
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SaeSpec:
+    """What one [[sae]] table asks for."""
+
+    name: str
+    architecture: str
+    d_sae: int
+    k: int
+    inputs: tuple[int, int] | None = None
+    """First column of the source's vectors that the SAE reads, and the one after the last; None: all."""
+    outputs: tuple[int, int] | None = None
+    """Columns that a transcoder reconstructs; None: those it reads."""
+    skip: bool = False
+    """A transcoder's linear path beside the features."""
+    penalty: float | None = None
+    """Weight of the penalty; None: steered towards k active features."""
+    seed: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The family's own: prefixes, p_end, bandwidth, first_threshold, decoder_norm_penalty."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be continued."""
+        columns = [self.inputs, self.outputs]
+        return {
+            "architecture": self.architecture, "d_sae": self.d_sae, "k": self.k, "columns": columns, "skip": self.skip,
+            "penalty": self.penalty, "init_seed": self.seed, **self.settings,
+        }  # fmt: skip
+
+
+DEFAULTS: dict[str, Any] = {
+    "prefixes": [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0],
+    "p_end": 0.2,
+    "bandwidth": 0.5,
+    "first_threshold": 0.5,
+    "decoder_norm_penalty": False,
+}
+"""Of SaeSpec.settings. Bandwidth and threshold are in units of scaled vectors, which have length sqrt(d)."""
+
+
+class SaeRun:
+    """Trains one SAE. Call `begin` with the first vectors or `restore`, then `step` for every batch.
+
+    Raises InputError (unknown family, impossible sizes).
+    """
+
+    def __init__(self, spec: SaeSpec, config: TrainConfig, width: int, steps: int, device: torch.device) -> None:
+        self.spec, self.config, self.steps, self.device = spec, config, steps, device
+        self.inputs = slice(*(spec.inputs or (0, width)))
+        self.outputs = slice(*(spec.outputs or (0, width)))
+        self.d_in = self.inputs.stop - self.inputs.start
+        self.d_out = self.d_in if spec.outputs is None else self.outputs.stop - self.outputs.start
+        if not 1 <= spec.k <= spec.d_sae:
+            raise InputError(f"sae.k ({spec.k}) must lie between 1 and the number of features, {spec.d_sae}")
+        if spec.skip and spec.outputs is None:
+            raise InputError("sae.skip is the linear path of a transcoder; set sae.output_hookpoint too")
+        self.settings = DEFAULTS | spec.settings
+        self.family: Family = family_named(spec.architecture)(spec.k, spec.d_sae, self.d_out, self.settings)
+        self.has_unit_rows = not self.settings["decoder_norm_penalty"]
+        self.index = 0
+        self.state = {name: t.to(device) for name, t in self.family.state().items()}
+        self.since_fired = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
+        """Vectors since each feature was last active."""
+        self.scale_in, self.scale_out, self.variance = 1.0, 1.0, 1.0
+        self.strength = self._base = self.family.first_strength if spec.penalty is None else spec.penalty
+        self.bad_steps = 0
+
+    # --- before the first step -------------------------------------------------------------------------------------
+
+    def begin(self, vectors: Tensor) -> None:
+        """Weights, means and scales from the first vectors [n, width]. Raises InputError where none is finite."""
+        vectors = vectors[:STATISTICS_VECTORS].to(self.device, torch.float32)
+        vectors = vectors[vectors.isfinite().all(1)]
+        if len(vectors) == 0:
+            raise InputError("every activation vector of the first block holds NaN or infinite values")
+        x, y = self._sides(vectors)
+        mean_in, mean_out = x.mean(0), y.mean(0)
+        self.scale_in, self.scale_out = _scale(x - mean_in), _scale(y - mean_out)
+        variance = float((y - mean_out).square().sum(1).mean()) * self.scale_out**2
+        self.variance = variance if variance > 0 else 1.0
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        decoder = F.normalize(torch.randn(self.spec.d_sae, self.d_out, generator=generator), dim=1)
+        encoder = decoder.clone() if self.spec.outputs is None else F.normalize(
+            torch.randn(self.spec.d_sae, self.d_in, generator=generator), dim=1
+        )  # fmt: skip
+        weights = {
+            "encoder": encoder.mul_(ENCODER_SCALE),
+            "b_enc": torch.zeros(self.spec.d_sae),
+            "decoder": decoder,
+            "b_dec": mean_out * self.scale_out,
+        }
+        if self.spec.skip:
+            weights["W_skip"] = torch.zeros(self.d_in, self.d_out)
+        self.mean_in = mean_in * self.scale_in
+        if self.family.has_penalty:
+            weights["b_enc"] = self._sparse_start((x - mean_in)[:SPARSE_START_VECTORS] * self.scale_in, weights)
+        self._set_weights(weights | self.family.extra())
+
+    def _sparse_start(self, centred: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        """b_enc from which SPARSE_START x k features are active on average, each as often as the others: without it
+        half of all are, and a penalty spends its first hundreds of steps (dense ones) on getting rid of them."""
+        share = min(0.5, SPARSE_START * self.spec.k / self.spec.d_sae)
+        n_active = max(1, round(share * len(centred)))
+        parts = [
+            (centred @ rows.to(centred.device).T).topk(n_active, dim=0).values[-1]
+            for rows in weights["encoder"].split(4096)
+        ]
+        return torch.cat(parts).neg().cpu() + self.family.start
+
+    def _sides(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        x = vectors[:, self.inputs]
+        return x, x if self.spec.outputs is None else vectors[:, self.outputs]
+
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+        self.weights = {n: t.to(self.device).contiguous().requires_grad_() for n, t in weights.items()}
+        self.optimizer = Adam({n: t.detach() for n, t in self.weights.items()}, eps=ADAM_EPS)
+
+    # --- one step --------------------------------------------------------------------------------------------------
+
+    def learning_rate(self, step: int) -> float:
+        """Of the step with that index: linear warm-up, constant, linear decay towards zero."""
+        peak = default_lr(self.spec.d_sae) if self.config.lr is None else self.config.lr
+        warmup = min(self.config.warmup_steps, self.steps // 5)
+        decay = self.config.decay_share * self.steps
+        up = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        down = min(1.0, (self.steps - step) / decay) if decay else 1.0
+        return peak * min(up, down)
+
+    def step(self, vectors: Tensor) -> Metrics:
+        """Train on this process's part [n, width] of a batch. A batch whose loss is no number changes nothing but
+        `bad_steps`."""
+        x, y = self._sides(vectors.to(self.device, torch.float32))
+        x = x * self.scale_in
+        y = x if self.spec.outputs is None else y * self.scale_out
+        plain = {name: tensor.detach() for name, tensor in self.weights.items()}
+        b_pre = self.weights["b_dec"] if self.spec.outputs is None else self.mean_in
+        centred = x - b_pre.detach()
+        with torch.no_grad():
+            active = self.family.choose(self._pre_blocks(centred, plain), plain, self.state)
+        step = self._prepared(active, centred, x, y, b_pre)
+        loss = self.family.loss(step)
+        gradients = dict(zip(self.weights, torch.autograd.grad(loss.total, list(self.weights.values())), strict=True))
+        acts, residual = loss.acts.detach(), loss.residual.detach()
+        dead_features = (self.since_fired >= self.config.dead_after).nonzero().squeeze(1)
+        auxiliary = torch.zeros((), device=self.device)
+        if self.config.auxk_alpha and len(dead_features):
+            k_aux = max(1, self.d_out // 2)
+            auxiliary = dead.add_auxk(gradients, plain, centred, residual, dead_features, k_aux, self.config.auxk_alpha)
+        figures = torch.stack([loss.total.detach() + self.config.auxk_alpha * auxiliary, loss.reconstruction.detach(),
+                               auxiliary, (acts > 0).sum() / len(x)])  # fmt: skip
+        parallel.average([figures])
+        total, reconstruction, auxk, l0 = figures.tolist()
+        lr, strength = self.learning_rate(self.index), self.strength
+        if math.isfinite(total):
+            self.bad_steps = 0
+            self._update(gradients, plain, lr)
+            if self.config.auxk_alpha and len(dead_features):
+                self._wake(plain, x - plain["b_dec"] if self.spec.outputs is None else centred, active)
+            fired = parallel.total(_active_counts(step.pairs, acts))
+            self.since_fired.add_(len(x) * parallel.world_size()).masked_fill_(fired > 0, 0)
+            self._steer(l0)
+        else:  # no update: one bad vector must not spoil the weights
+            self.bad_steps += 1
+        self.index += 1
+        metrics = {
+            "loss": total, "reconstruction": reconstruction, "auxk": auxk, "l0": l0,
+            "dead": len(dead_features) / self.spec.d_sae, "lr": lr,
+            "vectors": float(self.index * self.config.batch_size),
+        }  # fmt: skip
+        return metrics | ({"penalty": strength} if self.family.has_penalty else {})
+
+    def _pre_blocks(self, centred: Tensor, weights: dict[str, Tensor]) -> Any:
+        for block in row_blocks(centred, self.spec.d_sae):
+            if self.config.precision == "bfloat16" or (self.config.precision == "auto" and block.is_cuda):
+                with torch.autocast(block.device.type, dtype=torch.bfloat16):
+                    yield F.linear(block, weights["encoder"], weights["b_enc"]).float()
+            else:
+                yield F.linear(block, weights["encoder"], weights["b_enc"])
+
+    def _prepared(self, active: SparseCodes, centred: Tensor, x: Tensor, y: Tensor, b_pre: Tensor) -> Step:
+        weights = self.weights
+        pairs = Pairs.of(active, self.spec.d_sae)
+        pre = entries.pre_activations(pairs, active.values, centred, weights["encoder"], weights["b_enc"], b_pre)
+        target = y - weights["b_dec"]
+        if self.spec.skip:
+            target = target - centred @ weights["W_skip"]
+        return Step(
+            weights=weights,
+            pairs=pairs,
+            pre=pre,
+            target=target,
+            frozen_target=target.detach(),
+            variance=self.variance,
+            strength=self.strength,
+            progress=self.index / max(1, self.steps - 1),
+        )
+
+    def _update(self, gradients: dict[str, Tensor], weights: dict[str, Tensor], lr: float) -> None:
+        parallel.average(gradients.values())
+        if self.has_unit_rows:
+            _project(gradients["decoder"], weights["decoder"])
+        self.optimizer.step({name: g.contiguous() for name, g in gradients.items()}, lr)
+        if self.has_unit_rows:
+            _normalise_rows(weights["decoder"])
+
+    def _wake(self, weights: dict[str, Tensor], centred: Tensor, active: SparseCodes) -> None:
+        """Bring back what AuxK has had another `dead_after` vectors to fit."""
+        asleep = (self.since_fired >= 2 * self.config.dead_after).nonzero().squeeze(1)
+        if len(asleep):
+            n = len(centred) * parallel.world_size()
+            wins = max(1, round(WAKE_SHARE * n * self.spec.k / self.spec.d_sae))
+            dead.wake(weights, centred, self.family.bar(weights, active, asleep), asleep, wins)
+            self.optimizer.forget(("encoder", "b_enc", "decoder"), asleep)
+
+    def _steer(self, l0: float) -> None:
+        if not self.family.has_penalty or self.spec.penalty is not None or self.index < self.config.warmup_steps // 4:
+            return
+        error = max(-1.0, min(1.0, math.log(max(l0, 1e-3) / self.spec.k)))
+        self._base *= math.exp(STEER_SPEED * error)
+        self.strength = self._base * math.exp(STEER_HOLD * error)
+
+    # --- the result ------------------------------------------------------------------------------------------------
+
+    def sae(self) -> Sae:
+        """The SAE as it stands, the scaling folded back: features then have the units of what is reconstructed.
+
+        With x' = s x and y' = t y: f = f'/t, so W_enc = s/t W'; b_enc, threshold and b_dec are divided by t.
+        """
+        weights = {name: tensor.detach() for name, tensor in self.weights.items()}
+        s, t = self.scale_in, self.scale_out if self.spec.outputs is not None else self.scale_in
+        choice = self.family.choice(weights, self.state)
+        encoder, b_enc = choice.pop("encoder", weights["encoder"]), choice.pop("b_enc", weights["b_enc"])
+        threshold = choice.get("threshold")
+        decoder, norms = weights["decoder"], weights["decoder"].norm(dim=1)
+        if not self.has_unit_rows:  # the activations take the rows' norms; a choice of k is made before that
+            if threshold is not None:
+                encoder, b_enc, threshold = encoder * norms.unsqueeze(1), b_enc * norms, threshold * norms
+            else:
+                choice["row_norms"] = norms
+            decoder = decoder / norms.clamp_min(1e-12).unsqueeze(1)
+        b_dec, b_pre, W_skip = weights["b_dec"] / t, None, None
+        if self.spec.outputs is not None:
+            b_pre = self.mean_in / s
+            if self.spec.skip:
+                W_skip = weights["W_skip"] * (s / t)
+                b_dec = b_dec - b_pre @ W_skip
+        if threshold is not None:
+            choice["threshold"] = threshold / t
+        return Sae(
+            (encoder.T * (s / t)).clone(), b_enc / t, decoder.clone(), b_dec,
+            architecture=self.spec.architecture, b_pre=b_pre, W_skip=W_skip, **choice,
+        ).to("cpu")  # fmt: skip
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything the rest of the run depends on, with `numbers`."""
+        state = {f"state.{name}": tensor for name, tensor in self.state.items()}
+        held = {name: tensor.detach() for name, tensor in self.weights.items()}
+        return {"since_fired": self.since_fired, "mean_in": self.mean_in, **held, **self.optimizer.state(), **state}
+
+    def numbers(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "step": self.index, "scale_in": self.scale_in, "scale_out": self.scale_out, "variance": self.variance,
+            "strength": self.strength, "base": self._base,
+        }  # fmt: skip
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        # cloned: tensors read from a file are not aligned like allocated ones, and the last bit of a matrix product
+        # depends on the alignment
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        names = ["encoder", "b_enc", "decoder", "b_dec", *(["W_skip"] if self.spec.skip else []), *self.family.extra()]
+        missing = [name for name in names if name not in tensors]
+        if missing:
+            raise MismatchError(f"the checkpoint lacks {', '.join(missing)}; delete its folder to train anew")
+        self._set_weights({name: tensors[name] for name in names})
+        self.optimizer.restore(tensors)
+        self.since_fired, self.mean_in = tensors["since_fired"], tensors["mean_in"]
+        self.state = {name: tensors[f"state.{name}"] for name in self.state}
+        self.index = int(numbers["step"])
+        self.scale_in, self.scale_out = numbers["scale_in"], numbers["scale_out"]
+        self.variance, self.strength, self._base = numbers["variance"], numbers["strength"], numbers["base"]
+
+
+def default_lr(d_sae: int) -> float:
+    """7e-4 / sqrt(d_sae / 2^14): the field's scaling with width (Gao et al. 2024), 3.5 times the usual rate because
+    this trainer's runs are thousands of steps rather than hundreds of thousands."""
+    return 7e-4 / math.sqrt(d_sae / 2**14)
+
+
+def _scale(centred: Tensor) -> float:
+    distance = float(centred.norm(dim=1).mean())
+    return math.sqrt(centred.shape[1]) / distance if distance > 0 else 1.0
+
+
+def _active_counts(pairs: Pairs, acts: Tensor) -> Tensor:
+    """[d_sae]: vectors on which each feature is active."""
+    return torch.bincount(pairs.features[acts > 0], minlength=pairs.d_sae)
+
+
+@torch.no_grad()
+def _project(gradient: Tensor, decoder: Tensor) -> None:
+    """Take from each row of `gradient` its part along the unit row of `decoder`: the norm is fixed, so that part would
+    only feed the optimiser's averages. In place."""
+    gradient.addcmul_(torch.linalg.vecdot(gradient, decoder).unsqueeze(1), decoder, value=-1)
+
+
+@torch.no_grad()
+def _normalise_rows(decoder: Tensor) -> None:
+    """Unit rows again, in place."""
+    decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min_(1e-12))
