@@ -144,6 +144,43 @@ def merge(
 
 
 @app.command()
+def evaluate(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of each corpus to measure on.")] = 200_000,
+    splice_tokens: Annotated[
+        int, typer.Option("--splice-tokens", help="Of those, tokens for the loss with the reconstruction spliced in.")
+    ] = 20_000,
+    corpus: Annotated[
+        list[str] | None, typer.Option("--corpus", help="Another text to measure on as well; may be repeated.")
+    ] = None,
+    probes: Annotated[
+        list[Path] | None, typer.Option("--probes", help="Labelled text (jsonl) for probing; may be repeated.")
+    ] = None,
+    structural_only: Annotated[
+        bool, typer.Option("--structural-only", help="No robustness, absorption, probing, stability.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option("--report", help="Write one self-contained HTML page.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All rows as JSON instead of a table.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """How good a dictionary is: reconstruction, sparsity, loss recovered, stability, robustness, absorption, probing."""
+    options = pipeline.evaluate_options(
+        tokens=tokens,
+        splice_tokens=splice_tokens,
+        corpora=tuple(corpus or ()),
+        probes=tuple(probes or ()),
+        is_structural_only=structural_only,
+        report=report,
+    )
+    terminal = Terminal(verbose)
+    rows = pipeline.evaluate(_config(config, store), dictionary, options, terminal.without_results(as_json))
+    if as_json:
+        terminal.result(json.dumps(rows, indent=1, default=str))
+
+
+@app.command()
 def explain(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from autointerp.config import Config, CorpusConfig, SaeConfig
+from autointerp.config import Config, SaeConfig
 from autointerp.corpus.report import CorpusReport
 from autointerp.corpus.sources import corpus_fingerprint, read_documents
 from autointerp.corpus.splits import require_all_splits
@@ -28,115 +26,38 @@ from autointerp.evidence.merge import merge as merge_harvest
 from autointerp.evidence.shards import HarvestFolder
 from autointerp.evidence.verify import recompute
 from autointerp.evidence.vocab_projection import vocab_projection
+from autointerp.gpu_session import (
+    TRAINED,
+    Session,
+    corpus_key,
+    d_sae_of,
+    dictionary_id_of,
+    digest,
+    loaded_sae,
+    model_key,
+    placeless,
+    warn_of_misfit,
+)
 from autointerp.model.hooks import Hookpoint, hidden_size_at
-from autointerp.model.load import LoadedModel, folder_sha256, load_model
+from autointerp.model.load import LoadedModel
 from autointerp.records import SPLITS, WorkUnit
 from autointerp.sae import parallel
-from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
+from autointerp.sae.formats import sae_sha256, save_saelens, save_sparsify
+from autointerp.sae.formats.hooknames import to_hook_name
 from autointerp.sae.model_source import ModelSource
 from autointerp.sae.run import SaeSpec
 from autointerp.sae.sae import Sae
 from autointerp.sae.train import Trainer
 from autointerp.store.evidence_file import bounds_of, stored_contexts
 from autointerp.store.store import Store
-from autointerp.terminal import Terminal
-
-_TRAINED = "trained.json"
-"""Beside a finished SAE: what it was trained with, so that a second run knows it is done."""
-
-
-class Session:
-    """What one command shares between stages: the configuration, the terminal, and the model once it is needed."""
-
-    def __init__(self, config: Config, terminal: Terminal) -> None:
-        self.config, self.terminal = config, terminal
-        self._loaded: LoadedModel | None = None
-
-    def model(self) -> LoadedModel:
-        if self._loaded is None:
-            if not self.config.model.name:
-                raise InputError("the configuration names no model; set [model] name to a hub id or a folder")
-            self._loaded = load_model(self.config.model)
-            self.terminal.detail(
-                f"model {self._loaded.name} on {self._loaded.device}, {str(self._loaded.dtype).removeprefix('torch.')}"
-            )
-        return self._loaded
-
-    def describe_model(self) -> str:
-        loaded = self.model()
-        size = sum(p.numel() for p in loaded.model.parameters())
-        return (
-            f"{loaded.name} ({size:,} parameters) runs on {loaded.device} in {str(loaded.dtype).removeprefix('torch.')}"
-        )
-
-    def describe_corpus(self) -> str:
-        """Reads the first documents."""
-        report, loaded = CorpusReport(), self.model()
-        documents = read_documents(self.config.corpus, report, chat_renderer(loaded.tokenizer))
-        first = next(documents, None)
-        if first is None:
-            raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
-        n_tokens = len(loaded.tokenizer(first.text[:10_000], add_special_tokens=False)["input_ids"])
-        return (
-            f"{self.config.corpus.source} can be read; its first document {first.name!r} begins with {n_tokens} tokens"
-        )
-
-    def describe_sae(self, sae: SaeConfig) -> str:
-        loaded, folder = self.model(), self.sae_folder(sae)
-        width = hidden_size_at(loaded, Hookpoint.parse(sae.hookpoint))
-        if not sae.path and not (folder / _TRAINED).exists():
-            return f"{sae.hookpoint} has width {width}; `autointerp train` makes {_d_sae(sae, width):,} features for it"
-        weights, sha256 = _loaded_sae(self, sae)
-        return f"{folder}: {weights.d_sae:,} features of {sae.hookpoint}, width {width}, sha256 {sha256[:16]}"
-
-    def sae_folder(self, sae: SaeConfig) -> Path:
-        """Where the SAE is, or will be once it is trained."""
-        if sae.path:
-            return Path(sae.path)
-        return Path(self.config.store.path).parent / "sae" / file_name(sae.dictionary)
-
-    def work_folder(self, sae: SaeConfig) -> Path:
-        """Harvested units wait here for the merge."""
-        store = Path(self.config.store.path)
-        return store.with_suffix(".work") / file_name(sae.dictionary)
-
-
-def file_name(name: str) -> str:
-    """A dictionary's name as a file name: never a path, and no two names the same."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".") or "sae"
-    return plain if plain == name else f"{plain}-{digest(name)[:8]}"
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _d_sae(sae: SaeConfig, d_in: int) -> int:
-    return sae.d_sae or sae.expansion * d_in
-
-
-def _model_key(config: Config) -> list[Any]:
-    """What the activations depend on. A folder counts by its content, so a project may be moved."""
-    folder = Path(config.model.name)
-    name = folder_sha256(folder) if folder.is_dir() else config.model.name
-    return [name, config.model.revision, config.model.dtype]
-
-
-def _corpus_key(config: Config) -> list[Any]:
-    """The text and how it is cut, wherever it lies."""
-    return [corpus_fingerprint(config.corpus), asdict(_placeless(config.corpus))]
-
-
-def _placeless(corpus: CorpusConfig) -> CorpusConfig:
-    return replace(corpus, source="")
 
 
 def _training_key(config: Config, sae: SaeConfig) -> str:
     """Changes when a trained SAE would: model, text, hookpoint, sizes, recipe."""
     return digest(
         {
-            "model": _model_key(config),
-            "corpus": _corpus_key(config),
+            "model": model_key(config),
+            "corpus": corpus_key(config),
             "sae": {k: v for k, v in asdict(sae).items() if k not in ("name", "path", "format")},
             "train": {k: v for k, v in asdict(config.train).items() if k != "checkpoint_every"},
         }
@@ -167,8 +88,8 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     if not todo:
         return False
     loaded = session.model()
-    points = {sae.dictionary: _hookpoints(sae) for sae in todo}
-    wanted = [point for pair in points.values() for point in pair]
+    points = {sae.dictionary: session.points(sae) for sae in todo}
+    wanted = [point for pair in points.values() for point in pair if point is not None]
     source = ModelSource(loaded, wanted, config.corpus, config.model.batch_tokens)
     specs = [_spec(config, sae, points[sae.dictionary], source) for sae in todo]
     last: dict[str, Mapping[str, float]] = {}
@@ -199,9 +120,9 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
 def _is_trained(session: Session, sae: SaeConfig, key: str) -> bool:
     """Raises MismatchError where an SAE stands in the folder that was trained in another way."""
     folder = session.sae_folder(sae)
-    if not (folder / _TRAINED).exists():
+    if not (folder / TRAINED).exists():
         return False
-    if json.loads((folder / _TRAINED).read_text(encoding="utf-8")).get("key") != key:
+    if json.loads((folder / TRAINED).read_text(encoding="utf-8")).get("key") != key:
         raise MismatchError(
             f"{folder} holds an SAE trained with other settings or other text; give this [[sae]] a new name, or delete "
             "the folder to train again"
@@ -210,22 +131,16 @@ def _is_trained(session: Session, sae: SaeConfig, key: str) -> bool:
     return True
 
 
-def _hookpoints(sae: SaeConfig) -> tuple[Hookpoint, ...]:
-    """What the SAE reads and, for a transcoder, what it writes."""
-    points = (sae.hookpoint,) if sae.output_hookpoint is None else (sae.hookpoint, sae.output_hookpoint)
-    return tuple(Hookpoint.parse(point) for point in points)
-
-
-def _spec(config: Config, sae: SaeConfig, points: tuple[Hookpoint, ...], source: ModelSource) -> SaeSpec:
-    begin, end = source.columns[points[0]]
+def _spec(config: Config, sae: SaeConfig, points: tuple[Hookpoint, Hookpoint | None], source: ModelSource) -> SaeSpec:
+    (begin, end), output = source.columns[points[0]], points[1]
     settings: dict[str, Any] = {"decoder_norm_penalty": sae.decoder_norm_penalty, "p_end": sae.p_end}
     return SaeSpec(
         name=sae.dictionary,
         architecture=sae.architecture,
-        d_sae=_d_sae(sae, end - begin),
+        d_sae=d_sae_of(sae, end - begin),
         k=sae.k,
         inputs=(begin, end),
-        outputs=source.columns[points[1]] if len(points) > 1 else None,
+        outputs=None if output is None else source.columns[output],
         skip=sae.skip,
         penalty=sae.penalty,
         seed=config.train.seed if sae.seed is None else sae.seed,
@@ -240,10 +155,10 @@ def _keep_trained(
     # SAELens has no class for a transcoder that chooses by k
     save = save_sparsify if sae.output_hookpoint is not None and weights.k is not None else save_saelens
     save(weights, folder, _metadata(session, sae, session.model()))
-    sha256 = sae_sha256(folder)
-    dictionary_id = _dictionary(session, store, sae, weights, sha256)
+    sha256 = sae_sha256(folder, sae.format)
+    dictionary_id = dictionary_id_of(session, store, sae, weights, sha256)
     store.insert_metrics(dictionary_id, _all_metrics(folder / "training" / "metrics.jsonl"))
-    (folder / _TRAINED).write_text(json.dumps({"key": key, "sae_sha256": sha256}) + "\n", encoding="utf-8")
+    (folder / TRAINED).write_text(json.dumps({"key": key, "sae_sha256": sha256}) + "\n", encoding="utf-8")
     session.terminal.say(
         f"{sae.dictionary}: trained {weights.d_sae:,} features ({sae.architecture}), unexplained variance "
         f"{last['reconstruction']:.3f} at L0 {last['l0']:.1f} -> {folder}"
@@ -265,46 +180,12 @@ def _metadata(session: Session, sae: SaeConfig, loaded: LoadedModel) -> dict[str
     return {
         "model_name": loaded.name,
         "model_revision": loaded.revision,
-        "hook_name": sae.hookpoint,
+        "hook_name": to_hook_name(str(session.point(sae.hookpoint)), loaded.model) or sae.hookpoint,
+        "module_path": sae.hookpoint,
         "context_size": corpus.context_length,
         "prepend_bos": corpus.prepend_bos != "never" and loaded.tokenizer.bos_token_id is not None,
         "dataset": corpus.source,
     }
-
-
-def _dictionary(session: Session, store: Store, sae: SaeConfig, weights: Sae, sha256: str) -> int:
-    """The dictionary's id in the store; MismatchError where the name is taken by another SAE or model."""
-    loaded = session.model()
-    return store.add_dictionary(
-        name=sae.dictionary,
-        model=loaded.name,
-        revision=loaded.revision,
-        hookpoint=sae.hookpoint,
-        output_hookpoint=sae.output_hookpoint,
-        architecture=weights.architecture,
-        d_in=weights.d_in,
-        d_out=weights.d_out,
-        d_sae=weights.d_sae,
-        sae_sha256=sha256,
-        tokenizer_sha256=loaded.tokenizer_sha256,
-        config=asdict(sae),
-    )
-
-
-def _loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
-    """The SAE on the model's device and its sha256, checked against the hookpoint's width."""
-    folder = session.sae_folder(sae)
-    if not folder.exists():
-        raise InputError(f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table")
-    weights, sha256 = load_sae(folder, sae.format), sae_sha256(folder)
-    loaded = session.model()
-    width = hidden_size_at(loaded, Hookpoint.parse(sae.hookpoint))
-    if width != weights.d_in:
-        raise MismatchError(
-            f"the SAE at {folder} reads vectors of width {weights.d_in}, but {sae.hookpoint} of {loaded.name} has "
-            f"width {width}; it belongs to another model or hookpoint"
-        )
-    return weights.to(loaded.device), sha256
 
 
 # --- harvesting ------------------------------------------------------------------------------------------------------
@@ -324,9 +205,9 @@ class _Plan:
             )
         self.key = digest(
             {
-                "model": [*_model_key(config), config.model.batch_tokens],
-                "sae": [sae.hookpoint, sae_sha256(folder)],
-                "corpus": _corpus_key(config),
+                "model": [*model_key(config), config.model.batch_tokens],
+                "sae": [sae.hookpoint, sae_sha256(folder, sae.format)],
+                "corpus": corpus_key(config),
                 "harvest": asdict(config.harvest),
             }
         )
@@ -343,9 +224,9 @@ class _Plan:
         config, loaded = self.session.config, self.session.model()
         identity = evidence.identity(
             loaded,
-            Hookpoint.parse(self.sae.hookpoint),
+            self.session.point(self.sae.hookpoint),
             sha256,
-            _placeless(config.corpus),
+            placeless(config.corpus),
             self.fingerprint,
             config.harvest,
             config.model.batch_tokens,
@@ -355,7 +236,7 @@ class _Plan:
 
 def harvest_shard(session: Session, sae: SaeConfig, shard_index: int, num_shards: int) -> None:
     """Harvest one shard's work units into the work folder. The store is not touched."""
-    weights, sha256 = _loaded_sae(session, sae)
+    weights, sha256 = loaded_sae(session, sae)
     _harvest_units(session, sae, weights, _Plan(session, sae).folder(sha256), evidence.Shard(shard_index, num_shards))
 
 
@@ -366,8 +247,10 @@ def harvest_and_merge(session: Session, store: Store, sae: SaeConfig) -> bool:
         session.terminal.say(f"{sae.dictionary}: harvested already")
         shutil.rmtree(session.work_folder(sae), ignore_errors=True)
         return False
-    weights, sha256 = _loaded_sae(session, sae)
-    _dictionary(session, store, sae, weights, sha256)  # a taken name is refused before the work, not after it
+    weights, sha256 = loaded_sae(session, sae)
+    if sae.path:
+        warn_of_misfit(session, sae, weights)
+    dictionary_id_of(session, store, sae, weights, sha256)  # a taken name is refused before the work, not after it
     folder = plan.folder(sha256)
     folder.remove_leftovers()
     _harvest_units(session, sae, weights, folder, evidence.Shard())
@@ -381,7 +264,7 @@ def merge(session: Session, store: Store, sae: SaeConfig) -> bool:
     if plan.is_merged(store):
         session.terminal.say(f"{sae.dictionary}: merged already")
         return False
-    weights, sha256 = _loaded_sae(session, sae)
+    weights, sha256 = loaded_sae(session, sae)
     _merge(session, store, plan, weights, sha256, plan.folder(sha256))
     return True
 
@@ -406,7 +289,7 @@ def _harvest_units(
 
         done = evidence.harvest(
             loaded,
-            [evidence.Job(Hookpoint.parse(sae.hookpoint), weights, folder)],
+            [evidence.Job(session.point(sae.hookpoint), weights, folder)],
             units,
             TokenText(loaded.tokenizer),
             config.harvest,
@@ -430,7 +313,7 @@ def _harvest_units(
 
 def _merge(session: Session, store: Store, plan: _Plan, weights: Sae, sha256: str, folder: HarvestFolder) -> None:
     config, terminal, loaded, sae = session.config, session.terminal, session.model(), plan.sae
-    dictionary_id = _dictionary(session, store, sae, weights, sha256)
+    dictionary_id = dictionary_id_of(session, store, sae, weights, sha256)
     text = TokenText(loaded.tokenizer)
     # The projection first: the features' rows, written last, are what marks a harvest as merged.
     projection = vocab_projection(loaded, weights, text, config.harvest.vocab_tokens)
@@ -451,10 +334,10 @@ def forecast_harvest(session: Session, sae: SaeConfig) -> None:
     """Print what a harvest would need in memory and on disk."""
     config, folder = session.config, session.sae_folder(sae)
     if (folder / "cfg.json").exists():
-        weights, _ = _loaded_sae(session, sae)
+        weights, _ = loaded_sae(session, sae)
     else:
-        width = hidden_size_at(session.model(), Hookpoint.parse(sae.hookpoint))
-        weights = _untrained(width, _d_sae(sae, width), sae.k)
+        width = hidden_size_at(session.model(), session.point(sae.hookpoint))
+        weights = _untrained(width, d_sae_of(sae, width), sae.k)
     needed = memory.estimate(weights, config.harvest, config.corpus, config.model.batch_tokens)
     session.terminal.result(
         f"{sae.dictionary}: harvest of {needed.n_features:,} features needs about {_megabytes(needed.device)} of "
@@ -481,7 +364,7 @@ def verify(session: Session, store: Store, sae: SaeConfig, sample: int) -> None:
     (exit 1) where a recomputed activation differs beyond the tolerance, or a law of the store does not hold."""
     terminal, row = session.terminal, store.dictionary(sae.dictionary)
     folder = session.sae_folder(sae)
-    sha256 = sae_sha256(folder)
+    sha256 = sae_sha256(folder, sae.format)
     if sha256 != row.sae_sha256:
         raise MismatchError(
             f"the SAE at {folder} has sha256 {sha256[:16]}..., the store's dictionary {row.name!r} was made with "
@@ -494,14 +377,14 @@ def verify(session: Session, store: Store, sae: SaeConfig, sample: int) -> None:
     ):
         if held != now:
             raise MismatchError(f"the store's dictionary {row.name!r} has {what} {held}, the model at hand {now}")
-    weights, _ = _loaded_sae(session, sae)
+    weights, _ = loaded_sae(session, sae)
     broken = store.check()
     excluded = TokenText(loaded.tokenizer).excluded_ids(session.config.corpus.exclude_tokens)
     contexts = stored_contexts(store, row.dictionary_id, sample)
     if not contexts:
         raise InputError(f"{row.name} has no stored contexts to verify; run `autointerp harvest` first")
     deviation = recompute(
-        loaded, Hookpoint.parse(sae.hookpoint), weights, contexts, session.config.model.batch_tokens, excluded
+        loaded, session.point(sae.hookpoint), weights, contexts, session.config.model.batch_tokens, excluded
     )
     terminal.result(
         f"{row.name}: recomputed {deviation.n_contexts} contexts ({deviation.n_activations:,} tokens): largest "

@@ -130,6 +130,24 @@ def harvest(
             gpu.harvest_and_merge(session, store, sae)
 
 
+def evaluate(config: Config, dictionary: str | None, options: Any, terminal: Terminal) -> list[Any]:
+    """How good the chosen dictionaries are, into sae_metrics; the rows. `options`: evaluate_stage.EvaluateOptions."""
+    gpu = _gpu_stage()
+    from autointerp import evaluate_stage
+
+    evaluate_stage.check_options(options)
+    with _recorded(config, "evaluate") as (store, _):
+        return evaluate_stage.evaluate(gpu.Session(config, terminal), store, chosen_saes(config, dictionary), options)
+
+
+def evaluate_options(**given: Any) -> Any:
+    """An evaluate_stage.EvaluateOptions; InputError where torch is not installed."""
+    _gpu_stage()
+    from autointerp import evaluate_stage
+
+    return evaluate_stage.EvaluateOptions(**given)
+
+
 def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
     """Merge finished shards into the store."""
     gpu = _gpu_stage()

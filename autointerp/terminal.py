@@ -39,6 +39,14 @@ class Terminal:
         other.out = other.err = Console(quiet=True, file=io.StringIO())
         return other
 
+    def without_results(self, when: bool = True) -> Terminal:
+        """One that only tells about the work: its results come in another form."""
+        if not when:
+            return self
+        other = Terminal(self.verbose)
+        other.out = Console(quiet=True, file=io.StringIO())
+        return other
+
     def say(self, message: str) -> None:
         """One line about the work, with the time of day when it goes to a log."""
         if self.err.is_terminal:

@@ -95,13 +95,11 @@ def topk_codes(pre: Tensor, k: int) -> SparseCodes:
 def threshold_codes(pre: Tensor, threshold: Tensor) -> SparseCodes:
     """Entries of `pre` [n, d_sae] above `threshold` [d_sae] or [] (0 or more), as sparse codes."""
     if pre.device.type == "cpu" and pre.dtype == torch.float32:
-        values = pre.detach().numpy()
-        flat = np.flatnonzero(values > threshold.numpy())
-        rows = flat // pre.shape[1]
-        features = flat - rows * pre.shape[1]
-        return SparseCodes(
-            torch.from_numpy(rows), torch.from_numpy(features), torch.from_numpy(values.reshape(-1)[flat]), len(pre)
-        )
+        dense = pre.detach().numpy()
+        flat = np.flatnonzero(dense > threshold.numpy())
+        row = flat // pre.shape[1]
+        column, values = flat - row * pre.shape[1], dense.reshape(-1)[flat]
+        return SparseCodes(torch.from_numpy(row), torch.from_numpy(column), torch.from_numpy(values), len(pre))
     rows, features = (pre > threshold).nonzero(as_tuple=True)
     return SparseCodes(rows, features, pre[rows, features].float(), len(pre))
 

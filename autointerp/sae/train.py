@@ -1,8 +1,8 @@
 """The training loop: one stream of vectors, any number of SAEs that learn from it together.
 
 Each SAE keeps its state in `checkpoint.safetensors` in its own folder and its metrics in `metrics.jsonl` beside it. A
-run continued from its checkpoints gives the same losses as one that was never stopped: the stream starts again where the
-SAE that is furthest behind stands, and those ahead of it wait.
+run continued from its checkpoints gives the same losses as one that was never stopped: the stream starts again where
+the SAE that is furthest behind stands, and those ahead of it wait.
 
 Under torchrun every process reads the same stream and takes its share of each batch (parallel.py); the first
 one writes.

@@ -349,6 +349,27 @@ class StoreReads(StoreWrites):
             [dictionary_id, limit],
         )
 
+    def training_curves(self, dictionary_id: int) -> list[tuple[int, str, float]]:
+        """(step, metric, value) of the SAE's training, in order of steps, without those whose value was no number."""
+        return [
+            (int(step), metric, float(value))
+            for step, metric, value in self.rows(
+                "SELECT step, metric, value FROM training_metrics WHERE dictionary_id = ? AND value IS NOT NULL "
+                "ORDER BY step, metric",
+                [dictionary_id],
+            )
+        ]
+
+    def activation_histograms(self, dictionary_id: int, n: int) -> list[tuple[int, str | None, list[float], list[int]]]:
+        """(feature, its label or None, n + 1 edges, n counts) of the best-scored features, or of any where none are."""
+        rows = self.rows(
+            "SELECT f.feature, l.label, f.histogram_edges, f.histogram_counts FROM features AS f "
+            "LEFT JOIN labels AS l USING (dictionary_id, feature) "
+            "WHERE f.dictionary_id = ? AND f.status <> 'dead' ORDER BY l.score DESC NULLS LAST, f.feature LIMIT ?",
+            [dictionary_id, n],
+        )
+        return [(int(feature), label, list(edges), list(counts)) for feature, label, edges, counts in rows if edges]
+
     def check(self) -> list[str]:
         """What does not hold in the store, one line each; empty where all is well. For `autointerp verify`."""
         checks = {
