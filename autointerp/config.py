@@ -417,6 +417,8 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Config:
 def _relative_to(config: Config, folder: Path) -> Config:
     def resolved(value: str, must_exist: bool) -> str:
         """A path beside the configuration file where there is one (a hub id is left alone)."""
+        if value.startswith("hf:"):
+            return value
         expanded = Path(value).expanduser()
         beside = folder / expanded
         if expanded.is_absolute():
@@ -424,7 +426,7 @@ def _relative_to(config: Config, folder: Path) -> Config:
         return str(beside) if beside.exists() or not must_exist else value
 
     source = config.corpus.source
-    if source and source != "stdlib" and not source.startswith("hf:"):
+    if source and source != "stdlib":
         source = resolved(source, must_exist=False)
     return dataclasses.replace(
         config,

@@ -42,7 +42,7 @@ from autointerp.model.hooks import Hookpoint, hidden_size_at
 from autointerp.model.load import LoadedModel
 from autointerp.records import SPLITS, WorkUnit
 from autointerp.sae import parallel
-from autointerp.sae.formats import sae_sha256, save_saelens, save_sparsify
+from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
 from autointerp.sae.formats.hooknames import to_hook_name
 from autointerp.sae.model_source import ModelSource
 from autointerp.sae.run import SaeSpec
@@ -155,8 +155,8 @@ def _keep_trained(
     # SAELens has no class for a transcoder that chooses by k
     save = save_sparsify if sae.output_hookpoint is not None and weights.k is not None else save_saelens
     save(weights, folder, _metadata(session, sae, session.model()))
-    sha256 = sae_sha256(folder, sae.format)
-    dictionary_id = dictionary_id_of(session, store, sae, weights, sha256)
+    sha256, saved = sae_sha256(folder, sae.format), load_sae(folder)
+    dictionary_id = dictionary_id_of(session, store, sae, saved, sha256)
     store.insert_metrics(dictionary_id, _all_metrics(folder / "training" / "metrics.jsonl"))
     (folder / TRAINED).write_text(json.dumps({"key": key, "sae_sha256": sha256}) + "\n", encoding="utf-8")
     session.terminal.say(

@@ -1,0 +1,162 @@
+"""The command line with several dictionaries: trained together, brought along from other tools, evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.test_cli import CONFIG, run, write_corpus
+
+SEVERAL = CONFIG.replace(
+    "[train]",
+    """
+[[sae]]
+name = "jump"
+hookpoint = "transformer.h.1"
+architecture = "jumprelu"
+d_sae = 48
+k = 4
+seed = 9
+[[sae]]
+name = "mlp"
+hookpoint = "transformer.h.1.mlp:in"
+output_hookpoint = "transformer.h.1.mlp"
+skip = true
+d_sae = 32
+k = 3
+[train]""",
+)
+
+
+@pytest.fixture(scope="module")
+def project(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which two torchrun processes have trained three dictionaries."""
+    folder = tmp_path_factory.mktemp("several")
+    write_corpus(folder / "texts")
+    config = folder / "autointerp.toml"
+    config.write_text(SEVERAL.format(model=str(tiny_gpt2), hookpoint="blocks.1.hook_resid_post", corpus="texts"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "autointerp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "train", "-c", str(config)], capture_output=True, text=True, timeout=280, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("trained 64 features (topk)") == 1  # one process speaks
+    return folder
+
+
+def test_all_are_there_and_train_again_does_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "train", "-c", str(project / "autointerp.toml"))
+    assert code == 0 and err.count("trained already") == 3
+    metadata = json.loads((project / "sae" / "tiny" / "cfg.json").read_text())["metadata"]
+    assert metadata["hook_name"] == "blocks.1.hook_resid_post"
+    code, out, _ = run(
+        capsys, "query", "SELECT name, architecture, d_in, d_out FROM dictionaries ORDER BY name", "--format", "json",
+        "--store", str(project / "tiny.duckdb"),
+    )  # fmt: skip
+    assert [(r["name"], r["architecture"]) for r in json.loads(out)] == [
+        ("jump", "jumprelu"), ("mlp", "skip_transcoder"), ("tiny", "topk")
+    ]  # fmt: skip
+
+
+def test_evaluate_writes_metrics_and_a_page(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    probes = project / "probes.jsonl"
+    lines = [{"text": f"the def {i}" if i % 2 else f"a return {i}", "label": i % 2} for i in range(80)]
+    probes.write_text("\n".join(map(json.dumps, lines)))
+    arguments = ["evaluate", "-c", str(project / "autointerp.toml"), "--tokens", "6000", "--splice-tokens", "1500"]
+    arguments += ["--corpus", str(project / "texts" / "00*.txt"), "--probes", str(probes)]
+    code, out, err = run(capsys, *arguments, "--report", str(project / "page.html"), "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    found = {(r["dictionary"], r["metric"]): r["value"] for r in rows if r.get("split") is None}
+    assert 0 < found["tiny", "fvu"] < 1 and found["tiny", "l0"] <= 4
+    assert found["mlp", "l0"] <= 3 and "loss_recovered_zero" in {metric for _, metric in found}
+    assert any(metric.startswith("stability_") and metric.endswith("[jump]") for _, metric in found)
+    assert any(row["metric"].startswith("probing_probes") for row in rows)
+    page = (project / "page.html").read_text()
+    assert "jump" in page and "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+    code, out, _ = run(
+        capsys, "query",
+        "SELECT count(*) AS n, count(DISTINCT corpus_id) AS corpora FROM sae_metrics JOIN dictionaries "
+        "USING (dictionary_id) WHERE name = 'tiny'",
+        "--store", str(project / "tiny.duckdb"), "--format", "json",
+    )  # fmt: skip
+    assert json.loads(out)[0]["n"] > 100 and json.loads(out)[0]["corpora"] == 1  # not harvested yet: only the other
+
+
+def brought(project: Path, folder: Path, **metadata: object) -> Path:
+    """A configuration that names the trained SAE's folder as somebody else's, with changed metadata."""
+    copied = folder / "theirs"
+    copied.mkdir()
+    source = project / "sae" / "tiny"
+    config = json.loads((source / "cfg.json").read_text())
+    config["metadata"] |= metadata
+    (copied / "cfg.json").write_text(json.dumps(config))
+    save_file(load_file(source / "sae_weights.safetensors"), copied / "sae_weights.safetensors")
+    text = (project / "autointerp.toml").read_text().replace("tiny.duckdb", str(folder / "new.duckdb"))
+    text = text.replace("corpus = 'texts'", "").replace("source = 'texts'", f"source = {str(project / 'texts')!r}")
+    begin, end = text.index("[[sae]]"), text.index("[train]")
+    table = f"[[sae]]\nname = 'theirs'\nhookpoint = 'transformer.h.1'\npath = {str(copied)!r}\n"
+    (folder / "autointerp.toml").write_text(text[:begin] + table + text[end:])
+    return folder / "autointerp.toml"
+
+
+def test_an_sae_that_explains_nothing_is_harvested_with_a_warning(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = brought(project, tmp_path)
+    weights = load_file(tmp_path / "theirs" / "sae_weights.safetensors")
+    weights["b_dec"] += 50 * torch.randn(weights["b_dec"].shape, generator=torch.Generator().manual_seed(0))
+    save_file(weights, tmp_path / "theirs" / "sae_weights.safetensors")
+    code, _, err = run(capsys, "harvest", "-c", str(config))
+    assert code == 0, err
+    assert "WARNING theirs: it leaves" in err
+
+
+def test_a_fitting_sae_is_harvested_without_one(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "harvest", "-c", str(brought(project, tmp_path)))
+    assert code == 0 and "WARNING" not in err, err
+
+
+@pytest.mark.parametrize(
+    "metadata, code, message",
+    [
+        ({"prepend_bos": False}, 8, "set corpus.prepend_bos = 'never'"),
+        ({"model_from_pretrained_kwargs": {"center_writing_weights": True}}, 2, "center_writing_weights"),
+    ],
+)
+def test_what_the_file_says_of_the_models_treatment_is_honoured_or_refused(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], metadata: dict[str, object], code: int,
+    message: str,
+) -> None:  # fmt: skip
+    found, _, err = run(capsys, "harvest", "-c", str(brought(project, tmp_path, **metadata)))
+    assert found == code and message in err, err
+
+
+def test_another_hookpoint_than_the_files_is_said(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = brought(project, tmp_path, hook_name="blocks.0.hook_resid_post")
+    _, _, err = run(capsys, "harvest", "-c", str(config))
+    assert "trained at blocks.0.hook_resid_post, which is transformer.h.0 here" in err
+
+
+def test_an_unknown_architecture_names_the_nearest(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (project / "autointerp.toml").read_text().replace('"jumprelu"', '"jumprleu"')
+    text = text.replace("tiny.duckdb", str(tmp_path / "x.duckdb")).replace(
+        "source = 'texts'", f"source = {str(project / 'texts')!r}"
+    )
+    (tmp_path / "autointerp.toml").write_text(text)
+    code, _, err = run(capsys, "train", "-c", str(tmp_path / "autointerp.toml"))
+    assert code == 2 and "'jumprleu' cannot be trained" in err and "jumprelu" in err
