@@ -6,6 +6,7 @@ only when a stage needs it, so explaining, scoring and querying run where it is 
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,6 +192,8 @@ def run(
     config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False
 ) -> None:
     """All stages in order; each skips what is done."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("torchrun starts several processes, and only `autointerp train` shares its work among them")
     saes = chosen_saes(config, dictionary)
     if dry_run:
         _forecast_run(config, dictionary, saes, selection, terminal)

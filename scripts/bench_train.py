@@ -29,7 +29,7 @@ from typing import Any
 BATCH, D_SAE, K = 2048, 2048, 32  # the peers' scripts fix these
 PEERS = ("limit", "sparsify", "dictionary_learning", "saelens")
 COLUMNS = ("fvu", "dead", "max_cosine", "recovered")
-PEER_PENALTY = {"relu": 0.1, "gated": 0.3, "p_anneal": 0.1}
+PEER_PENALTY = {"relu": 1.0, "gated": 1.0, "p_anneal": 1.0}
 """Their penalty's weight, chosen so that they arrive near K active features; the other families are told K."""
 FAMILIES = ("relu", "gated", "jumprelu", "batchtopk", "matryoshka", "p_anneal")
 
