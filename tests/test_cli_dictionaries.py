@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,26 @@ def test_evaluate_writes_metrics_and_a_page(project: Path, capsys: pytest.Captur
         "--store", str(project / "tiny.duckdb"), "--format", "json",
     )  # fmt: skip
     assert json.loads(out)[0]["n"] > 100 and json.loads(out)[0]["corpora"] == 1  # not harvested yet: only the other
+
+
+def test_every_kind_of_dictionary_is_harvested_labelled_and_scored(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(project, tmp_path / "copy")
+    config = str(tmp_path / "copy" / "autointerp.toml")
+    code, _, err = run(capsys, "run", "-c", config)
+    assert code == 0, err
+    code, out, _ = run(
+        capsys, "query",
+        "SELECT name, count(*) AS n, count(label) AS labelled, avg(score) AS score FROM labels "
+        "WHERE status = 'live' GROUP BY name ORDER BY name",
+        "--store", str(tmp_path / "copy" / "tiny.duckdb"), "--format", "json",
+    )  # fmt: skip
+    rows = json.loads(out)
+    assert [row["name"] for row in rows] == ["jump", "mlp", "tiny"]
+    assert all(row["n"] > 10 and row["labelled"] > 5 and row["score"] > 0.3 for row in rows), rows
+    code, out, err = run(capsys, "verify", "-c", config, "--sample", "50")
+    assert code == 0, err
 
 
 def brought(project: Path, folder: Path, **metadata: object) -> Path:

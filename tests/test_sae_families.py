@@ -70,6 +70,20 @@ def test_what_is_saved_computes_what_was_trained(tmp_path: Path, architecture: s
     torch.testing.assert_close(sae.encode(x), acts, rtol=1e-3, atol=1e-4)
 
 
+def test_products_in_bfloat16_learn_nearly_the_same(tmp_path: Path) -> None:
+    """What a GPU does by default; the weights stay float32."""
+    spec, found = SaeSpec("x", "topk", D_SAE, K), {}
+    for precision in ("float32", "bfloat16"):
+        config = replace(LONG, tokens=300 * 256, precision=precision)
+        source = ArraySource(vectors(20_000), 500)
+        sae = Trainer(source, config, [(spec, tmp_path / precision)], log_every=100).train()[0]
+        x = vectors(2000, seed=6)
+        found[precision] = float((x - sae(x)).square().sum() / (x - x.mean(0)).square().sum())
+        assert sae.W_enc.dtype == torch.float32
+    assert found["bfloat16"] != found["float32"]
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.1)
+
+
 def test_a_penalty_that_is_given_is_not_steered(tmp_path: Path) -> None:
     spec = SaeSpec("x", "relu", D_SAE, K, penalty=0.125)
     trainer = Trainer(ArraySource(vectors(1500), 100), CONFIG, [(spec, tmp_path)])

@@ -22,6 +22,8 @@ WORKING_COPIES = 3
 """A list is cut by sorting itself and as many new rows again: copies of it that exist at once."""
 ACTIVE_TOKENS = 8
 """Tokens on which a feature is active in one kept context, on average; measured 2 to 6 on small TopK SAEs."""
+USUAL_L0 = 64
+"""Features active at once in an SAE that chooses by thresholds: it does not say."""
 SHARE_OF_FREE = 0.5
 FALLBACK_BYTES = 8 << 30
 
@@ -59,7 +61,7 @@ def bytes_per_feature(config: HarvestConfig) -> int:
 def fixed_bytes(sae: Sae, batch_tokens: int, device: torch.device) -> int:
     """Device bytes of the encoder's output for one batch and of the table it is reduced in."""
     table = TABLE_BYTES_CPU if device.type == "cpu" else TABLE_BYTES_DEVICE
-    per_batch = batch_tokens * (4 * sae.d_in + 64 * getattr(sae, "k", 64))
+    per_batch = batch_tokens * (4 * sae.d_in + 64 * (sae.k or USUAL_L0))
     return table + per_batch
 
 
