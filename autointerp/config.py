@@ -104,13 +104,13 @@ class SaeConfig:
 
     hookpoint: str = ""
     """Path of the module whose activations the SAE reads: `transformer.h.6`, `model.layers.12.mlp`; append `:in` for
-    the module's input instead of its output."""
+    the module's input instead of its output. TransformerLens's names (`blocks.6.hook_resid_post`) are known too."""
     name: str = ""
     """The dictionary's name in the store; default: the hookpoint."""
     output_hookpoint: str | None = None
     """Transcoders only: the module whose activations are reconstructed."""
     path: str | None = None
-    """Folder of a saved SAE. None: train one into `<store folder>/sae/<name>`."""
+    """A saved SAE: folder, file, or hf:owner/name@revision//folder. None: train one into `<store folder>/sae/<name>`."""
     format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
     """Which tool's files lie at `path`; "auto" tells them apart by what is in them."""
     architecture: str = "topk"
@@ -139,6 +139,11 @@ class SaeConfig:
     def __post_init__(self) -> None:
         _check(self.k >= 1, f"sae.k must be 1 or more, not {self.k}")
         _check(self.expansion >= 1, f"sae.expansion must be 1 or more, not {self.expansion}")
+        _check(
+            not self.decoder_norm_penalty or self.architecture in ("relu", "p_anneal"),
+            f"sae.decoder_norm_penalty is for relu and p_anneal, not for {self.architecture}",
+        )
+        _check(self.penalty is None or self.penalty >= 0, f"sae.penalty must not be negative, but it is {self.penalty}")
         _check(0 < self.p_end <= 1, f"sae.p_end must lie in 0..1, not {self.p_end}")
         _check(self.bandwidth > 0, f"sae.bandwidth must be positive, not {self.bandwidth}")
         ascending = all(a < b for a, b in zip(self.prefixes, self.prefixes[1:], strict=False))
