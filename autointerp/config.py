@@ -110,7 +110,8 @@ class SaeConfig:
     output_hookpoint: str | None = None
     """Transcoders only: the module whose activations are reconstructed."""
     path: str | None = None
-    """A saved SAE: folder, file, or hf:owner/name@revision//folder. None: train one into `<store folder>/sae/<name>`."""
+    """A saved SAE: folder, file, or hf:owner/name@revision//folder. None: train one into
+    `<store folder>/sae/<name>`."""
     format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
     """Which tool's files lie at `path`; "auto" tells them apart by what is in them."""
     architecture: str = "topk"
