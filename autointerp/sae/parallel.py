@@ -35,8 +35,8 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process writes files and speaks to the terminal. Known from the environment before `start`."""
-    return int(os.environ.get("RANK", "0")) == 0 if world_size() == 1 else rank() == 0
+    """Whether this process writes files and speaks to the terminal."""
+    return rank() == 0
 
 
 def barrier() -> None:
