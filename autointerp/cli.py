@@ -165,7 +165,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="All rows as JSON instead of a table.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """How good a dictionary is: reconstruction, sparsity, loss recovered, stability, robustness, absorption, probing."""
+    """How good a dictionary is: reconstruction, sparsity, loss, stability, robustness, absorption, probing."""
     options = pipeline.evaluate_options(
         tokens=tokens,
         splice_tokens=splice_tokens,

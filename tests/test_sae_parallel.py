@@ -46,7 +46,11 @@ def torchrun(folder: Path, script: Path, n: int = 2) -> subprocess.CompletedProc
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     return subprocess.run(
-        [*command, str(folder), str(Path(__file__).parent)], capture_output=True, text=True, env=environment, timeout=240
+        [*command, str(folder), str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
     )
 
 
