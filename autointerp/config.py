@@ -270,13 +270,21 @@ class ScoreConfig(EndpointConfig):
     """[score]: how labels are checked."""
 
     scorers: tuple[str, ...] = ("simulation",)
+    """simulation (and simulation_calibrated with it), detection, fuzzing. The view `labels` shows the first."""
     method: Literal["auto", "prompt_logprobs", "generated_logprobs", "numbers"] = "auto"
-    """auto: what the endpoint is found to support, best first. Recorded with every score."""
+    """Of the simulation. auto: what the endpoint is found to support, best first. Recorded with every score."""
     contexts: int = 10
-    """N: the score is taken over N top, N sampled and N negative contexts."""
+    """N: a simulation is taken over N top, N sampled and N negative contexts, detection and fuzzing over 2 N activating
+    and 2 N negative ones."""
+    examples_per_call: int = 5
+    """Contexts that one request of detection or fuzzing asks about, at most."""
     bootstrap: int = 1000
-    """Resamples of documents behind an interval."""
+    """Resamples of documents behind a simulation's interval."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        EndpointConfig.__post_init__(self)
+        _check(self.examples_per_call >= 1, f"score.examples_per_call must be 1 or more, not {self.examples_per_call}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,20 @@ def balanced_accuracy(true_positives: int, positives: int, true_negatives: int, 
     return 0.5 * (true_positives / positives + true_negatives / negatives)
 
 
+def balanced_accuracy_interval(true_positives: int, positives: int, true_negatives: int, negatives: int) -> Estimate:
+    """Balanced accuracy with a 95 % interval, from Wilson's intervals of sensitivity and specificity by the square-and-
+    add rule (Newcombe 1998): unlike a bootstrap it keeps its width where every answer is right. `n` is of both classes;
+    all else None where one of them is empty."""
+    n = positives + negatives
+    value = balanced_accuracy(true_positives, positives, true_negatives, negatives)
+    if value is None:
+        return Estimate(None, None, None, n)
+    shares = (wilson(true_positives, positives), wilson(true_negatives, negatives))
+    below = math.hypot(*((s.value or 0.0) - (s.low or 0.0) for s in shares)) / 2
+    above = math.hypot(*((s.high or 0.0) - (s.value or 0.0) for s in shares)) / 2
+    return Estimate(value, max(0.0, value - below), min(1.0, value + above), n)
+
+
 def mean_interval(values: ArrayLike, n_boot: int = 2000, seed: int = 0) -> Estimate:
     """Mean with a 95 % percentile bootstrap interval over the values. For a paired comparison pass the differences.
     Value None where there are no values, the interval None with fewer than two."""

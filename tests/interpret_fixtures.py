@@ -191,6 +191,31 @@ def question(body: dict[str, Any]) -> tuple[str, list[str]]:
     return json.loads(lines[0].removeprefix("description: ")), [json.loads(line) for line in lines[3:]]
 
 
+Choose = Callable[[str, str, list[Any]], bool]
+"""(label, whole question, [text] or the pieces of a text with marked tokens) -> whether the judge says 1."""
+
+
+def fits(label: str, question: str, pieces: list[Any]) -> bool:
+    """The truth: whether the word that the label names stands in a plain text, or is every marked token of a text."""
+    word = next((w for w in WORDS if f"the word{w}" in label), None)
+    marked = [piece[0] for piece in pieces if isinstance(piece, list)]
+    if word is None:
+        return False
+    return all(token == word for token in marked) if marked else word in "".join(pieces)
+
+
+def toss(label: str, question: str, pieces: list[Any]) -> bool:
+    """Noise, the same for the same question."""
+    return hashlib.sha256(json.dumps([label, question, pieces]).encode()).digest()[0] % 2 == 0
+
+
+def choice_question(body: dict[str, Any]) -> tuple[str, list[list[Any]]]:
+    """(label, pieces of every excerpt) of a request for detection or fuzzing."""
+    lines = body["messages"][1]["content"].split("\n")
+    read = [json.loads(line.split(": ", 1)[1]) for line in lines[3:-1]]
+    return json.loads(lines[0].removeprefix("description: ")), [[e] if isinstance(e, str) else e for e in read]
+
+
 def near(number: int, largest: int) -> list[tuple[str, float]]:
     """Alternatives sharply peaked at `number`, with a little mass beside it and on something that is no number."""
     weights = {n: math.exp(-3.0 * abs(n - number)) for n in range(largest + 1)}
@@ -200,7 +225,7 @@ def near(number: int, largest: int) -> list[tuple[str, float]]:
 
 
 class World:
-    """A brain that labels (from the strongest token shown) and simulates with `predict`.
+    """A brain that labels (from the strongest token shown), simulates with `predict` and judges with `choose`.
 
     `logprobs`: which logprobs the server can give ("prompt", "generated"). `split_ten`: 10 is two tokens.
     `spoil(kind, body, attempt)` may return a fault or another reply for a question, or None.
@@ -212,8 +237,10 @@ class World:
         logprobs: tuple[str, ...] = (),
         split_ten: bool = False,
         spoil: Callable[[str, dict[str, Any], int], BrainReply | Fault | None] = lambda kind, body, attempt: None,
+        choose: Choose = fits,
     ) -> None:
         self.predict, self.logprobs, self.split_ten, self.spoil = predict, logprobs, split_ten, spoil
+        self.choose = choose
 
     def __call__(self, kind: str, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
         spoiled = self.spoil(kind, body, attempt)
@@ -224,6 +251,10 @@ class World:
         system = body["messages"][0]["content"]
         if "LABEL:" in system:
             return BrainReply(f"They share one token.\nLABEL: the word {strongest(body)}, stronger after `the`")
+        if "You judge" in system:
+            label, excerpts = choice_question(body)
+            asked = body["messages"][1]["content"]
+            return BrainReply(json.dumps([int(self.choose(label, asked, pieces)) for pieces in excerpts]))
         if "You predict" not in system:
             return self._with_logprobs("7")  # the probe
         label, tokens = question(body)

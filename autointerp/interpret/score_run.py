@@ -1,57 +1,45 @@
-"""Scores for many labels: by the label's own rule at once, by an LLM simulator through a fixed pool of workers."""
+"""Scores for many labels, by every scorer that is configured: simulation by the label's own rule at once or by an LLM
+through a fixed pool of workers, then detection and fuzzing (choice_run.py) through the same client."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from autointerp.config import ScoreConfig
 from autointerp.errors import InputError, nearest
+from autointerp.interpret.choice_run import forecast_choices, pending_choices, score_choices
+from autointerp.interpret.choices import ANSWERS, CHOICE_SCORERS
 from autointerp.interpret.explain_run import (
     CHARACTERS_PER_TOKEN,
     RULE_EXPLAINERS,
     check_explainer,
     prompt_characters,
 )
+from autointerp.interpret.labelled import CONTROLS, Labelled, SimulationLoader, stand_ins
 from autointerp.interpret.patterns import RULE_VERSION, Rule
 from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, StoreLedger, run_pool
 from autointerp.interpret.scale import scaled
-from autointerp.interpret.scoring import CALIBRATED, RANDOM_ONLY, SIMULATION, Answer, Identity, Part, score_rows
+from autointerp.interpret.scoring import CALIBRATED, SIMULATION, SIMULATION_SCORERS, Answer, Identity, score_rows
 from autointerp.interpret.simulation import (
     LLM_METHODS,
     RULE,
     ReplyError,
     Simulator,
-    choose_contexts,
     template_of,
 )
 from autointerp.llm.budget import cost_usd
 from autointerp.llm.capabilities import Capabilities, probe
 from autointerp.llm.client import LlmClient
-from autointerp.records import Context, Explanation, Prediction, Score, stable_id
-from autointerp.store import Selection
+from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.store.group_writer import GroupWriter
 
-SCORERS = (SIMULATION, RANDOM_ONLY, CALIBRATED)
-CONTROLS = ("shuffled", "empty")
+SCORERS = (*SIMULATION_SCORERS, *CHOICE_SCORERS)
 RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}".encode()).hexdigest()
 """Stands for the template where no prompt is involved."""
 HALVINGS = 2
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """One label and the held-out contexts it is scored on."""
-
-    explanation: Explanation
-    told: Explanation | None
-    """Whose label or rule the predictions are made from: its own, another's ('shuffled'), none's ('empty')."""
-    max_activation: float
-    report: list[Context]
-    select: list[Context] | None
-    """Only where a calibration is asked for."""
 
 
 async def score(job: Job, explainer: str, config: ScoreConfig, control: str | None = None) -> Outcome:
@@ -62,37 +50,59 @@ async def score(job: Job, explainer: str, config: ScoreConfig, control: str | No
     not support) and whatever ends a run of the client. What was done until then is kept.
     """
     _check(explainer, config, control)
-    if by_rule(explainer, config):
-        return score_by_rule(job, explainer, config, control)
-    pending = _pending_for_llm(job, explainer, config, control)
-    if not pending:
-        return Outcome()
+    chosen = choice_scorers(config)
+    if chosen:
+        _need_model(config, f"scorer {chosen[0]!r} asks an LLM")
+    outcome = Outcome()
+    simulated: list[Explanation] = []
+    if simulates(config) and by_rule(explainer, config):
+        outcome = score_by_rule(job, explainer, config, control)
+    elif simulates(config):
+        simulated = _pending_for_llm(job, explainer, config, control)
+    judged = {scorer: pending_choices(job, scorer, explainer, config, control) for scorer in chosen}
+    outcome.pending += len(simulated) + sum(map(len, judged.values()))
+    if not simulated and not any(judged.values()):
+        return outcome
     async with GroupWriter(job.store) as writer:
         ledger = StoreLedger(job.store, writer)
         async with LlmClient(config, job.llm, job.budget, ledger, job.run_id) as client:
-            found = await probe(client)
-            method = choose_method(config, found)
-            simulator = Simulator.of(method, config, found, config.seed, job.prompts)
-            outcome = Outcome(pending=len(pending), method=method, notes=found.notes)
-
-            async def work(item: Labelled) -> None:
-                report = await _ask_all(job, simulator, client, item, item.report)
-                select = None if item.select is None else await _ask_all(job, simulator, client, item, item.select)
-                identity = Identity(
-                    item.explanation, job.harvest_id, method, control, config.model, simulator.template.sha256,
-                    config.seed,
-                )  # fmt: skip
-                rows = score_rows(identity, report, select, config.bootstrap)
-                # The writer keeps the order: the headline, without which a label counts as not scored, is never
-                # committed before the others.
-                await asyncio.gather(*(writer.score(row) for row in rows))
-                _note(job, outcome, rows[-1])
-
-            # Twice as many as fill the connections: a label waits for commits too, and the client bounds the calls.
-            workers = 2 + 2 * job.llm.max_connections // max(1, 3 * config.contexts)
-            blocks = Blocks(range(len(pending)), _loader(job, explainer, config, control, pending), size=16)
-            await run_pool(blocks, min(workers, len(pending)), work, client.stop)
+            if simulated:
+                await _simulate(job, explainer, config, control, simulated, writer, client, outcome)
+            for scorer, pending in judged.items():
+                if pending:
+                    await score_choices(job, scorer, explainer, config, control, pending, writer, client, outcome)
+    if any(judged.values()):
+        outcome.method = ANSWERS if outcome.method is None else f"{outcome.method}, {ANSWERS}"
     return outcome
+
+
+async def _simulate(
+    job: Job, explainer: str, config: ScoreConfig, control: str | None, pending: Sequence[Explanation],
+    writer: GroupWriter, client: LlmClient, outcome: Outcome,
+) -> None:  # fmt: skip
+    """Scores the pending labels by an LLM simulator; `outcome` is added to."""
+    found = await probe(client)
+    method = choose_method(config, found)
+    simulator = Simulator.of(method, config, found, config.seed, job.prompts)
+    outcome.method, outcome.notes = method, found.notes
+
+    async def work(item: Labelled) -> None:
+        report = await _ask_all(job, simulator, client, item, item.report)
+        select = None if item.select is None else await _ask_all(job, simulator, client, item, item.select)
+        identity = Identity(
+            item.explanation, job.harvest_id, method, control, config.model, simulator.template.sha256,
+            config.seed,
+        )  # fmt: skip
+        rows = score_rows(identity, report, select, config.bootstrap)
+        # The writer keeps the order: the headline, without which a label counts as not scored, is never
+        # committed before the others.
+        await asyncio.gather(*(writer.score(row) for row in rows))
+        _note(job, outcome, rows[-1])
+
+    # Twice as many as fill the connections: a label waits for commits too, and the client bounds the calls.
+    workers = 2 + 2 * job.llm.max_connections // max(1, 3 * config.contexts)
+    blocks = Blocks(range(len(pending)), _loader(job, explainer, config, control, pending), size=16)
+    await run_pool(blocks, min(workers, len(pending)), work, client.stop)
 
 
 def score_by_rule(job: Job, explainer: str, config: ScoreConfig, control: str | None = None) -> Outcome:
@@ -137,8 +147,19 @@ def _check(explainer: str, config: ScoreConfig, control: str | None) -> None:
         raise InputError(f"no control {control!r}; there are {', '.join(CONTROLS)}")
 
 
+def simulates(config: ScoreConfig) -> bool:
+    """Whether a simulation is among the configured scorers; where none at all is configured, it is what is done."""
+    return not config.scorers or any(s in SIMULATION_SCORERS for s in config.scorers)
+
+
+def choice_scorers(config: ScoreConfig) -> list[str]:
+    """Those of CHOICE_SCORERS that are configured, each once, in the order given."""
+    return [s for s in dict.fromkeys(config.scorers) if s in CHOICE_SCORERS]
+
+
 def by_rule(explainer: str, config: ScoreConfig) -> bool:
-    """Whether labels of this explainer are scored by their own rule: where they have one and no LLM method is named."""
+    """Whether labels of this explainer are simulated by their own rule: where they have one and no LLM method is
+    named."""
     return explainer in RULE_EXPLAINERS and config.method == "auto"
 
 
@@ -158,10 +179,14 @@ def choose_method(config: ScoreConfig, found: Capabilities) -> str:
     return config.method
 
 
+def _need_model(config: ScoreConfig, why: str) -> None:
+    if not config.model:
+        raise InputError(f"{why}; set score.model (and score.base_url)")
+
+
 def _pending_for_llm(job: Job, explainer: str, config: ScoreConfig, control: str | None) -> list[Explanation]:
     """Labels that no method in question has scored yet; asked before the endpoint is, which may have nothing to do."""
-    if not config.model:
-        raise InputError(f"labels by {explainer!r} are scored by an LLM; set score.model (and score.base_url)")
+    _need_model(config, f"labels by {explainer!r} are scored by an LLM")
     methods = LLM_METHODS if config.method == "auto" else (config.method,)
     left: dict[str, Explanation] | None = None
     for method in methods:
@@ -174,70 +199,18 @@ def _pending_for_llm(job: Job, explainer: str, config: ScoreConfig, control: str
     return list((left or {}).values())
 
 
-class _Loader:
-    """Reads the contexts of a block of labels; called in a worker thread."""
-
-    def __init__(
-        self, job: Job, config: ScoreConfig, pending: Sequence[Explanation], told: Sequence[Explanation | None]
-    ) -> None:
-        self._job, self._config, self._pending, self._told = job, config, pending, told
-
-    def __call__(self, places: list[int]) -> list[Labelled]:
-        job, n = self._job, self._config.contexts
-        features = list(dict.fromkeys(self._pending[i].feature for i in places))
-        scales = job.store.feature_evidence(job.dictionary_id, job.harvest_id, features, 0)
-        limits = {"top": n, "sampled": 2 * n, "negative": None}
-        parts: list[Part] = ["report", "select"] if CALIBRATED in self._config.scorers else ["report"]
-        contexts = {
-            part: job.store.contexts_of(job.dictionary_id, job.harvest_id, features, part, limits) for part in parts
-        }
-        return [
-            Labelled(
-                self._pending[i],
-                self._told[i],
-                scales[self._pending[i].feature].max_activation,
-                choose_contexts(contexts["report"][self._pending[i].feature], n),
-                choose_contexts(contexts["select"][self._pending[i].feature], n) if "select" in contexts else None,
-            )
-            for i in places
-        ]
-
-
 def _loader(
     job: Job, explainer: str, config: ScoreConfig, control: str | None, pending: Sequence[Explanation]
-) -> _Loader:
-    told: list[Explanation | None] = list(pending)
-    if control == "empty":
-        told = [None] * len(pending)
-    elif control == "shuffled":
-        donors = _donors(job, explainer, config.seed)
-        told = [donors[e.explanation_id] for e in pending]
-    return _Loader(job, config, pending, told)
-
-
-def _donors(job: Job, explainer: str, seed: int) -> dict[str, Explanation]:
-    """For every label of the dictionary another feature's: the next one in an order drawn with `seed`. A function of
-    the labels alone, whatever features are chosen. InputError where there are fewer than two features."""
-    every = job.store.explanations_to_score(
-        job.dictionary_id, explainer, "", None, "", "", "report", Selection(), control="shuffled"
-    )
-    ordered = sorted(every, key=lambda e: stable_id(seed, e.explanation_id))
-    donors = {}
-    for i, own in enumerate(ordered):
-        others = (ordered[(i + step) % len(ordered)] for step in range(1, len(ordered)))
-        donor = next((o for o in others if o.feature != own.feature and o.model == own.model), None)
-        if donor is None:
-            raise InputError("shuffling labels takes the labels of at least two features")
-        donors[own.explanation_id] = donor
-    return donors
+) -> SimulationLoader:
+    told = stand_ins(job, explainer, config.seed, control, pending)
+    return SimulationLoader(job, config.contexts, CALIBRATED in config.scorers, pending, told)
 
 
 async def _ask_all(
     job: Job, simulator: Simulator, client: LlmClient, item: Labelled, contexts: Sequence[Context]
 ) -> list[Answer]:
     """One request per context, side by side; the client bounds how many are in flight."""
-    label = "" if item.told is None else item.told.text or ""
-    tasks = [asyncio.create_task(_ask(job, simulator, client, label, c, item.max_activation)) for c in contexts]
+    tasks = [asyncio.create_task(_ask(job, simulator, client, item.label, c, item.max_activation)) for c in contexts]
     # Where one of them ends the run the others end by themselves: what is in flight is paid for, and written down.
     done = await asyncio.gather(*tasks, return_exceptions=True)
     for result in done:
@@ -275,29 +248,49 @@ async def _ask(
 
 
 def forecast_score(job: Job, explainer: str, config: ScoreConfig) -> Forecast:
-    """Calls and tokens that `score` would need now, at one call per context and without second tries."""
+    """Calls and tokens that `score` would need now, without second tries: one call per context for a simulation, one
+    for a few contexts for detection and fuzzing. Labels that wait for several scorers count once."""
     _check(explainer, config, None)
-    if by_rule(explainer, config):
-        pending = job.store.explanations_to_score(
+    waiting: set[str] = set()
+    parts = []
+    if simulates(config) and by_rule(explainer, config):
+        found = job.store.explanations_to_score(
             job.dictionary_id, explainer, SIMULATION, RULE, RULE, RULE_SHA256, "report", job.selection,
             seed=config.seed,
         )  # fmt: skip
-        return Forecast(len(pending), 0, 0, 0, 0.0)
-    pending = _pending_for_llm(job, explainer, config, None)
+        waiting.update(e.explanation_id for e in found)
+    elif simulates(config):
+        found = _pending_for_llm(job, explainer, config, None)
+        waiting.update(e.explanation_id for e in found)
+        parts.append(_forecast_simulation(job, explainer, config, found))
+    for scorer in choice_scorers(config):
+        _need_model(config, f"scorer {scorer!r} asks an LLM")
+        found = pending_choices(job, scorer, explainer, config, None)
+        waiting.update(e.explanation_id for e in found)
+        parts.append(forecast_choices(job, scorer, config, found))
+    calls = round(sum(part[0] for part in parts))
+    input_tokens = int(sum(part[1] for part in parts) / CHARACTERS_PER_TOKEN)
+    output_tokens = int(sum(part[2] for part in parts) / CHARACTERS_PER_TOKEN)
+    price = job.llm.prices.get(config.model)
+    usd = None if price is None else cost_usd(price, input_tokens, 0, output_tokens)
+    return Forecast(len(waiting), calls, input_tokens, output_tokens, 0.0 if calls == 0 else usd)
+
+
+def _forecast_simulation(
+    job: Job, explainer: str, config: ScoreConfig, pending: Sequence[Explanation]
+) -> tuple[float, float, float]:
+    """(calls, characters read, characters written) for the pending labels, estimated from a few of them."""
     if not pending:
-        return Forecast(0, 0, 0, 0, 0.0)
+        return 0.0, 0.0, 0.0
     method = "numbers" if config.method == "auto" else config.method
     guess = Capabilities(True, True, method != "numbers", 20, method == "prompt_logprobs", 20, "prompt_logprobs")
     simulator = Simulator.of(method, config, guess, config.seed, job.prompts)
     some = _loader(job, explainer, config, None, pending)(list(range(0, len(pending), max(1, len(pending) // 8))))
     asked = [(item, context) for item in some for context in [*item.report, *(item.select or ())]]
-    calls = round(len(pending) * len(asked) / len(some))
     read = sum(prompt_characters(simulator.request(i.explanation.text or "", c, job.dictionary_id)) for i, c in asked)
-    input_tokens = int(calls * read / max(1, len(asked)) / CHARACTERS_PER_TOKEN)
-    written = 1.0
-    if method != "prompt_logprobs":
-        written = sum(len(c.text) + 6 * len(c.tokens) for _, c in asked) / max(1, len(asked)) / CHARACTERS_PER_TOKEN
-    price = job.llm.prices.get(config.model)
-    output_tokens = int(calls * written)
-    usd = None if price is None else cost_usd(price, input_tokens, 0, output_tokens)
-    return Forecast(len(pending), calls, input_tokens, output_tokens, usd)
+    if method == "prompt_logprobs":
+        written = len(asked) * CHARACTERS_PER_TOKEN
+    else:
+        written = sum(len(c.text) + 6 * len(c.tokens) for _, c in asked)
+    times = len(pending) / len(some)
+    return times * len(asked), times * read, times * written

@@ -28,6 +28,7 @@ from autointerp.records import Context, Explanation, Prediction, Score, stable_i
 SIMULATION = "simulation"
 RANDOM_ONLY = "simulation_random"
 CALIBRATED = "simulation_calibrated"
+SIMULATION_SCORERS = (SIMULATION, RANDOM_ONLY, CALIBRATED)
 Part = Literal["select", "report"]
 
 
@@ -105,7 +106,7 @@ def score_rows(
     return rows
 
 
-def _obstacle(answers: Sequence[Answer]) -> str | None:
+def obstacle(answers: Sequence[Answer]) -> str | None:
     """The status of a score that cannot be taken, or None."""
     if not answers:
         return "no_contexts"
@@ -125,9 +126,9 @@ def _series(answers: Sequence[Answer]) -> tuple[list[list[float]], list[list[flo
 
 def correlation(answers: Sequence[Answer], n_boot: int, seed: int) -> Result:
     """Pooled Pearson correlation with its bootstrap interval."""
-    obstacle = _obstacle(answers)
-    if obstacle is not None:
-        return Result(obstacle)
+    why = obstacle(answers)
+    if why is not None:
+        return Result(why)
     truth, predicted, documents = _series(answers)
     estimate = stats.pooled_correlation(truth, predicted, documents, n_boot, seed)
     if estimate.value is not None:
@@ -138,9 +139,9 @@ def correlation(answers: Sequence[Answer], n_boot: int, seed: int) -> Result:
 
 def calibrated_fit(select: Sequence[Answer], report: Sequence[Answer], n_boot: int, seed: int) -> Result:
     """R squared on `report` of predictions calibrated on `select`."""
-    obstacle = _obstacle(select) or _obstacle(report)
-    if obstacle is not None:
-        return Result(obstacle)
+    why = obstacle(select) or obstacle(report)
+    if why is not None:
+        return Result(why)
     truth, predicted, _ = _series(select)
     slope, intercept = stats.linear_calibration(
         [p for context in predicted for p in context], [t for context in truth for t in context]

@@ -1,0 +1,145 @@
+"""Scores by `detection` and `fuzzing` for many labels: a few contexts per request, the requests of a label side by
+side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autointerp.config import ScoreConfig
+from autointerp.interpret.choices import (
+    ANSWERS,
+    Example,
+    Judge,
+    answer_of,
+    batches,
+    choice_rows,
+    choose_examples,
+    template_of,
+)
+from autointerp.interpret.explain_run import prompt_characters
+from autointerp.interpret.labelled import stand_ins
+from autointerp.interpret.runner import Blocks, Job, Outcome, run_pool
+from autointerp.interpret.scoring import Answer, Identity
+from autointerp.interpret.simulation import ReplyError
+from autointerp.llm.client import LlmClient
+from autointerp.records import Explanation
+from autointerp.store.group_writer import GroupWriter
+
+
+@dataclass(frozen=True)
+class Questioned:
+    """One label and the contexts that it is scored on, in the order in which they are asked about."""
+
+    explanation: Explanation
+    told: Explanation | None
+    """Whose label the judge is told: its own, another's ('shuffled'), none's ('empty')."""
+    examples: list[Example]
+
+    @property
+    def label(self) -> str:
+        return "" if self.told is None else self.told.text or ""
+
+
+def pending_choices(
+    job: Job, scorer: str, explainer: str, config: ScoreConfig, control: str | None
+) -> list[Explanation]:
+    """Labels that this scorer has not scored yet."""
+    return job.store.explanations_to_score(
+        job.dictionary_id, explainer, scorer, ANSWERS, config.model, template_of(scorer, job.prompts).sha256, "report",
+        job.selection, control=control, seed=config.seed,
+    )  # fmt: skip
+
+
+async def score_choices(
+    job: Job, scorer: str, explainer: str, config: ScoreConfig, control: str | None, pending: Sequence[Explanation],
+    writer: GroupWriter, client: LlmClient, outcome: Outcome,
+) -> None:  # fmt: skip
+    """Scores the pending labels by one of CHOICE_SCORERS; `outcome` is added to. Raises what ends a run."""
+    judge = Judge.of(scorer, config, config.seed, job.prompts)
+
+    async def work(item: Questioned) -> None:
+        asked = batches(item.examples, config.examples_per_call)
+        tasks = [asyncio.create_task(_ask(job, judge, client, item.label, batch)) for batch in asked]
+        # Where one of them ends the run the others end by themselves: what is in flight is paid for, and written down.
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+        identity = Identity(
+            item.explanation, job.harvest_id, ANSWERS, control, config.model, judge.template.sha256, config.seed
+        )
+        rows = choice_rows(identity, scorer, [answer for task in tasks for answer in task.result()])
+        await asyncio.gather(*(writer.score(row) for row in rows))
+        outcome.statuses[rows[-1].status] += 1
+        job.report(outcome.done, outcome.pending)
+
+    calls = -(-4 * config.contexts // config.examples_per_call)
+    workers = 2 + 2 * job.llm.max_connections // max(1, calls)
+    load = ChoiceLoader(job, scorer, config, pending, stand_ins(job, explainer, config.seed, control, pending))
+    await run_pool(Blocks(range(len(pending)), load, size=16), min(workers, len(pending)), work, client.stop)
+
+
+class ChoiceLoader:
+    """Reads the contexts of a block of labels and draws the questions; called in a worker thread."""
+
+    def __init__(
+        self,
+        job: Job,
+        scorer: str,
+        config: ScoreConfig,
+        pending: Sequence[Explanation],
+        told: Sequence[Explanation | None],
+    ) -> None:
+        self._job, self._scorer, self._config, self._pending, self._told = job, scorer, config, pending, told
+
+    def __call__(self, places: list[int]) -> list[Questioned]:
+        job, n, seed = self._job, self._config.contexts, self._config.seed
+        features = list(dict.fromkeys(self._pending[i].feature for i in places))
+        limits = {"top": 2 * n, "sampled": None, "negative": None}
+        contexts = job.store.contexts_of(job.dictionary_id, job.harvest_id, features, "report", limits)
+        examples = {f: choose_examples(self._scorer, contexts[f], n, seed, job.dictionary_id) for f in features}
+        return [Questioned(self._pending[i], self._told[i], examples[self._pending[i].feature]) for i in places]
+
+
+async def _ask(job: Job, judge: Judge, client: LlmClient, label: str, examples: Sequence[Example]) -> list[Answer]:
+    """One request and, after an unusable reply, a second one. A prompt that is too long is parted into two."""
+    request = judge.request(label, examples, job.dictionary_id)
+    reply = await client.ask(request)
+    if reply.status == "ctx_too_long" and len(examples) > 1:
+        half = len(examples) // 2
+        return [
+            *await _ask(job, judge, client, label, examples[:half]),
+            *await _ask(job, judge, client, label, examples[half:]),
+        ]
+    for again in (True, False):
+        if not reply.ok:
+            status = "gave_up" if reply.status in ("gave_up", "bad_reply") else reply.status
+            return [answer_of(e, None, status, reply.error) for e in examples]
+        try:
+            said = judge.read(reply, examples)
+            return [answer_of(e, s, "ok") for e, s in zip(examples, said, strict=True)]
+        except ReplyError as problem:
+            if not again:
+                return [answer_of(e, None, problem.status, str(problem)) for e in examples]
+            second = judge.again(request, reply.text, str(problem), examples, job.dictionary_id)
+            reply = await client.ask(second)
+    raise AssertionError("the second reading returns")
+
+
+def forecast_choices(
+    job: Job, scorer: str, config: ScoreConfig, pending: Sequence[Explanation]
+) -> tuple[float, float, float]:
+    """(calls, characters read, characters written) for the pending labels, estimated from a few of them."""
+    if not pending:
+        return 0.0, 0.0, 0.0
+    judge = Judge.of(scorer, config, config.seed, job.prompts)
+    load = ChoiceLoader(job, scorer, config, pending, pending)
+    some = load(list(range(0, len(pending), max(1, len(pending) // 8))))
+    asked = [(item, batch) for item in some for batch in batches(item.examples, config.examples_per_call)]
+    read = sum(
+        prompt_characters(judge.request(item.explanation.text or "", batch, job.dictionary_id)) for item, batch in asked
+    )
+    written = sum(3 * len(batch) for _, batch in asked)  # "[1, 0, 1]"
+    times = len(pending) / len(some)
+    return times * len(asked), times * read, times * written

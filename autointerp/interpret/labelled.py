@@ -1,0 +1,95 @@
+"""Labels that wait for a score, with what they are scored on and, for a control, with whose label stands in for theirs.
+
+The stand-ins are a function of the labels alone, whatever features are chosen and whatever scorer asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autointerp.errors import InputError
+from autointerp.interpret.runner import Job
+from autointerp.interpret.scoring import Part
+from autointerp.interpret.simulation import choose_contexts
+from autointerp.records import Context, Explanation, stable_id
+from autointerp.store import Selection
+
+CONTROLS = ("shuffled", "empty")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One label and the held-out contexts it is scored on."""
+
+    explanation: Explanation
+    told: Explanation | None
+    """Whose label or rule the predictions are made from: its own, another's ('shuffled'), none's ('empty')."""
+    max_activation: float
+    report: list[Context]
+    select: list[Context] | None
+    """Only where a calibration is asked for."""
+
+    @property
+    def label(self) -> str:
+        """What a scorer is told of the feature; '' for the empty label."""
+        return "" if self.told is None else self.told.text or ""
+
+
+class SimulationLoader:
+    """Reads the contexts of a block of labels; called in a worker thread."""
+
+    def __init__(
+        self, job: Job, n: int, calibrated: bool, pending: Sequence[Explanation], told: Sequence[Explanation | None]
+    ) -> None:
+        self._job, self._n, self._pending, self._told = job, n, pending, told
+        self._parts: list[Part] = ["report", "select"] if calibrated else ["report"]
+
+    def __call__(self, places: list[int]) -> list[Labelled]:
+        job, n = self._job, self._n
+        features = list(dict.fromkeys(self._pending[i].feature for i in places))
+        scales = job.store.feature_evidence(job.dictionary_id, job.harvest_id, features, 0)
+        limits = {"top": n, "sampled": 2 * n, "negative": None}
+        contexts = {
+            part: job.store.contexts_of(job.dictionary_id, job.harvest_id, features, part, limits)
+            for part in self._parts
+        }
+        return [
+            Labelled(
+                self._pending[i],
+                self._told[i],
+                scales[self._pending[i].feature].max_activation,
+                choose_contexts(contexts["report"][self._pending[i].feature], n),
+                choose_contexts(contexts["select"][self._pending[i].feature], n) if "select" in contexts else None,
+            )
+            for i in places
+        ]
+
+
+def stand_ins(
+    job: Job, explainer: str, seed: int, control: str | None, pending: Sequence[Explanation]
+) -> list[Explanation | None]:
+    """For every pending label the one that is told in its place: itself where there is no control."""
+    if control == "empty":
+        return [None] * len(pending)
+    if control == "shuffled":
+        donors = _donors(job, explainer, seed)
+        return [donors[e.explanation_id] for e in pending]
+    return list(pending)
+
+
+def _donors(job: Job, explainer: str, seed: int) -> dict[str, Explanation]:
+    """For every label of the dictionary another feature's: the next one in an order drawn with `seed`. A function of
+    the labels alone, whatever features are chosen. InputError where there are fewer than two features."""
+    every = job.store.explanations_to_score(
+        job.dictionary_id, explainer, "", None, "", "", "report", Selection(), control="shuffled"
+    )
+    ordered = sorted(every, key=lambda e: stable_id(seed, e.explanation_id))
+    donors = {}
+    for i, own in enumerate(ordered):
+        others = (ordered[(i + step) % len(ordered)] for step in range(1, len(ordered)))
+        donor = next((o for o in others if o.feature != own.feature and o.model == own.model), None)
+        if donor is None:
+            raise InputError("shuffling labels takes the labels of at least two features")
+        donors[own.explanation_id] = donor
+    return donors
