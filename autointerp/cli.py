@@ -245,10 +245,18 @@ def verify(
     store: StorePath = None,
     dictionary: DictionaryName = None,
     sample: Annotated[int, typer.Option("--sample", min=1, help="Contexts to recompute.")] = 200,
+    leakage_only: Annotated[
+        bool, typer.Option("--leakage-only", help="Only look for leakage between the splits; needs no model.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The leakage report as JSON instead of text.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Recompute stored activations from the model; check splits and the row ledger. Exit code 1 on a difference."""
-    pipeline.verify(_config(config, store), dictionary, sample, Terminal(verbose))
+    """Recompute stored activations from the model; check splits, leakage, row ledger. Exit code 1 on a difference."""
+    terminal = Terminal(verbose)
+    if leakage_only:
+        pipeline.verify_leakage(_store_path(config, store), dictionary, terminal, as_json)
+        return
+    pipeline.verify(_config(config, store), dictionary, sample, terminal, as_json)
 
 
 @app.command()

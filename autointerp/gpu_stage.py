@@ -359,9 +359,10 @@ def _megabytes(n: int) -> str:
 # --- verifying -------------------------------------------------------------------------------------------------------
 
 
-def verify(session: Session, store: Store, sae: SaeConfig, sample: int) -> None:
+def verify(session: Session, store: Store, sae: SaeConfig, sample: int, leaks: Sequence[str] = ()) -> None:
     """Check the store against model and SAE. MismatchError (exit 8) where they do not belong together; AutointerpError
-    (exit 1) where a recomputed activation differs beyond the tolerance, or a law of the store does not hold."""
+    (exit 1) where a recomputed activation differs beyond the tolerance, or a law of the store does not hold. `leaks`:
+    what the leakage check found broken, reported with the rest."""
     terminal, row = session.terminal, store.dictionary(sae.dictionary)
     folder = session.sae_folder(sae)
     sha256 = sae_sha256(folder, sae.format)
@@ -378,7 +379,7 @@ def verify(session: Session, store: Store, sae: SaeConfig, sample: int) -> None:
         if held != now:
             raise MismatchError(f"the store's dictionary {row.name!r} has {what} {held}, the model at hand {now}")
     weights, _ = loaded_sae(session, sae)
-    broken = store.check()
+    broken = [*store.check(), *leaks]
     excluded = TokenText(loaded.tokenizer).excluded_ids(session.config.corpus.exclude_tokens)
     contexts = stored_contexts(store, row.dictionary_id, sample)
     if not contexts:

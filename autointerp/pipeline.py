@@ -6,9 +6,10 @@ only when a stage needs it, so explaining, scoring and querying run where it is 
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from autointerp import __version__, llm_stage
 from autointerp.config import Config, SaeConfig, as_dict
 from autointerp.errors import AutointerpError, InputError, PartialFailure, nearest
+from autointerp.store.leakage import LeakageReport, check_leakage
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
@@ -247,13 +249,41 @@ def _forecast_run(
             llm_stage.score(config, store, row, selection, "dry-run", terminal, True)
 
 
-def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal) -> None:
-    """Recompute stored activations, and check splits and the row ledger (opening the store checks the latter)."""
+def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal, as_json: bool = False) -> None:
+    """Look for leakage, recompute stored activations, and check splits and the row ledger (opening the store checks
+    the latter). `as_json`: the leakage reports as JSON are all that is printed as a result."""
     gpu = _gpu_stage()
     with Store.open(Path(config.store.path), read_only=True) as store:
-        session = gpu.Session(config, terminal)
-        for sae in chosen_saes(config, dictionary):
-            gpu.verify(session, store, sae, sample)
+        saes = chosen_saes(config, dictionary)
+        reports = [check_leakage(store, store.dictionary(sae.dictionary)) for sae in saes]
+        _print_leakage(reports, terminal, as_json)
+        session = gpu.Session(config, terminal.without_results(as_json))
+        for sae, report in zip(saes, reports, strict=True):
+            gpu.verify(session, store, sae, sample, report.broken())
+
+
+def verify_leakage(path: Path, dictionary: str | None, terminal: Terminal, as_json: bool = False) -> None:
+    """Look for leakage in one dictionary of the store at `path`, or in all; needs neither model nor SAE.
+
+    Raises InputError where there is nothing to check; AutointerpError (exit 1) where explain and held-out text, or
+    selection and reporting, are not apart.
+    """
+    with Store.open(path, read_only=True) as store:
+        rows = [store.dictionary(dictionary)] if dictionary else store.dictionaries() or [store.dictionary()]
+        reports = [check_leakage(store, row) for row in rows]
+    _print_leakage(reports, terminal, as_json)
+    broken = [f"{report.dictionary}: {line}" for report in reports for line in report.broken()]
+    if broken:
+        raise AutointerpError(f"{path}: {'; '.join(broken)}")
+
+
+def _print_leakage(reports: Sequence[LeakageReport], terminal: Terminal, as_json: bool) -> None:
+    if as_json:
+        terminal.result(json.dumps([report.as_dict() for report in reports], indent=1))
+        return
+    for report in reports:
+        for line in report.lines():
+            terminal.result(line)
 
 
 def _complain(failed: int) -> None:

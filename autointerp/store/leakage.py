@@ -1,0 +1,320 @@
+"""What of the text that scores are made on was already seen by the explainers (laws 3 and 9), for one dictionary.
+
+Over all stored contexts of the dictionary's current harvest. That no document and no snippet's text stands in two
+splits, and that every score was made on the part it names, are laws: LeakageReport.broken lists what does not hold.
+Near-duplicates are a property of the corpus, which a split by document cannot rule out (licence headers, generated
+code, quoted mail): they are counted, and the features whose scores they may lift are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.errors import InputError
+from autointerp.records import SPLITS, Split
+from autointerp.store.faults import translated
+from autointerp.store.near_duplicates import Ints, ShingleIndex, indexed, near_pairs, runs, shingles_of, spans
+from autointerp.store.reads import StoreReads
+from autointerp.store.rows import DictionaryRow
+
+NGRAM = 8
+"""Tokens of a shingle."""
+THRESHOLD = 0.5
+"""Overlap (Jaccard, 0..1) above which two contexts are near-duplicates."""
+SHOWN = 5
+"""Example pairs of a part in the report, and features in the printed text."""
+_BLOCK_TOKENS = 2**21
+"""Tokens of snippets held in memory at a time, on each of the two sides."""
+_EXPANDED = 2**21
+
+# Special tokens in front of a document are no text of it: `low` leaves them out. Tokens are told apart by two hashes of
+# 64 bits, texts by one.
+_CONTEXTS = """
+    CREATE TEMP TABLE leakage_contexts AS
+    SELECT c.context_id, c.feature, c.split, c.window_id, c."offset" + c.length AS high,
+        least(greatest(c."offset", w.n_prefix), high) AS low, hash(w.token_ids[low + 1 : high]) AS ids_hash,
+        hash(array_to_string(w.tokens[c."offset" + 1 : high], '')) AS text
+    FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id)
+    WHERE c.dictionary_id = ? AND c.harvest_id = ?
+"""
+# Contexts of equal tokens are one snippet. Numbered from 0 in each split, in the order of their windows.
+_SNIPPETS = """
+    CREATE TEMP TABLE leakage_snippets AS
+    SELECT *, row_number() OVER (PARTITION BY split ORDER BY place.window_id, place.low, context_id) - 1 AS snippet
+    FROM (
+        SELECT split, ids_hash, text, min(context_id) AS context_id,
+            arg_min({'window_id': window_id, 'low': low, 'high': high}, context_id) AS place
+        FROM leakage_contexts
+        GROUP BY split, ids_hash, text
+    )
+"""
+# A window's split counts beside that of its contexts: where they differ, the document stands on both sides.
+_DOCUMENTS = """
+    SELECT count(*) FILTER (len(splits) > 1), count(*) FILTER (list_has_all(splits, ['select', 'report']))
+    FROM (
+        SELECT list_distinct(flatten(list([c.split, w.split]))) AS splits
+        FROM (SELECT DISTINCT window_id, split FROM leakage_contexts) AS c JOIN evidence.windows AS w USING (window_id)
+        GROUP BY w.corpus_id, w.document
+    )
+"""
+_TEXTS = """
+    SELECT count(*) FILTER (len(splits) > 1), count(*) FILTER (list_has_all(splits, ['select', 'report']))
+    FROM (SELECT list(DISTINCT split) AS splits FROM leakage_contexts GROUP BY text)
+"""
+_PREDICTIONS = """
+    SELECT count(*) FROM predictions AS p JOIN scores AS s USING (score_id)
+    JOIN evidence.context_rows AS c USING (context_id)
+    WHERE s.dictionary_id = ? AND c.split <> s.part
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NearPair:
+    context_id: int
+    """Of the part looked at."""
+    explain_context_id: int
+    overlap: float
+    """Jaccard, 0..1."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureNear:
+    feature: int
+    n_contexts: int
+    n_near: int
+    """Contexts with a near-duplicate among the explain contexts of this very feature: those that may lift its score."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartNear:
+    """Near-duplicates between the contexts of one held-out part and the explain contexts."""
+
+    part: Literal["select", "report"]
+    n_contexts: int
+    n_near: int
+    """Contexts with a near-duplicate among all explain contexts."""
+    n_near_own: int
+    """Contexts with a near-duplicate among the explain contexts of their own feature."""
+    share: float | None
+    """n_near / n_contexts; None without contexts."""
+    share_own: float | None
+    n_features: int
+    examples: list[NearPair]
+    """The SHOWN largest overlaps, one for every snippet."""
+    features: list[FeatureNear]
+    """Every feature with n_near above 0, the largest share first."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeakageReport:
+    dictionary: str
+    harvest_id: int
+    ngram: int
+    threshold: float
+    n_contexts: dict[Split, int]
+    n_shared_documents: int
+    """Documents whose contexts stand in more than one split."""
+    n_shared_texts: int
+    """Texts of contexts, of whatever features, that stand in more than one split."""
+    n_documents_in_both_parts: int
+    """Of the shared documents, those in both select and report."""
+    n_texts_in_both_parts: int
+    n_misplaced_predictions: int
+    """Predictions, of scores for one part, that were made on a context of another split."""
+    near: list[PartNear]
+    """Of select, then of report."""
+
+    def broken(self) -> list[str]:
+        """What does not hold, one line each; empty where no law is broken."""
+        counts = {
+            "documents with contexts in more than one split": self.n_shared_documents,
+            "snippets whose text stands in more than one split": self.n_shared_texts,
+            "documents that stand in both select and report": self.n_documents_in_both_parts,
+            "snippets whose text stands in both select and report": self.n_texts_in_both_parts,
+            "predictions made on another split than their score's part": self.n_misplaced_predictions,
+        }
+        return [f"{n:,} {what}" for what, n in counts.items() if n]
+
+    def lines(self) -> list[str]:
+        """The report as a person reads it."""
+        splits = ", ".join(f"{n:,} {split}" for split, n in self.n_contexts.items())
+        found = [
+            f"leakage over {sum(self.n_contexts.values()):,} contexts ({splits}): {self.n_shared_documents:,} "
+            f"documents and {self.n_shared_texts:,} snippets in more than one split",
+            f"select and report: {self.n_documents_in_both_parts:,} documents and {self.n_texts_in_both_parts:,} "
+            f"snippets in both, {self.n_misplaced_predictions:,} predictions on the wrong split",
+        ]
+        for near in self.near:
+            found.append(
+                f"near-duplicates ({self.ngram}-token shingles, Jaccard overlap above {self.threshold:g}): "
+                f"{near.n_near:,} of {near.n_contexts:,} {near.part} contexts ({_percent(near.share)}) resemble an "
+                f"explain context; {near.n_near_own:,} ({_percent(near.share_own)}) one of their own feature, in "
+                f"{len(near.features):,} of {near.n_features:,} features"
+            )
+            found += [
+                f"  {near.part} context {pair.context_id} and explain context {pair.explain_context_id} overlap by "
+                f"{pair.overlap:.2f}"
+                for pair in near.examples
+            ]
+            if near.features:
+                worst = ", ".join(f"{f.feature} ({f.n_near} of {f.n_contexts})" for f in near.features[:SHOWN])
+                found.append(f"  features with the most of their own {near.part} contexts: {worst}")
+        return [f"{self.dictionary}: {line}" for line in found]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON; `broken` among them."""
+        return {**asdict(self), "broken": self.broken()}
+
+
+def check_leakage(
+    store: StoreReads, row: DictionaryRow, ngram: int = NGRAM, threshold: float = THRESHOLD
+) -> LeakageReport:
+    """The leakage report of one dictionary. `ngram`: tokens of a shingle; `threshold`: overlap, 0 <= threshold < 1.
+
+    Memory grows with the contexts kept (some 50 bytes each) and is else bounded. Raises InputError where the
+    dictionary has no stored contexts, or for values out of range.
+    """
+    if ngram < 1:
+        raise InputError(f"a shingle needs at least one token, not {ngram}")
+    if not 0 <= threshold < 1:
+        raise InputError(f"the overlap's threshold must be at least 0 and below 1, not {threshold:g}")
+    harvest_id = store.current_harvest(row.dictionary_id)
+    with translated(store.path):
+        cursor = store.con.cursor()  # temporary tables are a cursor's own, and end with it
+        try:
+            cursor.execute(_CONTEXTS, [row.dictionary_id, harvest_id])
+            cursor.execute(_SNIPPETS)
+            held = dict(cursor.execute("SELECT split, count(*) FROM leakage_contexts GROUP BY split").fetchall())
+            if not held or harvest_id is None:
+                raise InputError(f"{row.name} has no stored contexts to check; run `autointerp harvest` first")
+            documents, texts = _two(cursor.execute(_DOCUMENTS)), _two(cursor.execute(_TEXTS))
+            misplaced = cursor.execute(_PREDICTIONS, [row.dictionary_id]).fetchone()
+            near = _near_duplicates(cursor, ngram, threshold)
+        finally:
+            cursor.close()
+    return LeakageReport(
+        row.name, harvest_id, ngram, threshold, {split: held.get(split, 0) for split in SPLITS}, documents[0], texts[0],
+        documents[1], texts[1], misplaced[0] if misplaced else 0, near,
+    )  # fmt: skip
+
+
+def _two(answer: duckdb.DuckDBPyConnection) -> tuple[int, int]:
+    return answer.fetchall()[0]
+
+
+class _Side:
+    """The contexts and snippets of one split, contexts in the order of their snippets."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, split: Split) -> None:
+        self.split, self._cursor = split, cursor
+        contexts = cursor.execute(
+            """SELECT s.snippet, c.feature::BIGINT AS feature FROM leakage_contexts AS c
+               JOIN leakage_snippets AS s USING (split, ids_hash, text) WHERE split = ? ORDER BY ALL""",
+            [split],
+        ).fetchnumpy()
+        self.features = np.asarray(contexts["feature"], dtype=np.int64)
+        self.snippets = np.asarray(contexts["snippet"], dtype=np.int64)
+        found = cursor.execute(
+            """SELECT context_id, (place.high - place.low)::BIGINT AS length FROM leakage_snippets
+               WHERE split = ? ORDER BY snippet""",
+            [split],
+        ).fetchnumpy()
+        self.context_ids = np.asarray(found["context_id"], dtype=np.int64)
+        self.lengths = np.asarray(found["length"], dtype=np.int64)
+        self.first = np.searchsorted(self.snippets, np.arange(len(self.lengths) + 1))
+
+    def blocks(self) -> Iterator[tuple[int, Ints, Ints]]:
+        """(number of the first snippet, tokens, lengths) of all snippets, a bounded number of tokens at a time."""
+        for low, high in runs(np.arange(len(self.lengths)), self.lengths, _BLOCK_TOKENS):
+            found = self._cursor.execute(
+                """SELECT w.token_ids[s.place.low + 1 : s.place.high] AS ids
+                   FROM leakage_snippets AS s JOIN evidence.windows AS w ON w.window_id = s.place.window_id
+                   WHERE s.split = ? AND s.snippet >= ? AND s.snippet < ? ORDER BY s.snippet""",
+                [self.split, low, high],
+            ).fetchnumpy()
+            yield low, np.concatenate([np.asarray(ids, dtype=np.int64) for ids in found["ids"]]), self.lengths[low:high]
+
+
+class _Part:
+    """What was found so far for one held-out part."""
+
+    def __init__(self, side: _Side) -> None:
+        self.side = side
+        self.best = np.zeros(len(side.lengths))
+        self.partner = np.zeros(len(side.lengths), dtype=np.int64)
+        self.is_own = np.zeros(len(side.features), dtype=bool)
+
+    def take(self, snippets: Ints, explain: Ints, overlap: NDArray[np.float64], own: _OwnContexts) -> None:
+        order = np.lexsort((explain, -overlap, snippets))
+        found, first = np.unique(snippets[order], return_index=True)
+        places = order[first]
+        is_better = overlap[places] > self.best[found]
+        self.best[found[is_better]] = overlap[places[is_better]]
+        self.partner[found[is_better]] = explain[places[is_better]]
+        # From a pair of snippets to the contexts, of several features each, that show the first of them.
+        n_contexts = np.diff(self.side.first)[snippets]
+        for low, high in runs(np.arange(len(snippets)), n_contexts, _EXPANDED):
+            counts = n_contexts[low:high]
+            contexts = spans(self.side.first[snippets[low:high]], counts)
+            is_own = own.have(self.side.features[contexts], np.repeat(explain[low:high], counts))
+            self.is_own[contexts[is_own]] = True
+
+    def result(self, part: Literal["select", "report"], explain: _Side) -> PartNear:
+        side, n = self.side, len(self.side.features)
+        n_near, n_own = int((self.best > 0)[side.snippets].sum()), int(self.is_own.sum())
+        near = np.flatnonzero(self.best)
+        shown = near[np.lexsort((side.context_ids[near], -self.best[near]))][:SHOWN]
+        examples = [
+            NearPair(int(side.context_ids[s]), int(explain.context_ids[self.partner[s]]), float(self.best[s]))
+            for s in shown
+        ]
+        features, counts = np.unique(side.features, return_counts=True)
+        own = np.bincount(np.searchsorted(features, side.features[self.is_own]), minlength=len(features))
+        order = [i for i in np.lexsort((features, -own, -own / counts)) if own[i]]
+        touched = [FeatureNear(int(features[i]), int(counts[i]), int(own[i])) for i in order]
+        share, share_own = (n_near / n, n_own / n) if n else (None, None)
+        return PartNear(part, n, n_near, n_own, share, share_own, len(features), examples, touched)
+
+
+class _OwnContexts:
+    """Which features have which explain snippets."""
+
+    def __init__(self, explain: _Side) -> None:
+        self._n = max(1, len(explain.lengths))
+        self._keys = np.unique(explain.features * self._n + explain.snippets)
+
+    def have(self, features: Ints, snippets: Ints) -> NDArray[np.bool_]:
+        keys = features * self._n + snippets
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return self._keys[places] == keys
+
+
+def _near_duplicates(cursor: duckdb.DuckDBPyConnection, ngram: int, threshold: float) -> list[PartNear]:
+    explain = _Side(cursor, "explain")
+    own = _OwnContexts(explain)
+    parts: dict[Literal["select", "report"], _Part] = {
+        "select": _Part(_Side(cursor, "select")),
+        "report": _Part(_Side(cursor, "report")),
+    }
+    for before, tokens, lengths in explain.blocks():
+        index = indexed(shingles_of(tokens, lengths, ngram))
+        for part in parts.values():
+            _compare(part, index, before, own, ngram, threshold)
+    return [part.result(name, explain) for name, part in parts.items()]
+
+
+def _compare(part: _Part, index: ShingleIndex, before: int, own: _OwnContexts, ngram: int, threshold: float) -> None:
+    """One held-out part against one block of explain snippets, the first of which has the number `before`."""
+    for first, tokens, lengths in part.side.blocks():
+        for snippets, explain, overlap in near_pairs(shingles_of(tokens, lengths, ngram), index, threshold):
+            part.take(snippets + first, explain + before, overlap, own)
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{100 * share:.3g} %"
