@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,16 @@ class Session:
             )
         return self._loaded
 
-    def units(self, corpus: CorpusConfig | None = None, report: CorpusReport | None = None) -> Iterator[WorkUnit]:
-        """The work units of the configured corpus, or of another."""
+    def units(
+        self,
+        corpus: CorpusConfig | None = None,
+        report: CorpusReport | None = None,
+        wanted: Callable[[int], bool] = lambda index: True,
+    ) -> Iterator[WorkUnit]:
+        """The `wanted` work units of the configured corpus, or of another."""
         corpus, report, tokenizer = corpus or self.config.corpus, report or CorpusReport(), self.model().tokenizer
         documents = read_documents(corpus, report, chat_renderer(tokenizer))
-        return work_units(documents, tokenizer, corpus, wanted=lambda index: True, report=report)
+        return work_units(documents, tokenizer, corpus, wanted=wanted, report=report)
 
     def describe_model(self) -> str:
         loaded = self.model()

@@ -14,10 +14,9 @@ import torch
 
 from autointerp.config import Config, SaeConfig
 from autointerp.corpus.report import CorpusReport
-from autointerp.corpus.sources import corpus_fingerprint, read_documents
+from autointerp.corpus.sources import corpus_fingerprint
 from autointerp.corpus.splits import require_all_splits
 from autointerp.corpus.token_text import TokenText
-from autointerp.corpus.windows import chat_renderer, work_units
 from autointerp.errors import AutointerpError, InputError, MismatchError
 from autointerp.evidence import harvest as evidence
 from autointerp.evidence import memory
@@ -276,8 +275,7 @@ def _harvest_units(
     report = CorpusReport()
 
     def units(wanted: Callable[[int], bool]) -> Iterator[WorkUnit]:
-        documents = read_documents(config.corpus, report, chat_renderer(loaded.tokenizer))
-        return work_units(documents, loaded.tokenizer, config.corpus, wanted=wanted, report=report)
+        return session.units(report=report, wanted=wanted)
 
     seen = 0
     with terminal.progress(f"{sae.dictionary}: harvesting", config.corpus.max_tokens, "tokens") as update:

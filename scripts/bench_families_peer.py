@@ -105,8 +105,8 @@ def main():
     torch.manual_seed(0)
     folder = f"{args.workload}/synthetic"
     vectors = np.load(f"{folder}/train.npy", mmap_mode="r")
-    library = {"dictionary_learning": dictionary_learning, "saelens": saelens}[args.library]
-    spent, rows, encode, decode = library(args, vectors)
+    train = {"dictionary_learning": dictionary_learning, "saelens": saelens}[args.library]
+    spent, rows, encode, decode = train(args, vectors)
     x = torch.from_numpy(np.load(f"{folder}/eval.npy"))
     true = torch.from_numpy(np.load(f"{folder}/dict.npy"))
     residual, active, fired = 0.0, 0, torch.zeros(D_SAE, dtype=torch.bool)
