@@ -225,6 +225,59 @@ class HarvestConfig:
             _check(getattr(self, name) >= 1, f"harvest.{name} must be 1 or more, not {getattr(self, name)}")
 
 
+METHODS = (
+    "shape", "words", "neighbours", "output_statistic", "mutual_information", "pruning", "token_change",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceConfig:
+    """[evidence]: what is found out about features beyond the harvest (see the table method_runs)."""
+
+    methods: tuple[str, ...] = ("shape", "words", "neighbours", "output_statistic", "mutual_information")
+    """Run for the whole dictionary after the harvest. pruning and token_change run the model for every feature: name
+    them here, or run `autointerp measure` for chosen features."""
+    relation_tokens: int = 65_536
+    """neighbours: tokens of the explain split over which co-activation and correlation are taken."""
+    related: int = 10
+    """neighbours: features kept for each relation."""
+    mi_words: int = 5000
+    """mutual_information: the corpus's commonest words that make up the vocabulary."""
+    mi_mode: Literal["pmi", "paper"] = "pmi"
+    """mutual_information: pmi ranks by p(w|c) (log p(c|w) - log p(c)); paper by the published p(w|c) log p(c|w)."""
+    words: int = 20
+    """mutual_information, words: words kept for each feature."""
+    pruned_contexts: int = 5
+    """pruning: top contexts per feature."""
+    prune_mode: Literal["delete", "mask"] = "delete"
+    """pruning: text before the kept part is left out, or masked in place (for models with absolute positions)."""
+    prune_keep: float = 0.5
+    """pruning: share of the peak's activation that must remain."""
+    prune_longest: int = 32
+    """pruning: longest left context tried, tokens, the peak included."""
+    substitutes: int = 3
+    """pruning: the model's own likeliest substitutes tried for each important token; 0: none."""
+    change_prompts: int = 16
+    """token_change: windows of the explain split on which the feature is clamped."""
+    change_tokens: int = 32
+    """token_change: tokens of each."""
+    change_kl: float = 0.5
+    """token_change: how far the clamping moves the next-token distribution, nats per token."""
+    change_random: int = 16
+    """token_change: random features that the change is compared with."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in METHODS]
+        _check(not unknown, f"evidence.methods: no method {unknown[:1]}; there are {', '.join(METHODS)}")
+        _check(0 < self.prune_keep <= 1, f"evidence.prune_keep must lie in 0..1, not {self.prune_keep}")
+        _check(self.change_kl > 0, f"evidence.change_kl must be positive, not {self.change_kl}")
+        for name in ("relation_tokens", "related", "mi_words", "words", "pruned_contexts", "prune_longest",
+                     "change_prompts", "change_tokens"):  # fmt: skip
+            _check(getattr(self, name) >= 1, f"evidence.{name} must be 1 or more, not {getattr(self, name)}")
+        _check(self.change_random >= 2, f"evidence.change_random must be 2 or more, not {self.change_random}")
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
     """How to reach one OpenAI-compatible endpoint; part of [explain] and [score]."""
@@ -258,11 +311,35 @@ class EndpointConfig:
 class ExplainConfig(EndpointConfig):
     """[explain]: how labels are made."""
 
-    explainer: str = "patterns"
-    """patterns (no LLM), contexts (top contexts), combined (contexts and promoted tokens)."""
+    explainer: str = "auto"
+    """Without an LLM: patterns, token_lookup. From one kind of evidence: contexts, pruned, vocab_projection,
+    mutual_information, token_change, contrastive (contexts and hard negatives). From all of it in one prompt:
+    combined. From other labels: concat (what it responds to and what it leads to, asked apart), best_of_n, revise.
+    auto: combined where a model is named, else patterns."""
     contexts: int = 10
     """Contexts shown to the explainer."""
+    negatives: int = 5
+    """Silent contexts shown to `contrastive`."""
+    base: str = "combined"
+    """Explainer whose labels best_of_n chooses from and revise starts from."""
+    samples: int = 3
+    """Labels that best_of_n chooses from."""
+    validator: Literal["detection", "fuzzing", "simulation"] = "detection"
+    """Scorer that best_of_n and revise ask on the select part."""
+    mistakes: int = 8
+    """Wrongly judged contexts shown to `revise`."""
+    shape_labels: bool = True
+    """Features whose shape alone explains them (see feature_shapes) get that label, without an LLM."""
+    reply: Literal["auto", "json", "text"] = "auto"
+    """json asks for a JSON schema; auto does where the endpoint is found to support it."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        EndpointConfig.__post_init__(self)
+        if self.explainer == "auto":
+            object.__setattr__(self, "explainer", "combined" if self.model else "patterns")
+        _check(self.samples >= 1, f"explain.samples must be 1 or more, not {self.samples}")
+        _check(self.contexts >= 1, f"explain.contexts must be 1 or more, not {self.contexts}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +347,9 @@ class ScoreConfig(EndpointConfig):
     """[score]: how labels are checked."""
 
     scorers: tuple[str, ...] = ("simulation",)
-    """simulation (and simulation_calibrated with it), detection, fuzzing. The view `labels` shows the first."""
+    """simulation (and simulation_calibrated with it), detection, fuzzing, embedding, intruder (of the feature, without
+    label), and those that need the model too: surprisal, generation, output, intervention. The view `labels` shows the
+    first."""
     method: Literal["auto", "prompt_logprobs", "generated_logprobs", "numbers"] = "auto"
     """Of the simulation. auto: what the endpoint is found to support, best first. Recorded with every score."""
     contexts: int = 10
@@ -278,12 +357,37 @@ class ScoreConfig(EndpointConfig):
     and 2 N negative ones."""
     examples_per_call: int = 5
     """Contexts that one request of detection or fuzzing asks about, at most."""
+    stop_width: float | None = None
+    """detection, fuzzing: a label is not asked about further once its interval is narrower than this."""
+    stop_threshold: float | None = None
+    """detection, fuzzing: nor once its score is clearly on one side of this."""
+    intruder_shown: int = 5
+    """Contexts in one question of intruder, the intruder included."""
+    sentences: int = 5
+    """generation: sentences asked for that should activate the feature, and as many that should not."""
+    distractors: int = 4
+    """output: other features' labels among which the judge is to find the right one."""
+    steering_kl: float = 0.5
+    """output, intervention: how far steering moves the model's next-token distribution, nats per token."""
+    steered_tokens: int = 25
+    """output, intervention: tokens generated after each prompt."""
+    embedding_model: str = ""
+    """embedding: model at base_url's /embeddings, or "local:FOLDER" of a sentence-transformers model (read by
+    `measure`)."""
+    language_model: str = ""
+    """surprisal, intervention: model (hub id or folder) that reads the label and the text; default: [model]."""
     bootstrap: int = 1000
     """Resamples of documents behind a simulation's interval."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         EndpointConfig.__post_init__(self)
+        _check(self.intruder_shown >= 3, f"score.intruder_shown must be 3 or more, not {self.intruder_shown}")
+        _check(self.distractors >= 1, f"score.distractors must be 1 or more, not {self.distractors}")
+        _check(self.steering_kl > 0, f"score.steering_kl must be positive, not {self.steering_kl}")
+        for name in ("stop_width", "stop_threshold"):
+            value = getattr(self, name)
+            _check(value is None or 0 < value < 1, f"score.{name} must lie in 0..1, not {value}")
         _check(self.examples_per_call >= 1, f"score.examples_per_call must be 1 or more, not {self.examples_per_call}")
 
 
@@ -345,6 +449,7 @@ class Config:
     sae: tuple[SaeConfig, ...] = ()
     train: TrainConfig = field(default_factory=TrainConfig)
     harvest: HarvestConfig = field(default_factory=HarvestConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     llm: LlmConfig = field(default_factory=LlmConfig)

@@ -85,8 +85,82 @@ class PromotedToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Counterfactual:
+    """One important token of a pruned context put in another's place, and what became of the activation."""
+
+    position: int
+    """In the pruned context's tokens."""
+    substitute: str
+    activation: float
+    """At the peak, raw units."""
+    kept: bool
+    """Whether the feature kept at least the asked share of its activation."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedContext:
+    """The shortest left context that keeps a top context's peak (PruningMaxAct; Foote et al. 2023)."""
+
+    feature: int
+    context_id: int
+    mode: Literal["delete", "mask"]
+    """What was done to the text before it: left out (positions move), or masked in place (they do not)."""
+    tokens: list[str]
+    """The kept tokens; the last one is the peak. Never empty."""
+    importance: list[float]
+    """Per kept token, share of the peak's activation that is lost without it: 1 all of it, below 0 it suppresses.
+    1 for the peak itself."""
+    activation: float
+    """At the peak with these tokens alone, raw units."""
+    full_activation: float
+    """At the peak in the whole window."""
+    status: Literal["ok", "not_kept"] = "ok"
+    """not_kept: no context tried kept the asked share; `tokens` is the longest one tried."""
+    counterfactuals: list[Counterfactual] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedToken:
+    """A token that the model says more (sign 1) or less (-1) when the feature is clamped (TokenChange)."""
+
+    token: str
+    sign: Literal[1, -1]
+    rank: int
+    delta: float
+    """Mean change of the logit, over prompts and positions, relative to the mean over the vocabulary."""
+    z: float
+    """The change against that of random features at the same KL: (delta - their mean) / their deviation."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelatedWord:
+    """A word tied to a feature: by mutual information with its direction, or by where it fires."""
+
+    word: str
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureShape:
+    """What the numbers alone say of a feature. `text` is the label where they say enough, else None."""
+
+    kind: Literal["token", "position", "dense", "rare", "other"]
+    unigram: str | None
+    """The token on which it fires most."""
+    unigram_purity: float | None
+    """Share of its active tokens that are this token, over uniform samples of where it fires."""
+    position_dependence: float | None
+    """0: it fires anywhere in a window; 1: the place in the window alone says whether it fires."""
+    text: str | None = None
+    rule: str | None = None
+    """JSON of the rule that the text states, where it is one (see interpret/patterns.py)."""
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureEvidence:
-    """Everything an explainer may see of one feature: contexts of the explain split only."""
+    """Everything an explainer may see of one feature: contexts of the explain split only. What a method that was not
+    run would have found is empty."""
 
     dictionary_id: int
     feature: int
@@ -99,6 +173,16 @@ class FeatureEvidence:
     negatives: list[Context] = field(default_factory=list)
     promoted: list[PromotedToken] = field(default_factory=list)
     suppressed: list[PromotedToken] = field(default_factory=list)
+    pruned: list[PrunedContext] = field(default_factory=list)
+    changed: list[ChangedToken] = field(default_factory=list)
+    """Said more often, then said less often, when the feature is clamped; strongest first."""
+    related_words: list[RelatedWord] = field(default_factory=list)
+    """By mutual information with the feature's direction, best first."""
+    input_words: list[RelatedWord] = field(default_factory=list)
+    """Whose presence goes with firing, best first."""
+    shape: FeatureShape | None = None
+    is_output: bool | None = None
+    """Whether its vocabulary projection stands out from a random direction's; None: not known."""
 
 
 ExplanationStatus = Literal[
@@ -125,6 +209,10 @@ class Explanation:
     error: str | None = None
     rule: str | None = None
     """JSON of a machine-checkable rule, where the explainer makes one (`patterns`)."""
+    side: Literal["input", "output", "both"] | None = None
+    """What the text describes: what the feature responds to, what it makes the model say, or both. None: no text."""
+    derived_from: list[str] | None = None
+    """Explanations that this one was chosen from, joined of or revised from."""
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
@@ -188,6 +276,35 @@ class CallRecord:
     latency_s: float
     attempts: int = 1
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureTask:
+    """What a scorer asks of the model (the middle one of ask, measure, judge). One row in the store, written once."""
+
+    task_id: str
+    """stable_id of all that the answer depends on."""
+    dictionary_id: int
+    feature: int
+    explanation_id: str | None
+    """None where the answer does not depend on the label."""
+    kind: str
+    """activations, surprisal, similarity, steering, label_gain: which measurement (see measure_stage.py)."""
+    payload: dict[str, Any]
+    """JSON: texts and settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The model's answer to a task. `result` is None where status is not 'ok'."""
+
+    task_id: str
+    status: str
+    result: dict[str, Any] | None = None
+    error: str | None = None
+    n_forwards: int = 0
+    """Sequences that the model read for it."""
+    n_tokens: int = 0
 
 
 def stable_id(*parts: Any) -> str:

@@ -21,7 +21,10 @@ from autointerp.errors import AutointerpError, DamagedError, DiskFullError, Inpu
 from autointerp.store.faults import from_duckdb, translated
 from autointerp.store.row_ledger import LedgerLine, RowLedger, fsync_folder
 
-APPEND_ONLY = ("corpora", "dictionaries", "harvests", "explanations", "scores", "predictions", "llm_calls", "runs")
+APPEND_ONLY = (
+    "corpora", "dictionaries", "harvests", "explanations", "scores", "predictions", "llm_calls", "runs",
+    "measure_tasks", "measurements",
+)  # fmt: skip
 """Tables from which nothing is ever deleted: the ones the row ledger counts."""
 
 _EVIDENCE_TABLES = ("harvest_info", "windows", "context_rows", "contexts")

@@ -19,7 +19,8 @@ from autointerp.records import (
 )
 from autointerp.store.connection import APPEND_ONLY
 from autointerp.store.rows import CorpusRow, DictionaryRow, HarvestRow, Spent
-from autointerp.store.writes import StoreWrites, call_key
+from autointerp.store.findings import StoreFindings
+from autointerp.store.writes import call_key
 
 _DICTIONARY = (
     "dictionary_id, name, model, revision, hookpoint, output_hookpoint, architecture, d_in, d_out, d_sae, sae_sha256, "
@@ -31,7 +32,7 @@ _CALL = (
 )
 EXPLANATION = (
     "explanation_id, dictionary_id, feature, harvest_id, explainer, model, template_sha256, evidence_sha256, seed, "
-    "text, status, error, rule, input_tokens, output_tokens, cost_usd"
+    "text, status, error, rule, side, derived_from, input_tokens, output_tokens, cost_usd"
 )
 _CONTEXTS = """
     WITH chosen AS (
@@ -52,7 +53,7 @@ EVERY = 2**31 - 1
 """A limit that limits nothing."""
 
 
-class StoreReads(StoreWrites):
+class StoreReads(StoreFindings):
     # --- what is worked on -----------------------------------------------------------------------------------------
 
     def dictionaries(self) -> list[DictionaryRow]:
@@ -155,6 +156,7 @@ class StoreReads(StoreWrites):
             dictionary_id, harvest_id, wanted, "explain", dict.fromkeys(("top", "sampled", "negative"), contexts)
         )
         tokens = self.projected_tokens(dictionary_id, wanted)
+        findings = self.findings_of(dictionary_id, wanted)
         result = {}
         for feature in wanted:
             _, status, density, largest = facts[feature]
@@ -166,6 +168,7 @@ class StoreReads(StoreWrites):
                 top=of_kind["top"], sampled=of_kind["sampled"], negatives=of_kind["negative"],
                 promoted=[t for t in tokens[feature] if t.sign == 1],
                 suppressed=[t for t in tokens[feature] if t.sign == -1],
+                **findings[feature],
             )  # fmt: skip
         return result
 

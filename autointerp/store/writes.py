@@ -26,8 +26,8 @@ _CALLS: dict[str, str] = {
 _EXPLANATIONS: dict[str, str] = {
     "explanation_id": "VARCHAR", "dictionary_id": "INTEGER", "feature": "INTEGER", "harvest_id": "INTEGER",
     "explainer": "VARCHAR", "model": "VARCHAR", "template_sha256": "VARCHAR", "evidence_sha256": "VARCHAR",
-    "seed": "BIGINT", "text": "VARCHAR", "status": "VARCHAR", "error": "VARCHAR", "rule": "VARCHAR",
-    "input_tokens": "BIGINT", "output_tokens": "BIGINT", "cost_usd": "DOUBLE",
+    "seed": "BIGINT", "text": "VARCHAR", "status": "VARCHAR", "error": "VARCHAR", "rule": "VARCHAR", "side": "VARCHAR",
+    "derived_from": "VARCHAR[]", "input_tokens": "BIGINT", "output_tokens": "BIGINT", "cost_usd": "DOUBLE",
 }  # fmt: skip
 _SCORES: dict[str, str] = {
     "score_id": "VARCHAR", "dictionary_id": "INTEGER", "feature": "INTEGER", "explanation_id": "VARCHAR",
