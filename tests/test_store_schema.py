@@ -63,7 +63,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             assert not missing, f"{table} lacks {missing}"
         for key, kind in TYPES.items():
             assert columns[key] == kind
-        assert store.rows("SELECT version, name FROM schema_migrations") == [(1, "initial")]
+        assert store.rows("SELECT version, name FROM schema_migrations") == [(1, "initial"), (2, "methods")]
 
 
 def test_every_column_of_the_first_schema_is_pinned(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class StoreFindings(StoreWrites):
         return {int(feature) for (feature,) in found}
 
     def findings_of(self, dictionary_id: int, features: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Per feature the fields of FeatureEvidence that evidence methods fill (those that found nothing are absent)."""
+        """Per feature the fields of FeatureEvidence that evidence methods fill; where they found nothing, none."""
         wanted = [int(f) for f in features]
         result: dict[int, dict[str, Any]] = {f: {} for f in wanted}
         if not wanted:
@@ -187,7 +187,7 @@ class StoreFindings(StoreWrites):
             "AND (?::INTEGER[] IS NULL OR feature IN (SELECT unnest(?::INTEGER[]))) ORDER BY kind, feature, task_id",
             [dictionary_id, features, features or []],
         )
-        return [MeasureTask(*row[:5], json.loads(row[5])) for row in found]
+        return [_task(*row) for row in found]
 
     def tasks_of(self, task_ids: Sequence[str]) -> dict[str, MeasureTask]:
         """Those of the tasks that were asked."""
@@ -196,7 +196,7 @@ class StoreFindings(StoreWrites):
             "WHERE task_id IN (SELECT unnest(?::VARCHAR[]))",
             [list(task_ids)],
         )
-        return {row[0]: MeasureTask(*row[:5], json.loads(row[5])) for row in found}
+        return {row[0]: _task(*row) for row in found}
 
     def measurements_of(self, task_ids: Sequence[str]) -> dict[str, Measurement]:
         """Those of the tasks that were measured."""
@@ -209,3 +209,9 @@ class StoreFindings(StoreWrites):
             row[0]: Measurement(row[0], row[1], None if row[2] is None else json.loads(row[2]), *row[3:])
             for row in found
         }
+
+
+def _task(
+    task_id: str, dictionary_id: int, feature: int, explanation_id: str | None, kind: str, payload: str
+) -> MeasureTask:
+    return MeasureTask(task_id, dictionary_id, feature, explanation_id, kind, json.loads(payload))

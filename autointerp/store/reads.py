@@ -18,8 +18,8 @@ from autointerp.records import (
     Split,
 )
 from autointerp.store.connection import APPEND_ONLY
-from autointerp.store.rows import CorpusRow, DictionaryRow, HarvestRow, Spent
 from autointerp.store.findings import StoreFindings
+from autointerp.store.rows import CorpusRow, DictionaryRow, HarvestRow, Spent
 from autointerp.store.writes import call_key
 
 _DICTIONARY = (
