@@ -47,6 +47,12 @@ Features = Annotated[str | None, typer.Option("--features", help="Which features
 Where = Annotated[str | None, typer.Option("--where", help="Which features: an SQL condition on the table features.")]
 RandomN = Annotated[int | None, typer.Option("--random", min=1, help="So many features drawn at random.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many features.")]
+Control = Annotated[
+    str | None,
+    typer.Option(
+        "--control", help="Score what stands in for the labels: shuffled, empty, token_lookup or random_model."
+    ),
+]
 DEFAULT_CONFIG = Path("autointerp.toml")
 
 
@@ -211,6 +217,7 @@ def score(
     random: RandomN = None,
     limit: Limit = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Score this explainer's labels.")] = None,
+    control: Control = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
@@ -219,7 +226,7 @@ def score(
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit)
-    pipeline.score(settings, dictionary, chosen, Terminal(verbose), dry_run)
+    pipeline.score(settings, dictionary, chosen, Terminal(verbose), dry_run, control)
 
 
 @app.command()
@@ -231,12 +238,13 @@ def run(
     where: Where = None,
     random: RandomN = None,
     limit: Limit = None,
+    control: Control = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
     chosen = _selection(features, where, random, limit)
-    pipeline.run(_config(config, store), dictionary, chosen, Terminal(verbose), dry_run)
+    pipeline.run(_config(config, store), dictionary, chosen, Terminal(verbose), dry_run, control)
 
 
 @app.command()

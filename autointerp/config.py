@@ -42,8 +42,15 @@ class ModelConfig:
     """Weights loaded through bitsandbytes (needs it installed)."""
     batch_tokens: int = 8192
     """Tokens in one forward pass, padding included. Halved, at most four times, when memory runs out."""
+    random_weights: int | None = None
+    """Seed: the same architecture with random weights in place of the trained ones. `autointerp run --control
+    random_model` sets it; labels of such a model's features show what a score is worth."""
 
     def __post_init__(self) -> None:
+        _check(
+            self.random_weights is None or (self.quantization == "none" and self.device_map is None),
+            "model.random_weights goes with neither model.quantization nor model.device_map",
+        )
         _check(self.batch_tokens >= 1, f"model.batch_tokens must be 1 or more, not {self.batch_tokens}")
         _check(
             self.dtype in ("auto", "float32", "bfloat16", "float16"),

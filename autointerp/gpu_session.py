@@ -127,7 +127,8 @@ def model_key(config: Config) -> list[Any]:
     """What the activations depend on. A folder counts by its content, so a project may be moved."""
     folder = Path(config.model.name)
     name = folder_sha256(folder) if folder.is_dir() else config.model.name
-    return [name, config.model.revision, config.model.dtype]
+    key = [name, config.model.revision, config.model.dtype]
+    return key if config.model.random_weights is None else [*key, f"random {config.model.random_weights}"]
 
 
 def corpus_key(config: Config) -> list[Any]:

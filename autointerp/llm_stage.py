@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from autointerp.config import Config, EndpointConfig
-from autointerp.errors import InputError
+from autointerp.errors import InputError, nearest
 from autointerp.interpret import explain_run, score_run
+from autointerp.interpret.labelled import CONTROLS
 from autointerp.interpret.runner import Forecast, Job, Outcome
 from autointerp.llm.budget import Budget
 from autointerp.llm.capabilities import probe
@@ -21,6 +22,18 @@ from autointerp.terminal import Terminal
 
 _OUTPUT_RATE_TOKENS_PER_S = 40.0
 """Of one reply, for forecasts of time: a middling hosted model."""
+
+
+RANDOM_MODEL = "random_model"
+"""The control whose labels are those of another dictionary: the same SAE trained on the same model with random
+weights."""
+
+
+def check_control(control: str | None) -> None:
+    """InputError where there is no such control."""
+    known = tuple(dict.fromkeys((*CONTROLS, RANDOM_MODEL)))
+    if control is not None and control not in known:
+        raise InputError(f"no control {control!r}; there are {', '.join(known)}.{nearest(control, known)}")
 
 
 def dictionaries(store: Store, config: Config, dictionary: str | None) -> list[DictionaryRow]:
@@ -81,16 +94,19 @@ def score(
     terminal: Terminal,
     dry_run: bool,
     budget: Budget | None = None,
+    control: str | None = None,
 ) -> int:
-    """Score the configured explainer's descriptions that have no score; how many rows failed."""
+    """Score the configured explainer's descriptions that have no score, or under a `control` what stands in for them;
+    how many rows failed."""
     job = _job(config, store, row, selection, run_id, budget or Budget(config.budget))
     explainer = config.explain.explainer
     if dry_run:
         _print_forecast("score", score_run.forecast_score(job, explainer, config.score), config, terminal)
         return 0
-    with terminal.progress(f"{row.name}: scoring {explainer}", None, "labels") as update:
-        outcome = asyncio.run(score_run.score(_with_progress(job, update), explainer, config.score))
-    return _say_outcome(f"{row.name}: scores of {explainer}", outcome, terminal)
+    what = explainer if control is None else f"{explainer} under the control {control}"
+    with terminal.progress(f"{row.name}: scoring {what}", None, "labels") as update:
+        outcome = asyncio.run(score_run.score(_with_progress(job, update), explainer, config.score, control))
+    return _say_outcome(f"{row.name}: scores of {what}", outcome, terminal)
 
 
 def _with_progress(job: Job, update: Callable[[int, int | None], None]) -> Job:

@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,9 @@ from typing import Any
 from autointerp import __version__, llm_stage
 from autointerp.config import Config, SaeConfig, as_dict
 from autointerp.errors import AutointerpError, InputError, PartialFailure, nearest
+from autointerp.llm_stage import RANDOM_MODEL
 from autointerp.store.leakage import LeakageReport, check_leakage
+from autointerp.store.rows import DictionaryRow
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
@@ -180,23 +183,78 @@ def explain(
 
 
 def score(
-    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False
+    config: Config,
+    dictionary: str | None,
+    selection: Selection,
+    terminal: Terminal,
+    dry_run: bool = False,
+    control: str | None = None,
 ) -> None:
-    """Score descriptions of one dictionary, or of all in the store."""
+    """Score descriptions of one dictionary, or of all in the store; under a `control`, what stands in for them."""
+    llm_stage.check_control(control)
     with _recorded(config, "score", create=False) as (store, run_id):
         failed = 0
         for row in llm_stage.dictionaries(store, config, dictionary):
-            failed += llm_stage.score(config, store, row, selection, run_id, terminal, dry_run)
+            if control == RANDOM_MODEL:
+                if row.name.endswith(random_name("")):
+                    continue
+                row = _random_sister(store, row)
+            shown = None if control == RANDOM_MODEL else control
+            failed += llm_stage.score(config, store, row, selection, run_id, terminal, dry_run, control=shown)
         _complain(failed)
 
 
+def _random_sister(store: Store, row: DictionaryRow) -> DictionaryRow:
+    """The dictionary of the same model with random weights."""
+    wanted = random_name(row.name)
+    for held in store.dictionaries():
+        if held.name == wanted:
+            return held
+    raise InputError(f"{store.path} holds no {wanted!r} yet; `autointerp run --control {RANDOM_MODEL}` makes it")
+
+
+def random_name(dictionary: str) -> str:
+    return f"{dictionary} ({RANDOM_MODEL})"
+
+
+def with_random_weights(config: Config, saes: Sequence[SaeConfig]) -> Config:
+    """The configuration of the control `random_model`: random weights, and an SAE of the same size trained on them
+    for every one of `saes`. One that is loaded from a file is trained anew, with the k of its harvest.
+
+    InputError where the store does not know such an SAE yet.
+    """
+    sisters = []
+    for sae in saes:
+        sister = replace(sae, name=random_name(sae.dictionary), path=None)
+        if sae.path:
+            with Store.open(Path(config.store.path), read_only=True) as store:
+                held = store.dictionary(sae.dictionary)
+                k = store.mean_active(held.dictionary_id)
+            if k is None:
+                raise InputError(f"{sae.dictionary} was not harvested yet; run `autointerp run` first")
+            sister = replace(sister, d_sae=held.d_sae, k=max(1, round(k)))
+        sisters.append(sister)
+    seed = config.train.seed if config.model.random_weights is None else config.model.random_weights
+    return replace(config, model=replace(config.model, random_weights=seed), sae=tuple(sisters))
+
+
 def run(
-    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False
+    config: Config,
+    dictionary: str | None,
+    selection: Selection,
+    terminal: Terminal,
+    dry_run: bool = False,
+    control: str | None = None,
 ) -> None:
-    """All stages in order; each skips what is done."""
+    """All stages in order; each skips what is done. Under the control `random_model` all of it happens on the model
+    with random weights, as dictionaries of their own; other controls concern the scores alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("torchrun starts several processes, and only `autointerp train` shares its work among them")
+    llm_stage.check_control(control)
     saes = chosen_saes(config, dictionary)
+    if control == RANDOM_MODEL:
+        config = with_random_weights(config, saes)
+        saes, dictionary, control = config.sae, None, None
     if dry_run:
         _forecast_run(config, dictionary, saes, selection, terminal)
         return
@@ -209,6 +267,8 @@ def run(
             llm_stage.show_in_labels(config, store, row)
             failed += llm_stage.explain(config, store, row, selection, run_id, terminal, False)
             failed += llm_stage.score(config, store, row, selection, run_id, terminal, False)
+            if control is not None:
+                failed += llm_stage.score(config, store, row, selection, run_id, terminal, False, control=control)
             worked = worked or store.row_counts() != before
         if not worked:
             terminal.say("everything was done already; nothing to do")

@@ -45,6 +45,19 @@ def test_the_revision_of_a_folder_follows_its_files(tiny_gpt2: Path, tmp_path: P
     assert revision(copy) != revision(tiny_gpt2)
 
 
+def test_random_weights_are_a_function_of_their_seed(tiny_llama: Path) -> None:
+    ids = torch.arange(8).view(1, 8)
+    before = torch.random.get_rng_state()
+    first, again, other = (load_model(ModelConfig(name=str(tiny_llama), random_weights=seed)) for seed in (7, 7, 8))
+    trained = load_model(ModelConfig(name=str(tiny_llama)))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    logits = [loaded.model(ids).logits for loaded in (first, again, other, trained)]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2]) and not torch.allclose(logits[0], logits[3])
+    assert first.revision == again.revision != other.revision
+    assert first.revision.startswith("random:7:") and not first.model.training
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from autointerp.config import ModelConfig
@@ -40,7 +40,7 @@ class LoadedModel:
     dtype: torch.dtype
     name: str
     revision: str
-    """Commit hash of a hub model; `local:` and a hash of the files for a folder."""
+    """Commit hash of a hub model; `local:` and a hash of the files for a folder; `random:` for random weights."""
     tokenizer_sha256: str
 
     @property
@@ -73,11 +73,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
     tokenizer = load_tokenizer(config)
     options: dict[str, Any] = {"dtype": dtype, "revision": config.revision or "main", "trust_remote_code": False}
     placed = _placement(config, device, dtype, options)
+    missing: list[str] = []
     try:
-        # Typed as a model, but with output_loading_info it is a pair.
-        with _no_progress_bar():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(config.name, output_loading_info=True, **options)
-        model: PreTrainedModel = loaded[0]
+        if config.random_weights is not None:
+            model = _with_random_weights(config, dtype)
+        else:
+            # Typed as a model, but with output_loading_info it is a pair.
+            with _no_progress_bar():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(config.name, output_loading_info=True, **options)
+            model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
         if not placed:
             model.to(device)  # type: ignore[arg-type]  # wrapped by transformers without its type
     except torch.OutOfMemoryError as error:
@@ -94,7 +98,6 @@ def load_model(config: ModelConfig) -> LoadedModel:
             raise
         reason = str(error).strip().splitlines()[0]
         raise DamagedError(f"the weights of model {config.name} do not fit its config.json: {reason}") from error
-    missing = sorted(loaded[1]["missing_keys"])
     if missing:
         # transformers would go on with random numbers in their place.
         raise DamagedError(
@@ -112,6 +115,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
         revision=_revision(config, model),
         tokenizer_sha256=tokenizer_sha256(tokenizer),
     )
+
+
+def _with_random_weights(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The architecture as its own code initialises it: a function of the seed and the configuration."""
+    settings = AutoConfig.from_pretrained(config.name, revision=config.revision or "main", trust_remote_code=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.random_weights or 0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    return model
 
 
 def resolve_device(name: str) -> torch.device:
@@ -200,6 +212,9 @@ def _not_loaded(config: ModelConfig, what: str, error: Exception) -> str:
 
 
 def _revision(config: ModelConfig, model: PreTrainedModel) -> str:
+    if config.random_weights is not None:
+        settings = hashlib.sha256(model.config.to_json_string().encode()).hexdigest()
+        return f"random:{config.random_weights}:{settings}"
     folder = Path(config.name)
     if folder.is_dir():
         return f"local:{folder_sha256(folder)}"
