@@ -75,7 +75,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     placed = _placement(config, device, dtype, options)
     try:
         # Typed as a model, but with output_loading_info it is a pair.
-        with _no_progress_bar():
+        with no_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(config.name, output_loading_info=True, **options)
         model: PreTrainedModel = loaded[0]
         if not placed:
@@ -141,7 +141,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """transformers draws a bar for loading weights, in log files too."""
     if not hf_logging.is_progress_bar_enabled():
         yield
