@@ -208,6 +208,22 @@ def explain(
 
 
 @app.command()
+def measure(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    features: Features = None,
+    where: Where = None,
+    random: RandomN = None,
+    limit: Limit = None,
+    verbose: Verbose = False,
+) -> None:
+    """Answer what scorers have asked of the model: activations on written texts, surprisal, similarity, steering."""
+    chosen = _selection(features, where, random, limit)
+    pipeline.measure(_config(config, store), dictionary, chosen, Terminal(verbose))
+
+
+@app.command()
 def score(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,

@@ -23,6 +23,7 @@ from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
 from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
 from autointerp.sae.sae import Sae
+from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
@@ -179,6 +180,28 @@ def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
     if sae.path:
         _check_origin(session, sae, weights, folder)
     return weights.to(loaded.device), sha256
+
+
+def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[DictionaryRow, Sae]:
+    """The store's dictionary and its SAE on the model's device. MismatchError where SAE, model or tokenizer are not
+    those that the dictionary was made with, InputError where the store has no such dictionary."""
+    row, folder = store.dictionary(sae.dictionary), session.sae_folder(sae)
+    if not folder.exists():
+        raise InputError(f"there is no SAE at {folder}, with which the store's dictionary {row.name!r} was made")
+    sha256 = sae_sha256(folder, sae.format)
+    if sha256 != row.sae_sha256:
+        raise MismatchError(
+            f"the SAE at {folder} has sha256 {sha256[:16]}..., the store's dictionary {row.name!r} was made with "
+            f"{row.sae_sha256[:16]}...; put the right file back, or harvest the new one under another name"
+        )
+    loaded = session.model()
+    for what, held, now in (
+        ("model revision", row.revision, loaded.revision),
+        ("tokenizer sha256", row.tokenizer_sha256, loaded.tokenizer_sha256),
+    ):
+        if held != now:
+            raise MismatchError(f"the store's dictionary {row.name!r} has {what} {held}, the model at hand {now}")
+    return row, loaded_sae(session, sae)[0]
 
 
 def _check_origin(session: Session, sae: SaeConfig, weights: Sae, folder: Path) -> None:

@@ -33,6 +33,7 @@ from autointerp.gpu_session import (
     dictionary_id_of,
     digest,
     loaded_sae,
+    matching_sae,
     model_key,
     placeless,
     warn_of_misfit,
@@ -361,22 +362,7 @@ def verify(session: Session, store: Store, sae: SaeConfig, sample: int, leaks: S
     """Check the store against model and SAE. MismatchError (exit 8) where they do not belong together; AutointerpError
     (exit 1) where a recomputed activation differs beyond the tolerance, or a law of the store does not hold. `leaks`:
     what the leakage check found broken, reported with the rest."""
-    terminal, row = session.terminal, store.dictionary(sae.dictionary)
-    folder = session.sae_folder(sae)
-    sha256 = sae_sha256(folder, sae.format)
-    if sha256 != row.sae_sha256:
-        raise MismatchError(
-            f"the SAE at {folder} has sha256 {sha256[:16]}..., the store's dictionary {row.name!r} was made with "
-            f"{row.sae_sha256[:16]}...; put the right file back, or harvest the new one under another name"
-        )
-    loaded = session.model()
-    for what, held, now in (
-        ("model revision", row.revision, loaded.revision),
-        ("tokenizer sha256", row.tokenizer_sha256, loaded.tokenizer_sha256),
-    ):
-        if held != now:
-            raise MismatchError(f"the store's dictionary {row.name!r} has {what} {held}, the model at hand {now}")
-    weights, _ = loaded_sae(session, sae)
+    terminal, (row, weights), loaded = session.terminal, matching_sae(session, store, sae), session.model()
     broken = [*store.check(), *leaks]
     excluded = TokenText(loaded.tokenizer).excluded_ids(session.config.corpus.exclude_tokens)
     contexts = stored_contexts(store, row.dictionary_id, sample)

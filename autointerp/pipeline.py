@@ -154,6 +154,16 @@ def evaluate_options(**given: Any) -> Any:
     return evaluate_stage.EvaluateOptions(**given)
 
 
+def measure(config: Config, dictionary: str | None, selection: Selection, terminal: Terminal) -> int:
+    """Answer what scorers have asked of the model; how many tasks were measured."""
+    gpu = _gpu_stage()
+    from autointerp import measure_stage
+
+    with _recorded(config, "measure", create=False) as (store, _):
+        session = gpu.Session(config, terminal)
+        return sum(measure_stage.measure(session, store, sae, selection) for sae in chosen_saes(config, dictionary))
+
+
 def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
     """Merge finished shards into the store."""
     gpu = _gpu_stage()

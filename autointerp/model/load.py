@@ -79,7 +79,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
             model = _with_random_weights(config, dtype)
         else:
             # Typed as a model, but with output_loading_info it is a pair.
-            with _no_progress_bar():
+            with no_progress_bar():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(config.name, output_loading_info=True, **options)
             model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
         if not placed:
@@ -153,7 +153,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """transformers draws a bar for loading weights, in log files too."""
     if not hf_logging.is_progress_bar_enabled():
         yield

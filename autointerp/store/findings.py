@@ -189,6 +189,15 @@ class StoreFindings(StoreWrites):
         )
         return [_task(*row) for row in found]
 
+    def firing_features(self, dictionary_id: int) -> dict[int, tuple[str, float]]:
+        """Every feature that fires, with its status and its largest activation (raw units, above 0)."""
+        found = self.rows(
+            "SELECT feature, status, max_activation FROM features WHERE dictionary_id = ? AND max_activation > 0 "
+            "ORDER BY feature",
+            [dictionary_id],
+        )
+        return {int(feature): (status, value) for feature, status, value in found}
+
     def tasks_of(self, task_ids: Sequence[str]) -> dict[str, MeasureTask]:
         """Those of the tasks that were asked."""
         found = self.rows(
