@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autointerp.evidence import neighbours
-from autointerp.evidence.neighbours import decoder_neighbours
+from autointerp.evidence.neighbours import decoder_cosines, decoder_neighbours
 
 
 @pytest.mark.parametrize("block", [1 << 24, 200])
@@ -16,8 +16,11 @@ def test_against_the_whole_matrix(block: int, monkeypatch: pytest.MonkeyPatch) -
     rows = torch.nn.functional.normalize(W, dim=1)
     cosine = (rows @ rows.T).fill_diagonal_(-2)
     assert decoder_neighbours(W, 4).tolist() == cosine.topk(4, dim=1).indices.tolist()
+    values, indices = decoder_cosines(W, 4)
+    torch.testing.assert_close(values, cosine.gather(1, indices))
 
 
 def test_few_features() -> None:
     assert decoder_neighbours(torch.eye(3), 5).shape == (3, 2)
     assert decoder_neighbours(torch.ones(1, 4), 5).shape == (1, 0)
+    assert decoder_cosines(torch.ones(1, 4), 5)[0].shape == (1, 0)

@@ -10,20 +10,27 @@ BLOCK_ELEMENTS = 1 << 24
 """Similarities held at once."""
 
 
-@torch.no_grad()
 def decoder_neighbours(W_dec: Tensor, n: int) -> Tensor:
     """int64 [d_sae, min(n, d_sae - 1)] on CPU: the features whose decoder rows have the largest cosine with each
     feature's, nearest first. W_dec [d_sae, d_out] may have any norm and float dtype."""
+    return decoder_cosines(W_dec, n)[1]
+
+
+@torch.no_grad()
+def decoder_cosines(W_dec: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """(cosines float32, features int64), both [d_sae, min(n, d_sae - 1)] on CPU: see `decoder_neighbours`."""
     d_sae = len(W_dec)
     n = min(n, d_sae - 1)
     if n <= 0:
-        return torch.zeros(d_sae, 0, dtype=torch.int64)
+        return torch.zeros(d_sae, 0), torch.zeros(d_sae, 0, dtype=torch.int64)
     rows = F.normalize(W_dec.float(), dim=1)
     size = max(1, BLOCK_ELEMENTS // d_sae)
-    found = []
+    values, indices = [], []
     for low in range(0, d_sae, size):
         cosine = rows[low : low + size] @ rows.T
         own = torch.arange(len(cosine), device=rows.device)
         cosine[own, own + low] = -torch.inf
-        found.append(cosine.topk(n, dim=1).indices.cpu())
-    return torch.cat(found)
+        best = cosine.topk(n, dim=1)
+        values.append(best.values.cpu())
+        indices.append(best.indices.cpu())
+    return torch.cat(values), torch.cat(indices)

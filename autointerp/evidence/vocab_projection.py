@@ -77,9 +77,14 @@ class Unembedding:
     @torch.no_grad()
     def logits(self, directions: Tensor) -> Tensor:
         """float32 [n, kept tokens] of directions [n, width]."""
+        return self.normed(directions) @ self.rows.T
+
+    @torch.no_grad()
+    def normed(self, directions: Tensor, *, keep_bias: bool = False) -> Tensor:
+        """N(d) - N(0) of directions [n, width], or N(d) with the norm's bias: float32 [n, width]."""
         x = directions.to(self.rows.device, self._dtype)
-        normed = self.norm(x).float() - self.norm(torch.zeros_like(x[:1])).float()
-        return normed @ self.rows.T
+        normed = self.norm(x).float()
+        return normed if keep_bias else normed - self.norm(torch.zeros_like(x[:1])).float()
 
 
 @torch.no_grad()

@@ -1,0 +1,216 @@
+"""Words whose presence goes with a feature's firing: an input-side label from counts alone.
+
+A context holds a word when the word begins at or before the peak's token: what comes later cannot have made a causal
+model's feature fire. The word that the peak stands in is read to its end. Contexts are the feature's sampled ones,
+which are uniform over the tiles in which it fires. They are compared with tiles of the corpus at large: the negatives
+of tier `random` of every feature together, each once (a feature's own are silent tiles only, but all features' are
+uniform as far as no feature fires nearly everywhere).
+
+The longer a text, the more words it holds, so the tiles are read as far as the contexts are: if a feature's contexts
+reach l_1 .. l_n tokens, a word's share of the background is the mean over j of its share of the tiles cut after l_j
+tokens (of those tiles that have as many). This is the expectation over cutting each tile at a random one of the
+feature's lengths, without the noise.
+
+    pmi   log P(word | fires) / P(word), nats; half an occurrence is added to every cell
+    G     2 sum O log(O / E) over the 2 x 2 table (contexts, background) x (with, without the word); p from chi-squared
+          with one degree of freedom, for words with pmi > 0, and 1 for the others, then Benjamini-Hochberg over every
+          word of the contexts and the background. A word that stands in one context only is not listed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.store.store import Store
+
+BACKGROUND_TILES = 8192
+"""Tiles of the background, at most; evenly spaced over those there are."""
+SIGNIFICANT = 0.05
+FEWEST_CONTEXTS = 2
+FEATURES_AT_ONCE = 512
+_AHEAD = 8
+"""Tokens read beyond the tile to complete a word."""
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+Columns = dict[str, list[Any]]
+
+
+def find_input_words(
+    store: Store, dictionary_id: int, harvest_id: int, n_words: int, features: Sequence[int] | None = None
+) -> Columns:
+    """Columns feature, rank, word, pmi, g, p_value, n_with_word of the table `input_words`, for the given features or
+    all: up to `n_words` words of each, the largest G first."""
+    columns: Columns = {name: [] for name in ("feature", "rank", "word", "pmi", "g", "p_value", "n_with_word")}
+    background = Background(_background_tiles(store, dictionary_id, harvest_id))
+    if not background.n_tiles:
+        return columns
+    for feature, contexts in _contexts(store, dictionary_id, harvest_id, features):
+        found = words_of(contexts, background)[:n_words]
+        for rank, (word, pmi, g, p_value, n) in enumerate(found):
+            for name, value in zip(columns, (feature, rank, word, pmi, g, p_value, n), strict=True):
+                columns[name].append(value)
+    return columns
+
+
+def words_in(tokens: Sequence[str], ahead: str, before: str) -> dict[str, int]:
+    """The words that begin in `tokens`, lower-cased, each with the index of the token in which its first occurrence
+    begins. `ahead` is the text after the tokens, which completes the last word; `before` is the token in front: a word
+    that began there is not one of these."""
+    text = "".join(tokens)
+    ends = np.cumsum([len(token) for token in tokens])
+    found: dict[str, int] = {}
+    for match in _WORD.finditer(text + ahead):
+        if match.start() >= len(text):
+            break
+        if match.start() == 0 and before[-1:].isalpha():
+            continue
+        found.setdefault(match.group().lower(), int(np.searchsorted(ends, match.start(), side="right")))
+    return found
+
+
+class Background:
+    """How often each word stands in tiles cut after any number of tokens."""
+
+    def __init__(self, tiles: Sequence[tuple[Sequence[str], str, str]]) -> None:
+        """`tiles`: (tokens, text ahead, token before)."""
+        longest = max((len(tokens) for tokens, _, _ in tiles), default=0)
+        self._index: dict[str, int] = {}
+        spans: list[tuple[int, int, int]] = []
+        lengths = np.zeros(longest + 2, dtype=np.int64)
+        for tokens, ahead, before in tiles:
+            lengths[len(tokens)] += 1
+            for word, at in words_in(tokens, ahead, before).items():
+                spans.append((self._index.setdefault(word, len(self._index)), at + 1, len(tokens) + 1))
+        self.n_tiles = len(tiles)
+        self._tiles_at = np.cumsum(lengths[::-1])[::-1][: longest + 1]
+        """[longest + 1]: tiles of at least so many tokens."""
+        steps = np.zeros((len(self._index), longest + 2), dtype=np.int32)
+        row, begin, end = np.array(spans, dtype=np.int64).reshape(-1, 3).T
+        np.add.at(steps, (row, begin), 1)
+        np.add.at(steps, (row, end), -1)
+        self._held = np.cumsum(steps, axis=1)[:, : longest + 1]
+        """[words, longest + 1]: of those tiles, how many hold the word within so many tokens."""
+
+    def n_words_with(self, words: Sequence[str]) -> int:
+        """Distinct words of the background and `words` together."""
+        return len(self._index) + sum(word not in self._index for word in words)
+
+    def shares(self, words: Sequence[str], lengths: Sequence[int]) -> tuple[NDArray[np.float64], float]:
+        """(each word's share of the tiles cut to `lengths`, over how many tiles that share is taken)."""
+        longest = len(self._tiles_at) - 1
+        # A context longer than every tile is compared with the longest tiles.
+        times = np.bincount(np.minimum(lengths, longest), minlength=longest + 1) / len(lengths)
+        weights = times / np.maximum(self._tiles_at, 1)
+        known = np.array([self._index.get(word, -1) for word in words])
+        shares = np.where(known >= 0, self._held[known] @ weights, 0.0)
+        return shares, float(times @ self._tiles_at)
+
+
+def words_of(
+    contexts: Sequence[tuple[dict[str, int], int]], background: Background
+) -> list[tuple[str, float, float, float, int]]:
+    """(word, pmi, G, adjusted p, contexts with it) of the words that go with a feature's firing, the largest G first.
+
+    `contexts`: the words of each of its contexts, and how many tokens that is.
+    """
+    counts = Counter(word for words, _ in contexts for word in words)
+    if not counts:
+        return []
+    names = sorted(counts)
+    n = float(len(contexts))
+    with_word = np.array([counts[name] for name in names], dtype=np.float64)
+    share, n_tiles = background.shares(names, [length for _, length in contexts])
+    held = share * n_tiles
+    pmi = np.log((with_word + 0.5) / (n + 1)) - np.log((held + 0.5) / (n_tiles + 1))
+    g = g_statistic(with_word, n, held, n_tiles)
+    p = np.array([math.erfc(math.sqrt(value / 2)) if sign > 0 else 1.0 for value, sign in zip(g, pmi, strict=True)])
+    adjusted = benjamini_hochberg(p, background.n_words_with(names))
+    listed = np.flatnonzero((pmi > 0) & (adjusted < SIGNIFICANT) & (with_word >= FEWEST_CONTEXTS))
+    order = sorted(listed.tolist(), key=lambda i: (-g[i], names[i]))
+    return [(names[i], float(pmi[i]), float(g[i]), float(adjusted[i]), int(with_word[i])) for i in order]
+
+
+def g_statistic(a: NDArray[np.float64], n_a: float, b: NDArray[np.float64], n_b: float) -> NDArray[np.float64]:
+    """2 sum O log(O / E) of the tables [[a, n_a - a], [b, n_b - b]]."""
+    whole = n_a + n_b
+    total = np.zeros_like(a)
+    for with_word, n in ((a, n_a), (b, n_b)):
+        for observed, margin in ((with_word, a + b), (n - with_word, whole - a - b)):
+            expected = n * margin / whole
+            ratio = np.where(observed > 0, observed / np.where(expected > 0, expected, 1.0), 1.0)
+            total += np.where(observed > 0, observed * np.log(ratio), 0.0)
+    return np.maximum(2 * total, 0.0)
+
+
+def benjamini_hochberg(p: NDArray[np.float64], n_tests: int) -> NDArray[np.float64]:
+    """Adjusted p-values; of the `n_tests` tests those that are not in `p` have a p of 1."""
+    order = np.argsort(p, kind="stable")
+    scaled = p[order] * n_tests / np.arange(1, len(p) + 1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return adjusted
+
+
+_BACKGROUND = """
+    SELECT DISTINCT c.window_id, c."offset", c.length
+    FROM evidence.context_rows AS c
+    WHERE c.dictionary_id = ? AND c.harvest_id = ? AND c.split = 'explain' AND c.tier = 'random'
+    ORDER BY c.window_id, c."offset"
+"""
+_TILES = f"""
+    WITH chosen AS (SELECT unnest(?::BIGINT[]) AS window_id, unnest(?::INTEGER[]) AS "offset",
+        unnest(?::INTEGER[]) AS length)
+    SELECT w.tokens[c."offset" + 1 : c."offset" + c.length],
+        array_to_string(w.tokens[c."offset" + c.length + 1 : c."offset" + c.length + {_AHEAD}], ''),
+        CASE WHEN c."offset" > w.n_prefix THEN w.tokens[c."offset"] ELSE '' END
+    FROM chosen AS c JOIN evidence.windows AS w USING (window_id)
+    ORDER BY c.window_id, c."offset"
+"""
+# The tokens up to the peak; the tile's own end plays no part.
+_UP_TO_PEAK = f"""
+    WITH chosen AS (
+        SELECT c.feature, c.rank, w.tokens, w.n_prefix, c."offset", c.position - w.start + w.n_prefix + 1 AS "end"
+        FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id)
+        WHERE c.dictionary_id = ? AND c.harvest_id = ? AND c.split = 'explain' AND c.kind = 'sampled'
+            AND c.feature BETWEEN ? AND ?
+            AND (?::INTEGER[] IS NULL OR c.feature IN (SELECT unnest(?::INTEGER[])))
+    )
+    SELECT feature, tokens["offset" + 1 : "end"], array_to_string(tokens["end" + 1 : "end" + {_AHEAD}], ''),
+        CASE WHEN "offset" > n_prefix THEN tokens["offset"] ELSE '' END
+    FROM chosen ORDER BY feature, rank
+"""
+
+
+def _background_tiles(store: Store, dictionary_id: int, harvest_id: int) -> list[tuple[list[str], str, str]]:
+    tiles = store.rows(_BACKGROUND, [dictionary_id, harvest_id])
+    if len(tiles) > BACKGROUND_TILES:
+        spread = np.linspace(0, len(tiles) - 1, BACKGROUND_TILES).round().astype(np.int64)
+        tiles = [tiles[i] for i in spread]
+    windows, offsets, lengths = ([row[i] for row in tiles] for i in range(3))
+    return [(tokens, ahead, before or "") for tokens, ahead, before in store.rows(_TILES, [windows, offsets, lengths])]
+
+
+def _contexts(
+    store: Store, dictionary_id: int, harvest_id: int, features: Sequence[int] | None
+) -> Iterator[tuple[int, list[tuple[dict[str, int], int]]]]:
+    """(feature, for each of its sampled contexts its words and length) of every feature that has any, in order."""
+    wanted = None if features is None else sorted({int(f) for f in features})
+    rows = store.rows("SELECT max(feature) FROM features WHERE dictionary_id = ?", [dictionary_id])
+    last = -1 if rows[0][0] is None else int(rows[0][0])
+    for low in range(0, last + 1, FEATURES_AT_ONCE):
+        high = low + FEATURES_AT_ONCE - 1
+        own = None if wanted is None else [f for f in wanted if low <= f <= high]
+        if own == []:
+            continue
+        found: dict[int, list[tuple[dict[str, int], int]]] = {}
+        key = [dictionary_id, harvest_id, low, high, own, own or []]
+        for feature, tokens, ahead, before in store.rows(_UP_TO_PEAK, key):
+            found.setdefault(feature, []).append((words_in(tokens, ahead, before or ""), len(tokens)))
+        yield from found.items()

@@ -1,0 +1,254 @@
+"""What the numbers alone say of a feature, before any LLM is asked: one token, one place in the window, everywhere.
+
+All of it is read from the explain split. Sampled contexts are uniform over the tiles in which a feature fires, so the
+active tokens in them stand for all of its active tokens.
+
+    unigram_purity        share of the active tokens that are the commonest one
+    unigram_recall        share of that token's occurrences, in sampled contexts and in negatives (of which one tier is
+                          drawn to hold the feature's token without it firing), on which the feature fires
+    position_dependence   (I(fires; place) - I0) / (H(fires) - I0), not below 0: the share of the uncertainty about
+                          whether a token is active that its place in the window removes. I is taken from the token
+                          density, the places of the active tokens, and those that the corpus's windows have. With
+                          few samples I is above 0 by chance; I0 is its mean over random placings of as many tokens.
+
+A feature is of the first kind in this list that fits it:
+
+    rare       the store's status: too few contexts for any claim
+    token      purity above 0.9 and recall of at least 0.9; one without the other is an over-broad label
+    position   dependence of at least 0.8. That is what a feature reaches which fires on 9 of 10 tokens at one place and
+               for which that place makes up 9 of 10 active tokens (0.81 in windows of 128 tokens, 0.83 in 1,024)
+    dense      it fires on more than a tenth of all tokens
+    other
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.store.store import Store
+
+ShapeKind = Literal["token", "position", "dense", "rare", "other"]
+
+PURE_ABOVE, RECALL_FROM, POSITION_FROM, DENSE_ABOVE = 0.9, 0.9, 0.8, 0.1
+FEWEST_TOKENS = 10
+"""Active tokens seen, below which a feature is not called a token or a position feature."""
+PLACINGS = 32
+"""Random placings that the mutual information is compared with."""
+PLACE_SHARE = 0.9
+"""Share of the active tokens that lie in the stretch of places which is said to be the feature's."""
+FEATURES_AT_ONCE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeFacts:
+    """What is known of a feature's shape; None where it has no sampled context."""
+
+    feature: int
+    kind: ShapeKind
+    unigram: str | None
+    unigram_purity: float | None
+    unigram_recall: float | None
+    unigram_strength: float
+    """Mean activation where it fires on that token, as a share of its maximum on the explain split."""
+    position_dependence: float | None
+    places: tuple[int, int] | None
+    """First and last place of the shortest stretch of a window that holds PLACE_SHARE of the active tokens. The text's
+    first token is at place 1; what was put before it for the model (a BOS) has none."""
+    place_recall: float | None
+    """Share of the tokens in that stretch on which it fires, at most 1."""
+    is_dense: bool
+    is_rare: bool
+
+
+Describe = Callable[[ShapeFacts], tuple[str | None, str | None]]
+"""(text, rule) of a feature, None where its shape does not explain it: see interpret/shape_labels.py."""
+
+
+def find_shapes(
+    store: Store, dictionary_id: int, harvest_id: int, describe: Describe, features: Sequence[int] | None = None
+) -> dict[str, list[Any]]:
+    """Columns of the table `feature_shapes`, for the given features or all. Dead ones and those without any sampled
+    context have no row."""
+    found = [(facts, *describe(facts)) for facts in shape_facts(store, dictionary_id, harvest_id, features)]
+    names = ("feature", "kind", "unigram", "unigram_purity", "position_dependence", "is_dense", "is_rare")
+    columns: dict[str, list[Any]] = {name: [getattr(facts, name) for facts, _, _ in found] for name in names}
+    return columns | {"text": [text for _, text, _ in found], "rule": [rule for _, _, rule in found]}
+
+
+def shape_facts(
+    store: Store, dictionary_id: int, harvest_id: int, features: Sequence[int] | None = None
+) -> list[ShapeFacts]:
+    """In the order of features. See `find_shapes`."""
+    rows = store.rows(
+        "SELECT feature, status, token_density, explain_max_activation FROM features WHERE dictionary_id = ? "
+        "AND status <> 'dead' AND (?::INTEGER[] IS NULL OR feature IN (SELECT unnest(?::INTEGER[]))) ORDER BY feature",
+        [dictionary_id, None if features is None else list(features), list(features or [])],
+    )
+    tokens_at = _tokens_at_places(store, harvest_id)
+    facts = []
+    for low in range(0, len(rows), FEATURES_AT_ONCE):
+        block = rows[low : low + FEATURES_AT_ONCE]
+        seen = _active_tokens(store, dictionary_id, harvest_id, [row[0] for row in block])
+        top = {feature: active.unigram for feature, active in seen.items() if active.n_tokens}
+        recalls = _recalls(store, dictionary_id, harvest_id, top)
+        for feature, status, density, largest in block:
+            if feature in seen:
+                recall = recalls.get(feature)
+                facts.append(_facts(feature, status, density, largest, seen[feature], recall, tokens_at))
+    return facts
+
+
+class _Active:
+    """A feature's active tokens over its sampled contexts."""
+
+    def __init__(self) -> None:
+        self.n_tokens = 0
+        self.by_token: dict[str, tuple[int, float]] = {}
+        """How often it fires on each token, and the sum of its activations there."""
+        self.by_place: dict[int, int] = {}
+
+    @property
+    def unigram(self) -> str:
+        """The commonest; of equally common ones the first in the alphabet."""
+        return min(self.by_token, key=lambda token: (-self.by_token[token][0], token))
+
+
+_CHOSEN = """
+    SELECT c.feature, c.positions, c."values", c."offset" - w.n_prefix + 1 AS first_place,
+        w.tokens[c."offset" + 1 : c."offset" + c.length] AS tokens
+    FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id)
+    WHERE c.dictionary_id = ? AND c.harvest_id = ? AND c.split = 'explain' AND c.kind IN (SELECT unnest(?::VARCHAR[]))
+        AND c.feature BETWEEN ? AND ? AND c.feature IN (SELECT unnest(?::INTEGER[]))
+"""
+_ACTIVE = f"""
+    WITH chosen AS ({_CHOSEN}),
+    active AS (
+        SELECT feature, first_place + unnest(positions) AS place, unnest("values") AS "value",
+            unnest(list_transform(positions, lambda p: tokens[p + 1])) AS token
+        FROM chosen
+    )
+    SELECT feature, token, place, count(*), sum("value") FROM active GROUP BY feature, token, place
+    ORDER BY feature, token, place
+"""
+_RECALL = f"""
+    WITH chosen AS ({_CHOSEN}),
+    unigrams AS (SELECT unnest(?::INTEGER[]) AS feature, unnest(?::VARCHAR[]) AS token)
+    SELECT feature, sum(len(list_filter(c.tokens, lambda t: t = u.token))),
+        sum(len(list_filter(c.positions, lambda p: c.tokens[p + 1] = u.token)))
+    FROM chosen AS c JOIN unigrams AS u USING (feature)
+    GROUP BY feature
+"""
+
+
+def _active_tokens(store: Store, dictionary_id: int, harvest_id: int, features: Sequence[int]) -> dict[int, _Active]:
+    """Of those of the features that have a sampled context on the explain split."""
+    key = [dictionary_id, harvest_id, ["sampled"], min(features), max(features), list(features)]
+    found: dict[int, _Active] = defaultdict(_Active)
+    for feature, token, place, n, total in store.rows(_ACTIVE, key):
+        active = found[feature]
+        count, activation = active.by_token.get(token, (0, 0.0))
+        active.by_token[token] = count + n, activation + total
+        active.by_place[place] = active.by_place.get(place, 0) + n
+        active.n_tokens += n
+    return found
+
+
+def _recalls(store: Store, dictionary_id: int, harvest_id: int, unigrams: dict[int, str]) -> dict[int, float]:
+    """For each feature, the share of its unigram's occurrences on which it fires."""
+    if not unigrams:
+        return {}
+    features = list(unigrams)
+    key = [dictionary_id, harvest_id, ["sampled", "negative"], min(features), max(features), features]
+    rows = store.rows(_RECALL, [*key, features, list(unigrams.values())])
+    return {feature: fired / occurrences for feature, occurrences, fired in rows if occurrences}
+
+
+def _tokens_at_places(store: Store, harvest_id: int) -> NDArray[np.float64]:
+    """[longest window]: at index i, how many of the stored explain windows have a token at place i + 1."""
+    rows = store.rows(
+        "SELECT len(w.token_ids) - w.n_prefix, count(*) FROM evidence.windows AS w "
+        "JOIN harvests AS h USING (corpus_id) WHERE h.harvest_id = ? AND w.split = 'explain' GROUP BY ALL",
+        [harvest_id],
+    )
+    windows_of_length = np.zeros(max((n for n, _ in rows), default=0) + 1)
+    for n, windows in rows:
+        windows_of_length[n] = windows
+    return np.cumsum(windows_of_length[::-1])[::-1][1:]
+
+
+def _facts(
+    feature: int, status: str, density: float, largest: float, active: _Active, recall: float | None,
+    tokens_at: NDArray[np.float64],
+) -> ShapeFacts:  # fmt: skip
+    unigram = active.unigram
+    n, total = active.by_token[unigram]
+    purity = n / active.n_tokens
+    counts = np.zeros(len(tokens_at))
+    for place, m in active.by_place.items():
+        counts[place - 1] = m
+    dependence = position_dependence(counts, tokens_at, density, seed=feature)
+    places = _shortest_stretch(counts)
+    share = float(tokens_at[places[0] - 1 : places[1]].sum() / tokens_at.sum())
+    held = float(counts[places[0] - 1 : places[1]].sum() / counts.sum())
+    is_dense, is_rare = density > DENSE_ABOVE, status == "rare"
+    kind: ShapeKind = "dense" if is_dense else "other"
+    if is_rare:
+        kind = "rare"
+    elif active.n_tokens >= FEWEST_TOKENS:
+        # A piece of a character has no text of its own, and all such pieces look alike.
+        if unigram and purity > PURE_ABOVE and recall is not None and recall >= RECALL_FROM:
+            kind = "token"
+        elif dependence >= POSITION_FROM:
+            kind = "position"
+    return ShapeFacts(
+        feature, kind, unigram, purity, recall, total / n / largest if largest > 0 else 0.0, dependence, places,
+        min(1.0, density * held / share), is_dense, is_rare,
+    )  # fmt: skip
+
+
+def position_dependence(
+    counts: NDArray[np.float64], tokens_at: NDArray[np.float64], density: float, seed: int
+) -> float:
+    """0 where the place of a token says nothing of whether the feature fires on it, 1 where it says all.
+
+    `counts`: active tokens seen at each place; `tokens_at`: in proportion to the tokens that the corpus has there;
+    `density`: share of all tokens on which the feature fires.
+    """
+    share = tokens_at / tokens_at.sum()
+    n = int(counts.sum())
+    density = min(max(density, 1e-12), 1 - 1e-12)
+    whole = float(_binary_entropy(np.array(density)))
+
+    def information(placed: NDArray[np.float64]) -> NDArray[np.float64]:
+        fires = np.minimum(density * placed / (n * np.maximum(share, 1e-300)), 1.0)
+        return np.maximum(whole - (share * _binary_entropy(fires)).sum(-1), 0.0)
+
+    random = np.random.default_rng(seed).multinomial(n, share, size=PLACINGS).astype(np.float64)
+    by_chance = float(information(random).mean())
+    if whole - by_chance <= 1e-9 * whole:
+        return 0.0
+    return float(np.clip((information(counts) - by_chance) / (whole - by_chance), 0.0, 1.0))
+
+
+def _binary_entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Nats; 0 at both ends."""
+    inside = np.clip(p, 1e-300, 1.0)
+    outside = np.clip(1.0 - p, 1e-300, 1.0)
+    return -p * np.log(inside) - (1.0 - p) * np.log(outside)
+
+
+def _shortest_stretch(counts: NDArray[np.float64]) -> tuple[int, int]:
+    """Places (from 1) of the shortest stretch that holds PLACE_SHARE of the counts; the earliest of equally long
+    ones."""
+    total = np.concatenate([[0.0], np.cumsum(counts)])
+    wanted = PLACE_SHARE * total[-1]
+    ends = np.searchsorted(total, total[:-1] + wanted - 1e-9)
+    lengths = np.where(ends < len(total), ends - np.arange(len(ends)), len(total))
+    low = int(np.argmin(lengths))
+    return low + 1, low + int(lengths[low])
