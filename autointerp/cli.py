@@ -216,11 +216,16 @@ def measure(
     where: Where = None,
     random: RandomN = None,
     limit: Limit = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="An evidence method to run besides the configured ones; may be repeated."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Answer what scorers have asked of the model: activations on written texts, surprisal, similarity, steering."""
+    """What takes the model after the harvest: evidence methods such as pruning and token_change, and what scorers have
+    asked (activations on written texts, surprisal, similarity, steering)."""
     chosen = _selection(features, where, random, limit)
-    pipeline.measure(_config(config, store), dictionary, chosen, Terminal(verbose))
+    pipeline.measure(_config(config, store), dictionary, chosen, Terminal(verbose), tuple(method or ()))
 
 
 @app.command()

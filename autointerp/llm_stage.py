@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from autointerp.config import Config, EndpointConfig
+from autointerp.config import Config, EndpointConfig, ExplainConfig
 from autointerp.errors import InputError, nearest
-from autointerp.interpret import explain_run, score_run
+from autointerp.interpret import explain_run, score_run, shape_labels
 from autointerp.interpret.labelled import CONTROLS
 from autointerp.interpret.runner import Forecast, Job, Outcome
 from autointerp.llm.budget import Budget
@@ -17,6 +17,7 @@ from autointerp.llm.client import LlmClient
 from autointerp.records import CallRecord
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.selection import Selection
+from autointerp.store.shapes import ShapeFacts
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
@@ -34,6 +35,25 @@ def check_control(control: str | None) -> None:
     known = tuple(dict.fromkeys((*CONTROLS, RANDOM_MODEL)))
     if control is not None and control not in known:
         raise InputError(f"no control {control!r}; there are {', '.join(known)}.{nearest(control, known)}")
+
+
+METHODS_READ = {
+    "pruned": ("pruning",),
+    "token_change": ("token_change",),
+    "mutual_information": ("mutual_information",),
+}
+"""Evidence methods without which an explainer has nothing to read."""
+
+
+def methods_read(config: ExplainConfig) -> tuple[str, ...]:
+    """The evidence methods that the configured explainer needs."""
+    composed = config.base if config.explainer in ("best_of_n", "revise") else config.explainer
+    return METHODS_READ.get(composed, ())
+
+
+def describe_shape(facts: ShapeFacts) -> tuple[str | None, str | None]:
+    """(label, rule) of a feature whose shape alone explains it; None where it does not."""
+    return shape_labels.describe(facts)
 
 
 def dictionaries(store: Store, config: Config, dictionary: str | None) -> list[DictionaryRow]:

@@ -134,6 +134,7 @@ def harvest(
     with _recorded(config, "harvest") as (store, _):
         for sae in saes:
             gpu.harvest_and_merge(session, store, sae)
+        _gather(session, store, saes, Selection())
 
 
 def evaluate(config: Config, dictionary: str | None, options: Any, terminal: Terminal) -> list[Any]:
@@ -154,14 +155,34 @@ def evaluate_options(**given: Any) -> Any:
     return evaluate_stage.EvaluateOptions(**given)
 
 
-def measure(config: Config, dictionary: str | None, selection: Selection, terminal: Terminal) -> int:
-    """Answer what scorers have asked of the model; how many tasks were measured."""
+def measure(
+    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, methods: Sequence[str] = ()
+) -> int:
+    """Run the evidence methods that were not run yet on the chosen features (those of the configuration, those that
+    its explainer reads, and `methods`), then answer what scorers have asked of the model; how many tasks were
+    measured."""
     gpu = _gpu_stage()
     from autointerp import measure_stage
 
     with _recorded(config, "measure", create=False) as (store, _):
         session = gpu.Session(config, terminal)
-        return sum(measure_stage.measure(session, store, sae, selection) for sae in chosen_saes(config, dictionary))
+        saes = chosen_saes(config, dictionary)
+        _gather(session, store, saes, selection, methods)
+        return sum(measure_stage.measure(session, store, sae, selection) for sae in saes)
+
+
+def _gather(
+    session: Any, store: Store, saes: Sequence[SaeConfig], selection: Selection, methods: Sequence[str] = ()
+) -> bool:
+    """Evidence beyond the harvest; whether any was gathered."""
+    from autointerp import evidence_stage
+
+    config: Config = session.config
+    wanted = {*config.evidence.methods, *llm_stage.methods_read(config.explain), *methods}
+    found = [
+        evidence_stage.gather(session, store, sae, sorted(wanted), llm_stage.describe_shape, selection) for sae in saes
+    ]
+    return any(found)
 
 
 def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
@@ -169,8 +190,10 @@ def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
     gpu = _gpu_stage()
     with _recorded(config, "merge") as (store, _):
         session = gpu.Session(config, terminal)
-        for sae in chosen_saes(config, dictionary):
+        saes = chosen_saes(config, dictionary)
+        for sae in saes:
             gpu.merge(session, store, sae)
+        _gather(session, store, saes, Selection())
 
 
 def explain(
@@ -269,7 +292,7 @@ def run(
         _forecast_run(config, dictionary, saes, selection, terminal)
         return
     with _recorded(config, "run") as (store, run_id):
-        worked = _gpu_stages(config, saes, store, terminal)
+        worked = _gpu_stages(config, saes, store, selection, terminal)
         failed = 0
         for sae in saes:
             row = store.dictionary(sae.dictionary)
@@ -285,9 +308,11 @@ def run(
         _complain(failed)
 
 
-def _gpu_stages(config: Config, saes: tuple[SaeConfig, ...], store: Store, terminal: Terminal) -> bool:
-    """Train, harvest and merge what is missing; whether anything was. Where torch is not installed, labelling goes on
-    with what the store holds, and says so."""
+def _gpu_stages(
+    config: Config, saes: tuple[SaeConfig, ...], store: Store, selection: Selection, terminal: Terminal
+) -> bool:
+    """Train, harvest and merge what is missing, and gather evidence; whether anything was done. Where torch is not
+    installed, labelling goes on with what the store holds, and says so."""
     try:
         gpu = _gpu_stage()
     except InputError as error:
@@ -300,7 +325,7 @@ def _gpu_stages(config: Config, saes: tuple[SaeConfig, ...], store: Store, termi
     worked = gpu.train(session, store, saes)
     for sae in saes:
         worked = gpu.harvest_and_merge(session, store, sae) or worked
-    return worked
+    return _gather(session, store, saes, selection) or worked
 
 
 def _forecast_run(

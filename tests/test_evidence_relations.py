@@ -130,7 +130,7 @@ def test_columns_of_a_dictionary_with_a_near_duplicate(tiny_gpt2: Path) -> None:
     config = EvidenceConfig(relation_tokens=600, related=3)
     excluded = torch.tensor(sorted(setup.text.special_ids))
     units = (unit.windows for unit in setup.units)
-    columns = relations(setup.loaded, sae, POINT, units, config, excluded, BATCH_TOKENS, alive)
+    columns = relations(setup.loaded, sae, POINT, units, config, excluded, BATCH_TOKENS, alive).columns
     rows = list(zip(*columns.values(), strict=True))
     assert list(columns) == ["feature", "relation", "rank", "neighbour", "value"]
     assert rows == sorted(rows, key=lambda r: (r[0], module.RELATIONS.index(r[1]), r[2]))
@@ -153,7 +153,7 @@ def test_a_corpus_without_explain_text_has_decoder_neighbours_only(tiny_gpt2: Pa
     alive = np.ones(setup.sae.d_sae, dtype=bool)
     columns = relations(
         setup.loaded, setup.sae, POINT, units, EvidenceConfig(), torch.zeros(0, dtype=torch.int64), BATCH_TOKENS, alive
-    )
+    ).columns
     assert set(columns["relation"]) == {"decoder"}
 
 

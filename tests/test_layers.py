@@ -31,8 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gpu_stage": GROUND | {"corpus", "model", "sae", "evidence", "gpu_session", "store", "terminal"},
     "evaluate_stage": GROUND | {"corpus", "model", "sae", "evaluate", "store", "terminal", "gpu_session"},
     "measure_stage": GROUND | {"corpus", "model", "sae", "evidence", "store", "terminal", "gpu_session"},
+    "evidence_stage": GROUND | {"corpus", "model", "sae", "evidence", "gpu_session", "store", "terminal"},
     "llm_stage": GROUND | {"llm", "interpret", "store", "terminal"},
-    "pipeline": GROUND | {"gpu_stage", "evaluate_stage", "measure_stage", "llm_stage", "store", "terminal"},
+    "pipeline": GROUND
+    | {"gpu_stage", "evidence_stage", "evaluate_stage", "measure_stage", "llm_stage", "store", "terminal"},
     "show": GROUND | {"store", "terminal"},
     "doctor": GROUND | {"pipeline", "gpu_stage", "llm_stage", "llm", "store", "terminal"},
     "config_template": GROUND,
@@ -81,7 +83,7 @@ def test_arrows(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_torch_and_the_llm_client_never_meet(path: Path) -> None:
     step, roots = step_of(path), {m.split(".")[0] for m in imports_of(path)}
-    gpu_side = ("gpu_session", "gpu_stage", "evaluate_stage", "measure_stage")
+    gpu_side = ("gpu_session", "gpu_stage", "evidence_stage", "evaluate_stage", "measure_stage")
     if step not in ("corpus", "model", "sae", "evidence", "evaluate", *gpu_side):
         assert not roots & TORCH_SIDE, f"{path.name} ({step}) imports {sorted(roots & TORCH_SIDE)}"
     if step != "llm":

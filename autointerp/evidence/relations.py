@@ -55,10 +55,19 @@ class TokenCodes:
     n_windows: int
 
 
+@dataclass(frozen=True, slots=True)
+class Relations:
+    """Rows for the table `neighbours`, and how much text they are from."""
+
+    columns: dict[str, list[Any]]
+    n_windows: int
+    n_tokens: int
+
+
 def relations(
     loaded: LoadedModel, sae: Sae, point: Hookpoint, windows: Iterable[Sequence[Window]], config: EvidenceConfig,
     excluded_ids: Tensor, batch_tokens: int, alive: np.ndarray,
-) -> dict[str, list[Any]]:  # fmt: skip
+) -> Relations:  # fmt: skip
     """Columns feature, relation, rank, neighbour, value of the table `neighbours`, for the `alive` features (bool
     [d_sae]): a dead feature has no neighbours and is nobody's.
 
@@ -80,7 +89,7 @@ def relations(
         columns["rank"] += range(n)
         columns["neighbour"] += neighbours.tolist()
         columns["value"] += values.tolist()
-    return columns
+    return Relations(columns, codes.n_windows, codes.n_tokens)
 
 
 Related = tuple[int, str, np.ndarray, np.ndarray]

@@ -323,3 +323,18 @@ def stored_contexts(store: Store, dictionary_id: int, n: int, seed: int = 0) -> 
         [dictionary_id, seed, n],
     )
     return [StoredContext(*row) for row in rows]
+
+
+def strongest_contexts(store: Store, dictionary_id: int, features: Sequence[int], n: int) -> list[StoredContext]:
+    """The `n` strongest contexts of each of the features on the explain split, by feature and rank."""
+    wanted = [int(f) for f in features]
+    if not wanted:
+        return []
+    rows = store.rows(
+        'SELECT c.context_id, c.feature, c.window_id, w.token_ids, w.n_prefix, c."offset", c.length, c.positions, '
+        'c."values" FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id) '
+        "WHERE c.dictionary_id = ? AND c.split = 'explain' AND c.kind = 'top' AND c.rank < ? "
+        "AND c.feature BETWEEN ? AND ? AND c.feature IN (SELECT unnest(?::INTEGER[])) ORDER BY c.feature, c.rank",
+        [dictionary_id, n, min(wanted), max(wanted), wanted],
+    )
+    return [StoredContext(*row) for row in rows]

@@ -105,6 +105,15 @@ class StoreReads(StoreFindings):
         found = self.rows("SELECT max(harvest_id) FROM features WHERE dictionary_id = ?", [dictionary_id])
         return None if found[0][0] is None else int(found[0][0])
 
+    def max_activations(self, dictionary_id: int) -> dict[int, float]:
+        """Largest activation of every feature that is not dead, raw units."""
+        found = self.rows(
+            "SELECT feature, max_activation FROM features WHERE dictionary_id = ? AND status <> 'dead' "
+            "ORDER BY feature",
+            [dictionary_id],
+        )
+        return {int(feature): float(value) for feature, value in found}
+
     def mean_active(self, dictionary_id: int) -> float | None:
         """How many features are active on a token, on average (L0); None before the first merge."""
         return self.rows("SELECT sum(token_density) FROM features WHERE dictionary_id = ?", [dictionary_id])[0][0]
