@@ -50,6 +50,16 @@ def test_rows_without_positive_entries_and_with_nan_give_no_codes() -> None:
     assert topk_codes(torch.full((3, 8), -1.0), 2).rows.numel() == 0
 
 
+def test_single_activations_are_those_of_the_dense_matrix() -> None:
+    pre = torch.randn(30, 50, generator=torch.Generator().manual_seed(0))
+    pre[[0, 7, 29]] = -1.0
+    rows, features = (t.flatten() for t in torch.meshgrid(torch.arange(30), torch.arange(50), indexing="ij"))
+    order = torch.randperm(1500, generator=torch.Generator().manual_seed(1))
+    rows, features = rows[order], features[order]
+    for sparse in (topk_codes(pre, 4), threshold_codes(pre, torch.zeros(50)), topk_codes(-pre.abs(), 4)):
+        assert torch.equal(sparse.at(rows, features), sparse.dense(50)[rows, features])
+
+
 def test_device_path_gives_the_same_codes() -> None:
     pre = torch.randn(20, 200, dtype=torch.float64)  # anything but float32 on CPU goes through torch.topk
     slow, fast = topk_codes(pre, 7), topk_codes(pre.float(), 7)

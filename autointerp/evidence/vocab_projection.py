@@ -53,6 +53,12 @@ def final_norm(model: nn.Module) -> nn.Module:
     return found
 
 
+def ordinary_ids(text: TokenText, n_logits: int) -> list[int]:
+    """Ids of the tokens that are neither special nor unused, of a model that gives `n_logits` logits."""
+    n_tokens = min(n_logits, len(text.token_bytes))
+    return [i for i in range(n_tokens) if text.token_bytes[i] and i not in text.special_ids]
+
+
 class Unembedding:
     """The final norm and the unembedding of a model, as directions in float32 on its device."""
 
@@ -62,9 +68,7 @@ class Unembedding:
             raise InputError(f"model {loaded.name} has no output embedding, so no vocabulary projection")
         self.norm = final_norm(loaded.model)
         weight = head.weight
-        n_tokens = min(len(weight), len(text.token_bytes))
-        kept = [i for i in range(n_tokens) if text.token_bytes[i] and i not in text.special_ids]
-        self.ids = torch.tensor(kept, dtype=torch.int64, device=weight.device)
+        self.ids = torch.tensor(ordinary_ids(text, len(weight)), dtype=torch.int64, device=weight.device)
         """Ids of the tokens that take part: neither special nor unused."""
         self.rows = weight.detach()[self.ids].float()
         self.rows = self.rows - self.rows.mean(0)

@@ -35,6 +35,14 @@ class SparseCodes:
         """[n_rows] int64: where each row's entries begin."""
         return starts(self.rows, self.n_rows)
 
+    def at(self, rows: Tensor, features: Tensor) -> Tensor:
+        """[m] float32: activations of `features` [m] on vectors `rows` [m] (both int64), 0 where they are silent."""
+        if not len(self.values):
+            return torch.zeros(rows.shape, device=self.values.device)
+        keys, wanted = (self.rows << 32) + self.features, (rows << 32) + features  # ascending, as the entries are
+        place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        return torch.where(keys[place] == wanted, self.values[place], 0.0)
+
     def dense(self, d_sae: int) -> Tensor:
         """[n_rows, d_sae] with zeros where no feature is active."""
         out = torch.zeros(self.n_rows, d_sae, device=self.values.device)
