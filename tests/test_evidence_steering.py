@@ -219,6 +219,15 @@ def test_a_search_finds_every_kl_that_can_be_reached(
         assert search.is_reached
 
 
+def test_what_is_reached_is_what_is_given_back() -> None:
+    """0.9 times the target is within the tolerance, 1.105 times it is not, though its logarithm is closer."""
+    search = StrengthSearch(1.0, 1.0)
+    search.tell(1.105)
+    value = search.value
+    search.tell(0.9)
+    assert (search.is_reached, search.best, search.best_kl) == (True, value, 0.9)
+
+
 PROMPTS = [[0, 5, 9, 44], [0, 7], [0, 5, 9, 44], [0, *range(30, 50)], [3]]
 FEATURES: list[int | None] = [2, None, None, 30, 11]
 VALUES = [3.0, 0.0, 0.0, 8.0, 5.0]

@@ -44,10 +44,11 @@ class StrengthSearch:
         here = math.log(self.value)
         log_kl = math.log(min(max(kl, 1e-12), 1e12)) if math.isfinite(kl) else math.log(1e12)
         distance = abs(log_kl - math.log(self._target))
-        if math.isfinite(kl) and distance < self._closest:
+        self.is_reached = math.isfinite(kl) and abs(kl - self._target) <= self._tolerance * self._target
+        # Of 0.9 and 1.105 times the target the second is closer by its logarithm, and only the first is good enough.
+        if self.is_reached or (math.isfinite(kl) and distance < self._closest):
             self._closest, self.best, self.best_kl = distance, self.value, kl
         self._steps += 1
-        self.is_reached = math.isfinite(kl) and abs(kl - self._target) <= self._tolerance * self._target
         if self.is_reached or self._steps == self._most_steps:
             self.is_done = True
             return
