@@ -10,7 +10,7 @@ import pytest
 from store_fixtures import add_dictionary, add_features, child, filled, write_evidence
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
-from autointerp.store import Store
+from autointerp.store import Store, connection
 from autointerp.store.connection import evidence_path_of, migrations, sql_file
 
 # The SQL contract. A change here is a change for every user's query: it needs a migration and a note.
@@ -64,6 +64,22 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
         for key, kind in TYPES.items():
             assert columns[key] == kind
         assert store.rows("SELECT version, name FROM schema_migrations") == [(1, "initial"), (2, "methods")]
+
+
+def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.duckdb"
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "migrations", lambda: migrations()[:1])
+        # The views of this version read columns that the first schema had too.
+        with Store.open(path, create=True) as store:
+            store.add_corpus("text", {}, "tok", 1, 2)
+            assert not store.rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'measure_tasks'")
+    with Store.open(path) as store:
+        assert store.rows("SELECT source FROM corpora") == [("text",)]
+        assert store.row_counts()["measure_tasks"] == 0
+        store.add_corpus("more", {}, "tok", 1, 2)
+    with Store.open(path, read_only=True) as store:
+        assert store.row_counts()["corpora"] == 2
 
 
 def test_every_column_of_the_first_schema_is_pinned(tmp_path: Path) -> None:

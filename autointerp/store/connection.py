@@ -87,6 +87,8 @@ class StoreConnection:
         self._lock = threading.RLock()
         self._owner: int | None = None
         self._commit_number = 0
+        self._counted: tuple[str, ...] = ()
+        """Those of APPEND_ONLY that the store has."""
         self._last_time = datetime.min
         self._failed: AutointerpError | None = None
 
@@ -146,6 +148,7 @@ class StoreConnection:
         with translated(self.path):
             for version, name, sql in pending:
                 self._migrate(version, name, sql)
+            self._counted = ()
             self._read_state()
         self.attach_evidence()
         if not self.read_only:
@@ -275,9 +278,12 @@ class StoreConnection:
         return self._failed
 
     def _ledger_line(self, con: duckdb.DuckDBPyConnection) -> LedgerLine:
-        counts = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in APPEND_ONLY)
+        if not self._counted:  # before its migrations an older store lacks some tables; one that lost them is found out
+            held = {row[0] for row in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+            self._counted = tuple(table for table in APPEND_ONLY if table in held)
+        counts = " UNION ALL ".join(f"SELECT '{table}', count(*) FROM {table}" for table in self._counted)
         found = dict(con.execute(counts).fetchall())
-        return LedgerLine(self.store_id, self._commit_number, {table: found[table] for table in APPEND_ONLY})
+        return LedgerLine(self.store_id, self._commit_number, {table: found[table] for table in self._counted})
 
     def now(self) -> datetime:
         """The time in UTC, without zone, later than every time this store object gave before: 'latest' has no ties."""
