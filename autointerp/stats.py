@@ -290,7 +290,7 @@ def balanced_accuracy_tails(positives: int, negatives: int, level: float) -> Tai
         chance = np.bincount(place, weights=np.outer(p, q).ravel(), minlength=values.size)
         at_least = np.maximum(at_least, np.cumsum(chance[::-1])[::-1])
         at_most = np.maximum(at_most, np.cumsum(chance))
-    return Tails(positives, negatives, values, at_least, at_most)
+    return Tails(positives, negatives, values, np.minimum(at_least, 1.0), np.minimum(at_most, 1.0))
 
 
 def _binomial(n: int, shares: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -346,7 +346,7 @@ def spearman_interval(
     for i in range(found.size):
         times = np.bincount(rng.integers(0, len(index), size=len(index)), minlength=len(index))[group].astype(float)
         # A pair drawn n times stands there n times: ranks and sums follow from the counts, without sorting again.
-        r, s = (_mid_ranks(np.bincount(place, weights=times))[place] for place in (place_a, place_b))
+        r, s = (_mid_ranks(np.bincount(place, times).astype(float))[place] for place in (place_a, place_b))
         n = times.sum()
         r, s = r - (n + 1.0) / 2.0, s - (n + 1.0) / 2.0  # mean ranks
         bottom = float(times @ (r * r)) * float(times @ (s * s))

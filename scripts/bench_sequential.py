@@ -4,9 +4,9 @@
 
 Every label has a true sensitivity and specificity, drawn from a population; the judge's answers are independent. For
 every rule: mean requests per label and their ratio to the fixed number; how often the score stands on the wrong side of
-the threshold, and how often the label was called clear on the wrong side; mean absolute error; how many intervals hold the truth.
-`fixed` rows ask a smaller number of every label, so that a rule can be read against the fixed number that makes as many
-errors: `requests of fixed n at equal error`, between the two nearest.
+the threshold, and how often the label was called clear on the wrong side; mean absolute error; how many intervals hold
+the truth. `fixed` rows ask a fixed number of every label. `equal error`: requests of the fixed number that is as often
+on the wrong side, between the two nearest, and what the rule saves of them.
 
 With --store the answers are not simulated: those that a store holds of detection or fuzzing (method 'answers', report)
 are taken in the order in which a rule would have asked for them. The truth is then the score over all of them.
@@ -43,9 +43,7 @@ class Label:
 
     def look(self, n: int) -> Look:
         active, right = self.active[:n], self.right[:n]
-        return Look(
-            int((active & right).sum()), int(active.sum()), int((~active & right).sum()), int((~active).sum())
-        )
+        return Look(int((active & right).sum()), int(active.sum()), int((~active & right).sum()), int((~active).sum()))
 
 
 @dataclass
@@ -74,9 +72,7 @@ POPULATIONS: dict[str, Callable[[np.random.Generator, int], NDArray[np.float64]]
 
 def simulated(shares: NDArray[np.float64], per_class: int, rng: np.random.Generator) -> list[Label]:
     active = np.tile([True, False], per_class)
-    return [
-        Label(active, rng.random(2 * per_class) < np.where(active, p, q), float(p + q) / 2) for p, q in shares
-    ]
+    return [Label(active, rng.random(2 * per_class) < np.where(active, p, q), float(p + q) / 2) for p, q in shares]
 
 
 def ends(n: int, size: int, early: bool) -> list[int]:
@@ -119,7 +115,7 @@ class Row:
     name: str
     requests: float
     wrong: float
-    """Share of labels whose score stands on the other side of the threshold than the truth; exactly on it counts half."""
+    """Share of labels whose score and truth stand on different sides of the threshold; exactly on it counts half."""
     called_wrong: float
     error: float
     covered: float
@@ -175,8 +171,8 @@ def stored(path: Path) -> dict[str, list[Label]]:
     """The answers that a store holds, by scorer; labels of the commonest number of contexts."""
     with Store.open(path, read_only=True) as store:
         rows = store.rows(
-            "SELECT s.scorer, s.score_id, c.context_id, c.feature, c.kind, c.tier, c.decile, p.truth[1], p.predicted[1] "
-            "FROM scores s JOIN predictions p USING (score_id) JOIN contexts c USING (context_id) "
+            "SELECT s.scorer, s.score_id, c.context_id, c.feature, c.kind, c.tier, c.decile, p.truth[1], "
+            "p.predicted[1] FROM scores s JOIN predictions p USING (score_id) JOIN contexts c USING (context_id) "
             "WHERE s.scorer IN ('detection', 'fuzzing') AND s.method = 'answers' AND s.part = 'report' "
             "AND s.control IS NULL AND s.status = 'ok' AND p.predicted IS NOT NULL ORDER BY s.score_id, c.context_id"
         )

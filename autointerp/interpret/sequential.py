@@ -9,8 +9,9 @@ Looking several times and stopping at the first convenient answer makes errors m
 contexts fixed beforehand. So the second rule is an exact group-sequential test. Of the 2.5 % that each side may err, a
 look may spend what falls to it and to the looks before it in equal shares (Bonferroni) and was not spent yet; by the
 binomial distributions of both classes, whatever sensitivity and specificity make up a score on the threshold. A label
-whose true score lies there is called above or below it in at most 5 % of cases, all looks together. The first rule looks
-at the width alone, which says little about the side: it uses the ordinary interval.
+whose true score lies there is called above or below it in at most 5 % of cases, all looks together, as far as answers
+are independent. The first rule looks at the width alone, which says little about the side: it uses the ordinary
+interval.
 
 The score rows have a method of their own, 'answers_sequential', and `n` is what was asked. With stop_threshold their
 intervals have the level of one look, 1 - 0.05 / looks, so that they hold the truth as often as they should wherever the
@@ -56,7 +57,9 @@ def method_of(config: ScoreConfig) -> str:
 # --- what is asked when ----------------------------------------------------------------------------------------------
 
 
-def plan(scorer: str, examples: Sequence[Example], config: ScoreConfig, dictionary_id: int) -> list[list[list[Example]]]:
+def plan(
+    scorer: str, examples: Sequence[Example], config: ScoreConfig, dictionary_id: int
+) -> list[list[list[Example]]]:
     """Rounds of requests of examples: without a stop rule one round, the requests of `batches` as they are.
 
     A function of the examples and the seed alone: all labels of a feature get the same questions in the same order.
@@ -86,9 +89,7 @@ def in_balance(examples: Sequence[Example], draw: random.Random) -> list[Example
     return [example for pair in pairs for example in pair if example is not None]
 
 
-def _spread(
-    examples: Sequence[Example], stratum: Callable[[Example], Hashable], draw: random.Random
-) -> list[Example]:
+def _spread(examples: Sequence[Example], stratum: Callable[[Example], Hashable], draw: random.Random) -> list[Example]:
     """In an order whose prefixes hold about the same share of every stratum."""
     strata: dict[Hashable, list[Example]] = defaultdict(list)
     for example in examples:
