@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from autointerp import __version__, demo, doctor, pipeline, show
+from autointerp import __version__, compare, demo, doctor, pipeline, show
 from autointerp.config import Config, environment_overrides, load
 from autointerp.config_template import config_template
 from autointerp.errors import AutointerpError, InputError, PartialFailure
@@ -61,6 +61,12 @@ class Format(StrEnum):
     csv = "csv"
     json = "json"
     parquet = "parquet"
+
+
+class CompareForm(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
 
 
 def _config(path: Path, store: Path | None) -> Config:
@@ -309,6 +315,28 @@ def show_command(
     """One feature as a person wants to read it."""
     path = _store_path(config, store)
     show.print_feature(path, feature, dictionary, contexts, as_json, Terminal(verbose))
+
+
+@app.command("compare")
+def compare_command(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Compare every explainer with this one, instead of all pairs.")
+    ] = None,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="How stable labels are, and how alike scorers rank them.")
+    ] = False,
+    strata: Annotated[
+        bool, typer.Option("--strata", help="Also the parts of a score, detection_sensitivity_decile_9 say.")
+    ] = False,
+    form: Annotated[CompareForm, typer.Option("--format", help="How to print the answer.")] = CompareForm.table,
+    verbose: Verbose = False,
+) -> None:
+    """Compare explainers, and each with its controls, on the features that both scored."""
+    path, terminal = _store_path(config, store), Terminal(verbose)
+    compare.print_comparison(path, dictionary, against, agreement, strata, form.value, terminal)
 
 
 @app.command()

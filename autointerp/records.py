@@ -12,6 +12,12 @@ Split = Literal["explain", "select", "report"]
 SPLITS: tuple[Split, ...] = ("explain", "select", "report")
 Kind = Literal["top", "sampled", "negative"]
 Tier = Literal["random", "same_token", "neighbour"]
+HEADLINE_SCORERS = (
+    "simulation", "simulation_random", "simulation_calibrated", "detection", "fuzzing", "embedding", "surprisal",
+    "generation", "output", "intervention", "intruder",
+)  # fmt: skip
+"""Values of `scores.scorer` that say how good a label is; others are strata of one of these, "detection_sensitivity"
+say."""
 
 
 @dataclass(frozen=True, slots=True)

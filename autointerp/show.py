@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 from rich.markup import escape
 
 from autointerp.errors import InputError
-from autointerp.records import Context, PromotedToken
+from autointerp.records import HEADLINE_SCORERS, Context, PromotedToken
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal, visible
 
 _LABEL_COLUMNS = ("feature", "label", "score", "ci_low", "ci_high", "density")
+_DECILE = re.compile(r"_decile_\d")
 _SHADES = (
     (0.75, "black on bright_yellow"),
     (0.5, "black on yellow"),
@@ -90,14 +92,8 @@ def _print_page(row: DictionaryRow, page: dict[str, Any], limit: int, terminal: 
         say(f"       by {label['explainer']} ({label['model'] or 'no LLM'})")
     else:
         say(f"label  none ({label['explanation_status'] or 'not explained yet'})")
-    for score in page["scores"]:
-        if score["control"] is None and score["explanation_id"] == label["explanation_id"]:
-            interval = "" if score["ci_low"] is None else f" [{score['ci_low']:.2f}, {score['ci_high']:.2f}]"
-            value = score["status"] if score["value"] is None else f"{score['value']:.2f}{interval}"
-            say(
-                f"score  {value}  {score['scorer']}, {score['method']}, on {score['part']}; n {score['n']}, "
-                f"{score['n_failed']} failed"
-            )
+    for line in score_lines([s for s in page["scores"] if s["explanation_id"] in (label["explanation_id"], None)]):
+        say(line)
     _print_tokens("promotes", page["promoted"], terminal)
     _print_tokens("suppresses", page["suppressed"], terminal)
     _print_histogram(facts, terminal)
@@ -113,6 +109,75 @@ def _print_page(row: DictionaryRow, page: dict[str, Any], limit: int, terminal: 
             say(title)
             for context in chosen:
                 _print_context(context, facts["max_activation"], terminal)
+
+
+def score_lines(scores: Sequence[dict[str, Any]]) -> list[str]:
+    """One label's rows of `scores`, in any order, as text: a line per scorer with its controls at the end, and where
+    the score has parts a second line with those. Of several rows of one kind (seeds) the latest counts."""
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for score in sorted(scores, key=lambda s: s["created_at"]):
+        latest[(score["scorer"], *_origin(score), score["control"])] = score
+    real = [s for s in latest.values() if s["control"] is None and headline_of(s["scorer"]) == s["scorer"]]
+    lines = []
+    for score in sorted(real, key=lambda s: (s["part"], _place(s["scorer"]), *_origin(s))):
+        same = [s for s in latest.values() if _origin(s) == _origin(score)]
+        floors = [f"{s['control']} {_number(s)}" for s in same if s["control"] and s["scorer"] == score["scorer"]]
+        interval = "" if score["ci_low"] is None else f" [{score['ci_low']:.2f}, {score['ci_high']:.2f}]"
+        beside = f"; {', '.join(sorted(floors))}" if floors else ""
+        lines.append(
+            f"score  {_number(score)}{interval}  {score['scorer']}, {score['method']}, on {score['part']}; "
+            f"n {score['n']}, {score['n_failed']} failed{beside}"
+        )
+        parts = {
+            s["scorer"].removeprefix(f"{score['scorer']}_"): s
+            for s in same
+            if s["control"] is None and s is not score and headline_of(s["scorer"]) == score["scorer"]
+        }
+        if parts:
+            lines.append(f"       {_strata(parts)}")
+    return lines
+
+
+def headline_of(scorer: str) -> str:
+    """The scorer that a row is a part of: "detection" of "detection_sensitivity"; itself where it is none's part."""
+    if scorer in HEADLINE_SCORERS:
+        return scorer
+    return max((h for h in HEADLINE_SCORERS if scorer.startswith(f"{h}_")), key=len, default=scorer)
+
+
+def _origin(score: dict[str, Any]) -> tuple[str, str, str]:
+    return score["part"], score["method"], score["model"]
+
+
+def _place(scorer: str) -> tuple[int, str]:
+    known = HEADLINE_SCORERS.index(scorer) if scorer in HEADLINE_SCORERS else len(HEADLINE_SCORERS)
+    return known, scorer
+
+
+def _number(score: dict[str, Any]) -> str:
+    return score["status"] if score["value"] is None else f"{score['value']:.2f}"
+
+
+def _strata(parts: dict[str, dict[str, Any]]) -> str:
+    """Parts by name as text; one whose name goes on another's in brackets behind that one:
+
+    sensitivity 0.92 (deciles 0: 0.80, 9: 1.00), specificity 0.97 (random 1.00, same token 0.90)
+    """
+    roots = [name for name in sorted(parts) if not any(name.startswith(f"{other}_") for other in parts)]
+    told = []
+    for root in roots:
+        below = sorted(name for name in parts if name.startswith(f"{root}_"))
+        deciles = [
+            f"{name.rpartition('_')[2]}: {_number(parts[name])}" for name in below if _DECILE.fullmatch(name, len(root))
+        ]
+        rest = [
+            f"{name.removeprefix(f'{root}_').replace('_', ' ')} {_number(parts[name])}"
+            for name in below
+            if not _DECILE.fullmatch(name, len(root))
+        ]
+        inside = [*([f"deciles {', '.join(deciles)}"] if deciles else []), *rest]
+        told.append(f"{root.replace('_', ' ')} {_number(parts[root])}" + (f" ({', '.join(inside)})" if inside else ""))
+    return ", ".join(told)
 
 
 def _print_tokens(word: str, tokens: Sequence[PromotedToken], terminal: Terminal) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -234,7 +235,9 @@ def balanced_accuracy(true_positives: int, positives: int, true_negatives: int, 
     return 0.5 * (true_positives / positives + true_negatives / negatives)
 
 
-def balanced_accuracy_interval(true_positives: int, positives: int, true_negatives: int, negatives: int) -> Estimate:
+def balanced_accuracy_interval(
+    true_positives: int, positives: int, true_negatives: int, negatives: int, z: float = Z95
+) -> Estimate:
     """Balanced accuracy with a 95 % interval, from Wilson's intervals of sensitivity and specificity by the square-and-
     add rule (Newcombe 1998): unlike a bootstrap it keeps its width where every answer is right. `n` is of both classes;
     all else None where one of them is empty."""
@@ -242,10 +245,115 @@ def balanced_accuracy_interval(true_positives: int, positives: int, true_negativ
     value = balanced_accuracy(true_positives, positives, true_negatives, negatives)
     if value is None:
         return Estimate(None, None, None, n)
-    shares = (wilson(true_positives, positives), wilson(true_negatives, negatives))
+    shares = (wilson(true_positives, positives, z), wilson(true_negatives, negatives, z))
     below = math.hypot(*((s.value or 0.0) - (s.low or 0.0) for s in shares)) / 2
     above = math.hypot(*((s.high or 0.0) - (s.value or 0.0) for s in shares)) / 2
     return Estimate(value, max(0.0, value - below), min(1.0, value + above), n)
+
+
+@dataclass(frozen=True)
+class Tails:
+    """How likely balanced accuracies are where the true one is at some level; made by `balanced_accuracy_tails`."""
+
+    positives: int
+    negatives: int
+    values: NDArray[np.int64]
+    """Every value there can be, ascending, times 2 * positives * negatives."""
+    at_least: NDArray[np.float64]
+    """Largest probability of this value or a higher one, over all sensitivities and specificities of that level."""
+    at_most: NDArray[np.float64]
+
+    def of(self, true_positives: int, true_negatives: int) -> tuple[float, float]:
+        """(probability of this balanced accuracy or a higher one, of it or a lower one)."""
+        i = int(np.searchsorted(self.values, true_positives * self.negatives + true_negatives * self.positives))
+        return float(self.at_least[i]), float(self.at_most[i])
+
+    def largest_at_least(self, bound: float) -> float:
+        """The largest probability of an upper tail that does not exceed `bound`; 0 where none is that small."""
+        return float(self.at_least[self.at_least <= bound].max(initial=0.0))
+
+    def largest_at_most(self, bound: float) -> float:
+        return float(self.at_most[self.at_most <= bound].max(initial=0.0))
+
+
+@lru_cache(maxsize=1024)
+def balanced_accuracy_tails(positives: int, negatives: int, level: float) -> Tails:
+    """Exact tail probabilities of the balanced accuracy of so many independent answers whose true balanced accuracy is
+    `level`, 0..1. Many pairs of sensitivity and specificity have that mean: the largest probability among 81 of them
+    from one extreme to the other (an unconditional exact test, as Barnard's)."""
+    reach = min(level, 1.0 - level)
+    shift = np.linspace(-reach, reach, 81)
+    right = np.arange(positives + 1)[:, None] * negatives + np.arange(negatives + 1)[None, :] * positives
+    values, place = np.unique(right.ravel(), return_inverse=True)
+    at_least, at_most = np.zeros(values.size), np.zeros(values.size)
+    for p, q in zip(_binomial(positives, level + shift), _binomial(negatives, level - shift), strict=True):
+        chance = np.bincount(place, weights=np.outer(p, q).ravel(), minlength=values.size)
+        at_least = np.maximum(at_least, np.cumsum(chance[::-1])[::-1])
+        at_most = np.maximum(at_most, np.cumsum(chance))
+    return Tails(positives, negatives, values, np.minimum(at_least, 1.0), np.minimum(at_most, 1.0))
+
+
+def _binomial(n: int, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[shares, n + 1]: the probability of each number of successes."""
+    p = np.clip(shares, 1e-300, 1.0)[:, None]
+    q = np.clip(1.0 - shares, 1e-300, 1.0)[:, None]
+    k = np.arange(n + 1)
+    ways = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k])
+    return np.asarray(np.exp(ways + k * np.log(p) + (n - k) * np.log(q)))
+
+
+def ranks(values: ArrayLike) -> NDArray[np.float64]:
+    """Rank of every value from 1 for the smallest; equal values share the mean of their ranks."""
+    _, place, counts = np.unique(_flat(values), return_inverse=True, return_counts=True)
+    return _mid_ranks(counts.astype(np.float64))[place]
+
+
+def _mid_ranks(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of groups of equal values in ascending order, from how many there are of each."""
+    return np.asarray(np.cumsum(counts) - (counts - 1.0) / 2.0)
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
+    """Spearman's rank correlation, ties by mean ranks; None where either is constant, empty or not finite."""
+    a, b = _flat(x), _flat(y)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return None
+    return pearson(ranks(a), ranks(b))
+
+
+def spearman_interval(
+    x: ArrayLike, y: ArrayLike, groups: Sequence[Hashable] | None = None, n_boot: int = 1000, seed: int = 0
+) -> Estimate:
+    """Spearman's rank correlation with a 95 % percentile bootstrap interval, ranked anew in every resample.
+
+    `groups`: what each pair of values belongs to, where pairs of one group are not independent (labels of one feature);
+    whole groups are resampled. The interval is None with fewer than two groups, or where fewer than half of the
+    resamples define a correlation. Past 5,000 pairs the resamples become fewer, 200 at least:
+    the interval is narrow by then.
+    """
+    a, b = _flat(x), _flat(y)
+    value = spearman(a, b)
+    index: dict[Hashable, int] = {}
+    named: Sequence[Hashable] = range(a.size) if groups is None else groups
+    group = np.array([index.setdefault(g, len(index)) for g in named], dtype=np.int64)
+    if group.size != a.size:
+        raise ValueError(f"{a.size} pairs in {group.size} groups")
+    if value is None or len(index) < 2:
+        return Estimate(value, None, None, int(a.size))
+    _, place_a = np.unique(a, return_inverse=True)
+    _, place_b = np.unique(b, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    found = np.empty(min(n_boot, max(200, 5_000_000 // a.size)))
+    for i in range(found.size):
+        times = np.bincount(rng.integers(0, len(index), size=len(index)), minlength=len(index))[group].astype(float)
+        # A pair drawn n times stands there n times: ranks and sums follow from the counts, without sorting again.
+        r, s = (_mid_ranks(np.bincount(place, times).astype(float))[place] for place in (place_a, place_b))
+        n = times.sum()
+        r, s = r - (n + 1.0) / 2.0, s - (n + 1.0) / 2.0  # mean ranks
+        bottom = float(times @ (r * r)) * float(times @ (s * s))
+        found[i] = float(times @ (r * s)) / math.sqrt(bottom) if bottom > 0.0 else math.nan
+    low, high = _percentiles(found)
+    return Estimate(value, low, high, int(a.size))
 
 
 def mean_interval(values: ArrayLike, n_boot: int = 2000, seed: int = 0) -> Estimate:

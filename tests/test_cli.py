@@ -136,7 +136,10 @@ def test_the_contexts_view_is_the_contract(project: Path) -> None:
         assert both == (0,), "a snippet stands in two splits"
 
 
-@pytest.mark.parametrize("argv", [("status",), ("show", "0"), ("search", "the"), ("query", "SELECT 1 AS one")])
+@pytest.mark.parametrize(
+    "argv",
+    [("status",), ("show", "0"), ("search", "the"), ("query", "SELECT 1 AS one"), ("compare", "--agreement")],
+)
 def test_reading_commands_answer(project: Path, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
     code, out, err = run(capsys, *argv, "--store", str(project / "tiny.duckdb"))
     assert code == 0, err
@@ -144,7 +147,10 @@ def test_reading_commands_answer(project: Path, capsys: pytest.CaptureFixture[st
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("argv", [("status", "--json"), ("show", "tiny:3", "--json"), ("search", "e", "--json")])
+@pytest.mark.parametrize(
+    "argv",
+    [("status", "--json"), ("show", "tiny:3", "--json"), ("search", "e", "--json"), ("compare", "--format", "json")],
+)
 def test_json_is_json(project: Path, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
     code, out, err = run(capsys, *argv, "--store", str(project / "tiny.duckdb"))
     assert code == 0, err

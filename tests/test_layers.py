@@ -36,11 +36,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": GROUND
     | {"gpu_stage", "evidence_stage", "evaluate_stage", "measure_stage", "llm_stage", "store", "terminal"},
     "show": GROUND | {"store", "terminal"},
+    "compare": GROUND | {"store", "terminal"},
     "doctor": GROUND | {"pipeline", "gpu_stage", "llm_stage", "llm", "store", "terminal"},
     "config_template": GROUND,
     "demo": GROUND | {"pipeline", "show", "store", "terminal"},
     "cli": GROUND
-    | {"pipeline", "llm_stage", "gpu_stage", "show", "doctor", "demo", "config_template", "store", "terminal"},
+    | {"pipeline", "llm_stage", "gpu_stage", "show", "compare", "doctor", "demo", "config_template", "store"}
+    | {"terminal"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -144,3 +144,74 @@ def test_mean_interval() -> None:
     assert stats.mean_interval([2.0]) == stats.Estimate(2.0, None, None, 1)
     with pytest.raises(ValueError, match="finite"):
         stats.mean_interval([1.0, math.inf])
+
+
+def test_spearman_with_ties_is_the_correlation_of_mean_ranks() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        x, y = rng.integers(0, 6, 25).astype(float), rng.integers(0, 4, 25).astype(float)
+        by_hand = [
+            [sum(w < v for w in series) + (1 + sum(w == v for w in series)) / 2 for v in series] for series in (x, y)
+        ]
+        assert stats.ranks(x).tolist() == by_hand[0]
+        assert stats.spearman(x, y) == pytest.approx(np.corrcoef(*by_hand)[0, 1])
+    assert stats.spearman([1, 2, 30], [5, 6, 6000]) == pytest.approx(1.0)
+    assert stats.spearman([1, 1, 1], [1, 2, 3]) is None and stats.spearman([], []) is None
+    assert stats.spearman([1, math.nan], [1, 2]) is None
+
+
+def test_spearman_is_scipys() -> None:
+    reference = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(4)
+    x = rng.integers(0, 9, 200)
+    y = x + rng.integers(0, 12, 200)
+    assert stats.spearman(x, y) == pytest.approx(reference.spearmanr(x, y).statistic)
+
+
+def test_the_spearman_bootstrap_ranks_every_resample_anew() -> None:
+    """Against a plain loop that draws whole groups and ranks what it drew."""
+    rng = np.random.default_rng(8)
+    x = rng.integers(0, 8, 40).astype(float)
+    y = x + rng.normal(0, 3, 40)
+    groups = [i // 2 for i in range(40)]
+    found = stats.spearman_interval(x, y, groups, n_boot=4000, seed=1)
+    values = []
+    for _ in range(4000):
+        drawn = [i for g in rng.integers(0, 20, 20) for i in (2 * g, 2 * g + 1)]
+        values.append(stats.spearman(x[drawn], y[drawn]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])), abs=0.02)
+    assert found.value == stats.spearman(x, y) and found.n == 40
+    assert found == stats.spearman_interval(x, y, groups, n_boot=4000, seed=1)
+    one = stats.spearman_interval([1, 2, 3], [1, 2, 3], [0, 0, 0])
+    assert one.value == pytest.approx(1.0) and one.low is None
+    assert stats.spearman_interval([], []).value is None
+    with pytest.raises(ValueError, match="3 pairs in 2 groups"):
+        stats.spearman_interval([1, 2, 3], [1, 2, 3], [0, 1])
+
+
+@pytest.mark.parametrize(("positives", "negatives", "level"), [(4, 4, 0.7), (3, 5, 0.6), (1, 2, 0.9)])
+def test_tails_of_balanced_accuracy_are_the_worst_case(positives: int, negatives: int, level: float) -> None:
+    """By summing over every outcome, for many pairs of sensitivity and specificity with that mean."""
+
+    def chance(k: int, n: int, p: float) -> float:
+        return math.comb(n, k) * p**k * (1 - p) ** (n - k)
+
+    tails = stats.balanced_accuracy_tails(positives, negatives, level)
+    reach = min(level, 1 - level)
+    outcomes = [(a, b) for a in range(positives + 1) for b in range(negatives + 1)]
+    for a, b in outcomes:
+        value = a / positives + b / negatives
+        above, below = [], []
+        for shift in np.linspace(-reach, reach, 81):
+            p, q = level + shift, level - shift
+            mass = {(i, j): chance(i, positives, p) * chance(j, negatives, q) for i, j in outcomes}
+            above.append(sum(m for (i, j), m in mass.items() if i / positives + j / negatives >= value - 1e-12))
+            below.append(sum(m for (i, j), m in mass.items() if i / positives + j / negatives <= value + 1e-12))
+        assert tails.of(a, b) == pytest.approx((max(above), max(below)))
+    assert tails.largest_at_least(1.0) == pytest.approx(1.0) and tails.largest_at_least(1e-12) == 0.0
+    assert 0.0 <= tails.largest_at_most(0.2) <= 0.2
+
+
+def test_tails_of_many_answers_are_finite() -> None:
+    tails = stats.balanced_accuracy_tails(1500, 2, 0.5)
+    assert np.isfinite(tails.at_least).all() and tails.at_least[0] == pytest.approx(1.0)

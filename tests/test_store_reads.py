@@ -11,6 +11,7 @@ import pytest
 from store_fixtures import add_dictionary, add_features, call, copied, explanation, filled, prediction, score
 
 from autointerp.errors import InputError
+from autointerp.records import HEADLINE_SCORERS
 from autointerp.store import Store
 
 
@@ -146,7 +147,13 @@ def test_leaderboard_and_spending(store: Store) -> None:
     store.insert_explanations(es)
     store.insert_scores([score(es[0], value=0.2), score(es[0], value=0.4, seed=1), score(es[1], value=0.5)])
     store.insert_scores([score(es[2], status="constant"), score(es[1], value=0.9, control="empty")])
-    row = store.dicts("SELECT * FROM explainer_leaderboard")
+    store.insert_scores([score(es[0], scorer="detection_sensitivity", value=1.0)])
+    floor = store.rows("SELECT control, mean_score, n FROM explainer_leaderboard WHERE control IS NOT NULL")
+    assert floor == [("empty", 0.9, 1)]
+    parts = store.rows("SELECT scorer FROM explainer_leaderboard_strata ANTI JOIN explainer_leaderboard USING (scorer)")
+    assert parts == [("detection_sensitivity",)]
+    assert [r["mean_score"] for r in store.label_summary(1)["scores"]] == [pytest.approx(0.4)]
+    row = store.dicts("SELECT * FROM explainer_leaderboard WHERE control IS NULL")
     assert len(row) == 1
     assert (row[0]["explainer"], row[0]["n"], row[0]["n_without_score"]) == ("contexts", 2, 1)
     assert row[0]["mean_score"] == pytest.approx(0.4)
@@ -158,6 +165,18 @@ def test_leaderboard_and_spending(store: Store) -> None:
         {"stage": "explain", "n_calls": 1, "n_not_ok": 0, "n_requests": 1, "cost_usd": 0.25},
         {"stage": "score", "n_calls": 2, "n_not_ok": 1, "n_requests": 5, "cost_usd": 0.5},
     ]
+
+
+def test_the_leaderboard_lists_every_headline_scorer_and_no_other(store: Store) -> None:
+    e = explanation(0)
+    store.insert_explanations([e])
+    names = [*HEADLINE_SCORERS, "detection_specificity", "generation_clarity"]
+    store.insert_scores([score(e, scorer=name) for name in names if name != "intruder"])
+    intruder = score(e, scorer="intruder", explanation_id=None, score_id="i" * 32)
+    store.insert_scores([intruder])
+    assert {r[0] for r in store.rows("SELECT scorer FROM explainer_leaderboard")} == set(HEADLINE_SCORERS)
+    assert store.rows("SELECT explainer FROM explainer_leaderboard WHERE scorer = 'intruder'") == [(None,)]
+    assert {r[0] for r in store.rows("SELECT scorer FROM explainer_leaderboard_strata")} == set(names)
 
 
 def test_search_prefers_more_words_then_the_score(store: Store) -> None:

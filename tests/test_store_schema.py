@@ -37,7 +37,8 @@ CONTRACT = {
     "cached_tokens output_tokens cost_usd latency_s created_at",
     "runs": "run_id command started_at finished_at status exit_code config versions",
     "spend_by_stage": "dictionary_id name stage model n_calls cost_usd",
-    "explainer_leaderboard": "dictionary_id name explainer model scorer method mean_score ci_low ci_high n",
+    "explainer_leaderboard": "dictionary_id name explainer model scorer method control mean_score ci_low ci_high n",
+    "explainer_leaderboard_strata": "dictionary_id name explainer model scorer method control mean_score ci_low n",
 }
 TYPES = {
     ("features", "histogram_edges"): "FLOAT[]",

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from autointerp.config import ScoreConfig
 from autointerp.interpret.choices import (
-    ANSWERS,
     Example,
     Judge,
     answer_of,
@@ -22,6 +21,7 @@ from autointerp.interpret.explain_run import prompt_characters
 from autointerp.interpret.labelled import stand_ins
 from autointerp.interpret.runner import Blocks, Job, Outcome, run_pool
 from autointerp.interpret.scoring import Answer, Identity
+from autointerp.interpret.sequential import ROUND, decide, interval_z, method_of, plan, stops_early
 from autointerp.interpret.simulation import ReplyError
 from autointerp.llm.client import LlmClient
 from autointerp.records import Explanation
@@ -47,8 +47,8 @@ def pending_choices(
 ) -> list[Explanation]:
     """Labels that this scorer has not scored yet."""
     return job.store.explanations_to_score(
-        job.dictionary_id, explainer, scorer, ANSWERS, config.model, template_of(scorer, job.prompts).sha256, "report",
-        job.selection, control=control, seed=config.seed,
+        job.dictionary_id, explainer, scorer, method_of(config), config.model, template_of(scorer, job.prompts).sha256,
+        "report", job.selection, control=control, seed=config.seed,
     )  # fmt: skip
 
 
@@ -60,21 +60,28 @@ async def score_choices(
     judge = Judge.of(scorer, config, config.seed, job.prompts)
 
     async def work(item: Questioned) -> None:
-        asked = batches(item.examples, config.examples_per_call)
-        tasks = [asyncio.create_task(_ask(job, judge, client, item.label, batch)) for batch in asked]
-        # Where one of them ends the run the others end by themselves: what is in flight is paid for, and written down.
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+        planned = plan(scorer, item.examples, config, job.dictionary_id)
+        rounds: list[list[Answer]] = []
+        for asked in planned:
+            tasks = [asyncio.create_task(_ask(job, judge, client, item.label, batch)) for batch in asked]
+            # Where one of them ends the run the others end by themselves: what is in flight is paid for, and kept.
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+            rounds.append([answer for task in tasks for answer in task.result()])
+            if decide(rounds, len(planned), config):
+                break
         identity = Identity(
-            item.explanation, job.harvest_id, ANSWERS, control, config.model, judge.template.sha256, config.seed
-        )
-        rows = choice_rows(identity, scorer, [answer for task in tasks for answer in task.result()])
+            item.explanation, job.harvest_id, method_of(config), control, config.model, judge.template.sha256,
+            config.seed,
+        )  # fmt: skip
+        answers = [answer for one in rounds for answer in one]
+        rows = choice_rows(identity, scorer, answers, interval_z(config, len(planned)))
         await asyncio.gather(*(writer.score(row) for row in rows))
         outcome.statuses[rows[-1].status] += 1
         job.report(outcome.done, outcome.pending)
 
-    calls = -(-4 * config.contexts // config.examples_per_call)
+    calls = ROUND if stops_early(config) else -(-4 * config.contexts // config.examples_per_call)
     workers = 2 + 2 * job.llm.max_connections // max(1, calls)
     load = ChoiceLoader(job, scorer, config, pending, stand_ins(job, explainer, config.seed, control, pending))
     await run_pool(Blocks(range(len(pending)), load, size=16), min(workers, len(pending)), work, client.stop)
@@ -130,7 +137,8 @@ async def _ask(job: Job, judge: Judge, client: LlmClient, label: str, examples: 
 def forecast_choices(
     job: Job, scorer: str, config: ScoreConfig, pending: Sequence[Explanation]
 ) -> tuple[float, float, float]:
-    """(calls, characters read, characters written) for the pending labels, estimated from a few of them."""
+    """(calls, characters read, characters written) for the pending labels, estimated from a few of them. With a stop
+    rule the most that it can come to: where asking stops depends on the answers."""
     if not pending:
         return 0.0, 0.0, 0.0
     judge = Judge.of(scorer, config, config.seed, job.prompts)

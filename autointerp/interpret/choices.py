@@ -6,7 +6,7 @@
                an activating context's marks, so that neither their number nor where they stand gives the answer away
 
 No I/O here: contexts are chosen and put into batches, requests built, replies read and answers scored; choice_run.py
-asks. The method is 'answers': the judge's own 0 or 1.
+asks. The method is 'answers': the judge's own 0 or 1 (see sequential.py for 'answers_sequential').
 
 Rows of one label, `n` and `n_failed` counted in contexts:
 
@@ -260,8 +260,8 @@ def answer_of(example: Example, said: bool | None, status: str, error: str | Non
     return Answer(example.context, Prediction(example.context.context_id, truth, predicted, status), error)
 
 
-def choice_rows(identity: Identity, scorer: str, answers: Sequence[Answer]) -> list[Score]:
-    """All rows of one label, the headline last: where it stands, the others do."""
+def choice_rows(identity: Identity, scorer: str, answers: Sequence[Answer], z: float = stats.Z95) -> list[Score]:
+    """All rows of one label, the headline last: where it stands, the others do. `z`: of the intervals."""
     active = [a for a in answers if _truth(a)]
     silent = [a for a in answers if not _truth(a)]
     deciles: dict[int, list[Answer]] = defaultdict(list)
@@ -278,20 +278,20 @@ def choice_rows(identity: Identity, scorer: str, answers: Sequence[Answer]) -> l
         (f"{scorer}_sensitivity", active),
         (f"{scorer}_specificity", silent),
     ]
-    rows = [identity.row(name, "report", part, share_right(part), keep=False) for name, part in strata]
-    return [*rows, identity.row(scorer, "report", answers, balanced(answers), keep=True)]
+    rows = [identity.row(name, "report", part, share_right(part, z), keep=False) for name, part in strata]
+    return [*rows, identity.row(scorer, "report", answers, balanced(answers, z), keep=True)]
 
 
-def share_right(answers: Sequence[Answer]) -> Result:
+def share_right(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
     """Share of right answers among contexts of one class, with Wilson's interval."""
     why = obstacle(answers)
     if why is not None:
         return Result(why)
     right = [_truth(a) == _said(a) for a in answers if a.prediction.predicted is not None]
-    return Result("ok", stats.wilson(sum(right), len(right)))
+    return Result("ok", stats.wilson(sum(right), len(right), z))
 
 
-def balanced(answers: Sequence[Answer]) -> Result:
+def balanced(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
     """Balanced accuracy; 'constant_truth' where only contexts of one class were answered."""
     why = obstacle(answers)
     if why is not None:
@@ -301,7 +301,7 @@ def balanced(answers: Sequence[Answer]) -> Result:
     silent = [not _said(a) for a in usable if not _truth(a)]
     if not active or not silent:
         return Result("constant_truth")
-    return Result("ok", stats.balanced_accuracy_interval(sum(active), len(active), sum(silent), len(silent)))
+    return Result("ok", stats.balanced_accuracy_interval(sum(active), len(active), sum(silent), len(silent), z))
 
 
 def _truth(answer: Answer) -> bool:

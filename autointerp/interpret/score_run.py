@@ -11,7 +11,7 @@ from dataclasses import replace
 from autointerp.config import ScoreConfig
 from autointerp.errors import InputError, nearest
 from autointerp.interpret.choice_run import forecast_choices, pending_choices, score_choices
-from autointerp.interpret.choices import ANSWERS, CHOICE_SCORERS
+from autointerp.interpret.choices import CHOICE_SCORERS
 from autointerp.interpret.explain_run import (
     CHARACTERS_PER_TOKEN,
     RULE_EXPLAINERS,
@@ -23,6 +23,7 @@ from autointerp.interpret.patterns import RULE_VERSION, Rule
 from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, StoreLedger, run_pool
 from autointerp.interpret.scale import scaled
 from autointerp.interpret.scoring import CALIBRATED, SIMULATION, SIMULATION_SCORERS, Answer, Identity, score_rows
+from autointerp.interpret.sequential import method_of
 from autointerp.interpret.simulation import (
     LLM_METHODS,
     RULE,
@@ -72,7 +73,8 @@ async def score(job: Job, explainer: str, config: ScoreConfig, control: str | No
                 if pending:
                     await score_choices(job, scorer, explainer, config, control, pending, writer, client, outcome)
     if any(judged.values()):
-        outcome.method = ANSWERS if outcome.method is None else f"{outcome.method}, {ANSWERS}"
+        answers = method_of(config)
+        outcome.method = answers if outcome.method is None else f"{outcome.method}, {answers}"
     return outcome
 
 

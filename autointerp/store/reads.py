@@ -345,14 +345,14 @@ class StoreReads(StoreFindings):
 
     def label_summary(self, dictionary_id: int) -> dict[str, Any]:
         """features: count by status; labelled, scored: counts; scores: rows of explainer_leaderboard for the explainer
-        that `labels` shows."""
+        that `labels` shows, without controls."""
         key = [dictionary_id]
         counts = self.rows(
             "SELECT status, count(*) FROM features WHERE dictionary_id = ? GROUP BY status ORDER BY count(*) DESC", key
         )
         labelled, scored = self.rows("SELECT count(label), count(score) FROM labels WHERE dictionary_id = ?", key)[0]
         scores = self.dicts(
-            "SELECT * FROM explainer_leaderboard WHERE dictionary_id = ? AND explainer IN "
+            "SELECT * FROM explainer_leaderboard WHERE dictionary_id = ? AND control IS NULL AND explainer IN "
             "(SELECT explainer FROM labels WHERE dictionary_id = ?) ORDER BY scorer, method",
             [dictionary_id, dictionary_id],
         )

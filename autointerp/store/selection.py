@@ -19,8 +19,9 @@ _TABLES = frozenset(
     {
         "corpora", "dictionaries", "harvests", "features", "vocab_projection", "explanations", "scores", "predictions",
         "sae_metrics", "training_metrics", "llm_calls", "runs", "labels", "contexts", "windows", "spend_by_stage",
-        "explainer_leaderboard", "method_runs", "neighbours", "feature_shapes", "output_statistics",
-        "mutual_information", "input_words", "pruned_contexts", "token_changes", "measure_tasks", "measurements",
+        "explainer_leaderboard", "explainer_leaderboard_strata", "method_runs", "neighbours", "feature_shapes",
+        "output_statistics", "mutual_information", "input_words", "pruned_contexts", "token_changes", "measure_tasks",
+        "measurements",
     }
 )  # fmt: skip
 # The columns a condition may use: those of `features`, and those of `labels` that `features` has not.

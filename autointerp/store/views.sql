@@ -92,9 +92,10 @@ LEFT JOIN dictionaries AS d USING (dictionary_id)
 GROUP BY c.dictionary_id, d.name, c.stage, c.model
 ORDER BY cost_usd DESC, n_calls DESC;
 
--- Mean score over features for every explainer and scorer; methods are never averaged together. A feature with
--- several scores of one kind counts once, by their mean. The interval is the normal one, over features.
-CREATE OR REPLACE VIEW explainer_leaderboard AS
+-- Mean score over features for every explainer and scorer, controls beside the real scores (control NULL); methods are
+-- never averaged together. A feature with several scores of one kind counts once, by their mean. The interval is the
+-- normal one, over features. Scores of a feature that read no label have no explainer.
+CREATE OR REPLACE VIEW explainer_leaderboard_strata AS
 WITH per_feature AS (
     SELECT
         s.dictionary_id,
@@ -102,12 +103,13 @@ WITH per_feature AS (
         e.model,
         s.scorer,
         s.method,
+        s.control,
         s.model AS scorer_model,
         s.feature,
         avg(s.value) AS value
     FROM scores AS s
-    JOIN explanations AS e USING (explanation_id)
-    WHERE s.control IS NULL AND s.part = 'report'
+    LEFT JOIN explanations AS e ON e.explanation_id = s.explanation_id
+    WHERE s.part = 'report'
     GROUP BY ALL
 )
 SELECT
@@ -117,6 +119,7 @@ SELECT
     p.model,
     p.scorer,
     p.method,
+    p.control,
     p.scorer_model,
     avg(p.value) AS mean_score,
     avg(p.value) - 1.959964 * stddev_samp(p.value) / sqrt(count(p.value)) AS ci_low,
@@ -125,5 +128,15 @@ SELECT
     count(*) - count(p.value) AS n_without_score
 FROM per_feature AS p
 JOIN dictionaries AS d USING (dictionary_id)
-GROUP BY p.dictionary_id, d.name, p.explainer, p.model, p.scorer, p.method, p.scorer_model
-ORDER BY p.dictionary_id, p.scorer, p.method, mean_score DESC NULLS LAST;
+GROUP BY p.dictionary_id, d.name, p.explainer, p.model, p.scorer, p.method, p.control, p.scorer_model
+ORDER BY p.dictionary_id, p.scorer, p.method, p.control NULLS FIRST, mean_score DESC NULLS LAST;
+
+-- The same without the strata of detection and fuzzing (sensitivity by decile, ...): records.HEADLINE_SCORERS.
+CREATE OR REPLACE VIEW explainer_leaderboard AS
+SELECT *
+FROM explainer_leaderboard_strata
+WHERE scorer IN (
+    'simulation', 'simulation_random', 'simulation_calibrated', 'detection', 'fuzzing', 'embedding', 'surprisal',
+    'generation', 'output', 'intervention', 'intruder'
+)
+ORDER BY dictionary_id, scorer, method, control NULLS FIRST, mean_score DESC NULLS LAST;
