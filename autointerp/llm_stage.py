@@ -139,6 +139,9 @@ def _say_outcome(what: str, outcome: Outcome, terminal: Terminal) -> int:
         return 0
     counts = ", ".join(f"{n:,} {status}" for status, n in sorted(outcome.statuses.items()))
     method = f" (method {outcome.method})" if outcome.method else ""
+    if outcome.waiting:
+        waiting = f"{outcome.waiting:,} wait for `autointerp measure`, then `autointerp score` again"
+        counts = f"{counts}, {waiting}" if counts else waiting
     terminal.say(f"{what}{method}: {counts}")
     for note in outcome.notes:
         terminal.detail(note)

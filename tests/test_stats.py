@@ -215,3 +215,57 @@ def test_tails_of_balanced_accuracy_are_the_worst_case(positives: int, negatives
 def test_tails_of_many_answers_are_finite() -> None:
     tails = stats.balanced_accuracy_tails(1500, 2, 0.5)
     assert np.isfinite(tails.at_least).all() and tails.at_least[0] == pytest.approx(1.0)
+
+
+def test_auroc_interval_is_a_bootstrap_over_documents() -> None:
+    rng = np.random.default_rng(0)
+    positive, negative = rng.normal(0.8, 1.0, 24), rng.normal(0.0, 1.0, 20)
+    own, others = [i // 3 for i in range(24)], [4 + i // 2 for i in range(20)]  # the classes share documents 4 to 7
+    found = stats.auroc_interval(list(positive), list(negative), own, others, n_boot=400, seed=3)
+    assert found.value == stats.auroc(positive, negative) and found.n == 44
+    # The same resamples, every value written out as often as its document was drawn.
+    draws = np.random.default_rng(3).integers(0, 14, size=(400, 14))
+    values = []
+    for draw in draws:
+        times = np.bincount(draw, minlength=14)
+        p = np.repeat(positive, times[own])
+        q = np.repeat(negative, times[others])
+        if (area := stats.auroc(p, q)) is not None:
+            values.append(area)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+    alone = stats.auroc_interval(list(positive), list(negative), range(24), range(24, 44))
+    assert alone.low is not None and found.low is not None and alone.low != found.low
+
+
+def test_an_auroc_interval_never_closes() -> None:
+    apart = stats.auroc_interval([2.0, 3.0, 4.0, 5.0], [0.0, 1.0, 1.0], "aabc", "def")
+    assert (apart.value, apart.high, apart.n) == (1.0, 1.0, 7) and apart.low is not None and 0.3 < apart.low < 0.7
+    assert stats.auroc_interval([1.0], [], "a", "") == stats.Estimate(None, None, None, 1)
+    assert stats.auroc_interval([1.0], [0.0], "a", "a") == stats.Estimate(1.0, None, None, 2)
+    with pytest.raises(ValueError, match="document"):
+        stats.auroc_interval([1.0], [0.0], "ab", "a")
+
+
+@pytest.mark.parametrize(("shift", "true"), [(0.0, 0.5), (1.0, 0.7602), (2.0, 0.9214)])
+def test_a_handful_of_values_is_covered(shift: float, true: float) -> None:
+    """AUROC of 5 against 5, and the mean of 3: about 95 % of the intervals hold the truth."""
+    rng = np.random.default_rng(0)
+    areas, means = 0, 0
+    for _ in range(800):
+        p, q = rng.normal(shift, 1.0, 5), rng.normal(0.0, 1.0, 5)
+        area = stats.auroc_of_independent(stats.auroc(p, q) or 0.0, 5, 5)
+        mean = stats.t_interval(p[:3])
+        areas += area.low is not None and area.high is not None and area.low <= true <= area.high
+        means += mean.low is not None and mean.high is not None and mean.low <= shift <= mean.high
+    assert 0.925 < areas / 800 < 0.985 and 0.925 < means / 800 < 0.975
+
+
+def test_t_interval_ends() -> None:
+    assert stats.t_interval([]) == stats.Estimate(None, None, None, 0)
+    assert stats.t_interval([2.0]) == stats.Estimate(2.0, None, None, 1)
+    found = stats.t_interval([1.0, 2.0, 3.0])
+    assert (found.low, found.high) == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)))
+    many = stats.t_interval(range(101))  # t of 100 degrees of freedom is 1.98397
+    assert many.high == pytest.approx(50 + 1.98397 * np.std(range(101), ddof=1) / math.sqrt(101), abs=2e-3)
+    with pytest.raises(ValueError, match="finite"):
+        stats.t_interval([math.nan])

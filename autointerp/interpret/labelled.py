@@ -81,10 +81,7 @@ def stand_ins(
 def _donors(job: Job, explainer: str, seed: int) -> dict[str, Explanation]:
     """For every label of the dictionary another feature's: the next one in an order drawn with `seed`. A function of
     the labels alone, whatever features are chosen. InputError where there are fewer than two features."""
-    every = job.store.explanations_to_score(
-        job.dictionary_id, explainer, "", None, "", "", "report", Selection(), control="shuffled"
-    )
-    ordered = sorted(every, key=lambda e: stable_id(seed, e.explanation_id))
+    ordered = sorted(every_label(job, explainer), key=lambda e: stable_id(seed, e.explanation_id))
     donors = {}
     for i, own in enumerate(ordered):
         others = (ordered[(i + step) % len(ordered)] for step in range(1, len(ordered)))
@@ -93,3 +90,10 @@ def _donors(job: Job, explainer: str, seed: int) -> dict[str, Explanation]:
             raise InputError("shuffling labels takes the labels of at least two features")
         donors[own.explanation_id] = donor
     return donors
+
+
+def every_label(job: Job, explainer: str) -> list[Explanation]:
+    """The dictionary's labels by `explainer`, of whatever features are chosen: the latest of each explaining model."""
+    return job.store.explanations_to_score(
+        job.dictionary_id, explainer, "", None, "", "", "report", Selection(), control="shuffled"
+    )

@@ -52,6 +52,9 @@ class Outcome:
     statuses: Counter[str] = field(default_factory=Counter)
     method: str | None = None
     """How scores were made."""
+    waiting: int = 0
+    """Labels whose score waits for `autointerp measure`: what it asks of the model is written down. Part of pending,
+    and neither done nor failed."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -64,7 +67,12 @@ class Outcome:
         return sum(n for status, n in self.statuses.items() if status not in NO_FAILURES)
 
 
-NO_FAILURES = frozenset({"ok", "abstained", "constant_truth", "constant_prediction", "no_contexts"})
+NO_FAILURES = frozenset(
+    {
+        "ok", "abstained", "constant_truth", "constant_prediction", "no_contexts", "kl_not_reached", "empty_label",
+        "no_distractors",
+    }
+)  # fmt: skip
 """Statuses that tell of the feature or its label, not of something that went wrong."""
 
 

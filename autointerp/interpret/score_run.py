@@ -1,5 +1,6 @@
 """Scores for many labels, by every scorer that is configured: simulation by the label's own rule at once or by an LLM
-through a fixed pool of workers, then detection and fuzzing (choice_run.py) through the same client."""
+through a fixed pool of workers, then detection and fuzzing (choice_run.py) through the same client, then those that
+need the model too (measured_run.py)."""
 
 from __future__ import annotations
 
@@ -19,6 +20,13 @@ from autointerp.interpret.explain_run import (
     prompt_characters,
 )
 from autointerp.interpret.labelled import CONTROLS, Labelled, SimulationLoader, stand_ins
+from autointerp.interpret.measured_run import (
+    MEASURED_SCORERS,
+    check_measured,
+    forecast_measured,
+    pending_measured,
+    score_all_measured,
+)
 from autointerp.interpret.patterns import RULE_VERSION, Rule
 from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, StoreLedger, run_pool
 from autointerp.interpret.scale import scaled
@@ -37,7 +45,7 @@ from autointerp.llm.client import LlmClient
 from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.store.group_writer import GroupWriter
 
-SCORERS = (*SIMULATION_SCORERS, *CHOICE_SCORERS)
+SCORERS = (*SIMULATION_SCORERS, *CHOICE_SCORERS, *MEASURED_SCORERS)
 RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}".encode()).hexdigest()
 """Stands for the template where no prompt is involved."""
 HALVINGS = 2
@@ -50,6 +58,12 @@ async def score(job: Job, explainer: str, config: ScoreConfig, control: str | No
     ('empty'). Raises InputError (unknown explainer, scorer or control; no model named; a method that the endpoint does
     not support) and whatever ends a run of the client. What was done until then is kept.
     """
+    outcome = await _score_without_model(job, explainer, config, control)
+    return await score_all_measured(job, explainer, config, control, outcome)
+
+
+async def _score_without_model(job: Job, explainer: str, config: ScoreConfig, control: str | None) -> Outcome:
+    """By the scorers that need nothing but an LLM, or not even that."""
     _check(explainer, config, control)
     chosen = choice_scorers(config)
     if chosen:
@@ -147,6 +161,7 @@ def _check(explainer: str, config: ScoreConfig, control: str | None) -> None:
             raise InputError(f"no scorer {scorer!r}; there are {', '.join(SCORERS)}.{nearest(scorer, SCORERS)}")
     if control is not None and control not in CONTROLS:
         raise InputError(f"no control {control!r}; there are {', '.join(CONTROLS)}")
+    check_measured(config)
 
 
 def simulates(config: ScoreConfig) -> bool:
@@ -270,6 +285,9 @@ def forecast_score(job: Job, explainer: str, config: ScoreConfig) -> Forecast:
         found = pending_choices(job, scorer, explainer, config, None)
         waiting.update(e.explanation_id for e in found)
         parts.append(forecast_choices(job, scorer, config, found))
+    for scorer, found in pending_measured(job, explainer, config, None).items():
+        waiting.update(e.explanation_id for e in found)
+        parts.append(forecast_measured(job, scorer, explainer, config, found))
     calls = round(sum(part[0] for part in parts))
     input_tokens = int(sum(part[1] for part in parts) / CHARACTERS_PER_TOKEN)
     output_tokens = int(sum(part[2] for part in parts) / CHARACTERS_PER_TOKEN)
