@@ -91,7 +91,7 @@ def _print_page(row: DictionaryRow, page: dict[str, Any], limit: int, terminal: 
     else:
         say(f"label  none ({label['explanation_status'] or 'not explained yet'})")
     for score in page["scores"]:
-        if score["control"] is None and score["explanation_id"] == label["explanation_id"]:
+        if score["control"] is None and score["explanation_id"] in (None, label["explanation_id"]):
             interval = "" if score["ci_low"] is None else f" [{score['ci_low']:.2f}, {score['ci_high']:.2f}]"
             value = score["status"] if score["value"] is None else f"{score['value']:.2f}{interval}"
             say(

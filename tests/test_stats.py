@@ -129,6 +129,50 @@ def test_auroc_counts_pairs(positive: list[int], negative: list[int]) -> None:
     assert stats.auroc(positive, negative) == pytest.approx(sum(pairs) / len(pairs))
 
 
+def test_auroc_interval_is_newcombes_fifth_method() -> None:
+    """Its ends solve |A - a| = z se(A), with Hanley and McNeil's standard error at A."""
+    rng = np.random.default_rng(0)
+    positive, negative = rng.normal(0.8, 1, 12), rng.normal(0, 1, 30)
+    found = stats.auroc_interval(positive, negative)
+    assert found.value == stats.auroc(positive, negative) and found.n == 42
+    assert found.low is not None and found.high is not None and 0 < found.low < found.value < found.high < 1
+    for end in (found.low, found.high):
+        q1, q2, size = end / (2 - end), 2 * end**2 / (1 + end), (12 + 30) / 2 - 1
+        variance = (end * (1 - end) + size * (q1 - end**2) + size * (q2 - end**2)) / (12 * 30)
+        assert abs(end - found.value) == pytest.approx(stats.Z95 * math.sqrt(variance))
+    mirrored = stats.auroc_interval(negative, positive)
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 - found.high, 1 - found.low))
+    fewer = stats.auroc_interval(positive, negative, [0, 1] * 6, range(30))
+    assert fewer.value == found.value and fewer.low is not None and fewer.low < found.low
+    with pytest.raises(ValueError, match="12 values and 3 documents"):
+        stats.auroc_interval(positive, negative, [0, 1, 2])
+
+
+def test_auroc_interval_at_the_edges() -> None:
+    """Separation is no proof of an AUROC of 1."""
+    apart = stats.auroc_interval(range(10, 20), range(10))
+    assert (apart.value, apart.high) == (1.0, 1.0) and apart.low is not None and 0.7 < apart.low < 0.9
+    assert stats.auroc_interval(range(10), range(10, 20)).low == 0.0
+    one = stats.auroc_interval([1.0], [1.0])
+    assert one.value == 0.5 and one.low is not None and one.high is not None and one.low < 0.1 < 0.9 < one.high
+    assert stats.auroc_interval([], [1.0, 2.0]) == stats.Estimate(None, None, None, 2)
+
+
+@pytest.mark.parametrize("per_document", [1, 3])
+def test_auroc_interval_covers_the_truth(per_document: int) -> None:
+    """Normal values whose AUROC is 0.8, several to a document with the same value: documents count."""
+    rng = np.random.default_rng(0)
+    shift = 1.1902  # sqrt(2) times the 80 % point of the normal distribution
+    documents = np.repeat(np.arange(20), per_document).tolist()
+    held = 0
+    for _ in range(800):
+        p, q = (np.repeat(rng.normal(mean, 1, 20), per_document) for mean in (shift, 0.0))
+        e = stats.auroc_interval(p, q, documents, documents)
+        assert e.low is not None and e.high is not None
+        held += e.low <= 0.8 <= e.high
+    assert 0.93 < held / 800 < 0.98
+
+
 def test_balanced_accuracy_and_empty_classes() -> None:
     assert stats.balanced_accuracy(8, 10, 50, 100) == pytest.approx(0.65)
     assert stats.balanced_accuracy(0, 0, 1, 1) is None
