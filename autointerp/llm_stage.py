@@ -174,8 +174,9 @@ def _duration(seconds: float) -> str:
 
 
 def show_in_labels(config: Config, store: Store, row: DictionaryRow) -> None:
-    """Make the configured explainer and scorer those that the view `labels` shows."""
-    scorer = config.score.scorers[0] if config.score.scorers else None
+    """Make the configured explainer, and the first configured scorer that scores labels, those that the view `labels`
+    shows."""
+    scorer = next((s for s in config.score.scorers if s not in score_run.LABEL_FREE), None)
     store.set_label_choice(row.dictionary_id, config.explain.explainer, scorer)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
-from llm_server import BrainReply, Fault
+from llm_server import BrainReply, Fault, bag_of_words
 from store_fixtures import add_dictionary
 
 from autointerp.config import BudgetConfig, LlmConfig
@@ -216,6 +216,26 @@ def choice_question(body: dict[str, Any]) -> tuple[str, list[list[Any]]]:
     return json.loads(lines[0].removeprefix("description: ")), [[e] if isinstance(e, str) else e for e in read]
 
 
+def odd_one_out(texts: list[str]) -> int:
+    """The truth, from 0: the one text without the word that all the others have twice, as `text` writes it."""
+    for word in WORDS:
+        lacking = [i for i, t in enumerate(texts) if f" the{word}" not in t or f" of{word}" not in t]
+        if len(lacking) == 1:
+            return lacking[0]
+    return 0
+
+
+def any_one(texts: list[str]) -> int:
+    """Noise, the same for the same question."""
+    return int(hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8], 16) % len(texts)
+
+
+def intruder_question(body: dict[str, Any]) -> list[str]:
+    """The texts of a request for intruder."""
+    lines = body["messages"][1]["content"].split("\n")
+    return [json.loads(line.split(": ", 1)[1]) for line in lines[2:-1]]
+
+
 def near(number: int, largest: int) -> list[tuple[str, float]]:
     """Alternatives sharply peaked at `number`, with a little mass beside it and on something that is no number."""
     weights = {n: math.exp(-3.0 * abs(n - number)) for n in range(largest + 1)}
@@ -225,7 +245,8 @@ def near(number: int, largest: int) -> list[tuple[str, float]]:
 
 
 class World:
-    """A brain that labels (from the strongest token shown), simulates with `predict` and judges with `choose`.
+    """A brain that labels (from the strongest token shown), simulates with `predict`, judges with `choose`, finds
+    intruders with `find` and embeds by words.
 
     `logprobs`: which logprobs the server can give ("prompt", "generated"). `split_ten`: 10 is two tokens.
     `spoil(kind, body, attempt)` may return a fault or another reply for a question, or None.
@@ -238,9 +259,10 @@ class World:
         split_ten: bool = False,
         spoil: Callable[[str, dict[str, Any], int], BrainReply | Fault | None] = lambda kind, body, attempt: None,
         choose: Choose = fits,
+        find: Callable[[list[str]], int] = odd_one_out,
     ) -> None:
         self.predict, self.logprobs, self.split_ten, self.spoil = predict, logprobs, split_ten, spoil
-        self.choose = choose
+        self.choose, self.find = choose, find
 
     def __call__(self, kind: str, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
         spoiled = self.spoil(kind, body, attempt)
@@ -248,9 +270,13 @@ class World:
             return spoiled
         if kind == "completions":
             return self._completion(body)
+        if kind == "embeddings":
+            return bag_of_words(kind, body, attempt)
         system = body["messages"][0]["content"]
         if "LABEL:" in system:
             return BrainReply(f"They share one token.\nLABEL: the word {strongest(body)}, stronger after `the`")
+        if "does not belong" in system:
+            return BrainReply(str(self.find(intruder_question(body)) + 1))
         if "You judge" in system:
             label, excerpts = choice_question(body)
             asked = body["messages"][1]["content"]

@@ -46,6 +46,10 @@ def completion(prompt: str, **extra: Any) -> Request:
     return Request("completions", {"model": "test-model", "prompt": prompt, "max_tokens": 50, **extra}, "test")
 
 
+def embedding(*texts: str) -> Request:
+    return Request("embeddings", {"model": "test-model", "input": list(texts), "encoding_format": "float"}, "test")
+
+
 def client_for(
     server: LlmServer | str, ledger: MemoryLedger | None = None, budget: BudgetConfig | None = None, **llm: Any
 ) -> LlmClient:

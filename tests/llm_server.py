@@ -3,8 +3,9 @@
     with LlmServer(lambda kind, body, attempt: BrainReply("hello")) as server:
         EndpointConfig(base_url=server.url, ...)
 
-A brain is called as `brain(kind, body, attempt)`: kind is "chat" or "completions", body the parsed JSON body,
-attempt 0 for the first time this very body is seen, 1 for the second, and so on. It returns a BrainReply, or a Fault.
+A brain is called as `brain(kind, body, attempt)`: kind is "chat", "completions" or "embeddings", body the parsed JSON
+body, attempt 0 for the first time this very body is seen, 1 for the second, and so on. It returns a BrainReply, or a
+Fault.
 Set `blocking = True` on a brain that computes for long (a language model): it is then called in a worker thread.
 """
 
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -25,7 +27,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-Kind = Literal["chat", "completions"]
+Kind = Literal["chat", "completions", "embeddings"]
 TokenLogprobs = tuple[str, float | None, Sequence[tuple[str, float]]]
 """(token, its logprob, [(alternative, logprob), ...]); the first prompt token has no logprob and no alternatives."""
 
@@ -46,6 +48,8 @@ class BrainReply:
     cached_tokens: int = 0
     output_tokens: int | None = None
     """Default: the number of tokens, else a quarter of the text's characters."""
+    vectors: Sequence[Sequence[float]] = ()
+    """Of an embeddings request: one per input."""
 
 
 @dataclass
@@ -74,6 +78,8 @@ def prompt_text(body: dict[str, Any]) -> str:
     """All text of a request: the prompt, or the contents of the messages."""
     if "prompt" in body:
         return str(body["prompt"])
+    if "input" in body:
+        return body["input"] if isinstance(body["input"], str) else "\n".join(body["input"])
     parts: list[str] = []
     for message in body.get("messages", []):
         content = message.get("content") or ""
@@ -146,6 +152,7 @@ class LlmServer:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completions)
+        app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_get("/v1/models", self._models)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
         await runner.setup()
@@ -164,6 +171,9 @@ class LlmServer:
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._answer("completions", request)
+
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer("embeddings", request)
 
     async def _answer(self, kind: Kind, request: web.Request) -> web.StreamResponse:
         self.arrivals.append(time.monotonic())
@@ -187,8 +197,9 @@ class LlmServer:
             if isinstance(result, Fault):
                 self.faults.append(result.kind)
                 return await self._fault(result, request)
-            payload = chat_payload(body, result) if kind == "chat" else completions_payload(body, result)
-            return web.json_response(payload, headers={"x-request-id": f"req-{len(self.requests)}"})
+            return web.json_response(
+                _PAYLOADS[kind](body, result), headers={"x-request-id": f"req-{len(self.requests)}"}
+            )
         finally:
             self.in_flight -= 1
 
@@ -362,6 +373,20 @@ def completions_payload(body: dict[str, Any], reply: BrainReply) -> dict[str, An
     return _envelope("text_completion", body, choice, reply)
 
 
+def embeddings_payload(body: dict[str, Any], reply: BrainReply) -> dict[str, Any]:
+    """The JSON body of /embeddings; nothing is written, so only the prompt's tokens are counted."""
+    read = _usage(body, reply)["prompt_tokens"]
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": i, "embedding": list(v)} for i, v in enumerate(reply.vectors)],
+        "model": body.get("model", ""),
+        "usage": {"prompt_tokens": read, "total_tokens": read},
+    }
+
+
+_PAYLOADS = {"chat": chat_payload, "completions": completions_payload, "embeddings": embeddings_payload}
+
+
 def _envelope(kind: str, body: dict[str, Any], choice: dict[str, Any], reply: BrainReply) -> dict[str, Any]:
     return {
         "id": "cmpl-test",
@@ -395,6 +420,21 @@ def _vllm_prompt_logprobs(rows: Sequence[TokenLogprobs], k: int) -> list[dict[st
 
 def _token_id(text: str) -> str:
     return str(int(hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8], 16))
+
+
+def bag_of_words(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply:
+    """A brain that embeds: each word of a text is counted in one of 256 hashed places, the commonest words in none, so
+    texts are as similar as the words that they share."""
+    return BrainReply("", vectors=[_counts(text) for text in body["input"]])
+
+
+def _counts(text: str) -> list[float]:
+    counts = [0.0] * 256
+    counts[0] = 0.1  # a text without words has a vector too
+    for word in re.findall(r"\w+", text.lower()):
+        if word not in ("the", "a", "of", "is", "in", "it", "what", "would", "be"):
+            counts[1 + int(hashlib.sha256(word.encode("utf-8", "replace")).hexdigest()[:8], 16) % 255] += 1.0
+    return counts
 
 
 class DemoLmBrain:

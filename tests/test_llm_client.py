@@ -14,8 +14,8 @@ import traceback
 from typing import Any
 
 import pytest
-from llm_helpers import MemoryLedger, Stopwatch, ask_all, chat, client_for, completion
-from llm_server import BrainReply, Fault, Kind, LlmServer
+from llm_helpers import MemoryLedger, Stopwatch, ask_all, chat, client_for, completion, embedding
+from llm_server import BrainReply, Fault, Kind, LlmServer, bag_of_words
 
 from autointerp.config import BudgetConfig, PriceConfig
 from autointerp.errors import AutointerpError, CredentialsError, DiskFullError, InputError, StoppedError
@@ -37,6 +37,34 @@ def faulty(fault: Fault, times: int = 1_000_000) -> Any:
         return fault if attempt < times else answer(kind, body, attempt)
 
     return brain
+
+
+def test_embeddings_are_recorded_counted_and_not_asked_for_again() -> None:
+    ledger = MemoryLedger()
+    prices = {"test-model": PriceConfig(input=2.0, output=1e6)}
+    with LlmServer(bag_of_words) as server:
+        client = client_for(server, ledger, BudgetConfig(max_usd=0.01), prices=prices)
+        one, same = ask_all(client, embedding("a cat", "cat dog"), embedding("a cat", "cat dog"))
+        again = ask_all(client_for(server, ledger), embedding("a cat", "cat dog"))[0]
+        assert server.kinds == ["embeddings"]
+    assert one.vectors is not None and [len(v) for v in one.vectors] == [256, 256]
+    assert one.vectors == same.vectors == again.vectors and again.from_ledger
+    # Nothing is written: a price for output, and room set aside for it, would be wrong.
+    assert (one.status, one.text, one.input_tokens, one.output_tokens) == ("ok", "", 3, 0)
+    assert client.budget.usd == one.cost_usd == pytest.approx(3 * 2.0 / 1e6)
+
+
+def test_embeddings_of_the_wrong_number_are_asked_for_again() -> None:
+    def short(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply:
+        reply = bag_of_words(kind, body, attempt)
+        return BrainReply("", vectors=reply.vectors[: attempt + 1])
+
+    with LlmServer(short) as server:
+        ledger = MemoryLedger()
+        assert ask_all(client_for(server, ledger), embedding("a", "b"))[0].ok
+        reply = ask_all(client_for(server, ledger), embedding(*"abcdefg"))[0]
+    assert (reply.status, reply.vectors) == ("bad_reply", None)
+    assert "3 embeddings for 7 inputs" in (reply.error or "")
 
 
 def test_reply_is_recorded_and_not_asked_for_again() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm_helpers import chat, completion
-from llm_server import BrainReply, chat_payload, completions_payload
+from llm_helpers import chat, completion, embedding
+from llm_server import BrainReply, chat_payload, completions_payload, embeddings_payload
 
 from autointerp.llm.errors import BadReplyError
 from autointerp.llm.replies import load_json, read_envelope, read_logprobs, read_usage, storable_reply
@@ -128,22 +128,83 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-KEYS = ["choices", "message", "content", "logprobs", "usage", "prompt_tokens", "text", "finish_reason", "top_logprobs"]
+KEYS = [
+    "data",
+    "embedding",
+    "index",
+    "choices",
+    "message",
+    "content",
+    "logprobs",
+    "usage",
+    "prompt_tokens",
+    "text",
+    "finish_reason",
+    "top_logprobs",
+]
 SHAPED = st.recursive(
     JSON, lambda inner: st.dictionaries(st.sampled_from(KEYS), inner | st.lists(inner, max_size=2), max_size=5)
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(payload=SHAPED, kind=st.booleans())
-def test_any_json_is_read_or_refused_by_our_own_error(payload: Any, kind: bool) -> None:
-    request = chat(logprobs=True) if kind else completion("p", echo=True, logprobs=1)
-    for body in (payload, {"choices": [payload], "usage": payload}, {"choices": [{"message": payload, "text": "x"}]}):
+@settings(max_examples=60, deadline=None)
+@given(payload=SHAPED, kind=st.sampled_from(["chat", "completions", "embeddings"]))
+def test_any_json_is_read_or_refused_by_our_own_error(payload: Any, kind: str) -> None:
+    requests = {"chat": chat(logprobs=True), "completions": completion("p", echo=True, logprobs=1)}
+    request = requests.get(kind, embedding("p"))
+    for body in (
+        payload,
+        {"choices": [payload], "usage": payload},
+        {"choices": [{"message": payload, "text": "x"}]},
+        {"data": [payload]},
+        {"data": [{"embedding": payload, "index": 0}]},
+        {"data": [{"embedding": [payload]}]},
+    ):
         try:
             envelope = read_envelope(request, body, "raw")
         except BadReplyError:
             continue
         read_logprobs(request, envelope)
+
+
+def vectors(payload: Any, *texts: str) -> list[list[float]] | None:
+    return read_envelope(embedding(*texts), payload, json.dumps(payload)).vectors
+
+
+def test_embeddings_are_in_the_inputs_order() -> None:
+    payload = embeddings_payload(embedding("a", "b").body, BrainReply("", vectors=[[1.0, 2], [0.123456789, -1e-9]]))
+    assert vectors(payload, "a", "b") == [[1.0, 2.0], [0.1234568, -1e-09]]
+    payload["data"].reverse()
+    assert vectors(payload, "a", "b") == [[1.0, 2.0], [0.1234568, -1e-09]]
+    for row in payload["data"]:
+        del row["index"]
+    assert vectors(payload, "a", "b") == [[0.1234568, -1e-09], [1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None, [], {}, [[1.0]], [{"embedding": [1.0]}], [{"embedding": [1.0]}] * 3,
+        [{"embedding": [1.0]}, {"embedding": [1.0, 2.0]}], [{"embedding": [1.0]}, {"embedding": []}],
+        [{"embedding": [1.0]}, {"embedding": "AACAPw=="}], [{"embedding": [1.0]}, {"embedding": [None]}],
+        [{"embedding": [1.0]}, {"embedding": [math.nan]}], [{"embedding": [1.0]}, {"embedding": [1e39]}],
+        [{"embedding": [1.0]}, {"embedding": [True]}], [{"embedding": [1.0], "index": 0}] * 2,
+        [{"embedding": [1.0], "index": 1}, {"embedding": [1.0], "index": 2}],
+        [{"embedding": [1.0], "index": "0"}, {"embedding": [1.0], "index": 1}],
+    ],
+)  # fmt: skip
+def test_embeddings_that_are_not_all_there_are_bad_replies(data: Any) -> None:
+    with pytest.raises(BadReplyError):
+        vectors({"data": data}, "a", "b")
+
+
+def test_long_embeddings_are_stored_short_and_read_the_same() -> None:
+    rows = [[math.sin(i * k) for i in range(4000)] for k in (1, 2, 3, 4)]
+    payload = embeddings_payload(embedding(*"abcd").body, BrainReply("", vectors=rows))
+    raw = json.dumps(payload)
+    stored = storable_reply("embeddings", raw, json.loads(raw))
+    assert len(raw) > 262_144 and len(stored) < 0.6 * len(raw)
+    assert vectors(json.loads(stored), *"abcd") == vectors(payload, *"abcd")
 
 
 @settings(max_examples=50, deadline=None)

@@ -164,3 +164,26 @@ def test_explanations_to_score(store: Store) -> None:
     assert pending(selection=Selection(features="0")) == []
     store.insert_scores([dataclasses.replace(score(one))])
     assert pending() == []
+
+
+def test_features_to_score(store: Store) -> None:
+    def pending(**changed: object) -> list[int]:
+        key = {"scorer": "simulation", "method": "numbers", "model": "gpt", "template_sha256": "s", "part": "report",
+               "selection": Selection(features="0-4"), "seed": 0, **changed}  # fmt: skip
+        return store.features_to_score(1, **key)
+
+    assert pending() == [0, 1, 2, 4]
+    made = [explanation(f) for f in (0, 1, 2)]
+    store.insert_explanations(made)
+    labelled = [score(made[0]), score(made[1]), score(made[2], status="gave_up")]
+    store.insert_scores(labelled[:1])
+    assert pending() == [0, 1, 2, 4]  # the score of a label is not the feature's
+    free = [dataclasses.replace(s, explanation_id=None, score_id=f"free {s.feature}") for s in labelled]
+    store.insert_scores(free)
+    assert pending() == [2, 4]
+    assert pending(selection=Selection(features="0-1")) == []
+    for other in ({"scorer": "x"}, {"method": "x"}, {"model": "x"}, {"template_sha256": "x"}, {"part": "select"},
+                  {"seed": 1}):  # fmt: skip
+        assert pending(**other) == [0, 1, 2, 4]
+    store.insert_scores([dataclasses.replace(free[2], status="ok", value=0.5)])
+    assert pending() == [4]

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autointerp.config import ScoreConfig
+from autointerp.interpret.asking import ask
 from autointerp.interpret.choices import (
+    Batch,
     Example,
     Judge,
     answer_of,
@@ -22,7 +24,6 @@ from autointerp.interpret.labelled import stand_ins
 from autointerp.interpret.runner import Blocks, Job, Outcome, run_pool
 from autointerp.interpret.scoring import Answer, Identity
 from autointerp.interpret.sequential import ROUND, decide, interval_z, method_of, plan, stops_early
-from autointerp.interpret.simulation import ReplyError
 from autointerp.llm.client import LlmClient
 from autointerp.records import Explanation
 from autointerp.store.group_writer import GroupWriter
@@ -34,7 +35,7 @@ class Questioned:
 
     explanation: Explanation
     told: Explanation | None
-    """Whose label the judge is told: its own, another's ('shuffled'), none's ('empty')."""
+    """Whose label the judge is told: its own, or a control's; None: the empty label."""
     examples: list[Example]
 
     @property
@@ -111,27 +112,15 @@ class ChoiceLoader:
 
 async def _ask(job: Job, judge: Judge, client: LlmClient, label: str, examples: Sequence[Example]) -> list[Answer]:
     """One request and, after an unusable reply, a second one. A prompt that is too long is parted into two."""
-    request = judge.request(label, examples, job.dictionary_id)
-    reply = await client.ask(request)
-    if reply.status == "ctx_too_long" and len(examples) > 1:
+    asked = await ask(client, Batch(judge, label, examples, job.dictionary_id))
+    if asked.status == "ctx_too_long" and len(examples) > 1:
         half = len(examples) // 2
         return [
             *await _ask(job, judge, client, label, examples[:half]),
             *await _ask(job, judge, client, label, examples[half:]),
         ]
-    for again in (True, False):
-        if not reply.ok:
-            status = "gave_up" if reply.status in ("gave_up", "bad_reply") else reply.status
-            return [answer_of(e, None, status, reply.error) for e in examples]
-        try:
-            said = judge.read(reply, examples)
-            return [answer_of(e, s, "ok") for e, s in zip(examples, said, strict=True)]
-        except ReplyError as problem:
-            if not again:
-                return [answer_of(e, None, problem.status, str(problem)) for e in examples]
-            second = judge.again(request, reply.text, str(problem), examples, job.dictionary_id)
-            reply = await client.ask(second)
-    raise AssertionError("the second reading returns")
+    said: Sequence[bool | None] = [None] * len(examples) if asked.value is None else asked.value
+    return [answer_of(e, s, asked.status, asked.error) for e, s in zip(examples, said, strict=True)]
 
 
 def forecast_choices(

@@ -74,7 +74,7 @@ def choose_examples(scorer: str, contexts: Sequence[Context], n: int, seed: int,
     seen = {(c.document, c.position) for c in sampled}
     top = [c for c in contexts if c.kind == "top" and (c.document, c.position) not in seen]
     active = [*_in_turn(sampled, lambda c: -1 if c.decile is None else c.decile), *top][: 2 * n]
-    silent = _in_turn((c for c in contexts if c.kind == "negative"), lambda c: TIERS.index(c.tier or "random"))[: 2 * n]
+    silent = silent_in_turn(contexts)[: 2 * n]
     if not active or not silent:
         return []
     draw = random.Random(stable_id(seed, scorer, dictionary_id, active[0].feature))
@@ -84,6 +84,11 @@ def choose_examples(scorer: str, contexts: Sequence[Context], n: int, seed: int,
         examples = [Example(c) for c in (*active, *silent)]
     draw.shuffle(examples)
     return examples
+
+
+def silent_in_turn(contexts: Iterable[Context]) -> list[Context]:
+    """The silent ones among the contexts, the three tiers in turn."""
+    return _in_turn((c for c in contexts if c.kind == "negative"), lambda c: TIERS.index(c.tier or "random"))
 
 
 def _in_turn(contexts: Iterable[Context], group: Callable[[Context], int]) -> list[Context]:
@@ -189,6 +194,26 @@ class Judge:
     def read(self, reply: Reply, examples: Sequence[Example]) -> list[bool]:
         """The judge's answer for every example. Raises ReplyError."""
         return read_answers(reply.text, len(examples))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Contexts that are asked about in one request, as a question (see asking.py)."""
+
+    judge: Judge
+    label: str
+    examples: Sequence[Example]
+    dictionary_id: int
+
+    @property
+    def request(self) -> Request:
+        return self.judge.request(self.label, self.examples, self.dictionary_id)
+
+    def read(self, reply: Reply) -> list[bool]:
+        return self.judge.read(reply, self.examples)
+
+    def again(self, reply: str, problem: str) -> Request:
+        return self.judge.again(self.request, reply, problem, self.examples, self.dictionary_id)
 
 
 def template_of(scorer: str, prompts: Path | None = None) -> PromptTemplate:

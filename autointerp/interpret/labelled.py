@@ -1,21 +1,33 @@
 """Labels that wait for a score, with what they are scored on and, for a control, with whose label stands in for theirs.
 
-The stand-ins are a function of the labels alone, whatever features are chosen and whatever scorer asks.
+    shuffled      another feature's label: what any label of this explainer scores
+    empty         no label: what the scorer gives for nothing
+    token_lookup  the label of the explainer `token_lookup` for the same feature, a list of the tokens on which it is
+                  most active: what a label must beat to have said more than that (Bills et al. 2023)
+    random_model  the label as it is, on a model with random weights; a run of its own, not a stand-in
+
+The stand-ins are a function of labels and evidence alone, whatever features are chosen and whatever scorer asks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
+from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
+from autointerp.interpret.explain_run import rule_explanation, rule_sha256
 from autointerp.interpret.runner import Job
 from autointerp.interpret.scoring import Part
 from autointerp.interpret.simulation import choose_contexts
 from autointerp.records import Context, Explanation, stable_id
 from autointerp.store import Selection
 
-CONTROLS = ("shuffled", "empty")
+LOOKUP = "token_lookup"
+CONTROLS = ("shuffled", "empty", LOOKUP, "random_model")
+_EVERY = 1000
+"""More contexts than any harvest keeps."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,7 @@ class Labelled:
 
     explanation: Explanation
     told: Explanation | None
-    """Whose label or rule the predictions are made from: its own, another's ('shuffled'), none's ('empty')."""
+    """Whose label or rule the predictions are made from: its own, or a control's; None: the empty label."""
     max_activation: float
     report: list[Context]
     select: list[Context] | None
@@ -68,8 +80,11 @@ class SimulationLoader:
 
 def stand_ins(
     job: Job, explainer: str, seed: int, control: str | None, pending: Sequence[Explanation]
-) -> list[Explanation | None]:
-    """For every pending label the one that is told in its place: itself where there is no control."""
+) -> Sequence[Explanation | None]:
+    """For every pending label the one that is told in its place: itself where there is no control. InputError where
+    there is nothing that can stand in."""
+    if control == LOOKUP:
+        return LookupLabels(job, seed, pending)
     if control == "empty":
         return [None] * len(pending)
     if control == "shuffled":
@@ -97,3 +112,35 @@ def every_label(job: Job, explainer: str) -> list[Explanation]:
     return job.store.explanations_to_score(
         job.dictionary_id, explainer, "", None, "", "", "report", Selection(), control="shuffled"
     )
+
+
+class LookupLabels(Sequence[Explanation | None]):
+    """For every pending label that of `token_lookup` for the same feature: the store's, where it is of this harvest,
+    else one made from the evidence when it is looked at (in a loader's worker thread), and not stored."""
+
+    def __init__(self, job: Job, seed: int, pending: Sequence[Explanation]) -> None:
+        self._job = job
+        self._config = ExplainConfig(explainer=LOOKUP, seed=seed)
+        self._digest = rule_sha256(LOOKUP)
+        self._features = [e.feature for e in pending]
+        stored = job.store.explanations_to_score(
+            job.dictionary_id, LOOKUP, "", None, "", "", "report", Selection(), control=LOOKUP
+        )
+        current = (job.harvest_id, self._digest)
+        self._stored = {e.feature: e for e in stored if (e.harvest_id, e.template_sha256) == current}
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    @overload
+    def __getitem__(self, place: int) -> Explanation | None: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Explanation | None]: ...
+    def __getitem__(self, place: int | slice) -> Explanation | None | Sequence[Explanation | None]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        feature, job = self._features[place], self._job
+        if feature in self._stored:
+            return self._stored[feature]
+        evidence = job.store.feature_evidence(job.dictionary_id, job.harvest_id, [feature], _EVERY)[feature]
+        return rule_explanation(evidence, job.harvest_id, self._config, self._digest)

@@ -9,11 +9,12 @@ from typing import Any
 
 from autointerp.config import ScoreConfig
 from autointerp.interpret.choices import DETECTION, Example, choose_examples
+from autointerp.interpret.embedding import EMBEDDING
 from autointerp.interpret.labelled import every_label
 from autointerp.interpret.measured.generation import GENERATION, snippets
 from autointerp.interpret.measured.intervention import INTERVENTION, gain_payload
 from autointerp.interpret.measured.output import OUTPUT, Question, draw_questions
-from autointerp.interpret.measured.similarity import EMBEDDING, similarity_payload
+from autointerp.interpret.measured.similarity import similarity_payload
 from autointerp.interpret.measured.steering import POOL, beginnings, prompts_for, steering_payload
 from autointerp.interpret.measured.surprisal import SURPRISAL, surprisal_payload
 from autointerp.interpret.measured.tasks import measure_task

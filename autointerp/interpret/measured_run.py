@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 
 from autointerp.config import ScoreConfig
 from autointerp.errors import AutointerpError, InputError
+from autointerp.interpret.embedding import COSINE, EMBEDDING, is_local
 from autointerp.interpret.explain_run import prompt_characters
 from autointerp.interpret.labelled import stand_ins
 from autointerp.interpret.measured.generation import GENERATION, SENTENCES, Author
@@ -26,7 +27,6 @@ from autointerp.interpret.measured.output import (
     asked_about,
     shown_texts,
 )
-from autointerp.interpret.measured.similarity import COSINE, EMBEDDING, LOCAL
 from autointerp.interpret.measured.surprisal import LANGUAGE_MODEL, SUBJECT_MODEL, SURPRISAL
 from autointerp.interpret.measured_judge import ContextJudge, GenerationJudge, Judge, OutputJudge, judge_intervention
 from autointerp.interpret.measured_load import Item, MeasuredLoader
@@ -60,7 +60,7 @@ def measured_scorers(config: ScoreConfig) -> list[str]:
     """Those that are configured and need `autointerp measure`, each once, in the order given. `embedding` is one of
     them where its model is a folder on this machine."""
     needing = [s for s in dict.fromkeys(config.scorers) if s in METHOD_OF]
-    return [s for s in needing if s != EMBEDDING or config.embedding_model.startswith(LOCAL)]
+    return [s for s in needing if s != EMBEDDING or is_local(config)]
 
 
 def check_measured(config: ScoreConfig) -> None:
@@ -68,8 +68,6 @@ def check_measured(config: ScoreConfig) -> None:
     for scorer in measured_scorers(config):
         if scorer in ASK_AN_LLM and not config.model:
             raise InputError(f"scorer {scorer!r} asks an LLM; set score.model (and score.base_url)")
-    if EMBEDDING in config.scorers and not config.embedding_model.removeprefix(LOCAL):
-        raise InputError(f"scorer {EMBEDDING!r} needs a model; set score.embedding_model")
 
 
 def model_of(scorer: str, config: ScoreConfig) -> str:

@@ -1,6 +1,7 @@
 """Scores for many labels, by every scorer that is configured: simulation by the label's own rule at once or by an LLM
-through a fixed pool of workers, then detection and fuzzing (choice_run.py) through the same client, then those that
-need the model too (measured_run.py)."""
+through a fixed pool of workers, then through the same client detection and fuzzing (choice_run.py) and, of features and
+not of labels, intruder (intruder_run.py); embedding (embedding_run.py) through a client for its own model; at last
+those that need the language model too (measured_run.py)."""
 
 from __future__ import annotations
 
@@ -13,12 +14,16 @@ from autointerp.config import ScoreConfig
 from autointerp.errors import InputError, nearest
 from autointerp.interpret.choice_run import forecast_choices, pending_choices, score_choices
 from autointerp.interpret.choices import CHOICE_SCORERS
+from autointerp.interpret.embedding import COSINE, EMBEDDING, check_model, is_local
+from autointerp.interpret.embedding_run import endpoint_of, forecast_embeddings, pending_embeddings, score_embeddings
 from autointerp.interpret.explain_run import (
     CHARACTERS_PER_TOKEN,
     RULE_EXPLAINERS,
     check_explainer,
     prompt_characters,
 )
+from autointerp.interpret.intruder import CHOICE, INTRUDER
+from autointerp.interpret.intruder_run import forecast_intruders, pending_intruders, score_intruders
 from autointerp.interpret.labelled import CONTROLS, Labelled, SimulationLoader, stand_ins
 from autointerp.interpret.measured_run import (
     MEASURED_SCORERS,
@@ -45,7 +50,9 @@ from autointerp.llm.client import LlmClient
 from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.store.group_writer import GroupWriter
 
-SCORERS = (*SIMULATION_SCORERS, *CHOICE_SCORERS, *MEASURED_SCORERS)
+SCORERS = (*SIMULATION_SCORERS, *CHOICE_SCORERS, INTRUDER, *MEASURED_SCORERS)
+LABEL_FREE = (INTRUDER,)
+"""Scorers of a feature, whatever its label says. No control applies to them."""
 RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}".encode()).hexdigest()
 """Stands for the template where no prompt is involved."""
 HALVINGS = 2
@@ -54,9 +61,10 @@ HALVINGS = 2
 async def score(job: Job, explainer: str, config: ScoreConfig, control: str | None = None) -> Outcome:
     """Scores for the chosen features' labels by `explainer` that have none yet.
 
-    `control` scores something else under the same label's name: another feature's label ('shuffled'), or an empty one
-    ('empty'). Raises InputError (unknown explainer, scorer or control; no model named; a method that the endpoint does
-    not support) and whatever ends a run of the client. What was done until then is kept.
+    Label-free scorers score the chosen features that they have not scored, labelled or not. `control` scores something
+    else under the same label's name (see labelled.py). Raises InputError (unknown explainer, scorer or control; no
+    model named; a method that the endpoint does not support) and whatever ends a run of the client. What was done until
+    then is kept.
     """
     outcome = await _score_without_model(job, explainer, config, control)
     return await score_all_measured(job, explainer, config, control, outcome)
@@ -66,8 +74,6 @@ async def _score_without_model(job: Job, explainer: str, config: ScoreConfig, co
     """By the scorers that need nothing but an LLM, or not even that."""
     _check(explainer, config, control)
     chosen = choice_scorers(config)
-    if chosen:
-        _need_model(config, f"scorer {chosen[0]!r} asks an LLM")
     outcome = Outcome()
     simulated: list[Explanation] = []
     if simulates(config) and by_rule(explainer, config):
@@ -75,20 +81,31 @@ async def _score_without_model(job: Job, explainer: str, config: ScoreConfig, co
     elif simulates(config):
         simulated = _pending_for_llm(job, explainer, config, control)
     judged = {scorer: pending_choices(job, scorer, explainer, config, control) for scorer in chosen}
-    outcome.pending += len(simulated) + sum(map(len, judged.values()))
-    if not simulated and not any(judged.values()):
-        return outcome
+    paraded = pending_intruders(job, config) if INTRUDER in config.scorers and control is None else []
+    embedded = pending_embeddings(job, explainer, config, control) if embeds(config) else []
+    outcome.pending += len(simulated) + sum(map(len, judged.values())) + len(paraded) + len(embedded)
+    if control is not None:
+        outcome.notes = tuple(f"{s} needs no label, so no control of it is run" for s in label_free(config))
     async with GroupWriter(job.store) as writer:
         ledger = StoreLedger(job.store, writer)
-        async with LlmClient(config, job.llm, job.budget, ledger, job.run_id) as client:
-            if simulated:
-                await _simulate(job, explainer, config, control, simulated, writer, client, outcome)
-            for scorer, pending in judged.items():
-                if pending:
-                    await score_choices(job, scorer, explainer, config, control, pending, writer, client, outcome)
-    if any(judged.values()):
-        answers = method_of(config)
-        outcome.method = answers if outcome.method is None else f"{outcome.method}, {answers}"
+        if simulated or any(judged.values()) or paraded:
+            async with LlmClient(config, job.llm, job.budget, ledger, job.run_id) as client:
+                if simulated:
+                    await _simulate(job, explainer, config, control, simulated, writer, client, outcome)
+                for scorer, pending in judged.items():
+                    if pending:
+                        await score_choices(job, scorer, explainer, config, control, pending, writer, client, outcome)
+                if paraded:
+                    await score_intruders(job, config, paraded, writer, client, outcome)
+        if embedded:
+            async with LlmClient(endpoint_of(config), job.llm, job.budget, ledger, job.run_id) as client:
+                await score_embeddings(job, explainer, config, control, embedded, writer, client, outcome)
+    used = (
+        method_of(config) if any(judged.values()) else None,
+        CHOICE if paraded else None,
+        COSINE if embedded else None,
+    )
+    outcome.method = ", ".join(method for method in (outcome.method, *used) if method is not None) or None
     return outcome
 
 
@@ -100,7 +117,7 @@ async def _simulate(
     found = await probe(client)
     method = choose_method(config, found)
     simulator = Simulator.of(method, config, found, config.seed, job.prompts)
-    outcome.method, outcome.notes = method, found.notes
+    outcome.method, outcome.notes = method, (*outcome.notes, *found.notes)
 
     async def work(item: Labelled) -> None:
         report = await _ask_all(job, simulator, client, item, item.report)
@@ -162,6 +179,16 @@ def _check(explainer: str, config: ScoreConfig, control: str | None) -> None:
     if control is not None and control not in CONTROLS:
         raise InputError(f"no control {control!r}; there are {', '.join(CONTROLS)}")
     check_measured(config)
+    if control == "random_model":
+        raise InputError(
+            "the control 'random_model' scores the features of a model with random weights, which is harvested and "
+            "labelled first: it needs `autointerp run --control random_model`"
+        )
+    judging = [s for s in config.scorers if s in CHOICE_SCORERS or (s == INTRUDER and control is None)]
+    if judging:
+        _need_model(config, f"scorer {judging[0]!r} asks an LLM")
+    if EMBEDDING in config.scorers:
+        check_model(config)
 
 
 def simulates(config: ScoreConfig) -> bool:
@@ -172,6 +199,16 @@ def simulates(config: ScoreConfig) -> bool:
 def choice_scorers(config: ScoreConfig) -> list[str]:
     """Those of CHOICE_SCORERS that are configured, each once, in the order given."""
     return [s for s in dict.fromkeys(config.scorers) if s in CHOICE_SCORERS]
+
+
+def label_free(config: ScoreConfig) -> list[str]:
+    """Those of LABEL_FREE that are configured, each once, in the order given."""
+    return [s for s in dict.fromkeys(config.scorers) if s in LABEL_FREE]
+
+
+def embeds(config: ScoreConfig) -> bool:
+    """Whether embeddings of an endpoint are compared; a model on this machine is the `measure` stage's."""
+    return EMBEDDING in config.scorers and not is_local(config)
 
 
 def by_rule(explainer: str, config: ScoreConfig) -> bool:
@@ -266,34 +303,55 @@ async def _ask(
 
 def forecast_score(job: Job, explainer: str, config: ScoreConfig) -> Forecast:
     """Calls and tokens that `score` would need now, without second tries: one call per context for a simulation, one
-    for a few contexts for detection and fuzzing. Labels that wait for several scorers count once."""
+    for a few contexts for detection, fuzzing and embedding, one per question for intruder. Labels that wait for several
+    scorers count once, and so does a feature with the labels of it that wait."""
     _check(explainer, config, None)
-    waiting: set[str] = set()
-    parts = []
+    waiting: dict[str, int] = {}
+    """The feature of every label that waits."""
+    parts: list[tuple[str, tuple[float, float, float]]] = []
+    """(model, (calls, characters read, characters written))"""
+
+    def wait(found: Sequence[Explanation]) -> Sequence[Explanation]:
+        waiting.update((e.explanation_id, e.feature) for e in found)
+        return found
+
     if simulates(config) and by_rule(explainer, config):
-        found = job.store.explanations_to_score(
-            job.dictionary_id, explainer, SIMULATION, RULE, RULE, RULE_SHA256, "report", job.selection,
-            seed=config.seed,
+        wait(
+            job.store.explanations_to_score(
+                job.dictionary_id, explainer, SIMULATION, RULE, RULE, RULE_SHA256, "report", job.selection,
+                seed=config.seed,
+            )
         )  # fmt: skip
-        waiting.update(e.explanation_id for e in found)
     elif simulates(config):
-        found = _pending_for_llm(job, explainer, config, None)
-        waiting.update(e.explanation_id for e in found)
-        parts.append(_forecast_simulation(job, explainer, config, found))
+        found = wait(_pending_for_llm(job, explainer, config, None))
+        parts.append((config.model, _forecast_simulation(job, explainer, config, found)))
     for scorer in choice_scorers(config):
-        _need_model(config, f"scorer {scorer!r} asks an LLM")
-        found = pending_choices(job, scorer, explainer, config, None)
-        waiting.update(e.explanation_id for e in found)
-        parts.append(forecast_choices(job, scorer, config, found))
+        found = wait(pending_choices(job, scorer, explainer, config, None))
+        parts.append((config.model, forecast_choices(job, scorer, config, found)))
+    paraded = pending_intruders(job, config) if INTRUDER in config.scorers else []
+    parts.append((config.model, forecast_intruders(job, config, paraded)))
+    if embeds(config):
+        found = wait(pending_embeddings(job, explainer, config, None))
+        parts.append((config.embedding_model, forecast_embeddings(job, config, found)))
     for scorer, found in pending_measured(job, explainer, config, None).items():
-        waiting.update(e.explanation_id for e in found)
-        parts.append(forecast_measured(job, scorer, explainer, config, found))
-    calls = round(sum(part[0] for part in parts))
-    input_tokens = int(sum(part[1] for part in parts) / CHARACTERS_PER_TOKEN)
-    output_tokens = int(sum(part[2] for part in parts) / CHARACTERS_PER_TOKEN)
-    price = job.llm.prices.get(config.model)
-    usd = None if price is None else cost_usd(price, input_tokens, 0, output_tokens)
-    return Forecast(len(waiting), calls, input_tokens, output_tokens, 0.0 if calls == 0 else usd)
+        parts.append((config.model, forecast_measured(job, scorer, explainer, config, wait(found))))
+    features = len(waiting) + len(set(paraded) - set(waiting.values()))
+    return _forecast(job, features, [(model, part) for model, part in parts if part[0]])
+
+
+def _forecast(job: Job, features: int, parts: Sequence[tuple[str, tuple[float, float, float]]]) -> Forecast:
+    """Of (model, (calls, characters read, characters written)) per scorer; the cost is known if all prices are."""
+    calls = round(sum(counts[0] for _, counts in parts))
+    tokens: dict[str, tuple[float, float]] = {}
+    for model, (_, read, written) in parts:
+        before = tokens.get(model, (0.0, 0.0))
+        tokens[model] = (before[0] + read / CHARACTERS_PER_TOKEN, before[1] + written / CHARACTERS_PER_TOKEN)
+    usd: float | None = 0.0
+    for model, (read, written) in tokens.items():
+        price = job.llm.prices.get(model)
+        usd = None if usd is None or price is None else usd + cost_usd(price, int(read), 0, int(written))
+    counts = [int(sum(column)) for column in zip(*tokens.values(), strict=True)] or [0, 0]
+    return Forecast(features, calls, counts[0], counts[1], usd)
 
 
 def _forecast_simulation(

@@ -43,28 +43,39 @@ class Answer:
 
 @dataclass(frozen=True)
 class Identity:
-    """What all score rows of one label and run share."""
+    """What all score rows of one label and run share, or of one feature where no label is scored."""
 
-    explanation: Explanation
+    explanation: Explanation | None
+    """None: of a label-free scorer; `feature` then says whose score it is."""
     harvest_id: int
     method: str
     control: str | None
     model: str
     template_sha256: str
     seed: int
+    feature: tuple[int, int] | None = None
+    """(dictionary_id, feature); needed only where there is no explanation."""
 
     def row(self, scorer: str, part: Part, answers: Sequence[Answer], result: Result, keep: bool) -> Score:
         """`keep`: whether the predictions go with this row (once per context is enough)."""
         failed = [a for a in answers if a.prediction.status != "ok"]
+        label = self.explanation
+        if label is not None:
+            dictionary_id, feature = label.dictionary_id, label.feature
+        elif self.feature is not None:
+            dictionary_id, feature = self.feature
+        else:
+            raise ValueError("a score of neither a label nor a feature")
+        owner = self.feature if label is None else label.explanation_id
         key = (
-            self.explanation.explanation_id, self.harvest_id, scorer, self.method, self.control, part, self.model,
+            owner, self.harvest_id, scorer, self.method, self.control, part, self.model,
             self.template_sha256, self.seed,
         )  # fmt: skip
         return Score(
             score_id=stable_id(*key),
-            dictionary_id=self.explanation.dictionary_id,
-            feature=self.explanation.feature,
-            explanation_id=self.explanation.explanation_id,
+            dictionary_id=dictionary_id,
+            feature=feature,
+            explanation_id=None if label is None else label.explanation_id,
             harvest_id=self.harvest_id,
             scorer=scorer,
             method=self.method,

@@ -354,7 +354,8 @@ class LlmClient:
         usage = read_usage(payload)
         if usage is not None:
             return usage
-        return Usage(int(len(request.wire) / self._bytes_per_token), 0, min(len(raw) // 4, 4096), None)
+        written = 0 if request.kind == "embeddings" else min(len(raw) // 4, 4096)
+        return Usage(int(len(request.wire) / self._bytes_per_token), 0, written, None)
 
     def _price(self, model: str) -> PriceConfig | None:
         price = self.llm.prices.get(model)
@@ -391,4 +392,5 @@ def _reply(request: Request, record: CallRecord, envelope: Envelope | None, *, f
         error=record.error,
         latency_s=record.latency_s,
         attempts=record.attempts,
+        vectors=envelope.vectors if envelope is not None else None,
     )

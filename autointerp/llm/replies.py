@@ -10,6 +10,8 @@ from typing import Any
 from autointerp.llm.errors import BadReplyError
 from autointerp.llm.requests import ReplyStatus, Request, RequestKind, TokenLogprob
 
+_LARGEST = 3.5e38
+"""Beyond any 32-bit float; NaN fails the comparison too."""
 STORED_WHOLE = 262_144
 """Characters of a reply that are stored as they came; longer ones lose the fields that nobody reads."""
 
@@ -34,6 +36,9 @@ class Envelope:
     error: str | None
     payload: dict[str, Any]
     choice: dict[str, Any]
+    """Empty for embeddings."""
+    vectors: list[list[float]] | None = None
+    """Of embeddings."""
 
 
 def load_json(raw: str) -> Any:
@@ -46,9 +51,12 @@ def load_json(raw: str) -> Any:
 
 
 def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
-    """BadReplyError where there is no choice with a text in it."""
+    """BadReplyError where there is no choice with a text in it, or not one usable vector for every input."""
     if not isinstance(payload, dict):
         raise BadReplyError(f"the reply is a JSON {type(payload).__name__}, not an object", raw=raw)
+    if request.kind == "embeddings":
+        vectors = _vectors(request, payload, raw)
+        return Envelope("ok", "", None, read_usage(payload), None, payload, {}, vectors)
     choices = payload.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise BadReplyError(f"the reply has no choices ({_error_text(payload)})", raw=raw)
@@ -67,6 +75,33 @@ def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
     elif finish == "error":
         raise BadReplyError(f"finish_reason is error ({_error_text(choice)})", raw=raw)
     return Envelope(status, text, finish, read_usage(payload), error, payload, choice)
+
+
+def _vectors(request: Request, payload: dict[str, Any], raw: str) -> list[list[float]]:
+    """One vector per input, in the inputs' order, to 7 significant digits (what a 32-bit float holds)."""
+    data = payload.get("data")
+    if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
+        raise BadReplyError(f"the reply has no list of embeddings ({_error_text(payload)})", raw=raw)
+    n = len(request.inputs)
+    if len(data) != n:
+        raise BadReplyError(f"the reply has {len(data)} embeddings for {n} inputs", raw=raw)
+    places = [row.get("index", i) for i, row in enumerate(data)]
+    if not all(type(place) is int for place in places) or sorted(places) != list(range(n)):
+        raise BadReplyError(f"the embeddings' indices are not 0 to {n - 1}", raw=raw)
+    vectors: list[list[float]] = [[]] * n
+    for place, row in zip(places, data, strict=True):
+        vectors[place] = _vector(row.get("embedding"), raw)
+    if len({len(vector) for vector in vectors}) > 1:
+        raise BadReplyError("the embeddings are not of one length", raw=raw)
+    return vectors
+
+
+def _vector(values: Any, raw: str) -> list[float]:
+    if not isinstance(values, list) or not values:
+        raise BadReplyError(f"an embedding is a JSON {type(values).__name__}, not a list of numbers", raw=raw)
+    if not all(type(value) in (int, float) and abs(value) < _LARGEST for value in values):
+        raise BadReplyError("an embedding holds something that is no finite number", raw=raw)
+    return [float(f"{value:.7g}") for value in values]
 
 
 def _text(request: Request, choice: dict[str, Any], raw: str) -> tuple[str, str | None]:
@@ -211,9 +246,17 @@ def _logprob(value: Any) -> float:
 
 
 def storable_reply(kind: RequestKind, raw: str, payload: dict[str, Any]) -> str:
-    """The reply as it is recorded: as it came, or where it is long (logprobs), compact and without byte lists."""
+    """The reply as it is recorded: as it came, or where it is long (logprobs, vectors), compact, without byte lists,
+    and with vectors to the digits that are read of them."""
     if len(raw) <= STORED_WHOLE:
         return raw
+    if kind == "embeddings":
+        vectors = [
+            {"index": row.get("index", i), "embedding": [float(f"{value:.7g}") for value in row["embedding"]]}
+            for i, row in enumerate(payload["data"])
+        ]
+        short = {k: payload[k] for k in ("id", "model", "usage") if k in payload}
+        return json.dumps({**short, "data": vectors}, separators=(",", ":"), ensure_ascii=True)
     kept = {k: payload[k] for k in ("id", "model", "choices", "usage", "prompt_logprobs") if k in payload}
     if kind == "chat":
         for choice in kept["choices"]:

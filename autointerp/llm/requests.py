@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from autointerp.errors import InputError
 
-RequestKind = Literal["chat", "completions"]
+RequestKind = Literal["chat", "completions", "embeddings"]
 ReplyStatus = Literal["ok", "refused", "filtered", "truncated", "bad_reply", "ctx_too_long", "gave_up"]
 FINAL_STATUSES: frozenset[str] = frozenset({"ok", "refused", "filtered", "truncated", "ctx_too_long"})
 """What the endpoint said of the request itself. A call recorded with one of these is not sent again; 'gave_up' and
@@ -25,7 +25,7 @@ class Request:
 
     kind: RequestKind
     body: dict[str, Any]
-    """The whole JSON body: model, messages or prompt, sampling parameters."""
+    """The whole JSON body: model, messages, prompt or input, sampling parameters."""
     stage: str
     """What it is for ('explain', 'simulate', 'probe', ...): spend is reported by it."""
     sample: int = 0
@@ -50,7 +50,16 @@ class Request:
         return str(self.body.get("model", ""))
 
     @property
+    def inputs(self) -> list[str]:
+        """The texts that an embeddings request asks about; none for other kinds."""
+        found = self.body.get("input", [])
+        return [found] if isinstance(found, str) else list(found)
+
+    @property
     def max_tokens(self) -> int | None:
+        """Most tokens that are written; None where the request names no limit."""
+        if self.kind == "embeddings":
+            return 0
         for name in LENGTH_FIELDS:
             if isinstance(self.body.get(name), int):
                 return int(self.body[name])
@@ -106,6 +115,8 @@ class Reply:
     error: str | None = None
     latency_s: float = 0.0
     attempts: int = 1
+    vectors: list[list[float]] | None = None
+    """Of an embeddings request: one vector per input, in the inputs' order, all of one length; else None."""
 
     @property
     def ok(self) -> bool:

@@ -34,12 +34,13 @@ from autointerp.llm.errors import (
 from autointerp.llm.keys import NO_KEY, Redactor, api_key, is_local
 from autointerp.llm.requests import Request
 
-PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 CONNECT_S = 10.0
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
 _CONTEXT = re.compile(
-    r"context[ _](length|window|size)|prompt is too long|input is too long|too many (input )?tokens|max_model_len",
+    r"context[ _](length|window|size)|prompt is too long|input is too (long|large)|too many (input )?tokens"
+    r"|max_model_len",
     re.IGNORECASE,
 )
 

@@ -208,3 +208,20 @@ class StoreSelections(StoreReads):
             ],
         )  # fmt: skip
         return [Explanation(*row) for row in found]
+
+    def features_to_score(
+        self, dictionary_id: int, scorer: str, method: str, model: str, template_sha256: str, part: str,
+        selection: Selection, seed: int,
+    ) -> list[int]:  # fmt: skip
+        """The chosen features that a label-free scorer has not scored yet on `part`. A 'gave_up' score is asked for
+        again; any other status counts as done."""
+        done = {
+            row[0]
+            for row in self.rows(
+                "SELECT DISTINCT feature FROM scores WHERE dictionary_id = ? AND explanation_id IS NULL "
+                "AND control IS NULL AND scorer = ? AND method = ? AND model = ? AND template_sha256 = ? "
+                "AND part = ? AND seed = ? AND status <> 'gave_up'",
+                [dictionary_id, scorer, method, model, template_sha256, part, seed],
+            )
+        }
+        return [f for f in self.selected_features(dictionary_id, selection) if f not in done]

@@ -11,14 +11,10 @@ from typing import Any
 
 from autointerp.interpret.auroc_rows import number_answer
 from autointerp.interpret.choices import Example
+from autointerp.interpret.embedding import LOCAL
 from autointerp.interpret.measured.tasks import listed, number
 from autointerp.interpret.prompts import PromptTemplate
 from autointerp.interpret.scoring import Answer
-
-EMBEDDING = "embedding"
-COSINE = "cosine"
-LOCAL = "local:"
-"""Begins score.embedding_model where it is a folder and not an endpoint's model."""
 
 
 def similarity_payload(
@@ -26,7 +22,7 @@ def similarity_payload(
 ) -> dict[str, Any]:
     """Of a task of kind `similarity`."""
     return {
-        "query": template.block("query", label=label),
+        "query": template.block("plain_query", label=label),
         "texts": [e.context.text for e in examples],
         "model": embedding_model.removeprefix(LOCAL),
     }
