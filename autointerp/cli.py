@@ -47,6 +47,9 @@ Features = Annotated[str | None, typer.Option("--features", help="Which features
 Where = Annotated[str | None, typer.Option("--where", help="Which features: an SQL condition on the table features.")]
 RandomN = Annotated[int | None, typer.Option("--random", min=1, help="So many features drawn at random.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many features.")]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="Folder of prompt templates, instead of the program's own.")
+]
 DEFAULT_CONFIG = Path("autointerp.toml")
 
 
@@ -190,6 +193,7 @@ def explain(
     random: RandomN = None,
     limit: Limit = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Instead of [explain] explainer.")] = None,
+    prompts: Prompts = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
@@ -198,7 +202,9 @@ def explain(
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit)
-    pipeline.explain(settings, dictionary, chosen, Terminal(verbose), dry_run, is_configured=explainer is None)
+    pipeline.explain(
+        settings, dictionary, chosen, Terminal(verbose), dry_run, is_configured=explainer is None, prompts=prompts
+    )
 
 
 @app.command()
@@ -211,6 +217,7 @@ def score(
     random: RandomN = None,
     limit: Limit = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Score this explainer's labels.")] = None,
+    prompts: Prompts = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
@@ -219,7 +226,7 @@ def score(
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit)
-    pipeline.score(settings, dictionary, chosen, Terminal(verbose), dry_run)
+    pipeline.score(settings, dictionary, chosen, Terminal(verbose), dry_run, prompts)
 
 
 @app.command()
@@ -231,12 +238,13 @@ def run(
     where: Where = None,
     random: RandomN = None,
     limit: Limit = None,
+    prompts: Prompts = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
     chosen = _selection(features, where, random, limit)
-    pipeline.run(_config(config, store), dictionary, chosen, Terminal(verbose), dry_run)
+    pipeline.run(_config(config, store), dictionary, chosen, Terminal(verbose), dry_run, prompts)
 
 
 @app.command()

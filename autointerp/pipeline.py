@@ -167,38 +167,42 @@ def explain(
     terminal: Terminal,
     dry_run: bool = False,
     is_configured: bool = True,
+    prompts: Path | None = None,
 ) -> None:
     """Describe features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless
-    it was named for this once only (not `is_configured`)."""
+    it was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's
+    own, here and below."""
     with _recorded(config, "explain", create=False) as (store, run_id):
         failed = 0
         for row in llm_stage.dictionaries(store, config, dictionary):
             if is_configured and not dry_run:
                 llm_stage.show_in_labels(config, store, row)
-            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, dry_run)
+            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, dry_run, prompts=prompts)
         _complain(failed)
 
 
 def score(
-    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False
-) -> None:
+    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False,
+    prompts: Path | None = None,
+) -> None:  # fmt: skip
     """Score descriptions of one dictionary, or of all in the store."""
     with _recorded(config, "score", create=False) as (store, run_id):
         failed = 0
         for row in llm_stage.dictionaries(store, config, dictionary):
-            failed += llm_stage.score(config, store, row, selection, run_id, terminal, dry_run)
+            failed += llm_stage.score(config, store, row, selection, run_id, terminal, dry_run, prompts=prompts)
         _complain(failed)
 
 
 def run(
-    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False
-) -> None:
+    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, dry_run: bool = False,
+    prompts: Path | None = None,
+) -> None:  # fmt: skip
     """All stages in order; each skips what is done."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("torchrun starts several processes, and only `autointerp train` shares its work among them")
     saes = chosen_saes(config, dictionary)
     if dry_run:
-        _forecast_run(config, dictionary, saes, selection, terminal)
+        _forecast_run(config, dictionary, saes, selection, terminal, prompts)
         return
     with _recorded(config, "run") as (store, run_id):
         worked = _gpu_stages(config, saes, store, terminal)
@@ -207,8 +211,8 @@ def run(
             row = store.dictionary(sae.dictionary)
             before = store.row_counts()
             llm_stage.show_in_labels(config, store, row)
-            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, False)
-            failed += llm_stage.score(config, store, row, selection, run_id, terminal, False)
+            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, False, prompts=prompts)
+            failed += llm_stage.score(config, store, row, selection, run_id, terminal, False, prompts=prompts)
             worked = worked or store.row_counts() != before
         if not worked:
             terminal.say("everything was done already; nothing to do")
@@ -234,8 +238,9 @@ def _gpu_stages(config: Config, saes: tuple[SaeConfig, ...], store: Store, termi
 
 
 def _forecast_run(
-    config: Config, dictionary: str | None, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal
-) -> None:
+    config: Config, dictionary: str | None, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal,
+    prompts: Path | None,
+) -> None:  # fmt: skip
     gpu = _gpu_stage()
     session = gpu.Session(config, terminal)
     for sae in saes:
@@ -245,8 +250,8 @@ def _forecast_run(
         return
     with Store.open(Path(config.store.path), read_only=True) as store:
         for row in llm_stage.dictionaries(store, config, dictionary):
-            llm_stage.explain(config, store, row, selection, "dry-run", terminal, True)
-            llm_stage.score(config, store, row, selection, "dry-run", terminal, True)
+            llm_stage.explain(config, store, row, selection, "dry-run", terminal, True, prompts=prompts)
+            llm_stage.score(config, store, row, selection, "dry-run", terminal, True, prompts=prompts)
 
 
 def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal, as_json: bool = False) -> None:
