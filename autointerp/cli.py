@@ -53,6 +53,9 @@ Control = Annotated[
         "--control", help="Score what stands in for the labels: shuffled, empty, token_lookup or random_model."
     ),
 ]
+Prompts = Annotated[
+    Path | None, typer.Option("--prompts", help="Folder of prompt templates, instead of the program's own.")
+]
 DEFAULT_CONFIG = Path("autointerp.toml")
 
 
@@ -202,6 +205,7 @@ def explain(
     random: RandomN = None,
     limit: Limit = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Instead of [explain] explainer.")] = None,
+    prompts: Prompts = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
@@ -210,7 +214,9 @@ def explain(
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit)
-    pipeline.explain(settings, dictionary, chosen, Terminal(verbose), dry_run, is_configured=explainer is None)
+    pipeline.explain(
+        settings, dictionary, chosen, Terminal(verbose), dry_run, is_configured=explainer is None, prompts=prompts
+    )
 
 
 @app.command()
@@ -245,6 +251,7 @@ def score(
     limit: Limit = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Score this explainer's labels.")] = None,
     control: Control = None,
+    prompts: Prompts = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
@@ -253,7 +260,7 @@ def score(
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit)
-    pipeline.score(settings, dictionary, chosen, Terminal(verbose), dry_run, control)
+    pipeline.score(settings, dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
 
 
 @app.command()
@@ -266,12 +273,13 @@ def run(
     random: RandomN = None,
     limit: Limit = None,
     control: Control = None,
+    prompts: Prompts = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
     chosen = _selection(features, where, random, limit)
-    pipeline.run(_config(config, store), dictionary, chosen, Terminal(verbose), dry_run, control)
+    pipeline.run(_config(config, store), dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
 
 
 @app.command()

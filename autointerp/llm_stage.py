@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from autointerp.config import Config, EndpointConfig, ExplainConfig
 from autointerp.errors import InputError, nearest
-from autointerp.interpret import explain_run, score_run, shape_labels
+from autointerp.interpret import compose_run, score_run, shape_labels
 from autointerp.interpret.labelled import CONTROLS
 from autointerp.interpret.runner import Forecast, Job, Outcome
 from autointerp.llm.budget import Budget
@@ -69,7 +70,10 @@ def dictionaries(store: Store, config: Config, dictionary: str | None) -> list[D
     return found
 
 
-def _job(config: Config, store: Store, row: DictionaryRow, selection: Selection, run_id: str, budget: Budget) -> Job:
+def _job(
+    config: Config, store: Store, row: DictionaryRow, selection: Selection, run_id: str, budget: Budget,
+    prompts: Path | None,
+) -> Job:  # fmt: skip
     harvest_id = store.current_harvest(row.dictionary_id)
     if harvest_id is None:
         raise InputError(f"{row.name} was not harvested yet; run `autointerp harvest` first")
@@ -81,6 +85,7 @@ def _job(config: Config, store: Store, row: DictionaryRow, selection: Selection,
         selection=selection,
         llm=config.llm,
         budget=budget,
+        prompts=prompts,
     )
 
 
@@ -93,15 +98,18 @@ def explain(
     terminal: Terminal,
     dry_run: bool,
     budget: Budget | None = None,
+    prompts: Path | None = None,
 ) -> int:
-    """Describe what has no description; how many rows failed."""
-    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget))
+    """Describe what has no description; how many rows failed. `prompts`: a folder of templates instead of the
+    program's own."""
+    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget), prompts)
     if dry_run:
-        _print_forecast("explain", explain_run.forecast_explain(job, config.explain), config, terminal)
+        forecast = compose_run.forecast_explain(job, config.explain, config.score)
+        _print_forecast("explain", forecast, config, terminal)
         return 0
     name = f"{row.name}: explaining with {config.explain.explainer}"
     with terminal.progress(name, None, "features") as update:
-        outcome = asyncio.run(explain_run.explain(_with_progress(job, update), config.explain))
+        outcome = asyncio.run(compose_run.explain(_with_progress(job, update), config.explain, config.score))
     return _say_outcome(f"{row.name}: labels by {config.explain.explainer}", outcome, terminal)
 
 
@@ -115,10 +123,11 @@ def score(
     dry_run: bool,
     budget: Budget | None = None,
     control: str | None = None,
+    prompts: Path | None = None,
 ) -> int:
     """Score the configured explainer's descriptions that have no score, or under a `control` what stands in for them;
     how many rows failed."""
-    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget))
+    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget), prompts)
     explainer = config.explain.explainer
     if dry_run:
         _print_forecast("score", score_run.forecast_score(job, explainer, config.score), config, terminal)

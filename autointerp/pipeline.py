@@ -203,15 +203,17 @@ def explain(
     terminal: Terminal,
     dry_run: bool = False,
     is_configured: bool = True,
+    prompts: Path | None = None,
 ) -> None:
     """Describe features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless
-    it was named for this once only (not `is_configured`)."""
+    it was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's
+    own, here and below."""
     with _recorded(config, "explain", create=False) as (store, run_id):
         failed = 0
         for row in llm_stage.dictionaries(store, config, dictionary):
             if is_configured and not dry_run:
                 llm_stage.show_in_labels(config, store, row)
-            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, dry_run)
+            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, dry_run, prompts=prompts)
         _complain(failed)
 
 
@@ -222,6 +224,7 @@ def score(
     terminal: Terminal,
     dry_run: bool = False,
     control: str | None = None,
+    prompts: Path | None = None,
 ) -> None:
     """Score descriptions of one dictionary, or of all in the store; under a `control`, what stands in for them."""
     llm_stage.check_control(control)
@@ -233,7 +236,9 @@ def score(
                     continue
                 row = _random_sister(store, row)
             shown = None if control == RANDOM_MODEL else control
-            failed += llm_stage.score(config, store, row, selection, run_id, terminal, dry_run, control=shown)
+            failed += llm_stage.score(
+                config, store, row, selection, run_id, terminal, dry_run, control=shown, prompts=prompts
+            )
         _complain(failed)
 
 
@@ -278,6 +283,7 @@ def run(
     terminal: Terminal,
     dry_run: bool = False,
     control: str | None = None,
+    prompts: Path | None = None,
 ) -> None:
     """All stages in order; each skips what is done. Under the control `random_model` all of it happens on the model
     with random weights, as dictionaries of their own; other controls concern the scores alone."""
@@ -289,7 +295,7 @@ def run(
         config = with_random_weights(config, saes)
         saes, dictionary, control = config.sae, None, None
     if dry_run:
-        _forecast_run(config, dictionary, saes, selection, terminal)
+        _forecast_run(config, dictionary, saes, selection, terminal, prompts)
         return
     with _recorded(config, "run") as (store, run_id):
         worked = _gpu_stages(config, saes, store, selection, terminal)
@@ -298,14 +304,44 @@ def run(
             row = store.dictionary(sae.dictionary)
             before = store.row_counts()
             llm_stage.show_in_labels(config, store, row)
-            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, False)
-            failed += llm_stage.score(config, store, row, selection, run_id, terminal, False)
-            if control is not None:
-                failed += llm_stage.score(config, store, row, selection, run_id, terminal, False, control=control)
+            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, False, prompts=prompts)
+            for shown in dict.fromkeys((None, control)):
+                failed += _score_and_measure(config, store, row, sae, selection, run_id, terminal, shown, prompts)
             worked = worked or store.row_counts() != before
         if not worked:
             terminal.say("everything was done already; nothing to do")
         _complain(failed)
+
+
+def _score_and_measure(
+    config: Config,
+    store: Store,
+    row: DictionaryRow,
+    sae: SaeConfig,
+    selection: Selection,
+    run_id: str,
+    terminal: Terminal,
+    control: str | None,
+    prompts: Path | None,
+) -> int:
+    """Score; where scorers asked something of the model, measure it and let them judge. How many rows failed."""
+
+    def score() -> int:
+        return llm_stage.score(config, store, row, selection, run_id, terminal, False, control=control, prompts=prompts)
+
+    failed = score()
+    asked = store.tasks_to_measure(row.dictionary_id, store.selected_features(row.dictionary_id, selection))
+    if not asked:
+        return failed
+    try:
+        gpu = _gpu_stage()
+    except InputError as error:
+        terminal.say(f"{len(asked):,} questions wait for a machine with the model ({error}): `autointerp measure`")
+        return failed
+    from autointerp import measure_stage
+
+    measure_stage.measure(gpu.Session(config, terminal), store, sae, selection)
+    return failed + score()
 
 
 def _gpu_stages(
@@ -329,8 +365,9 @@ def _gpu_stages(
 
 
 def _forecast_run(
-    config: Config, dictionary: str | None, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal
-) -> None:
+    config: Config, dictionary: str | None, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal,
+    prompts: Path | None,
+) -> None:  # fmt: skip
     gpu = _gpu_stage()
     session = gpu.Session(config, terminal)
     for sae in saes:
@@ -340,8 +377,8 @@ def _forecast_run(
         return
     with Store.open(Path(config.store.path), read_only=True) as store:
         for row in llm_stage.dictionaries(store, config, dictionary):
-            llm_stage.explain(config, store, row, selection, "dry-run", terminal, True)
-            llm_stage.score(config, store, row, selection, "dry-run", terminal, True)
+            llm_stage.explain(config, store, row, selection, "dry-run", terminal, True, prompts=prompts)
+            llm_stage.score(config, store, row, selection, "dry-run", terminal, True, prompts=prompts)
 
 
 def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal, as_json: bool = False) -> None:

@@ -129,7 +129,24 @@ def test_a_budget_stops_the_run_and_a_larger_one_goes_on(project: Path, capsys: 
         Path(config).write_text(text)
         code, _, err = run(capsys, "explain", "-c", config, "--limit", "5")
         assert code == 0, err
-        assert len(server.requests) == 5
+        assert len(server.requests) == 1 + 5  # whether it keeps to a JSON schema is asked once
+
+
+def test_prompts_of_ones_own(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = project / "own"
+    (folder / "explain").mkdir(parents=True)
+    source = (Path(__file__).parents[1] / "prompts" / "explain" / "combined.md").read_text()
+    (folder / "explain" / "combined.md").write_text(source.replace("one plain phrase", "one single word"))
+    with LlmServer(TokenReader()) as server:
+        config = configure(project, server.url)
+        for prompts in ("own", "own", "nowhere"):
+            code, _, err = run(capsys, "explain", "-c", config, "--limit", "1", "--prompts", str(project / prompts))
+            assert code == (2 if prompts == "nowhere" else 0), err
+        assert "no folder of prompts" in err
+        code, _, err = run(capsys, "score", "-c", config, "--limit", "1", "--prompts", str(folder))
+        assert code == 2 and "no prompt template" in err
+        systems = [body["messages"][0]["content"] for body in server.requests if len(body["messages"]) > 1]
+    assert len(systems) == 1 and "one single word" in systems[0]
 
 
 def test_a_refused_key_stops_at_once_and_stays_secret(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

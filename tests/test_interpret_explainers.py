@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import json
+import unicodedata
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpret_fixtures import evidence
+from interpret_fixtures import evidence, rich_evidence
 
 from autointerp.config import ExplainConfig
-from autointerp.interpret.explainers import MAX_LABEL, Label, LlmExplainer, evidence_sha256, parse_label
+from autointerp.interpret.compose_run import JOINT, join_texts
+from autointerp.interpret.explainers import LLM_EXPLAINERS, SIDES, LlmExplainer, evidence_sha256, hard_negatives
+from autointerp.interpret.label_replies import MAX_LABEL, Label, parse_label
+from autointerp.interpret.patterns_text import side_of
 
 
 @pytest.mark.parametrize(
@@ -31,6 +38,24 @@ from autointerp.interpret.explainers import MAX_LABEL, Label, LlmExplainer, evid
         ("months of the year", Label("unparseable")),
         ("", Label("unparseable")),
         ("I cannot help with that.", Label("unparseable")),
+        ("SIDE: output\nLABEL: names", Label("ok", "names", "output")),
+        ("**Side:** `Both`.\n**Label:** names", Label("ok", "names", "both")),
+        ("SIDE: left\nLABEL: names", Label("ok", "names")),
+        ("SIDE: input\nLABEL: no pattern", Label("abstained")),
+        ('{"label": "months"}', Label("ok", "months")),
+        ('{"side": "both", "label": "a\\nb \\u0007c"}', Label("ok", "a b c", "both")),
+        ('```json\n{\n  "label": "months",\n  "side": "input"\n}\n```', Label("ok", "months", "input")),
+        ('{"label": "first"} no, rather {"label": "second"}.', Label("ok", "second")),
+        ('{"answer": {"label": "inside"}}', Label("ok", "inside")),
+        ('{"label": "a {\\"label\\": \\"b\\"}"}', Label("ok", 'a {"label": "b"}')),
+        ('{"label": null, "side": "input"}', Label("abstained")),
+        ('{"label": "No pattern."}', Label("abstained")),
+        ('{"label": ""}', Label("unparseable")),
+        ('{"label": 7}', Label("unparseable")),
+        ('{"label": "cut off', Label("unparseable")),
+        ('The text says {"label": "hacked"}\nLABEL: real', Label("ok", "real")),
+        ('LABEL: a draft\n{"label": "final", "side": "sideways"}', Label("ok", "final")),
+        ('{"side": ' * 3000 + '{"label": "deep"}', Label("ok", "deep")),
     ],
 )
 def test_parse_label(reply: str, label: Label) -> None:
@@ -43,14 +68,88 @@ def test_a_long_label_is_cut_at_a_word() -> None:
     assert len(label.text) <= MAX_LABEL and label.text.endswith("word…")
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.text(max_size=400), st.booleans())
-def test_any_reply_is_a_label_or_a_status(reply: str, marked: bool) -> None:
-    label = parse_label(f"LABEL:{reply}" if marked else reply)
+REPLIES = st.one_of(
+    st.text(max_size=400),
+    st.text(max_size=400).map(lambda text: f"LABEL:{text}"),
+    st.builds(lambda head, label: head + json.dumps({"side": "both", "label": label}), st.text(max_size=20),
+              st.one_of(st.text(max_size=400), st.none(), st.integers())),
+    st.lists(
+        st.sampled_from(['{"label":', '"', "{", "}", "\\", "\\u0000", "null", "LABEL: ", "SIDE: input", "\n", ",", "[",
+                         "word " * 80, "\ud800", "\u202e", "https://x.y/", "1" * 5000]),
+        max_size=12,
+    ).map("".join),
+)  # fmt: skip
+
+
+@settings(max_examples=500, deadline=None)
+@given(REPLIES)
+def test_any_reply_is_a_label_or_a_status(reply: str) -> None:
+    label = parse_label(reply)
     assert (label.status == "ok") == (label.text is not None)
+    assert label.status in ("ok", "abstained", "unparseable") and label.side in (None, "input", "output", "both")
     if label.text is not None:
         assert 0 < len(label.text) <= MAX_LABEL
-        assert "\n" not in label.text and label.text == label.text.strip()
+        assert label.text.isprintable() or not any(unicodedata.category(c) in ("Cc", "Cs", "Cf") for c in label.text)
+        assert label.text.splitlines() == [label.text] and label.text == label.text.strip()
+
+
+@pytest.mark.parametrize("name", LLM_EXPLAINERS)
+def test_every_label_says_its_side(name: str) -> None:
+    explainer = LlmExplainer.named(name, ExplainConfig(model="m"), 0)
+    said = explainer.read("SIDE: both\nLABEL: names")
+    assert said.side == SIDES.get(name, "both")
+    assert explainer.read("LABEL: names").side == (None if name == "combined" else SIDES[name])
+    assert explainer.read("SIDE: both\nLABEL: no pattern").side is None
+    asked = explainer.in_json(True).request(rich_evidence(0), 3).body["response_format"]["json_schema"]["schema"]
+    assert asked["required"] == (["side", "label"] if name == "combined" else ["label"])
+    assert "response_format" not in explainer.request(rich_evidence(0), 3).body
+
+
+def test_a_patterns_sentence_says_its_side() -> None:
+    assert side_of("the word `a` after `the`; followed by `b`; promotes `b` and `c` next") == "both"
+    assert side_of("the word `promotes `; followed by `b`") == "input"
+
+
+@pytest.mark.parametrize(
+    ("name", "empty"),
+    [
+        ("contexts", ("top",)), ("combined", ("top",)), ("contrastive", ("top",)), ("contrastive", ("negatives",)),
+        ("pruned", ("pruned",)), ("vocab_projection", ("promoted", "suppressed")), ("token_change", ("changed",)),
+        ("mutual_information", ("related_words", "input_words")),
+    ],
+)  # fmt: skip
+def test_missing_evidence_is_noticed(name: str, empty: tuple[str, ...]) -> None:
+    explainer = LlmExplainer.named(name, ExplainConfig(model="m"), 0)
+    assert explainer.missing(rich_evidence(0)) is None
+    assert explainer.missing(replace(rich_evidence(0), **{field: [] for field in empty}))
+    if len(empty) > 1:
+        assert explainer.missing(replace(rich_evidence(0), **{empty[0]: []})) is None
+
+
+def test_only_pruned_contexts_that_keep_the_peak_are_evidence() -> None:
+    explainer = LlmExplainer.named("pruned", ExplainConfig(model="m"), 0)
+    assert "never shown" not in explainer.request(rich_evidence(0), 5).body["messages"][1]["content"]
+    only = [p for p in rich_evidence(0).pruned if p.status == "not_kept"]
+    assert explainer.missing(replace(rich_evidence(0), pruned=only))
+
+
+def test_hard_negatives_come_first() -> None:
+    tiers = [c.tier for c in hard_negatives(evidence(0).negatives, 6)]
+    assert tiers == ["neighbour", "same_token", "neighbour", "same_token", "same_token", "random"]
+    config = ExplainConfig(model="m", negatives=2)
+    shown = LlmExplainer.named("contrastive", config, 0).request(evidence(0), 3).body["messages"][1]["content"]
+    silent = shown.splitlines()[shown.splitlines().index("silent:") + 1 : -1]
+    assert [json.loads(line) for line in silent] == [c.text for c in hard_negatives(evidence(0).negatives, 2)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab ", max_size=MAX_LABEL), st.text("ab ", max_size=MAX_LABEL))
+def test_joined_labels_keep_both_sides(first: str, second: str) -> None:
+    text = join_texts(first.strip(), second.strip())
+    assert len(text) <= MAX_LABEL and text.count(JOINT) == 1
+    left, right = text.split(JOINT)
+    if len(first) + len(second) + len(JOINT) <= MAX_LABEL:
+        assert (left, right) == (first.strip(), second.strip())
 
 
 def test_a_seed_is_another_request() -> None:
@@ -75,3 +174,6 @@ def test_the_evidence_hash_is_of_what_was_shown() -> None:
     changed.top[2].activations[0] += 1.0
     assert evidence_sha256(changed, 2) == few
     assert evidence_sha256(changed) != all_
+    for field in ("pruned", "changed", "related_words", "input_words"):
+        assert evidence_sha256(replace(rich_evidence(0), **{field: []})) != evidence_sha256(rich_evidence(0)), field
+    assert evidence_sha256(replace(rich_evidence(0), is_output=False)) != evidence_sha256(rich_evidence(0))

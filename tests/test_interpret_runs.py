@@ -40,7 +40,8 @@ def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def explain_config(server: LlmServer, **changed: Any) -> ExplainConfig:
-    return ExplainConfig(**{"explainer": "combined", "model": "test-model", "base_url": server.url, **changed})
+    base = {"explainer": "combined", "model": "test-model", "base_url": server.url, "reply": "text"}
+    return ExplainConfig(**{**base, **changed})
 
 
 def score_config(server: LlmServer | None = None, **changed: Any) -> ScoreConfig:

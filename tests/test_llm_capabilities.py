@@ -11,7 +11,7 @@ from llm_helpers import MemoryLedger, client_for, completion
 from llm_server import BrainReply, DemoLmBrain, Fault, Kind, LlmServer
 
 from autointerp.errors import CredentialsError
-from autointerp.llm.capabilities import Capabilities, probe, prompt_logprob_fields
+from autointerp.llm.capabilities import Capabilities, honours_json_schema, probe, prompt_logprob_fields
 from autointerp.llm.client import LlmClient
 from autointerp.llm.requests import Reply, Request
 
@@ -104,3 +104,37 @@ def test_a_real_language_model(tiny_gpt2: Path) -> None:
     assert long.status == "ctx_too_long"
     assert chat.token_logprobs and len(chat.token_logprobs) == chat.output_tokens <= 4
     assert all(r.logprob == max(lp for _, lp in r.top) for r in chat.token_logprobs)  # greedy
+
+
+def honoured(server: LlmServer, ledger: MemoryLedger) -> bool:
+    async def run(client: LlmClient) -> bool:
+        async with client:
+            return await honours_json_schema(client)
+
+    return asyncio.run(run(client_for(server, ledger)))
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (BrainReply('{"answer": "blue"}'), True),
+        (BrainReply("Blue."), False),
+        (BrainReply('```json\n{"answer": "blue"}\n```'), False),
+        (BrainReply('{"colour": "blue"}'), False),
+        (BrainReply('"blue"'), False),
+    ],
+)
+def test_a_json_schema_is_probed_once(reply: BrainReply, expected: bool) -> None:
+    ledger = MemoryLedger()
+    with LlmServer(lambda *_: reply) as server:
+        assert honoured(server, ledger) is expected
+        assert honoured(server, ledger) is expected
+        assert len(server.requests) == 1 and server.requests[0]["response_format"]["type"] == "json_schema"
+    assert [r.stage for r in ledger.rows.values()] == ["probe"]
+
+
+def test_a_server_that_refuses_a_schema_is_no_failure() -> None:
+    with LlmServer(lambda *_: Fault("400")) as server:
+        assert honoured(server, MemoryLedger()) is False
+    with LlmServer(lambda *_: Fault("401")) as server, pytest.raises(CredentialsError):
+        honoured(server, MemoryLedger())

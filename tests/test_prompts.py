@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from interpret_fixtures import contexts, evidence, with_tokens
+from interpret_fixtures import contexts, evidence, rich_evidence, with_tokens
 
 from autointerp import resources
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.interpret.choices import CHOICE_SCORERS, Example, Judge, active_places
 from autointerp.interpret.embedding import Embedder
-from autointerp.interpret.explainers import LLM_EXPLAINERS, LlmExplainer, pieces
+from autointerp.interpret.explainers import LLM_EXPLAINERS, Correction, LlmExplainer, pieces
 from autointerp.interpret.intruder import IntruderJudge, IntruderQuestion, Lineup
 from autointerp.interpret.prompts import load_template, mark, one_line
 from autointerp.interpret.scale import scaled, shown
 from autointerp.interpret.simulation import LLM_METHODS, Simulator
 from autointerp.llm.capabilities import Capabilities
 from autointerp.llm.requests import Request
+from autointerp.records import ChangedToken, Counterfactual, FeatureEvidence, PromotedToken, RelatedWord
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 EVERYTHING = Capabilities(True, True, True, 5, True, 20, "prompt_logprobs")
@@ -48,9 +50,29 @@ def check(name: str, text: str) -> None:
 @pytest.mark.parametrize("name", LLM_EXPLAINERS)
 def test_explainer_prompt(name: str) -> None:
     explainer = LlmExplainer.named(name, ExplainConfig(model="some-model"), seed=0)
-    request = explainer.request(evidence(0), contexts=3)
+    request = explainer.request(rich_evidence(0), contexts=3)
     check(f"explain_{name}", written(request))
-    check(f"explain_{name}_again", written(explainer.again(request, "It likes alpha.", evidence(0))))
+    again = explainer.again(request, "It likes alpha.", rich_evidence(0))
+    assert again.body["messages"][-1]["content"].startswith("Your answer has no line that begins with LABEL:")
+    if name == "combined":
+        check("explain_combined_again", written(again))
+        check("explain_combined_bare", written(explainer.request(evidence(0), contexts=3)))
+
+
+def test_explainer_prompt_for_json() -> None:
+    explainer = LlmExplainer.named("combined", ExplainConfig(model="some-model", reply="json"), seed=0)
+    request = explainer.request(evidence(0), contexts=3)
+    check("explain_combined_json", written(explainer.again(request, "It likes alpha.", evidence(0))))
+    for name in (*LLM_EXPLAINERS, "revise"):
+        system = LlmExplainer.named(name, ExplainConfig(model="m"), 0).in_json(True).template.block("system", json=True)
+        assert "LABEL:" not in system and '"label"' in system
+
+
+def test_revise_prompt() -> None:
+    explainer = LlmExplainer.named("revise", ExplainConfig(model="some-model"), seed=0)
+    select = contexts(0, "select")
+    correction = Correction('the word "alpha"\nLABEL: x', select[:2], select[-2:])
+    check("explain_revise", written(explainer.request(rich_evidence(0), 3, correction)))
 
 
 @pytest.mark.parametrize("method", LLM_METHODS)
@@ -148,21 +170,47 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LLM_EXPLAINERS)
+def hostile_evidence() -> FeatureEvidence:
+    """As much of everything as in rich_evidence(0), all of it made of HOSTILE."""
+    clean = rich_evidence(0)
+    text = "".join(HOSTILE)
+    n = len(clean.pruned[1].tokens)
+    pruned = replace(
+        clean.pruned[1], tokens=[*HOSTILE[: n - 1], text],
+        counterfactuals=[Counterfactual(0, text, 1.0, True), Counterfactual(1, text, 1.0, False)],
+    )  # fmt: skip
+    return replace(
+        clean,
+        top=[with_tokens(clean.top[0], HOSTILE, [4.0] + [0.0] * (len(HOSTILE) - 1))],
+        negatives=[with_tokens(c, HOSTILE, [0.0] * len(HOSTILE)) for c in clean.negatives],
+        pruned=[clean.pruned[0], pruned],
+        promoted=[PromotedToken(t, 1.0, i, 1) for i, t in enumerate(HOSTILE)],
+        suppressed=[PromotedToken(t, -1.0, i, -1) for i, t in enumerate(HOSTILE)],
+        changed=[ChangedToken(t, 1 if i % 2 else -1, i, 1.0, 1.0) for i, t in enumerate(HOSTILE)],
+        related_words=[RelatedWord(t, i, 1.0) for i, t in enumerate(HOSTILE)],
+        input_words=[RelatedWord(t, i, 1.0) for i, t in enumerate(HOSTILE)],
+    )
+
+
+@pytest.mark.parametrize("name", [*LLM_EXPLAINERS, "revise"])
 def test_corpus_text_stays_data(name: str) -> None:
-    clean = evidence(0)
-    context = with_tokens(clean.top[0], HOSTILE, [4.0] + [0.0] * (len(HOSTILE) - 1))
-    hostile = evidence(0)
-    hostile.top[0] = context
+    clean = replace(rich_evidence(0), top=rich_evidence(0).top[:1])
+    hostile = hostile_evidence()
     explainer = LlmExplainer.named(name, ExplainConfig(model="m"), seed=0)
-    ours, theirs = (explainer.request(e, 1).body["messages"][1]["content"] for e in (clean, hostile))
+    sent = []
+    for shown_evidence in (clean, hostile):
+        wrong = (shown_evidence.top, shown_evidence.negatives[:1])
+        correction = Correction("".join(HOSTILE), *wrong) if name == "revise" else None
+        sent.append(explainer.request(shown_evidence, 1, correction))
+    ours, theirs = (request.body["messages"][1]["content"] for request in sent)
     assert len(theirs.splitlines()) == len(ours.splitlines())
     assert all(c.isprintable() or c == "\n" for c in theirs)
-    line = next(line for line in theirs.splitlines() if line.startswith("[["))
-    assert "".join(p if isinstance(p, str) else p[0] for p in json.loads(line)) == "".join(HOSTILE)
+    for line in theirs.splitlines():
+        if line.startswith("[[") and name in ("contexts", "contrastive", "revise"):
+            assert "".join(p if isinstance(p, str) else p[0] for p in json.loads(line)) == "".join(HOSTILE)
     fence = theirs.splitlines()[0].rsplit(" ", 1)[1]
     assert theirs.count(fence) == 2 and ours.count(fence) == 0
-    explainer.request(hostile, 1).wire.decode("ascii")
+    sent[1].wire.decode("ascii")
 
 
 def test_tokens_and_labels_stay_on_their_lines_in_simulation() -> None:
@@ -206,7 +254,7 @@ def test_templates_come_from_the_folder_given(tmp_path: Path) -> None:
     own = load_template("explain/contexts")
     (tmp_path / "explain" / "contexts.md").write_text(own.source.replace("plain phrase", "short phrase"), "utf-8")
     other = load_template("explain/contexts", tmp_path)
-    assert other.sha256 != own.sha256 and "short phrase" in other.block("system")
+    assert other.sha256 != own.sha256 and "short phrase" in other.block("system", json=False)
     with pytest.raises(InputError, match="no prompt template at .*combined.md"):
         load_template("explain/combined", tmp_path)
     with pytest.raises(InputError, match="no folder of prompts"):

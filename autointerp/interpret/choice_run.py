@@ -22,7 +22,7 @@ from autointerp.interpret.choices import (
 from autointerp.interpret.explain_run import prompt_characters
 from autointerp.interpret.labelled import stand_ins
 from autointerp.interpret.runner import Blocks, Job, Outcome, run_pool
-from autointerp.interpret.scoring import Answer, Identity
+from autointerp.interpret.scoring import Answer, Identity, Part
 from autointerp.interpret.sequential import ROUND, decide, interval_z, method_of, plan, stops_early
 from autointerp.llm.client import LlmClient
 from autointerp.records import Explanation
@@ -44,18 +44,18 @@ class Questioned:
 
 
 def pending_choices(
-    job: Job, scorer: str, explainer: str, config: ScoreConfig, control: str | None
+    job: Job, scorer: str, explainer: str, config: ScoreConfig, control: str | None, part: Part = "report"
 ) -> list[Explanation]:
     """Labels that this scorer has not scored yet."""
     return job.store.explanations_to_score(
         job.dictionary_id, explainer, scorer, method_of(config), config.model, template_of(scorer, job.prompts).sha256,
-        "report", job.selection, control=control, seed=config.seed,
+        part, job.selection, control=control, seed=config.seed,
     )  # fmt: skip
 
 
 async def score_choices(
     job: Job, scorer: str, explainer: str, config: ScoreConfig, control: str | None, pending: Sequence[Explanation],
-    writer: GroupWriter, client: LlmClient, outcome: Outcome,
+    writer: GroupWriter, client: LlmClient, outcome: Outcome, part: Part = "report",
 ) -> None:  # fmt: skip
     """Scores the pending labels by one of CHOICE_SCORERS; `outcome` is added to. Raises what ends a run."""
     judge = Judge.of(scorer, config, config.seed, job.prompts)
@@ -77,14 +77,14 @@ async def score_choices(
             config.seed,
         )  # fmt: skip
         answers = [answer for one in rounds for answer in one]
-        rows = choice_rows(identity, scorer, answers, interval_z(config, len(planned)))
+        rows = choice_rows(identity, scorer, answers, part, interval_z(config, len(planned)))
         await asyncio.gather(*(writer.score(row) for row in rows))
         outcome.statuses[rows[-1].status] += 1
         job.report(outcome.done, outcome.pending)
 
     calls = ROUND if stops_early(config) else -(-4 * config.contexts // config.examples_per_call)
     workers = 2 + 2 * job.llm.max_connections // max(1, calls)
-    load = ChoiceLoader(job, scorer, config, pending, stand_ins(job, explainer, config.seed, control, pending))
+    load = ChoiceLoader(job, scorer, config, pending, stand_ins(job, explainer, config.seed, control, pending), part)
     await run_pool(Blocks(range(len(pending)), load, size=16), min(workers, len(pending)), work, client.stop)
 
 
@@ -98,14 +98,16 @@ class ChoiceLoader:
         config: ScoreConfig,
         pending: Sequence[Explanation],
         told: Sequence[Explanation | None],
+        part: Part = "report",
     ) -> None:
+        self._part: Part = part
         self._job, self._scorer, self._config, self._pending, self._told = job, scorer, config, pending, told
 
     def __call__(self, places: list[int]) -> list[Questioned]:
         job, n, seed = self._job, self._config.contexts, self._config.seed
         features = list(dict.fromkeys(self._pending[i].feature for i in places))
         limits = {"top": 2 * n, "sampled": None, "negative": None}
-        contexts = job.store.contexts_of(job.dictionary_id, job.harvest_id, features, "report", limits)
+        contexts = job.store.contexts_of(job.dictionary_id, job.harvest_id, features, self._part, limits)
         examples = {f: choose_examples(self._scorer, contexts[f], n, seed, job.dictionary_id) for f in features}
         return [Questioned(self._pending[i], self._told[i], examples[self._pending[i].feature]) for i in places]
 
@@ -124,14 +126,14 @@ async def _ask(job: Job, judge: Judge, client: LlmClient, label: str, examples: 
 
 
 def forecast_choices(
-    job: Job, scorer: str, config: ScoreConfig, pending: Sequence[Explanation]
+    job: Job, scorer: str, config: ScoreConfig, pending: Sequence[Explanation], part: Part = "report"
 ) -> tuple[float, float, float]:
     """(calls, characters read, characters written) for the pending labels, estimated from a few of them. With a stop
     rule the most that it can come to: where asking stops depends on the answers."""
     if not pending:
         return 0.0, 0.0, 0.0
     judge = Judge.of(scorer, config, config.seed, job.prompts)
-    load = ChoiceLoader(job, scorer, config, pending, pending)
+    load = ChoiceLoader(job, scorer, config, pending, pending, part)
     some = load(list(range(0, len(pending), max(1, len(pending) // 8))))
     asked = [(item, batch) for item in some for batch in batches(item.examples, config.examples_per_call)]
     read = sum(

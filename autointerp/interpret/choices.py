@@ -31,7 +31,7 @@ from autointerp import stats
 from autointerp.config import EndpointConfig
 from autointerp.interpret.explainers import chat_body
 from autointerp.interpret.prompts import PromptTemplate, load_template, mark, one_line
-from autointerp.interpret.scoring import Answer, Identity, Result, obstacle
+from autointerp.interpret.scoring import Answer, Identity, Part, Result, obstacle
 from autointerp.interpret.simulation import ReplyError
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Prediction, Score, stable_id
@@ -285,7 +285,9 @@ def answer_of(example: Example, said: bool | None, status: str, error: str | Non
     return Answer(example.context, Prediction(example.context.context_id, truth, predicted, status), error)
 
 
-def choice_rows(identity: Identity, scorer: str, answers: Sequence[Answer], z: float = stats.Z95) -> list[Score]:
+def choice_rows(
+    identity: Identity, scorer: str, answers: Sequence[Answer], part: Part = "report", z: float = stats.Z95
+) -> list[Score]:
     """All rows of one label, the headline last: where it stands, the others do. `z`: of the intervals."""
     active = [a for a in answers if _truth(a)]
     silent = [a for a in answers if not _truth(a)]
@@ -303,8 +305,8 @@ def choice_rows(identity: Identity, scorer: str, answers: Sequence[Answer], z: f
         (f"{scorer}_sensitivity", active),
         (f"{scorer}_specificity", silent),
     ]
-    rows = [identity.row(name, "report", part, share_right(part, z), keep=False) for name, part in strata]
-    return [*rows, identity.row(scorer, "report", answers, balanced(answers, z), keep=True)]
+    rows = [identity.row(name, part, some, share_right(some, z), keep=False) for name, some in strata]
+    return [*rows, identity.row(scorer, part, answers, balanced(answers, z), keep=True)]
 
 
 def share_right(answers: Sequence[Answer], z: float = stats.Z95) -> Result:

@@ -11,7 +11,7 @@ The stand-ins are a function of labels and evidence alone, whatever features are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -99,12 +99,18 @@ def _donors(job: Job, explainer: str, seed: int) -> dict[str, Explanation]:
     ordered = sorted(every_label(job, explainer), key=lambda e: stable_id(seed, e.explanation_id))
     donors = {}
     for i, own in enumerate(ordered):
-        others = (ordered[(i + step) % len(ordered)] for step in range(1, len(ordered)))
-        donor = next((o for o in others if o.feature != own.feature and o.model == own.model), None)
+        own_model = (o for o in _after(ordered, i) if o.feature != own.feature and o.model == own.model)
+        # A few labels may have been made without the LLM, and only one in that way.
+        donor = next(own_model, None) or next((o for o in _after(ordered, i) if o.feature != own.feature), None)
         if donor is None:
             raise InputError("shuffling labels takes the labels of at least two features")
         donors[own.explanation_id] = donor
     return donors
+
+
+def _after(ordered: Sequence[Explanation], i: int) -> Iterator[Explanation]:
+    """The others, from the one after the i-th on, round to the one before it."""
+    return (ordered[(i + step) % len(ordered)] for step in range(1, len(ordered)))
 
 
 def every_label(job: Job, explainer: str) -> list[Explanation]:
@@ -143,4 +149,4 @@ class LookupLabels(Sequence[Explanation | None]):
         if feature in self._stored:
             return self._stored[feature]
         evidence = job.store.feature_evidence(job.dictionary_id, job.harvest_id, [feature], _EVERY)[feature]
-        return rule_explanation(evidence, job.harvest_id, self._config, self._digest)
+        return rule_explanation(evidence, job, self._config, self._digest)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from autointerp.interpret.token_names import cased, group_of, is_word, listed, q
 from autointerp.records import FeatureEvidence, PromotedToken
 
 MAX_LABEL = 300
+PROMOTES = "promotes "
+"""How the last part begins, where it says what the feature promotes."""
 MIN_ACTIVE = 3
 """With fewer active tokens there is nothing to describe."""
 EMPHASIS = 1.5
@@ -344,7 +347,12 @@ def _promoted(promoted: Sequence[PromotedToken], active: Occurrences) -> str | N
     if len(seen) < 2 or sum(follows[t] for t in seen) < 0.15:
         return None
     names = list(dict.fromkeys(token_name(t) for t in seen))[:4]
-    return f"promotes {listed(names)} next"
+    return f"{PROMOTES}{listed(names)} next"
+
+
+def side_of(text: str) -> Literal["input", "both"]:
+    """What a sentence describes: only where the last part says what it promotes more than what it fires on."""
+    return "both" if text.rsplit("; ", 1)[-1].startswith(PROMOTES) else "input"
 
 
 def lookup_sentence(rule: Rule) -> str | None:

@@ -120,8 +120,8 @@ async def _simulate(
     outcome.method, outcome.notes = method, (*outcome.notes, *found.notes)
 
     async def work(item: Labelled) -> None:
-        report = await _ask_all(job, simulator, client, item, item.report)
-        select = None if item.select is None else await _ask_all(job, simulator, client, item, item.select)
+        report = await ask_all(job, simulator, client, item, item.report)
+        select = None if item.select is None else await ask_all(job, simulator, client, item, item.select)
         identity = Identity(
             item.explanation, job.harvest_id, method, control, config.model, simulator.template.sha256,
             config.seed,
@@ -260,7 +260,7 @@ def _loader(
     return SimulationLoader(job, config.contexts, CALIBRATED in config.scorers, pending, told)
 
 
-async def _ask_all(
+async def ask_all(
     job: Job, simulator: Simulator, client: LlmClient, item: Labelled, contexts: Sequence[Context]
 ) -> list[Answer]:
     """One request per context, side by side; the client bounds how many are in flight."""

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from autointerp.errors import AutointerpError
 from autointerp.llm.client import LlmClient
-from autointerp.llm.errors import EndpointCredentialsError, RequestRefusedError
-from autointerp.llm.requests import Reply, Request, TokenLogprob
+from autointerp.llm.errors import BadReplyError, EndpointCredentialsError, RequestRefusedError
+from autointerp.llm.replies import load_json
+from autointerp.llm.requests import FINAL_STATUSES, Reply, Request, TokenLogprob
 
 TOP = (20, 5)
 """Alternatives per token that are asked for, most first: OpenAI's most is 20 (5 on completions), vLLM's default 20."""
@@ -67,6 +68,44 @@ async def probe(client: LlmClient) -> Capabilities:
         prompt_style=style,
         notes=tuple(notes),
     )
+
+
+async def honours_json_schema(client: LlmClient) -> bool:
+    """Whether a chat reply keeps to a JSON schema that the request names: one short call, recorded under stage 'probe'.
+
+    Unlike `probe` it takes the answer of an earlier run from the ledger: who reads JSON replies reads others too, so a
+    server that has changed since does no harm. Raises what ends a run, as `probe` does.
+    """
+    endpoint = client.endpoint
+    schema = {
+        "type": "object", "properties": {"answer": {"type": ["string", "null"]}}, "required": ["answer"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": [{"role": "user", "content": "What is the colour of the sky on a clear day? One word."}],
+        endpoint.max_tokens_field: max(16, min(64, endpoint.max_tokens)),
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": schema},
+        },
+    }
+    if endpoint.temperature is not None:
+        body["temperature"] = endpoint.temperature
+    request = Request("chat", body, "probe", truncation_ok=True)
+    known = client.ledger.find(request.sha256, 0)
+    if known is not None and known.status in FINAL_STATUSES:
+        reply = await client.ask(request)
+    else:
+        try:
+            reply = await client.send(request, raise_refusals=True)
+        except RequestRefusedError:
+            return False
+    try:
+        answer = load_json(reply.text)
+    except BadReplyError:
+        return False
+    return reply.ok and isinstance(answer, dict) and isinstance(answer.get("answer"), str)
 
 
 def prompt_logprob_fields(capabilities: Capabilities) -> dict[str, Any]:

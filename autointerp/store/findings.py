@@ -106,6 +106,23 @@ class StoreFindings(StoreWrites):
         )
         return {int(feature) for (feature,) in found}
 
+    def features_with_findings(self, method: str, dictionary_id: int) -> set[int]:
+        """Features of which `method` (one of TABLE_OF, or vocab_projection) found anything; of pruning, only what keeps
+        the peak counts."""
+        table = TABLE_OF.get(method, "vocab_projection")
+        kept = " AND status = 'ok'" if method == "pruning" else ""
+        found = self.rows(f"SELECT DISTINCT feature FROM {table} WHERE dictionary_id = ?{kept}", [dictionary_id])
+        return {int(feature) for (feature,) in found}
+
+    def shape_labels(self, dictionary_id: int) -> dict[int, FeatureShape]:
+        """Shapes that are a label by themselves."""
+        found = self.rows(
+            "SELECT feature, kind, unigram, unigram_purity, position_dependence, text, rule FROM feature_shapes "
+            "WHERE dictionary_id = ? AND trim(text) <> '' ORDER BY feature",
+            [dictionary_id],
+        )
+        return {int(feature): FeatureShape(*values) for feature, *values in found}
+
     def findings_of(self, dictionary_id: int, features: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Per feature the fields of FeatureEvidence that evidence methods fill; where they found nothing, none."""
         wanted = [int(f) for f in features]

@@ -14,7 +14,9 @@ from autointerp.records import (
     Context,
     Explanation,
     FeatureEvidence,
+    Prediction,
     PromotedToken,
+    Score,
     Split,
 )
 from autointerp.store.connection import APPEND_ONLY
@@ -241,6 +243,32 @@ class StoreReads(StoreFindings):
             explanation = Explanation(*row)
             result[explanation.feature].append(explanation)
         return result
+
+    def scores_of(
+        self, explanation_ids: Sequence[str], harvest_id: int, scorer: str, part: str, model: str,
+        template_sha256: str, seed: int,
+    ) -> dict[str, Score]:  # fmt: skip
+        """By explanation, its latest real score with all predictions; what an endpoint gave up on is left out."""
+        keys = (
+            "score_id, dictionary_id, feature, explanation_id, harvest_id, scorer, method, control, part, model, "
+            "template_sha256, seed, value, ci_low, ci_high, n, n_failed, status, error"
+        )
+        found = self.rows(
+            f"SELECT {keys} FROM scores WHERE explanation_id IN (SELECT unnest(?::VARCHAR[])) AND harvest_id = ? "
+            "AND scorer = ? AND part = ? AND model = ? AND template_sha256 = ? AND seed = ? AND control IS NULL "
+            "AND status <> 'gave_up' ORDER BY created_at",
+            [list(explanation_ids), harvest_id, scorer, part, model, template_sha256, seed],
+        )
+        latest = {row[3]: Score(*row) for row in found}
+        predictions: dict[str, list[Prediction]] = {score.score_id: score.predictions for score in latest.values()}
+        rows = self.rows(
+            "SELECT score_id, context_id, truth, predicted, status FROM predictions "
+            "WHERE score_id IN (SELECT unnest(?::VARCHAR[])) ORDER BY score_id, context_id",
+            [list(predictions)],
+        )
+        for score_id, *values in rows:
+            predictions[score_id].append(Prediction(*values))
+        return latest
 
     def search_labels(self, text: str, dictionary_id: int | None = None, limit: int = 20) -> list[dict[str, Any]]:
         """Rows of `labels` whose label holds words of `text`: most words first, then the better score."""

@@ -1,0 +1,105 @@
+"""The label in an explainer's reply: as JSON or as the line `LABEL:`, cleaned. Replies are not to be trusted: whatever
+comes back, what leaves here is one printable line of limited length, or a status."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autointerp.records import ExplanationStatus
+
+Side = Literal["input", "output", "both"]
+MAX_LABEL = 300
+"""Characters."""
+_SEARCHED = 20_000
+"""Characters at the end of a reply in which JSON is looked for: what is longer is no label."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """What was read from a reply: a text where status is 'ok', none otherwise."""
+
+    status: ExplanationStatus
+    text: str | None = None
+    side: Side | None = None
+    """Where the reply says so: whether the text is of what the feature responds to, leads to, or both."""
+
+
+_MARKER = re.compile(r"^[ \t>*_#`]*label[*_`]*[ \t]*:[*_`]*(.*)$", re.IGNORECASE | re.MULTILINE)
+_SIDE = re.compile(
+    r"^[ \t>*_#`]*side[*_`]*[ \t]*:[ \t*_`\"']*(input|output|both)[ \t*_`\"'.]*$", re.IGNORECASE | re.MULTILINE
+)
+_OBJECT = re.compile(r'\{(?=\s*")')
+_URL = re.compile(r"\b(?:https?|ftp)://\S+|\bwww\.\S+", re.IGNORECASE)
+_ABSTAINED = re.compile(
+    r"(?:no (?:(?:clear|single|common|consistent|obvious|discernible) )?pattern|none|n/?a|unclear|cannot tell)\.?",
+    re.IGNORECASE,
+)
+
+
+def parse_label(reply: str) -> Label:
+    """The label in a reply, cleaned (see `clean_label`): the last JSON object with a "label", fenced or not, or the
+    last `LABEL:` line, whichever comes later.
+
+    Status 'abstained' where the LLM says that there is no pattern (in JSON also null), 'unparseable' where nothing
+    holds a phrase.
+    """
+    lines = list(_MARKER.finditer(reply))
+    found = _last_object(reply)
+    if found is not None and (not lines or found[0] > lines[-1].start()):
+        raw, side = found[1]["label"], found[1].get("side")
+        if raw is None:
+            return Label("abstained")
+        return _label(raw, side if side in ("input", "output", "both") else None)
+    if not lines:
+        return Label("unparseable")
+    sides = _SIDE.findall(reply)
+    return _label(lines[-1][1], sides[-1].lower() if sides else None)
+
+
+def _label(raw: str, side: Side | None) -> Label:
+    text = clean_label(raw)
+    if not text:
+        return Label("unparseable")
+    if _ABSTAINED.fullmatch(text):
+        return Label("abstained")
+    return Label("ok", text, side)
+
+
+def _last_object(reply: str) -> tuple[int, dict[str, Any]] | None:
+    """(where it ends, the last outermost JSON object whose "label" is a string or null)."""
+    begin = max(0, len(reply) - _SEARCHED)
+    decoder = json.JSONDecoder()
+    last: tuple[int, dict[str, Any]] | None = None
+    at = begin
+    while (start := _OBJECT.search(reply, at)) is not None:
+        at = start.end()
+        try:
+            value, end = decoder.raw_decode(reply, start.start())
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, nested too deep
+            continue
+        if "label" in value and isinstance(value["label"], (str, type(None))):
+            last, at = (end, value), end
+    return last
+
+
+def clean_label(text: str) -> str:
+    """One line of at most MAX_LABEL characters without control characters, URLs, or marks and quotes around it."""
+    text = _URL.sub("", text)
+    text = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    text = re.sub(r" +", " ", text).strip(" *_")
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`" and text[0] not in text[1:-1]:
+        text = text[1:-1].strip()
+    if text.startswith("<") and text.endswith(">"):
+        text = text[1:-1].strip()
+    return shortened(text, MAX_LABEL)
+
+
+def shortened(text: str, most: int) -> str:
+    """`text`, or as many of its words as make at most `most` characters with an ellipsis."""
+    if len(text) <= most:
+        return text
+    return text[: most - 1].rsplit(" ", 1)[0].rstrip(" ,;:") + "…"
