@@ -27,8 +27,7 @@ def _spaces(text: str) -> str:
 
 def quoted(text: str) -> str:
     """`text` in backticks, short, on one line, without control characters; a backtick in words."""
-    categories = map(unicodedata.category, text)
-    visible = "".join("·" if c[0] == "C" or c in ("Zl", "Zp") else own for own, c in zip(text, categories, strict=True))
+    visible = "".join(c if c.isprintable() else " " if unicodedata.category(c) == "Zs" else "·" for c in text)
     if len(visible) > MAX_SHOWN:
         visible = visible[: MAX_SHOWN - 1] + "…"
     if visible == "`":
