@@ -551,6 +551,12 @@ def _relative_to(config: Config, folder: Path) -> Config:
             return str(expanded)
         return str(beside) if beside.exists() or not must_exist else value
 
+    score = config.score
+    if score.language_model:
+        score = dataclasses.replace(score, language_model=resolved(score.language_model, True))
+    if score.embedding_model.startswith("local:"):
+        path = resolved(score.embedding_model.removeprefix("local:"), True)
+        score = dataclasses.replace(score, embedding_model=f"local:{path}")
     source = config.corpus.source
     if source and source != "stdlib":
         source = resolved(source, must_exist=False)
@@ -559,6 +565,7 @@ def _relative_to(config: Config, folder: Path) -> Config:
         model=dataclasses.replace(config.model, name=resolved(config.model.name, True) if config.model.name else ""),
         corpus=dataclasses.replace(config.corpus, source=source),
         sae=tuple(dataclasses.replace(s, path=resolved(s.path, False) if s.path else None) for s in config.sae),
+        score=score,
         store=dataclasses.replace(config.store, path=resolved(config.store.path, False)),
     )
 

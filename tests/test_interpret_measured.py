@@ -100,7 +100,7 @@ def test_what_a_language_model_reads() -> None:
     gain = gain_payload(" the\nword ", {"kl": 0.5}, load_template("score/intervention"), "")
     assert gain["label"] == "the word" and gain["template"].endswith("{label}") and "\n{text}\n" in gain["template"]
     similar = similarity_payload("the word", examples, load_template("score/embedding"), "local:models/mini")
-    assert (similar["query"], similar["model"]) == ("the word", "models/mini")
+    assert (similar["query"], similar["model"]) == ("the word", "local:models/mini")
 
 
 # --- replies ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from typing import Any
 
 from autointerp.interpret.auroc_rows import number_answer
 from autointerp.interpret.choices import Example
-from autointerp.interpret.embedding import LOCAL
 from autointerp.interpret.measured.tasks import listed, number
 from autointerp.interpret.prompts import PromptTemplate
 from autointerp.interpret.scoring import Answer
@@ -24,7 +23,7 @@ def similarity_payload(
     return {
         "query": template.block("plain_query", label=label),
         "texts": [e.context.text for e in examples],
-        "model": embedding_model.removeprefix(LOCAL),
+        "model": embedding_model,
     }
 
 
