@@ -354,9 +354,9 @@ class ScoreConfig(EndpointConfig):
     """[score]: how labels are checked."""
 
     scorers: tuple[str, ...] = ("simulation",)
-    """simulation (and simulation_calibrated with it), detection, fuzzing, embedding, intruder (of the feature, without
-    label), and those that need the model too: surprisal, generation, output, intervention. The view `labels` shows the
-    first."""
+    """simulation, simulation_calibrated (the same and its calibration, for twice the calls), detection, fuzzing,
+    embedding, intruder (of the feature, without label), and those that need the model too: surprisal, generation,
+    output, intervention. The view `labels` shows the first."""
     method: Literal["auto", "prompt_logprobs", "generated_logprobs", "numbers"] = "auto"
     """Of the simulation. auto: what the endpoint is found to support, best first. Recorded with every score."""
     contexts: int = 10

@@ -31,6 +31,7 @@ _SECTIONS: list[tuple[str, type]] = [
     ("sae", settings.SaeConfig),
     ("train", settings.TrainConfig),
     ("harvest", settings.HarvestConfig),
+    ("evidence", settings.EvidenceConfig),
     ("explain", settings.ExplainConfig),
     ("score", settings.ScoreConfig),
     ("llm", settings.LlmConfig),

@@ -13,7 +13,7 @@ from autointerp.interpret import compose_run, score_run, shape_labels
 from autointerp.interpret.labelled import CONTROLS
 from autointerp.interpret.runner import Forecast, Job, Outcome
 from autointerp.llm.budget import Budget
-from autointerp.llm.capabilities import probe
+from autointerp.llm.capabilities import honours_json_schema, probe
 from autointerp.llm.client import LlmClient
 from autointerp.records import CallRecord
 from autointerp.store.rows import DictionaryRow
@@ -193,9 +193,12 @@ async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:
     """What the endpoint was found to support: a few short calls, which are paid for like any others."""
     async with LlmClient(endpoint, config.llm, Budget(config.budget), Unrecorded(), "doctor") as client:
         found = await probe(client)
+        in_json = found.chat and await honours_json_schema(client)
     methods = ", ".join(found.methods) or "none"
+    schemas = "honoured" if in_json else "not honoured, so labels are read from plain text"
     notes = "".join(f"; {note}" for note in found.notes)
-    return f"{endpoint.model} at {endpoint.base_url} answers; simulation methods: {methods}{notes}"
+    found_to = f"simulation methods: {methods}; JSON schemas: {schemas}{notes}"
+    return f"{endpoint.model} at {endpoint.base_url} answers; {found_to}"
 
 
 class Unrecorded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.markup import escape
 
 from autointerp.errors import InputError
 from autointerp.records import HEADLINE_SCORERS, Context, PromotedToken
+from autointerp.show_evidence import evidence_lines
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal, visible
@@ -89,7 +91,7 @@ def _print_page(row: DictionaryRow, page: dict[str, Any], limit: int, terminal: 
     say("")
     if label["label"]:
         say(f"label  {visible(label['label'])}")
-        say(f"       by {label['explainer']} ({label['model'] or 'no LLM'})")
+        say(f"       by {label['explainer']} ({label['model'] or 'no LLM'}){_origin_of(label, page['explanations'])}")
     else:
         say(f"label  none ({label['explanation_status'] or 'not explained yet'})")
     for line in score_lines([s for s in page["scores"] if s["explanation_id"] in (label["explanation_id"], None)]):
@@ -97,6 +99,8 @@ def _print_page(row: DictionaryRow, page: dict[str, Any], limit: int, terminal: 
     _print_tokens("promotes", page["promoted"], terminal)
     _print_tokens("suppresses", page["suppressed"], terminal)
     _print_histogram(facts, terminal)
+    for line in evidence_lines(page):
+        say(line)
     for split, kind, title in (
         ("explain", "top", "strongest contexts"),
         ("explain", "sampled", "contexts drawn at random from those where it fires"),
@@ -109,6 +113,17 @@ def _print_page(row: DictionaryRow, page: dict[str, Any], limit: int, terminal: 
             say(title)
             for context in chosen:
                 _print_context(context, facts["max_activation"], terminal)
+
+
+def _origin_of(label: dict[str, Any], explanations: Sequence[dict[str, Any]]) -> str:
+    """Which side of the feature its label describes, and from which other labels it was made."""
+    known = {row["explanation_id"]: row for row in explanations}
+    shown = known.get(label["explanation_id"], {})
+    side = {"input": "what it responds to", "output": "what it makes the model say", "both": "both sides"}
+    told = f"; says {side[shown['side']]}" if shown.get("side") in side else ""
+    parts = [known[i]["explainer"] if i in known else i for i in shown.get("derived_from") or ()]
+    counts = ", ".join(f"{n} by {name}" for name, n in Counter(parts).items())
+    return told + (f"; made of {len(parts)} labels: {counts}" if parts else "")
 
 
 def score_lines(scores: Sequence[dict[str, Any]]) -> list[str]:
@@ -243,7 +258,14 @@ def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
                 f"  scores by {row['scorer']} ({row['method']}, {row['part']}{control}): "
                 f"{row['n']:,} {row['status']}{mean}"
             )
+        if d["methods"]:
+            terminal.result(f"  evidence: {_methods(d['methods'])}")
         terminal.result(f"  pending: {d['without_label']:,} features without a label")
+        if d["to_measure"]:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in d["to_measure"].items())
+            terminal.result(
+                f"  to measure: {kinds}; `autointerp measure` answers them, then `autointerp score` goes on"
+            )
     spent = status["spent"]
     terminal.result(
         f"spent: {spent['requests']:,} requests, {spent['input_tokens']:,} + {spent['output_tokens']:,} tokens, "
@@ -255,6 +277,18 @@ def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
     for row in status["runs"][:5]:
         code = "" if row["exit_code"] is None else f", exit code {row['exit_code']}"
         terminal.result(f"run {row['started_at'][:19]}  {row['command']}: {row['status']}{code}")
+
+
+def _methods(rows: Sequence[dict[str, Any]]) -> str:
+    """Methods with the number of features: "pruning 9 (and 1 no_contexts), shape 1,024"."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in rows:
+        counts.setdefault(row["method"], {})[row["status"]] = row["n"]
+    told = []
+    for method, statuses in counts.items():
+        failed = ", ".join(f"{n:,} {status}" for status, n in statuses.items() if status != "ok")
+        told.append(f"{method} {statuses.get('ok', 0):,}" + (f" (and {failed})" if failed else ""))
+    return ", ".join(told)
 
 
 def _json(value: Any) -> str:

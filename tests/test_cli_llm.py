@@ -167,3 +167,16 @@ def test_doctor_says_what_the_endpoint_returns(project: Path, capsys: pytest.Cap
     assert code == 0, out + err
     assert "ok    model" in out and "ok    corpus" in out and "ok    SAE tiny" in out
     assert "numbers" in out
+    assert out.count("JSON schemas: not honoured") == 2, "explain and score"
+
+
+def test_doctor_tells_an_endpoint_that_keeps_to_a_schema(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def brain(kind: str, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        return (
+            BrainReply(text='{"answer": "blue"}') if "response_format" in body else TokenReader()(kind, body, attempt)
+        )
+
+    with LlmServer(brain) as server:
+        code, out, err = run(capsys, "doctor", "-c", configure(project, server.url))
+    assert code == 0, out + err
+    assert out.count("JSON schemas: honoured") == 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,8 @@ def test_the_template_is_valid_and_documents_every_field() -> None:
         line.removeprefix("# ") if line.startswith("# ") and " = " in line and "price" not in line else line
         for line in text.splitlines()
     )
-    for section in ("model", "corpus", "train", "harvest", "explain", "score", "llm", "budget", "store"):
+    for section in (field.name for field in fields(Config) if field.name != "sae"):
+        assert f"\n[{section}]\n" in text
         kind = type(getattr(Config(), section))
         for key in field_docs(kind):
             assert f"{key} =" in uncommented or key == "prices", f"[{section}] {key} is missing"

@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "llm_stage": GROUND | {"llm", "interpret", "store", "terminal"},
     "pipeline": GROUND
     | {"gpu_stage", "evidence_stage", "evaluate_stage", "measure_stage", "llm_stage", "store", "terminal"},
-    "show": GROUND | {"store", "terminal"},
+    "show": GROUND | {"store", "terminal", "show_evidence"},
+    "show_evidence": {"terminal"},
     "compare": GROUND | {"store", "terminal"},
     "doctor": GROUND | {"pipeline", "gpu_stage", "llm_stage", "llm", "store", "terminal"},
     "config_template": GROUND,

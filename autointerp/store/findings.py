@@ -160,7 +160,57 @@ class StoreFindings(StoreWrites):
             result[feature]["is_output"] = is_output
         return result
 
+    def findings_page(self, dictionary_id: int, feature: int) -> dict[str, Any]:
+        """The same of one feature for a reader, and what only a reader wants: dicts by column, lists in order of rank.
+
+        Keys: shape, output_statistic (None where the method found nothing); pruned, changed (said more, then less),
+        related_words, input_words; neighbours (by relation, each with its own label); method_runs.
+        """
+
+        def rows(table: str, order: str) -> list[dict[str, Any]]:
+            return self.dicts(
+                f"SELECT * EXCLUDE (dictionary_id, feature) FROM {table} "
+                f"WHERE dictionary_id = ? AND feature = ? ORDER BY {order}",
+                [dictionary_id, feature],
+            )
+
+        neighbours = rows("neighbours", "relation, rank")
+        labels = dict(
+            self.rows(
+                "SELECT feature, label FROM labels WHERE dictionary_id = ? "
+                "AND feature IN (SELECT unnest(?::INTEGER[]))",
+                [dictionary_id, [row["neighbour"] for row in neighbours]],
+            )
+        )
+        return {
+            "shape": next(iter(rows("feature_shapes", "kind")), None),
+            "output_statistic": next(iter(rows("output_statistics", "kurtosis")), None),
+            "neighbours": [{**row, "label": labels.get(row["neighbour"])} for row in neighbours],
+            "pruned": rows("pruned_contexts", "rank"),
+            "changed": rows("token_changes", "sign DESC, rank"),
+            "related_words": rows("mutual_information", "rank"),
+            "input_words": rows("input_words", "rank"),
+            "method_runs": rows("method_runs", "method"),
+        }
+
+    def method_counts(self, dictionary_id: int) -> list[dict[str, Any]]:
+        """method, status and n: on how many features a method was run, and what came of it."""
+        return self.dicts(
+            "SELECT method, status, count(*) AS n FROM method_runs WHERE dictionary_id = ? GROUP BY ALL ORDER BY ALL",
+            [dictionary_id],
+        )
+
     # --- what scorers ask of the model -----------------------------------------------------------------------------
+
+    def waiting_tasks(self, dictionary_id: int) -> dict[str, int]:
+        """How many tasks of each kind wait to be measured."""
+        return dict(
+            self.rows(
+                "SELECT kind, count(*) FROM measure_tasks ANTI JOIN measurements USING (task_id) "
+                "WHERE dictionary_id = ? GROUP BY kind ORDER BY kind",
+                [dictionary_id],
+            )
+        )
 
     def insert_tasks(self, tasks: Sequence[MeasureTask]) -> None:
         """Adds tasks; one that is there already stays as it is."""

@@ -293,7 +293,8 @@ class StoreReads(StoreFindings):
 
     def feature_page(self, dictionary_id: int, feature: int, contexts: int = 5) -> dict[str, Any]:
         """One feature for a reader: keys feature, label, explanations, scores (dicts by column), promoted and
-        suppressed (PromotedToken), contexts (all splits; Context). Raises InputError where there is no such feature.
+        suppressed (PromotedToken), contexts (all splits; Context), and those of `findings_page`. Raises InputError
+        where there is no such feature.
         """
         row = self.dicts("SELECT * FROM features WHERE dictionary_id = ? AND feature = ?", [dictionary_id, feature])
         if not row:
@@ -321,6 +322,7 @@ class StoreReads(StoreFindings):
                 for split in splits
                 for c in self.contexts_of(dictionary_id, harvest_id, [feature], split, kinds)[feature]
             ],
+            **self.findings_page(dictionary_id, feature),
         }
 
     def status(self) -> dict[str, Any]:
@@ -344,6 +346,8 @@ class StoreReads(StoreFindings):
                         "SELECT scorer, method, model, control, part, status, count(*) AS n, avg(value) AS mean "
                         "FROM scores WHERE dictionary_id = ? GROUP BY ALL ORDER BY ALL", key,
                     ),
+                    "methods": self.method_counts(d.dictionary_id),
+                    "to_measure": self.waiting_tasks(d.dictionary_id),
                     "without_label": self.rows(
                         "SELECT count(*) FROM labels WHERE dictionary_id = ? AND label IS NULL AND status <> 'dead'",
                         key,

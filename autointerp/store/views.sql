@@ -92,6 +92,18 @@ LEFT JOIN dictionaries AS d USING (dictionary_id)
 GROUP BY c.dictionary_id, d.name, c.stage, c.model
 ORDER BY cost_usd DESC, n_calls DESC;
 
+-- How much text a feature needs to fire: the tokens that pruning kept of its contexts, the peak included.
+CREATE OR REPLACE VIEW context_need AS
+SELECT
+    dictionary_id,
+    feature,
+    median(len(tokens)) AS median_tokens,
+    count(*) AS n
+FROM pruned_contexts
+WHERE status = 'ok'
+GROUP BY dictionary_id, feature
+ORDER BY dictionary_id, feature;
+
 -- Mean score over features for every explainer and scorer, controls beside the real scores (control NULL); methods are
 -- never averaged together. A feature with several scores of one kind counts once, by their mean. The interval is the
 -- normal one, over features. Scores of a feature that read no label have no explainer.
