@@ -31,7 +31,7 @@ CONTRACT = {
     "value ci_low ci_high n n_failed status error created_at harvest_id",
     "predictions": "score_id context_id truth predicted status",
     "labels": "dictionary_id name feature label explainer model scorer score ci_low ci_high density status "
-    "explanation_id",
+    "explanation_id side",
     "sae_metrics": "dictionary_id corpus_id split metric value ci_low ci_high n_tokens",
     "llm_calls": "request_sha256 sample run_id dictionary_id feature stage model status reply input_tokens "
     "cached_tokens output_tokens cost_usd latency_s created_at",
@@ -72,8 +72,7 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path, monke
     path = tmp_path / "x.duckdb"
     with monkeypatch.context() as patch:
         patch.setattr(connection, "migrations", lambda: migrations()[:1])
-        # Of this version's views, those that read tables of the first schema.
-        views = re.sub(r"CREATE OR REPLACE VIEW context_need.*?;\n", "", sql_file("views.sql"), flags=re.DOTALL)
+        views = "CREATE OR REPLACE VIEW labels AS SELECT feature FROM features"  # of that version
         patch.setattr(connection, "sql_file", lambda name: views if name == "views.sql" else sql_file(name))
         with Store.open(path, create=True) as store:
             store.add_corpus("text", {}, "tok", 1, 2)

@@ -27,7 +27,7 @@ _TABLES = frozenset(
 # The columns a condition may use: those of `features`, and those of `labels` that `features` has not.
 _SELECTABLE = """
     SELECT f.*, l.name, l.label, l.explainer, l.model, l.scorer, l.method, l.score, l.ci_low, l.ci_high,
-           l.explanation_status, l.score_status
+           l.explanation_status, l.score_status, l.side
     FROM features AS f JOIN labels AS l USING (dictionary_id, feature)
     WHERE f.dictionary_id = ?
 """

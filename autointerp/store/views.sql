@@ -66,7 +66,8 @@ SELECT
     s.status AS score_status,
     coalesce(e.error, s.error) AS error,
     e.explanation_id,
-    s.score_id
+    s.score_id,
+    e.side
 FROM features AS f
 JOIN dictionaries AS d ON d.dictionary_id = f.dictionary_id
 LEFT JOIN explained AS e ON e.dictionary_id = f.dictionary_id AND e.feature = f.feature
