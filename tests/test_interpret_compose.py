@@ -129,6 +129,19 @@ def test_the_best_of_n_is_the_true_label(store: Store, validator: str) -> None:
     assert {(b.get("seed"), b["temperature"]) for b in asked} == {(None, 0.0), *((i, TEMPERATURE) for i in (1, 2, 3))}
 
 
+def test_a_base_label_stays_the_one_that_is_scored_and_shown(store: Store) -> None:
+    """Samples made for best_of_n after it are newer labels by the same explainer, and stand in for nothing."""
+    with LlmServer(World(label=liar)) as server:
+        run(job(store), server, "contexts")
+        (base,) = {row["seed"] for row in labels(store, "contexts")}
+        texts = {row["feature"]: row["text"] for row in labels(store, "contexts")}
+        run(job(store), server, "best_of_n", samples=3)
+    store.set_label_choice(1, "contexts", None)
+    assert dict(store.rows("SELECT feature, label FROM labels")) == texts
+    waiting = store.explanations_to_score(1, "contexts", "x", None, "", "", "report", job(store).selection)
+    assert {e.feature: e.text for e in waiting} == texts and {e.seed for e in waiting} == {base}
+
+
 def test_a_stopped_best_of_n_goes_on_and_pays_for_nothing_twice(store: Store) -> None:
     with LlmServer(World(label=liar)) as server:
         for most in (5, 20):

@@ -179,8 +179,9 @@ class StoreSelections(StoreReads):
     ) -> list[Explanation]:  # fmt: skip
         """Labels of the chosen features by `explainer` that this scorer has not scored yet on `part`.
 
-        Only the latest 'ok' label of each explaining model counts. Where `method` is None a score by any method counts
-        as done; where `seed` is None, by any seed. A 'gave_up' score is asked for again.
+        Only the latest 'ok' label of each explaining model counts, those apart that best_of_n only chose among. Where
+        `method` is None a score by any method counts as done; where `seed` is None, by any seed. A 'gave_up' score is
+        asked for again.
         """
         wanted = self.selected_features(dictionary_id, selection)
         found = self.rows(
@@ -189,6 +190,9 @@ class StoreSelections(StoreReads):
                 SELECT arg_max(rowid, created_at) AS row_id FROM explanations
                 WHERE dictionary_id = ? AND explainer = ? AND status <> 'gave_up'
                   AND feature IN (SELECT unnest(?::INTEGER[]))
+                  AND explanation_id NOT IN (
+                      SELECT unnest(derived_from[2:]) FROM explanations WHERE explainer = 'best_of_n'
+                  )
                 GROUP BY feature, model
             ),
             done AS (

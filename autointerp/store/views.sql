@@ -18,6 +18,10 @@ WITH choice AS (
     WHERE name IN ('label_explainer', 'label_scorer')
     GROUP BY dictionary_id
 ),
+samples AS (
+    -- Labels that best_of_n only chose among: all but the first, which is the base explainer's own.
+    SELECT unnest(derived_from[2:]) AS explanation_id FROM explanations WHERE explainer = 'best_of_n'
+),
 latest_explanation AS (
     -- Writers give every row its own microsecond, so the key is a total order; the large constant puts gave_up last.
     SELECT
@@ -26,7 +30,7 @@ latest_explanation AS (
         arg_max(e.rowid, epoch_us(e.created_at) - if(e.status = 'gave_up', 4611686018427387904, 0)) AS row_id
     FROM explanations AS e
     LEFT JOIN choice AS c ON c.dictionary_id = e.dictionary_id
-    WHERE c.explainer IS NULL OR e.explainer = c.explainer
+    WHERE (c.explainer IS NULL OR e.explainer = c.explainer) AND e.explanation_id NOT IN (FROM samples)
     GROUP BY e.dictionary_id, e.feature
 ),
 explained AS (
