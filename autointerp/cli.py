@@ -56,6 +56,10 @@ Control = Annotated[
 Prompts = Annotated[
     Path | None, typer.Option("--prompts", help="Folder of prompt templates, instead of the program's own.")
 ]
+Deadline = Annotated[
+    str | None,
+    typer.Option("--deadline", help="When to stop: 5400 (seconds), 3h, 1h30m, 07:30 or 2026-11-23T07:30."),
+]
 DEFAULT_CONFIG = Path("autointerp.toml")
 
 
@@ -72,9 +76,10 @@ class CompareForm(StrEnum):
     csv = "csv"
 
 
-def _config(path: Path, store: Path | None) -> Config:
-    """The configuration with AUTOINTERP_SECTION__KEY variables and --store laid over it."""
-    config = load(path, environment_overrides())
+def _config(path: Path, store: Path | None, deadline: str | None = None) -> Config:
+    """The configuration with AUTOINTERP_SECTION__KEY variables, --store and --deadline laid over it."""
+    overrides = environment_overrides()
+    config = load(path, overrides if deadline is None else {**overrides, "budget.deadline": deadline})
     return replace(config, store=replace(config.store, path=str(store))) if store else config
 
 
@@ -124,10 +129,11 @@ def train(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
     dictionary: DictionaryName = None,
+    deadline: Deadline = None,
     verbose: Verbose = False,
 ) -> None:
     """Train the SAEs of [[sae]] tables that name no path. Goes on from the last checkpoint."""
-    pipeline.train(_config(config, store), dictionary, Terminal(verbose))
+    pipeline.train(_config(config, store, deadline), dictionary, Terminal(verbose))
 
 
 @app.command()
@@ -137,6 +143,7 @@ def harvest(
     dictionary: DictionaryName = None,
     shard_index: Annotated[int, typer.Option("--shard-index", min=0, help="Which shard this process makes.")] = 0,
     num_shards: Annotated[int, typer.Option("--num-shards", min=1, help="Of how many.")] = 1,
+    deadline: Deadline = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
@@ -144,7 +151,7 @@ def harvest(
     if shard_index >= num_shards:
         raise InputError(f"--shard-index {shard_index} needs --num-shards above {shard_index}, not {num_shards}")
     terminal = Terminal(verbose)
-    pipeline.harvest(_config(config, store), dictionary, terminal, shard_index, num_shards, dry_run)
+    pipeline.harvest(_config(config, store, deadline), dictionary, terminal, shard_index, num_shards, dry_run)
 
 
 @app.command()
@@ -206,11 +213,12 @@ def explain(
     limit: Limit = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Instead of [explain] explainer.")] = None,
     prompts: Prompts = None,
+    deadline: Deadline = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Describe features that have no description yet."""
-    settings = _config(config, store)
+    settings = _config(config, store, deadline)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit)
@@ -232,12 +240,13 @@ def measure(
         list[str] | None,
         typer.Option("--method", help="An evidence method to run besides the configured ones; may be repeated."),
     ] = None,
+    deadline: Deadline = None,
     verbose: Verbose = False,
 ) -> None:
     """What takes the model after the harvest: evidence methods such as pruning and token_change, and what scorers have
     asked (activations on written texts, surprisal, similarity, steering)."""
     chosen = _selection(features, where, random, limit)
-    pipeline.measure(_config(config, store), dictionary, chosen, Terminal(verbose), tuple(method or ()))
+    pipeline.measure(_config(config, store, deadline), dictionary, chosen, Terminal(verbose), tuple(method or ()))
 
 
 @app.command()
@@ -252,11 +261,12 @@ def score(
     explainer: Annotated[str | None, typer.Option("--explainer", help="Score this explainer's labels.")] = None,
     control: Control = None,
     prompts: Prompts = None,
+    deadline: Deadline = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Check descriptions that have no score yet against held-out text."""
-    settings = _config(config, store)
+    settings = _config(config, store, deadline)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit)
@@ -274,12 +284,13 @@ def run(
     limit: Limit = None,
     control: Control = None,
     prompts: Prompts = None,
+    deadline: Deadline = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
     chosen = _selection(features, where, random, limit)
-    pipeline.run(_config(config, store), dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
+    pipeline.run(_config(config, store, deadline), dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
 
 
 @app.command()

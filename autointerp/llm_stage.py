@@ -12,7 +12,7 @@ from autointerp.errors import InputError, nearest
 from autointerp.interpret import compose_run, score_run, shape_labels
 from autointerp.interpret.labelled import CONTROLS
 from autointerp.interpret.runner import Forecast, Job, Outcome
-from autointerp.llm.budget import Budget
+from autointerp.llm.budget import Budget as Budget
 from autointerp.llm.capabilities import probe
 from autointerp.llm.client import LlmClient
 from autointerp.records import CallRecord

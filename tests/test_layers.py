@@ -11,11 +11,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
-GROUND = {"errors", "records", "config", "stats", "resources"}
+GROUND = {"errors", "records", "config", "stats", "resources", "deadline"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
-    "config": {"errors"},
+    "deadline": {"errors"},
+    "config": {"errors", "deadline"},
     "stats": set(),
     "resources": {"errors"},
     "terminal": set(),

@@ -93,6 +93,7 @@ class LlmClient:
         self._retry = retry or RetryPolicy()
         self._reach = reach or ReachPolicy()
         self._stopped: AutointerpError | None = None
+        self._alarm: asyncio.TimerHandle | None = None
         self._asking: dict[tuple[str, int], asyncio.Future[Reply]] = {}
         self._recording: set[asyncio.Task[None]] = set()
         self._answered = False
@@ -106,9 +107,15 @@ class LlmClient:
 
     async def __aenter__(self) -> LlmClient:
         await self._limits.__aenter__()
+        deadline = self.budget.deadline
+        if deadline.at is not None:  # also for those who wait for a permit, or for the end of a pause
+            left = max(0.0, deadline.left_s)
+            self._alarm = asyncio.get_running_loop().call_later(left, lambda: self.stop(deadline.error()))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
         await self._limits.__aexit__()
         try:
             failures = await asyncio.gather(*self._recording, return_exceptions=True)
