@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from autointerp import __version__, compare, demo, doctor, pipeline, show
+from autointerp import __version__, compare, demo, doctor, pipeline, schedule, show
 from autointerp.config import Config, environment_overrides, load
 from autointerp.config_template import config_template
 from autointerp.errors import AutointerpError, InputError, PartialFailure
@@ -68,6 +68,11 @@ class Format(StrEnum):
     csv = "csv"
     json = "json"
     parquet = "parquet"
+
+
+class ScheduleForm(StrEnum):
+    systemd = "systemd"
+    cron = "cron"
 
 
 class CompareForm(StrEnum):
@@ -291,6 +296,24 @@ def run(
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
     chosen = _selection(features, where, random, limit)
     pipeline.run(_config(config, store, deadline), dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
+
+
+@app.command("schedule")
+def schedule_command(
+    config: ConfigFile = DEFAULT_CONFIG,
+    form: Annotated[ScheduleForm, typer.Option("--print", help="What to print.")] = ScheduleForm.systemd,
+    every: Annotated[
+        str, typer.Option("--every", help="hourly, daily, weekly, or five fields as in a crontab: '30 2 * * 1-5'.")
+    ] = "daily",
+    deadline: Deadline = None,
+    verbose: Verbose = False,
+) -> None:
+    """Print what makes systemd or cron call `autointerp run`; nothing is installed."""
+    settings = _config(config, None, deadline)
+    names = (settings.explain.api_key_env, settings.score.api_key_env)
+    job = schedule.Job(config, every.strip(), names, deadline)
+    text = schedule.systemd_units(job) if form is ScheduleForm.systemd else schedule.crontab_line(job)
+    Terminal(verbose).out.file.write(text)
 
 
 @app.command()

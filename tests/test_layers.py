@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stats": set(),
     "resources": {"errors"},
     "terminal": set(),
+    "schedule": {"errors"},
     "corpus": GROUND,
     "model": GROUND | {"corpus"},
     "sae": GROUND | {"corpus", "model"},
@@ -43,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": GROUND | {"pipeline", "show", "store", "terminal"},
     "cli": GROUND
     | {"pipeline", "llm_stage", "gpu_stage", "show", "compare", "doctor", "demo", "config_template", "store"}
+    | {"schedule"}
     | {"terminal"},
     "__main__": {"cli"},
     "__init__": set(),
