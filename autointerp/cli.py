@@ -47,6 +47,18 @@ Features = Annotated[str | None, typer.Option("--features", help="Which features
 Where = Annotated[str | None, typer.Option("--where", help="Which features: an SQL condition on the table features.")]
 RandomN = Annotated[int | None, typer.Option("--random", min=1, help="So many features drawn at random.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many features.")]
+
+
+class Order(StrEnum):
+    density = "density"
+    random = "random"
+    score = "score"
+
+
+InOrder = Annotated[
+    Order | None,
+    typer.Option("--order", help="Which features first: the most frequent, any, or those whose label scores worst."),
+]
 Control = Annotated[
     str | None,
     typer.Option(
@@ -93,8 +105,10 @@ def _store_path(path: Path, store: Path | None) -> Path:
     return store if store else Path(_config(path, None).store.path)
 
 
-def _selection(features: str | None, where: str | None, random: int | None, limit: int | None) -> Selection:
-    return Selection(features=features, where=where, random=random, limit=limit)
+def _selection(
+    features: str | None, where: str | None, random: int | None, limit: int | None, order: Order | None = None
+) -> Selection:
+    return Selection(features=features, where=where, random=random, limit=limit, order=order and order.value)
 
 
 @app.command()
@@ -216,6 +230,7 @@ def explain(
     where: Where = None,
     random: RandomN = None,
     limit: Limit = None,
+    order: InOrder = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Instead of [explain] explainer.")] = None,
     prompts: Prompts = None,
     deadline: Deadline = None,
@@ -226,7 +241,7 @@ def explain(
     settings = _config(config, store, deadline)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
-    chosen = _selection(features, where, random, limit)
+    chosen = _selection(features, where, random, limit, order)
     pipeline.explain(
         settings, dictionary, chosen, Terminal(verbose), dry_run, is_configured=explainer is None, prompts=prompts
     )
@@ -263,6 +278,7 @@ def score(
     where: Where = None,
     random: RandomN = None,
     limit: Limit = None,
+    order: InOrder = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Score this explainer's labels.")] = None,
     control: Control = None,
     prompts: Prompts = None,
@@ -274,7 +290,7 @@ def score(
     settings = _config(config, store, deadline)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
-    chosen = _selection(features, where, random, limit)
+    chosen = _selection(features, where, random, limit, order)
     pipeline.score(settings, dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
 
 
@@ -287,6 +303,7 @@ def run(
     where: Where = None,
     random: RandomN = None,
     limit: Limit = None,
+    order: InOrder = None,
     control: Control = None,
     prompts: Prompts = None,
     deadline: Deadline = None,
@@ -294,7 +311,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
-    chosen = _selection(features, where, random, limit)
+    chosen = _selection(features, where, random, limit, order)
     pipeline.run(_config(config, store, deadline), dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
 
 
