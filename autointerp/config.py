@@ -340,6 +340,9 @@ class ExplainConfig(EndpointConfig):
     """Wrongly judged contexts shown to `revise`."""
     shape_labels: bool = True
     """Features whose shape alone explains them (see feature_shapes) get that label, without an LLM."""
+    unless_patterns_above: float | None = None
+    """Features whose `patterns` label simulates them at least this well on the select part (0.9, say) get that label,
+    without an LLM."""
     reply: Literal["auto", "json", "text"] = "auto"
     """json asks for a JSON schema; auto does where the endpoint is found to support it."""
     seed: int = 0
@@ -348,6 +351,8 @@ class ExplainConfig(EndpointConfig):
         EndpointConfig.__post_init__(self)
         if self.explainer == "auto":
             object.__setattr__(self, "explainer", "combined" if self.model else "patterns")
+        above = self.unless_patterns_above
+        _check(above is None or 0 < above <= 1, f"explain.unless_patterns_above must lie in 0..1, not {above}")
         _check(self.samples >= 1, f"explain.samples must be 1 or more, not {self.samples}")
         _check(self.contexts >= 1, f"explain.contexts must be 1 or more, not {self.contexts}")
 
