@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from autointerp import __version__, compare, demo, doctor, pipeline, show
+from autointerp import __version__, compare, demo, doctor, pipeline, schedule, show
 from autointerp.config import Config, environment_overrides, load
 from autointerp.config_template import config_template
 from autointerp.errors import AutointerpError, InputError, PartialFailure
@@ -47,6 +47,18 @@ Features = Annotated[str | None, typer.Option("--features", help="Which features
 Where = Annotated[str | None, typer.Option("--where", help="Which features: an SQL condition on the table features.")]
 RandomN = Annotated[int | None, typer.Option("--random", min=1, help="So many features drawn at random.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many features.")]
+
+
+class Order(StrEnum):
+    density = "density"
+    random = "random"
+    score = "score"
+
+
+InOrder = Annotated[
+    Order | None,
+    typer.Option("--order", help="Which features first: the most frequent, any, or those whose label scores worst."),
+]
 Control = Annotated[
     str | None,
     typer.Option(
@@ -55,6 +67,10 @@ Control = Annotated[
 ]
 Prompts = Annotated[
     Path | None, typer.Option("--prompts", help="Folder of prompt templates, instead of the program's own.")
+]
+Deadline = Annotated[
+    str | None,
+    typer.Option("--deadline", help="When to stop: 5400 (seconds), 3h, 1h30m, 07:30 or 2026-11-23T07:30."),
 ]
 DEFAULT_CONFIG = Path("autointerp.toml")
 
@@ -66,15 +82,21 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
+class ScheduleForm(StrEnum):
+    systemd = "systemd"
+    cron = "cron"
+
+
 class CompareForm(StrEnum):
     table = "table"
     json = "json"
     csv = "csv"
 
 
-def _config(path: Path, store: Path | None) -> Config:
-    """The configuration with AUTOINTERP_SECTION__KEY variables and --store laid over it."""
-    config = load(path, environment_overrides())
+def _config(path: Path, store: Path | None, deadline: str | None = None) -> Config:
+    """The configuration with AUTOINTERP_SECTION__KEY variables, --store and --deadline laid over it."""
+    overrides = environment_overrides()
+    config = load(path, overrides if deadline is None else {**overrides, "budget.deadline": deadline})
     return replace(config, store=replace(config.store, path=str(store))) if store else config
 
 
@@ -83,8 +105,10 @@ def _store_path(path: Path, store: Path | None) -> Path:
     return store if store else Path(_config(path, None).store.path)
 
 
-def _selection(features: str | None, where: str | None, random: int | None, limit: int | None) -> Selection:
-    return Selection(features=features, where=where, random=random, limit=limit)
+def _selection(
+    features: str | None, where: str | None, random: int | None, limit: int | None, order: Order | None = None
+) -> Selection:
+    return Selection(features=features, where=where, random=random, limit=limit, order=order and order.value)
 
 
 @app.command()
@@ -124,10 +148,11 @@ def train(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
     dictionary: DictionaryName = None,
+    deadline: Deadline = None,
     verbose: Verbose = False,
 ) -> None:
     """Train the SAEs of [[sae]] tables that name no path. Goes on from the last checkpoint."""
-    pipeline.train(_config(config, store), dictionary, Terminal(verbose))
+    pipeline.train(_config(config, store, deadline), dictionary, Terminal(verbose))
 
 
 @app.command()
@@ -137,6 +162,7 @@ def harvest(
     dictionary: DictionaryName = None,
     shard_index: Annotated[int, typer.Option("--shard-index", min=0, help="Which shard this process makes.")] = 0,
     num_shards: Annotated[int, typer.Option("--num-shards", min=1, help="Of how many.")] = 1,
+    deadline: Deadline = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
@@ -144,7 +170,7 @@ def harvest(
     if shard_index >= num_shards:
         raise InputError(f"--shard-index {shard_index} needs --num-shards above {shard_index}, not {num_shards}")
     terminal = Terminal(verbose)
-    pipeline.harvest(_config(config, store), dictionary, terminal, shard_index, num_shards, dry_run)
+    pipeline.harvest(_config(config, store, deadline), dictionary, terminal, shard_index, num_shards, dry_run)
 
 
 @app.command()
@@ -204,16 +230,18 @@ def explain(
     where: Where = None,
     random: RandomN = None,
     limit: Limit = None,
+    order: InOrder = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Instead of [explain] explainer.")] = None,
     prompts: Prompts = None,
+    deadline: Deadline = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Describe features that have no description yet."""
-    settings = _config(config, store)
+    settings = _config(config, store, deadline)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
-    chosen = _selection(features, where, random, limit)
+    chosen = _selection(features, where, random, limit, order)
     pipeline.explain(
         settings, dictionary, chosen, Terminal(verbose), dry_run, is_configured=explainer is None, prompts=prompts
     )
@@ -232,12 +260,13 @@ def measure(
         list[str] | None,
         typer.Option("--method", help="An evidence method to run besides the configured ones; may be repeated."),
     ] = None,
+    deadline: Deadline = None,
     verbose: Verbose = False,
 ) -> None:
     """What takes the model after the harvest: evidence methods such as pruning and token_change, and what scorers have
     asked (activations on written texts, surprisal, similarity, steering)."""
     chosen = _selection(features, where, random, limit)
-    pipeline.measure(_config(config, store), dictionary, chosen, Terminal(verbose), tuple(method or ()))
+    pipeline.measure(_config(config, store, deadline), dictionary, chosen, Terminal(verbose), tuple(method or ()))
 
 
 @app.command()
@@ -249,17 +278,19 @@ def score(
     where: Where = None,
     random: RandomN = None,
     limit: Limit = None,
+    order: InOrder = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Score this explainer's labels.")] = None,
     control: Control = None,
     prompts: Prompts = None,
+    deadline: Deadline = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Check descriptions that have no score yet against held-out text."""
-    settings = _config(config, store)
+    settings = _config(config, store, deadline)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
-    chosen = _selection(features, where, random, limit)
+    chosen = _selection(features, where, random, limit, order)
     pipeline.score(settings, dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
 
 
@@ -272,14 +303,34 @@ def run(
     where: Where = None,
     random: RandomN = None,
     limit: Limit = None,
+    order: InOrder = None,
     control: Control = None,
     prompts: Prompts = None,
+    deadline: Deadline = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
-    chosen = _selection(features, where, random, limit)
-    pipeline.run(_config(config, store), dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
+    chosen = _selection(features, where, random, limit, order)
+    pipeline.run(_config(config, store, deadline), dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
+
+
+@app.command("schedule")
+def schedule_command(
+    config: ConfigFile = DEFAULT_CONFIG,
+    form: Annotated[ScheduleForm, typer.Option("--print", help="What to print.")] = ScheduleForm.systemd,
+    every: Annotated[
+        str, typer.Option("--every", help="hourly, daily, weekly, or five fields as in a crontab: '30 2 * * 1-5'.")
+    ] = "daily",
+    deadline: Deadline = None,
+    verbose: Verbose = False,
+) -> None:
+    """Print what makes systemd or cron call `autointerp run`; nothing is installed."""
+    settings = _config(config, None, deadline)
+    names = (settings.explain.api_key_env, settings.score.api_key_env)
+    job = schedule.Job(config, every.strip(), names, deadline)
+    text = schedule.systemd_units(job) if form is ScheduleForm.systemd else schedule.crontab_line(job)
+    Terminal(verbose).out.file.write(text)
 
 
 @app.command()

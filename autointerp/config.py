@@ -12,10 +12,13 @@ import tomllib
 import types
 import typing
 from dataclasses import dataclass, field
+from datetime import date, datetime
+from datetime import time as day_time
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from autointerp.deadline import fixed, parse_deadline
 from autointerp.errors import InputError, nearest
 
 
@@ -337,6 +340,9 @@ class ExplainConfig(EndpointConfig):
     """Wrongly judged contexts shown to `revise`."""
     shape_labels: bool = True
     """Features whose shape alone explains them (see feature_shapes) get that label, without an LLM."""
+    unless_patterns_above: float | None = None
+    """Features whose `patterns` label simulates them at least this well on the select part (0.9, say) get that label,
+    without an LLM."""
     reply: Literal["auto", "json", "text"] = "auto"
     """json asks for a JSON schema; auto does where the endpoint is found to support it."""
     seed: int = 0
@@ -345,6 +351,8 @@ class ExplainConfig(EndpointConfig):
         EndpointConfig.__post_init__(self)
         if self.explainer == "auto":
             object.__setattr__(self, "explainer", "combined" if self.model else "patterns")
+        above = self.unless_patterns_above
+        _check(above is None or 0 < above <= 1, f"explain.unless_patterns_above must lie in 0..1, not {above}")
         _check(self.samples >= 1, f"explain.samples must be 1 or more, not {self.samples}")
         _check(self.contexts >= 1, f"explain.contexts must be 1 or more, not {self.contexts}")
 
@@ -439,6 +447,14 @@ class BudgetConfig:
     max_requests: int | None = None
     max_tokens: int | None = None
     """Input and output tokens together."""
+    deadline: float | str | None = None
+    """When to stop: seconds from the start (5400), a span (3h, 1h30m), a time of day (07:30) or a date and time. Calls
+    in flight are finished and kept; harvests and evidence methods stop between two units of work, training after a
+    checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.deadline is not None:
+            parse_deadline(self.deadline, datetime.now().astimezone())
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,7 +496,11 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(value, next(a for a in args if a is not type(None)), where)
+        kinds = [a for a in args if a is not type(None)]
+        fitting = [a for a in kinds if isinstance(value, a)] if len(kinds) > 1 and not isinstance(value, bool) else []
+        if not fitting and str in kinds and isinstance(value, (datetime, date, day_time)):
+            return value.isoformat()
+        return _convert(value, (fitting or kinds)[0], where)
     if origin is Literal:
         _check(value in args, f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
         return value
@@ -526,7 +546,8 @@ def from_table(table: dict[str, Any], overrides: dict[str, Any] | None = None) -
 
 
 def load(path: Path, overrides: dict[str, Any] | None = None) -> Config:
-    """The configuration at `path`. Relative paths in it (model folder, corpus, SAE, store) are relative to the file.
+    """The configuration at `path`. Relative paths in it (model folder, corpus, SAE, store) are relative to the file,
+    and a deadline that is a span or a time of day counts from now.
 
     Raises InputError: no such file, not TOML, unknown key, wrong type, values that contradict one another.
     """
@@ -537,10 +558,12 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
     config = from_table(table, overrides)
-    return _relative_to(config, path.parent)
+    return _settled(config, path.parent)
 
 
-def _relative_to(config: Config, folder: Path) -> Config:
+def _settled(config: Config, folder: Path) -> Config:
+    """Relative paths as from `folder`, a relative deadline as from now."""
+
     def resolved(value: str, must_exist: bool) -> str:
         """A path beside the configuration file where there is one (a hub id is left alone)."""
         if value.startswith("hf:"):
@@ -566,6 +589,7 @@ def _relative_to(config: Config, folder: Path) -> Config:
         corpus=dataclasses.replace(config.corpus, source=source),
         sae=tuple(dataclasses.replace(s, path=resolved(s.path, False) if s.path else None) for s in config.sae),
         score=score,
+        budget=dataclasses.replace(config.budget, deadline=fixed(config.budget.deadline)),
         store=dataclasses.replace(config.store, path=resolved(config.store.path, False)),
     )
 

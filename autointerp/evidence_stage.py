@@ -173,6 +173,8 @@ class _Study:
                 self._write(runs, columns)
                 done += len(block)
                 update(done)
+                if done < len(pending):
+                    self.session.deadline.check()
 
     def _pruning(self) -> Callable[[Sequence[int]], tuple[list[MethodRun], Columns]]:
         loaded, weights, text = self.session.model(), self.weights(), self._text()

@@ -15,6 +15,7 @@ from autointerp.corpus.report import CorpusReport
 from autointerp.corpus.sources import corpus_fingerprint, read_documents
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import chat_renderer, work_units
+from autointerp.deadline import Deadline
 from autointerp.errors import InputError, MismatchError
 from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, quick_fvu
 from autointerp.model.hooks import Hookpoint, hidden_size_at
@@ -36,6 +37,7 @@ class Session:
 
     def __init__(self, config: Config, terminal: Terminal) -> None:
         self.config, self.terminal = config, terminal
+        self.deadline = Deadline.of(config.budget.deadline)
         self._loaded: LoadedModel | None = None
 
     def model(self) -> LoadedModel:

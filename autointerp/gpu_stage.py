@@ -101,6 +101,9 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
         def on_progress(step: int, _: int) -> None:
             notes = (f"loss {m['loss']:.3f}, L0 {m['l0']:.0f}, dead {m['dead']:.1%}" for m in last.values())
             update(step, note="; ".join(notes))
+            if step < steps and parallel.world_size() == 1 and session.deadline.left_s <= 0:
+                trainer.save_checkpoints()
+                session.deadline.check()
 
         trainer = Trainer(
             source,
@@ -285,6 +288,7 @@ def _harvest_units(
             nonlocal seen
             seen += sum(totals[f"n_tokens_{split}"] for split in SPLITS)
             update(seen, note=f"unit {unit}")
+            session.deadline.check()  # the unit is kept, and the next run begins after it
 
         done = evidence.harvest(
             loaded,

@@ -12,7 +12,7 @@ from autointerp.errors import InputError, nearest
 from autointerp.interpret import compose_run, score_run, shape_labels
 from autointerp.interpret.labelled import CONTROLS
 from autointerp.interpret.runner import Forecast, Job, Outcome
-from autointerp.llm.budget import Budget
+from autointerp.llm.budget import Budget as Budget
 from autointerp.llm.capabilities import honours_json_schema, probe
 from autointerp.llm.client import LlmClient
 from autointerp.records import CallRecord
@@ -160,8 +160,9 @@ def _say_outcome(what: str, outcome: Outcome, terminal: Terminal) -> int:
 def _print_forecast(stage: str, forecast: Forecast, config: Config, terminal: Terminal) -> None:
     """Calls, tokens, cost, and the time that the rate limits and the connections allow at best."""
     cost = "unknown (no price for the model under [llm.prices])" if forecast.usd is None else f"${forecast.usd:.4f}"
+    free = f", {forecast.free:,} of them labelled by shape or rule without an LLM" if forecast.free else ""
     terminal.result(
-        f"{stage}: {forecast.features:,} pending, {forecast.calls:,} calls, {forecast.input_tokens:,} input and "
+        f"{stage}: {forecast.features:,} pending{free}, {forecast.calls:,} calls, {forecast.input_tokens:,} input and "
         f"{forecast.output_tokens:,} output tokens, cost {cost}, {_duration(_seconds(forecast, config))}"
     )
 

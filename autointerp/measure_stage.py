@@ -75,6 +75,8 @@ def measure(session: Session, store: Store, sae: SaeConfig, selection: Selection
             store.insert_measurements(measured)
             statuses.update(one.status for one in measured)
             update(sum(statuses.values()), note=kind)
+            if sum(statuses.values()) < len(tasks):
+                session.deadline.check()
     listed = ", ".join(f"{n:,} {status}" for status, n in sorted(statuses.items()))
     session.terminal.say(f"{sae.dictionary}: measured {listed}")
     return len(tasks)

@@ -19,8 +19,8 @@ from typing import Any
 
 from autointerp import __version__, llm_stage
 from autointerp.config import Config, SaeConfig, as_dict
-from autointerp.errors import AutointerpError, InputError, PartialFailure, nearest
-from autointerp.llm_stage import RANDOM_MODEL
+from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
+from autointerp.llm_stage import RANDOM_MODEL, Budget
 from autointerp.store.leakage import LeakageReport, check_leakage
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.selection import Selection
@@ -88,6 +88,8 @@ def _recorded(config: Config, command: str, create: bool = True) -> Iterator[tup
         except BaseException as error:
             code = error.exit_code if isinstance(error, AutointerpError) else 1
             status = "partial" if isinstance(error, PartialFailure) else "failed"
+            if isinstance(error, StoppedError):
+                status = "stopped"
             if isinstance(error, KeyboardInterrupt):
                 status, code = "interrupted", 130
             store.finish_run(run_id, status, code)
@@ -209,11 +211,11 @@ def explain(
     it was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's
     own, here and below."""
     with _recorded(config, "explain", create=False) as (store, run_id):
-        failed = 0
+        failed, budget = 0, Budget(config.budget)
         for row in llm_stage.dictionaries(store, config, dictionary):
             if is_configured and not dry_run:
                 llm_stage.show_in_labels(config, store, row)
-            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, dry_run, prompts=prompts)
+            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, dry_run, budget, prompts)
         _complain(failed)
 
 
@@ -229,16 +231,14 @@ def score(
     """Score descriptions of one dictionary, or of all in the store; under a `control`, what stands in for them."""
     llm_stage.check_control(control)
     with _recorded(config, "score", create=False) as (store, run_id):
-        failed = 0
+        failed, budget = 0, Budget(config.budget)
         for row in llm_stage.dictionaries(store, config, dictionary):
             if control == RANDOM_MODEL:
                 if row.name.endswith(random_name("")):
                     continue
                 row = _random_sister(store, row)
             shown = None if control == RANDOM_MODEL else control
-            failed += llm_stage.score(
-                config, store, row, selection, run_id, terminal, dry_run, control=shown, prompts=prompts
-            )
+            failed += llm_stage.score(config, store, row, selection, run_id, terminal, dry_run, budget, shown, prompts)
         _complain(failed)
 
 
@@ -299,14 +299,16 @@ def run(
         return
     with _recorded(config, "run") as (store, run_id):
         worked = _gpu_stages(config, saes, store, selection, terminal)
-        failed = 0
+        failed, budget = 0, Budget(config.budget)
         for sae in saes:
             row = store.dictionary(sae.dictionary)
             before = store.row_counts()
             llm_stage.show_in_labels(config, store, row)
-            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, False, prompts=prompts)
+            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, False, budget, prompts)
             for shown in dict.fromkeys((None, control)):
-                failed += _score_and_measure(config, store, row, sae, selection, run_id, terminal, shown, prompts)
+                failed += _score_and_measure(
+                    config, store, row, sae, selection, run_id, terminal, budget, shown, prompts
+                )
             worked = worked or store.row_counts() != before
         if not worked:
             terminal.say("everything was done already; nothing to do")
@@ -321,13 +323,14 @@ def _score_and_measure(
     selection: Selection,
     run_id: str,
     terminal: Terminal,
+    budget: Budget,
     control: str | None,
     prompts: Path | None,
 ) -> int:
     """Score; where scorers asked something of the model, measure it and let them judge. How many rows failed."""
 
     def score() -> int:
-        return llm_stage.score(config, store, row, selection, run_id, terminal, False, control=control, prompts=prompts)
+        return llm_stage.score(config, store, row, selection, run_id, terminal, False, budget, control, prompts)
 
     failed = score()
     asked = store.tasks_to_measure(row.dictionary_id, store.selected_features(row.dictionary_id, selection))

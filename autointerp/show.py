@@ -15,6 +15,7 @@ from autointerp.errors import InputError
 from autointerp.records import HEADLINE_SCORERS, Context, PromotedToken
 from autointerp.show_evidence import evidence_lines
 from autointerp.store.rows import DictionaryRow
+from autointerp.store.run_progress import run_progress
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal, visible
 
@@ -240,7 +241,7 @@ def _percent(share: float) -> str:
 def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
     """What is done, pending, failed and spent."""
     with Store.open(path, read_only=True) as store:
-        status = store.status()
+        status = {**store.status(), "last_run": run_progress(store)}
     if as_json:
         terminal.result(_json(status))
         return
@@ -271,6 +272,15 @@ def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
         f"spent: {spent['requests']:,} requests, {spent['input_tokens']:,} + {spent['output_tokens']:,} tokens, "
         f"${spent['usd']:.4f}"
     )
+    if (run := status["last_run"]) is not None:
+        left = "; ".join(f"{name} {n:,.4g}" if name != "deadline" else f"deadline {n}"
+                         for name, n in run["remaining"].items())  # fmt: skip
+        end = "" if run["minutes_left"] is None else f", all labelled in about {run['minutes_left']:,.0f} min"
+        terminal.result(
+            f"last run: {run['command']} ({run['status']}), ${run['usd']:.4f} for {run['requests']:,} requests, "
+            f"{run['calls_per_minute']:,.0f} calls and {run['labels_per_minute']:,.0f} labels a minute{end}"
+        )
+        terminal.result(f"  left of its budget: {left or 'no budget was set'}")
     if status["spend_by_stage"]:
         columns = ("name", "stage", "model", "n_calls", "n_not_ok", "input_tokens", "output_tokens", "cost_usd")
         terminal.table(columns, [[r[c] for c in columns] for r in status["spend_by_stage"]])

@@ -11,14 +11,16 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
-GROUND = {"errors", "records", "config", "stats", "resources"}
+GROUND = {"errors", "records", "config", "stats", "resources", "deadline"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
-    "config": {"errors"},
+    "deadline": {"errors"},
+    "config": {"errors", "deadline"},
     "stats": set(),
     "resources": {"errors"},
     "terminal": set(),
+    "schedule": {"errors"},
     "corpus": GROUND,
     "model": GROUND | {"corpus"},
     "sae": GROUND | {"corpus", "model"},
@@ -43,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": GROUND | {"pipeline", "show", "store", "terminal"},
     "cli": GROUND
     | {"pipeline", "llm_stage", "gpu_stage", "show", "compare", "doctor", "demo", "config_template", "store"}
+    | {"schedule"}
     | {"terminal"},
     "__main__": {"cli"},
     "__init__": set(),

@@ -351,7 +351,7 @@ def forecast_explain(job: Job, config: ExplainConfig, score_config: ScoreConfig 
         more_usd = _price(job, recipe.validator.config.model, asked_of_judge[1], asked_of_judge[2])
         calls, read, written = calls + asked_of_judge[0], read + asked_of_judge[1], written + asked_of_judge[2]
         usd = None if usd is None or more_usd is None else usd + more_usd
-    return Forecast(plan.size, calls, read, written, usd if calls else 0.0)
+    return Forecast(plan.size, calls, read, written, usd if calls else 0.0, plan.n_shaped + plan.n_patterned)
 
 
 def _price(job: Job, model: str, input_tokens: int, output_tokens: int) -> float | None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError, nearest
 from autointerp.interpret import patterns
-from autointerp.interpret.explainers import LLM_EXPLAINERS, Correction, LlmExplainer, evidence_sha256
+from autointerp.interpret.explainers import LLM_EXPLAINERS, SIDES, Correction, LlmExplainer, evidence_sha256
+from autointerp.interpret.free_pass import well_explained
 from autointerp.interpret.label_replies import Label, clean_label
 from autointerp.interpret.patterns_text import lookup_sentence, sentence, side_of
 from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, StoreLedger, run_pool
@@ -28,6 +29,7 @@ from autointerp.store.group_writer import GroupWriter
 RULE_EXPLAINERS = ("patterns", "token_lookup")
 COMPOSITES = ("concat", "best_of_n", "revise")
 EXPLAINERS = (*RULE_EXPLAINERS, *LLM_EXPLAINERS, *COMPOSITES)
+PATTERNS = "patterns"
 SHAPE = "shape"
 """Stands for the model of a label that the feature's shape alone gives."""
 SHAPE_SHA256 = hashlib.sha256(b"shape").hexdigest()
@@ -70,6 +72,10 @@ class Plan:
     rows: list[Explanation]
     """Labels by shape, and features without the evidence that the explainer needs: no call."""
     n_shaped: int
+    n_patterned: int = 0
+    """Labels by the rule of `patterns`, among `rows`."""
+    bases: tuple[Explanation, ...] = ()
+    """`patterns` labels that were made for this and are not in the store yet: written, but not what was asked for."""
 
     @property
     def size(self) -> int:
@@ -109,11 +115,13 @@ def begin(job: Job, plan: Plan) -> Outcome:
     """Writes the rows that take no call; the outcome so far."""
     outcome = Outcome(pending=plan.size)
     if plan.rows:
-        job.store.insert_explanations(plan.rows)
+        job.store.insert_explanations([*plan.bases, *plan.rows])
         outcome.statuses.update(row.status for row in plan.rows)
         job.report(outcome.done, outcome.pending)
     if plan.n_shaped:
         outcome.notes += (f"{plan.n_shaped:,} features have a label by their shape alone, without an LLM",)
+    if plan.n_patterned:
+        outcome.notes += (f"{plan.n_patterned:,} features are explained well enough by patterns, without an LLM",)
     return outcome
 
 
@@ -153,6 +161,9 @@ def make_plan(job: Job, config: ExplainConfig, digest: str) -> Plan:
         rows += [_by_shape(job, config, f, shapes[f]) for f in shaped if f in new]
     n_shaped = len(rows)
     ask = [f for f in pending if f not in shapes]
+    patterned, bases, done = _by_patterns(job, config, ask)
+    rows += patterned
+    ask = [f for f in ask if f not in done]
     methods = METHODS_OF.get(config.explainer)
     if ask and methods is not None:
         found = set().union(*(job.store.features_with_findings(m, job.dictionary_id) for m in methods))
@@ -163,7 +174,50 @@ def make_plan(job: Job, config: ExplainConfig, digest: str) -> Plan:
         new = _without_row(job, config, config.model, NO_EVIDENCE_SHA256) if lacking else set()
         rows += [_lacking(job, config, f) for f in lacking if f in new]
         ask = [f for f in ask if f in found]
-    return Plan(ask, rows, n_shaped)
+    return Plan(ask, rows, n_shaped, len(patterned), tuple(bases))
+
+
+def _by_patterns(
+    job: Job, config: ExplainConfig, features: Sequence[int]
+) -> tuple[list[Explanation], list[Explanation], set[int]]:
+    """(new rows, the `patterns` labels behind them that the store lacks, all features that need no LLM).
+
+    An explainer of what a feature leads to has no use for a rule of what it responds to.
+    """
+    threshold = config.unless_patterns_above
+    if threshold is None or SIDES.get(config.explainer) == "output":
+        return [], [], set()
+    rule_digest = rule_sha256(PATTERNS)
+    digest = hashlib.sha256(f"{PATTERNS} above {threshold} {rule_digest}".encode()).hexdigest()
+    left = _without_row(job, config, PATTERNS, digest, harvest_id=job.harvest_id)
+    new = [f for f in features if f in left]
+    done = set(features) - left  # judged by an earlier run
+    rows: list[Explanation] = []
+    bases: list[Explanation] = []
+    as_rule = dataclasses.replace(config, explainer=PATTERNS)
+    for start in range(0, len(new), BLOCK):
+        block = new[start : start + BLOCK]
+        held = {
+            e.feature: e
+            for labels in job.store.explanations_of(job.dictionary_id, block).values()
+            for e in labels
+            if (e.explainer, e.model, e.template_sha256) == (PATTERNS, PATTERNS, rule_digest)
+            and (e.harvest_id, e.seed) == (job.harvest_id, config.seed)
+        }
+        lacking = [f for f in block if f not in held]
+        made = [rule_explanation(e, job, as_rule, rule_digest) for e in read_evidence(job, lacking, _EVERY)]
+        labels = {**held, **{e.feature: e for e in made}}
+        for base in well_explained(job, [labels[f] for f in block], threshold):
+            row = blank(job, base.feature, config, PATTERNS, digest, base.evidence_sha256)
+            rows.append(
+                dataclasses.replace(
+                    row, text=base.text, status="ok", rule=base.rule, side=base.side, derived_from=[base.explanation_id]
+                )
+            )
+            if base.feature not in held:
+                bases.append(base)
+            done.add(base.feature)
+    return rows, bases, done
 
 
 def _without_row(job: Job, config: ExplainConfig, model: str, digest: str, harvest_id: int | None = None) -> set[int]:
@@ -233,7 +287,8 @@ def forecast_explain(job: Job, config: ExplainConfig) -> Forecast:
     input_tokens, output_tokens = expected_tokens(job, explainer, plan.ask)
     price = job.llm.prices.get(config.model)
     usd = None if price is None else cost_usd(price, input_tokens, 0, output_tokens)
-    return Forecast(plan.size, len(plan.ask), input_tokens, output_tokens, usd if plan.ask else 0.0)
+    usd = usd if plan.ask else 0.0
+    return Forecast(plan.size, len(plan.ask), input_tokens, output_tokens, usd, plan.n_shaped + plan.n_patterned)
 
 
 def expected_tokens(job: Job, explainer: LlmExplainer, features: Sequence[int]) -> tuple[int, int]:

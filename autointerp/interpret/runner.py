@@ -86,6 +86,8 @@ class Forecast:
     output_tokens: int
     usd: float | None
     """None where the model has no price in the configuration."""
+    free: int = 0
+    """Of the features, those that get a label by shape or rule, without a call."""
 
 
 class StoreLedger:

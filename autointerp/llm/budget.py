@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from autointerp.config import BudgetConfig, PriceConfig
+from autointerp.deadline import Deadline
 from autointerp.errors import StoppedError
 
 
@@ -25,7 +26,8 @@ class Reservation:
 
 
 class Budget:
-    """What a run may spend, and what it has spent: requests (every attempt), tokens, US dollars."""
+    """What a run may spend, and what it has spent: requests (every attempt), tokens, US dollars; and until when. One
+    for all stages of a command, which may each have an event loop of their own."""
 
     def __init__(self, config: BudgetConfig) -> None:
         self.config = config
@@ -35,19 +37,23 @@ class Budget:
         self._held_requests = 0
         self._held_tokens = 0
         self._held_usd = 0.0
-        self._settled = asyncio.Event()
+        self.deadline = Deadline.of(config.deadline)
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def reserve(self, tokens: int, usd: float) -> Reservation:
         """Sets aside one request of at most about `tokens` and `usd`.
 
         Where the room left is taken only by calls in flight, waits for them: most cost less than was set aside.
-        StoppedError: the budget is used up.
+        StoppedError: the budget is used up, or the deadline has passed.
         """
+        self.deadline.check()
         while (exceeded := self._exceeded(tokens, usd)) is not None:
             if self._held_requests == 0 or exceeded == "max_requests":
                 raise StoppedError(self._message(exceeded, tokens, usd))
-            self._settled.clear()
-            await self._settled.wait()
+            change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(change)
+            await change
+            self.deadline.check()
         self._held_requests += 1
         self._held_tokens += tokens
         self._held_usd += usd
@@ -58,7 +64,10 @@ class Budget:
         self._held_requests -= 1
         self._held_tokens -= reservation.tokens
         self._held_usd -= reservation.usd
-        self._settled.set()
+        waiting, self._waiting = self._waiting, []
+        for change in waiting:
+            if not change.done():  # one whose worker was cancelled is
+                change.set_result(None)
 
     def settle(self, reservation: Reservation, tokens: int, usd: float) -> None:
         """Replaces what was set aside by what the attempt really took."""

@@ -16,12 +16,14 @@ from typing import Any
 from autointerp.config import EndpointConfig, LlmConfig, PriceConfig
 from autointerp.errors import AutointerpError, InputError, StoppedError
 from autointerp.llm.budget import Budget, Reservation, cost_usd
+from autointerp.llm.concurrency import Slots
 from autointerp.llm.errors import (
     AttemptError,
     BadReplyError,
     DeclinedError,
     RateLimitedError,
     RequestRefusedError,
+    UnavailableError,
     UnreachableError,
 )
 from autointerp.llm.ledger import CallLedger
@@ -89,10 +91,11 @@ class LlmClient:
         self._price(endpoint.model)
         self._transport = Transport(endpoint, llm)
         self._limits = Limits(llm, pauses)
-        self._slots = asyncio.Semaphore(llm.max_connections)
+        self._slots = Slots(llm.max_connections)
         self._retry = retry or RetryPolicy()
         self._reach = reach or ReachPolicy()
         self._stopped: AutointerpError | None = None
+        self._alarm: asyncio.TimerHandle | None = None
         self._asking: dict[tuple[str, int], asyncio.Future[Reply]] = {}
         self._recording: set[asyncio.Task[None]] = set()
         self._answered = False
@@ -106,9 +109,15 @@ class LlmClient:
 
     async def __aenter__(self) -> LlmClient:
         await self._limits.__aenter__()
+        deadline = self.budget.deadline
+        if deadline.at is not None:  # also for those who wait for a permit, or for the end of a pause
+            left = max(0.0, deadline.left_s)
+            self._alarm = asyncio.get_running_loop().call_later(left, lambda: self.stop(deadline.error()))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
         await self._limits.__aexit__()
         try:
             failures = await asyncio.gather(*self._recording, return_exceptions=True)
@@ -267,6 +276,7 @@ class LlmClient:
             used = self._reported_usage(request, payload, raw)
             envelope = read_envelope(request, payload, raw)
             self._has_succeeded(request, used)
+            self._slots.succeeded(sent_at)
             return raw, envelope
         except AttemptError as failure:
             if not failure.perhaps_billed:
@@ -296,6 +306,8 @@ class LlmClient:
             self._note_unreachable(failure, sent_at)
             return
         self._has_answered()
+        if isinstance(failure, RateLimitedError) or (isinstance(failure, UnavailableError) and failure.overloaded):
+            self._slots.throttled(sent_at)
         if isinstance(failure, RateLimitedError):
             self.counts.rate_limited += 1
             gate.hold(sent_at, failure.retry_after, str(failure))

@@ -48,6 +48,9 @@ class UnreachableError(AttemptError):
 
 
 class UnavailableError(AttemptError):
+    overloaded = False
+    """Whether the endpoint said that it has too much to do."""
+
     @property
     def perhaps_billed(self) -> bool:  # type: ignore[override]
         """A connection that broke tells nothing; an answer with an error status is not charged for."""

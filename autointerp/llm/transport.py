@@ -37,6 +37,7 @@ from autointerp.llm.requests import Request
 PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 CONNECT_S = 10.0
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+_OVERLOADED = {503, 529}
 _FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
 _CONTEXT = re.compile(
     r"context[ _](length|window|size)|prompt is too long|input is too (long|large)|too many (input )?tokens"
@@ -178,7 +179,9 @@ class Transport:
         if status == 404:
             return EndpointCredentialsError(f"{text} (model {request.model!r}, path {PATHS[request.kind]})", status)
         if status in (408, 409, 425) or status >= 500:
-            return UnavailableError(text, raw=body, retry_after=wait)
+            error = UnavailableError(text, raw=body, retry_after=wait)
+            error.overloaded = wait is not None or status in _OVERLOADED
+            return error
         if 300 <= status < 400:
             target = headers.get("location", "?") if headers is not None else "?"
             return RequestRefusedError(f"{where}, a redirect to {target}; set base_url to the final address", status)

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from autointerp.errors import AutointerpError, InputError
+from autointerp.errors import AutointerpError, InputError, nearest
 from autointerp.records import Explanation
 from autointerp.store.connection import connect
 from autointerp.store.reads import EXPLANATION, StoreReads
@@ -21,7 +21,7 @@ _TABLES = frozenset(
         "sae_metrics", "training_metrics", "llm_calls", "runs", "labels", "contexts", "windows", "spend_by_stage",
         "explainer_leaderboard", "explainer_leaderboard_strata", "method_runs", "neighbours", "feature_shapes",
         "output_statistics", "mutual_information", "input_words", "pruned_contexts", "token_changes", "measure_tasks",
-        "measurements", "context_need",
+        "measurements", "context_need", "label_changes",
     }
 )  # fmt: skip
 # The columns a condition may use: those of `features`, and those of `labels` that `features` has not.
@@ -31,6 +31,12 @@ _SELECTABLE = """
     FROM features AS f JOIN labels AS l USING (dictionary_id, feature)
     WHERE f.dictionary_id = ?
 """
+
+
+ORDERS = ("density", "random", "score")
+"""density: those that fire most often first. random: drawn with the selection's seed, for results that hold for all
+features whenever the work ends. score: the worst label first, those without a score before all; the score is the latest
+one on the report part by the scorer that `labels` shows, whatever explainer made the label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,10 @@ class Selection:
     random: int | None = None
     """So many of them, drawn with `seed`."""
     limit: int | None = None
-    """The first so many, by number."""
+    """The first so many, by number or in `order`."""
     seed: int = 0
+    order: str | None = None
+    """One of ORDERS: which come first where a budget ends the work early. None: by number."""
 
 
 def parse_features(text: str) -> list[tuple[int, int]]:
@@ -121,10 +129,15 @@ def _dicts(tree: Any) -> Iterator[dict[str, Any]]:
 
 class StoreSelections(StoreReads):
     def selected_features(self, dictionary_id: int, selection: Selection) -> list[int]:
-        """The chosen features in ascending order; dead ones are left out, there is nothing to say about them.
+        """The chosen features, in ascending order where the selection names no other; dead ones are left out, there is
+        nothing to say about them.
 
-        Raises InputError: a number past the dictionary's last feature, a condition that is not one.
+        Raises InputError: a number past the dictionary's last feature, a condition that is not one, no such order.
         """
+        if selection.order is not None and selection.order not in ORDERS:
+            raise InputError(
+                f"--order {selection.order!r} is none of {', '.join(ORDERS)}.{nearest(selection.order, ORDERS)}"
+            )
         conditions, parameters = ["status <> 'dead'"], []
         source = "SELECT feature, status FROM features WHERE dictionary_id = ?"
         if selection.features is not None:
@@ -154,7 +167,35 @@ class StoreSelections(StoreReads):
             raise
         if selection.random is not None and selection.random < len(found):
             found = sorted(random.Random(selection.seed).sample(found, selection.random))
+        if selection.order == "random":
+            random.Random(selection.seed).shuffle(found)
+        elif selection.order is not None:
+            place = self._places(dictionary_id, selection.order)
+            found.sort(key=place.__getitem__)  # of equals, the lower number first
         return found if selection.limit is None else found[: selection.limit]
+
+    def _places(self, dictionary_id: int, order: str) -> dict[int, float]:
+        """What decides every feature's place: the smallest comes first."""
+        if order == "density":
+            return dict(self.rows("SELECT feature, -density FROM features WHERE dictionary_id = ?", [dictionary_id]))
+        found = self.rows(
+            """
+            WITH shown AS (
+                SELECT max(value) AS scorer FROM settings WHERE dictionary_id = ? AND name = 'label_scorer'
+            ),
+            latest AS (
+                SELECT feature, arg_max(value, created_at) AS value
+                FROM scores CROSS JOIN shown
+                WHERE dictionary_id = ? AND control IS NULL AND part = 'report' AND explanation_id IS NOT NULL
+                  AND value IS NOT NULL AND scores.scorer = coalesce(shown.scorer, 'simulation')
+                GROUP BY feature
+            )
+            SELECT f.feature, coalesce(l.value, '-infinity'::DOUBLE)
+            FROM features AS f LEFT JOIN latest AS l USING (feature) WHERE f.dictionary_id = ?
+            """,
+            [dictionary_id, dictionary_id, dictionary_id],
+        )
+        return dict(found)
 
     def features_to_explain(
         self, dictionary_id: int, explainer: str, model: str, template_sha256: str, seed: int, selection: Selection,
@@ -211,7 +252,11 @@ class StoreSelections(StoreReads):
                 method, method, seed, seed,
             ],
         )  # fmt: skip
-        return [Explanation(*row) for row in found]
+        labels = [Explanation(*row) for row in found]
+        if selection.order is not None:
+            place = {feature: i for i, feature in enumerate(wanted)}
+            labels.sort(key=lambda label: place[label.feature])
+        return labels
 
     def features_to_score(
         self, dictionary_id: int, scorer: str, method: str, model: str, template_sha256: str, part: str,

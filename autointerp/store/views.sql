@@ -78,6 +78,41 @@ LEFT JOIN explained AS e ON e.dictionary_id = f.dictionary_id AND e.feature = f.
 LEFT JOIN latest_score AS ls ON ls.dictionary_id = f.dictionary_id AND ls.feature = f.feature
 LEFT JOIN scores AS s ON s.rowid = ls.row_id;
 
+-- Where an explainer's label of a feature became another, newest first: its rows in the order in which they were written,
+-- each beside the one before it. As in `labels`, 'gave_up' is no answer; a label that was lost has the new text NULL.
+CREATE OR REPLACE VIEW label_changes AS
+WITH history AS (
+    SELECT
+        dictionary_id,
+        feature,
+        explainer,
+        lag(text) OVER earlier AS previous_text,
+        text,
+        lag(model) OVER earlier AS previous_model,
+        model,
+        lag(template_sha256) OVER earlier AS previous_template_sha256,
+        template_sha256,
+        lag(harvest_id) OVER earlier AS previous_harvest_id,
+        harvest_id,
+        lag(status) OVER earlier AS previous_status,
+        status,
+        lag(created_at) OVER earlier AS previous_at,
+        created_at AS changed_at,
+        lag(explanation_id) OVER earlier AS previous_explanation_id,
+        explanation_id
+    FROM explanations
+    WHERE status <> 'gave_up'
+    WINDOW earlier AS (PARTITION BY dictionary_id, feature, explainer ORDER BY created_at)
+)
+SELECT
+    h.dictionary_id,
+    d.name,
+    h.* EXCLUDE (dictionary_id)
+FROM history AS h
+JOIN dictionaries AS d ON d.dictionary_id = h.dictionary_id
+WHERE h.previous_explanation_id IS NOT NULL AND h.text IS DISTINCT FROM h.previous_text
+ORDER BY h.changed_at DESC;
+
 CREATE OR REPLACE VIEW spend_by_stage AS
 SELECT
     c.dictionary_id,

@@ -1,0 +1,165 @@
+"""What makes a machine run `autointerp run` by itself: a systemd service with its timer, or a line for crontab. Text to
+be put in place by a person; nothing is installed, and no key is read or printed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from autointerp.errors import InputError
+
+PRESETS = {"hourly": "0 * * * *", "daily": "0 0 * * *", "weekly": "0 0 * * 0"}
+_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of the month", 1, 31), ("month", 1, 12), ("day of the week", 0, 7))
+_DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One scheduled `autointerp run`."""
+
+    config: Path
+    every: str
+    """hourly, daily, weekly, or the five fields of a crontab line."""
+    key_names: tuple[str, ...]
+    """Variables that hold keys."""
+    deadline: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.config.absolute().parent
+
+    @property
+    def environment_file(self) -> Path:
+        return self.folder / "autointerp.env"
+
+    @property
+    def command(self) -> list[str]:
+        # Not resolved: the interpreter of a virtual environment is a link, and is known by its place.
+        words = [str(Path(sys.executable).absolute()), "-m", "autointerp", "run", "-c", str(self.config.absolute())]
+        return words if self.deadline is None else [*words, "--deadline", self.deadline]
+
+    def check(self) -> None:
+        """InputError where there is no such configuration, or a path that no unit or crontab can hold."""
+        if not self.config.is_file():
+            raise InputError(f"no configuration at {self.config}; -c names another")
+        parse_cron(self.every)
+        for word in self.command:
+            if not word.isprintable():
+                raise InputError(f"{word!r} holds a character that neither systemd nor cron can take")
+
+
+def parse_cron(every: str) -> list[tuple[int, ...]]:
+    """The values of each of the five fields, sorted; Sunday is 0. InputError names the field that is none."""
+    fields = PRESETS.get(every, every).split()
+    if len(fields) != len(_FIELDS):
+        raise InputError(
+            f"--every {every!r}: write {', '.join(PRESETS)}, or five fields such as '30 2 * * 1-5' "
+            "(minute, hour, day of the month, month, day of the week)"
+        )
+    values = [_values(every, text, *bounds) for text, bounds in zip(fields, _FIELDS, strict=True)]
+    values[4] = {day % 7 for day in values[4]}
+    return [tuple(sorted(chosen)) for chosen in values]
+
+
+def _values(every: str, text: str, name: str, low: int, high: int) -> set[int]:
+    found: set[int] = set()
+    for part in text.split(","):
+        span, slash, step = part.partition("/")
+        first, dash, last = span.partition("-")
+        numbers = (step if slash else "1", first if span != "*" else "0", last if dash else "0")
+        if not all(n.isascii() and n.isdigit() for n in numbers):
+            raise InputError(
+                f"--every {every!r}: {part!r} is no {name}; write numbers, *, lists, ranges or steps (*/15)"
+            )
+        begin = low if span == "*" else int(first)
+        end = high if span == "*" or (slash and not dash) else int(last) if dash else begin
+        if not (low <= begin <= end <= high) or int(numbers[0]) < 1:
+            raise InputError(f"--every {every!r}: {part!r} is no {name}, which lies in {low}-{high}")
+        found |= set(range(begin, end + 1, int(numbers[0])))
+    return found
+
+
+def calendar_lines(every: str) -> list[str]:
+    """`every` as OnCalendar= values of systemd, any of which fires. A crontab line that names days of the month and of
+    the week means either, which takes two."""
+    minutes, hours, days, months, weekdays = parse_cron(every)
+    fields = PRESETS.get(every, every).split()
+    time = f"{_listed(hours, 24)}:{_listed(minutes, 60)}:00"
+    names = "" if len(weekdays) == 7 else ",".join(_DAYS[day] for day in weekdays) + " "
+    by_day = f"*-{_listed(months, 12)}-{_listed(days, 31)} {time}"
+    if fields[2].startswith("*") or fields[4].startswith("*"):
+        return [names + by_day]
+    return list(dict.fromkeys([by_day, f"{names}*-{_listed(months, 12)}-* {time}"]))
+
+
+def _listed(values: tuple[int, ...], n: int) -> str:
+    return "*" if len(values) == n else ",".join(f"{value:02d}" for value in values)
+
+
+def systemd_units(job: Job) -> str:
+    """A service and a timer, each under the path where a user's systemd looks for it."""
+    job.check()
+    calendar = "\n".join(f"OnCalendar={line}" for line in calendar_lines(job.every))
+    return f"""\
+# ~/.config/systemd/user/autointerp.service
+[Unit]
+Description=autointerp: label and score what is new
+
+[Service]
+Type=oneshot
+WorkingDirectory={_escaped(str(job.folder))}
+# {_keys(job)}; readable by you alone (chmod 600)
+EnvironmentFile=-{_escaped(str(job.environment_file))}
+ExecStart={" ".join(_quoted(word) for word in job.command)}
+# 4: a budget or deadline was reached, 6: some rows failed, 75: another process has the store, 130: stopped by hand.
+# All go on with the next run.
+SuccessExitStatus=4 6 75 130
+KillSignal=SIGINT
+
+# ~/.config/systemd/user/autointerp.timer
+[Unit]
+Description=autointerp, {_escaped(job.every)}
+
+[Timer]
+{calendar}
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+
+# then: systemctl --user daemon-reload && systemctl --user enable --now autointerp.timer
+# without a login: loginctl enable-linger; the log: journalctl --user -u autointerp
+"""
+
+
+def crontab_line(job: Job) -> str:
+    """A comment and one line for `crontab -e`. Two runs at once need no lock: the later one ends with exit code 75."""
+    job.check()
+    environment = shlex.quote(str(job.environment_file))
+    log = shlex.quote(str(job.folder / "autointerp.log"))
+    command = (
+        f"cd {shlex.quote(str(job.folder))} && {{ [ ! -r {environment} ] || {{ set -a; . {environment}; set +a; }}; }} "
+        f"&& {shlex.join(job.command)} >> {log} 2>&1"
+    )
+    # cron takes a bare % for a line break
+    when = PRESETS.get(job.every, " ".join(job.every.split()))
+    escaped = command.replace("%", "\\%")
+    return f"# {_keys(job)} in {job.environment_file}; readable by you alone (chmod 600)\n{when} {escaped}\n"
+
+
+def _keys(job: Job) -> str:
+    return "a line " + " and one ".join(f"{name}=..." for name in dict.fromkeys(job.key_names))
+
+
+def _escaped(text: str) -> str:
+    """% begins a specifier in a unit file."""
+    return text.replace("%", "%%")
+
+
+def _quoted(word: str) -> str:
+    """A word of ExecStart=."""
+    inner = _escaped(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    plain = all(c.isalnum() or c in "/._-=:+,@%" for c in inner)
+    return inner if plain and inner else f'"{inner}"'

@@ -1,0 +1,99 @@
+"""Calls in flight follow what the endpoint bears, counted in requests, not in seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import pytest
+from llm_helpers import ask_all, chat, client_for
+from llm_server import BrainReply, Fault, Kind, LlmServer
+
+from autointerp.llm.concurrency import START, Slots
+
+
+@pytest.mark.parametrize("fault", [Fault("429"), Fault("429", retry_after=0.05), Fault("503", retry_after=0.05)])
+def test_it_settles_around_what_the_endpoint_bears(fault: Fault) -> None:
+    bears, n = 6, 150
+
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        return fault if server.in_flight > bears else BrainReply("x", input_tokens=1, output_tokens=1)
+
+    with LlmServer(brain, latency=0.01) as server:
+        client = client_for(server, max_connections=64, attempts=50)
+        replies = ask_all(client, *[chat(f"{i}") for i in range(n)])
+    assert all(reply.ok for reply in replies)
+    # Kept at 64 or 16, six of each round would be answered: hundreds refused. Here the first rounds are, then about one
+    # in two windows.
+    assert 3 <= len(server.faults) <= 0.4 * n
+    assert len(server.requests) == n + len(server.faults)
+    assert server.peak_in_flight <= START
+    assert 0.6 * bears <= client._slots.limit <= bears + 2
+
+
+def test_an_endpoint_that_bears_it_gets_all_there_is_and_never_more() -> None:
+    with LlmServer(lambda *_: BrainReply("x", input_tokens=1, output_tokens=1), latency=0.1) as server:
+        client = client_for(server, max_connections=40)
+        ask_all(client, *[chat(f"{i}") for i in range(200)])
+        assert 30 <= server.peak_in_flight <= 40
+    assert client._slots.limit == 40
+
+
+def test_one_cut_for_all_calls_of_an_episode_and_growth_by_windows() -> None:
+    async def run() -> None:
+        slots = Slots(100)
+        for _ in range(START):
+            await slots.__aenter__()
+        sent = time.monotonic()
+        for _ in range(5):
+            slots.throttled(sent)
+        assert (slots.limit, slots.cuts) == (0.8 * START, 1)
+        for _ in range(100):
+            slots.succeeded(sent)  # of before the cut
+        assert slots.limit == 0.8 * START
+        after = time.monotonic()
+        for _ in range(int(slots.limit)):
+            slots.succeeded(after)
+        assert slots.limit == 0.8 * START + 1
+        for _ in range(60):
+            slots.throttled(time.monotonic())
+        assert slots.limit == 1.0, "one call always may"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_slot_is_lost_or_given_twice_whatever_is_cancelled(seed: int) -> None:
+    """Workers that come, work, fail, and are cancelled at any point: never more than the ceiling, and in the end every
+    slot is free."""
+    rng = random.Random(seed)
+    ceiling = rng.randint(1, 30)
+    slots, held, most = Slots(ceiling), 0, 0
+
+    async def worker() -> None:
+        nonlocal held, most
+        async with slots:
+            held += 1
+            most = max(most, held)
+            try:
+                sent = time.monotonic()
+                for _ in range(rng.randint(0, 3)):
+                    await asyncio.sleep(0)
+                rng.choice([slots.succeeded, slots.succeeded, slots.throttled])(sent)
+            finally:
+                held -= 1
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(worker()) for _ in range(200)]
+        for _ in range(60):
+            await asyncio.sleep(0)
+            rng.choice(tasks).cancel()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        assert held == 0
+        for _ in range(int(slots.limit)):
+            await asyncio.wait_for(slots.__aenter__(), 1)
+
+    asyncio.run(run())
+    assert 1 <= most <= ceiling and 1 <= slots.limit <= ceiling

@@ -1,0 +1,35 @@
+"""What `status` tells of the running or last run, on a store whose calls were written at known times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from store_fixtures import call, explanation, filled
+
+from autointerp.store.run_progress import run_progress
+
+
+def test_pace_spending_and_what_is_left(tmp_path: Path) -> None:
+    store, _, _ = filled(tmp_path / "x.duckdb")
+    assert run_progress(store) is None
+    config = {"budget": {"max_usd": 10.0, "max_requests": None, "max_tokens": 1000, "deadline": "2099-01-01T00:00"}}
+    run_id = store.begin_run("run", config, {})
+    store.insert_calls([call(i, run_id=run_id) for i in range(6)] + [call(9, run_id="another")])
+    store.insert_explanations([explanation(f, input_tokens=10) for f in (0, 1)])
+    # Ten minutes of work: one call each two minutes, and the labels with the last two.
+    store.con.execute("UPDATE runs SET started_at = TIMESTAMP '2026-01-01 00:00:00'")
+    store.con.execute(
+        "UPDATE llm_calls SET created_at = TIMESTAMP '2026-01-01 00:00:00' + to_minutes(2 * feature) WHERE feature < 9"
+    )
+    store.con.execute("UPDATE explanations SET created_at = TIMESTAMP '2026-01-01 00:06:00' + to_minutes(2 * feature)")
+    found = run_progress(store)
+    assert found is not None
+    assert (found["command"], found["status"], found["requests"], found["usd"]) == ("run", "running", 6, 1.5)
+    assert found["remaining"] == {"max_usd": 8.5, "max_tokens": 1000 - 6 * 13, "deadline": "2099-01-01T00:00"}
+    assert found["calls_per_minute"] == pytest.approx(3 / 5)  # at 6, 8 and 10 of the last five minutes
+    assert found["labels_per_minute"] == pytest.approx(2 / 5)
+    assert found["minutes_left"] == pytest.approx(3 / (2 / 5)), "three live features have no label"
+    store.finish_run(run_id, "stopped", 4)
+    over = run_progress(store)
+    assert over is not None and (over["status"], over["minutes_left"]) == ("stopped", None)
