@@ -433,10 +433,12 @@ def query(
         if output is None:
             raise InputError("--format parquet needs a file to write: -o FILE")
         file_form = "csv" if form is Format.table else form.value
-        run_query(path, statement, unsafe=unsafe, timeout_s=timeout, output=output, output_format=file_form)
+        run_query(
+            path, statement, unsafe=unsafe, timeout_s=timeout, output=output, output_format=file_form, say=terminal.say
+        )
         terminal.say(f"wrote {output}")
         return
-    columns, rows = run_query(path, statement, unsafe=unsafe, timeout_s=timeout)
+    columns, rows = run_query(path, statement, unsafe=unsafe, timeout_s=timeout, say=terminal.say)
     if form is Format.json:
         records = [dict(zip(columns, row, strict=True)) for row in rows]
         terminal.result(json.dumps(records, default=str, ensure_ascii=False, indent=1))

@@ -27,7 +27,7 @@ import numpy as np
 from autointerp import stats
 from autointerp.errors import InputError, nearest
 from autointerp.store.compare import Comparison, Contender, Kind, LabelRow, Paired, compared_scores
-from autointerp.store.store import Store
+from autointerp.store.reading import open_for_reading
 from autointerp.terminal import Terminal
 
 CompareFormat = Literal["table", "json", "csv"]
@@ -254,7 +254,7 @@ def print_comparison(
 ) -> None:  # fmt: skip
     """Raises InputError: no such dictionary, no such explainer."""
     with (
-        Store.open(path, read_only=True) as store,
+        open_for_reading(path, terminal.say) as store,
         compared_scores(store, store.dictionary(dictionary).dictionary_id, strata=strata) as found,
     ):
         rows: Sequence[Difference | Agreement]

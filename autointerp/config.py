@@ -7,6 +7,7 @@ and AUTOINTERP_* variables override the file (see `load`). API keys never stand 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 import types
@@ -463,6 +464,14 @@ class StoreConfig:
 
     path: str = "autointerp.duckdb"
     """The evidence file stands beside it: X.evidence.duckdb."""
+    snapshot_seconds: float = 60.0
+    """While a run writes, others read X.snapshot.duckdb: at most this old, in seconds. 0: they have to wait."""
+
+    def __post_init__(self) -> None:
+        _check(
+            0 <= self.snapshot_seconds < math.inf,
+            f"store.snapshot_seconds must be 0 or more, not {self.snapshot_seconds}",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from autointerp import llm_stage, pipeline
 from autointerp.config import Config
 from autointerp.errors import AutointerpError
-from autointerp.store.store import Store
+from autointerp.store.reading import open_for_reading
 from autointerp.terminal import Terminal
 
 
@@ -34,7 +34,7 @@ def run_doctor(config: Config, terminal: Terminal) -> None:
         for sae in config.sae:
             check(f"SAE {sae.dictionary}", lambda sae=sae: session.describe_sae(sae))  # type: ignore[misc]
     path = Path(config.store.path)
-    check("store", lambda: _store(path))
+    check("store", lambda: _store(path, terminal.say))
     for stage, endpoint in (("explain", config.explain), ("score", config.score)):
         if endpoint.model:
             check(f"{stage} endpoint", lambda e=endpoint: asyncio.run(llm_stage.describe_endpoint(config, e)))  # type: ignore[misc]
@@ -44,9 +44,9 @@ def run_doctor(config: Config, terminal: Terminal) -> None:
         raise failures[0]
 
 
-def _store(path: Path) -> str:
+def _store(path: Path, say: Callable[[str], None]) -> str:
     if not path.exists():
         return f"{path} does not exist yet; the first run makes it"
-    with Store.open(path, read_only=True) as store:
+    with open_for_reading(path, say) as store:
         names = ", ".join(row.name for row in store.dictionaries())
     return f"{path} opens; dictionaries: {names or 'none yet'}"

@@ -22,8 +22,10 @@ from autointerp.config import Config, SaeConfig, as_dict
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
 from autointerp.llm_stage import RANDOM_MODEL, Budget
 from autointerp.store.leakage import LeakageReport, check_leakage
+from autointerp.store.reading import open_for_reading
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.selection import Selection
+from autointerp.store.snapshot import open_for_writing
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
@@ -77,11 +79,12 @@ def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]
 
 
 @contextmanager
-def _recorded(config: Config, command: str, create: bool = True) -> Iterator[tuple[Store, str]]:
+def _recorded(config: Config, command: str, terminal: Terminal, create: bool = True) -> Iterator[tuple[Store, str]]:
     """The open store and the id of this run's row in `runs`, which tells afterwards how the run ended."""
     path = Path(config.store.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Store.open(path, create=create) as store:
+    seconds = config.store.snapshot_seconds
+    with open_for_writing(path, create=create, snapshot_seconds=seconds, say=terminal.say) as store:
         run_id = store.begin_run(command, as_dict(config), _versions())
         try:
             yield store, run_id
@@ -108,7 +111,7 @@ def train(config: Config, dictionary: str | None, terminal: Terminal) -> None:
         if not is_first:  # under torchrun one process writes
             gpu.train(gpu.Session(config, terminal.silent()), None, saes)
             return
-        with _recorded(config, "train") as (store, _):
+        with _recorded(config, "train", terminal) as (store, _):
             gpu.train(gpu.Session(config, terminal), store, saes)
 
 
@@ -133,7 +136,7 @@ def harvest(
             gpu.harvest_shard(session, sae, shard_index, num_shards)
         terminal.say(f"shard {shard_index} of {num_shards} is done; run `autointerp merge` when all are")
         return
-    with _recorded(config, "harvest") as (store, _):
+    with _recorded(config, "harvest", terminal) as (store, _):
         for sae in saes:
             gpu.harvest_and_merge(session, store, sae)
         _gather(session, store, saes, Selection())
@@ -145,7 +148,7 @@ def evaluate(config: Config, dictionary: str | None, options: Any, terminal: Ter
     from autointerp import evaluate_stage
 
     evaluate_stage.check_options(options)
-    with _recorded(config, "evaluate") as (store, _):
+    with _recorded(config, "evaluate", terminal) as (store, _):
         return evaluate_stage.evaluate(gpu.Session(config, terminal), store, chosen_saes(config, dictionary), options)
 
 
@@ -166,7 +169,7 @@ def measure(
     gpu = _gpu_stage()
     from autointerp import measure_stage
 
-    with _recorded(config, "measure", create=False) as (store, _):
+    with _recorded(config, "measure", terminal, create=False) as (store, _):
         session = gpu.Session(config, terminal)
         saes = chosen_saes(config, dictionary)
         _gather(session, store, saes, selection, methods)
@@ -190,7 +193,7 @@ def _gather(
 def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
     """Merge finished shards into the store."""
     gpu = _gpu_stage()
-    with _recorded(config, "merge") as (store, _):
+    with _recorded(config, "merge", terminal) as (store, _):
         session = gpu.Session(config, terminal)
         saes = chosen_saes(config, dictionary)
         for sae in saes:
@@ -210,7 +213,7 @@ def explain(
     """Describe features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless
     it was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's
     own, here and below."""
-    with _recorded(config, "explain", create=False) as (store, run_id):
+    with _recorded(config, "explain", terminal, create=False) as (store, run_id):
         failed, budget = 0, Budget(config.budget)
         for row in llm_stage.dictionaries(store, config, dictionary):
             if is_configured and not dry_run:
@@ -230,7 +233,7 @@ def score(
 ) -> None:
     """Score descriptions of one dictionary, or of all in the store; under a `control`, what stands in for them."""
     llm_stage.check_control(control)
-    with _recorded(config, "score", create=False) as (store, run_id):
+    with _recorded(config, "score", terminal, create=False) as (store, run_id):
         failed, budget = 0, Budget(config.budget)
         for row in llm_stage.dictionaries(store, config, dictionary):
             if control == RANDOM_MODEL:
@@ -297,7 +300,7 @@ def run(
     if dry_run:
         _forecast_run(config, dictionary, saes, selection, terminal, prompts)
         return
-    with _recorded(config, "run") as (store, run_id):
+    with _recorded(config, "run", terminal) as (store, run_id):
         worked = _gpu_stages(config, saes, store, selection, terminal)
         failed, budget = 0, Budget(config.budget)
         for sae in saes:
@@ -403,7 +406,7 @@ def verify_leakage(path: Path, dictionary: str | None, terminal: Terminal, as_js
     Raises InputError where there is nothing to check; AutointerpError (exit 1) where explain and held-out text, or
     selection and reporting, are not apart.
     """
-    with Store.open(path, read_only=True) as store:
+    with open_for_reading(path, terminal.say) as store:
         rows = [store.dictionary(dictionary)] if dictionary else store.dictionaries() or [store.dictionary()]
         reports = [check_leakage(store, row) for row in rows]
     _print_leakage(reports, terminal, as_json)

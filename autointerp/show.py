@@ -14,9 +14,9 @@ from rich.markup import escape
 from autointerp.errors import InputError
 from autointerp.records import HEADLINE_SCORERS, Context, PromotedToken
 from autointerp.show_evidence import evidence_lines
+from autointerp.store.reading import open_for_reading
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.run_progress import run_progress
-from autointerp.store.store import Store
 from autointerp.terminal import Terminal, visible
 
 _LABEL_COLUMNS = ("feature", "label", "score", "ci_low", "ci_high", "density")
@@ -32,7 +32,7 @@ _SHADES = (
 
 def print_labels(path: Path, dictionary: str, terminal: Terminal, rows: int = 20) -> None:
     """The summary that ends a demo: how many features of each status, how well they score, the best of them."""
-    with Store.open(path, read_only=True) as store:
+    with open_for_reading(path, terminal.say) as store:
         summary = store.label_summary(store.dictionary(dictionary).dictionary_id)
         best = store.best_labels(store.dictionary(dictionary).dictionary_id, rows)
     counts = ", ".join(f"{n} {status}" for status, n in summary["features"].items())
@@ -50,7 +50,7 @@ def print_labels(path: Path, dictionary: str, terminal: Terminal, rows: int = 20
 
 def print_search(path: Path, text: str, dictionary: str | None, limit: int, as_json: bool, terminal: Terminal) -> None:
     """Labels that hold words of `text`."""
-    with Store.open(path, read_only=True) as store:
+    with open_for_reading(path, terminal.say) as store:
         chosen = store.dictionary(dictionary).dictionary_id if dictionary else None
         found = store.search_labels(text, chosen, limit)
     if as_json:
@@ -70,7 +70,7 @@ def print_feature(
     name, _, number = feature.rpartition(":")
     if not number.isdigit():
         raise InputError(f"{feature!r} is not a feature; write a number, or NAME:NUMBER to name the dictionary")
-    with Store.open(path, read_only=True) as store:
+    with open_for_reading(path, terminal.say) as store:
         row = store.dictionary(name or dictionary)
         page = store.feature_page(row.dictionary_id, int(number), contexts)
     if as_json:
@@ -240,7 +240,7 @@ def _percent(share: float) -> str:
 
 def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
     """What is done, pending, failed and spent."""
-    with Store.open(path, read_only=True) as store:
+    with open_for_reading(path, terminal.say) as store:
         status = {**store.status(), "last_run": run_progress(store)}
     if as_json:
         terminal.result(_json(status))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import threading
@@ -50,6 +51,16 @@ def evidence_path_of(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".duckdb") + ".evidence.duckdb")
 
 
+def snapshot_path_of(path: Path) -> Path:
+    """X.duckdb -> X.snapshot.duckdb, in the same folder: what readers see while a run writes (snapshot.py)."""
+    return path.with_name(path.name.removesuffix(".duckdb") + ".snapshot.duckdb")
+
+
+def unfinished_snapshot_of(path: Path) -> Path:
+    """Where a snapshot stands until it is whole."""
+    return path.with_name(snapshot_path_of(path).name + ".new")
+
+
 def sql_file(name: str) -> str:
     """The text of an SQL file of this package: views.sql, evidence_schema.sql."""
     return (resources.files("autointerp.store") / name).read_text(encoding="utf-8")
@@ -91,6 +102,10 @@ class StoreConnection:
         """Those of APPEND_ONLY that the store has."""
         self._last_time = datetime.min
         self._failed: AutointerpError | None = None
+        self.evidence_replaced = threading.Event()
+        """Set by replace_evidence; whoever publishes snapshots waits for it and clears it."""
+        self.snapshot_age_s: float | None = None
+        """Seconds for which this, a snapshot, has not been known to be the newest; None where it is the store."""
 
     # --- opening and closing ---------------------------------------------------------------------------------------
 
@@ -125,10 +140,26 @@ class StoreConnection:
             con = connect(path, read_only=read_only)
         store = cls(path, con, read_only)
         try:
+            if not read_only:  # what a run that was killed has left; readers must not take it for ours
+                new = unfinished_snapshot_of(path)
+                with translated(path):
+                    for leftover in (snapshot_path_of(path), new, new.with_name(new.name + ".wal")):
+                        leftover.unlink(missing_ok=True)
             store._prepare()
         except BaseException:
             con.close()
             raise
+        return store
+
+    @classmethod
+    def on_snapshot(cls, path: Path, con: duckdb.DuckDBPyConnection, age_s: float) -> Self:
+        """The store at `path` as `con`, a connection to its snapshot with evidence, shows it (reading.py)."""
+        store = cls(path, con, True)
+        store.snapshot_age_s = age_s
+        with translated(path, opening=True):
+            if store._pending_migrations():
+                raise InputError(f"the process that writes {path} is of an older version; wait until it has ended")
+            store._read_state()
         return store
 
     def _check_ledger(self) -> None:
@@ -272,6 +303,18 @@ class StoreConnection:
             finally:
                 self._owner = None
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Nobody else commits, replaces the evidence or begins a snapshot while the block lasts; transactions of this
+        thread may stand inside."""
+        with self._lock:
+            yield
+
+    @property
+    def commit_number(self) -> int:
+        """Transactions committed to the store so far."""
+        return self._commit_number
+
     @property
     def failed(self) -> AutointerpError | None:
         """The error after which this object can write no more (full disk, damage); None while all is well."""
@@ -348,6 +391,7 @@ class StoreConnection:
                 with translated(self.evidence_path):
                     os.replace(new_file, self.evidence_path)
                     fsync_folder(self.evidence_path.parent)
+                self.evidence_replaced.set()
             finally:
                 self.attach_evidence()
 
@@ -412,6 +456,14 @@ def attach_evidence(con: duckdb.DuckDBPyConnection, path: Path, evidence_path: P
             f"{behind[0]} in {path.name} come from (it holds {held.get(behind[0], 'none')}): an older or foreign copy. "
             "Restore the right file, or harvest again"
         )
+
+
+def evidence_of(con: duckdb.DuckDBPyConnection) -> str:
+    """What tells the evidence attached to `con` from any other: the facts of every merge in it."""
+    rows = con.execute(
+        "SELECT harvest_id, dictionary_id, n_contexts, created_at::VARCHAR FROM evidence.harvest_info ORDER BY ALL"
+    ).fetchall()
+    return json.dumps(rows)
 
 
 def _in_schema(con: duckdb.DuckDBPyConnection, sql: str) -> None:

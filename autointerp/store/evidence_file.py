@@ -125,20 +125,22 @@ def _merge(
             con.execute("DETACH building")
             copy(con, "SELECT * FROM new_features ORDER BY feature", features_file)
         con.close()
-        store.replace_evidence(new_file)
-        with store.transaction() as main:
-            main.execute("DELETE FROM features WHERE dictionary_id = $1", [target.dictionary_id])
-            main.execute(
-                "INSERT INTO features SELECT $1, feature, $2, * EXCLUDE (feature) FROM read_parquet($3) "
-                "ORDER BY feature",
-                [target.dictionary_id, target.harvest_id, str(features_file)],
-            )
-            counts |= dict(
+        with store.exclusive():  # a snapshot shows both or neither
+            store.replace_evidence(new_file)
+            with store.transaction() as main:
+                main.execute("DELETE FROM features WHERE dictionary_id = $1", [target.dictionary_id])
                 main.execute(
-                    "SELECT status, count(*) FROM features WHERE dictionary_id = $1 GROUP BY status ORDER BY status",
-                    [target.dictionary_id],
-                ).fetchall()
-            )
+                    "INSERT INTO features SELECT $1, feature, $2, * EXCLUDE (feature) FROM read_parquet($3) "
+                    "ORDER BY feature",
+                    [target.dictionary_id, target.harvest_id, str(features_file)],
+                )
+                counts |= dict(
+                    main.execute(
+                        "SELECT status, count(*) FROM features WHERE dictionary_id = $1 GROUP BY status "
+                        "ORDER BY status",
+                        [target.dictionary_id],
+                    ).fetchall()
+                )
     finally:
         con.close()
         features_file.unlink(missing_ok=True)

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from autointerp.errors import AutointerpError, InputError, StoppedError
-from autointerp.store.connection import attach_evidence, connect, evidence_path_of, quoted
+from autointerp.store.connection import quoted
 from autointerp.store.faults import from_duckdb, translated
+from autointerp.store.reading import connect_for_reading
 
 
 def run_query(
     path: Path, sql: str, *, unsafe: bool = False, memory_limit: str = "2GB", timeout_s: float = 30.0,
     max_rows: int | None = None, output: Path | None = None, output_format: str = "parquet",
+    say: Callable[[str], None] | None = None,
 ) -> tuple[list[str], list[tuple[Any, ...]]]:  # fmt: skip
     """Column names and rows of one SQL statement over the store at `path`, its evidence attached.
 
     The connection cannot write to the store, and unless `unsafe` it can reach no file, network, extension or setting
     either; a statement that runs longer than `timeout_s` seconds is interrupted. `max_rows` ends the result early (the
-    rows lie in memory, outside of `memory_limit`). With `output` the result goes to that file (output_format parquet,
-    csv or json), which then is the one path it may touch, and the rows come back empty.
+    rows lie in memory, outside of `memory_limit`). While a run writes to the store its snapshot answers, and `say` is
+    told so. With `output` the result goes to that file (output_format parquet, csv or json), which then is the one path
+    it may touch, and the rows come back empty.
 
     Raises InputError (SQL that does not parse, bind or is not allowed), StoppedError (timeout), StoreBusyError,
     DamagedError, DiskFullError.
     """
     path = Path(path)
-    with _connected(path) as con:
+    with closing(connect_for_reading(path, say)) as con:
         _lock_down(con, path, unsafe, memory_limit, output)
         statement = _single_statement(con, sql)
         if output is not None:
@@ -69,24 +72,6 @@ def run_query(
             raise _explained(error, path, unsafe) from error
         finally:
             timer.cancel()
-
-
-@contextmanager
-def _connected(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    if not path.exists():
-        raise InputError(f"no store at {path}; name one with --store")
-    with translated(path, opening=True):
-        con = connect(path, read_only=True)
-    try:
-        with translated(path, opening=True):
-            try:
-                row = con.execute("SELECT store_id FROM store_state").fetchone()
-            except duckdb.CatalogException:
-                raise InputError(f"{path} is a DuckDB file, but not a store of this program") from None
-        attach_evidence(con, path, evidence_path_of(path), row[0] if row else "")
-        yield con
-    finally:
-        con.close()
 
 
 def _single_statement(con: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:

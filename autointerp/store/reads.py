@@ -358,6 +358,7 @@ class StoreReads(StoreFindings):
         return {
             "store": str(self.path),
             "store_id": self.store_id,
+            "snapshot_age_s": self.snapshot_age_s,
             "dictionaries": dictionaries,
             "rows": self.row_counts(),
             "spent": {
