@@ -185,3 +185,15 @@ def tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def metaspace_tokenizer() -> PreTrainedTokenizerBase:
     return byte_fallback_tokenizer()
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An LLM stage that tries again after milliseconds, not seconds, and does not wait for more rows to a commit."""
+    from llm_helpers import QUICK
+
+    from autointerp.llm import client
+    from autointerp.store.group_writer import GroupWriter
+
+    monkeypatch.setattr(client, "RetryPolicy", lambda: QUICK)
+    monkeypatch.setitem(GroupWriter.__init__.__kwdefaults__, "max_wait_s", 0.01)  # type: ignore[arg-type]

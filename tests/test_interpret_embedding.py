@@ -135,7 +135,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     with copy_of(planted, tmp_path / "x.duckdb") as opened:
         yield opened

@@ -33,7 +33,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     with copy_of(planted, tmp_path / "x.duckdb") as opened:
         yield opened
@@ -248,7 +248,9 @@ def test_an_endpoint_that_gives_up_is_a_status_and_asked_again(store: Store) -> 
 
 def test_a_wrong_number_of_tokens_is_asked_again_once(store: Store) -> None:
     def spoil(kind: str, body: dict[str, Any], attempt: int) -> BrainReply | None:
-        messages = body.get("messages", [])
+        if kind != "chat":
+            return None
+        messages = body["messages"]
         again = "could not be used" in messages[-1]["content"]
         if "You predict" not in messages[0]["content"] or again:
             return None
@@ -337,6 +339,8 @@ def test_replies_without_a_label(store: Store) -> None:
 
 def test_a_prompt_too_long_is_halved_twice_at_most(store: Store) -> None:
     def spoil(kind: str, body: dict[str, Any], attempt: int) -> Fault | None:
+        if kind != "chat":
+            return None
         messages = body["messages"]
         if "LABEL:" in messages[0]["content"]:
             shown = sum(line.startswith("[") for line in messages[-1]["content"].split("\n"))

@@ -30,7 +30,7 @@ class Label:
 
 _MARKER = re.compile(r"^[ \t>*_#`]*label[*_`]*[ \t]*:[*_`]*(.*)$", re.IGNORECASE | re.MULTILINE)
 _SIDE = re.compile(
-    r"^[ \t>*_#`]*side[*_`]*[ \t]*:[ \t*_`\"']*(input|output|both)[ \t*_`\"'.]*$", re.IGNORECASE | re.MULTILINE
+    r"^[ \t>*_#`]*side[*_`]*[ \t]*:[ \t*_`\"']*(input|output|both)(?:[^\S\n]|[*_`\"'.])*$", re.IGNORECASE | re.MULTILINE
 )
 _OBJECT = re.compile(r'\{(?=\s*")')
 _URL = re.compile(r"\b(?:https?|ftp)://\S+|\bwww\.\S+", re.IGNORECASE)
@@ -57,7 +57,10 @@ def parse_label(reply: str) -> Label:
     if not lines:
         return Label("unparseable")
     sides = _SIDE.findall(reply)
-    return _label(lines[-1][1], sides[-1].lower() if sides else None)
+    raw = lines[-1][1].rstrip()
+    if raw.endswith("`") and raw.count("`") % 2 and lines[-1][0].count("`") % 2 == 0:
+        raw = raw[:-1]  # the line is in backticks, not the label
+    return _label(raw, sides[-1].lower() if sides else None)
 
 
 def _label(raw: str, side: Side | None) -> Label:

@@ -211,13 +211,16 @@ def read_prompt_logprobs(rows: Sequence[TokenLogprob] | None, n_tokens: int) -> 
     return out
 
 
+_SPELLED = {str(number): number for number in range(TOP + 1)}
+
+
 def _digit_weights(top: Sequence[tuple[str, float]], largest: int) -> dict[int, float]:
     """Probability of each number among the alternatives, spellings with white space around it added up."""
     weights: dict[int, float] = {}
     for token, logprob in top:
         core = token.strip()
-        if core.isascii() and core.isdigit() and int(core) <= largest and str(int(core)) == core:
-            weights[int(core)] = weights.get(int(core), 0.0) + math.exp(min(0.0, logprob))
+        if core in _SPELLED and _SPELLED[core] <= largest:
+            weights[_SPELLED[core]] = weights.get(_SPELLED[core], 0.0) + math.exp(min(0.0, logprob))
     return weights
 
 
@@ -225,7 +228,8 @@ def _expected(weights: Mapping[int, float]) -> float:
     whole = sum(weights.values())
     if whole <= 0.0:
         raise ReplyError("no_logprobs", "no number is among the likely tokens where one should stand")
-    return sum(number * weight for number, weight in weights.items()) / whole
+    # Rounding may carry a mean past the largest number.
+    return min(sum(number * weight for number, weight in weights.items()) / whole, max(weights))
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,10 @@ class Line:
     digits: str
 
 
-_LINE = re.compile(r"^(?P<token>.*?\S)[ \t]*[\t :|=][ \t]*(?P<number>-?\d+(?:\.\d+)?)[ \t]*$")
+_NUMBER = re.compile(r"(?<=[\t :|=])-?[0-9]+(?:\.[0-9]+)?$")
+_SEPARATORS = (":", "|", "=")
+_LONGEST_NUMBER = 40
+"""Characters at the end of a line in which its number is looked for, so that no line takes long."""
 MAX_STRAY_TOKENS = 0.1
 """Share of lines whose token may come back misspelt; more of them mean that the lines are out of step."""
 
@@ -251,15 +258,18 @@ def read_lines(text: str, tokens: Sequence[str]) -> list[Line]:
         start, at = at, at + len(raw) + 1
         if not raw.strip() or raw.strip().startswith("```"):
             continue
-        match = _LINE.match(raw.rstrip("\r"))
-        if match is None:
+        line = raw.rstrip("\r").rstrip(" \t")
+        match = _NUMBER.search(line, max(0, len(line) - _LONGEST_NUMBER))
+        head = line[: match.start()] if match else ""
+        token = head.rstrip(" \t")
+        if match is None or not token or head in _SEPARATORS:
             raise ReplyError("token_count", f"the line {raw.strip()[:60]!r} is not a token, a tab and a number")
-        number = float(match["number"])
+        number = float(match[0])
         if not 0.0 <= number <= TOP:
-            raise ReplyError("bad_number", f"{match['number']} is not a number from 0 to {TOP}")
+            raise ReplyError("bad_number", f"{match[0]} is not a number from 0 to {TOP}")
         if len(lines) < len(tokens):
-            stray += not _same_token(match["token"], tokens[len(lines)])
-        lines.append(Line(number, start + match.start("number"), match["number"]))
+            stray += not _same_token(token, tokens[len(lines)])
+        lines.append(Line(number, start + match.start(), match[0]))
     if len(lines) != len(tokens):
         raise ReplyError("token_count", f"it has {len(lines)} lines, not {len(tokens)}")
     if stray > MAX_STRAY_TOKENS * len(tokens):
@@ -268,11 +278,20 @@ def read_lines(text: str, tokens: Sequence[str]) -> list[Line]:
 
 
 def _same_token(written: str, token: str) -> bool:
+    """Whether what stands before a number and white space is the token, as JSON or plain, perhaps with a separator."""
+    candidates = [written]
+    if written.endswith(_SEPARATORS):
+        candidates.append(written[:-1].rstrip(" \t"))
+    return any(_plain(one).strip() == token.strip() for one in candidates)
+
+
+def _plain(written: str) -> str:
+    if not written.startswith('"'):
+        return written
     try:
-        read = json.loads(written)
+        return str(json.loads(written))
     except json.JSONDecodeError:
-        read = written
-    return isinstance(read, str) and (read == token or read.strip() == token.strip())
+        return written
 
 
 def expected_numbers(text: str, rows: Sequence[TokenLogprob] | None, lines: Sequence[Line]) -> list[float]:

@@ -12,6 +12,8 @@ from autointerp.llm.requests import ReplyStatus, Request, RequestKind, TokenLogp
 
 _LARGEST = 3.5e38
 """Beyond any 32-bit float; NaN fails the comparison too."""
+_MOST = 2**53
+"""Counts of tokens and costs from here on are no counts and no costs; no integer column of a store overflows."""
 STORED_WHOLE = 262_144
 """Characters of a reply that are stored as they came; longer ones lose the fields that nobody reads."""
 
@@ -69,7 +71,7 @@ def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
     if finish == "content_filter":
         status, error = "filtered", "finish_reason is content_filter"
     elif refusal:
-        status, error = "refused", refusal[:300]
+        status, error = "refused", _storable(refusal[:300])
     elif finish == "length" and not request.length_is_expected:
         status, error = "truncated", f"the reply reached its {request.max_tokens} tokens"
     elif finish == "error":
@@ -119,7 +121,10 @@ def _text(request: Request, choice: dict[str, Any], raw: str) -> tuple[str, str 
         raise BadReplyError("the reply's choice has no message", raw=raw)
     content, refusal = message.get("content"), message.get("refusal")
     if isinstance(content, list):  # content parts, as some servers send them
-        content = "".join(str(p.get("text") or "") for p in content if isinstance(p, dict))
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if not all(part is None or isinstance(part, str) for part in parts):
+            raise BadReplyError("a part of the message's content has a text that is none", raw=raw)
+        content = "".join(part for part in parts if part)
     if content is not None and not isinstance(content, str):
         raise BadReplyError(f"the message's content is a JSON {type(content).__name__}", raw=raw)
     return _storable(content or ""), refusal if isinstance(refusal, str) and refusal else None
@@ -134,12 +139,19 @@ def _error_text(payload: dict[str, Any]) -> str:
     error = payload.get("error")
     if isinstance(error, dict):
         error = error.get("message")
-    return str(error)[:300] if error else "no error given"
+    if not error:
+        return "no error given"
+    return _storable(error)[:300] if isinstance(error, str) else f"a JSON {type(error).__name__} as its error"
+
+
+def _amount(value: Any) -> int | float | None:
+    """`value` where it is a number from 0 to _MOST."""
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MOST
+    return value if ok else None
 
 
 def _count(value: Any) -> int:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-    return int(value) if ok else 0
+    return int(_amount(value) or 0)
 
 
 def read_usage(payload: Any) -> Usage | None:
@@ -149,13 +161,12 @@ def read_usage(payload: Any) -> Usage | None:
         return None
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("prompt_cache_hit_tokens")
-    cost = usage.get("cost")
-    stated = isinstance(cost, (int, float)) and not isinstance(cost, bool) and math.isfinite(cost) and cost >= 0
+    cost = _amount(usage.get("cost"))
     return Usage(
         input_tokens=_count(usage.get("prompt_tokens")),
         cached_tokens=_count(cached),
         output_tokens=_count(usage.get("completion_tokens")),
-        cost_usd=float(cost) if stated and cost is not None else None,
+        cost_usd=None if cost is None else float(cost),
     )
 
 
@@ -239,7 +250,10 @@ def _vllm_prompt(table: list[dict[str, Any] | None]) -> list[TokenLogprob] | Non
 
 
 def _logprob(value: Any) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError("a logprob is an integer of hundreds of digits") from None
     if math.isnan(number):
         raise ValueError("a logprob is NaN")
     return number
@@ -260,11 +274,14 @@ def storable_reply(kind: RequestKind, raw: str, payload: dict[str, Any]) -> str:
     kept = {k: payload[k] for k in ("id", "model", "choices", "usage", "prompt_logprobs") if k in payload}
     if kind == "chat":
         for choice in kept["choices"]:
-            rows = choice.get("logprobs") if isinstance(choice, dict) else None
-            for row in (rows.get("content") if isinstance(rows, dict) else None) or ():
-                if isinstance(row, dict):
-                    row.pop("bytes", None)
-                    for alternative in row.get("top_logprobs") or ():
-                        if isinstance(alternative, dict):
-                            alternative.pop("bytes", None)
+            for row in _objects(choice.get("logprobs"), "content") if isinstance(choice, dict) else ():
+                row.pop("bytes", None)
+                for alternative in _objects(row, "top_logprobs"):
+                    alternative.pop("bytes", None)
     return json.dumps(kept, separators=(",", ":"), ensure_ascii=True)
+
+
+def _objects(table: Any, key: str) -> list[dict[str, Any]]:
+    """The JSON objects in the list under `key`; none where there is no such list."""
+    values = table.get(key) if isinstance(table, dict) else None
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []

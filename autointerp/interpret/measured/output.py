@@ -156,7 +156,7 @@ def read_choice(text: str, n: int) -> int:
     found = last_object(text, lambda value: "answer" in value)
     said = text if found is None else found["answer"]
     if isinstance(said, str):
-        word = said.strip().strip("*`\"'.").strip()
+        word = said.strip().strip("*`\"'").rstrip(".*`\"'").strip()
         said = int(word) if _NUMBER.fullmatch(word) else None
     if not isinstance(said, int) or isinstance(said, bool):
         raise ReplyError("no_answer", f"there is no JSON object with a number as its answer in {text[:60]!r}")

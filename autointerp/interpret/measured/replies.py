@@ -21,7 +21,7 @@ def last_object(text: str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, 
         try:
             value, end = decoder.raw_decode(text, at)
         except RecursionError:
-            break  # nested a thousand deep: no answer, and every brace of it would be tried
+            return None  # nested a thousand deep: no answer, and every brace of it would be tried
         except ValueError:
             end = at + 1
         else:
