@@ -56,6 +56,10 @@ Control = Annotated[
 Prompts = Annotated[
     Path | None, typer.Option("--prompts", help="Folder of prompt templates, instead of the program's own.")
 ]
+Batch = Annotated[
+    bool,
+    typer.Option("--batch", help="Through the endpoint's batch API: cheaper, and answered within a day ([llm] batch)."),
+]
 DEFAULT_CONFIG = Path("autointerp.toml")
 
 
@@ -195,6 +199,10 @@ def evaluate(
         terminal.result(json.dumps(rows, indent=1, default=str))
 
 
+def _with_batch(settings: Config, batch: bool) -> Config:
+    return replace(settings, llm=replace(settings.llm, batch=True)) if batch else settings
+
+
 @app.command()
 def explain(
     config: ConfigFile = DEFAULT_CONFIG,
@@ -206,11 +214,12 @@ def explain(
     limit: Limit = None,
     explainer: Annotated[str | None, typer.Option("--explainer", help="Instead of [explain] explainer.")] = None,
     prompts: Prompts = None,
+    batch: Batch = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Describe features that have no description yet."""
-    settings = _config(config, store)
+    settings = _with_batch(_config(config, store), batch)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit)
@@ -252,11 +261,12 @@ def score(
     explainer: Annotated[str | None, typer.Option("--explainer", help="Score this explainer's labels.")] = None,
     control: Control = None,
     prompts: Prompts = None,
+    batch: Batch = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Check descriptions that have no score yet against held-out text."""
-    settings = _config(config, store)
+    settings = _with_batch(_config(config, store), batch)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit)
@@ -274,12 +284,15 @@ def run(
     limit: Limit = None,
     control: Control = None,
     prompts: Prompts = None,
+    batch: Batch = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
     chosen = _selection(features, where, random, limit)
-    pipeline.run(_config(config, store), dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
+    pipeline.run(
+        _with_batch(_config(config, store), batch), dictionary, chosen, Terminal(verbose), dry_run, control, prompts
+    )
 
 
 @app.command()
