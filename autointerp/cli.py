@@ -418,7 +418,8 @@ def _end(code: int) -> None:
 def guarded(call: Callable[[], Any], verbose: bool) -> int:
     """Run `call`; its exit code. The one place where an error becomes a line on stderr."""
     try:
-        call()
+        if call() == 130:  # Typer hands Ctrl-C back as an exit code where it does not end the process itself
+            raise KeyboardInterrupt
     except AutointerpError as error:
         if verbose:
             traceback.print_exc()

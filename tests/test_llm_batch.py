@@ -466,3 +466,29 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         assert server.sizes == [2] and not server.requests
     with Store.open(tmp_path / "planted.duckdb") as store:
         assert store.rows("SELECT status FROM explanations") == [("ok",), ("ok",)]
+
+
+def test_ctrl_c_leaves_the_batch_at_the_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-0123456789")
+    store_path, config = tmp_path / "planted.duckdb", tmp_path / "autointerp.toml"
+    planted_store(store_path, 2).close()
+    with BatchServer(World(), held=True) as server:
+        config.write_text(
+            f'[explain]\nexplainer = "combined"\nreply = "text"\nmodel = "m"\nbase_url = "{server.url}"\n'
+            f"[llm]\nbatch = true\nbatch_poll_seconds = 0.01\nbatch_quiet_seconds = 0.05\n"
+            f'[store]\npath = "{store_path}"\n'
+        )
+        command = [sys.executable, "-m", "autointerp", "explain", "-c", str(config)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "handed over" in line:
+                    break
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+        assert process.returncode == 130 and "goes on at the endpoint" in said, said
+        server.held = False
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and "going on with batch batch_0" in done.stderr
+        assert server.sizes == [2] and set(server.answered.values()) == {1}
+        assert "canary" not in said + done.stderr
