@@ -72,6 +72,10 @@ Deadline = Annotated[
     str | None,
     typer.Option("--deadline", help="When to stop: 5400 (seconds), 3h, 1h30m, 07:30 or 2026-11-23T07:30."),
 ]
+Batch = Annotated[
+    bool,
+    typer.Option("--batch", help="Through the endpoint's batch API: cheaper, and answered within a day ([llm] batch)."),
+]
 DEFAULT_CONFIG = Path("autointerp.toml")
 
 
@@ -221,6 +225,10 @@ def evaluate(
         terminal.result(json.dumps(rows, indent=1, default=str))
 
 
+def _with_batch(settings: Config, batch: bool) -> Config:
+    return replace(settings, llm=replace(settings.llm, batch=True)) if batch else settings
+
+
 @app.command()
 def explain(
     config: ConfigFile = DEFAULT_CONFIG,
@@ -234,11 +242,12 @@ def explain(
     explainer: Annotated[str | None, typer.Option("--explainer", help="Instead of [explain] explainer.")] = None,
     prompts: Prompts = None,
     deadline: Deadline = None,
+    batch: Batch = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Describe features that have no description yet."""
-    settings = _config(config, store, deadline)
+    settings = _with_batch(_config(config, store, deadline), batch)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit, order)
@@ -283,11 +292,12 @@ def score(
     control: Control = None,
     prompts: Prompts = None,
     deadline: Deadline = None,
+    batch: Batch = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Check descriptions that have no score yet against held-out text."""
-    settings = _config(config, store, deadline)
+    settings = _with_batch(_config(config, store, deadline), batch)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit, order)
@@ -307,12 +317,14 @@ def run(
     control: Control = None,
     prompts: Prompts = None,
     deadline: Deadline = None,
+    batch: Batch = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
+    settings = _with_batch(_config(config, store, deadline), batch)
     chosen = _selection(features, where, random, limit, order)
-    pipeline.run(_config(config, store, deadline), dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
+    pipeline.run(settings, dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
 
 
 @app.command("schedule")
@@ -458,7 +470,8 @@ def _end(code: int) -> None:
 def guarded(call: Callable[[], Any], verbose: bool) -> int:
     """Run `call`; its exit code. The one place where an error becomes a line on stderr."""
     try:
-        call()
+        if call() == 130:  # Typer hands Ctrl-C back as an exit code where it does not end the process itself
+            raise KeyboardInterrupt
     except AutointerpError as error:
         if verbose:
             traceback.print_exc()

@@ -415,6 +415,24 @@ class PriceConfig:
     cached_input: float | None = None
     """Default: the input price."""
     output: float = 0.0
+    batch_discount: float = 0.5
+    """Share of these prices that the batch API takes off."""
+    batch_input: float | None = None
+    """Instead of the discount: the batch API's own price, and so of batch_output. Cached input then costs the same."""
+    batch_output: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.batch_discount <= 1, f"batch_discount must lie in 0..1, not {self.batch_discount}")
+
+    def in_batch(self) -> PriceConfig:
+        """The prices of the batch API."""
+        share = 1 - self.batch_discount
+        cached = None if self.cached_input is None else self.cached_input * share
+        return PriceConfig(
+            input=self.input * share if self.batch_input is None else self.batch_input,
+            cached_input=cached if self.batch_input is None else None,
+            output=self.output * share if self.batch_output is None else self.batch_output,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,6 +449,15 @@ class LlmConfig:
     attempts: int = 6
     """Attempts for one request before it is given up as a failed row."""
     max_reply_bytes: int = 4_000_000
+    batch: bool = False
+    """Through the endpoint's batch API (also: --batch): cheaper, and answered within a day. What waits for a batch
+    survives the end of the process."""
+    batch_in_flight: int = 5000
+    """In place of max_connections, with the batch API: about how many requests are collected into one batch."""
+    batch_poll_seconds: float = 30.0
+    """Between the first looks at a batch; they grow to ten times as far apart."""
+    batch_quiet_seconds: float = 2.0
+    """A batch is sent once no new request has come for so long."""
     prices: dict[str, PriceConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -438,6 +465,9 @@ class LlmConfig:
         _check(self.max_connections >= 1, "llm.max_connections must be 1 or more")
         _check(self.timeout > 0, "llm.timeout must be positive")
         _check(self.attempts >= 1, "llm.attempts must be 1 or more")
+        _check(self.batch_in_flight >= 1, "llm.batch_in_flight must be 1 or more")
+        _check(self.batch_poll_seconds > 0, "llm.batch_poll_seconds must be positive")
+        _check(self.batch_quiet_seconds > 0, "llm.batch_quiet_seconds must be positive")
 
 
 @dataclass(frozen=True, slots=True)

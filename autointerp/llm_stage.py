@@ -72,7 +72,7 @@ def dictionaries(store: Store, config: Config, dictionary: str | None) -> list[D
 
 def _job(
     config: Config, store: Store, row: DictionaryRow, selection: Selection, run_id: str, budget: Budget,
-    prompts: Path | None,
+    prompts: Path | None, say: Callable[[str], None],
 ) -> Job:  # fmt: skip
     harvest_id = store.current_harvest(row.dictionary_id)
     if harvest_id is None:
@@ -86,6 +86,7 @@ def _job(
         llm=config.llm,
         budget=budget,
         prompts=prompts,
+        say=say,
     )
 
 
@@ -102,9 +103,9 @@ def explain(
 ) -> int:
     """Describe what has no description; how many rows failed. `prompts`: a folder of templates instead of the
     program's own."""
-    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget), prompts)
+    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget), prompts, terminal.say)
     if dry_run:
-        forecast = compose_run.forecast_explain(job, config.explain, config.score)
+        forecast = compose_run.forecast_explain(_priced(job), config.explain, config.score)
         _print_forecast("explain", forecast, config, terminal)
         return 0
     name = f"{row.name}: explaining with {config.explain.explainer}"
@@ -127,15 +128,23 @@ def score(
 ) -> int:
     """Score the configured explainer's descriptions that have no score, or under a `control` what stands in for them;
     how many rows failed."""
-    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget), prompts)
+    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget), prompts, terminal.say)
     explainer = config.explain.explainer
     if dry_run:
-        _print_forecast("score", score_run.forecast_score(job, explainer, config.score), config, terminal)
+        _print_forecast("score", score_run.forecast_score(_priced(job), explainer, config.score), config, terminal)
         return 0
     what = explainer if control is None else f"{explainer} under the control {control}"
     with terminal.progress(f"{row.name}: scoring {what}", None, "labels") as update:
         outcome = asyncio.run(score_run.score(_with_progress(job, update), explainer, config.score, control))
     return _say_outcome(f"{row.name}: scores of {what}", outcome, terminal)
+
+
+def _priced(job: Job) -> Job:
+    """With the batch API's prices where the calls would go through it."""
+    if not job.llm.batch:
+        return job
+    prices = {model: price.in_batch() for model, price in job.llm.prices.items()}
+    return replace(job, llm=replace(job.llm, prices=prices))
 
 
 def _with_progress(job: Job, update: Callable[[int, int | None], None]) -> Job:
@@ -161,9 +170,10 @@ def _print_forecast(stage: str, forecast: Forecast, config: Config, terminal: Te
     """Calls, tokens, cost, and the time that the rate limits and the connections allow at best."""
     cost = "unknown (no price for the model under [llm.prices])" if forecast.usd is None else f"${forecast.usd:.4f}"
     free = f", {forecast.free:,} of them labelled by shape or rule without an LLM" if forecast.free else ""
+    time = "up to a day for each batch" if config.llm.batch else _duration(_seconds(forecast, config))
     terminal.result(
         f"{stage}: {forecast.features:,} pending{free}, {forecast.calls:,} calls, {forecast.input_tokens:,} input and "
-        f"{forecast.output_tokens:,} output tokens, cost {cost}, {_duration(_seconds(forecast, config))}"
+        f"{forecast.output_tokens:,} output tokens, cost {cost}, {time}"
     )
 
 

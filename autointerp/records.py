@@ -285,6 +285,42 @@ class CallRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchedRequest:
+    """One request of a batch: what its result is recorded under, and what reading it takes."""
+
+    custom_id: str
+    request_sha256: str
+    sample: int
+    dictionary_id: int | None
+    feature: int | None
+    stage: str
+    length_is_expected: bool
+    """Whether a reply that ends by its length is whole."""
+    n_inputs: int = 0
+    """Texts of an embeddings request."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """One batch at an endpoint, from just before its upload until its results are in the call ledger."""
+
+    batch_key: str
+    """Ours; the endpoint is told it as metadata."""
+    batch_id: str | None
+    """The endpoint's; None until it has acknowledged the batch."""
+    run_id: str
+    model: str
+    base_url: str
+    kind: str
+    """chat, completions or embeddings."""
+    input_file_id: str | None
+    status: str
+    """uploading, created, or how it ended."""
+    created_at: float
+    """Seconds since 1970, UTC."""
+
+
+@dataclass(frozen=True, slots=True)
 class MeasureTask:
     """What a scorer asks of the model (the middle one of ask, measure, judge). One row in the store, written once."""
 

@@ -150,10 +150,7 @@ class LlmServer:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         app = web.Application(client_max_size=64 * 2**20)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_post("/v1/completions", self._completions)
-        app.router.add_post("/v1/embeddings", self._embeddings)
-        app.router.add_get("/v1/models", self._models)
+        self._add_routes(app)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port, backlog=2048)
@@ -162,6 +159,12 @@ class LlmServer:
         self._ready.set()
         await self._stopping.wait()
         await runner.cleanup()
+
+    def _add_routes(self, app: web.Application) -> None:
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._completions)
+        app.router.add_post("/v1/embeddings", self._embeddings)
+        app.router.add_get("/v1/models", self._models)
 
     async def _models(self, _request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": n, "object": "model"} for n in self.model_names]})
@@ -198,7 +201,7 @@ class LlmServer:
                 self.faults.append(result.kind)
                 return await self._fault(result, request)
             return web.json_response(
-                _PAYLOADS[kind](body, result), headers={"x-request-id": f"req-{len(self.requests)}"}
+                PAYLOADS[kind](body, result), headers={"x-request-id": f"req-{len(self.requests)}"}
             )
         finally:
             self.in_flight -= 1
@@ -215,8 +218,8 @@ class LlmServer:
             status = int(fault.kind.removeprefix("echo_key_"))
             message = f"Incorrect API key provided: {request.headers.get('Authorization')}"
             return web.json_response({"error": {"message": message, "code": "invalid_api_key"}}, status=status)
-        if fault.kind in _BODIES:
-            status, content_type, text = _BODIES[fault.kind]
+        if fault.kind in BODIES:
+            status, content_type, text = BODIES[fault.kind]
             return web.Response(status=status, content_type=content_type, text=text, headers=_retry_header(fault))
         status = int(fault.kind)
         error = {"error": {"message": f"fault {fault.kind}", "type": "test_fault", "code": None}}
@@ -259,7 +262,7 @@ class LlmServer:
         return response
 
 
-_BODIES: dict[str, tuple[int, str, str]] = {
+BODIES: dict[str, tuple[int, str, str]] = {
     "truncated_json": (200, "application/json", '{"id": "x", "choices": [{"index": 0, "message": {"role": "assi'),
     "html": (200, "text/html", "<html><body>Bad gateway, or a login page</body></html>"),
     "error_200": (200, "application/json", '{"error": {"message": "upstream failed", "code": 500}}'),
@@ -384,7 +387,7 @@ def embeddings_payload(body: dict[str, Any], reply: BrainReply) -> dict[str, Any
     }
 
 
-_PAYLOADS = {"chat": chat_payload, "completions": completions_payload, "embeddings": embeddings_payload}
+PAYLOADS = {"chat": chat_payload, "completions": completions_payload, "embeddings": embeddings_payload}
 
 
 def _envelope(kind: str, body: dict[str, Any], choice: dict[str, Any], reply: BrainReply) -> dict[str, Any]:

@@ -65,7 +65,11 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             assert not missing, f"{table} lacks {missing}"
         for key, kind in TYPES.items():
             assert columns[key] == kind
-        assert store.rows("SELECT version, name FROM schema_migrations") == [(1, "initial"), (2, "methods")]
+        assert store.rows("SELECT version, name FROM schema_migrations") == [
+            (1, "initial"),
+            (2, "methods"),
+            (3, "batches"),
+        ]
 
 
 def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ async def score_choices(
         job.report(outcome.done, outcome.pending)
 
     calls = ROUND if stops_early(config) else -(-4 * config.contexts // config.examples_per_call)
-    workers = 2 + 2 * job.llm.max_connections // max(1, calls)
+    workers = 2 + 2 * job.in_flight // max(1, calls)
     load = ChoiceLoader(job, scorer, config, pending, stand_ins(job, explainer, config.seed, control, pending), part)
     await run_pool(Blocks(range(len(pending)), load, size=16), min(workers, len(pending)), work, client.stop)
 

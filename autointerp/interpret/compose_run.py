@@ -29,7 +29,7 @@ from autointerp.interpret import explain_run
 from autointerp.interpret.explain_run import COMPOSITES, METHODS_OF, ask_label, ask_labels, blank, check_explainer
 from autointerp.interpret.explainers import LLM_EXPLAINERS, SIDES, Correction, LlmExplainer
 from autointerp.interpret.label_replies import MAX_LABEL, clean_label, shortened
-from autointerp.interpret.runner import Blocks, Forecast, Job, Outcome, StoreLedger, run_pool
+from autointerp.interpret.runner import Blocks, Forecast, Job, Outcome, run_pool
 from autointerp.interpret.validation import Validator, mistakes
 from autointerp.llm.budget import cost_usd
 from autointerp.llm.client import LlmClient
@@ -44,7 +44,7 @@ JOINT = "; then leads to "
 _VERSION = 1
 """Another way to make the same composite is another number here."""
 _BLOCK = 512
-"""Features that are taken through all steps together."""
+"""Features that are taken through all steps together; more where a batch holds more."""
 
 
 async def explain(job: Job, config: ExplainConfig, score_config: ScoreConfig | None = None) -> Outcome:
@@ -65,8 +65,9 @@ async def explain(job: Job, config: ExplainConfig, score_config: ScoreConfig | N
         return outcome
     async with GroupWriter(job.store) as writer, _clients(job, config, recipe.validator, writer) as clients:
         kitchen = _Kitchen(replace(job, progress=None), recipe, writer, *clients)
-        for start in range(0, len(plan.ask), _BLOCK):
-            rows = await kitchen.make(plan.ask[start : start + _BLOCK])
+        size = max(_BLOCK, job.in_flight)
+        for start in range(0, len(plan.ask), size):
+            rows = await kitchen.make(plan.ask[start : start + size])
             await asyncio.gather(*(writer.explanation(row) for row in rows))
             outcome.statuses.update(row.status for row in rows)
             job.report(outcome.done, outcome.pending)
@@ -83,12 +84,11 @@ async def _clients(
     def where(endpoint: EndpointConfig) -> tuple[str, str, str]:
         return endpoint.base_url, endpoint.api_key_env, endpoint.model
 
-    ledger = StoreLedger(job.store, writer)
-    async with LlmClient(config, job.llm, job.budget, ledger, job.run_id) as client:
+    async with job.client(config, writer) as client:
         if validator is None or where(config) == where(validator.config):
             yield client, client
             return
-        async with LlmClient(validator.config, job.llm, job.budget, ledger, job.run_id) as judge:
+        async with job.client(validator.config, writer) as judge:
             yield client, judge
 
 
@@ -256,7 +256,7 @@ class _Kitchen:
             )  # fmt: skip
 
         blocks = Blocks(list(wrong), lambda block: explain_run.evidence_for(self.job, reviser.config, block))
-        await run_pool(blocks, min(self.job.llm.max_connections, len(wrong)), work, self.client.stop)
+        await run_pool(blocks, min(self.job.in_flight, len(wrong)), work, self.client.stop)
 
 
 # --- rows from rows -------------------------------------------------------------------------------------------------

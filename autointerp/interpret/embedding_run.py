@@ -62,7 +62,7 @@ async def score_embeddings(
         outcome.statuses[rows[-1].status] += 1
         job.report(outcome.done, outcome.pending)
 
-    workers = 2 + job.llm.max_connections // 3
+    workers = 2 + job.in_flight // 3
     load = ChoiceLoader(job, DETECTION, config, pending, stand_ins(job, explainer, config.seed, control, pending))
     await run_pool(Blocks(range(len(pending)), load, size=16), min(workers, len(pending)), work, client.stop)
 

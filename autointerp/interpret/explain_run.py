@@ -18,7 +18,7 @@ from autointerp.interpret.explainers import LLM_EXPLAINERS, SIDES, Correction, L
 from autointerp.interpret.free_pass import well_explained
 from autointerp.interpret.label_replies import Label, clean_label
 from autointerp.interpret.patterns_text import lookup_sentence, sentence, side_of
-from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, StoreLedger, run_pool
+from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, run_pool
 from autointerp.llm.budget import cost_usd
 from autointerp.llm.capabilities import honours_json_schema
 from autointerp.llm.client import LlmClient
@@ -99,15 +99,13 @@ async def explain(job: Job, config: ExplainConfig) -> Outcome:
     outcome = begin(job, plan)
     if not plan.ask:
         return outcome
-    async with GroupWriter(job.store) as writer:
-        ledger = StoreLedger(job.store, writer)
-        async with LlmClient(config, job.llm, job.budget, ledger, job.run_id) as client:
+    async with GroupWriter(job.store) as writer, job.client(config, writer) as client:
 
-            def told(explanation: Explanation) -> None:
-                outcome.statuses[explanation.status] += 1
-                job.report(outcome.done, outcome.pending)
+        def told(explanation: Explanation) -> None:
+            outcome.statuses[explanation.status] += 1
+            job.report(outcome.done, outcome.pending)
 
-            await ask_labels(job, await in_reply_form(explainer, client), client, writer, plan.ask, told)
+        await ask_labels(job, await in_reply_form(explainer, client), client, writer, plan.ask, told)
     return outcome
 
 
@@ -144,7 +142,7 @@ async def ask_labels(
         told(explanation)
 
     blocks = Blocks(features, lambda block: evidence_for(job, explainer.config, block))
-    await run_pool(blocks, min(job.llm.max_connections, len(features)), work, client.stop)
+    await run_pool(blocks, min(job.in_flight, len(features)), work, client.stop)
 
 
 def make_plan(job: Job, config: ExplainConfig, digest: str) -> Plan:

@@ -62,7 +62,7 @@ async def score_intruders(
         outcome.statuses[rows[-1].status] += 1
         job.report(outcome.done, outcome.pending)
 
-    workers = 2 + 2 * job.llm.max_connections // max(1, 2 * config.contexts)
+    workers = 2 + 2 * job.in_flight // max(1, 2 * config.contexts)
     load = LineupLoader(job, config, pending)
     await run_pool(Blocks(range(len(pending)), load, size=16), min(workers, len(pending)), work, client.stop)
 

@@ -31,7 +31,7 @@ from autointerp.interpret.measured.surprisal import LANGUAGE_MODEL, SUBJECT_MODE
 from autointerp.interpret.measured_judge import ContextJudge, GenerationJudge, Judge, OutputJudge, judge_intervention
 from autointerp.interpret.measured_load import Item, MeasuredLoader
 from autointerp.interpret.prompts import load_template
-from autointerp.interpret.runner import BLOCK, Blocks, Job, Outcome, StoreLedger, run_pool
+from autointerp.interpret.runner import BLOCK, Blocks, Job, Outcome, run_pool
 from autointerp.interpret.scoring import Identity
 from autointerp.llm.client import LlmClient
 from autointerp.llm.requests import Request
@@ -107,8 +107,7 @@ async def score_all_measured(
         writer = await stack.enter_async_context(GroupWriter(job.store))
         client: LlmClient | None = None
         if any(scorer in ASK_AN_LLM for scorer in pending):
-            ledger = StoreLedger(job.store, writer)
-            client = await stack.enter_async_context(LlmClient(config, job.llm, job.budget, ledger, job.run_id))
+            client = await stack.enter_async_context(job.client(config, writer))
         for scorer, labels in pending.items():
             await score_measured(job, scorer, explainer, config, control, labels, writer, client, outcome)
     methods = [outcome.method, *(METHOD_OF[scorer] for scorer in pending)]
@@ -139,7 +138,7 @@ async def score_measured(
             outcome.statuses[rows[-1].status] += 1
         job.report(outcome.done + outcome.waiting, outcome.pending)
 
-    workers = 2 + 2 * job.llm.max_connections // _CALLS.get(scorer, 1)
+    workers = 2 + 2 * job.in_flight // _CALLS.get(scorer, 1)
     try:
         blocks = Blocks(range(len(pending)), loader, size=BLOCK)
         await run_pool(blocks, min(workers, len(pending)), work, _no_client if client is None else client.stop)

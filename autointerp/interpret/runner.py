@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from autointerp.config import LlmConfig
+from autointerp.config import EndpointConfig, LlmConfig
 from autointerp.errors import AutointerpError
 from autointerp.llm import pool
+from autointerp.llm.batch import BatchClient
 from autointerp.llm.budget import Budget
-from autointerp.records import CallRecord
+from autointerp.llm.client import LlmClient
+from autointerp.records import BatchedRequest, BatchRecord, CallRecord
 from autointerp.store import Selection, Store
 from autointerp.store.group_writer import GroupWriter
 
@@ -38,6 +40,23 @@ class Job:
     prompts: Path | None = None
     """Folder of templates; None: the program's own."""
     progress: Progress | None = None
+    say: Callable[[str], None] | None = None
+    """Told, one line each, what becomes of batches."""
+
+    @property
+    def in_flight(self) -> int:
+        """About how many calls a run keeps in flight; a batch collects far more of them than connections do."""
+        return self.llm.batch_in_flight if self.llm.batch else self.llm.max_connections
+
+    def client(self, endpoint: EndpointConfig, writer: GroupWriter) -> LlmClient:
+        """The client that the configuration asks for, to be entered inside `writer`."""
+        ledger = StoreLedger(self.store, writer)
+        if not self.llm.batch:
+            return LlmClient(endpoint, self.llm, self.budget, ledger, self.run_id)
+        say = self.say if self.say is not None else _silent
+        return BatchClient(
+            endpoint, self.llm, self.budget, ledger, self.run_id, book=StoreBatchBook(self.store), say=say
+        )
 
     def report(self, done: int, of: int) -> None:
         if self.progress is not None:
@@ -102,6 +121,31 @@ class StoreLedger:
 
     async def record(self, record: CallRecord) -> None:
         await self._writer.call(record)
+
+
+class StoreBatchBook:
+    """The batch client's book in the store. Commits are made in worker threads: a batch may have 50,000 requests."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def begin(self, batch: BatchRecord, requests: Sequence[BatchedRequest]) -> None:
+        await asyncio.to_thread(self._store.begin_batch, batch, requests)
+
+    async def update(
+        self, batch_key: str, status: str, batch_id: str | None = None, input_file_id: str | None = None
+    ) -> None:
+        await asyncio.to_thread(self._store.update_batch, batch_key, status, batch_id, input_file_id)
+
+    async def finish(self, batch_key: str, status: str, error: str | None = None) -> None:
+        await asyncio.to_thread(self._store.finish_batch, batch_key, status, error)
+
+    async def unfinished(self, base_url: str, model: str) -> list[tuple[BatchRecord, list[BatchedRequest]]]:
+        return await asyncio.to_thread(self._store.unfinished_batches, base_url, model)
+
+
+def _silent(line: str) -> None:
+    """Nobody listens."""
 
 
 class Blocks(Generic[Item]):

@@ -33,7 +33,7 @@ from autointerp.interpret.measured_run import (
     score_all_measured,
 )
 from autointerp.interpret.patterns import RULE_VERSION, Rule
-from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, StoreLedger, run_pool
+from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, run_pool
 from autointerp.interpret.scale import scaled
 from autointerp.interpret.scoring import CALIBRATED, SIMULATION, SIMULATION_SCORERS, Answer, Identity, score_rows
 from autointerp.interpret.sequential import method_of
@@ -87,9 +87,8 @@ async def _score_without_model(job: Job, explainer: str, config: ScoreConfig, co
     if control is not None:
         outcome.notes = tuple(f"{s} needs no label, so no control of it is run" for s in label_free(config))
     async with GroupWriter(job.store) as writer:
-        ledger = StoreLedger(job.store, writer)
         if simulated or any(judged.values()) or paraded:
-            async with LlmClient(config, job.llm, job.budget, ledger, job.run_id) as client:
+            async with job.client(config, writer) as client:
                 if simulated:
                     await _simulate(job, explainer, config, control, simulated, writer, client, outcome)
                 for scorer, pending in judged.items():
@@ -98,7 +97,7 @@ async def _score_without_model(job: Job, explainer: str, config: ScoreConfig, co
                 if paraded:
                     await score_intruders(job, config, paraded, writer, client, outcome)
         if embedded:
-            async with LlmClient(endpoint_of(config), job.llm, job.budget, ledger, job.run_id) as client:
+            async with job.client(endpoint_of(config), writer) as client:
                 await score_embeddings(job, explainer, config, control, embedded, writer, client, outcome)
     used = (
         method_of(config) if any(judged.values()) else None,
@@ -133,7 +132,7 @@ async def _simulate(
         _note(job, outcome, rows[-1])
 
     # Twice as many as fill the connections: a label waits for commits too, and the client bounds the calls.
-    workers = 2 + 2 * job.llm.max_connections // max(1, 3 * config.contexts)
+    workers = 2 + 2 * job.in_flight // max(1, 3 * config.contexts)
     blocks = Blocks(range(len(pending)), _loader(job, explainer, config, control, pending), size=16)
     await run_pool(blocks, min(workers, len(pending)), work, client.stop)
 

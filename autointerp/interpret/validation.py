@@ -108,7 +108,7 @@ class Validator:
             )  # fmt: skip
             await writer.score(_select_row(identity, answers, config.bootstrap))
 
-        workers = 2 + 2 * job.llm.max_connections // max(1, 3 * config.contexts)
+        workers = 2 + 2 * job.in_flight // max(1, 3 * config.contexts)
         blocks = Blocks(range(len(labels)), lambda places: self._labelled([labels[i] for i in places]), size=16)
         await run_pool(blocks, min(workers, len(labels)), work, client.stop)
 

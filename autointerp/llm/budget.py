@@ -47,17 +47,28 @@ class Budget:
         StoppedError: the budget is used up, or the deadline has passed.
         """
         self.deadline.check()
-        while (exceeded := self._exceeded(tokens, usd)) is not None:
+        while (reservation := self.reserve_now(tokens, usd)) is None:
+            exceeded = self._exceeded(tokens, usd)
             if self._held_requests == 0 or exceeded == "max_requests":
-                raise StoppedError(self._message(exceeded, tokens, usd))
+                raise self.used_up(tokens, usd)
             change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(change)
             await change
             self.deadline.check()
+        return reservation
+
+    def reserve_now(self, tokens: int, usd: float) -> Reservation | None:
+        """The same without waiting; None where there is no room at present."""
+        if self._exceeded(tokens, usd) is not None:
+            return None
         self._held_requests += 1
         self._held_tokens += tokens
         self._held_usd += usd
         return Reservation(tokens, usd)
+
+    def used_up(self, tokens: int, usd: float) -> StoppedError:
+        """What to raise where there is no room for a call of at most `tokens` and `usd`."""
+        return StoppedError(self._message(self._exceeded(tokens, usd) or "max_requests", tokens, usd))
 
     def release(self, reservation: Reservation) -> None:
         """Gives back what was set aside for a request that was never sent."""

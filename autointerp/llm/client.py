@@ -31,7 +31,7 @@ from autointerp.llm.limits import Limits, PausePolicy
 from autointerp.llm.replies import Envelope, Usage, load_json, read_envelope, read_logprobs, read_usage, storable_reply
 from autointerp.llm.requests import FINAL_STATUSES, LENGTH_FIELDS, Reply, ReplyStatus, Request
 from autointerp.llm.retry import Attempts, RetryPolicy, retrying
-from autointerp.llm.transport import Transport, error_in_ok_reply
+from autointerp.llm.transport import PATHS, Transport, error_in_ok_reply
 from autointerp.records import CallRecord
 
 DEFAULT_OUTPUT_TOKENS = 1024
@@ -171,7 +171,7 @@ class LlmClient:
         mine: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._asking[key] = mine
         try:
-            reply = await self.send(request)
+            reply = await self._obtain(request)
             mine.set_result(reply)
             return reply
         except AutointerpError as error:
@@ -180,6 +180,10 @@ class LlmClient:
         finally:
             del self._asking[key]
             mine.cancel()  # nothing where it has its result; else who waits asks for himself
+
+    async def _obtain(self, request: Request) -> Reply:
+        """The reply to a request that the ledger does not hold."""
+        return await self.send(request)
 
     def _check_stopped(self) -> None:
         if self._stopped is not None:
@@ -196,7 +200,7 @@ class LlmClient:
             except BadReplyError:
                 if record.status == "ok":
                     return None  # an unreadable row holds nothing to reuse
-        return _reply(request, record, envelope, from_ledger=True)
+        return reply_from(request, record, envelope, from_ledger=True)
 
     async def send(self, request: Request, *, raise_refusals: bool = False) -> Reply:
         """Asks the endpoint whatever the ledger holds, and records the outcome. Unlike `ask`, an error ends only this
@@ -239,7 +243,7 @@ class LlmClient:
             error=error,
         )
         await self._record(record)
-        return _reply(request, record, envelope, from_ledger=False)
+        return reply_from(request, record, envelope, from_ledger=False)
 
     async def _record(self, record: CallRecord) -> None:
         """Shielded: a reply that has arrived is paid for, and is written down even if its asker is cancelled."""
@@ -295,7 +299,7 @@ class LlmClient:
         payload = load_json(raw)
         hidden = error_in_ok_reply(payload)
         if hidden is not None:
-            raise self._transport.status_error(hidden, raw, None, request)
+            raise self._transport.status_error(hidden, raw, None, request.model, PATHS[request.kind])
         return payload
 
     def _note_failure(self, failure: AttemptError, attempts: Attempts, sent_at: float) -> None:
@@ -388,7 +392,7 @@ class LlmClient:
         return None if text is None else self._transport.redact(text)
 
 
-def _reply(request: Request, record: CallRecord, envelope: Envelope | None, *, from_ledger: bool) -> Reply:
+def reply_from(request: Request, record: CallRecord, envelope: Envelope | None, *, from_ledger: bool) -> Reply:
     written, prompt = read_logprobs(request, envelope) if envelope is not None else (None, None)
     return Reply(
         status=record.status,  # type: ignore[arg-type]

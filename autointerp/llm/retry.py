@@ -21,6 +21,8 @@ MAX_TIMEOUTS = 2
 MAX_BAD_REPLIES = 3
 """Per request: the first one and two more tries."""
 
+LONGEST_RETRY_AFTER_S = 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -55,6 +57,11 @@ class Attempts:
     """Of the last attempt."""
     rng: random.Random = field(default_factory=random.Random)
 
+    def failed_alone(self, error: AttemptError) -> None:
+        """For `retrying_alone`: pauses and timeouts are failures like others."""
+        self.failures += 1
+        self.bad_replies += isinstance(error, BadReplyError)
+
     def failed(self, error: AttemptError) -> None:
         self.failures += error.counted
         self.timeouts += isinstance(error, AttemptTimeoutError)
@@ -78,5 +85,20 @@ def retrying(attempts: Attempts, policy: RetryPolicy) -> AsyncRetrying:
         if isinstance(error, (RateLimitedError, UnreachableError)):
             return 0.0  # the pause is everybody's: limits.PauseGate holds the next permit back
         return policy.wait_s(attempts.failures, attempts.rng)
+
+    return AsyncRetrying(retry=again, stop=lambda _state: attempts.exhausted, wait=wait, reraise=True)
+
+
+def retrying_alone(attempts: Attempts, policy: RetryPolicy) -> AsyncRetrying:
+    """The same for calls that share no pause with others (those about a batch): a Retry-After is waited for here."""
+
+    def again(state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome is not None else None
+        return isinstance(error, AttemptError) and not isinstance(error, DeclinedError)
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.retry_after or 0.0 if isinstance(error, AttemptError) else 0.0
+        return max(policy.wait_s(attempts.failures, attempts.rng), min(asked, LONGEST_RETRY_AFTER_S))
 
     return AsyncRetrying(retry=again, stop=lambda _state: attempts.exhausted, wait=wait, reraise=True)

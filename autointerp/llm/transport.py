@@ -12,8 +12,8 @@ import email.utils
 import json
 import re
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 import aiohttp
 import httpx2
@@ -34,6 +34,7 @@ from autointerp.llm.errors import (
 from autointerp.llm.keys import NO_KEY, Redactor, api_key, is_local
 from autointerp.llm.requests import Request
 
+T = TypeVar("T")
 PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 CONNECT_S = 10.0
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
@@ -109,27 +110,39 @@ class Transport:
 
     async def _cap_reply(self, response: httpx2.Response) -> None:
         length = response.headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._cap:
+        is_file = response.request.url.path.endswith("/content")  # of many replies, read line by line
+        if not is_file and length.isdigit() and int(length) > self._cap:
             raise _OversizedError(f"the reply has {length} bytes; llm.max_reply_bytes = {self._cap}")
         if response.headers.get("content-encoding", "identity") != "identity":
             raise _OversizedError("the reply is compressed although an uncompressed one was asked for")
-        response.stream = _CappedStream(response.stream, self._cap)  # type: ignore[arg-type]
+        if not is_file:
+            response.stream = _CappedStream(response.stream, self._cap)  # type: ignore[arg-type]
 
     async def post(self, request: Request) -> str:
         """The body of a 2xx answer. Raises an error of llm/errors.py, or StoppedError where the account is empty."""
+
+        async def send(client: openai.AsyncOpenAI) -> httpx2.Response:
+            return await client.post(
+                PATHS[request.kind],
+                cast_to=httpx2.Response,
+                content=request.wire,
+                options={"follow_redirects": False},
+            )
+
+        response = await self.guarded(send, self._timeout, request.model, PATHS[request.kind])
+        return self.redact(response.content.decode("utf-8", "replace"))
+
+    async def guarded(
+        self, call: Callable[[openai.AsyncOpenAI], Awaitable[T]], timeout: float, model: str, path: str
+    ) -> T:
+        """What `call` makes of the SDK's client, within `timeout` seconds. Raises what `post` raises."""
         failure: Exception
         try:
-            async with asyncio.timeout(self._timeout):
-                response = await self._client.post(
-                    PATHS[request.kind],
-                    cast_to=httpx2.Response,
-                    content=request.wire,
-                    options={"follow_redirects": False},
-                )
-            return self.redact(response.content.decode("utf-8", "replace"))
+            async with asyncio.timeout(timeout):
+                return await call(self._client)
         except openai.APIStatusError as error:
             body = self.redact(error.response.content.decode("utf-8", "replace"))
-            failure = self.status_error(error.status_code, body, error.response.headers, request)
+            failure = self.status_error(error.status_code, body, error.response.headers, model, path)
         except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, _OversizedError, OSError) as error:
             failure = self._connection_error(error)
         raise failure
@@ -157,7 +170,7 @@ class Transport:
             return AttemptTimeoutError(f"no whole reply within llm.timeout = {self._timeout:g} s")
         return UnavailableError(self.redact(f"{type(chain[-1]).__name__}: {chain[-1]}")[:300])
 
-    def status_error(self, status: int, body: str, headers: httpx2.Headers | None, request: Request) -> Exception:
+    def status_error(self, status: int, body: str, headers: httpx2.Headers | None, model: str, path: str) -> Exception:
         """What an error status means; `body` may be anything."""
         message, codes, inner = _read_error(body)
         where = f"{self._base_url} answered {status}"
@@ -177,7 +190,7 @@ class Transport:
             key = f"the key in {self._key_env}" if self._has_key else f"no key is set in {self._key_env}"
             return EndpointCredentialsError(f"{text} ({key})", status)
         if status == 404:
-            return EndpointCredentialsError(f"{text} (model {request.model!r}, path {PATHS[request.kind]})", status)
+            return EndpointCredentialsError(f"{text} (model {model!r}, path {path})", status)
         if status in (408, 409, 425) or status >= 500:
             error = UnavailableError(text, raw=body, retry_after=wait)
             error.overloaded = wait is not None or status in _OVERLOADED

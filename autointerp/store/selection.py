@@ -21,7 +21,7 @@ _TABLES = frozenset(
         "sae_metrics", "training_metrics", "llm_calls", "runs", "labels", "contexts", "windows", "spend_by_stage",
         "explainer_leaderboard", "explainer_leaderboard_strata", "method_runs", "neighbours", "feature_shapes",
         "output_statistics", "mutual_information", "input_words", "pruned_contexts", "token_changes", "measure_tasks",
-        "measurements", "context_need", "label_changes",
+        "measurements", "context_need", "label_changes", "batches", "batch_requests",
     }
 )  # fmt: skip
 # The columns a condition may use: those of `features`, and those of `labels` that `features` has not.

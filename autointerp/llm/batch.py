@@ -1,0 +1,640 @@
+"""The same client through the endpoint's batch API: half the price, an answer within a day.
+
+Whoever asks waits as with LlmClient, only longer. Requests that the ledger does not hold are gathered until no new one
+has come for a while (every worker waits by then), written into one file, and handed over as a batch; its results are
+recorded as they are read, and only then answered. Calls by `send` (probes) go the ordinary way.
+
+A batch belongs to the store, not to the process. It is written into the book before its upload, and stays there until
+its results are in the ledger, so another process goes on with it: it fetches what earlier ones left, whoever asks, and
+does not send a request that is in an unfinished batch. Where a process died before the creation of a batch was
+acknowledged, the endpoint's list of batches is searched for our key; only a batch that the list does not show yet is
+paid for twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from autointerp.errors import AutointerpError, InputError, StoppedError
+from autointerp.llm.batch_files import (
+    ENDED,
+    MOST_REQUESTS,
+    BatchState,
+    ResultLine,
+    batched,
+    custom_id,
+    input_line,
+    parted,
+    read_line,
+    stand_in,
+)
+from autointerp.llm.batch_transport import BatchTransport
+from autointerp.llm.budget import Reservation, cost_usd
+from autointerp.llm.client import LlmClient, reply_from
+from autointerp.llm.errors import (
+    AttemptError,
+    BadReplyError,
+    DeclinedError,
+    EndpointCredentialsError,
+    RequestRefusedError,
+    UnavailableError,
+)
+from autointerp.llm.ledger import BatchBook
+from autointerp.llm.replies import Envelope, Usage, load_json, read_envelope, storable_reply
+from autointerp.llm.requests import FINAL_STATUSES, Reply, ReplyStatus, Request
+from autointerp.llm.retry import Attempts, retrying_alone
+from autointerp.llm.transport import PATHS, error_in_ok_reply
+from autointerp.records import BatchedRequest, BatchRecord, CallRecord
+
+T = TypeVar("T")
+PATIENCE = 20
+"""Attempts of one call about a batch: with waits of up to a minute, an outage of a quarter of an hour."""
+AT_ONCE = 256
+"""Results that are recorded side by side, in one or a few commits."""
+LONGEST_S = 48 * 3600.0
+"""Twice the completion window: a batch that has not ended by then is not waited for any longer, though not given up;
+one that the endpoint no longer knows is given up."""
+
+
+@dataclass
+class _Waiting:
+    """A request that somebody asks about, until it has its reply."""
+
+    request: Request
+    reply: asyncio.Future[Reply]
+    failures: int = 0
+    """Batches that brought no usable reply."""
+    bad: list[CallRecord] = field(default_factory=list)
+    """Those of them that were billed, as they are in the ledger."""
+
+    def answer(self, reply: Reply) -> None:
+        """With what the unusable replies took."""
+        if self.reply.done():
+            return
+        self.reply.set_result(
+            dataclasses.replace(
+                reply,
+                input_tokens=reply.input_tokens + sum(r.input_tokens for r in self.bad),
+                cached_tokens=reply.cached_tokens + sum(r.cached_tokens for r in self.bad),
+                output_tokens=reply.output_tokens + sum(r.output_tokens for r in self.bad),
+                cost_usd=reply.cost_usd + sum(r.cost_usd for r in self.bad),
+                attempts=reply.attempts + len(self.bad),
+            )
+        )
+
+    def fail(self, error: AutointerpError) -> None:
+        if not self.reply.done():
+            self.reply.set_exception(error)
+            self.reply.exception()  # an asker that was cancelled will not fetch it
+
+
+@dataclass
+class _Batch:
+    """One batch that is under way, from the book or just written into it."""
+
+    record: BatchRecord
+    requests: dict[str, BatchedRequest]
+    """By custom_id."""
+    reserved: dict[str, Reservation] = field(default_factory=dict)
+    """Of the budget; nothing where an earlier process has sent the batch: that run has paid for it."""
+    lines: bytes = b""
+    """The file, until it is uploaded."""
+    resumed: bool = False
+    looked: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set from when the endpoint has said that it has not ended until it says that it has."""
+    done: set[str] = field(default_factory=set)
+    """Whose outcome is in the ledger."""
+    failures: dict[str, Exception] = field(default_factory=dict)
+    billed: set[str] = field(default_factory=set)
+    """Whose unusable reply was recorded."""
+    strays: int = 0
+    """Lines that belong to no request of the batch."""
+
+
+class BatchClient(LlmClient):
+    """An LlmClient whose `ask` goes through batches. `book`: where they are written down; `say`: told what becomes of
+    them, one line each."""
+
+    def __init__(
+        self, *args: Any, book: BatchBook, say: Callable[[str], None] = lambda line: None, **more: Any
+    ) -> None:
+        """As LlmClient."""
+        super().__init__(*args, **more)
+        self._book = book
+        self._say = say
+        self._batches = BatchTransport(
+            self._transport, self.llm.timeout, 2 * self.llm.max_reply_bytes, self.endpoint.model
+        )
+        self._waiting: dict[str, _Waiting] = {}
+        self._queue: list[_Waiting] = []
+        self._under_way: dict[str, str] = {}
+        """custom_id -> batch_key of the unfinished batch that it is in."""
+        self._watched: dict[asyncio.Task[None], _Batch] = {}
+        self._arrived = asyncio.Event()
+        self._collector: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> BatchClient:
+        await super().__aenter__()
+        for record, requests in await self._book.unfinished(self.endpoint.base_url, self.endpoint.model):
+            batch = _Batch(record, {r.custom_id: r for r in requests}, resumed=True)
+            self._under_way.update(dict.fromkeys(batch.requests, record.batch_key))
+            self._say(f"going on with batch {record.batch_id or record.batch_key} of {len(requests):,} requests")
+            self._watch(batch)
+        self._collector = asyncio.create_task(self._collect(), name="batch-collector")
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None and self._stopped is None:
+            # An earlier run's batch that nobody asks about now is fetched if it has ended: it is paid for.
+            for task, batch in list(self._watched.items()):
+                looked = asyncio.create_task(batch.looked.wait())
+                await asyncio.wait([task, looked], return_when=asyncio.FIRST_COMPLETED)
+                looked.cancel()
+        left = len(self._watched)
+        tasks = [*self._watched, *([self._collector] if self._collector is not None else [])]
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        if left:
+            self._say(
+                f"{left} unfinished {'batch goes' if left == 1 else 'batches go'} on at the endpoint; the same command "
+                "with the batch API fetches what is ready and waits for the rest"
+            )
+        await super().__aexit__(kind, *rest)
+        for result in results:
+            if isinstance(result, AutointerpError) and kind is None:
+                raise result
+
+    def stop(self, error: AutointerpError) -> None:
+        super().stop(error)
+        for waiting in self._queue:
+            waiting.fail(error)
+        self._queue.clear()
+
+    # --- gathering --------------------------------------------------------------------------------------------------
+
+    async def _obtain(self, request: Request) -> Reply:
+        key = custom_id(request)
+        waiting = self._waiting[key] = _Waiting(request, asyncio.get_running_loop().create_future())
+        if key not in self._under_way:
+            self._enqueue(waiting)
+        try:
+            return await waiting.reply
+        finally:
+            if self._waiting.get(key) is waiting:
+                del self._waiting[key]
+
+    def _enqueue(self, waiting: _Waiting) -> None:
+        if self._stopped is not None:
+            waiting.fail(self._stopped)
+            return
+        self._queue.append(waiting)
+        self._arrived.set()
+
+    async def _collect(self) -> None:
+        while True:
+            await self._arrived.wait()
+            while self._arrived.is_set() and len(self._queue) < MOST_REQUESTS:  # until none has come for a while
+                self._arrived.clear()
+                await asyncio.sleep(self.llm.batch_quiet_seconds)
+            self._arrived.clear()
+            if self._queue:
+                try:
+                    self._submit_what_fits()
+                except Exception as error:
+                    self._end_all(error)
+                    raise
+
+    def _end_all(self, error: Exception) -> None:
+        """Nobody is left waiting where this program itself fails."""
+        problem = error if isinstance(error, AutointerpError) else AutointerpError(f"{type(error).__name__}: {error}")
+        self.stop(problem)
+        for waiting in list(self._waiting.values()):
+            waiting.fail(problem)
+
+    def _submit_what_fits(self) -> None:
+        """Batches of the queue's first requests, as many as the budget has room for. The others wait for what is under
+        way, which mostly takes less than was set aside; with nothing under way they end the run."""
+        reserved: dict[str, Reservation] = {}
+        chosen: list[_Waiting] = []
+        queue = [waiting for waiting in self._queue if not waiting.reply.done()]
+        for n, waiting in enumerate(queue):
+            reservation, usd, tokens = self._reserve(waiting.request)
+            if reservation is None:
+                self._queue = queue[n:]
+                if not chosen and not self._watched:
+                    self.stop(self.budget.used_up(tokens, usd))
+                break
+            reserved[custom_id(waiting.request)] = reservation
+            chosen.append(waiting)
+        else:
+            self._queue = []
+        for requests in parted([waiting.request for waiting in chosen]):
+            batch = self._batch_of(requests, reserved)
+            self._under_way.update(dict.fromkeys(batch.requests, batch.record.batch_key))
+            self._watch(batch)
+
+    def _reserve(self, request: Request) -> tuple[Reservation | None, float, int]:
+        expected = self._expected_usage(request)
+        tokens, usd = expected.input_tokens + expected.output_tokens, self._batch_cost(request, expected)
+        return self.budget.reserve_now(tokens, usd), usd, tokens
+
+    def _batch_of(self, requests: Sequence[Request], reserved: dict[str, Reservation]) -> _Batch:
+        record = BatchRecord(
+            batch_key=uuid.uuid4().hex, batch_id=None, run_id=self.run_id, model=self.endpoint.model,
+            base_url=self.endpoint.base_url, kind=requests[0].kind, input_file_id=None, status="uploading",
+            created_at=time.time(),
+        )  # fmt: skip
+        listed = [batched(request) for request in requests]
+        return _Batch(
+            record,
+            {r.custom_id: r for r in listed},
+            {r.custom_id: reserved[r.custom_id] for r in listed},
+            b"".join(input_line(request) for request in requests),
+        )
+
+    def _batch_cost(self, request: Request, usage: Usage) -> float:
+        price = self._price(request.model)
+        if price is None:
+            return usage.cost_usd or 0.0
+        return cost_usd(price.in_batch(), usage.input_tokens, usage.cached_tokens, usage.output_tokens)
+
+    # --- one batch --------------------------------------------------------------------------------------------------
+
+    def _watch(self, batch: _Batch) -> None:
+        task = asyncio.create_task(self._run(batch), name=f"batch-{batch.record.batch_key}")
+        self._watched[task] = batch
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._watched.pop(task, None)
+            self._arrived.set()  # there may be room in the budget now
+
+        task.add_done_callback(ended)
+
+    async def _run(self, batch: _Batch) -> None:
+        """A batch from its upload, or from where an earlier process left it, to its results. What ends the run is
+        raised by every ask that waits for the batch, and by later ones."""
+        key = batch.record.batch_key
+        try:
+            state = await (self._found_again(batch) if batch.resumed else self._handed_over(batch))
+            if state is not None:
+                state = await self._ended(batch, state)
+            problem: AutointerpError | None = None
+            if state is None:
+                self._say(f"batch {batch.record.batch_id or key} is not at the endpoint; its requests are sent anew")
+            elif state.status == "failed":
+                problem = self._refused(state, len(batch.requests))
+                await self._book.finish(key, "failed", str(problem))
+                if batch.resumed:  # what was wrong then may be right now
+                    self._say(str(problem))
+                    problem, state = None, None
+            else:
+                await self._fetch(batch, state)
+                problem = self._ends_the_run(batch)
+                await self._book.finish(key, state.status, str(problem) if problem is not None else None)
+            if problem is not None:
+                raise problem
+            await self._again(batch, state)
+        except AutointerpError as error:
+            self.stop(error)
+            for one in batch.requests:
+                if (waiting := self._waiting.get(one)) is not None:
+                    waiting.fail(error)
+        except Exception as error:
+            self._end_all(error)
+            raise
+        finally:
+            self._forget(batch)
+            for reservation in batch.reserved.values():
+                self.budget.release(reservation)
+            batch.reserved.clear()
+
+    def _forget(self, batch: _Batch) -> None:
+        for one in batch.requests:
+            if self._under_way.get(one) == batch.record.batch_key:
+                del self._under_way[one]
+
+    async def _handed_over(self, batch: _Batch) -> BatchState:
+        """Uploads and creates."""
+        record = batch.record
+        await self._book.begin(record, list(batch.requests.values()))
+        file_id = await self._persist(lambda: self._batches.upload(f"{record.batch_key}.jsonl", batch.lines))
+        batch.lines = b""
+        await self._book.update(record.batch_key, "uploading", input_file_id=file_id)
+        metadata = {"program": "autointerp", "batch_key": record.batch_key}
+        tried = False
+
+        async def create() -> BatchState:
+            nonlocal tried
+            known = await self._search(record.batch_key) if tried else None  # its reply may have been lost
+            tried = True
+            return known or await self._batches.create(file_id, record.kind, metadata)
+
+        state = await self._persist(create)
+        await self._book.update(record.batch_key, "created", batch_id=state.batch_id)
+        self.counts.sent += len(batch.requests)
+        self._say(f"batch {state.batch_id} of {len(batch.requests):,} requests was handed over; waiting for it")
+        return state
+
+    async def _found_again(self, batch: _Batch) -> BatchState | None:
+        """The batch of an earlier process; None where it was never created, or is too old to be known any longer."""
+        record = batch.record
+        if record.batch_id is None:
+            state = await self._persist(lambda: self._search(record.batch_key))
+            if state is None:
+                await self._book.finish(record.batch_key, "never_created")
+            else:
+                await self._book.update(record.batch_key, "created", batch_id=state.batch_id)
+            return state
+        batch_id = record.batch_id
+        try:
+            return await self._persist(lambda: self._batches.state(batch_id))
+        except EndpointCredentialsError as error:
+            if error.http_status != 404:
+                raise
+        if time.time() - record.created_at > LONGEST_S:
+            await self._book.finish(record.batch_key, "lost", "the endpoint no longer knows it")
+            return None
+        raise InputError(
+            f"{self.endpoint.base_url} knows no batch {batch_id}, which an earlier run has handed over and paid for; "
+            f"use the key of the same project (it is given up {LONGEST_S / 3600:.0f} hours after its creation)"
+        )
+
+    async def _search(self, batch_key: str) -> BatchState | None:
+        """None also where the endpoint lists no batches."""
+        try:
+            return await self._batches.with_key(batch_key)
+        except (EndpointCredentialsError, RequestRefusedError) as error:
+            if error.http_status not in (404, 405):
+                raise
+            return None
+
+    async def _ended(self, batch: _Batch, state: BatchState) -> BatchState:
+        """Polls until the batch has ended."""
+        pause = first = self.llm.batch_poll_seconds
+        batch_id = state.batch_id
+        while state.status not in ENDED:
+            batch.looked.set()
+            if time.time() - batch.record.created_at > LONGEST_S:
+                raise StoppedError(
+                    f"batch {batch_id} is still {state.status} after {LONGEST_S / 3600:.0f} hours; what is done is "
+                    "kept, and the same command goes on waiting for it"
+                )
+            await asyncio.sleep(pause)
+            pause = min(1.25 * pause, 10 * first)
+            state = await self._persist(lambda: self._batches.state(batch_id))
+        batch.looked.clear()
+        return state
+
+    def _refused(self, state: BatchState, n: int) -> AutointerpError:
+        why = (
+            f"{self.endpoint.base_url} did not take the batch {state.batch_id}: {state.errors or 'no reason was given'}"
+        )
+        if "token_limit" in state.errors:
+            return StoppedError(
+                f"{why}; wait for other batches, or lower llm.batch_in_flight, so that fewer than {n:,} requests are "
+                "sent together"
+            )
+        if "billing" in state.errors or "quota" in state.errors:
+            return StoppedError(f"{why}; what is done is kept: top up and run again")
+        return InputError(why)
+
+    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """One call about a batch, with retries. StoppedError where it does not come through."""
+        attempts = Attempts(max(PATIENCE, self.llm.attempts))
+
+        async def once() -> T:
+            try:
+                return await call()
+            except AttemptError as failure:
+                attempts.failed_alone(failure)
+                self.counts.failed_attempts += 1
+                raise
+
+        try:
+            return await retrying_alone(attempts, self._retry)(once)
+        except AttemptError as failure:
+            why = str(failure)
+        raise StoppedError(
+            f"the batch API at {self.endpoint.base_url} does not answer: {why}; what is done is kept, and batches go "
+            "on there: run again later"
+        )
+
+    # --- results ----------------------------------------------------------------------------------------------------
+
+    async def _fetch(self, batch: _Batch, state: BatchState) -> None:
+        """Reads both files and records every result in them."""
+        files = [f for f in (state.output_file_id, state.error_file_id) if f is not None]
+        attempts = Attempts(max(PATIENCE, self.llm.attempts))
+        failure: AttemptError | None = None
+
+        async def once() -> None:
+            read = unreadable = 0
+            batch.strays = 0
+            try:
+                for file_id in files:
+                    async with aclosing(self._batches.lines(file_id)) as lines:
+                        async for block in _blocks(lines):
+                            found = [read_line(self._transport.redact(x.decode("utf-8", "replace"))) for x in block]
+                            unreadable += found.count(None)
+                            read += len(block)
+                            await self._take_block(batch, state, [line for line in found if line is not None])
+                if unreadable or (read < state.n_results and len(batch.done) < len(batch.requests)):
+                    raise BadReplyError(f"{unreadable} of {read} lines were unreadable, of {state.n_results} expected")
+            except EndpointCredentialsError as error:
+                if error.http_status != 404:
+                    raise
+                self._say(f"a result file of batch {state.batch_id} is gone: {error}")
+            except AttemptError as error:
+                attempts.failed_alone(error)
+                raise
+
+        try:
+            await retrying_alone(attempts, self._retry)(once)
+        except AttemptError as error:
+            failure = error
+        if failure is not None and not isinstance(failure, BadReplyError):
+            raise StoppedError(
+                f"the results of batch {state.batch_id} cannot be fetched: {failure}; they stay at the endpoint: run "
+                "again later"
+            )
+        note = f", {batch.strays} lines that belong to no request" if batch.strays else ""
+        self._say(
+            f"batch {state.batch_id} is {state.status}: {len(batch.done):,} of {len(batch.requests):,} done{note}"
+        )
+
+    async def _take_block(self, batch: _Batch, state: BatchState, lines: Sequence[ResultLine]) -> None:
+        """Each result once: of two lines of one request the first usable one counts."""
+        fresh: dict[str, ResultLine] = {}
+        later: list[ResultLine] = []
+        for line in lines:
+            if line.custom_id not in batch.requests:
+                batch.strays += 1
+            elif line.custom_id in fresh:
+                later.append(line)
+            elif line.custom_id not in batch.done:
+                fresh[line.custom_id] = line
+        results = await asyncio.gather(*(self._take(batch, state, x) for x in fresh.values()), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        if later:
+            await self._take_block(batch, state, later)
+
+    async def _take(self, batch: _Batch, state: BatchState, line: ResultLine) -> None:
+        """One result: recorded, then given to who waits for it. One that is no final answer is only noted."""
+        found = batch.requests[line.custom_id]
+        if batch.resumed:
+            known = self.ledger.find(found.request_sha256, found.sample)
+            if known is not None and known.status in FINAL_STATUSES:
+                self._give(batch, line.custom_id, None)
+                return
+        waiting = self._waiting.get(line.custom_id)
+        request = waiting.request if waiting else stand_in(batch.record.kind, batch.record.model, found)
+        used: Usage | None = None
+        envelope: Envelope | None = None
+        raw: str | None = line.body
+        error: str | None
+        status: ReplyStatus
+        try:
+            payload = self._payload(request, line)
+            used = self._reported_usage(request, payload, line.body)
+            envelope = read_envelope(request, payload, line.body)
+            status, error = envelope.status, self._redacted(envelope.error)
+            self._succeeded = True
+        except DeclinedError as declined:
+            status, error, raw = declined.status, str(declined), declined.raw
+        except (AttemptError, AutointerpError) as failure:
+            batch.failures[line.custom_id] = failure
+            if used is None or not isinstance(failure, BadReplyError):
+                return
+            if line.custom_id in batch.billed:
+                return
+            batch.billed.add(line.custom_id)
+            status, error, raw = "bad_reply", str(failure), failure.raw
+        stored = storable_reply(request.kind, raw, envelope.payload) if raw is not None and envelope else raw
+        used = used or Usage(0, 0, 0, 0.0)
+        record = self._call(batch, state, found, status, stored, error, used, self._batch_cost(request, used))
+        await self._record(record)
+        self._settle_one(batch, line.custom_id, record)
+        if status == "bad_reply":
+            if (waiting := self._waiting.get(line.custom_id)) is not None:
+                waiting.bad.append(record)
+            return
+        self._give(batch, line.custom_id, (record, line.body if envelope is not None else None))
+
+    def _payload(self, request: Request, line: ResultLine) -> Any:
+        """The reply's JSON, or the error that its status means."""
+        path = PATHS[request.kind]
+        if line.status is None:
+            raise UnavailableError(f"not answered within the batch: {line.body[:300]}", raw=line.body)
+        if line.status != 200:
+            raise self._transport.status_error(line.status, line.body, None, request.model, path)
+        payload = load_json(line.body)
+        hidden = error_in_ok_reply(payload)
+        if hidden is not None:
+            raise self._transport.status_error(hidden, line.body, None, request.model, path)
+        return payload
+
+    def _call(
+        self, batch: _Batch, state: BatchState, found: BatchedRequest, status: str, reply: str | None,
+        error: str | None, used: Usage, usd: float, attempts: int = 1,
+    ) -> CallRecord:  # fmt: skip
+        return CallRecord(
+            request_sha256=found.request_sha256,
+            sample=found.sample,
+            run_id=batch.record.run_id,
+            dictionary_id=found.dictionary_id,
+            feature=found.feature,
+            stage=found.stage,
+            model=batch.record.model,
+            status=status,
+            reply=reply,
+            input_tokens=used.input_tokens,
+            cached_tokens=used.cached_tokens,
+            output_tokens=used.output_tokens,
+            cost_usd=usd,
+            latency_s=state.latency_s,
+            attempts=attempts,
+            error=error,
+        )
+
+    def _settle_one(self, batch: _Batch, one: str, record: CallRecord) -> None:
+        reservation = batch.reserved.pop(one, None)
+        if reservation is not None:
+            self.budget.settle(reservation, record.input_tokens + record.output_tokens, record.cost_usd)
+        self.counts.input_tokens += record.input_tokens
+        self.counts.output_tokens += record.output_tokens
+        self.counts.cost_usd += record.cost_usd
+
+    def _give(self, batch: _Batch, one: str, told: tuple[CallRecord, str | None] | None) -> None:
+        """What was just recorded (with the reply as it came), or what the ledger holds, to who waits for it."""
+        batch.done.add(one)
+        batch.failures.pop(one, None)
+        waiting = self._waiting.get(one)
+        if waiting is None or waiting.reply.done():
+            return
+        if told is None:
+            reply = self._from_ledger(waiting.request)
+            if reply is None:  # a row that this version cannot read
+                batch.done.discard(one)
+                return
+        else:
+            record, raw = told
+            envelope = None if raw is None else read_envelope(waiting.request, load_json(raw), raw)
+            reply = reply_from(waiting.request, record, envelope, from_ledger=False)
+        waiting.answer(reply)
+
+    def _ends_the_run(self, batch: _Batch) -> AutointerpError | None:
+        """The first failure that concerns the whole run: key, model or account; and a refused parameter where no
+        request has ever succeeded."""
+        for failure in batch.failures.values():
+            refusal = isinstance(failure, RequestRefusedError)
+            if isinstance(failure, AutointerpError) and not (refusal and (self._succeeded or batch.done)):
+                return failure
+        return None
+
+    async def _again(self, batch: _Batch, state: BatchState | None) -> None:
+        """Requests that the batch has not answered are put into the next one if somebody waits for them, until they
+        have been in llm.attempts batches."""
+        self._forget(batch)
+        given_up: list[tuple[_Waiting, CallRecord]] = []
+        for one, found in batch.requests.items():
+            waiting = self._waiting.get(one)
+            if one in batch.done or waiting is None or waiting.reply.done() or one in self._under_way:
+                continue
+            waiting.failures += state is not None
+            failure = batch.failures.get(one)
+            again = waiting.failures < self.llm.attempts and not isinstance(failure, RequestRefusedError)
+            if state is None or again:
+                self._enqueue(waiting)
+                continue
+            why = str(failure) if failure is not None else f"no result in a batch that is {state.status}"
+            raw = failure.raw if isinstance(failure, AttemptError) else None
+            status = "bad_reply" if isinstance(failure, BadReplyError) else "gave_up"
+            unbilled = waiting.failures - len(waiting.bad)
+            nothing = Usage(0, 0, 0, 0.0)
+            given_up.append((waiting, self._call(batch, state, found, status, raw, why, nothing, 0.0, unbilled)))
+        for waiting, record in given_up:
+            if not waiting.bad:  # else its last unusable reply is in the ledger
+                await self._record(record)
+            waiting.answer(reply_from(waiting.request, record, None, from_ledger=False))
+
+
+async def _blocks(lines: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    block: list[bytes] = []
+    async for line in lines:
+        if line.strip():
+            block.append(line)
+        if len(block) >= AT_ONCE:
+            yield block
+            block = []
+    if block:
+        yield block

@@ -1,0 +1,165 @@
+"""The files of a batch, without I/O: the JSONL that is uploaded, the JSONL that comes back, and the batch object.
+
+Nothing that comes back is trusted to have the shape that the API promises. Results are joined by custom_id, never by
+their order: lines come in any order, may be missing, and those that failed are in a second file (a batch in which all
+failed has only that one).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autointerp.llm.requests import Request
+from autointerp.llm.transport import PATHS
+from autointerp.records import BatchedRequest
+
+MOST_REQUESTS = 50_000
+MOST_BYTES = 190_000_000
+"""OpenAI takes files of 200 MB."""
+MOST_INPUTS = 50_000
+"""Texts of all embeddings requests of a file together."""
+ENDED = ("completed", "failed", "expired", "cancelled")
+
+
+def custom_id(request: Request) -> str:
+    """At most 64 characters, as some endpoints want it: 192 bits of the request's hash, and its sample."""
+    return f"{request.sha256[:48]}-{request.sample}"
+
+
+def batched(request: Request) -> BatchedRequest:
+    return BatchedRequest(
+        custom_id(request), request.sha256, request.sample, request.dictionary_id, request.feature, request.stage,
+        request.length_is_expected, len(request.inputs) if request.kind == "embeddings" else 0,
+    )  # fmt: skip
+
+
+def stand_in(kind: str, model: str, batched: BatchedRequest) -> Request:
+    """What can read a result whose request nobody asks about in this process. Its own hash means nothing."""
+    body: dict[str, Any] = {"model": model}
+    if kind == "embeddings":
+        body["input"] = [""] * batched.n_inputs
+    return Request(
+        kind, body, batched.stage, batched.sample, batched.dictionary_id, batched.feature,  # type: ignore[arg-type]
+        truncation_ok=batched.length_is_expected,
+    )  # fmt: skip
+
+
+def input_line(request: Request) -> bytes:
+    head = {"custom_id": custom_id(request), "method": "POST", "url": url_of(request.kind)}
+    return json.dumps(head).encode("ascii")[:-1] + b', "body": ' + request.wire + b"}\n"
+
+
+def url_of(kind: str) -> str:
+    return "/v1" + PATHS[kind]
+
+
+def parted(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Lists of requests of one kind, in order, each of which makes a file within the limits."""
+    for kind in dict.fromkeys(request.kind for request in requests):
+        part: list[Request] = []
+        size = texts = 0
+        for request in requests:
+            if request.kind != kind:
+                continue
+            more, inputs = len(request.wire) + 200, len(request.inputs) if kind == "embeddings" else 0
+            full = len(part) >= MOST_REQUESTS or size + more > MOST_BYTES or texts + inputs > MOST_INPUTS
+            if part and full:
+                yield part
+                part, size, texts = [], 0, 0
+            part.append(request)
+            size, texts = size + more, texts + inputs
+        if part:
+            yield part
+
+
+@dataclass(frozen=True, slots=True)
+class BatchState:
+    """What the endpoint says of a batch."""
+
+    batch_id: str
+    status: str
+    output_file_id: str | None
+    error_file_id: str | None
+    n_results: int
+    """Lines that its files should have together, as far as it says so."""
+    took_s: float
+    """Seconds from its creation to its end, by the endpoint's clock; 0 where it does not say."""
+    errors: str
+    """Why it failed; '' where it did not."""
+    batch_key: str | None
+    """Ours, from the metadata."""
+
+    @property
+    def latency_s(self) -> float:
+        """The same number whenever the batch is fetched again, and another for every batch: by it the store knows a
+        result that is written twice from a second, paid one."""
+        digits = hashlib.sha256(self.batch_id.encode("utf-8", "replace")).hexdigest()[:8]
+        return self.took_s + int(digits, 16) / 2**32 * 1e-3
+
+
+def read_state(payload: Any) -> BatchState | None:
+    """None where it is no batch."""
+    if not isinstance(payload, dict) or not isinstance(payload.get("id"), str) or not payload["id"]:
+        return None
+    ended = [payload.get(f"{status}_at") for status in ENDED]
+    times = [float(t) for t in (payload.get("created_at"), *ended) if isinstance(t, (int, float))]
+    counts = payload.get("request_counts")
+    counts = counts if isinstance(counts, dict) else {}
+    n_results = [n for n in (counts.get("completed"), counts.get("failed")) if type(n) is int and n > 0]
+    errors = payload.get("errors")
+    listed = errors.get("data") if isinstance(errors, dict) else None
+    texts = [_error_text(error) for error in listed] if isinstance(listed, list) else []
+    metadata = payload.get("metadata")
+    key = metadata.get("batch_key") if isinstance(metadata, dict) else None
+    return BatchState(
+        batch_id=payload["id"],
+        status=str(payload.get("status")),
+        output_file_id=_id(payload.get("output_file_id")),
+        error_file_id=_id(payload.get("error_file_id")),
+        n_results=sum(n_results),
+        took_s=max(times) - min(times) if times else 0.0,
+        errors="; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else ""),
+        batch_key=key if isinstance(key, str) else None,
+    )
+
+
+def _id(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _error_text(error: Any) -> str:
+    if not isinstance(error, dict):
+        return str(error)[:300]
+    line = f" (line {error['line']})" if error.get("line") is not None else ""
+    return f"{error.get('code')}: {error.get('message')}"[:300] + line
+
+
+@dataclass(frozen=True, slots=True)
+class ResultLine:
+    custom_id: str
+    status: int | None
+    """HTTP status of the request's own reply; None where it had none."""
+    body: str
+    """JSON of that reply; of the error where there was none."""
+
+
+def read_line(line: str) -> ResultLine | None:
+    """None where it is no result."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("custom_id"), str):
+        return None
+    response = found.get("response")
+    if not isinstance(response, dict) or type(response.get("status_code")) is not int:
+        return ResultLine(found["custom_id"], None, json.dumps({"error": found.get("error")}))
+    body = response.get("body")
+    # A body may come as a string; an error stands in it, or beside the response.
+    if response["status_code"] != 200 and not body:
+        body = {"error": found.get("error")}
+    return ResultLine(found["custom_id"], response["status_code"], body if isinstance(body, str) else json.dumps(body))
