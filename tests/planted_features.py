@@ -24,6 +24,7 @@ The kinds:
 from __future__ import annotations
 
 import random
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -183,14 +184,18 @@ class Planted:
     rules: Mapping[Quality, Rule]
     promoted: tuple[str, ...] = ()
     """output: the words that the decoder row promotes."""
-    output_label: str | None = None
-    """output: what it makes the model say, in English."""
+    output_labels: Mapping[Quality, str] = field(default_factory=dict)
+    """output: labels for what it makes the model say. The near miss names two words of four, the wrong one none."""
     twin: int | None = None
     """duplicate: the other one of the pair."""
 
     @property
     def truth_label(self) -> str:
         return self.labels["truth"]
+
+    @property
+    def output_label(self) -> str | None:
+        return self.output_labels.get("truth")
 
     @property
     def near_miss_label(self) -> str | None:
@@ -256,7 +261,7 @@ def planted_features(seed: int = 0) -> list[Planted]:
             "output", Law(dict.fromkeys(words, 1.0)),
             (f"one of the words {_listed(words)}", on(*words)), (f"one of the words {_listed(near)}", on(*near)),
             (f"one of the words {_listed(other)}", on(*other)),
-            promoted=tuple(promoted), output_label=f"names of {group} come next: {_listed(promoted)}",
+            promoted=tuple(promoted), output_labels=_output_labels(group, promoted),
         )  # fmt: skip
     for strong, weak in (("kettle", "meadow"), ("violet", "anchor"), ("thunder", "pencil")):
         plan.add(
@@ -309,6 +314,24 @@ def output_words(seed: int) -> list[list[str]]:
     free = [word for word in WORDS if word not in _TAKEN]
     drawn = random.Random(f"output words {seed}").sample(free, 8 * len(OUTPUT_SETS))
     return [sorted(drawn[8 * i : 8 * i + 8]) for i in range(len(OUTPUT_SETS))]
+
+
+UNSAID = {"metals": TREES, "instruments": ANIMALS, "fruits": TOOLS}
+"""What the wrong output labels name."""
+
+
+def _output_labels(group: str, promoted: Sequence[str]) -> dict[Quality, str]:
+    words = UNSAID[group]
+    named: dict[Quality, Sequence[str]] = {
+        "truth": promoted, "near_miss": [*promoted[:2], *words[:2]], "wrong": words[:4],
+    }  # fmt: skip
+    return {quality: f"what comes next is {_listed(listed)}" for quality, listed in named.items()}
+
+
+def said_by(features: Sequence[Planted]) -> dict[str, tuple[str, ...]]:
+    """Every output label with the words that it names."""
+    labels = [label for f in features for label in f.output_labels.values()]
+    return {label: tuple(w for w in re.findall(r"\w+", label) if w in VOCABULARY) for label in labels}
 
 
 def labels_of(features: Sequence[Planted]) -> dict[str, Rule]:

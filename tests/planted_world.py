@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import planted_features as planted
 import torch
@@ -54,8 +54,8 @@ ATTENTION_GAP = 80.0
 """Logits between the place before and every other one: e^-80 is nothing in float32."""
 NO_WORD = math.log(1e-7)
 """Logit of the tokens that the corpus never has."""
-EXPLAINER = "contexts"
-"""Under whose name `insert_labels` writes; the qualities are the names of its models."""
+EXPLAINER, OUTPUT_EXPLAINER = "contexts", "vocab_projection"
+"""Under whose names `insert_labels` writes; the qualities are the names of their models."""
 
 CONFIG = """
 [model]
@@ -141,21 +141,25 @@ def harvested(folder: Path, seed: int = 0) -> Store:
 
 
 def insert_labels(store: Store, features: Sequence[Planted]) -> None:
-    """Every label of the features as an explanation by EXPLAINER, its quality as the name of the model."""
+    """Every label of the features as an explanation by EXPLAINER, its quality as the name of the model; those of what a
+    feature makes the model say by OUTPUT_EXPLAINER."""
     row = store.dictionary("planted")
     harvest_id = store.current_harvest(row.dictionary_id)
     assert harvest_id is not None
+    sides: tuple[tuple[Literal["input", "output"], str], ...] = (("input", EXPLAINER), ("output", OUTPUT_EXPLAINER))
     store.insert_explanations(
         [
             Explanation(
-                explanation_id=stable_id("planted", quality, f.feature, f.labels[quality]),
-                dictionary_id=row.dictionary_id, feature=f.feature, harvest_id=harvest_id, explainer=EXPLAINER,
-                model=quality, template_sha256="planted", evidence_sha256="planted", seed=0, text=f.labels[quality],
-                status="ok", side="input",
+                explanation_id=stable_id("planted", quality, f.feature, labels[quality]),
+                dictionary_id=row.dictionary_id, feature=f.feature, harvest_id=harvest_id, explainer=explainer,
+                model=quality, template_sha256="planted", evidence_sha256="planted", seed=0, text=labels[quality],
+                status="ok", side=side,
             )
             for f in features
+            for side, explainer in sides
+            for labels in (f.labels if side == "input" else f.output_labels,)
             for quality in QUALITIES
-            if quality in f.labels
+            if quality in labels
         ]
     )  # fmt: skip
 

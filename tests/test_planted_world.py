@@ -18,20 +18,19 @@ import torch
 from llm_server import LlmServer
 from planted_features import END, QUALITIES, labels_of, planted_features, word_of
 from planted_oracle import Oracle
+from planted_scores import job
 from planted_world import CLASSES, EXPLAINER, HOOKPOINT, PlantedWorld, build, harvested, insert_labels
 
-from autointerp.config import BudgetConfig, ExplainConfig, LlmConfig, ScoreConfig, load
+from autointerp.config import ExplainConfig, ScoreConfig, load
 from autointerp.corpus.token_text import TokenText
 from autointerp.evidence.neighbours import decoder_neighbours
 from autointerp.gpu_session import Session
 from autointerp.interpret.explain_run import explain
-from autointerp.interpret.runner import Job
 from autointerp.interpret.score_run import score
-from autointerp.llm.budget import Budget
 from autointerp.model.hooks import Hookpoint, activations_at, hooked
 from autointerp.records import Window
 from autointerp.sae.formats import load_sae
-from autointerp.store import Selection, Store
+from autointerp.store import Store
 from autointerp.terminal import Terminal
 
 JUDGED = ("single", "context", "position", "output", "polysemantic", "dense", "duplicate")
@@ -172,14 +171,6 @@ Means = dict[tuple[str, str], list[float]]
 """(scorer, kind) -> mean score of the truths, the near misses and the wrong labels."""
 
 
-def job(store: Store, features: str | None = None) -> Job:
-    row = store.dictionary("planted")
-    harvest_id = store.current_harvest(row.dictionary_id)
-    assert harvest_id is not None
-    llm = LlmConfig(requests_per_minute=600_000.0)
-    return Job(store, row.dictionary_id, harvest_id, "run", Selection(features=features), llm, Budget(BudgetConfig()))
-
-
 @pytest.fixture(scope="module")
 def means(world: PlantedWorld, store: Store) -> Means:
     """By kind, of scores by a judge of QUALITY. A prediction that is the same everywhere counts as no correlation."""
@@ -231,7 +222,8 @@ def test_fuzzing_finds_narrow_labels_and_not_broad_ones(means: Means) -> None:
 
 
 def test_contexts_show_an_oracle_every_kind_of_feature(world: PlantedWorld, store: Store) -> None:
-    """Asked for the best of all labels, from the top contexts alone. A twin's rare exception may not stand in them."""
+    """Asked for the best of all labels, from the top contexts alone. A twin's rare exception may not stand in them, and
+    of two meanings the weaker one does not."""
     with LlmServer(Oracle(world.features)) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", "test")
         # Of every feature, also of those whose shape alone would give them a label.
@@ -239,8 +231,8 @@ def test_contexts_show_an_oracle_every_kind_of_feature(world: PlantedWorld, stor
         asyncio.run(explain(job(store), config))
     labels = dict(store.rows("SELECT feature, text FROM explanations WHERE model = 'oracle' AND status = 'ok'"))
     assert set(labels) == {f.feature for f in world.features if f.kind != "dead"}
-    missed = [f for f in labels if labels[f] != world.features[f].truth_label]
-    assert [world.features[f].kind for f in missed] in ([], ["duplicate"], ["duplicate"] * 2)
+    missed = [world.features[f].kind for f in labels if labels[f] != world.features[f].truth_label]
+    assert set(missed) <= {"duplicate", "polysemantic"} and missed.count("duplicate") <= 2
 
 
 @pytest.mark.parametrize("method", ["generated_logprobs", "prompt_logprobs"])
