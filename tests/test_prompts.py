@@ -17,6 +17,8 @@ from autointerp.interpret.choices import CHOICE_SCORERS, Example, Judge, active_
 from autointerp.interpret.embedding import Embedder
 from autointerp.interpret.explainers import LLM_EXPLAINERS, Correction, LlmExplainer, pieces
 from autointerp.interpret.intruder import IntruderJudge, IntruderQuestion, Lineup
+from autointerp.interpret.measured.intervention import gain_payload
+from autointerp.interpret.measured.surprisal import surprisal_payload
 from autointerp.interpret.prompts import load_template, mark, one_line
 from autointerp.interpret.scale import scaled, shown
 from autointerp.interpret.simulation import LLM_METHODS, Simulator
@@ -270,6 +272,24 @@ def test_a_broken_template_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "b.md").write_text("{% block %}", "utf-8")
     with pytest.raises(InputError, match="prompt template b"):
         load_template("b", tmp_path).block("user")
+
+
+def test_what_a_language_model_is_given_to_read() -> None:
+    """surprisal and intervention: the subject model's own input, measured and not answered."""
+    shown = [Example(contexts(0, "report")[0])]
+    surprisal = surprisal_payload("the word `alpha`", shown, load_template("score/surprisal"), "")
+    check(
+        "surprisal", "".join(f"{prefix}{surprisal['texts'][0]}<<end of input>>\n" for prefix in surprisal["prefixes"])
+    )
+    gain = gain_payload("the word `alpha`", {}, load_template("score/intervention"), "")
+    check("intervention", gain["template"] + "<<end of input>>\n")
+
+
+def test_every_template_has_a_snapshot() -> None:
+    rendered = {path.stem for path in SNAPSHOTS.glob("*.txt")}
+    for path in (Path(__file__).parents[1] / "prompts").glob("*/*.md"):
+        stem = f"explain_{path.stem}" if path.parent.name == "explain" else path.stem
+        assert stem in rendered or path.stem.startswith("simulation_"), path  # simulate_*.txt, one for each method
 
 
 def test_line_ends_and_examples_in_the_hash(tmp_path: Path) -> None:
