@@ -329,6 +329,8 @@ class ExplainConfig(EndpointConfig):
     auto: combined where a model is named, else patterns."""
     contexts: int = 10
     """Contexts shown to the explainer."""
+    random_contexts: int = 4
+    """Contexts drawn at random from wherever the feature is active, shown by `combined` besides the strongest."""
     negatives: int = 5
     """Silent contexts shown to `contrastive`."""
     base: str = "combined"

@@ -348,7 +348,7 @@ def test_a_prompt_too_long_is_halved_twice_at_most(store: Store) -> None:
         return Fault("ctx_too_long") if "You predict" in messages[0]["content"] and len(messages) > 4 else None
 
     with LlmServer(World(spoil=spoil)) as server:
-        run_explain(job(store, features="0-1"), explain_config(server, contexts=8))
+        run_explain(job(store, features="0-1"), explain_config(server, contexts=8, random_contexts=0))
         assert len([b for b in server.requests if "LABEL:" in b["messages"][0]["content"]]) == 6
         found = labels(store)
         assert [row["status"] for row in found] == ["ok", "ctx_too_long"]

@@ -8,7 +8,7 @@ Each shows one kind of evidence, and `combined` all of it in one prompt (the "ra
     mutual_information  words tied to the feature, by its direction and by where it fires (Wu et al. 2025)
     vocab_projection    next tokens that its decoder row promotes and suppresses
     token_change        tokens that the model says more and less when it is clamped (Gur-Arieh et al. 2025)
-    combined            all of the above but the silent contexts, and what came after the peaks
+    combined            all of that but the silent contexts, contexts drawn at random, and what came after the peaks
 
 Every label says its side: the first four describe the input, the next two the output, and `combined` asks the LLM.
 `revise` (see compose_run.py) shows a label's mistakes on held-out text of the select part beside the contexts.
@@ -40,7 +40,7 @@ _READS: dict[str, tuple[str, ...]] = {
     "token_change": ("raised", "lowered"),
     "contrastive": ("excerpts", "silent"),
     "combined": (
-        "excerpts", "pruned", "after_peaks", "promoted", "suppressed", "raised", "lowered", "related_words",
+        "excerpts", "drawn", "pruned", "after_peaks", "promoted", "suppressed", "raised", "lowered", "related_words",
         "input_words", "is_output",
     ),
     "revise": ("excerpts",),
@@ -98,13 +98,13 @@ class LlmExplainer:
             return "the explain split has no context of it"
         if "silent" in reads and not evidence.negatives:
             return "the explain split has no silent context of it"
-        if "excerpts" not in reads and not any(_sections(self.name, evidence, 1, 1).values()):
+        if "excerpts" not in reads and not any(_sections(self.name, evidence, 1, self.config).values()):
             return f"there is no evidence of the kind that {self.name!r} reads"
         return None
 
     def request(self, evidence: FeatureEvidence, contexts: int, correction: Correction | None = None) -> Request:
         """The question about one feature, showing at most `contexts` of its strongest contexts."""
-        values = _sections(self.name, evidence, contexts, self.config.negatives)
+        values = _sections(self.name, evidence, contexts, self.config)
         if correction is not None:
             scale = evidence.max_activation
             values["label"] = one_line(correction.label)
@@ -170,13 +170,17 @@ def chat_body(
 # --- evidence as an LLM sees it -------------------------------------------------------------------------------------
 
 
-def _sections(name: str, evidence: FeatureEvidence, contexts: int, negatives: int) -> dict[str, Any]:
+def _sections(name: str, evidence: FeatureEvidence, contexts: int, config: ExplainConfig) -> dict[str, Any]:
     """What the template of explainer `name` is given: lines of JSON, empty where there is no evidence of the kind."""
     most = MAX_LISTED if name == "combined" else MAX_LISTED_ALONE
     chosen = evidence.top[:contexts]
     built: Mapping[str, Any] = {
         "excerpts": [one_line(pieces(c, evidence.max_activation)) for c in chosen],
-        "silent": [one_line(c.text) for c in hard_negatives(evidence.negatives, negatives)],
+        "drawn": [
+            one_line(pieces(c, evidence.max_activation))
+            for c in _drawn(evidence, chosen, min(contexts, config.random_contexts))
+        ],
+        "silent": [one_line(c.text) for c in hard_negatives(evidence.negatives, config.negatives)],
         "pruned": [_pruned(p) for p in evidence.pruned if p.status == "ok"][: max(1, contexts)],
         "after_peaks": _line(_after_peaks(chosen)),
         "promoted": _line([t.token for t in evidence.promoted[:most]]),
@@ -188,6 +192,13 @@ def _sections(name: str, evidence: FeatureEvidence, contexts: int, negatives: in
         "is_output": evidence.is_output,
     }
     return {section: built[section] for section in _READS[name]}
+
+
+def _drawn(evidence: FeatureEvidence, shown_already: Sequence[Context], n: int) -> list[Context]:
+    """`n` of the uniform samples of where the feature is active: the strongest contexts alone may be of one of its
+    meanings only."""
+    peaks = {(c.document, c.position) for c in shown_already}
+    return [c for c in evidence.sampled if (c.document, c.position) not in peaks][:n]
 
 
 def _line(values: Sequence[Any]) -> str:
