@@ -9,7 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable  # noqa: E402
+import asyncio  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
@@ -17,6 +18,8 @@ import pytest  # noqa: E402
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from autointerp.store import Store
 
 TRAINING_TEXT = """
 The harbour lay quiet under a low grey sky, and the boats turned slowly on their ropes as the tide came in. An old
@@ -197,3 +200,45 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(client, "RetryPolicy", lambda: QUICK)
     monkeypatch.setitem(GroupWriter.__init__.__kwdefaults__, "max_wait_s", 0.01)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def bare_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of planted features and their contexts (see interpret_fixtures.py), without labels. Copy it."""
+    from interpret_fixtures import planted_store
+
+    path = tmp_path_factory.mktemp("bare") / "planted.duckdb"
+    planted_store(path).close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def labelled_world(bare_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a label of every feature by `combined`: the word it fires on."""
+    from interpret_fixtures import World, copy_of, job
+    from llm_server import LlmServer
+
+    from autointerp.config import ExplainConfig
+    from autointerp.interpret.explain_run import explain
+
+    path = tmp_path_factory.mktemp("labelled") / "planted.duckdb"
+    with copy_of(bare_world, path) as made, LlmServer(World()) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "test")
+        asyncio.run(explain(job(made), ExplainConfig(explainer="combined", model="test-model", base_url=server.url)))
+    return path
+
+
+@pytest.fixture
+def planted(labelled_world: Path) -> Path:
+    """Of which `store` is a copy; a module that wants another world overrides it."""
+    return labelled_world
+
+
+@pytest.fixture
+def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
+    """A planted store to work on, and a key for the test server."""
+    from interpret_fixtures import copy_of
+
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    with copy_of(planted, tmp_path / "x.duckdb") as opened:
+        yield opened

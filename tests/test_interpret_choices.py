@@ -7,15 +7,13 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interpret_fixtures import WORDS, World, choice_question, contexts, copy_of, job, planted_store, toss, with_tokens
+from interpret_fixtures import WORDS, World, choice_question, contexts, job, toss, with_tokens
 from llm_server import BrainReply, Fault, LlmServer
 
 from autointerp import stats
@@ -248,23 +246,6 @@ def test_the_interval_covers_the_truth() -> None:
 
 N = 4
 """2 N activating and 2 N silent contexts in a score."""
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a label for every feature: the word it fires on."""
-    path = tmp_path_factory.mktemp("planted") / "planted.duckdb"
-    with planted_store(path) as made, LlmServer(World()) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENAI_API_KEY", "test")
-        asyncio.run(explain(job(made), ExplainConfig(explainer="combined", model="test-model", base_url=server.url)))
-    return path
-
-
-@pytest.fixture
-def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
-    monkeypatch.setenv("OPENAI_API_KEY", "test")
-    with copy_of(planted, tmp_path / "x.duckdb") as opened:
-        yield opened
 
 
 def config(server: LlmServer, *scorers: str, **changed: Any) -> ScoreConfig:

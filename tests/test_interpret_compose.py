@@ -7,7 +7,6 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ import pytest
 from interpret_fixtures import (
     WORDS,
     World,
-    copy_of,
     fits,
     job,
     plant_findings,
-    planted_store,
     question,
     strongest,
 )
@@ -34,18 +31,9 @@ from autointerp.interpret.score_run import score
 from autointerp.store import Selection, Store
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("planted") / "planted.duckdb"
-    planted_store(path).close()
-    return path
-
-
 @pytest.fixture
-def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
-    monkeypatch.setenv("OPENAI_API_KEY", "test")
-    with copy_of(planted, tmp_path / "x.duckdb") as opened:
-        yield opened
+def planted(bare_world: Path) -> Path:
+    return bare_world
 
 
 def run(work: Job, server: LlmServer, explainer: str, **changed: Any) -> Outcome:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from interpret_fixtures import WORDS, World, choice_question, copy_of, job, planted_store
+from interpret_fixtures import WORDS, World, choice_question, job, planted_store
 from llm_server import LlmServer
 
 from autointerp.config import ExplainConfig, ScoreConfig
@@ -26,13 +25,6 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with planted_store(path) as made:
         asyncio.run(explain(job(made), ExplainConfig(explainer="patterns")))
     return path
-
-
-@pytest.fixture
-def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
-    monkeypatch.setenv("OPENAI_API_KEY", "test")
-    with copy_of(planted, tmp_path / "x.duckdb") as opened:
-        yield opened
 
 
 def labels(store: Store, explainer: str = "patterns") -> list[Explanation]:

@@ -7,14 +7,12 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpret_fixtures import WORDS, World, contexts, copy_of, job, planted_store
+from interpret_fixtures import WORDS, World, contexts, job
 from llm_server import BrainReply, Fault, LlmServer, bag_of_words
 
 from autointerp import stats
@@ -122,23 +120,6 @@ N = 4
 """2 N activating and 2 N silent contexts in a score."""
 PER_LABEL = 1 + 4 * N // INPUTS_PER_CALL
 """Requests: the label, and its feature's contexts."""
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a label for every feature: the word it fires on."""
-    path = tmp_path_factory.mktemp("planted") / "planted.duckdb"
-    with planted_store(path) as made, LlmServer(World()) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENAI_API_KEY", "test")
-        asyncio.run(explain(job(made), ExplainConfig(explainer="combined", model="test-model", base_url=server.url)))
-    return path
-
-
-@pytest.fixture
-def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
-    monkeypatch.setenv("OPENAI_API_KEY", "test")
-    with copy_of(planted, tmp_path / "x.duckdb") as opened:
-        yield opened
 
 
 def config(server: LlmServer, **changed: Any) -> ScoreConfig:

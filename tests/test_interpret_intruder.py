@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,8 @@ from interpret_fixtures import (
     World,
     any_one,
     contexts,
-    copy_of,
     intruder_question,
     job,
-    planted_store,
 )
 from llm_server import BrainReply, Fault, LlmServer
 
@@ -199,18 +196,9 @@ QUESTIONS = 4
 """16 activating contexts of a feature on `report`, four to a question."""
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("planted") / "planted.duckdb"
-    planted_store(path).close()
-    return path
-
-
 @pytest.fixture
-def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
-    monkeypatch.setenv("OPENAI_API_KEY", "test")
-    with copy_of(planted, tmp_path / "x.duckdb") as opened:
-        yield opened
+def planted(bare_world: Path) -> Path:
+    return bare_world
 
 
 def config(server: LlmServer, **changed: Any) -> ScoreConfig:

@@ -7,14 +7,14 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interpret_fixtures import FILLERS, WORDS, World, contexts, copy_of, job, planted_store, truth
+from interpret_fixtures import FILLERS, WORDS, World, contexts, job, planted_store, truth
 from llm_server import BrainReply, Fault, LlmServer
 from test_prompts import HOSTILE, check, written
 
@@ -348,23 +348,6 @@ def measure(store: Store, reply: Callable[[MeasureTask], Measurement] | None = N
     default = lambda task: Measurement(task.task_id, "ok", answer(task), None, 1, 1)  # noqa: E731
     store.insert_measurements([(reply or default)(task) for task in tasks])
     return Counter(task.kind for task in tasks)
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a label for every feature: the word it fires on."""
-    path = tmp_path_factory.mktemp("planted") / "planted.duckdb"
-    with planted_store(path) as made, LlmServer(World()) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENAI_API_KEY", "test")
-        asyncio.run(explain(job(made), ExplainConfig(explainer="combined", model="test-model", base_url=server.url)))
-    return path
-
-
-@pytest.fixture
-def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
-    monkeypatch.setenv("OPENAI_API_KEY", "test")
-    with copy_of(planted, tmp_path / "x.duckdb") as opened:
-        yield opened
 
 
 def config(server: LlmServer | None, *scorers: str, **changed: Any) -> ScoreConfig:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from interpret_fixtures import RAW_MAX, WORDS, World, coin, copy_of, job, planted_store, question
+from interpret_fixtures import RAW_MAX, WORDS, World, coin, job, question
 from llm_server import BrainReply, Fault, LlmServer
 
 from autointerp.config import BudgetConfig, ExplainConfig, PriceConfig, ScoreConfig
@@ -25,18 +25,9 @@ N = 4
 METHODS = {"prompt_logprobs": ("prompt", "generated"), "generated_logprobs": ("generated",), "numbers": ()}
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("planted") / "planted.duckdb"
-    planted_store(path).close()
-    return path
-
-
 @pytest.fixture
-def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
-    monkeypatch.setenv("OPENAI_API_KEY", "test")
-    with copy_of(planted, tmp_path / "x.duckdb") as opened:
-        yield opened
+def planted(bare_world: Path) -> Path:
+    return bare_world
 
 
 def explain_config(server: LlmServer, **changed: Any) -> ExplainConfig:

@@ -8,21 +8,18 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpret_fixtures import WORDS, World, choice_question, contexts, copy_of, fits, job, planted_store, toss
+from interpret_fixtures import WORDS, World, choice_question, contexts, fits, job, toss
 from llm_server import BrainReply, Fault, LlmServer
 
-from autointerp.config import ExplainConfig, ScoreConfig
+from autointerp.config import ScoreConfig
 from autointerp.interpret.choices import CHOICE_SCORERS, DETECTION, FUZZING, Example, batches, choose_examples
-from autointerp.interpret.explain_run import explain
 from autointerp.interpret.score_run import forecast_score, score
 from autointerp.interpret.sequential import Look, decide, in_balance, interval_z, is_enough, plan, side
 from autointerp.store import Store
@@ -173,22 +170,6 @@ def test_intervals_cover_the_truth_wherever_asking_stops() -> None:
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("planted") / "planted.duckdb"
-    with planted_store(path) as made, LlmServer(World()) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPENAI_API_KEY", "test")
-        asyncio.run(explain(job(made), ExplainConfig(explainer="combined", model="test-model", base_url=server.url)))
-    return path
-
-
-@pytest.fixture
-def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
-    monkeypatch.setenv("OPENAI_API_KEY", "test")
-    with copy_of(planted, tmp_path / "x.duckdb") as opened:
-        yield opened
 
 
 def config_of(server: LlmServer, **changed: Any) -> ScoreConfig:
