@@ -479,13 +479,17 @@ def test_ctrl_c_leaves_the_batch_at_the_endpoint(tmp_path: Path, monkeypatch: py
             f'[store]\npath = "{store_path}"\n'
         )
         command = [sys.executable, "-m", "autointerp", "explain", "-c", str(config)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+        def listen() -> None:  # a shell starts background jobs with this signal ignored, and children inherit that
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
             assert process.stderr is not None
             for line in process.stderr:
                 if "handed over" in line:
                     break
             process.send_signal(signal.SIGINT)
-            said = process.stderr.read()
+            _, said = process.communicate(timeout=60)
         assert process.returncode == 130 and "goes on at the endpoint" in said, said
         server.held = False
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
