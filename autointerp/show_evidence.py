@@ -2,7 +2,7 @@
 were not run.
 
     shape  other; 34 % of its active tokens are ` raise`; position dependence 0.02
-    output  acts on the output: kurtosis 41.2 (1 in 100 random directions exceeds 1.3), skew +3.7
+    output  its promoted tokens stand out: kurtosis 41.2 (1 in 100 random directions exceeds 1.3), skew +3.7
     says more   TypeError +9.12   Error +8.01  (by z; clamped to 120, KL 0.5)
     neighbours  by direction    12 (0.71) `def` at the start of a line; 33 (0.61) ...
     needs  1 token (median of 5 contexts)
@@ -65,7 +65,7 @@ def _shape(shape: Mapping[str, Any] | None) -> list[str]:
 def _output(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
-    acts = "acts on the output" if found["is_output"] else "does not single out output tokens"
+    acts = "its promoted tokens stand out" if found["is_output"] else "its promoted tokens do not stand out"
     chance = f"1 in 100 random directions exceeds {found['threshold']:.1f}"
     return [f"output  {acts}: kurtosis {found['kurtosis']:.1f} ({chance}), skew {found['skew']:+.1f}"]
 

@@ -15,7 +15,7 @@ from autointerp.interpret.patterns import Rule, learn, sample_of, token_lookup, 
 from autointerp.interpret.patterns_text import MAX_LABEL, lookup_sentence, sentence
 from autointerp.interpret.scale import scaled
 from autointerp.interpret.token_facts import facts_of, kind_of
-from autointerp.interpret.token_names import group_of, quoted, token_name
+from autointerp.interpret.token_names import group_of, listed, quoted, token_name
 from autointerp.records import Context, FeatureEvidence, PromotedToken
 
 
@@ -304,3 +304,15 @@ def test_speed() -> None:
     for _ in range(5):
         label_of(many)
     assert (time.process_time() - start) / 5 < 0.25
+
+
+def test_a_name_that_several_tokens_share_is_said_once() -> None:
+    """Line breaks with different indentation are different tokens of one name."""
+    assert listed(["a line break", "`x`", "a line break"]) == "a line break and `x`"
+    tokens = ["a", ":", "\n    ", "b", ":", "\n        ", "c", ":", "\n            ", "d", "=", "="]
+    values = [0.0, 4.0, 5.0, 0.0, 4.0, 5.0, 0.0, 4.0, 5.0, 0.0, 0.0, 0.0]
+    top = [Context(i, 0, "explain", "top", None, 9, i, f"d{i}", 2, tokens, values) for i in range(6)]
+    e = FeatureEvidence(1, 0, "live", 0.1, 5.0, top=top)
+    sample = sample_of(e)
+    text = sentence(e, sample, learn(sample))
+    assert text is not None and text.count("a line break with indentation") == 1

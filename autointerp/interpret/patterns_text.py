@@ -158,8 +158,10 @@ def _subject(active: Occurrences) -> tuple[str, Callable[[str], bool]]:
         extra = [s for s in names[len(leading) :][:3] if s.share >= 0.06]
         chosen = {s.value for s in [*leading, *extra]}
         text = listed([_with_words(s, active, 3 if len(leading) == 1 else 2) for s in leading])
-        if extra:
-            also = f"also {', '.join(token_name(s.shown) for s in extra)}"
+        others = dict.fromkeys(token_name(s.shown) for s in extra)
+        new = [name for name in others if name not in {token_name(s.shown) for s in leading}]
+        if new:
+            also = f"also {', '.join(new)}"
             text += f", {also}" if text.endswith(")") else f" ({also})"
         return text, lambda token: cased(token) in chosen
     groups = active.shares(lambda i: group_of(active.fact(i).token))

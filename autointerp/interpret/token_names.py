@@ -59,7 +59,8 @@ def cased(token: str) -> str:
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
-    """'`a`, `b` and `c`'."""
+    """'`a`, `b` and `c`', each once: several tokens may have one name, as line breaks with different indentation do."""
+    names = list(dict.fromkeys(names))
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} {last} {names[-1]}"
