@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from interpret_fixtures import copy_of, job, planted_store
+from interpret_fixtures import copy_of, job
 from llm_server import BrainReply, LlmServer
 from store_fixtures import explanation, score
 
@@ -19,16 +19,9 @@ from autointerp.store import Selection, Store
 N = 6
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "planted.duckdb"
-    planted_store(path, N).close()
-    return path
-
-
 @pytest.fixture
-def store(template: Path, tmp_path: Path) -> Store:
-    store = copy_of(template, tmp_path / "x.duckdb")
+def store(bare_world: Path, tmp_path: Path) -> Store:
+    store = copy_of(bare_world, tmp_path / "x.duckdb")
     store.con.execute("UPDATE features SET density = [0.1, 0.4, 0.2, 0.4, 0.05, 0.3][feature + 1]")
     return store
 
