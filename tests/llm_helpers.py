@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from llm_server import LlmServer
+from llm_server import Brain, BrainReply, LlmServer, prompt_text
 
 from autointerp.config import BudgetConfig, EndpointConfig, LlmConfig
 from autointerp.llm.budget import Budget
@@ -77,6 +77,11 @@ def ask_all(client: LlmClient, *requests: Request) -> list[Reply]:
             return await asyncio.gather(*(client.ask(r) for r in requests))
 
     return asyncio.run(run())
+
+
+def echo() -> Brain:
+    """A brain that says how long the question was."""
+    return lambda kind, body, attempt: BrainReply(f"{len(prompt_text(body))} characters")
 
 
 class Stopwatch:

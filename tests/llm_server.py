@@ -305,7 +305,7 @@ def _abort(request: web.Request) -> None:
         request.transport.abort()
 
 
-def _usage(body: dict[str, Any], reply: BrainReply) -> dict[str, Any]:
+def usage_of(body: dict[str, Any], reply: BrainReply) -> dict[str, Any]:
     read = reply.input_tokens
     if read is None:
         read = len(reply.prompt_tokens) if reply.prompt_tokens else max(1, len(prompt_text(body)) // 4)
@@ -378,7 +378,7 @@ def completions_payload(body: dict[str, Any], reply: BrainReply) -> dict[str, An
 
 def embeddings_payload(body: dict[str, Any], reply: BrainReply) -> dict[str, Any]:
     """The JSON body of /embeddings; nothing is written, so only the prompt's tokens are counted."""
-    read = _usage(body, reply)["prompt_tokens"]
+    read = usage_of(body, reply)["prompt_tokens"]
     return {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": list(v)} for i, v in enumerate(reply.vectors)],
@@ -397,7 +397,7 @@ def _envelope(kind: str, body: dict[str, Any], choice: dict[str, Any], reply: Br
         "created": 0,
         "model": body.get("model", ""),
         "choices": [choice],
-        "usage": _usage(body, reply),
+        "usage": usage_of(body, reply),
     }
 
 
