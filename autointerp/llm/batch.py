@@ -14,17 +14,14 @@ paid for twice.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from autointerp.errors import AutointerpError, InputError, StoppedError
+from autointerp.errors import AutointerpError, StoppedError
 from autointerp.llm.batch_files import (
-    ENDED,
     MOST_REQUESTS,
     BatchState,
     ResultLine,
@@ -35,7 +32,9 @@ from autointerp.llm.batch_files import (
     read_line,
     stand_in,
 )
+from autointerp.llm.batch_handover import PATIENCE, Handover
 from autointerp.llm.batch_transport import BatchTransport
+from autointerp.llm.batch_work import Batch, Waiting
 from autointerp.llm.budget import Reservation, cost_usd
 from autointerp.llm.client import LlmClient, reply_from
 from autointerp.llm.errors import (
@@ -54,68 +53,8 @@ from autointerp.llm.transport import PATHS, error_in_ok_reply
 from autointerp.records import BatchedRequest, BatchRecord, CallRecord
 
 T = TypeVar("T")
-PATIENCE = 20
-"""Attempts of one call about a batch: with waits of up to a minute, an outage of a quarter of an hour."""
 AT_ONCE = 256
 """Results that are recorded side by side, in one or a few commits."""
-LONGEST_S = 48 * 3600.0
-"""Twice the completion window: a batch that has not ended by then is not waited for any longer, though not given up;
-one that the endpoint no longer knows is given up."""
-
-
-@dataclass
-class _Waiting:
-    """A request that somebody asks about, until it has its reply."""
-
-    request: Request
-    reply: asyncio.Future[Reply]
-    failures: int = 0
-    """Batches that brought no usable reply."""
-    bad: list[CallRecord] = field(default_factory=list)
-    """Those of them that were billed, as they are in the ledger."""
-
-    def answer(self, reply: Reply) -> None:
-        """With what the unusable replies took."""
-        if self.reply.done():
-            return
-        self.reply.set_result(
-            dataclasses.replace(
-                reply,
-                input_tokens=reply.input_tokens + sum(r.input_tokens for r in self.bad),
-                cached_tokens=reply.cached_tokens + sum(r.cached_tokens for r in self.bad),
-                output_tokens=reply.output_tokens + sum(r.output_tokens for r in self.bad),
-                cost_usd=reply.cost_usd + sum(r.cost_usd for r in self.bad),
-                attempts=reply.attempts + len(self.bad),
-            )
-        )
-
-    def fail(self, error: AutointerpError) -> None:
-        if not self.reply.done():
-            self.reply.set_exception(error)
-            self.reply.exception()  # an asker that was cancelled will not fetch it
-
-
-@dataclass
-class _Batch:
-    """One batch that is under way, from the book or just written into it."""
-
-    record: BatchRecord
-    requests: dict[str, BatchedRequest]
-    """By custom_id."""
-    reserved: dict[str, Reservation] = field(default_factory=dict)
-    """Of the budget; nothing where an earlier process has sent the batch: that run has paid for it."""
-    lines: bytes = b""
-    """The file, until it is uploaded."""
-    resumed: bool = False
-    looked: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set from when the endpoint has said that it has not ended until it says that it has."""
-    done: set[str] = field(default_factory=set)
-    """Whose outcome is in the ledger."""
-    failures: dict[str, Exception] = field(default_factory=dict)
-    billed: set[str] = field(default_factory=set)
-    """Whose unusable reply was recorded."""
-    strays: int = 0
-    """Lines that belong to no request of the batch."""
 
 
 class BatchClient(LlmClient):
@@ -132,18 +71,19 @@ class BatchClient(LlmClient):
         self._batches = BatchTransport(
             self._transport, self.llm.timeout, 2 * self.llm.max_reply_bytes, self.endpoint.model
         )
-        self._waiting: dict[str, _Waiting] = {}
-        self._queue: list[_Waiting] = []
+        self._handover = Handover(self.endpoint, self.llm, self._batches, book, self._retry, self.counts, say)
+        self._waiting: dict[str, Waiting] = {}
+        self._queue: list[Waiting] = []
         self._under_way: dict[str, str] = {}
         """custom_id -> batch_key of the unfinished batch that it is in."""
-        self._watched: dict[asyncio.Task[None], _Batch] = {}
+        self._watched: dict[asyncio.Task[None], Batch] = {}
         self._arrived = asyncio.Event()
         self._collector: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> BatchClient:
         await super().__aenter__()
         for record, requests in await self._book.unfinished(self.endpoint.base_url, self.endpoint.model):
-            batch = _Batch(record, {r.custom_id: r for r in requests}, resumed=True)
+            batch = Batch(record, {r.custom_id: r for r in requests}, resumed=True)
             self._under_way.update(dict.fromkeys(batch.requests, record.batch_key))
             self._say(f"going on with batch {record.batch_id or record.batch_key} of {len(requests):,} requests")
             self._watch(batch)
@@ -182,7 +122,7 @@ class BatchClient(LlmClient):
 
     async def _obtain(self, request: Request) -> Reply:
         key = custom_id(request)
-        waiting = self._waiting[key] = _Waiting(request, asyncio.get_running_loop().create_future())
+        waiting = self._waiting[key] = Waiting(request, asyncio.get_running_loop().create_future())
         if key not in self._under_way:
             self._enqueue(waiting)
         try:
@@ -191,7 +131,7 @@ class BatchClient(LlmClient):
             if self._waiting.get(key) is waiting:
                 del self._waiting[key]
 
-    def _enqueue(self, waiting: _Waiting) -> None:
+    def _enqueue(self, waiting: Waiting) -> None:
         if self._stopped is not None:
             waiting.fail(self._stopped)
             return
@@ -223,7 +163,7 @@ class BatchClient(LlmClient):
         """Batches of the queue's first requests, as many as the budget has room for. The others wait for what is under
         way, which mostly takes less than was set aside; with nothing under way they end the run."""
         reserved: dict[str, Reservation] = {}
-        chosen: list[_Waiting] = []
+        chosen: list[Waiting] = []
         queue = [waiting for waiting in self._queue if not waiting.reply.done()]
         for n, waiting in enumerate(queue):
             reservation, usd, tokens = self._reserve(waiting.request)
@@ -246,14 +186,14 @@ class BatchClient(LlmClient):
         tokens, usd = expected.input_tokens + expected.output_tokens, self._batch_cost(request, expected)
         return self.budget.reserve_now(tokens, usd), usd, tokens
 
-    def _batch_of(self, requests: Sequence[Request], reserved: dict[str, Reservation]) -> _Batch:
+    def _batch_of(self, requests: Sequence[Request], reserved: dict[str, Reservation]) -> Batch:
         record = BatchRecord(
             batch_key=uuid.uuid4().hex, batch_id=None, run_id=self.run_id, model=self.endpoint.model,
             base_url=self.endpoint.base_url, kind=requests[0].kind, input_file_id=None, status="uploading",
             created_at=time.time(),
         )  # fmt: skip
         listed = [batched(request) for request in requests]
-        return _Batch(
+        return Batch(
             record,
             {r.custom_id: r for r in listed},
             {r.custom_id: reserved[r.custom_id] for r in listed},
@@ -268,7 +208,7 @@ class BatchClient(LlmClient):
 
     # --- one batch --------------------------------------------------------------------------------------------------
 
-    def _watch(self, batch: _Batch) -> None:
+    def _watch(self, batch: Batch) -> None:
         task = asyncio.create_task(self._run(batch), name=f"batch-{batch.record.batch_key}")
         self._watched[task] = batch
 
@@ -278,19 +218,19 @@ class BatchClient(LlmClient):
 
         task.add_done_callback(ended)
 
-    async def _run(self, batch: _Batch) -> None:
+    async def _run(self, batch: Batch) -> None:
         """A batch from its upload, or from where an earlier process left it, to its results. What ends the run is
         raised by every ask that waits for the batch, and by later ones."""
         key = batch.record.batch_key
         try:
-            state = await (self._found_again(batch) if batch.resumed else self._handed_over(batch))
+            state = await (self._handover.find_again(batch) if batch.resumed else self._handover.hand_over(batch))
             if state is not None:
-                state = await self._ended(batch, state)
+                state = await self._handover.until_ended(batch, state)
             problem: AutointerpError | None = None
             if state is None:
                 self._say(f"batch {batch.record.batch_id or key} is not at the endpoint; its requests are sent anew")
             elif state.status == "failed":
-                problem = self._refused(state, len(batch.requests))
+                problem = self._handover.refusal(state, len(batch.requests))
                 await self._book.finish(key, "failed", str(problem))
                 if batch.resumed:  # what was wrong then may be right now
                     self._say(str(problem))
@@ -316,120 +256,14 @@ class BatchClient(LlmClient):
                 self.budget.release(reservation)
             batch.reserved.clear()
 
-    def _forget(self, batch: _Batch) -> None:
+    def _forget(self, batch: Batch) -> None:
         for one in batch.requests:
             if self._under_way.get(one) == batch.record.batch_key:
                 del self._under_way[one]
 
-    async def _handed_over(self, batch: _Batch) -> BatchState:
-        """Uploads and creates."""
-        record = batch.record
-        await self._book.begin(record, list(batch.requests.values()))
-        file_id = await self._persist(lambda: self._batches.upload(f"{record.batch_key}.jsonl", batch.lines))
-        batch.lines = b""
-        await self._book.update(record.batch_key, "uploading", input_file_id=file_id)
-        metadata = {"program": "autointerp", "batch_key": record.batch_key}
-        tried = False
-
-        async def create() -> BatchState:
-            nonlocal tried
-            known = await self._search(record.batch_key) if tried else None  # its reply may have been lost
-            tried = True
-            return known or await self._batches.create(file_id, record.kind, metadata)
-
-        state = await self._persist(create)
-        await self._book.update(record.batch_key, "created", batch_id=state.batch_id)
-        self.counts.sent += len(batch.requests)
-        self._say(f"batch {state.batch_id} of {len(batch.requests):,} requests was handed over; waiting for it")
-        return state
-
-    async def _found_again(self, batch: _Batch) -> BatchState | None:
-        """The batch of an earlier process; None where it was never created, or is too old to be known any longer."""
-        record = batch.record
-        if record.batch_id is None:
-            state = await self._persist(lambda: self._search(record.batch_key))
-            if state is None:
-                await self._book.finish(record.batch_key, "never_created")
-            else:
-                await self._book.update(record.batch_key, "created", batch_id=state.batch_id)
-            return state
-        batch_id = record.batch_id
-        try:
-            return await self._persist(lambda: self._batches.state(batch_id))
-        except EndpointCredentialsError as error:
-            if error.http_status != 404:
-                raise
-        if time.time() - record.created_at > LONGEST_S:
-            await self._book.finish(record.batch_key, "lost", "the endpoint no longer knows it")
-            return None
-        raise InputError(
-            f"{self.endpoint.base_url} knows no batch {batch_id}, which an earlier run has handed over and paid for; "
-            f"use the key of the same project (it is given up {LONGEST_S / 3600:.0f} hours after its creation)"
-        )
-
-    async def _search(self, batch_key: str) -> BatchState | None:
-        """None also where the endpoint lists no batches."""
-        try:
-            return await self._batches.with_key(batch_key)
-        except (EndpointCredentialsError, RequestRefusedError) as error:
-            if error.http_status not in (404, 405):
-                raise
-            return None
-
-    async def _ended(self, batch: _Batch, state: BatchState) -> BatchState:
-        """Polls until the batch has ended."""
-        pause = first = self.llm.batch_poll_seconds
-        batch_id = state.batch_id
-        while state.status not in ENDED:
-            batch.looked.set()
-            if time.time() - batch.record.created_at > LONGEST_S:
-                raise StoppedError(
-                    f"batch {batch_id} is still {state.status} after {LONGEST_S / 3600:.0f} hours; what is done is "
-                    "kept, and the same command goes on waiting for it"
-                )
-            await asyncio.sleep(pause)
-            pause = min(1.25 * pause, 10 * first)
-            state = await self._persist(lambda: self._batches.state(batch_id))
-        batch.looked.clear()
-        return state
-
-    def _refused(self, state: BatchState, n: int) -> AutointerpError:
-        why = (
-            f"{self.endpoint.base_url} did not take the batch {state.batch_id}: {state.errors or 'no reason was given'}"
-        )
-        if "token_limit" in state.errors:
-            return StoppedError(
-                f"{why}; wait for other batches, or lower llm.batch_in_flight, so that fewer than {n:,} requests are "
-                "sent together"
-            )
-        if "billing" in state.errors or "quota" in state.errors:
-            return StoppedError(f"{why}; what is done is kept: top up and run again")
-        return InputError(why)
-
-    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """One call about a batch, with retries. StoppedError where it does not come through."""
-        attempts = Attempts(max(PATIENCE, self.llm.attempts))
-
-        async def once() -> T:
-            try:
-                return await call()
-            except AttemptError as failure:
-                attempts.failed_alone(failure)
-                self.counts.failed_attempts += 1
-                raise
-
-        try:
-            return await retrying_alone(attempts, self._retry)(once)
-        except AttemptError as failure:
-            why = str(failure)
-        raise StoppedError(
-            f"the batch API at {self.endpoint.base_url} does not answer: {why}; what is done is kept, and batches go "
-            "on there: run again later"
-        )
-
     # --- results ----------------------------------------------------------------------------------------------------
 
-    async def _fetch(self, batch: _Batch, state: BatchState) -> None:
+    async def _fetch(self, batch: Batch, state: BatchState) -> None:
         """Reads both files and records every result in them."""
         files = [f for f in (state.output_file_id, state.error_file_id) if f is not None]
         attempts = Attempts(max(PATIENCE, self.llm.attempts))
@@ -470,7 +304,7 @@ class BatchClient(LlmClient):
             f"batch {state.batch_id} is {state.status}: {len(batch.done):,} of {len(batch.requests):,} done{note}"
         )
 
-    async def _take_block(self, batch: _Batch, state: BatchState, lines: Sequence[ResultLine]) -> None:
+    async def _take_block(self, batch: Batch, state: BatchState, lines: Sequence[ResultLine]) -> None:
         """Each result once: of two lines of one request the first usable one counts."""
         fresh: dict[str, ResultLine] = {}
         later: list[ResultLine] = []
@@ -488,7 +322,7 @@ class BatchClient(LlmClient):
         if later:
             await self._take_block(batch, state, later)
 
-    async def _take(self, batch: _Batch, state: BatchState, line: ResultLine) -> None:
+    async def _take(self, batch: Batch, state: BatchState, line: ResultLine) -> None:
         """One result: recorded, then given to who waits for it. One that is no final answer is only noted."""
         found = batch.requests[line.custom_id]
         if batch.resumed:
@@ -544,7 +378,7 @@ class BatchClient(LlmClient):
         return payload
 
     def _call(
-        self, batch: _Batch, state: BatchState, found: BatchedRequest, status: str, reply: str | None,
+        self, batch: Batch, state: BatchState, found: BatchedRequest, status: str, reply: str | None,
         error: str | None, used: Usage, usd: float, attempts: int = 1,
     ) -> CallRecord:  # fmt: skip
         return CallRecord(
@@ -566,7 +400,7 @@ class BatchClient(LlmClient):
             error=error,
         )
 
-    def _settle_one(self, batch: _Batch, one: str, record: CallRecord) -> None:
+    def _settle_one(self, batch: Batch, one: str, record: CallRecord) -> None:
         reservation = batch.reserved.pop(one, None)
         if reservation is not None:
             self.budget.settle(reservation, record.input_tokens + record.output_tokens, record.cost_usd)
@@ -574,7 +408,7 @@ class BatchClient(LlmClient):
         self.counts.output_tokens += record.output_tokens
         self.counts.cost_usd += record.cost_usd
 
-    def _give(self, batch: _Batch, one: str, told: tuple[CallRecord, str | None] | None) -> None:
+    def _give(self, batch: Batch, one: str, told: tuple[CallRecord, str | None] | None) -> None:
         """What was just recorded (with the reply as it came), or what the ledger holds, to who waits for it."""
         batch.done.add(one)
         batch.failures.pop(one, None)
@@ -592,7 +426,7 @@ class BatchClient(LlmClient):
             reply = reply_from(waiting.request, record, envelope, from_ledger=False)
         waiting.answer(reply)
 
-    def _ends_the_run(self, batch: _Batch) -> AutointerpError | None:
+    def _ends_the_run(self, batch: Batch) -> AutointerpError | None:
         """The first failure that concerns the whole run: key, model or account; and a refused parameter where no
         request has ever succeeded."""
         for failure in batch.failures.values():
@@ -601,11 +435,11 @@ class BatchClient(LlmClient):
                 return failure
         return None
 
-    async def _again(self, batch: _Batch, state: BatchState | None) -> None:
+    async def _again(self, batch: Batch, state: BatchState | None) -> None:
         """Requests that the batch has not answered are put into the next one if somebody waits for them, until they
         have been in llm.attempts batches."""
         self._forget(batch)
-        given_up: list[tuple[_Waiting, CallRecord]] = []
+        given_up: list[tuple[Waiting, CallRecord]] = []
         for one, found in batch.requests.items():
             waiting = self._waiting.get(one)
             if one in batch.done or waiting is None or waiting.reply.done() or one in self._under_way:
