@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -71,8 +72,6 @@ def harvested(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def project(harvested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import shutil
-
     folder = tmp_path / "project"
     shutil.copytree(harvested, folder)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -180,3 +179,50 @@ def test_doctor_tells_an_endpoint_that_keeps_to_a_schema(project: Path, capsys: 
         code, out, err = run(capsys, "doctor", "-c", configure(project, server.url))
     assert code == 0, out + err
     assert out.count("JSON schemas: honoured") == 2
+
+
+def test_a_scheduled_run_asks_only_for_what_changed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """More features, another model, another prompt: new rows beside the old ones, and nothing else is asked."""
+    own = project / "own"
+    shutil.copytree(Path(__file__).parents[1] / "prompts", own)
+    with LlmServer(TokenReader()) as server:
+        config = Path(configure(project, server.url))
+
+        def asked(*options: str) -> Counter[str]:
+            before = len(server.requests)
+            code, _, err = run(capsys, "run", "-c", str(config), *options)
+            assert code == 0, err
+            questions = Counter[str]()
+            for body in server.requests[before:]:
+                systems = [m["content"] for m in body.get("messages", []) if m["role"] == "system"]
+                explains = systems and systems[0].startswith("You study")
+                questions["label" if explains else "score" if systems else "probe"] += 1
+            return questions
+
+        first = asked("--limit", "2")
+        assert first["label"] == 2 and first["score"] > 0
+        assert not asked("--limit", "2")
+        more = asked("--limit", "3")
+        assert more["label"] == 1 and 0 < more["score"] < first["score"]
+
+        plain = config.read_text()
+        config.write_text(plain.replace('explainer = "combined"\nmodel = "m"', 'explainer = "combined"\nmodel = "n"'))
+        another = asked("--limit", "3")
+        assert another["label"] == 3, "a label by the new model for each feature"
+        assert not asked("--limit", "3")
+
+        prompt = own / "explain" / "combined.md"
+        prompt.write_text(prompt.read_text().replace("one plain phrase", "one single word"))
+        reworded = asked("--limit", "3", "--prompts", str(own))
+        assert reworded["label"] == 3
+        assert not asked("--limit", "3", "--prompts", str(own))
+
+    def value(sql: str) -> list[dict[str, Any]]:
+        code, out, err = run(capsys, "query", sql, "--store", str(project / "tiny.duckdb"), "--format", "json")
+        assert code == 0, err
+        rows: list[dict[str, Any]] = json.loads(out)
+        return rows
+
+    made = value("SELECT model, count(*) AS n, count(DISTINCT template_sha256) AS prompts FROM explanations GROUP BY 1")
+    assert {row["model"]: (row["n"], row["prompts"]) for row in made} == {"m": (3, 1), "n": (6, 2)}
+    assert len(value("SELECT feature FROM labels WHERE label IS NOT NULL")) == 3
