@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from autointerp import __version__, compare, demo, doctor, pipeline, schedule, show
+from autointerp import __version__, compare, demo, doctor, log, pipeline, schedule, show
 from autointerp.config import Config, environment_overrides, load
 from autointerp.config_template import config_template
-from autointerp.errors import AutointerpError, InputError, PartialFailure
+from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, StoreBusyError
+from autointerp.log import Capture, Log, LogFormat
 from autointerp.store.query import run_query
 from autointerp.store.selection import Selection
 from autointerp.terminal import Terminal
@@ -41,6 +42,9 @@ DictionaryName = Annotated[
     str | None, typer.Option("--dictionary", envvar="AUTOINTERP_DICTIONARY", help="Which dictionary of the store.")
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail, and a traceback when something breaks.")]
+LogForm = Annotated[
+    LogFormat, typer.Option("--log-format", envvar=log.ENVIRONMENT, help="How the lines on standard error look.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would be done and what it would cost.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Features = Annotated[str | None, typer.Option("--features", help="Which features: 0-999,1234.")]
@@ -136,15 +140,21 @@ def demo_command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the demo's files.")] = Path("autointerp-demo"),
     tokens: Annotated[int | None, typer.Option("--tokens", help="Tokens to train on and to harvest.")] = None,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """The whole pipeline on the shipped model, offline and without a key; leaves config, store and SAE behind."""
-    demo.run_demo(out, tokens, Terminal(verbose))
+    demo.run_demo(out, tokens, Terminal(verbose, log_format))
 
 
 @app.command("doctor")
-def doctor_command(config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None, verbose: Verbose = False) -> None:
+def doctor_command(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
+) -> None:
     """Check device, model, corpus, SAE and endpoint, and whether it really returns logprobs."""
-    doctor.run_doctor(_config(config, store), Terminal(verbose))
+    doctor.run_doctor(_config(config, store), Terminal(verbose, log_format))
 
 
 @app.command()
@@ -154,9 +164,10 @@ def train(
     dictionary: DictionaryName = None,
     deadline: Deadline = None,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """Train the SAEs of [[sae]] tables that name no path. Goes on from the last checkpoint."""
-    pipeline.train(_config(config, store, deadline), dictionary, Terminal(verbose))
+    pipeline.train(_config(config, store, deadline), dictionary, Terminal(verbose, log_format))
 
 
 @app.command()
@@ -169,11 +180,12 @@ def harvest(
     deadline: Deadline = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """Collect every feature's evidence. With --num-shards above 1, `merge` follows once all shards are done."""
     if shard_index >= num_shards:
         raise InputError(f"--shard-index {shard_index} needs --num-shards above {shard_index}, not {num_shards}")
-    terminal = Terminal(verbose)
+    terminal = Terminal(verbose, log_format)
     pipeline.harvest(_config(config, store, deadline), dictionary, terminal, shard_index, num_shards, dry_run)
 
 
@@ -183,9 +195,10 @@ def merge(
     store: StorePath = None,
     dictionary: DictionaryName = None,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """Merge harvested shards into the store."""
-    pipeline.merge(_config(config, store), dictionary, Terminal(verbose))
+    pipeline.merge(_config(config, store), dictionary, Terminal(verbose, log_format))
 
 
 @app.command()
@@ -209,6 +222,7 @@ def evaluate(
     report: Annotated[Path | None, typer.Option("--report", help="Write one self-contained HTML page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All rows as JSON instead of a table.")] = False,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """How good a dictionary is: reconstruction, sparsity, loss, stability, robustness, absorption, probing."""
     options = pipeline.evaluate_options(
@@ -219,7 +233,7 @@ def evaluate(
         is_structural_only=structural_only,
         report=report,
     )
-    terminal = Terminal(verbose)
+    terminal = Terminal(verbose, log_format)
     rows = pipeline.evaluate(_config(config, store), dictionary, options, terminal.without_results(as_json))
     if as_json:
         terminal.result(json.dumps(rows, indent=1, default=str))
@@ -245,6 +259,7 @@ def explain(
     batch: Batch = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """Describe features that have no description yet."""
     settings = _with_batch(_config(config, store, deadline), batch)
@@ -252,7 +267,13 @@ def explain(
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit, order)
     pipeline.explain(
-        settings, dictionary, chosen, Terminal(verbose), dry_run, is_configured=explainer is None, prompts=prompts
+        settings,
+        dictionary,
+        chosen,
+        Terminal(verbose, log_format),
+        dry_run,
+        is_configured=explainer is None,
+        prompts=prompts,
     )
 
 
@@ -271,11 +292,13 @@ def measure(
     ] = None,
     deadline: Deadline = None,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """What takes the model after the harvest: evidence methods such as pruning and token_change, and what scorers have
     asked (activations on written texts, surprisal, similarity, steering)."""
     chosen = _selection(features, where, random, limit)
-    pipeline.measure(_config(config, store, deadline), dictionary, chosen, Terminal(verbose), tuple(method or ()))
+    terminal = Terminal(verbose, log_format)
+    pipeline.measure(_config(config, store, deadline), dictionary, chosen, terminal, tuple(method or ()))
 
 
 @app.command()
@@ -295,13 +318,14 @@ def score(
     batch: Batch = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """Check descriptions that have no score yet against held-out text."""
     settings = _with_batch(_config(config, store, deadline), batch)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
     chosen = _selection(features, where, random, limit, order)
-    pipeline.score(settings, dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
+    pipeline.score(settings, dictionary, chosen, Terminal(verbose, log_format), dry_run, control, prompts)
 
 
 @app.command()
@@ -320,11 +344,12 @@ def run(
     batch: Batch = False,
     dry_run: DryRun = False,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
     settings = _with_batch(_config(config, store, deadline), batch)
     chosen = _selection(features, where, random, limit, order)
-    pipeline.run(settings, dictionary, chosen, Terminal(verbose), dry_run, control, prompts)
+    pipeline.run(settings, dictionary, chosen, Terminal(verbose, log_format), dry_run, control, prompts)
 
 
 @app.command("schedule")
@@ -336,13 +361,14 @@ def schedule_command(
     ] = "daily",
     deadline: Deadline = None,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """Print what makes systemd or cron call `autointerp run`; nothing is installed."""
     settings = _config(config, None, deadline)
     names = (settings.explain.api_key_env, settings.score.api_key_env)
     job = schedule.Job(config, every.strip(), names, deadline)
     text = schedule.systemd_units(job) if form is ScheduleForm.systemd else schedule.crontab_line(job)
-    Terminal(verbose).out.file.write(text)
+    Terminal(verbose, log_format).out.file.write(text)
 
 
 @app.command()
@@ -356,9 +382,10 @@ def verify(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The leakage report as JSON instead of text.")] = False,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """Recompute stored activations from the model; check splits, leakage, row ledger. Exit code 1 on a difference."""
-    terminal = Terminal(verbose)
+    terminal = Terminal(verbose, log_format)
     if leakage_only:
         pipeline.verify_leakage(_store_path(config, store), dictionary, terminal, as_json)
         return
@@ -367,10 +394,14 @@ def verify(
 
 @app.command()
 def status(
-    config: ConfigFile = DEFAULT_CONFIG, store: StorePath = None, as_json: AsJson = False, verbose: Verbose = False
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """What is done, pending, failed and spent."""
-    show.print_status(_store_path(config, store), as_json, Terminal(verbose))
+    show.print_status(_store_path(config, store), as_json, Terminal(verbose, log_format))
 
 
 @app.command("show")
@@ -382,10 +413,11 @@ def show_command(
     contexts: Annotated[int, typer.Option("--contexts", min=0, help="Contexts of each kind.")] = 5,
     as_json: AsJson = False,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """One feature as a person wants to read it."""
     path = _store_path(config, store)
-    show.print_feature(path, feature, dictionary, contexts, as_json, Terminal(verbose))
+    show.print_feature(path, feature, dictionary, contexts, as_json, Terminal(verbose, log_format))
 
 
 @app.command("compare")
@@ -404,9 +436,10 @@ def compare_command(
     ] = False,
     form: Annotated[CompareForm, typer.Option("--format", help="How to print the answer.")] = CompareForm.table,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """Compare explainers, and each with its controls, on the features that both scored."""
-    path, terminal = _store_path(config, store), Terminal(verbose)
+    path, terminal = _store_path(config, store), Terminal(verbose, log_format)
     compare.print_comparison(path, dictionary, against, agreement, strata, form.value, terminal)
 
 
@@ -419,9 +452,10 @@ def search(
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many hits.")] = 20,
     as_json: AsJson = False,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """Find features by their label."""
-    show.print_search(_store_path(config, store), text, dictionary, limit, as_json, Terminal(verbose))
+    show.print_search(_store_path(config, store), text, dictionary, limit, as_json, Terminal(verbose, log_format))
 
 
 @app.command()
@@ -436,11 +470,12 @@ def query(
         bool, typer.Option("--unsafe", help="Allow reading and writing other files (still read-only).")
     ] = False,
     verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
 ) -> None:
     """Answer an SQL query over the store, read-only and locked down."""
     statement = sys.stdin.read() if sql == "-" else sql
     path = _store_path(config, store)
-    terminal = Terminal(verbose)
+    terminal = Terminal(verbose, log_format)
     if output is not None or form is Format.parquet:
         if output is None:
             raise InputError("--format parquet needs a file to write: -o FILE")
@@ -462,27 +497,31 @@ def query(
         terminal.table(columns, rows)
 
 
+GOES_ON = (StoppedError, PartialFailure, StoreBusyError)
+"""Ends that the next run goes on from: a warning in a log, no failure of a service."""
+
+
 def _end(code: int) -> None:
     sys.stdout.flush()
     sys.exit(code)
 
 
-def guarded(call: Callable[[], Any], verbose: bool) -> int:
+def guarded(call: Callable[[], Any], verbose: bool, told: Log | None = None) -> int:
     """Run `call`; its exit code. The one place where an error becomes a line on stderr."""
+    told = told or Log()
     try:
         if call() == 130:  # Typer hands Ctrl-C back as an exit code where it does not end the process itself
             raise KeyboardInterrupt
     except AutointerpError as error:
-        if verbose:
-            traceback.print_exc()
-        word = "note" if isinstance(error, PartialFailure) else "error"
-        sys.stderr.write(f"{word}: {error}\n")
+        word = "note: " if isinstance(error, PartialFailure) else "error: "
+        level: log.Level = "warning" if isinstance(error, GOES_ON) else "error"
+        told.end(word, str(error), error.exit_code, level, traceback.format_exc() if verbose else None)
         return error.exit_code
     except TyperException as error:
-        sys.stderr.write(f"error: {error.format_message()} (--help shows what there is)\n")
+        told.end("error: ", f"{error.format_message()} (--help shows what there is)", 2)
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        sys.stderr.write("stopped; what is done is kept, the same command goes on from there\n")
+        told.end("", "stopped; what is done is kept, the same command goes on from there", 130, "warning")
         return 130
     except typer.Exit as end:
         return end.exit_code
@@ -490,18 +529,26 @@ def guarded(call: Callable[[], Any], verbose: bool) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- the reader of our pipe has gone; nothing more to say
         return 0
     except Exception as error:  # the last resort: an unforeseen fault is reported as one, with a way to its details
-        if verbose:
-            traceback.print_exc()
-        sys.stderr.write(f"error: unexpected {type(error).__name__}: {error} (run with -v for the traceback)\n")
+        what = f"unexpected {type(error).__name__}: {error} (run with -v for the traceback)"
+        told.end("error: ", what, 1, trace=traceback.format_exc() if verbose else None)
         return 1
     return 0
 
 
 def main(argv: list[str] | None = None) -> None:
+    """`argv`: a command line other than the process's own, whose stderr is then left as it was found."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] == "--version":
         Terminal().result(f"autointerp {__version__}")
         _end(0)
     arguments = arguments or ["--help"]
     verbose = "-v" in arguments or "--verbose" in arguments
-    _end(guarded(lambda: app(arguments, standalone_mode=False), verbose))
+    told = Log(log.asked_for(arguments))
+    capture = Capture(told) if told.is_for_programs else None
+    code = guarded(lambda: app(arguments, standalone_mode=False), verbose, told)
+    if capture is not None:
+        if argv is None:  # to the very end: what Python has to say while it shuts down goes the same way
+            capture.flush()
+        else:
+            capture.end()
+    _end(code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import tomllib
 import types
 import typing
@@ -289,6 +290,10 @@ class EvidenceConfig:
         _check(self.change_random >= 2, f"evidence.change_random must be 2 or more, not {self.change_random}")
 
 
+_LIKE_A_KEY = re.compile(r"(?=.{20})(?=.*[a-z])(?=.*[0-9])")
+"""Keys that could be the name of a variable (hf_..., gsk_...): long, with small letters and digits."""
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
     """How to reach one OpenAI-compatible endpoint; part of [explain] and [score]."""
@@ -307,14 +312,21 @@ class EndpointConfig:
     """Newer OpenAI models want the second name, most local servers know the first only."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
+        # A secret in the wrong place must not be repeated, so these messages show nothing of the value.
+        try:
+            parts = urlsplit(self.base_url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # brackets that hold no address, a port that is no number
+            usable = False
+        _check(usable, "base_url must be an http(s) URL such as http://127.0.0.1:8000/v1")
         _check(
-            parts.scheme in ("http", "https") and bool(parts.hostname),
-            f"base_url must be an http(s) URL, not {self.base_url!r}",
+            self.base_url.isprintable() and not ("@" in parts.netloc or parts.query or parts.fragment),
+            "base_url must not carry a user name, password, query or fragment; put the key into the environment",
         )
         _check(
-            not (parts.username or parts.password or parts.query),
-            "base_url must not carry a user name, password or query; put the key into the environment",
+            re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", self.api_key_env) is not None
+            and not _LIKE_A_KEY.match(self.api_key_env),
+            "api_key_env must be the name of an environment variable that holds the key, not the key itself",
         )
 
 
@@ -557,6 +569,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return float(value)
     good = isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))
     _check(good, f"{where} must be {kind.__name__}, not {value!r}")
+    _check(not (kind is str and "\0" in value), f"{where} holds a NUL character, which no path or name takes")
     return value
 
 

@@ -90,8 +90,8 @@ def _evaluate_one(
     rows = _structural_rows(result, _own_corpus(store, dictionary_id), own.source)
     fvu = result.early_fvu
     if fvu is not None and not fvu <= SUSPICIOUS_FVU:
-        session.terminal.say(
-            f"WARNING {sae.dictionary}: {fvu:.2f} of the variance is left unexplained: model, hookpoint or input "
+        session.terminal.warn(
+            f"{sae.dictionary}: {fvu:.2f} of the variance is left unexplained: model, hookpoint or input "
             "scaling is not what it was trained with"
         )
     for source in options.corpora:

@@ -114,7 +114,7 @@ class Session:
 
 def file_name(name: str) -> str:
     """A dictionary's name as a file name: never a path, and no two names the same."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".") or "sae"
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".")[:100] or "sae"
     return plain if plain == name else f"{plain}-{digest(name)[:8]}"
 
 
@@ -234,7 +234,7 @@ def warn_of_misfit(session: Session, sae: SaeConfig, weights: Sae) -> None:
     batch_tokens = session.config.model.batch_tokens
     unexplained = quick_fvu(session.model(), weights, point, output, session.units(), excluded, batch_tokens)
     if not unexplained <= SUSPICIOUS_FVU:
-        session.terminal.say(
-            f"WARNING {sae.dictionary}: it leaves {unexplained:.2f} of the variance of {sae.hookpoint} unexplained (on "
+        session.terminal.warn(
+            f"{sae.dictionary}: it leaves {unexplained:.2f} of the variance of {sae.hookpoint} unexplained (on "
             f"{EARLY_TOKENS:,} tokens): model, hookpoint or input scaling is not what it was trained with"
         )

@@ -11,12 +11,13 @@ from autointerp.config import Config, EndpointConfig, ExplainConfig
 from autointerp.errors import InputError, nearest
 from autointerp.interpret import compose_run, score_run, shape_labels
 from autointerp.interpret.labelled import CONTROLS
-from autointerp.interpret.runner import Forecast, Job, Outcome
+from autointerp.interpret.runner import NO_FAILURES, Forecast, Job, Outcome
 from autointerp.llm.budget import Budget as Budget
 from autointerp.llm.capabilities import honours_json_schema, probe
 from autointerp.llm.client import LlmClient
 from autointerp.records import CallRecord
 from autointerp.store.rows import DictionaryRow
+from autointerp.store.run_progress import written_by
 from autointerp.store.selection import Selection
 from autointerp.store.shapes import ShapeFacts
 from autointerp.store.store import Store
@@ -164,6 +165,21 @@ def _say_outcome(what: str, outcome: Outcome, terminal: Terminal) -> int:
     for note in outcome.notes:
         terminal.detail(note)
     return outcome.failed
+
+
+def say_summary(store: Store, run_id: str, command: str, seconds: float, terminal: Terminal) -> None:
+    """One last line for whoever reads the log of a job: what the command has labelled, scored and spent, however it
+    ended."""
+    done = written_by(store, run_id)
+    labelled, scored, spent = done.labels["ok"], done.scores["ok"], done.spent
+    failed = sum(n for status, n in (done.labels + done.scores).items() if status not in NO_FAILURES)
+    terminal.say(
+        f"{command}: {labelled:,} labelled, {scored:,} scored, {failed:,} failed; {spent.requests:,} requests, "
+        f"{spent.input_tokens:,} input and {spent.output_tokens:,} output tokens, ${spent.usd:.4f}, {seconds:.0f} s",
+        event="summary", command=command, labelled=labelled, scored=scored, failed=failed, requests=spent.requests,
+        input_tokens=spent.input_tokens, output_tokens=spent.output_tokens, cost_usd=round(spent.usd, 6),
+        seconds=round(seconds, 3),
+    )  # fmt: skip
 
 
 def _print_forecast(stage: str, forecast: Forecast, config: Config, terminal: Terminal) -> None:

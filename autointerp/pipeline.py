@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ from autointerp import __version__, llm_stage
 from autointerp.config import Config, SaeConfig, as_dict
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
 from autointerp.llm_stage import RANDOM_MODEL, Budget
+from autointerp.store.connection import refuse_own_file
 from autointerp.store.leakage import LeakageReport, check_leakage
 from autointerp.store.reading import open_for_reading
 from autointerp.store.rows import DictionaryRow
@@ -79,16 +81,27 @@ def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]
 
 
 @contextmanager
-def _recorded(config: Config, command: str, terminal: Terminal, create: bool = True) -> Iterator[tuple[Store, str]]:
-    """The open store and the id of this run's row in `runs`, which tells afterwards how the run ended."""
-    path = Path(config.store.path)
+def _recorded(
+    config: Config, command: str, terminal: Terminal, create: bool = True, is_summed_up: bool = False
+) -> Iterator[tuple[Store, str]]:
+    """The open store and the id of this run's row in `runs`, which tells afterwards how the run ended. `is_summed_up`:
+    the log's last line but for an error says what was done, however it ended."""
+    path, begun = Path(config.store.path), time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = config.store.snapshot_seconds
     with open_for_writing(path, create=create, snapshot_seconds=seconds, say=terminal.say) as store:
         run_id = store.begin_run(command, as_dict(config), _versions())
+
+        def sum_up() -> None:
+            if not is_summed_up:
+                return
+            with suppress(AutointerpError):  # a store that is damaged, or on a full disk, cannot be asked
+                llm_stage.say_summary(store, run_id, command, time.monotonic() - begun, terminal)
+
         try:
             yield store, run_id
         except BaseException as error:
+            sum_up()
             code = error.exit_code if isinstance(error, AutointerpError) else 1
             status = "partial" if isinstance(error, PartialFailure) else "failed"
             if isinstance(error, StoppedError):
@@ -97,6 +110,7 @@ def _recorded(config: Config, command: str, terminal: Terminal, create: bool = T
                 status, code = "interrupted", 130
             store.finish_run(run_id, status, code)
             raise
+        sum_up()
         store.finish_run(run_id, "ok", 0)
 
 
@@ -148,6 +162,8 @@ def evaluate(config: Config, dictionary: str | None, options: Any, terminal: Ter
     from autointerp import evaluate_stage
 
     evaluate_stage.check_options(options)
+    if options.report is not None:
+        refuse_own_file(Path(config.store.path), options.report)
     with _recorded(config, "evaluate", terminal) as (store, _):
         return evaluate_stage.evaluate(gpu.Session(config, terminal), store, chosen_saes(config, dictionary), options)
 
@@ -213,7 +229,7 @@ def explain(
     """Describe features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless
     it was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's
     own, here and below."""
-    with _recorded(config, "explain", terminal, create=False) as (store, run_id):
+    with _recorded(config, "explain", terminal, create=False, is_summed_up=not dry_run) as (store, run_id):
         failed, budget = 0, Budget(config.budget)
         for row in llm_stage.dictionaries(store, config, dictionary):
             if is_configured and not dry_run:
@@ -233,7 +249,7 @@ def score(
 ) -> None:
     """Score descriptions of one dictionary, or of all in the store; under a `control`, what stands in for them."""
     llm_stage.check_control(control)
-    with _recorded(config, "score", terminal, create=False) as (store, run_id):
+    with _recorded(config, "score", terminal, create=False, is_summed_up=not dry_run) as (store, run_id):
         failed, budget = 0, Budget(config.budget)
         for row in llm_stage.dictionaries(store, config, dictionary):
             if control == RANDOM_MODEL:
@@ -300,7 +316,7 @@ def run(
     if dry_run:
         _forecast_run(config, dictionary, saes, selection, terminal, prompts)
         return
-    with _recorded(config, "run", terminal) as (store, run_id):
+    with _recorded(config, "run", terminal, is_summed_up=True) as (store, run_id):
         worked = _gpu_stages(config, saes, store, selection, terminal)
         failed, budget = 0, Budget(config.budget)
         for sae in saes:

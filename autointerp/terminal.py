@@ -1,13 +1,13 @@
 """How results and progress reach a person: tables and bars on a terminal, plain lines when piped.
 
-Results go to stdout, everything about the work itself to stderr, so that a pipe gets only the answer.
+Results go to stdout, everything about the work itself to stderr (see log.py), so that a pipe gets only the answer.
 """
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -16,6 +16,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+
+from autointerp.log import Level, Log, LogFormat
+from autointerp.log import visible as visible
 
 _LOG_EVERY_S = 10.0
 """Seconds between plain progress lines."""
@@ -28,15 +31,17 @@ class Progress(Protocol):
 class Terminal:
     """Where one command writes. `plain` is decided by whether stdout (results) or stderr (progress) is a terminal."""
 
-    def __init__(self, verbose: bool = False) -> None:
+    def __init__(self, verbose: bool = False, log_format: LogFormat = LogFormat.text) -> None:
         self.out = Console(highlight=False)
         self.err = Console(stderr=True, highlight=False)
         self.verbose = verbose
+        self.log = Log(log_format)
 
     def silent(self) -> Terminal:
         """One that writes nothing: for the processes beside the first."""
         other = Terminal()
         other.out = other.err = Console(quiet=True, file=io.StringIO())
+        other.log = Log(quiet=True)
         return other
 
     def without_results(self, when: bool = True) -> Terminal:
@@ -44,20 +49,28 @@ class Terminal:
         if not when:
             return self
         other = Terminal(self.verbose)
-        other.out = Console(quiet=True, file=io.StringIO())
+        other.out, other.err, other.log = Console(quiet=True, file=io.StringIO()), self.err, self.log
         return other
 
-    def say(self, message: str) -> None:
-        """One line about the work, with the time of day when it goes to a log."""
-        if self.err.is_terminal:
-            self.err.print(escape(message))
+    @property
+    def is_live(self) -> bool:
+        """Whether a person watches: bars, colours, no time of day."""
+        return self.err.is_terminal and not self.log.is_for_programs
+
+    def say(self, message: str, event: str = "message", level: Level = "info", **fields: Any) -> None:
+        """One line about the work. `event` and `fields` are for a log in JSON."""
+        if self.is_live:
+            self.err.print(escape(visible(message)))
         else:
-            self.err.file.write(f"{time.strftime('%H:%M:%S')} {message}\n")
-            self.err.file.flush()
+            self.log.write(message, level, event, **fields)
+
+    def warn(self, message: str) -> None:
+        """Something that a person should look at, though the work goes on."""
+        self.say(message if self.log.is_for_programs else f"WARNING {message}", level="warning")
 
     def detail(self, message: str) -> None:
         if self.verbose:
-            self.say(message)
+            self.say(message, level="debug")
 
     def result(self, text: str, markup: bool = False) -> None:
         """Text of the answer itself. Markup (colours, highlights) only ever reaches a terminal."""
@@ -88,8 +101,8 @@ class Terminal:
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str = "") -> Iterator[Progress]:
         """Yields the Progress to update. A bar on a terminal, a line every ten seconds in a log."""
-        if not self.err.is_terminal:
-            yield _LoggedProgress(self.say, what, total, unit)
+        if not self.is_live:
+            yield _LoggedProgress(self.log, what, total, unit)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -101,10 +114,10 @@ class Terminal:
             TextColumn("{task.fields[note]}"),
         )
         with RichProgress(*columns, console=self.err) as bar:
-            task = bar.add_task(what, total=total, note="")
+            task = bar.add_task(escape(visible(what)), total=total, note="")
 
             def update(done: int, of: int | None = None, note: str = "") -> None:
-                bar.update(task, completed=done, note=escape(note))
+                bar.update(task, completed=done, note=escape(visible(note)))
                 if of is not None:
                     bar.update(task, total=of)
 
@@ -114,8 +127,8 @@ class Terminal:
 class _LoggedProgress:
     """Progress as log lines: at most one every ten seconds, and one at the end."""
 
-    def __init__(self, say: Callable[[str], None], what: str, total: int | None, unit: str) -> None:
-        self._say, self._what, self._total, self._unit = say, what, total, unit
+    def __init__(self, log: Log, what: str, total: int | None, unit: str) -> None:
+        self._log, self._what, self._total, self._unit = log, what, total, unit
         self._begun = self._last = time.monotonic()
 
     def __call__(self, done: int, of: int | None = None, note: str = "") -> None:
@@ -125,7 +138,12 @@ class _LoggedProgress:
             return
         self._last = now
         share = f" of {total:,} ({done / total:.0%})" if total else ""
-        self._say(f"{self._what}: {done:,}{share} {self._unit} in {now - self._begun:.0f} s {note}".rstrip())
+        seconds = now - self._begun
+        self._log.write(
+            f"{self._what}: {done:,}{share} {self._unit} in {seconds:.0f} s {note}".rstrip(),
+            event="progress", what=self._what, done=done, total=total, unit=self._unit or None,
+            seconds=round(seconds, 3), note=note or None,
+        )  # fmt: skip
 
 
 def cell_text(value: Any) -> str:
@@ -135,9 +153,3 @@ def cell_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.3f}"
     return visible(str(value))
-
-
-def visible(text: str) -> str:
-    """`text` on one line, with control characters (a terminal's escape sequences among them) shown, not sent."""
-    shown = text.replace("\n", "\u21b5").replace("\t", "\u2192")
-    return "".join(c if c.isprintable() or c in "\u21b5\u2192" else f"\\x{ord(c):02x}" for c in shown)

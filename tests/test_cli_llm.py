@@ -123,6 +123,7 @@ def test_a_budget_stops_the_run_and_a_larger_one_goes_on(project: Path, capsys: 
         code, _, err = run(capsys, "explain", "-c", config, "--limit", "5")
         assert code == 4, err
         assert "max_requests" in err
+        assert re.search(r"explain: \d labelled, 0 scored, 0 failed; [12] requests, .*\n.*max_requests", err), err
         assert len(server.requests) <= 2
         text = Path(config).read_text().replace("max_requests = 2", "max_requests = 100")
         Path(config).write_text(text)

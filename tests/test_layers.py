@@ -19,7 +19,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "deadline"},
     "stats": set(),
     "resources": {"errors"},
-    "terminal": set(),
+    "log": set(),
+    "terminal": {"log"},
     "schedule": {"errors"},
     "corpus": GROUND,
     "model": GROUND | {"corpus"},
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": GROUND
     | {"pipeline", "llm_stage", "gpu_stage", "show", "compare", "doctor", "demo", "config_template", "store"}
     | {"schedule"}
-    | {"terminal"},
+    | {"terminal", "log"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -479,15 +479,17 @@ def test_the_key_reaches_nothing_but_the_wire(
     assert shown[0]
 
 
-def test_redirect_is_named() -> None:
+def test_redirect_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     class Redirecting(LlmServer):
         async def _answer(self, kind: Kind, request: Any) -> Any:
             from aiohttp import web
 
-            return web.Response(status=308, headers={"Location": "https://elsewhere.example/v1/"})
+            return web.Response(status=308, headers={"Location": f"https://elsewhere.example/v1/?key={CANARY}"})
 
-    with Redirecting(answer) as server, pytest.raises(InputError, match="elsewhere.example"):
+    monkeypatch.setenv("TEST_LLM_KEY", CANARY)
+    with Redirecting(answer) as server, pytest.raises(InputError, match="elsewhere.example") as refused:
         ask_all(client_for(server), chat())
+    assert CANARY not in str(refused.value)
 
 
 def test_many_calls_in_flight() -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autointerp.config import EndpointConfig
 from autointerp.errors import InputError
@@ -42,3 +46,16 @@ def test_key_from_the_environment() -> None:
 def test_redactor() -> None:
     assert Redactor("sk-12345678")("key sk-12345678 and sk-1") == "key [api key] and sk-1"
     assert Redactor("none")("none of it") == "none of it"
+
+
+@given(st.data())
+def test_no_way_of_writing_json_hides_a_key(data: st.DataObject) -> None:
+    known = st.characters(codec="ascii", categories=["L", "N", "P", "S"], exclude_characters='"\\')
+    key = "sk-" + data.draw(st.text(known, min_size=8))
+    ways = (
+        lambda c: c, lambda c: f"\\u{ord(c):04x}", lambda c: f"\\u{ord(c):04X}", lambda c: "\\/" if c == "/" else c,
+    )  # fmt: skip
+    written = "".join(data.draw(st.sampled_from(ways))(c) for c in key)
+    raw = f'{{"error": "it is {written}, \\u003cb\\u003e"}}'
+    assert json.loads(raw)["error"] == f"it is {key}, <b>"
+    assert json.loads(Redactor(key)(raw))["error"] == "it is [api key], <b>"

@@ -16,6 +16,9 @@ NO_KEY = "none"
 _KEY = re.compile(r"[!#-\[\]-~]+")  # printable ASCII without space, quote and backslash
 _SECRET_LENGTH = 8
 """Shorter keys ("none", "EMPTY") are placeholders; blotting them out would spoil ordinary text."""
+_BLOT = "[api key]"
+_AN_ESCAPE = re.compile(r"\\(?:/|u00[2-7])")
+"""In JSON, of a character that a key may have; few replies have any."""
 
 
 def is_local(base_url: str) -> bool:
@@ -51,10 +54,21 @@ def api_key(endpoint: EndpointConfig, environ: Mapping[str, str] = os.environ) -
 
 
 class Redactor:
-    """Blots one key out of text that others will see."""
+    """Blots one key out of text that others will see, also where JSON has written some of its characters as escapes
+    (`\\/`, `\\u003c`): a reply that repeats it would hold it again once it is parsed."""
 
     def __init__(self, key: str) -> None:
         self._key = key if len(key) >= _SECRET_LENGTH else None
+        either = (f"(?:{re.escape(c)}|{_escape(c)})" for c in key)
+        self._escaped = re.compile("".join(either))
 
     def __call__(self, text: str) -> str:
-        return text.replace(self._key, "[api key]") if self._key is not None else text
+        if self._key is None:
+            return text
+        text = text.replace(self._key, _BLOT)
+        return self._escaped.sub(_BLOT, text) if _AN_ESCAPE.search(text) else text
+
+
+def _escape(character: str) -> str:
+    """A pattern of the ways in which JSON may write a printable ASCII character beside itself."""
+    return rf"\\u00(?i:{ord(character):02x})" + (r"|\\/" if character == "/" else "")

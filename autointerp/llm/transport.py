@@ -196,7 +196,7 @@ class Transport:
             error.overloaded = wait is not None or status in _OVERLOADED
             return error
         if 300 <= status < 400:
-            target = headers.get("location", "?") if headers is not None else "?"
+            target = self.redact(headers.get("location", "?"))[:300] if headers is not None else "?"
             return RequestRefusedError(f"{where}, a redirect to {target}; set base_url to the final address", status)
         return RequestRefusedError(text, status)
 

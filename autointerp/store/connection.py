@@ -61,6 +61,17 @@ def unfinished_snapshot_of(path: Path) -> Path:
     return path.with_name(snapshot_path_of(path).name + ".new")
 
 
+def refuse_own_file(store: Path, target: Path) -> None:
+    """InputError where a file that is to be written at `target` would take the place of one of the store's own."""
+    place = target.parent.resolve() / target.name
+    for path in (store, store.resolve()):
+        main = path.parent.resolve() / path.name
+        own = [main, evidence_path_of(main), snapshot_path_of(main), unfinished_snapshot_of(main)]
+        own += [file.with_name(file.name + ".wal") for file in own] + [main.with_name(main.name + ".ledger")]
+        if place in own:
+            raise InputError(f"{target} belongs to the store {store}; write to another file")
+
+
 def sql_file(name: str) -> str:
     """The text of an SQL file of this package: views.sql, evidence_schema.sql."""
     return (resources.files("autointerp.store") / name).read_text(encoding="utf-8")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import threading
-from collections.abc import Callable
-from contextlib import closing
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from autointerp.errors import AutointerpError, InputError, StoppedError
-from autointerp.store.connection import quoted
+from autointerp.store.connection import quoted, refuse_own_file
 from autointerp.store.faults import from_duckdb, translated
 from autointerp.store.reading import connect_for_reading
 
@@ -27,22 +30,59 @@ def run_query(
     The connection cannot write to the store, and unless `unsafe` it can reach no file, network, extension or setting
     either; a statement that runs longer than `timeout_s` seconds is interrupted. `max_rows` ends the result early (the
     rows lie in memory, outside of `memory_limit`). While a run writes to the store its snapshot answers, and `say` is
-    told so. With `output` the result goes to that file (output_format parquet, csv or json), which then is the one path
-    it may touch, and the rows come back empty.
+    told so. With `output` the result goes to that file (output_format parquet, csv or json), whole or not at all, and
+    the rows come back empty. A link that stands there is replaced; the file it leads to is left as it is.
 
     Raises InputError (SQL that does not parse, bind or is not allowed), StoppedError (timeout), StoreBusyError,
     DamagedError, DiskFullError.
     """
     path = Path(path)
+    if output is not None:
+        if output_format not in ("parquet", "csv", "json"):
+            raise InputError(f"output format must be parquet, csv or json, not {output_format!r}")
+        refuse_own_file(path, output)
+        with _put_in_place(output) as new:
+            return _answer(path, sql, unsafe, memory_limit, timeout_s, max_rows, new, output_format, say)
+    return _answer(path, sql, unsafe, memory_limit, timeout_s, max_rows, None, output_format, say)
+
+
+@contextmanager
+def _put_in_place(target: Path) -> Iterator[Path]:
+    """Where to write what is to stand at `target`: a new file beside it, moved over it when the block has ended well.
+    A device or a pipe is written to as it is. InputError: it cannot be a file."""
+    place = target.parent.resolve() / target.name
+    if place.is_dir():
+        raise InputError(f"the result is to be a file, but there is a folder {target}")
+    if not place.parent.is_dir():
+        raise InputError(f"there is no folder {target.parent} to write {target.name!r} to")
+    if {"dev", "proc"} & set(place.parts[1:2]) or (place.exists() and not place.is_file()):
+        yield place.resolve()
+        return
+    # The end of the name stays: DuckDB may compress by it.
+    new = place.with_name(f".{uuid.uuid4().hex[:8]}.{place.name[-100:]}")
+    try:
+        yield new
+        if place.is_file() and not place.is_symlink():
+            new.chmod(stat.S_IMODE(place.stat().st_mode))
+        os.replace(new, place)
+    except OSError as error:
+        raise AutointerpError(f"{target} cannot be written: {error.strerror}") from None
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _answer(
+    path: Path, sql: str, unsafe: bool, memory_limit: str, timeout_s: float, max_rows: int | None,
+    output: Path | None, output_format: str, say: Callable[[str], None] | None,
+) -> tuple[list[str], list[tuple[Any, ...]]]:  # fmt: skip
+    """`output` is the one path that the statement may touch."""
     with closing(connect_for_reading(path, say)) as con:
         _lock_down(con, path, unsafe, memory_limit, output)
         statement = _single_statement(con, sql)
         if output is not None:
-            if output_format not in ("parquet", "csv", "json"):
-                raise InputError(f"output format must be parquet, csv or json, not {output_format!r}")
             if statement.type != duckdb.StatementType.SELECT:
                 raise InputError("only a SELECT can be written to a file")
-            query = f"COPY (\n{statement.query}\n) TO {quoted(str(output.resolve()))} (FORMAT {output_format})"
+            query = f"COPY (\n{statement.query}\n) TO {quoted(str(output))} (FORMAT {output_format})"
         else:
             query = statement.query
         timed_out = threading.Event()
@@ -97,7 +137,7 @@ def _lock_down(
         if unsafe:
             return
         if output is not None:
-            con.execute(f"SET allowed_paths = [{quoted(str(output.resolve()))}]")
+            con.execute(f"SET allowed_paths = [{quoted(str(output))}]")
         # Spilling would put a folder beside the store, which a reader may not be able to write to.
         con.execute("SET temp_directory = ''")
         con.execute("SET enable_external_access = false")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from autointerp.store.reads import StoreReads
+from autointerp.records import HEADLINE_SCORERS
+from autointerp.store.reads import Spent, StoreReads
 
 WINDOW_MIN = 5.0
 """The pace is that of the last so many minutes before the run's last call, or of all its time where that is less."""
@@ -47,3 +50,26 @@ def run_progress(store: StoreReads) -> dict[str, Any] | None:
         "labels_per_minute": labels / minutes,
         "minutes_left": pending * minutes / labels if labels and status == "running" else None,
     }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the rows say that a run has written, each by its status."""
+
+    labels: Counter[str]
+    scores: Counter[str]
+    """One for each label (or, where the label does not matter, feature) and scorer, without strata."""
+    spent: Spent
+
+
+def written_by(store: StoreReads, run_id: str) -> Written:
+    """Of the running command: nobody else writes, so what is younger than its start is its own."""
+    whole = [s for s in HEADLINE_SCORERS if not any(s.startswith(f"{other}_") for other in HEADLINE_SCORERS)]
+    since = "created_at >= (SELECT started_at FROM runs WHERE run_id = ?)"
+    labels = store.rows(f"SELECT status, count(*) FROM explanations WHERE {since} GROUP BY ALL", [run_id])
+    scores = store.rows(
+        f"SELECT status, count(*) FROM scores WHERE {since} AND part = 'report' AND scorer IN (SELECT unnest(?)) "
+        "GROUP BY ALL",
+        [run_id, whole],
+    )
+    return Written(Counter(dict(labels)), Counter(dict(scores)), store.spent(run_id))
