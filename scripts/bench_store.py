@@ -282,6 +282,8 @@ def remove(path: Path) -> None:
     for ending in ("", ".wal", ".ledger"):
         path.with_name(path.name + ending).unlink(missing_ok=True)
     evidence_path_of(path).unlink(missing_ok=True)
+    for snapshot in path.parent.glob(f"{path.stem}.snapshot.duckdb*"):  # of a command that was stopped
+        snapshot.unlink()
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -291,6 +293,7 @@ class Endpoint(ThreadingHTTPServer):
     """Says the same to everyone, and notes when the first one came that asked more than a probe does."""
 
     daemon_threads = True
+    request_queue_size = 256
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
