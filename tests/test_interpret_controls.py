@@ -28,7 +28,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def labels(store: Store, explainer: str = "patterns") -> list[Explanation]:
-    return store.explanations_to_score(1, explainer, "x", None, "", "", "report", Selection())
+    return list(store.explanations_to_score(1, explainer, "x", None, "", "", "report", Selection()))
 
 
 def told(store: Store) -> list[Explanation]:

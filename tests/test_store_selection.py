@@ -154,7 +154,7 @@ def test_explanations_to_score(store: Store) -> None:
     store.insert_explanations([explanation(4, explainer="patterns", model="patterns")])
     assert pending() == ["newer", "by another", "words about 1"]
     found = store.explanations_to_score(1, "contexts", "simulation", None, "gpt", "s", "report", Selection(limit=1))
-    assert found == [newer, other_llm]
+    assert list(found) == [newer, other_llm]
     store.insert_scores([score(newer), score(one, status="gave_up"), score(other_llm, status="constant")])
     assert pending() == ["words about 1"]
     for changed in ({"part": "select"}, {"model": "other"}, {"template_sha256": "x"}, {"scorer": "fuzz"},

@@ -45,7 +45,7 @@ class Questioned:
 
 def pending_choices(
     job: Job, scorer: str, explainer: str, config: ScoreConfig, control: str | None, part: Part = "report"
-) -> list[Explanation]:
+) -> Sequence[Explanation]:
     """Labels that this scorer has not scored yet."""
     return job.store.explanations_to_score(
         job.dictionary_id, explainer, scorer, method_of(config), config.model, template_of(scorer, job.prompts).sha256,

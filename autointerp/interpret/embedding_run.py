@@ -35,7 +35,7 @@ def endpoint_of(config: ScoreConfig) -> EndpointConfig:
     return replace(config, model=config.embedding_model)
 
 
-def pending_embeddings(job: Job, explainer: str, config: ScoreConfig, control: str | None) -> list[Explanation]:
+def pending_embeddings(job: Job, explainer: str, config: ScoreConfig, control: str | None) -> Sequence[Explanation]:
     """Labels that this scorer has not scored yet."""
     return job.store.explanations_to_score(
         job.dictionary_id, explainer, EMBEDDING, COSINE, config.embedding_model, template_of(job.prompts).sha256,

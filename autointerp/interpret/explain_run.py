@@ -18,7 +18,7 @@ from autointerp.interpret.explainers import LLM_EXPLAINERS, SIDES, Correction, L
 from autointerp.interpret.free_pass import well_explained
 from autointerp.interpret.label_replies import Label, clean_label
 from autointerp.interpret.patterns_text import lookup_sentence, sentence, side_of
-from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, run_pool
+from autointerp.interpret.runner import RULE_BLOCK, Blocks, Forecast, Job, Outcome, run_pool
 from autointerp.llm.budget import cost_usd
 from autointerp.llm.capabilities import honours_json_schema
 from autointerp.llm.client import LlmClient
@@ -193,8 +193,8 @@ def _by_patterns(
     rows: list[Explanation] = []
     bases: list[Explanation] = []
     as_rule = dataclasses.replace(config, explainer=PATTERNS)
-    for start in range(0, len(new), BLOCK):
-        block = new[start : start + BLOCK]
+    for start in range(0, len(new), RULE_BLOCK):
+        block = new[start : start + RULE_BLOCK]
         held = {
             e.feature: e
             for labels in job.store.explanations_of(job.dictionary_id, block).values()
@@ -251,9 +251,9 @@ def explain_by_rule(job: Job, config: ExplainConfig) -> Outcome:
     digest = rule_sha256(config.explainer)
     features = pending_features(job, config, digest, job_harvest=job.harvest_id)
     outcome = Outcome(pending=len(features))
-    for start in range(0, len(features), BLOCK):
+    for start in range(0, len(features), RULE_BLOCK):
         rows = []
-        for evidence in read_evidence(job, features[start : start + BLOCK], _EVERY):
+        for evidence in read_evidence(job, features[start : start + RULE_BLOCK], _EVERY):
             rows.append(rule_explanation(evidence, job, config, digest))
             outcome.statuses[rows[-1].status] += 1
         job.store.insert_explanations(rows)

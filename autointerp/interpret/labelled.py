@@ -90,7 +90,7 @@ def stand_ins(
     if control == "shuffled":
         donors = _donors(job, explainer, seed)
         return [donors[e.explanation_id] for e in pending]
-    return list(pending)
+    return pending
 
 
 def _donors(job: Job, explainer: str, seed: int) -> dict[str, Explanation]:
@@ -113,7 +113,7 @@ def _after(ordered: Sequence[Explanation], i: int) -> Iterator[Explanation]:
     return (ordered[(i + step) % len(ordered)] for step in range(1, len(ordered)))
 
 
-def every_label(job: Job, explainer: str) -> list[Explanation]:
+def every_label(job: Job, explainer: str) -> Sequence[Explanation]:
     """The dictionary's labels by `explainer`, of whatever features are chosen: the latest of each explaining model."""
     return job.store.explanations_to_score(
         job.dictionary_id, explainer, "", None, "", "", "report", Selection(), control="shuffled"

@@ -79,7 +79,7 @@ def model_of(scorer: str, config: ScoreConfig) -> str:
 
 def pending_measured(
     job: Job, explainer: str, config: ScoreConfig, control: str | None
-) -> dict[str, list[Explanation]]:
+) -> dict[str, Sequence[Explanation]]:
     """Labels that each of the configured scorers has not scored yet, whether they were measured or not."""
     return {
         scorer: job.store.explanations_to_score(

@@ -24,6 +24,9 @@ Progress = Callable[[int, int], None]
 """Called as progress(done, of) whenever another feature is done."""
 BLOCK = 64
 """Features whose evidence is read in one query."""
+RULE_BLOCK = 256
+"""The same where no LLM is asked: the texts of contexts lie anywhere in a large store, and a query for more of them
+takes hardly longer."""
 
 
 @dataclass(frozen=True)

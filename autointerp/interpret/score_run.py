@@ -33,7 +33,7 @@ from autointerp.interpret.measured_run import (
     score_all_measured,
 )
 from autointerp.interpret.patterns import RULE_VERSION, Rule
-from autointerp.interpret.runner import BLOCK, Blocks, Forecast, Job, Outcome, run_pool
+from autointerp.interpret.runner import RULE_BLOCK, Blocks, Forecast, Job, Outcome, run_pool
 from autointerp.interpret.scale import scaled
 from autointerp.interpret.scoring import CALIBRATED, SIMULATION, SIMULATION_SCORERS, Answer, Identity, score_rows
 from autointerp.interpret.sequential import method_of
@@ -49,6 +49,7 @@ from autointerp.llm.capabilities import Capabilities, probe
 from autointerp.llm.client import LlmClient
 from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.store.group_writer import GroupWriter
+from autointerp.store.labels_left import LabelsLeft
 
 SCORERS = (*SIMULATION_SCORERS, *CHOICE_SCORERS, INTRUDER, *MEASURED_SCORERS)
 LABEL_FREE = (INTRUDER,)
@@ -75,7 +76,7 @@ async def _score_without_model(job: Job, explainer: str, config: ScoreConfig, co
     _check(explainer, config, control)
     chosen = choice_scorers(config)
     outcome = Outcome()
-    simulated: list[Explanation] = []
+    simulated: Sequence[Explanation] = []
     if simulates(config) and by_rule(explainer, config):
         outcome = score_by_rule(job, explainer, config, control)
     elif simulates(config):
@@ -146,9 +147,9 @@ def score_by_rule(job: Job, explainer: str, config: ScoreConfig, control: str | 
     outcome = Outcome(pending=len(pending), method=RULE)
     free = replace(config, scorers=tuple(dict.fromkeys((*config.scorers, CALIBRATED))))
     load = _loader(job, explainer, free, control, pending)
-    for start in range(0, len(pending), BLOCK):
+    for start in range(0, len(pending), RULE_BLOCK):
         rows: list[Score] = []
-        for item in load(list(range(start, min(start + BLOCK, len(pending))))):
+        for item in load(list(range(start, min(start + RULE_BLOCK, len(pending))))):
             identity = Identity(item.explanation, job.harvest_id, RULE, control, RULE, RULE_SHA256, config.seed)
             rule = Rule(0.0) if item.told is None else Rule.from_json(item.told.rule or "")
             report = [_by_rule(rule, c, item.max_activation) for c in item.report]
@@ -237,19 +238,19 @@ def _need_model(config: ScoreConfig, why: str) -> None:
         raise InputError(f"{why}; set score.model (and score.base_url)")
 
 
-def _pending_for_llm(job: Job, explainer: str, config: ScoreConfig, control: str | None) -> list[Explanation]:
+def _pending_for_llm(job: Job, explainer: str, config: ScoreConfig, control: str | None) -> LabelsLeft:
     """Labels that no method in question has scored yet; asked before the endpoint is, which may have nothing to do."""
     _need_model(config, f"labels by {explainer!r} are scored by an LLM")
     methods = LLM_METHODS if config.method == "auto" else (config.method,)
-    left: dict[str, Explanation] | None = None
+    left: LabelsLeft | None = None
     for method in methods:
         found = job.store.explanations_to_score(
             job.dictionary_id, explainer, SIMULATION, method, config.model, template_of(method, job.prompts).sha256,
             "report", job.selection, control=control, seed=config.seed,
         )  # fmt: skip
-        ids = {e.explanation_id: e for e in found}
-        left = ids if left is None else {i: e for i, e in left.items() if i in ids}
-    return list((left or {}).values())
+        left = found if left is None else left.among(found)
+    assert left is not None  # there is at least one method
+    return left
 
 
 def _loader(

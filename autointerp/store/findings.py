@@ -175,17 +175,19 @@ class StoreFindings(StoreWrites):
             )
 
         neighbours = rows("neighbours", "relation, rank")
-        labels = dict(
-            self.rows(
-                "SELECT feature, label FROM labels WHERE dictionary_id = ? "
-                "AND feature IN (SELECT unnest(?::INTEGER[]))",
-                [dictionary_id, [row["neighbour"] for row in neighbours]],
+        # One at a time: a single feature is looked up, where a list of them is picked out of all labels.
+        labels = {
+            neighbour: self.rows(
+                "SELECT label FROM labels WHERE dictionary_id = ? AND feature = ?", [dictionary_id, neighbour]
             )
-        )
+            for neighbour in {row["neighbour"] for row in neighbours}
+        }
         return {
             "shape": next(iter(rows("feature_shapes", "kind")), None),
             "output_statistic": next(iter(rows("output_statistics", "kurtosis")), None),
-            "neighbours": [{**row, "label": labels.get(row["neighbour"])} for row in neighbours],
+            "neighbours": [
+                {**row, "label": next((label for (label,) in labels[row["neighbour"]]), None)} for row in neighbours
+            ],
             "pruned": rows("pruned_contexts", "rank"),
             "changed": rows("token_changes", "sign DESC, rank"),
             "related_words": rows("mutual_information", "rank"),

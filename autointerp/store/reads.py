@@ -20,6 +20,7 @@ from autointerp.records import (
     Split,
 )
 from autointerp.store.connection import APPEND_ONLY
+from autointerp.store.faults import translated
 from autointerp.store.findings import StoreFindings
 from autointerp.store.rows import CorpusRow, DictionaryRow, HarvestRow, Spent
 from autointerp.store.writes import call_key
@@ -208,8 +209,7 @@ class StoreReads(StoreFindings):
     def find_call(self, request_sha256: str, sample: int) -> CallRecord | None:
         """The recorded outcome of a request, or None where it has to be sent (never sent, or given up before)."""
         if self._call_keys is None:
-            hashes = self.rows("SELECT substr(request_sha256, 1, 16) FROM llm_calls")
-            self._call_keys = np.sort(np.array([int(h, 16) for (h,) in hashes], dtype=np.uint64))
+            self._call_keys = self._recorded_call_keys()
         key = call_key(request_sha256)
         if key not in self._new_call_keys:
             # A sorted array instead of an index: a miss, the usual case, costs microseconds instead of a scan.
@@ -221,6 +221,18 @@ class StoreReads(StoreFindings):
             [request_sha256, sample],
         )
         return CallRecord(*found[0]) if found else None
+
+    def _recorded_call_keys(self) -> np.ndarray:
+        """call_key of every recorded call, ascending; as DuckDB gives it, without a Python object for each."""
+        with translated(self.path):
+            cursor = self.con.cursor()
+            try:
+                cursor.execute(
+                    "SELECT ('0x' || substr(request_sha256, 1, 16))::UBIGINT AS call_key FROM llm_calls ORDER BY ALL"
+                )
+                return np.asarray(cursor.fetchnumpy()["call_key"], dtype=np.uint64)
+            finally:
+                cursor.close()
 
     def spent(self, run_id: str | None = None) -> Spent:
         """What calls cost: of one run, or of all."""

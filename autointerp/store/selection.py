@@ -11,9 +11,9 @@ from typing import Any
 import duckdb
 
 from autointerp.errors import AutointerpError, InputError, nearest
-from autointerp.records import Explanation
 from autointerp.store.connection import connect
-from autointerp.store.reads import EXPLANATION, StoreReads
+from autointerp.store.labels_left import LabelsLeft
+from autointerp.store.reads import StoreReads
 
 _TABLES = frozenset(
     {
@@ -57,6 +57,11 @@ class Selection:
     seed: int = 0
     order: str | None = None
     """One of ORDERS: which come first where a budget ends the work early. None: by number."""
+
+    @property
+    def is_all(self) -> bool:
+        """Whether every feature is chosen, in whatever order."""
+        return self.features is None and self.where is None and self.random is None and self.limit is None
 
 
 def parse_features(text: str) -> list[tuple[int, int]]:
@@ -217,20 +222,26 @@ class StoreSelections(StoreReads):
     def explanations_to_score(
         self, dictionary_id: int, explainer: str, scorer: str, method: str | None, model: str, template_sha256: str,
         part: str, selection: Selection, *, control: str | None = None, seed: int | None = None,
-    ) -> list[Explanation]:  # fmt: skip
+    ) -> LabelsLeft:  # fmt: skip
         """Labels of the chosen features by `explainer` that this scorer has not scored yet on `part`.
 
         Only the latest 'ok' label of each explaining model counts, those apart that best_of_n only chose among. Where
         `method` is None a score by any method counts as done; where `seed` is None, by any seed. A 'gave_up' score is
         asked for again.
         """
-        wanted = self.selected_features(dictionary_id, selection)
+        wanted: list[int] = []
+        chosen = "feature IN (SELECT feature FROM features WHERE dictionary_id = ? AND status <> 'dead')"
+        parameters: list[Any] = [dictionary_id]
+        if selection.order is not None or not selection.is_all:
+            wanted = self.selected_features(dictionary_id, selection)
+        if not selection.is_all:
+            chosen = "feature BETWEEN ? AND ? AND feature IN (SELECT unnest(?::INTEGER[]))"
+            parameters = [min(wanted, default=0), max(wanted, default=0), wanted]
         found = self.rows(
             f"""
             WITH latest AS (
                 SELECT arg_max(rowid, created_at) AS row_id FROM explanations
-                WHERE dictionary_id = ? AND explainer = ? AND status <> 'gave_up'
-                  AND feature IN (SELECT unnest(?::INTEGER[]))
+                WHERE dictionary_id = ? AND explainer = ? AND status <> 'gave_up' AND {chosen}
                   AND explanation_id NOT IN (
                       SELECT unnest(derived_from[2:]) FROM explanations WHERE explainer = 'best_of_n'
                   )
@@ -242,21 +253,20 @@ class StoreSelections(StoreReads):
                   AND control IS NOT DISTINCT FROM ?::VARCHAR AND status <> 'gave_up'
                   AND (?::VARCHAR IS NULL OR method = ?) AND (?::BIGINT IS NULL OR seed = ?)
             )
-            SELECT {EXPLANATION} FROM explanations
+            SELECT explanation_id, feature FROM explanations
             WHERE rowid IN (SELECT row_id FROM latest) AND status = 'ok'
               AND explanation_id NOT IN (SELECT explanation_id FROM done WHERE explanation_id IS NOT NULL)
             ORDER BY feature, model
             """,
             [
-                dictionary_id, explainer, wanted, dictionary_id, scorer, model, template_sha256, part, control,
+                dictionary_id, explainer, *parameters, dictionary_id, scorer, model, template_sha256, part, control,
                 method, method, seed, seed,
             ],
         )  # fmt: skip
-        labels = [Explanation(*row) for row in found]
         if selection.order is not None:
             place = {feature: i for i, feature in enumerate(wanted)}
-            labels.sort(key=lambda label: place[label.feature])
-        return labels
+            found.sort(key=lambda key: place[key[1]])
+        return LabelsLeft(self, dictionary_id, found)
 
     def features_to_score(
         self, dictionary_id: int, scorer: str, method: str, model: str, template_sha256: str, part: str,

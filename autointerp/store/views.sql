@@ -34,21 +34,23 @@ latest_explanation AS (
     GROUP BY e.dictionary_id, e.feature
 ),
 explained AS (
-    SELECT e.*
+    -- The key is that of the groups, not of `e`: so a condition on it is put to them, and not to all of the table.
+    SELECT l.dictionary_id, l.feature, e.* EXCLUDE (dictionary_id, feature)
     FROM latest_explanation AS l
     JOIN explanations AS e ON e.rowid = l.row_id
 ),
 latest_score AS (
+    -- Of every label, not only of those shown: `explained` is named but once below, since what is named twice is made
+    -- as a whole before a condition on the feature is looked at.
     SELECT
         s.dictionary_id,
         s.feature,
+        s.explanation_id,
         arg_max(s.rowid, epoch_us(s.created_at) - if(s.status = 'gave_up', 4611686018427387904, 0)) AS row_id
     FROM scores AS s
-    JOIN explained AS e
-        ON e.dictionary_id = s.dictionary_id AND e.feature = s.feature AND e.explanation_id = s.explanation_id
     LEFT JOIN choice AS c ON c.dictionary_id = s.dictionary_id
     WHERE s.control IS NULL AND s.part = 'report' AND (c.scorer IS NULL OR s.scorer = c.scorer)
-    GROUP BY s.dictionary_id, s.feature
+    GROUP BY s.dictionary_id, s.feature, s.explanation_id
 )
 SELECT
     f.dictionary_id,
@@ -75,7 +77,8 @@ SELECT
 FROM features AS f
 JOIN dictionaries AS d ON d.dictionary_id = f.dictionary_id
 LEFT JOIN explained AS e ON e.dictionary_id = f.dictionary_id AND e.feature = f.feature
-LEFT JOIN latest_score AS ls ON ls.dictionary_id = f.dictionary_id AND ls.feature = f.feature
+LEFT JOIN latest_score AS ls
+    ON ls.dictionary_id = f.dictionary_id AND ls.feature = f.feature AND ls.explanation_id = e.explanation_id
 LEFT JOIN scores AS s ON s.rowid = ls.row_id;
 
 -- Where an explainer's label of a feature became another, newest first: its rows in the order in which they were written,
