@@ -432,19 +432,26 @@ class PriceConfig:
     batch_discount: float = 0.5
     """Share of these prices that the batch API takes off."""
     batch_input: float | None = None
-    """Instead of the discount: the batch API's own price, and so of batch_output. Cached input then costs the same."""
+    """Instead of the discount: the batch API's own price, and so of the next two."""
+    batch_cached_input: float | None = None
+    """Default: the discounted cached price; where batch_input is given, that one."""
     batch_output: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("input", "cached_input", "output", "batch_input", "batch_cached_input", "batch_output"):
+            value = getattr(self, name)
+            _check(value is None or 0 <= value < math.inf, f"a price of {name} = {value} is none")
         _check(0 <= self.batch_discount <= 1, f"batch_discount must lie in 0..1, not {self.batch_discount}")
 
     def in_batch(self) -> PriceConfig:
         """The prices of the batch API."""
         share = 1 - self.batch_discount
-        cached = None if self.cached_input is None else self.cached_input * share
+        cached = self.batch_cached_input
+        if cached is None and self.cached_input is not None and self.batch_input is None:
+            cached = self.cached_input * share
         return PriceConfig(
             input=self.input * share if self.batch_input is None else self.batch_input,
-            cached_input=cached if self.batch_input is None else None,
+            cached_input=cached,
             output=self.output * share if self.batch_output is None else self.batch_output,
         )
 

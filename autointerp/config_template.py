@@ -83,7 +83,8 @@ _PRICES = """\
 # [llm.prices."gpt-4o-mini"]
 # input = 0.15
 # cached_input = 0.075
-# output = 0.60"""
+# output = 0.60
+# batch_discount = 0.5  # share that the batch API takes off; or batch_input, batch_cached_input, batch_output"""
 
 
 def config_template() -> str:

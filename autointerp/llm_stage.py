@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from autointerp.config import Config, EndpointConfig, ExplainConfig
 from autointerp.errors import InputError, nearest
 from autointerp.interpret import compose_run, score_run, shape_labels
+from autointerp.interpret.forecasts import Forecast, budget_lines, forecast_lines
 from autointerp.interpret.labelled import CONTROLS
-from autointerp.interpret.runner import NO_FAILURES, Forecast, Job, Outcome
+from autointerp.interpret.runner import NO_FAILURES, Job, Outcome
 from autointerp.llm.budget import Budget as Budget
 from autointerp.llm.capabilities import honours_json_schema, probe
 from autointerp.llm.client import LlmClient
-from autointerp.records import CallRecord
+from autointerp.records import CallRecord, Explanation
+from autointerp.store.pace import measured_latency
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.run_progress import written_by
 from autointerp.store.selection import Selection
 from autointerp.store.shapes import ShapeFacts
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
-
-_OUTPUT_RATE_TOKENS_PER_S = 40.0
-"""Of one reply, for forecasts of time: a middling hosted model."""
-
 
 RANDOM_MODEL = "random_model"
 """The control whose labels are those of another dictionary: the same SAE trained on the same model with random
@@ -106,8 +104,7 @@ def explain(
     program's own."""
     job = _job(config, store, row, selection, run_id, budget or Budget(config.budget), prompts, terminal.say)
     if dry_run:
-        forecast = compose_run.forecast_explain(_priced(job), config.explain, config.score)
-        _print_forecast("explain", forecast, config, terminal)
+        forecast(config, store, [row], selection, terminal, ("explain",), prompts=prompts)
         return 0
     name = f"{row.name}: explaining with {config.explain.explainer}"
     with terminal.progress(name, None, "features") as update:
@@ -132,12 +129,39 @@ def score(
     job = _job(config, store, row, selection, run_id, budget or Budget(config.budget), prompts, terminal.say)
     explainer = config.explain.explainer
     if dry_run:
-        _print_forecast("score", score_run.forecast_score(_priced(job), explainer, config.score), config, terminal)
+        forecast(config, store, [row], selection, terminal, ("score",), control, prompts)
         return 0
     what = explainer if control is None else f"{explainer} under the control {control}"
     with terminal.progress(f"{row.name}: scoring {what}", None, "labels") as update:
         outcome = asyncio.run(score_run.score(_with_progress(job, update), explainer, config.score, control))
     return _say_outcome(f"{row.name}: scores of {what}", outcome, terminal)
+
+
+def forecast(
+    config: Config, store: Store, rows: Sequence[DictionaryRow], selection: Selection, terminal: Terminal,
+    stages: Sequence[str] = ("explain", "score"), control: str | None = None, prompts: Path | None = None,
+) -> list[Forecast]:  # fmt: skip
+    """Print what the stages would ask of the endpoint for these dictionaries, and which budget would end them early.
+    Where both stages are named, the labels that the first would make are among those that the second scores."""
+    found: list[tuple[str, Forecast]] = []
+    for row in rows:
+        job = _priced(_job(config, store, row, selection, "dry-run", Budget(config.budget), prompts, terminal.say))
+        planned: list[Explanation] = []
+        if "explain" in stages:
+            found.append(("explain", compose_run.forecast_explain(job, config.explain, config.score)))
+            planned = compose_run.planned_labels(job, config.explain, config.score)
+        if "score" in stages:
+            told = score_run.forecast_score(job, config.explain.explainer, config.score, control, planned)
+            found.append(("score", told))
+    forecasts = [one for _, one in found]
+    models = {model for one in forecasts for model, _, _ in one.calls_by_model}
+    latencies = {model: measured_latency(store, model) for model in models}
+    for name, one in found:
+        for line in forecast_lines(name, one, config.llm, latencies):
+            terminal.result(line)
+    for line in budget_lines(forecasts, config.llm, config.budget, latencies):
+        terminal.result(line)
+    return forecasts
 
 
 def _priced(job: Job) -> Job:
@@ -180,33 +204,6 @@ def say_summary(store: Store, run_id: str, command: str, seconds: float, termina
         input_tokens=spent.input_tokens, output_tokens=spent.output_tokens, cost_usd=round(spent.usd, 6),
         seconds=round(seconds, 3),
     )  # fmt: skip
-
-
-def _print_forecast(stage: str, forecast: Forecast, config: Config, terminal: Terminal) -> None:
-    """Calls, tokens, cost, and the time that the rate limits and the connections allow at best."""
-    cost = "unknown (no price for the model under [llm.prices])" if forecast.usd is None else f"${forecast.usd:.4f}"
-    free = f", {forecast.free:,} of them labelled by shape or rule without an LLM" if forecast.free else ""
-    time = "up to a day for each batch" if config.llm.batch else _duration(_seconds(forecast, config))
-    terminal.result(
-        f"{stage}: {forecast.features:,} pending{free}, {forecast.calls:,} calls, {forecast.input_tokens:,} input and "
-        f"{forecast.output_tokens:,} output tokens, cost {cost}, {time}"
-    )
-
-
-def _seconds(forecast: Forecast, config: Config) -> float:
-    if not forecast.calls:
-        return 0.0
-    tokens = forecast.input_tokens + forecast.output_tokens
-    by_rate = 60 * forecast.calls / config.llm.requests_per_minute
-    by_tokens = 60 * tokens / config.llm.tokens_per_minute if config.llm.tokens_per_minute else 0.0
-    by_writing = forecast.output_tokens / _OUTPUT_RATE_TOKENS_PER_S / config.llm.max_connections
-    return max(by_rate, by_tokens, by_writing)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def show_in_labels(config: Config, store: Store, row: DictionaryRow) -> None:

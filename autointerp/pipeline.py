@@ -82,15 +82,18 @@ def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]
 
 @contextmanager
 def _recorded(
-    config: Config, command: str, terminal: Terminal, create: bool = True, is_summed_up: bool = False
-) -> Iterator[tuple[Store, str]]:
-    """The open store and the id of this run's row in `runs`, which tells afterwards how the run ended. `is_summed_up`:
-    the log's last line but for an error says what was done, however it ended."""
+    config: Config, command: str, terminal: Terminal, create: bool = True, selection: Selection | None = None,
+    is_summed_up: bool = False,
+) -> Iterator[tuple[Store, str]]:  # fmt: skip
+    """The open store and the id of this run's row in `runs`, which tells afterwards how the run ended. `selection`: of
+    the features to label, for `status`. `is_summed_up`: the log's last line but for an error says what was done,
+    however it ended."""
     path, begun = Path(config.store.path), time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = config.store.snapshot_seconds
+    chosen = {} if selection is None else {"selection": as_dict(selection)}
     with open_for_writing(path, create=create, snapshot_seconds=seconds, say=terminal.say) as store:
-        run_id = store.begin_run(command, as_dict(config), _versions())
+        run_id = store.begin_run(command, {**as_dict(config), **chosen}, _versions())
 
         def sum_up() -> None:
             if not is_summed_up:
@@ -229,12 +232,19 @@ def explain(
     """Describe features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless
     it was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's
     own, here and below."""
-    with _recorded(config, "explain", terminal, create=False, is_summed_up=not dry_run) as (store, run_id):
+    with _recorded(config, "explain", terminal, create=False, selection=selection, is_summed_up=not dry_run) as (
+        store,
+        run_id,
+    ):
+        rows = llm_stage.dictionaries(store, config, dictionary)
+        if dry_run:
+            llm_stage.forecast(config, store, rows, selection, terminal, ("explain",), prompts=prompts)
+            return
         failed, budget = 0, Budget(config.budget)
-        for row in llm_stage.dictionaries(store, config, dictionary):
-            if is_configured and not dry_run:
+        for row in rows:
+            if is_configured:
                 llm_stage.show_in_labels(config, store, row)
-            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, dry_run, budget, prompts)
+            failed += llm_stage.explain(config, store, row, selection, run_id, terminal, False, budget, prompts)
         _complain(failed)
 
 
@@ -249,7 +259,10 @@ def score(
 ) -> None:
     """Score descriptions of one dictionary, or of all in the store; under a `control`, what stands in for them."""
     llm_stage.check_control(control)
-    with _recorded(config, "score", terminal, create=False, is_summed_up=not dry_run) as (store, run_id):
+    with _recorded(config, "score", terminal, create=False, selection=selection, is_summed_up=not dry_run) as (
+        store,
+        run_id,
+    ):
         failed, budget = 0, Budget(config.budget)
         for row in llm_stage.dictionaries(store, config, dictionary):
             if control == RANDOM_MODEL:
@@ -316,7 +329,7 @@ def run(
     if dry_run:
         _forecast_run(config, dictionary, saes, selection, terminal, prompts)
         return
-    with _recorded(config, "run", terminal, is_summed_up=True) as (store, run_id):
+    with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
         worked = _gpu_stages(config, saes, store, selection, terminal)
         failed, budget = 0, Budget(config.budget)
         for sae in saes:
@@ -398,9 +411,8 @@ def _forecast_run(
         terminal.result("labels: calls and cost are known once the harvest has filled the store")
         return
     with Store.open(Path(config.store.path), read_only=True) as store:
-        for row in llm_stage.dictionaries(store, config, dictionary):
-            llm_stage.explain(config, store, row, selection, "dry-run", terminal, True, prompts=prompts)
-            llm_stage.score(config, store, row, selection, "dry-run", terminal, True, prompts=prompts)
+        rows = llm_stage.dictionaries(store, config, dictionary)
+        llm_stage.forecast(config, store, rows, selection, terminal, prompts=prompts)
 
 
 def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal, as_json: bool = False) -> None:

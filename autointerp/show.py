@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -269,24 +270,47 @@ def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
             )
     spent = status["spent"]
     terminal.result(
-        f"spent: {spent['requests']:,} requests, {spent['input_tokens']:,} + {spent['output_tokens']:,} tokens, "
-        f"${spent['usd']:.4f}"
+        f"spent: {spent['requests']:,} requests, {spent['input_tokens']:,} + {spent['output_tokens']:,} tokens"
+        f"{_cached(spent)}, ${spent['usd']:.4f}"
     )
     if (run := status["last_run"]) is not None:
-        left = "; ".join(f"{name} {n:,.4g}" if name != "deadline" else f"deadline {n}"
-                         for name, n in run["remaining"].items())  # fmt: skip
-        end = "" if run["minutes_left"] is None else f", all labelled in about {run['minutes_left']:,.0f} min"
-        terminal.result(
-            f"last run: {run['command']} ({run['status']}), ${run['usd']:.4f} for {run['requests']:,} requests, "
-            f"{run['calls_per_minute']:,.0f} calls and {run['labels_per_minute']:,.0f} labels a minute{end}"
-        )
-        terminal.result(f"  left of its budget: {left or 'no budget was set'}")
+        for line in _progress_lines(run):
+            terminal.result(line)
     if status["spend_by_stage"]:
         columns = ("name", "stage", "model", "n_calls", "n_not_ok", "input_tokens", "output_tokens", "cost_usd")
         terminal.table(columns, [[r[c] for c in columns] for r in status["spend_by_stage"]])
     for row in status["runs"][:5]:
         code = "" if row["exit_code"] is None else f", exit code {row['exit_code']}"
         terminal.result(f"run {row['started_at'][:19]}  {row['command']}: {row['status']}{code}")
+
+
+def _cached(spent: dict[str, Any]) -> str:
+    """Which share of the input an endpoint's prefix cache served, where it tells."""
+    if not spent["cached_tokens"]:
+        return ""
+    return f" ({100 * spent['cached_tokens'] / max(1, spent['input_tokens']):.0f} % of the input cached)"
+
+
+def _progress_lines(run: dict[str, Any]) -> list[str]:
+    """Spent, remaining, pace and expected end of a run."""
+    paces = [f"{run['calls_per_minute']:,.0f} calls"]
+    paces += [f"{run[name]['per_minute']:,.0f} {name}" for name in ("labels", "scores") if name in run]
+    lines = [
+        f"last run: {run['command']} ({run['status']}), ${run['usd']:.4f} for {run['requests']:,} requests; "
+        f"{', '.join(paces)} a minute, ${60 * run['usd_per_minute']:.2f} an hour"
+    ]
+    left = "; ".join(
+        f"{name} {n:,.4g}" if name != "deadline" else f"deadline {n}" for name, n in run["remaining"].items()
+    )
+    lines.append(f"  left of its budget: {left or 'no budget was set'}")
+    if run["status"] != "running":
+        return lines
+    pending = " and ".join(f"{run[name]['pending']:,} {name}" for name in ("labels", "scores") if name in run)
+    if run["expected_end"] is None:
+        return [*lines, f"  to do: {pending}; how fast is not known yet"]
+    end = datetime.fromisoformat(run["expected_end"]).astimezone().isoformat(sep=" ", timespec="minutes")
+    how = "all of it done" if run["ends_by"] == "done" else f"ended by budget.{run['ends_by']}"
+    return [*lines, f"  to do: {pending}; expected end at this pace {end}, {how}"]
 
 
 def _methods(rows: Sequence[dict[str, Any]]) -> str:

@@ -16,8 +16,11 @@ from autointerp.errors import InputError
 from autointerp.interpret.choices import CHOICE_SCORERS, Example, Judge, active_places
 from autointerp.interpret.embedding import Embedder
 from autointerp.interpret.explainers import LLM_EXPLAINERS, Correction, LlmExplainer, pieces
+from autointerp.interpret.forecasts import prompt_text
 from autointerp.interpret.intruder import IntruderJudge, IntruderQuestion, Lineup
+from autointerp.interpret.measured.generation import Author
 from autointerp.interpret.measured.intervention import gain_payload
+from autointerp.interpret.measured.output import Chooser, Question, ShownText
 from autointerp.interpret.measured.surprisal import surprisal_payload
 from autointerp.interpret.prompts import load_template, mark, one_line
 from autointerp.interpret.scale import scaled, shown
@@ -164,6 +167,79 @@ def test_everything_before_the_question_is_the_same_for_all(method: str) -> None
     )
     shared = len(os.path.commonprefix([one, other]))
     assert one[shared - len('description: "') : shared] == 'description: "'
+
+
+def two_features() -> dict[str, list[Request]]:
+    """Of every kind of prompt that an endpoint is sent: the questions about two features, whose evidence and labels
+    have nothing in common."""
+    found: dict[str, list[Request]] = {}
+
+    def add(name: str, request: Request) -> None:
+        found.setdefault(name, []).append(request)
+
+    for f, label in enumerate(("alpha", "what stands before beta")):
+        report, select = contexts(f, "report"), contexts(f, "select")
+        known = rich_evidence(f)
+        for name in (*LLM_EXPLAINERS, "revise"):
+            correction = Correction(label, select[:2], select[-2:]) if name == "revise" else None
+            for reply in ("text", "json"):
+                explainer = LlmExplainer.named(name, ExplainConfig(model="m", reply=reply), seed=0)  # type: ignore[arg-type]
+                add(f"explain/{name} in {reply}", explainer.request(known, 3, correction))
+        for scorer in CHOICE_SCORERS:
+            examples = [Example(c, active_places(c) if scorer == "fuzzing" else ()) for c in report[:3]]
+            add(f"score/{scorer}", Judge.of(scorer, ScoreConfig(model="m")).request(label, examples, 1))
+        intruder = IntruderJudge.of(ScoreConfig(model="m"))
+        add("score/intruder", IntruderQuestion(intruder, Lineup(tuple(report[:3]), 1), 1).request)
+        add("score/generation", Author.of(ScoreConfig(model="m")).request(label, [c.text for c in select[-3:]], 1, f))
+        chooser, shown = Chooser.of(ScoreConfig(model="m")), [ShownText(f"so {label}", "on", label)]
+        add("score/output", chooser.request(Question((label, f"not {label}"), 0), shown, 1, f))
+        for method in LLM_METHODS:
+            name = f"score/simulation_{'completions' if method == 'prompt_logprobs' else 'chat'}"
+            simulator = Simulator.of(method, ScoreConfig(model="m"), EVERYTHING)
+            add(f"{name} for {method}", simulator.request(label, report[0], 1))
+    return found
+
+
+def test_nothing_of_a_feature_stands_before_what_is_the_same_for_all() -> None:
+    """Whatever a prompt says to every feature alike is at its beginning, where a prefix cache serves it: instructions
+    and worked examples, then the data with its fence. After the data come only the few words that end it."""
+    every = two_features()
+    kinds = {name.split(" ")[0] for name in every}
+    folder = Path(__file__).parents[1] / "prompts"
+    unasked = {"score/embedding", "score/intervention", "score/surprisal"}  # vectors, and the subject model's own input
+    assert kinds == {p.relative_to(folder).with_suffix("").as_posix() for p in folder.glob("*/*.md")} - unasked
+    for name, (one, other) in every.items():
+        texts = [prompt_text(request) for request in (one, other)]
+        assert texts[0] != texts[1], name
+        common = os.path.commonprefix(texts)
+        rest = [text[len(common) :] for text in texts]
+        repeated = {line for line in rest[0].split("\n") if line in rest[1].split("\n")}
+        late = [line for line in repeated if len(line) > 40 and not set('["') & set(line) and "effect" not in line]
+        assert not late, (name, late)
+        messages = one.body.get("messages")
+        if messages:  # no mark, no number, nothing of the feature in any message but the last
+            assert messages[:-1] == other.body["messages"][:-1], name
+            fixed = sum(len(m["content"]) for m in messages[:-1])
+            assert len(common) >= fixed and fixed > 0.5 * len(texts[0]), (name, fixed, len(texts[0]))
+        settings = [{k: v for k, v in r.body.items() if k not in ("messages", "prompt")} for r in (one, other)]
+        assert {**settings[0], "max_tokens": 0} == {**settings[1], "max_tokens": 0}, name
+
+
+def test_questions_about_one_label_share_the_label() -> None:
+    """A label's requests differ only after its description."""
+    label = "a description of some length, as they are"
+    first, second = contexts(0, "report")[:3], contexts(0, "report")[9:12]
+    for scorer in CHOICE_SCORERS:
+        judge = Judge.of(scorer, ScoreConfig(model="m"))
+        marked = [
+            [Example(c, active_places(c) if scorer == "fuzzing" else ()) for c in part] for part in (first, second)
+        ]
+        texts = [prompt_text(judge.request(label, examples, 1)) for examples in marked]
+        assert os.path.commonprefix(texts).endswith(f'description: "{label}"\nnumber of excerpts: 3\nExcerpts, ')
+    for method in LLM_METHODS:
+        simulator = Simulator.of(method, ScoreConfig(model="m"), EVERYTHING)
+        texts = [prompt_text(simulator.request(label, c, 1)) for c in (first[0], second[0])]
+        assert f'description: "{label}"' in os.path.commonprefix(texts)
 
 
 HOSTILE = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from store_fixtures import call, explanation, filled
+from store_fixtures import call, explanation, filled, score
 
 from autointerp.store.run_progress import run_progress
 
@@ -13,10 +13,12 @@ from autointerp.store.run_progress import run_progress
 def test_pace_spending_and_what_is_left(tmp_path: Path) -> None:
     store, _, _ = filled(tmp_path / "x.duckdb")
     assert run_progress(store) is None
-    config = {"budget": {"max_usd": 10.0, "max_requests": None, "max_tokens": 1000, "deadline": "2099-01-01T00:00"}}
+    budget = {"max_usd": 10.0, "max_requests": None, "max_tokens": 1000, "deadline": "2099-01-01T00:00"}
+    config = {"budget": budget, "explain": {"explainer": "contexts"}, "score": {"scorers": ["simulation"]}}
     run_id = store.begin_run("run", config, {})
     store.insert_calls([call(i, run_id=run_id) for i in range(6)] + [call(9, run_id="another")])
-    store.insert_explanations([explanation(f, input_tokens=10) for f in (0, 1)])
+    labels = [explanation(f, input_tokens=10) for f in (0, 1)]
+    store.insert_explanations(labels)
     # Ten minutes of work: one call each two minutes, and the labels with the last two.
     store.con.execute("UPDATE runs SET started_at = TIMESTAMP '2026-01-01 00:00:00'")
     store.con.execute(
@@ -28,8 +30,27 @@ def test_pace_spending_and_what_is_left(tmp_path: Path) -> None:
     assert (found["command"], found["status"], found["requests"], found["usd"]) == ("run", "running", 6, 1.5)
     assert found["remaining"] == {"max_usd": 8.5, "max_tokens": 1000 - 6 * 13, "deadline": "2099-01-01T00:00"}
     assert found["calls_per_minute"] == pytest.approx(3 / 5)  # at 6, 8 and 10 of the last five minutes
-    assert found["labels_per_minute"] == pytest.approx(2 / 5)
-    assert found["minutes_left"] == pytest.approx(3 / (2 / 5)), "three live features have no label"
+    assert found["usd_per_minute"] == pytest.approx(3 * 0.25 / 5) and found["cached_tokens"] == 6 * 2
+    assert found["labels"] == {"pending": 3, "per_minute": pytest.approx(2 / 5), "minutes_left": pytest.approx(7.5)}
+    # Nothing is known of the scores' pace; all that is known is when the money will be gone.
+    assert found["scores"] == {"pending": 5, "per_minute": 0.0, "minutes_left": None}
+    assert (found["minutes_left"], found["ends_by"]) == (None, "max_usd")
+    store.insert_scores([score(labels[0])])
+    store.con.execute("UPDATE scores SET created_at = TIMESTAMP '2026-01-01 00:09:00'")
+    found = run_progress(store)
+    assert found is not None
+    assert found["scores"] == {"pending": 4, "per_minute": pytest.approx(1 / 5), "minutes_left": pytest.approx(20)}
+    assert found["minutes_left"] == pytest.approx(7.5 + 20)
+    assert (found["expected_end"], found["ends_by"]) == ("2026-01-01T00:37:30+00:00", "done")
+    store.con.execute('UPDATE runs SET config = json_merge_patch(config, \'{"budget": {"max_requests": 9}}\')')
+    found = run_progress(store)
+    assert found is not None and (found["expected_end"], found["ends_by"]) == (
+        "2026-01-01T00:15:00+00:00",
+        "max_requests",
+    )
+    store.con.execute('UPDATE runs SET config = json_merge_patch(config, \'{"selection": {"features": "0-1"}}\')')
+    found = run_progress(store)
+    assert found is not None and found["labels"]["pending"] == 0 and found["scores"]["pending"] == 1
     store.finish_run(run_id, "stopped", 4)
     over = run_progress(store)
-    assert over is not None and (over["status"], over["minutes_left"]) == ("stopped", None)
+    assert over is not None and (over["status"], over["minutes_left"], over["expected_end"]) == ("stopped", None, None)

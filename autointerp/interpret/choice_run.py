@@ -19,14 +19,15 @@ from autointerp.interpret.choices import (
     choose_examples,
     template_of,
 )
-from autointerp.interpret.explain_run import prompt_characters
+from autointerp.interpret.forecasts import Estimate
 from autointerp.interpret.labelled import stand_ins
 from autointerp.interpret.runner import Blocks, Job, Outcome, run_pool
 from autointerp.interpret.scoring import Answer, Identity, Part
-from autointerp.interpret.sequential import ROUND, decide, interval_z, method_of, plan, stops_early
+from autointerp.interpret.sequential import ROUND, decide, interval_z, likely_share, method_of, plan, stops_early
 from autointerp.llm.client import LlmClient
 from autointerp.records import Explanation
 from autointerp.store.group_writer import GroupWriter
+from autointerp.store.pace import earlier_scores
 
 
 @dataclass(frozen=True)
@@ -127,18 +128,19 @@ async def _ask(job: Job, judge: Judge, client: LlmClient, label: str, examples: 
 
 def forecast_choices(
     job: Job, scorer: str, config: ScoreConfig, pending: Sequence[Explanation], part: Part = "report"
-) -> tuple[float, float, float]:
-    """(calls, characters read, characters written) for the pending labels, estimated from a few of them. With a stop
-    rule the most that it can come to: where asking stops depends on the answers."""
+) -> Estimate:
+    """For the pending labels, from a few of them. With a stop rule the most that it can come to, and what is likely if
+    judges do as well as in earlier scores."""
     if not pending:
-        return 0.0, 0.0, 0.0
+        return Estimate()
     judge = Judge.of(scorer, config, config.seed, job.prompts)
     load = ChoiceLoader(job, scorer, config, pending, pending, part)
     some = load(list(range(0, len(pending), max(1, len(pending) // 8))))
     asked = [(item, batch) for item in some for batch in batches(item.examples, config.examples_per_call)]
-    read = sum(
-        prompt_characters(judge.request(item.explanation.text or "", batch, job.dictionary_id)) for item, batch in asked
-    )
+    requests = [judge.request(item.explanation.text or "", batch, job.dictionary_id) for item, batch in asked]
     written = sum(3 * len(batch) for _, batch in asked)  # "[1, 0, 1]"
-    times = len(pending) / len(some)
-    return times * len(asked), times * read, times * written
+    likely = 1.0
+    if stops_early(config):
+        before = earlier_scores(job.store, job.dictionary_id, scorer, config.model, part)
+        likely = likely_share([plan(scorer, item.examples, config, job.dictionary_id) for item in some], config, before)
+    return Estimate.of(requests, len(pending) / len(some), written, likely)

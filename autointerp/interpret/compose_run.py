@@ -26,12 +26,20 @@ from dataclasses import dataclass, replace
 from autointerp.config import EndpointConfig, ExplainConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.interpret import explain_run
-from autointerp.interpret.explain_run import COMPOSITES, METHODS_OF, ask_label, ask_labels, blank, check_explainer
+from autointerp.interpret.explain_run import (
+    COMPOSITES,
+    METHODS_OF,
+    RULE_EXPLAINERS,
+    ask_label,
+    ask_labels,
+    blank,
+    check_explainer,
+)
 from autointerp.interpret.explainers import LLM_EXPLAINERS, SIDES, Correction, LlmExplainer
+from autointerp.interpret.forecasts import Estimate, Forecast
 from autointerp.interpret.label_replies import MAX_LABEL, clean_label, shortened
-from autointerp.interpret.runner import Blocks, Forecast, Job, Outcome, run_pool
+from autointerp.interpret.runner import Blocks, Job, Outcome, run_pool
 from autointerp.interpret.validation import Validator, mistakes
-from autointerp.llm.budget import cost_usd
 from autointerp.llm.client import LlmClient
 from autointerp.records import Context, Explanation, FeatureEvidence, Score
 from autointerp.store import Selection
@@ -43,6 +51,8 @@ TEMPERATURE = 0.7
 JOINT = "; then leads to "
 _VERSION = 1
 """Another way to make the same composite is another number here."""
+_LABEL_CHARACTERS = 80
+"""Of a label that is not written yet, for forecasts."""
 _BLOCK = 512
 """Features that are taken through all steps together; more where a batch holds more."""
 
@@ -327,33 +337,41 @@ def forecast_explain(job: Job, config: ExplainConfig, score_config: ScoreConfig 
         return explain_run.forecast_explain(job, config)
     recipe = _Recipe.of(job, config, score_config)
     plan = explain_run.make_plan(job, config, recipe.sha256)
-    calls, read, written = 0, 0, 0
+    parts: list[tuple[str, Estimate]] = []
     labels: list[Explanation] = []
     for part in recipe.parts:
         chosen = set(plan.ask)
         pending = explain_run.pending_features(
             replace(job, selection=Selection()), part.config, part.template.sha256, job_harvest=None
         )
-        asked = [f for f in pending if f in chosen]
-        tokens = explain_run.expected_tokens(job, part, asked)
-        calls, read, written = calls + len(asked), read + tokens[0], written + tokens[1]
-        # What a label will say is not known; of its length there is a guess.
-        row = [blank(job, f, part.config, config.model, part.template.sha256, "") for f in plan.ask]
-        labels += [replace(e, text="x" * 80, status="ok") for e in row]
+        parts.append((config.model, explain_run.expected(job, part, [f for f in pending if f in chosen])))
+        labels += _placeholders(job, part.config, part.template.sha256, plan.ask)
     if recipe.reviser is not None:
         # The correction shows as many contexts again as there are mistakes.
-        tokens = explain_run.expected_tokens(job, recipe.parts[0], plan.ask)
+        found = explain_run.expected(job, recipe.parts[0], plan.ask)
         more = 1 + config.mistakes / max(1, config.contexts)
-        calls, read, written = calls + len(plan.ask), read + int(more * tokens[0]), written + tokens[1]
-    usd = _price(job, config.model, read, written)
+        parts.append((config.model, replace(found, read=more * found.read)))
     if recipe.validator is not None:
-        asked_of_judge = [round(number) for number in recipe.validator.forecast(labels)]
-        more_usd = _price(job, recipe.validator.config.model, asked_of_judge[1], asked_of_judge[2])
-        calls, read, written = calls + asked_of_judge[0], read + asked_of_judge[1], written + asked_of_judge[2]
-        usd = None if usd is None or more_usd is None else usd + more_usd
-    return Forecast(plan.size, calls, read, written, usd if calls else 0.0, plan.n_shaped + plan.n_patterned)
+        parts.append((recipe.validator.config.model, recipe.validator.forecast(labels)))
+    return Forecast.of(job.llm.prices, plan.size, parts, plan.n_shaped + plan.n_patterned)
 
 
-def _price(job: Job, model: str, input_tokens: int, output_tokens: int) -> float | None:
-    price = job.llm.prices.get(model)
-    return None if price is None else cost_usd(price, input_tokens, 0, output_tokens)
+def planned_labels(job: Job, config: ExplainConfig, score_config: ScoreConfig | None = None) -> list[Explanation]:
+    """Stand-ins for the labels that `explain` would make now, for a forecast of what scoring them takes: those by shape
+    or rule as they will be, of the others only the length is guessed."""
+    check_explainer(config.explainer)
+    if config.explainer in RULE_EXPLAINERS:
+        digest = explain_run.rule_sha256(config.explainer)
+        pending = explain_run.pending_features(job, config, digest, job_harvest=job.harvest_id)
+        return _placeholders(job, config, digest, pending)
+    if config.explainer in COMPOSITES:
+        digest = _Recipe.of(job, config, score_config).sha256
+    else:
+        digest = explain_run.llm_explainer(job, config).template.sha256
+    plan = explain_run.make_plan(job, config, digest)
+    return [*(row for row in plan.rows if row.status == "ok"), *_placeholders(job, config, digest, plan.ask)]
+
+
+def _placeholders(job: Job, config: ExplainConfig, digest: str, features: Sequence[int]) -> list[Explanation]:
+    rows = [blank(job, feature, config, config.model, digest, "") for feature in features]
+    return [replace(row, text="x" * _LABEL_CHARACTERS, status="ok") for row in rows]

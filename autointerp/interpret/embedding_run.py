@@ -19,6 +19,7 @@ from autointerp.interpret.embedding import (
     in_batches,
     template_of,
 )
+from autointerp.interpret.forecasts import Estimate
 from autointerp.interpret.labelled import stand_ins
 from autointerp.interpret.runner import Blocks, Job, Outcome, run_pool
 from autointerp.interpret.scoring import Answer, Identity
@@ -98,11 +99,11 @@ def _compared(label: list[float], example: Example, context: Asked[list[float]])
         return number_answer(example, None, problem.status, str(problem))
 
 
-def forecast_embeddings(job: Job, config: ScoreConfig, pending: Sequence[Explanation]) -> tuple[float, float, float]:
-    """(calls, characters read, 0) for the pending labels, estimated from a few of them. The contexts of a feature are
+def forecast_embeddings(job: Job, config: ScoreConfig, pending: Sequence[Explanation]) -> Estimate:
+    """For the pending labels, estimated from a few of them. The contexts of a feature are
     counted once for all its labels."""
     if not pending:
-        return 0.0, 0.0, 0.0
+        return Estimate()
     embedder = Embedder.of(endpoint_of(config), job.prompts)
     load = ChoiceLoader(job, DETECTION, config, pending, pending)
     drawn = load(list(range(0, len(pending), max(1, len(pending) // 8))))
@@ -111,4 +112,4 @@ def forecast_embeddings(job: Job, config: ScoreConfig, pending: Sequence[Explana
     calls = labels * len(some) + features * sum(len(in_batches(item.examples)) for item in some)
     read = labels * sum(len(embedder.query(item.explanation.text or "")) for item in some)
     read += features * sum(len(embedder.text(e)) for item in some for e in item.examples)
-    return calls, read, 0.0
+    return Estimate(calls, read)

@@ -15,14 +15,14 @@ from autointerp.config import ExplainConfig
 from autointerp.errors import InputError, nearest
 from autointerp.interpret import patterns
 from autointerp.interpret.explainers import LLM_EXPLAINERS, SIDES, Correction, LlmExplainer, evidence_sha256
+from autointerp.interpret.forecasts import CHARACTERS_PER_TOKEN, Estimate, Forecast
 from autointerp.interpret.free_pass import well_explained
 from autointerp.interpret.label_replies import Label, clean_label
 from autointerp.interpret.patterns_text import lookup_sentence, sentence, side_of
-from autointerp.interpret.runner import RULE_BLOCK, Blocks, Forecast, Job, Outcome, run_pool
-from autointerp.llm.budget import cost_usd
+from autointerp.interpret.runner import RULE_BLOCK, Blocks, Job, Outcome, run_pool
 from autointerp.llm.capabilities import honours_json_schema
 from autointerp.llm.client import LlmClient
-from autointerp.llm.requests import Reply, Request
+from autointerp.llm.requests import Reply
 from autointerp.records import Explanation, ExplanationStatus, FeatureEvidence, FeatureShape, stable_id
 from autointerp.store.group_writer import GroupWriter
 
@@ -45,8 +45,8 @@ METHODS_OF: dict[str, tuple[str, ...]] = {
 """Explainers that read nothing but what these methods find; one of them is enough."""
 HALVINGS = 2
 """How often the contexts are halved where the LLM's own context is too short."""
-CHARACTERS_PER_TOKEN = 3.5
-"""For forecasts."""
+_LABEL_TOKENS = 60
+"""Of a reply with a label and a few words before it, for forecasts; a model that thinks aloud writes more."""
 _EVERY = 1000
 """More contexts than any harvest keeps."""
 
@@ -282,26 +282,19 @@ def forecast_explain(job: Job, config: ExplainConfig) -> Forecast:
         return Forecast(len(features), 0, 0, 0, 0.0)
     explainer = llm_explainer(job, config)
     plan = make_plan(job, config, explainer.template.sha256)
-    input_tokens, output_tokens = expected_tokens(job, explainer, plan.ask)
-    price = job.llm.prices.get(config.model)
-    usd = None if price is None else cost_usd(price, input_tokens, 0, output_tokens)
-    usd = usd if plan.ask else 0.0
-    return Forecast(plan.size, len(plan.ask), input_tokens, output_tokens, usd, plan.n_shaped + plan.n_patterned)
+    parts = [(config.model, expected(job, explainer, plan.ask))]
+    return Forecast.of(job.llm.prices, plan.size, parts, plan.n_shaped + plan.n_patterned)
 
 
-def expected_tokens(job: Job, explainer: LlmExplainer, features: Sequence[int]) -> tuple[int, int]:
-    """(input, output) tokens of asking about the features, estimated from a few of them."""
+def expected(job: Job, explainer: LlmExplainer, features: Sequence[int]) -> Estimate:
+    """What asking about the features comes to, estimated from a few of them."""
+    if not features:
+        return Estimate()
     config = explainer.config
-    some = evidence_for(job, config, features[:: max(1, len(features) // 16)]) if features else []
-    read = sum(prompt_characters(explainer.request(e, config.contexts)) for e in some) / max(1, len(some))
-    return int(len(features) * read / CHARACTERS_PER_TOKEN), len(features) * min(60, config.max_tokens)
-
-
-def prompt_characters(request: Request) -> int:
-    """Length of what the LLM reads."""
-    if "prompt" in request.body:
-        return len(request.body["prompt"])
-    return sum(len(message["content"]) for message in request.body["messages"])
+    some = evidence_for(job, config, features[:: max(1, len(features) // 16)])
+    asked = [explainer.request(e, config.contexts) for e in some]
+    written = len(asked) * min(_LABEL_TOKENS, config.max_tokens) * CHARACTERS_PER_TOKEN
+    return Estimate.of(asked, len(features) / len(asked), written)
 
 
 def llm_explainer(job: Job, config: ExplainConfig) -> LlmExplainer:

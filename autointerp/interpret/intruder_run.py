@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from autointerp.config import ScoreConfig
 from autointerp.interpret.asking import ask, side_by_side
-from autointerp.interpret.explain_run import prompt_characters
+from autointerp.interpret.forecasts import CHARACTERS_PER_TOKEN, Estimate
 from autointerp.interpret.intruder import (
     CHOICE,
     INTRUDER,
@@ -85,13 +85,11 @@ class LineupLoader:
         ]
 
 
-def forecast_intruders(job: Job, config: ScoreConfig, pending: Sequence[int]) -> tuple[float, float, float]:
-    """(calls, characters read, characters written) for the pending features, estimated from a few of them."""
+def forecast_intruders(job: Job, config: ScoreConfig, pending: Sequence[int]) -> Estimate:
+    """For the pending features, from a few of them."""
     if not pending:
-        return 0.0, 0.0, 0.0
+        return Estimate()
     judge = IntruderJudge.of(config, config.seed, job.prompts)
     some = LineupLoader(job, config, pending)(list(range(0, len(pending), max(1, len(pending) // 8))))
-    asked = [lineup for item in some for lineup in item.lineups]
-    read = sum(prompt_characters(judge.request(lineup, job.dictionary_id)) for lineup in asked)
-    times = len(pending) / len(some)
-    return times * len(asked), times * read, times * 3.5 * len(asked)
+    asked = [judge.request(lineup, job.dictionary_id) for item in some for lineup in item.lineups]
+    return Estimate.of(asked, len(pending) / len(some), CHARACTERS_PER_TOKEN * len(asked))

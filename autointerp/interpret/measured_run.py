@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from autointerp.config import ScoreConfig
 from autointerp.errors import AutointerpError, InputError
 from autointerp.interpret.embedding import COSINE, EMBEDDING, is_local
-from autointerp.interpret.explain_run import prompt_characters
+from autointerp.interpret.forecasts import Estimate
 from autointerp.interpret.labelled import stand_ins
 from autointerp.interpret.measured.generation import GENERATION, SENTENCES, Author
 from autointerp.interpret.measured.intervention import INTERVENTION, LABEL_GAIN
@@ -166,11 +166,11 @@ def _no_client(error: AutointerpError) -> None:
 
 def forecast_measured(
     job: Job, scorer: str, explainer: str, config: ScoreConfig, pending: Sequence[Explanation]
-) -> tuple[float, float, float]:
-    """(calls, characters read, characters written) that the pending labels still need of the endpoint, measured or
+) -> Estimate:
+    """What the pending labels still need of the endpoint, measured or
     not, estimated from a few of them; nothing where the scorer asks no LLM."""
     if not pending or scorer not in ASK_AN_LLM:
-        return 0.0, 0.0, 0.0
+        return Estimate()
     loader = MeasuredLoader(job, scorer, explainer, config, pending, pending)
     some = loader.with_measurements(loader.prepared(range(0, len(pending), max(1, len(pending) // 8))))
     if scorer == GENERATION:
@@ -183,8 +183,7 @@ def forecast_measured(
         written = _CHOICE
     # Texts that wait for the model are paid for already.
     asked = [request for request in asked if job.store.find_call(request.sha256, request.sample) is None]
-    times = len(pending) / len(some)
-    return times * len(asked), times * sum(map(prompt_characters, asked)), times * len(asked) * written
+    return Estimate.of(asked, len(pending) / len(some), len(asked) * written)
 
 
 def _output_requests(job: Job, chooser: Chooser, item: Item) -> list[Request]:

@@ -98,20 +98,6 @@ NO_FAILURES = frozenset(
 """Statuses that tell of the feature or its label, not of something that went wrong."""
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a run would ask of the endpoint. Tokens are estimated from a few rendered requests."""
-
-    features: int
-    calls: int
-    input_tokens: int
-    output_tokens: int
-    usd: float | None
-    """None where the model has no price in the configuration."""
-    free: int = 0
-    """Of the features, those that get a label by shape or rule, without a call."""
-
-
 class StoreLedger:
     """The client's ledger in the store: read at once, written in groups."""
 

@@ -16,12 +16,8 @@ from autointerp.interpret.choice_run import forecast_choices, pending_choices, s
 from autointerp.interpret.choices import CHOICE_SCORERS
 from autointerp.interpret.embedding import COSINE, EMBEDDING, check_model, is_local
 from autointerp.interpret.embedding_run import endpoint_of, forecast_embeddings, pending_embeddings, score_embeddings
-from autointerp.interpret.explain_run import (
-    CHARACTERS_PER_TOKEN,
-    RULE_EXPLAINERS,
-    check_explainer,
-    prompt_characters,
-)
+from autointerp.interpret.explain_run import RULE_EXPLAINERS, check_explainer
+from autointerp.interpret.forecasts import CHARACTERS_PER_TOKEN, Estimate, Forecast
 from autointerp.interpret.intruder import CHOICE, INTRUDER
 from autointerp.interpret.intruder_run import forecast_intruders, pending_intruders, score_intruders
 from autointerp.interpret.labelled import CONTROLS, Labelled, SimulationLoader, stand_ins
@@ -33,7 +29,7 @@ from autointerp.interpret.measured_run import (
     score_all_measured,
 )
 from autointerp.interpret.patterns import RULE_VERSION, Rule
-from autointerp.interpret.runner import RULE_BLOCK, Blocks, Forecast, Job, Outcome, run_pool
+from autointerp.interpret.runner import RULE_BLOCK, Blocks, Job, Outcome, run_pool
 from autointerp.interpret.scale import scaled
 from autointerp.interpret.scoring import CALIBRATED, SIMULATION, SIMULATION_SCORERS, Answer, Identity, score_rows
 from autointerp.interpret.sequential import method_of
@@ -44,7 +40,6 @@ from autointerp.interpret.simulation import (
     Simulator,
     template_of,
 )
-from autointerp.llm.budget import cost_usd
 from autointerp.llm.capabilities import Capabilities, probe
 from autointerp.llm.client import LlmClient
 from autointerp.records import Context, Explanation, Prediction, Score
@@ -301,74 +296,65 @@ async def _ask(
     raise AssertionError("the second reading returns")
 
 
-def forecast_score(job: Job, explainer: str, config: ScoreConfig) -> Forecast:
+def forecast_score(
+    job: Job, explainer: str, config: ScoreConfig, control: str | None = None, planned: Sequence[Explanation] = ()
+) -> Forecast:
     """Calls and tokens that `score` would need now, without second tries: one call per context for a simulation, one
     for a few contexts for detection, fuzzing and embedding, one per question for intruder. Labels that wait for several
-    scorers count once, and so does a feature with the labels of it that wait."""
-    _check(explainer, config, None)
+    scorers count once, and so does a feature with the labels of it that wait. `planned`: labels that do not exist yet
+    and will wait too."""
+    _check(explainer, config, control)
     waiting: dict[str, int] = {}
     """The feature of every label that waits."""
-    parts: list[tuple[str, tuple[float, float, float]]] = []
-    """(model, (calls, characters read, characters written))"""
+    parts: list[tuple[str, Estimate]] = []
 
-    def wait(found: Sequence[Explanation]) -> Sequence[Explanation]:
-        waiting.update((e.explanation_id, e.feature) for e in found)
-        return found
+    def wait(found: Sequence[Explanation]) -> list[Explanation]:
+        every = [*found, *planned]
+        waiting.update((e.explanation_id, e.feature) for e in every)
+        return every
 
     if simulates(config) and by_rule(explainer, config):
         wait(
             job.store.explanations_to_score(
                 job.dictionary_id, explainer, SIMULATION, RULE, RULE, RULE_SHA256, "report", job.selection,
-                seed=config.seed,
+                control=control, seed=config.seed,
             )
         )  # fmt: skip
     elif simulates(config):
-        found = wait(_pending_for_llm(job, explainer, config, None))
+        found = wait(_pending_for_llm(job, explainer, config, control))
         parts.append((config.model, _forecast_simulation(job, explainer, config, found)))
     for scorer in choice_scorers(config):
-        found = wait(pending_choices(job, scorer, explainer, config, None))
+        found = wait(pending_choices(job, scorer, explainer, config, control))
         parts.append((config.model, forecast_choices(job, scorer, config, found)))
-    paraded = pending_intruders(job, config) if INTRUDER in config.scorers else []
+    paraded = pending_intruders(job, config) if INTRUDER in config.scorers and control is None else []
     parts.append((config.model, forecast_intruders(job, config, paraded)))
     if embeds(config):
-        found = wait(pending_embeddings(job, explainer, config, None))
+        found = wait(pending_embeddings(job, explainer, config, control))
         parts.append((config.embedding_model, forecast_embeddings(job, config, found)))
-    for scorer, found in pending_measured(job, explainer, config, None).items():
-        parts.append((config.model, forecast_measured(job, scorer, explainer, config, wait(found))))
+    for scorer, pending in pending_measured(job, explainer, config, control).items():
+        parts.append((config.model, forecast_measured(job, scorer, explainer, config, wait(pending))))
     features = len(waiting) + len(set(paraded) - set(waiting.values()))
-    return _forecast(job, features, [(model, part) for model, part in parts if part[0]])
+    return Forecast.of(job.llm.prices, features, parts)
 
 
-def _forecast(job: Job, features: int, parts: Sequence[tuple[str, tuple[float, float, float]]]) -> Forecast:
-    """Of (model, (calls, characters read, characters written)) per scorer; the cost is known if all prices are."""
-    calls = round(sum(counts[0] for _, counts in parts))
-    tokens: dict[str, tuple[float, float]] = {}
-    for model, (_, read, written) in parts:
-        before = tokens.get(model, (0.0, 0.0))
-        tokens[model] = (before[0] + read / CHARACTERS_PER_TOKEN, before[1] + written / CHARACTERS_PER_TOKEN)
-    usd: float | None = 0.0
-    for model, (read, written) in tokens.items():
-        price = job.llm.prices.get(model)
-        usd = None if usd is None or price is None else usd + cost_usd(price, int(read), 0, int(written))
-    counts = [int(sum(column)) for column in zip(*tokens.values(), strict=True)] or [0, 0]
-    return Forecast(features, calls, counts[0], counts[1], usd)
-
-
-def _forecast_simulation(
-    job: Job, explainer: str, config: ScoreConfig, pending: Sequence[Explanation]
-) -> tuple[float, float, float]:
-    """(calls, characters read, characters written) for the pending labels, estimated from a few of them."""
+def _forecast_simulation(job: Job, explainer: str, config: ScoreConfig, pending: Sequence[Explanation]) -> Estimate:
     if not pending:
-        return 0.0, 0.0, 0.0
+        return Estimate()
+    some = _loader(job, explainer, config, None, pending)(list(range(0, len(pending), max(1, len(pending) // 8))))
+    asked = [(i.explanation.text or "", context) for i in some for context in [*i.report, *(i.select or ())]]
+    return simulation_estimate(job, config, asked, len(pending) / len(some))
+
+
+def simulation_estimate(job: Job, config: ScoreConfig, asked: Sequence[tuple[str, Context]], times: float) -> Estimate:
+    """Of `times` as many simulations as these of (label, context). Which method an endpoint supports is not known
+    before it is asked; where none is named, that of numbers is reckoned with, whose prompts are those of
+    generated_logprobs."""
     method = "numbers" if config.method == "auto" else config.method
     guess = Capabilities(True, True, method != "numbers", 20, method == "prompt_logprobs", 20, "prompt_logprobs")
     simulator = Simulator.of(method, config, guess, config.seed, job.prompts)
-    some = _loader(job, explainer, config, None, pending)(list(range(0, len(pending), max(1, len(pending) // 8))))
-    asked = [(item, context) for item in some for context in [*item.report, *(item.select or ())]]
-    read = sum(prompt_characters(simulator.request(i.explanation.text or "", c, job.dictionary_id)) for i, c in asked)
+    requests = [simulator.request(label, context, job.dictionary_id) for label, context in asked]
     if method == "prompt_logprobs":
         written = len(asked) * CHARACTERS_PER_TOKEN
     else:
-        written = sum(len(c.text) + 6 * len(c.tokens) for _, c in asked)
-    times = len(pending) / len(some)
-    return times * len(asked), times * read, times * written
+        written = float(sum(len(c.text) + 6 * len(c.tokens) for _, c in asked))
+    return Estimate.of(requests, times, written)

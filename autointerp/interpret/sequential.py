@@ -171,3 +171,38 @@ def interval_z(config: ScoreConfig, planned: int) -> float:
     if config.stop_threshold is None:
         return stats.Z95
     return NormalDist().inv_cdf(1 - SIDE_ERROR / max(1, planned))
+
+
+# --- forecasts -------------------------------------------------------------------------------------------------------
+
+
+_ASSUMED = (0.55, 0.65, 0.75, 0.85, 0.95)
+"""Scores of labels where none is known yet: anything from a coin to near certainty."""
+_FEW = 10
+"""Earlier scores that say more than an assumption."""
+_DRAWS = 5
+
+
+def likely_share(
+    plans: Sequence[Sequence[Sequence[Sequence[Example]]]], config: ScoreConfig, earlier: Sequence[float] = ()
+) -> float:
+    """Share of the planned requests that would be sent before the rules end the asking, if labels do as well as
+    `earlier` scores: answers are drawn, each right with the probability of a score."""
+    scores = list(earlier) if len(earlier) >= _FEW else list(_ASSUMED)
+    draw = random.Random("likely share")
+    sent = planned = 0
+    for rounds in plans:
+        for _ in range(_DRAWS):
+            right = draw.choice(scores)
+            looks = [Look(0, 0, 0, 0)]
+            for asked in rounds:
+                sent += len(asked)
+                last = looks[-1]
+                answers = [(e.active, draw.random() < right) for request in asked for e in request]
+                found, active = sum(a and ok for a, ok in answers), sum(a for a, _ in answers)
+                spared, silent = sum(not a and ok for a, ok in answers), sum(not a for a, _ in answers)
+                looks.append(Look(last.found + found, last.active + active, last.spared + spared, last.silent + silent))
+                if is_enough(looks[1:], len(rounds), config.stop_width, config.stop_threshold):
+                    break
+            planned += sum(map(len, rounds))
+    return sent / planned if planned else 1.0

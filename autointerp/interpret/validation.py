@@ -15,7 +15,7 @@ from autointerp.config import ScoreConfig
 from autointerp.errors import InputError
 from autointerp.interpret import choices, score_run, simulation
 from autointerp.interpret.choice_run import forecast_choices, score_choices
-from autointerp.interpret.explain_run import CHARACTERS_PER_TOKEN, prompt_characters
+from autointerp.interpret.forecasts import Estimate
 from autointerp.interpret.labelled import Labelled
 from autointerp.interpret.runner import Blocks, Job, Outcome, run_pool
 from autointerp.interpret.scale import TOP
@@ -123,22 +123,15 @@ class Validator:
             for e in labels
         ]
 
-    def forecast(self, labels: Sequence[Explanation]) -> tuple[float, float, float]:
-        """(calls, input tokens, output tokens) of scoring the labels, estimated from a few of them."""
+    def forecast(self, labels: Sequence[Explanation]) -> Estimate:
+        """Of scoring the labels, from a few of them."""
         if not labels:
-            return 0.0, 0.0, 0.0
+            return Estimate()
         if self.scorer != SIMULATION:
-            calls, read, written = forecast_choices(self.job, self.scorer, self.config, labels, "select")
-            return calls, read / CHARACTERS_PER_TOKEN, written / CHARACTERS_PER_TOKEN
-        method = "numbers" if self.config.method == "auto" else self.config.method
-        guess = Capabilities(True, True, method != "numbers", 20, method == "prompt_logprobs", 20, "prompt_logprobs")
-        simulator = Simulator.of(method, self.config, guess, self.config.seed, self.job.prompts)
+            return forecast_choices(self.job, self.scorer, self.config, labels, "select")
         some = self._labelled(labels[:: max(1, len(labels) // 8)])
         asked = [(item.label, context) for item in some for context in item.select or []]
-        times = len(labels) / len(some)
-        read = sum(prompt_characters(simulator.request(label, c, self.job.dictionary_id)) for label, c in asked)
-        written = sum(1 if method == "prompt_logprobs" else len(c.text) + 6 * len(c.tokens) for _, c in asked)
-        return times * len(asked), times * read / CHARACTERS_PER_TOKEN, times * written / CHARACTERS_PER_TOKEN
+        return score_run.simulation_estimate(self.job, self.config, asked, len(labels) / len(some))
 
 
 def _select_row(identity: Identity, answers: Sequence[Answer], n_boot: int) -> Score:

@@ -159,15 +159,23 @@ def read_usage(payload: Any) -> Usage | None:
     usage = payload.get("usage") if isinstance(payload, dict) else None
     if not isinstance(usage, dict) or not _count(usage.get("prompt_tokens")):
         return None
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("prompt_cache_hit_tokens")
+    read = _count(usage.get("prompt_tokens"))
     cost = _amount(usage.get("cost"))
     return Usage(
-        input_tokens=_count(usage.get("prompt_tokens")),
-        cached_tokens=_count(cached),
+        input_tokens=read,
+        cached_tokens=min(read, _cached(usage)),
         output_tokens=_count(usage.get("completion_tokens")),
         cost_usd=None if cost is None else float(cost),
     )
+
+
+def _cached(usage: dict[str, Any]) -> int:
+    """Tokens of the prompt that a prefix cache served: OpenAI, vLLM, SGLang and llama.cpp tell them in
+    prompt_tokens_details, DeepSeek as prompt_cache_hit_tokens (beside details that may lack them), Moonshot in usage
+    itself."""
+    details = usage.get("prompt_tokens_details")
+    told = details.get("cached_tokens") if isinstance(details, dict) else None
+    return max(_count(told), _count(usage.get("prompt_cache_hit_tokens")), _count(usage.get("cached_tokens")))
 
 
 def read_logprobs(request: Request, envelope: Envelope) -> tuple[list[TokenLogprob] | None, list[TokenLogprob] | None]:

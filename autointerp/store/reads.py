@@ -238,10 +238,11 @@ class StoreReads(StoreFindings):
         """What calls cost: of one run, or of all."""
         found = self.rows(
             "SELECT coalesce(sum(attempts), 0), coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), "
-            "coalesce(sum(cost_usd), 0) FROM llm_calls WHERE ?::VARCHAR IS NULL OR run_id = ?",
+            "coalesce(sum(cost_usd), 0), coalesce(sum(cached_tokens), 0) FROM llm_calls "
+            "WHERE ?::VARCHAR IS NULL OR run_id = ?",
             [run_id, run_id],
         )[0]
-        return Spent(int(found[0]), int(found[1]), int(found[2]), float(found[3]))
+        return Spent(int(found[0]), int(found[1]), int(found[2]), float(found[3]), int(found[4]))
 
     def explanations_of(self, dictionary_id: int, features: Sequence[int]) -> dict[int, list[Explanation]]:
         """Every explanation of the features, oldest first."""
@@ -375,7 +376,7 @@ class StoreReads(StoreFindings):
             "rows": self.row_counts(),
             "spent": {
                 "requests": spent.requests, "input_tokens": spent.input_tokens,
-                "output_tokens": spent.output_tokens, "usd": spent.usd,
+                "cached_tokens": spent.cached_tokens, "output_tokens": spent.output_tokens, "usd": spent.usd,
             },
             "spend_by_stage": self.dicts("SELECT * FROM spend_by_stage"),
             "runs": self.dicts(

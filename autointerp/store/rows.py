@@ -55,6 +55,8 @@ class Spent:
     input_tokens: int
     output_tokens: int
     usd: float
+    cached_tokens: int = 0
+    """Of the input tokens, those that the endpoint's prefix cache served."""
 
     @property
     def tokens(self) -> int:

@@ -1,54 +1,73 @@
-"""How the running command, or the last one, gets on: what it has spent, what its budgets leave, and how fast it is."""
+"""How the running command, or the last one, gets on: what it has spent, what its budgets leave, how fast it is, and
+when it will be done."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from autointerp.records import HEADLINE_SCORERS
 from autointerp.store.reads import Spent, StoreReads
+from autointerp.store.selection import Selection, StoreSelections
 
 WINDOW_MIN = 5.0
-"""The pace is that of the last so many minutes before the run's last call, or of all its time where that is less."""
+"""The pace is that of the last so many minutes before the run's last call, or since its first where that is less."""
 
 
-def run_progress(store: StoreReads) -> dict[str, Any] | None:
-    """The latest run that made calls, or None. Plain values: run_id, command, status, requests, tokens, usd,
-    remaining (by budget; its deadline as it was set), calls_per_minute, labels_per_minute, and minutes_left: of all
-    features without a label, at that pace; None where nothing was labelled or the run is over."""
+def run_progress(store: StoreSelections) -> dict[str, Any] | None:
+    """The latest run that made calls, or None. Plain values:
+
+    run_id, command, status, requests, tokens, cached_tokens (of the input), usd
+    remaining            by budget; the deadline as it was set
+    calls_per_minute, usd_per_minute
+    labels, scores       pending, per_minute and minutes_left (None where the pace is not known yet), of the features
+                         chosen for the run; absent where the command does not make them
+    minutes_left         of all of it; None where a pace is not known yet, and where the run is over
+    expected_end         the time (ISO, UTC) that this comes to, or an earlier one at which a budget ends it; else None
+    ends_by              "done", or the name of that budget
+    """
     found = store.rows(
         """
-        SELECT r.run_id, r.command, r.status, r.config::VARCHAR, r.started_at, max(c.created_at)
+        SELECT r.run_id, r.command, r.status, r.config::VARCHAR, min(c.created_at), max(c.created_at), r.started_at
         FROM runs AS r JOIN llm_calls AS c USING (run_id) GROUP BY ALL ORDER BY r.started_at DESC LIMIT 1
         """
     )
     if not found:
         return None
-    run_id, command, status, config, started_at, last_at = found[0]
-    begin = max(started_at, last_at - timedelta(minutes=WINDOW_MIN))
+    run_id, command, status, config, first_at, last_at, started_at = found[0]
+    begin = max(first_at if first_at < last_at else started_at, last_at - timedelta(minutes=WINDOW_MIN))
     minutes = max((last_at - begin).total_seconds() / 60, 1 / 60)
-    calls = store.rows("SELECT count(*) FROM llm_calls WHERE run_id = ? AND created_at >= ?", [run_id, begin])[0][0]
-    # A label is written just after its call.
-    labels = store.rows(
-        "SELECT count(*) FROM explanations WHERE created_at BETWEEN ? AND ? AND input_tokens > 0",
-        [begin, last_at + timedelta(seconds=1)],
-    )[0][0]
-    pending = store.rows("SELECT count(*) FROM labels WHERE label IS NULL AND status <> 'dead'")[0][0]
+    calls, usd, tokens, requests = store.rows(
+        "SELECT count(*), sum(cost_usd), sum(input_tokens + output_tokens), sum(attempts) FROM llm_calls "
+        "WHERE run_id = ? AND created_at >= ?",
+        [run_id, begin],
+    )[0]
+    settings = json.loads(config) if config else {}
+    work = _work(store, command, settings, begin, last_at, minutes)
     spent = store.spent(run_id)
-    tokens = spent.input_tokens + spent.output_tokens
-    used = {"max_usd": spent.usd, "max_requests": spent.requests, "max_tokens": tokens}
-    budget = (json.loads(config) if config else {}).get("budget", {})
+    used = {"max_usd": spent.usd, "max_requests": spent.requests, "max_tokens": spent.tokens}
+    paces = {"max_usd": usd / minutes, "max_requests": int(requests) / minutes, "max_tokens": int(tokens) / minutes}
+    budget = settings.get("budget", {})
     remaining = {name: budget[name] - n for name, n in used.items() if budget.get(name) is not None}
+    lasting = {name: max(0.0, left) / paces[name] for name, left in remaining.items() if paces[name] > 0}
     if budget.get("deadline") is not None:
         remaining["deadline"] = budget["deadline"]
+        lasting["deadline"] = _minutes_until(budget["deadline"], last_at)
+    lefts = [part["minutes_left"] for part in work.values()]
+    running = status == "running"
+    minutes_left = sum(lefts) if running and all(left is not None for left in lefts) else None
+    ends_by, until = "done", minutes_left
+    for name, left in lasting.items():
+        if running and left is not None and (until is None or left < until):
+            ends_by, until = name, left
     return {
-        "run_id": run_id, "command": command, "status": status, "requests": spent.requests, "tokens": tokens,
-        "usd": spent.usd, "remaining": remaining, "calls_per_minute": calls / minutes,
-        "labels_per_minute": labels / minutes,
-        "minutes_left": pending * minutes / labels if labels and status == "running" else None,
+        "run_id": run_id, "command": command, "status": status, "requests": spent.requests, "tokens": spent.tokens,
+        "cached_tokens": spent.cached_tokens, "usd": spent.usd, "remaining": remaining,
+        "calls_per_minute": calls / minutes, "usd_per_minute": paces["max_usd"], **work, "minutes_left": minutes_left,
+        "expected_end": None if until is None else _iso(last_at, until), "ends_by": None if until is None else ends_by,
     }  # fmt: skip
 
 
@@ -73,3 +92,69 @@ def written_by(store: StoreReads, run_id: str) -> Written:
         [run_id, whole],
     )
     return Written(Counter(dict(labels)), Counter(dict(scores)), store.spent(run_id))
+
+
+def _iso(last_at: datetime, minutes: float) -> str:
+    """`minutes` after the last call; work that never ends ends in a year."""
+    end = last_at + timedelta(minutes=min(minutes, 366 * 1440.0))
+    return end.replace(tzinfo=UTC).isoformat(timespec="seconds")
+
+
+def _minutes_until(deadline: Any, last_at: datetime) -> float | None:
+    """None where the run's row has a deadline that is no point in time."""
+    try:
+        moment = datetime.fromisoformat(str(deadline)).astimezone(UTC).replace(tzinfo=None)
+    except ValueError:
+        return None
+    return max(0.0, (moment - last_at).total_seconds() / 60)
+
+
+def _work(
+    store: StoreSelections, command: str, settings: dict[str, Any], begin: datetime, last_at: datetime, minutes: float
+) -> dict[str, dict[str, Any]]:
+    """What there is left to do of labels and scores, and how fast it goes."""
+    explainer = settings.get("explain", {}).get("explainer", "")
+    scorers = settings.get("score", {}).get("scorers") or ["simulation"]
+    selection = Selection(**settings.get("selection", {}))
+    # A row is written just after its call.
+    window = [begin, last_at + timedelta(seconds=1)]
+    left: dict[str, int] = {}
+    held = store.dictionaries()
+    names = {sae.get("name") or sae.get("hookpoint") for sae in settings.get("sae", [])}
+    for dictionary in [row for row in held if row.name in names] or held:
+        chosen = store.selected_features(dictionary.dictionary_id, selection)
+        key = [dictionary.dictionary_id, explainer, chosen]
+        made, usable = store.rows(
+            "SELECT count(DISTINCT feature), count(DISTINCT feature) FILTER (status = 'ok') FROM explanations "
+            "WHERE dictionary_id = ? AND explainer = ? AND feature IN (SELECT unnest(?::INTEGER[])) "
+            "AND status <> 'gave_up'",
+            key,
+        )[0]
+        scored = store.rows(
+            "SELECT count(DISTINCT (e.feature, s.scorer)) FROM scores AS s JOIN explanations AS e USING "
+            "(explanation_id) WHERE e.dictionary_id = ? AND e.explainer = ? "
+            "AND e.feature IN (SELECT unnest(?::INTEGER[])) AND s.part = 'report' AND s.control IS NULL "
+            "AND s.status <> 'gave_up' AND s.scorer IN (SELECT unnest(?))",
+            [*key, scorers],
+        )[0][0]
+        unlabelled = len(chosen) - made if command != "score" else 0
+        left["labels"] = left.get("labels", 0) + unlabelled
+        left["scores"] = left.get("scores", 0) + max(0, (usable + unlabelled) * len(scorers) - scored)
+    labels = store.rows(
+        "SELECT count(*) FROM explanations WHERE created_at BETWEEN ? AND ? AND input_tokens > 0", window
+    )[0][0]
+    scores = store.rows(
+        "SELECT count(*) FROM scores WHERE created_at BETWEEN ? AND ? AND control IS NULL AND part = 'report' "
+        "AND scorer IN (SELECT unnest(?))",
+        [*window, scorers],
+    )[0][0]
+    paces = {"labels": labels / minutes, "scores": scores / minutes}
+    asked = {"explain": ("labels",), "score": ("scores",)}.get(command, ("labels", "scores"))
+    return {
+        name: {
+            "pending": left.get(name, 0),
+            "per_minute": paces[name],
+            "minutes_left": 0.0 if not left.get(name) else left[name] / paces[name] if paces[name] else None,
+        }
+        for name in asked
+    }
