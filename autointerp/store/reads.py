@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from autointerp.errors import InputError, nearest
 from autointerp.records import (
     CallRecord,
@@ -22,7 +20,6 @@ from autointerp.records import (
 from autointerp.store.connection import APPEND_ONLY
 from autointerp.store.findings import StoreFindings
 from autointerp.store.rows import CorpusRow, DictionaryRow, HarvestRow, Spent
-from autointerp.store.writes import call_key
 
 _DICTIONARY = (
     "dictionary_id, name, model, revision, hookpoint, output_hookpoint, architecture, d_in, d_out, d_sae, sae_sha256, "
@@ -207,15 +204,8 @@ class StoreReads(StoreFindings):
 
     def find_call(self, request_sha256: str, sample: int) -> CallRecord | None:
         """The recorded outcome of a request, or None where it has to be sent (never sent, or given up before)."""
-        if self._call_keys is None:
-            hashes = self.rows("SELECT substr(request_sha256, 1, 16) FROM llm_calls")
-            self._call_keys = np.sort(np.array([int(h, 16) for (h,) in hashes], dtype=np.uint64))
-        key = call_key(request_sha256)
-        if key not in self._new_call_keys:
-            # A sorted array instead of an index: a miss, the usual case, costs microseconds instead of a scan.
-            at = int(np.searchsorted(self._call_keys, np.uint64(key)))
-            if at == len(self._call_keys) or int(self._call_keys[at]) != key:
-                return None
+        if not self.may_hold_call(request_sha256):
+            return None
         found = self.rows(
             f"SELECT {_CALL} FROM llm_calls WHERE request_sha256 = ? AND sample = ? AND status <> 'gave_up'",
             [request_sha256, sample],
