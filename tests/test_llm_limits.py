@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
+import math
+import random
+import selectors
 import time
 
 import pytest
@@ -37,6 +41,55 @@ def test_requests_per_minute() -> None:
     for i in range(len(begun) - 20):
         assert begun[i + 20] - begun[i] >= 0.99, "more than 20 calls began within a second"
     assert begun[-1] - begun[0] >= 1.98
+
+
+class SimulatedTime(selectors.DefaultSelector):
+    """A clock that jumps to whatever is due next instead of waiting for it: minutes of timers in a moment."""
+
+    now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(0 if timeout is None or timeout > 0 else timeout)
+        if not events and timeout:
+            self.now += timeout
+        return events
+
+
+@pytest.mark.parametrize("rpm", [7, 90, 600, 1234.5, 6000])
+def test_no_window_has_more_than_the_limit_whatever_waits(rpm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three simulated minutes with 1,000 workers that always want more, pauses between: counted from every start, at
+    most 105 % of the limit in 60 s (from 1 call up) and twice the mean in 1 s, and nearly all of what is allowed."""
+    clock = SimulatedTime()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    rng = random.Random(round(rpm))
+    begun: list[float] = []
+
+    async def run() -> None:
+        async with Limits(LlmConfig(requests_per_minute=rpm), PausePolicy(jitter=0.0)) as limits:
+            end = clock.now + 180
+
+            async def worker() -> None:
+                while clock.now < end:
+                    await limits.permit(1)
+                    begun.append(clock.now)
+                    await asyncio.sleep(rng.expovariate(1))  # the call
+                    if rng.random() < 0.2 / rpm:  # about one pause in five minutes
+                        limits.gate.hold(clock.now, 3.0, "429")
+
+            workers = [asyncio.create_task(worker()) for _ in range(1000)]
+            await asyncio.sleep(180)
+            limits.stop(StoppedError("the time is up"))
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(clock)) as runner:
+        runner.run(run())
+
+    def most_within(span: float) -> int:
+        return max(bisect.bisect_left(begun, at + span) - i for i, at in enumerate(begun))
+
+    assert most_within(60.0) <= max(math.ceil(rpm), 1.05 * rpm)
+    assert most_within(1.0) <= max(1.0, 2 * rpm / 60)
+    assert len(begun) >= 0.9 * 3 * rpm
 
 
 def test_tokens_per_minute() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from store_fixtures import add_dictionary, add_features, call, copied, explanati
 
 from autointerp.errors import InputError
 from autointerp.records import HEADLINE_SCORERS
-from autointerp.store import Store
+from autointerp.store import Store, writes
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +229,13 @@ def test_calls_are_found_in_a_store_opened_again(tmp_path: Path, template: Path)
         assert store.find_call(f"{(2**64 - 1 - 7):016x}" + "0" * 48, 0).feature == 7
         assert store.find_call(f"{(2**64 - 1 - 7):016x}" + "1" * 48, 0) is None
         assert store.find_call("0" * 64, 0) is None
+
+
+def test_calls_are_found_whether_new_or_long_recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys move from the set of the new ones into the sorted array, group by group."""
+    monkeypatch.setattr(writes, "KEYS_APART", 10)
+    ours = [call(i, request_sha256=hashlib.sha256(str(i).encode()).hexdigest()) for i in range(64)]
+    for first in range(0, len(ours), 7):
+        assert store.find_call(ours[first].request_sha256, 0) is None
+        store.insert_calls(ours[first : first + 7])
+        assert [store.find_call(c.request_sha256, 0) for c in ours[: first + 7]] == ours[: first + 7]

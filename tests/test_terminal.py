@@ -78,13 +78,13 @@ def test_json_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
 
 def test_what_others_write_does_not_break_the_stream(capsys: pytest.CaptureFixture[str]) -> None:
     before = list(logging.getLogger().handlers)
+    sendable = EVIL.encode("utf-8", "ignore").decode()  # pytest keeps what is logged, and sends it between processes
     told = Terminal(log_format=LogFormat.json)
     capture = Capture(told.log)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            warnings.warn(f"old {EVIL}", stacklevel=1)
-        sendable = EVIL.encode("utf-8", "ignore").decode()  # pytest itself keeps what is logged
+            warnings.warn(f"old {sendable}", stacklevel=1)
         logging.getLogger("httpx2").error("refused %s", sendable)
         logging.getLogger("httpx2").info("not asked for")
         try:

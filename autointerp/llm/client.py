@@ -30,7 +30,7 @@ from autointerp.llm.ledger import CallLedger
 from autointerp.llm.limits import Limits, PausePolicy
 from autointerp.llm.replies import Envelope, Usage, load_json, read_envelope, read_logprobs, read_usage, storable_reply
 from autointerp.llm.requests import FINAL_STATUSES, LENGTH_FIELDS, Reply, ReplyStatus, Request
-from autointerp.llm.retry import Attempts, RetryPolicy, retrying
+from autointerp.llm.retry import Attempts, RetryPolicy, retried
 from autointerp.llm.transport import PATHS, Transport, error_in_ok_reply
 from autointerp.records import CallRecord
 
@@ -211,7 +211,10 @@ class LlmClient:
         error: str | None
         status: ReplyStatus
         try:
-            raw, envelope = await retrying(attempts, self._retry)(self._attempt, request, attempts)
+            answer: tuple[str, Envelope] = await retried(
+                lambda: self._attempt(request, attempts), attempts, self._retry
+            )
+            raw, envelope = answer
             status, error = envelope.status, self._redacted(envelope.error)
         except DeclinedError as failure:
             status, error, raw = failure.status, str(failure), failure.raw

@@ -34,7 +34,6 @@ class Envelope:
     status: ReplyStatus
     text: str
     finish_reason: str | None
-    usage: Usage | None
     error: str | None
     payload: dict[str, Any]
     choice: dict[str, Any]
@@ -58,7 +57,7 @@ def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
         raise BadReplyError(f"the reply is a JSON {type(payload).__name__}, not an object", raw=raw)
     if request.kind == "embeddings":
         vectors = _vectors(request, payload, raw)
-        return Envelope("ok", "", None, read_usage(payload), None, payload, {}, vectors)
+        return Envelope("ok", "", None, None, payload, {}, vectors)
     choices = payload.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise BadReplyError(f"the reply has no choices ({_error_text(payload)})", raw=raw)
@@ -76,7 +75,7 @@ def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
         status, error = "truncated", f"the reply reached its {request.max_tokens} tokens"
     elif finish == "error":
         raise BadReplyError(f"finish_reason is error ({_error_text(choice)})", raw=raw)
-    return Envelope(status, text, finish, read_usage(payload), error, payload, choice)
+    return Envelope(status, text, finish, error, payload, choice)
 
 
 def _vectors(request: Request, payload: dict[str, Any], raw: str) -> list[list[float]]:

@@ -37,6 +37,13 @@ from autointerp.llm.requests import Request
 T = TypeVar("T")
 PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 CONNECT_S = 10.0
+_NOT_SENT = tuple(
+    f"x-stainless-{name}"
+    for name in (
+        "lang", "package-version", "os", "arch", "runtime", "runtime-version", "async", "retry-count", "read-timeout",
+    )
+)  # fmt: skip
+"""Headers in which the SDK tells about this machine: nobody's business, and time for each of them in every call."""
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _OVERLOADED = {503, 529}
 _FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
@@ -99,6 +106,17 @@ class Transport:
             default_headers={"Accept-Encoding": "identity"},
         )
 
+        # The SDK joins a path to the base URL, and copies the default of each option that is not given, for every call:
+        # together a tenth of its time.
+        self._urls = {kind: f"{str(self._client.base_url).rstrip('/')}{path}" for kind, path in PATHS.items()}
+        self._options: openai.RequestOptions = {
+            "headers": dict.fromkeys(_NOT_SENT, openai.omit),
+            "max_retries": 0,
+            "timeout": timeout,
+            "follow_redirects": False,
+            "security": {"bearer_auth": True},
+        }
+
     def __repr__(self) -> str:
         return f"Transport({self._base_url!r})"
 
@@ -123,10 +141,7 @@ class Transport:
 
         async def send(client: openai.AsyncOpenAI) -> httpx2.Response:
             return await client.post(
-                PATHS[request.kind],
-                cast_to=httpx2.Response,
-                content=request.wire,
-                options={"follow_redirects": False},
+                self._urls[request.kind], cast_to=httpx2.Response, content=request.wire, options=self._options
             )
 
         response = await self.guarded(send, self._timeout, request.model, PATHS[request.kind])

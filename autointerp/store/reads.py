@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from autointerp.errors import InputError, nearest
 from autointerp.records import (
     CallRecord,
@@ -20,10 +18,8 @@ from autointerp.records import (
     Split,
 )
 from autointerp.store.connection import APPEND_ONLY
-from autointerp.store.faults import translated
 from autointerp.store.findings import StoreFindings
 from autointerp.store.rows import CorpusRow, DictionaryRow, HarvestRow, Spent
-from autointerp.store.writes import call_key
 
 _DICTIONARY = (
     "dictionary_id, name, model, revision, hookpoint, output_hookpoint, architecture, d_in, d_out, d_sae, sae_sha256, "
@@ -208,31 +204,13 @@ class StoreReads(StoreFindings):
 
     def find_call(self, request_sha256: str, sample: int) -> CallRecord | None:
         """The recorded outcome of a request, or None where it has to be sent (never sent, or given up before)."""
-        if self._call_keys is None:
-            self._call_keys = self._recorded_call_keys()
-        key = call_key(request_sha256)
-        if key not in self._new_call_keys:
-            # A sorted array instead of an index: a miss, the usual case, costs microseconds instead of a scan.
-            at = int(np.searchsorted(self._call_keys, np.uint64(key)))
-            if at == len(self._call_keys) or int(self._call_keys[at]) != key:
-                return None
+        if not self.may_hold_call(request_sha256):
+            return None
         found = self.rows(
             f"SELECT {_CALL} FROM llm_calls WHERE request_sha256 = ? AND sample = ? AND status <> 'gave_up'",
             [request_sha256, sample],
         )
         return CallRecord(*found[0]) if found else None
-
-    def _recorded_call_keys(self) -> np.ndarray:
-        """call_key of every recorded call, ascending; as DuckDB gives it, without a Python object for each."""
-        with translated(self.path):
-            cursor = self.con.cursor()
-            try:
-                cursor.execute(
-                    "SELECT ('0x' || substr(request_sha256, 1, 16))::UBIGINT AS call_key FROM llm_calls ORDER BY ALL"
-                )
-                return np.asarray(cursor.fetchnumpy()["call_key"], dtype=np.uint64)
-            finally:
-                cursor.close()
 
     def spent(self, run_id: str | None = None) -> Spent:
         """What calls cost: of one run, or of all."""

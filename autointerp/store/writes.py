@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 from autointerp.errors import AutointerpError, InputError, MismatchError
 from autointerp.records import CallRecord, Explanation, Score
 from autointerp.store.connection import StoreConnection
+from autointerp.store.faults import translated
 
 _Record = TypeVar("_Record", Explanation, Score)
 
@@ -110,11 +112,17 @@ def check_call(c: CallRecord) -> None:
     check_finite(f"call {c.request_sha256[:12]}", cost_usd=c.cost_usd, latency_s=c.latency_s)
 
 
+KEYS_APART = 16_384
+"""Keys of calls that are kept in a set, 70 bytes each, before they join the sorted array, 8 bytes each."""
+
+
 class StoreWrites(StoreConnection):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._call_keys: np.ndarray | None = None
         self._new_call_keys: set[int] = set()
+        self._keys_lock = threading.Lock()
+        """Of both: one thread asks for calls while another commits."""
 
     def _insert(
         self, table: str, types: Mapping[str, str], columns: Mapping[str, Sequence[Any]], conflict: str = ""
@@ -338,14 +346,14 @@ class StoreWrites(StoreConnection):
             if explanations:
                 # Of one id twice in a group the first counts, as it would in two groups.
                 unique = _first_unless_given_up(explanations, "explanation_id")
-                self._insert_records("explanations", "explanation_id", _EXPLANATIONS, unique)
+                given_up = _replace_given_up("explanations", "explanation_id", _EXPLANATIONS)
+                self._insert_records("explanations", _EXPLANATIONS, unique, given_up)
             if scores:
                 self._insert_scores(_first_unless_given_up(scores, "score_id"))
 
-    def _insert_records(self, table: str, key: str, types: dict[str, str], records: Sequence[Any]) -> None:
+    def _insert_records(self, table: str, types: dict[str, str], records: Sequence[Any], conflict: str) -> None:
         columns: dict[str, list[Any]] = {name: [clean(getattr(r, name)) for r in records] for name in types}
         columns["created_at"] = [self.now() for _ in records]
-        conflict = _MERGE_CALL if table == "llm_calls" else _replace_given_up(table, key, types)
         self._insert(table, {**types, "created_at": "TIMESTAMP"}, columns, conflict)
 
     def _insert_calls(self, calls: Sequence[CallRecord]) -> None:
@@ -353,9 +361,44 @@ class StoreWrites(StoreConnection):
         for call in calls:
             key = (call.request_sha256, call.sample)
             merged[key] = _merged(merged[key], call) if key in merged else call
-        self._insert_records("llm_calls", "", _CALLS, list(merged.values()))
-        # Added before the commit is certain: the set only says where a look into the table is worth while.
-        self._new_call_keys.update(call_key(call.request_sha256) for call in calls)
+        old = [c for c in merged.values() if self.may_hold_call(c.request_sha256)]
+        new = [c for c in merged.values() if not self.may_hold_call(c.request_sha256)]
+        # ON CONFLICT costs four times as much as the rest of a commit, the more the larger the table is.
+        for calls_alike, conflict in ((new, ""), (old, _MERGE_CALL)):
+            if calls_alike:
+                self._insert_records("llm_calls", _CALLS, calls_alike, conflict)
+        self._add_call_keys(new)
+
+    def may_hold_call(self, request_sha256: str) -> bool:
+        """Whether a look into the table is worth while. A sorted array and a set instead of an index: a miss, the usual
+        case, costs microseconds instead of a scan."""
+        with self._keys_lock:
+            if self._call_keys is None:
+                self._call_keys = self._recorded_call_keys()
+            key = call_key(request_sha256)
+            at = int(np.searchsorted(self._call_keys, np.uint64(key)))
+            return key in self._new_call_keys or (at < len(self._call_keys) and int(self._call_keys[at]) == key)
+
+    def _recorded_call_keys(self) -> np.ndarray:
+        """call_key of every recorded call, ascending; as DuckDB gives it, without a Python object for each."""
+        with translated(self.path):
+            cursor = self.con.cursor()
+            try:
+                cursor.execute(
+                    "SELECT ('0x' || substr(request_sha256, 1, 16))::UBIGINT AS call_key FROM llm_calls ORDER BY ALL"
+                )
+                return np.asarray(cursor.fetchnumpy()["call_key"], dtype=np.uint64)
+            finally:
+                cursor.close()
+
+    def _add_call_keys(self, calls: Sequence[CallRecord]) -> None:
+        """Before the commit is certain: a key too many costs a look, one too few a paid call."""
+        with self._keys_lock:
+            self._new_call_keys.update(call_key(call.request_sha256) for call in calls)
+            if self._call_keys is not None and len(self._new_call_keys) >= KEYS_APART:
+                new = np.fromiter(self._new_call_keys, dtype=np.uint64, count=len(self._new_call_keys))
+                self._call_keys = np.union1d(self._call_keys, new)
+                self._new_call_keys = set()
 
     def _insert_scores(self, scores: Sequence[Score]) -> None:
         self._check_parts(scores)
@@ -367,7 +410,7 @@ class StoreWrites(StoreConnection):
                 [ids],
             ).fetchall()
         }
-        self._insert_records("scores", "score_id", _SCORES, scores)
+        self._insert_records("scores", _SCORES, scores, _replace_given_up("scores", "score_id", _SCORES))
         # A score that gave up is no answer and may be replaced, so it leaves no predictions: those are append-only.
         fresh = [s for s in scores if s.score_id not in done and s.status != "gave_up"]
         new = [(s.score_id, p) for s in fresh for p in s.predictions]
