@@ -22,6 +22,7 @@ from autointerp.config_template import config_template
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, StoreBusyError
 from autointerp.log import Capture, Log, LogFormat
 from autointerp.store.query import run_query
+from autointerp.store.recover import recover as recover_store
 from autointerp.store.selection import Selection
 from autointerp.terminal import Terminal
 
@@ -390,6 +391,21 @@ def verify(
         pipeline.verify_leakage(_store_path(config, store), dictionary, terminal, as_json)
         return
     pipeline.verify(_config(config, store), dictionary, sample, terminal, as_json)
+
+
+@app.command()
+def recover(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is wrong and what would be done.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a store that refuses to open one that opens, and say what is lost. Nothing is deleted."""
+    recovery, terminal = recover_store(_store_path(config, store), dry_run=dry_run), Terminal(verbose)
+    for line in recovery.lines:
+        terminal.result(line)
+    if recovery.recovered is not None:
+        raise PartialFailure(f"what could be read was copied into {recovery.recovered}; see above for the rest")
 
 
 @app.command()

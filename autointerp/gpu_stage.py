@@ -239,8 +239,10 @@ class _Plan:
 
 def harvest_shard(session: Session, sae: SaeConfig, shard_index: int, num_shards: int) -> None:
     """Harvest one shard's work units into the work folder. The store is not touched."""
+    plan = _Plan(session, sae)
+    _check_room(session, sae)
     weights, sha256 = loaded_sae(session, sae)
-    _harvest_units(session, sae, weights, _Plan(session, sae).folder(sha256), evidence.Shard(shard_index, num_shards))
+    _harvest_units(session, sae, weights, plan.folder(sha256), evidence.Shard(shard_index, num_shards))
 
 
 def harvest_and_merge(session: Session, store: Store, sae: SaeConfig) -> bool:
@@ -250,6 +252,7 @@ def harvest_and_merge(session: Session, store: Store, sae: SaeConfig) -> bool:
         session.terminal.say(f"{sae.dictionary}: harvested already")
         shutil.rmtree(session.work_folder(sae), ignore_errors=True)
         return False
+    _check_room(session, sae)
     weights, sha256 = loaded_sae(session, sae)
     if sae.path:
         warn_of_misfit(session, sae, weights)
@@ -261,12 +264,20 @@ def harvest_and_merge(session: Session, store: Store, sae: SaeConfig) -> bool:
     return True
 
 
+def _check_room(session: Session, sae: SaeConfig) -> None:
+    """DiskFullError where the disk cannot take the harvest: said before the model is loaded, not hours later."""
+    config = session.config
+    needed = memory.disk_needed(load_sae(session.sae_folder(sae), sae.format), config.harvest, config.corpus)
+    memory.check_disk(Path(config.store.path).parent, needed, sae.dictionary)
+
+
 def merge(session: Session, store: Store, sae: SaeConfig) -> bool:
     """Merge the shards' units into the store; whether anything was done."""
     plan = _Plan(session, sae)
     if plan.is_merged(store):
         session.terminal.say(f"{sae.dictionary}: merged already")
         return False
+    _check_room(session, sae)
     weights, sha256 = loaded_sae(session, sae)
     _merge(session, store, plan, weights, sha256, plan.folder(sha256))
     return True

@@ -5,11 +5,14 @@ Nothing here grows with the number of tokens; the bounds are per feature, per un
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from autointerp.config import CorpusConfig, HarvestConfig
+from autointerp.errors import DiskFullError
 from autointerp.evidence.accumulators import TILE_BITS, TOKEN_BITS, n_bins
 from autointerp.evidence.split_pass import TABLE_BYTES_CPU, TABLE_BYTES_DEVICE, Block
 from autointerp.evidence.unit import POOL_WINDOWS_PER_UNIT
@@ -22,9 +25,12 @@ WORKING_COPIES = 3
 """A list is cut by sorting itself and as many new rows again: copies of it that exist at once."""
 ACTIVE_TOKENS = 8
 """Tokens on which a feature is active in one kept context, on average; measured 2 to 6 on small TopK SAEs."""
+BYTES_PER_CONTEXT = 48 + 6 * ACTIVE_TOKENS
 USUAL_L0 = 64
 """Features active at once in an SAE that chooses by thresholds: it does not say."""
 SHARE_OF_FREE = 0.5
+DISK_MARGIN = 1.5
+"""Of the evidence file: the harvested units that wait for the merge, and what the merge spills."""
 FALLBACK_BYTES = 8 << 30
 
 
@@ -92,15 +98,42 @@ def feature_blocks(sae: Sae, config: HarvestConfig, batch_tokens: int) -> tuple[
     return tuple(Block(low, min(low + size, sae.d_sae)) for low in range(0, sae.d_sae, size))
 
 
+def evidence_bytes(n_features: int, config: HarvestConfig, corpus: CorpusConfig) -> int:
+    """Bytes of a dictionary's evidence once all lists are full."""
+    contexts = 3 * (config.top_contexts + config.sampled_contexts + 3 * config.negatives)
+    windows = 3 * config.negative_pool_windows * corpus.context_length * 8
+    return n_features * contexts * BYTES_PER_CONTEXT + windows
+
+
+def disk_needed(sae: Sae, config: HarvestConfig, corpus: CorpusConfig) -> int:
+    """Bytes that must be free for a harvest and its merge: full lists, or less where the text is too short for them."""
+    needed = evidence_bytes(sae.d_sae, config, corpus)
+    if corpus.max_tokens is not None:
+        firings = corpus.max_tokens * (sae.k or USUAL_L0)
+        contexts = 2 * firings + 9 * config.negatives * min(sae.d_sae, firings)
+        needed = min(needed, contexts * BYTES_PER_CONTEXT + corpus.max_tokens * 8)
+    return int(DISK_MARGIN * needed)
+
+
+def check_disk(folder: Path, needed: int, name: str) -> None:
+    """DiskFullError where the file system on which `folder` lies, or will, has not so many bytes free."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFullError(
+            f"{name}: the harvest may need {needed / 2**20:,.0f} MiB on disk, and {free / 2**20:,.0f} MiB are free "
+            f"beside {folder}. Free some space, put the store elsewhere ([store] path), or keep less: top_contexts, "
+            "sampled_contexts and negatives under [harvest], max_tokens under [corpus]"
+        )
+
+
 def estimate(sae: Sae, config: HarvestConfig, corpus: CorpusConfig, batch_tokens: int) -> MemoryEstimate:
     """What `harvest` will need for this dictionary."""
-    contexts = 3 * (config.top_contexts + config.sampled_contexts + 3 * config.negatives)
-    per_context = 48 + 6 * ACTIVE_TOKENS
-    windows = 3 * config.negative_pool_windows * corpus.context_length * 8
     return MemoryEstimate(
         per_feature=bytes_per_feature(config),
         fixed=fixed_bytes(sae, batch_tokens, sae.W_enc.device),
         n_features=sae.d_sae,
-        evidence_file=sae.d_sae * contexts * per_context + windows,
+        evidence_file=evidence_bytes(sae.d_sae, config, corpus),
         n_passes=len(feature_blocks(sae, config, batch_tokens)),
     )

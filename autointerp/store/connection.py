@@ -19,7 +19,7 @@ from typing import Any, Self
 import duckdb
 
 from autointerp.errors import AutointerpError, DamagedError, DiskFullError, InputError, MismatchError
-from autointerp.store.faults import from_duckdb, translated
+from autointerp.store.faults import from_duckdb, translated, way_out
 from autointerp.store.row_ledger import LedgerLine, RowLedger, fsync_folder
 
 APPEND_ONLY = (
@@ -136,27 +136,30 @@ class StoreConnection:
                 if left.exists():
                     raise DamagedError(
                         f"{path} is missing, but {left.name} beside it shows that it held a store. Restore the file, "
-                        f"or move {left.name} away to start a new one"
+                        "or let `autointerp recover` set aside what is left, to start a new one"
                     )
             if not create or read_only:
                 raise InputError(f"no store at {path}; `autointerp run` or `autointerp demo` makes one")
             with translated(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-        elif not read_only and wal.exists() and ledger.exists():
+        elif not read_only and wal.exists():
             # A writing connection folds the WAL into the file when it closes. A WAL that was cut short must be found
             # before that, by one that changes nothing.
             with translated(path, opening=True), connect(path, read_only=True) as con:
                 cls(path, con, True)._check_ledger()
         with translated(path, opening=True):
             con = connect(path, read_only=read_only)
+            if not read_only:  # nor may a store that is refused below, because of its evidence say, be folded together
+                con.execute("PRAGMA disable_checkpoint_on_shutdown")
         store = cls(path, con, read_only)
         try:
+            store._prepare()
             if not read_only:  # what a run that was killed has left; readers must not take it for ours
                 new = unfinished_snapshot_of(path)
                 with translated(path):
                     for leftover in (snapshot_path_of(path), new, new.with_name(new.name + ".wal")):
                         leftover.unlink(missing_ok=True)
-            store._prepare()
+                    con.execute("PRAGMA enable_checkpoint_on_shutdown")
         except BaseException:
             con.close()
             raise
@@ -427,7 +430,7 @@ def _check_attached(con: duckdb.DuckDBPyConnection, file: Path, store_id: str) -
     }
     missing = [name for name in _EVIDENCE_TABLES if name not in names]
     if missing:
-        raise DamagedError(f"{file} is not a whole evidence file: {', '.join(missing)} missing; run the merge again")
+        raise DamagedError(f"{file} is not a whole evidence file: {', '.join(missing)} missing. {way_out(file)}")
     other = con.execute(
         "SELECT harvest_id FROM evidence.harvest_info WHERE store_id IS NOT NULL AND store_id <> ?", [store_id]
     ).fetchall()
@@ -447,7 +450,7 @@ def attach_evidence(con: duckdb.DuckDBPyConnection, path: Path, evidence_path: P
         if needed:
             raise DamagedError(
                 f"{evidence_path} is missing, but {path.name} holds features harvested from it. Put the file back "
-                "beside the store, or move the store away and harvest again"
+                "beside the store; without one, `autointerp recover` says how to go on"
             )
         with translated(path):
             con.execute("ATTACH ':memory:' AS evidence (READ_WRITE)")
@@ -465,7 +468,7 @@ def attach_evidence(con: duckdb.DuckDBPyConnection, path: Path, evidence_path: P
         raise DamagedError(
             f"{evidence_path} does not hold harvest {needed[behind[0]]}, which the features of dictionary "
             f"{behind[0]} in {path.name} come from (it holds {held.get(behind[0], 'none')}): an older or foreign copy. "
-            "Restore the right file, or harvest again"
+            "Restore the right file; without one, `autointerp recover` says how to go on"
         )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -19,6 +20,7 @@ _DAMAGED = (
     "corrupt",
     "not a valid duckdb database",
     "replaying wal",
+    "could not read enough bytes",
     "serialization error",
     "failed to deserialize",
     "newer version of duckdb",
@@ -49,11 +51,41 @@ def from_duckdb(error: duckdb.Error, path: Path, opening: bool = False) -> Autoi
     if "permission denied" in low or "read-only file system" in low:
         return InputError(f"no permission to open {path}: {first}")
     if opening or any(mark in low for mark in _DAMAGED):
-        return DamagedError(
-            f"{path} cannot be read and was left as it is: {first}. Restore the file (and {path.name}.wal) from a "
-            "backup, or move both away to start a new store"
-        )
+        file = _damaged_file(text, path)
+        return DamagedError(f"{file} cannot be read and was left as it is: {first}. {way_out(file)}")
     return AutointerpError(f"{path}: {first}")
+
+
+def way_out(file: Path) -> str:
+    """What a person does about `file`, which is damaged."""
+    if file.name.endswith(".evidence.duckdb"):
+        return (
+            "Restore it from a backup, or let `autointerp recover` set it aside, after which `autointerp merge` or "
+            "`autointerp harvest` makes it anew"
+        )
+    if file.suffix == ".duckdb":
+        return (
+            f"Restore it (and {file.name}.wal) from a backup, or let `autointerp recover` save what can be read; it "
+            "deletes nothing"
+        )
+    return "Restore it from a backup, or make it anew"
+
+
+def _damaged_file(text: str, path: Path) -> Path:
+    """The database that the error `text` is about: the one at `path`, or one that goes with it and was read through the
+    same connection. DuckDB names the file that is too short; of a block it says only which checksum stands where."""
+    short = re.search(r'could not read enough bytes from file "([^"]+\.duckdb)"', text, re.IGNORECASE)
+    if short:
+        return path.with_name(Path(short[1]).name)
+    block = re.search(r"stored checksum (\d+) in block at location (\d+)", text)
+    if block:
+        stem = path.name.removesuffix(".duckdb")
+        for file in (path, *sorted(path.parent.glob(f"{glob.escape(stem)}.*.duckdb"))):
+            with suppress(OSError), open(file, "rb") as opened:
+                opened.seek(int(block[2]))
+                if int.from_bytes(opened.read(8), "little") == int(block[1]):
+                    return file
+    return path
 
 
 def from_os(error: OSError, path: Path) -> AutointerpError:

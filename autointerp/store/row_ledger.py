@@ -63,7 +63,7 @@ class RowLedger:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(
                 f"{self.path}: the last line of the row ledger is not readable ({error}). If the store itself is "
-                "sound, move this file away; the next run starts a new one"
+                "sound, `autointerp recover` sets this file aside and starts a new one"
             ) from error
 
     def check(self, actual: LedgerLine, store: Path) -> None:
@@ -73,16 +73,17 @@ class RowLedger:
             return
         if promised.store_id != actual.store_id:
             raise DamagedError(
-                f"{self.path} belongs to another store than {store}. Put back the store it was written for, or move "
-                "the ledger away to go on with this one"
+                f"{self.path} belongs to another store than {store}. Put back the store it was written for, or let "
+                "`autointerp recover` set the ledger aside to go on with this one"
             )
         deficit = promised.deficit(actual)
         if deficit:
             listed = ", ".join(f"{name}: {n:,} missing" for name, n in deficit.items())
             raise DamagedError(
-                f"{store} holds less than was committed to it ({listed}): its WAL file ({store.name}.wal) was deleted "
-                "or cut short, or an older copy was put in its place. Nothing was changed. Restore both files from a "
-                f"backup, or move {self.path.name} away to go on with what is left"
+                f"{store} holds less than was committed to it by {self.path.name} ({listed}): its WAL file "
+                f"({store.name}.wal) was deleted or cut short, or an older copy was put in its place. Nothing was "
+                "changed. Restore both files from a backup, or let `autointerp recover` say what is lost and go on "
+                "with what is left"
             )
 
     def append(self, line: LedgerLine) -> None:

@@ -1,0 +1,113 @@
+"""Copying out of a damaged database file what can still be read of it, into a new store file beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from autointerp.store.connection import quoted
+from autointerp.store.store import Store
+
+_FEWEST_ROWS = 2048
+"""DuckDB reads so many rows at once; within them one unreadable block costs all."""
+_NOT_COPIED = ("schema_migrations", "store_state", "snapshot_info")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTable:
+    name: str
+    saved: int
+    """Rows copied."""
+    lost: int | None
+    """Rows that could not be read; None where not even their number could."""
+
+
+def salvage(source: Path, target: Path, store_id: str | None, commit_number: int) -> list[SavedTable]:
+    """Makes a store at `target` of every row of `source` (a store or a snapshot of one) that can be read, table by
+    table and, in a table with a damaged block, by ever smaller ranges of rows.
+
+    Of a snapshot, calls whose reply it left out are not copied: without the reply they are not answered. The new store
+    has the id that the source's evidence knows. Raises duckdb.Error where `source` cannot be opened at all.
+    """
+    saved = []
+    with Store.open(target, create=True) as store:
+        con = store.con
+        con.execute(f"ATTACH {quoted(str(source))} AS damaged (READ_ONLY)")
+        held = {
+            row[0]
+            for row in con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'damaged'").fetchall()
+        }
+        con.execute("DELETE FROM settings")
+        for table in sorted(held - set(_NOT_COPIED)):
+            columns = _common_columns(con, table)
+            if not columns:
+                continue
+            wanted = "true"
+            if "snapshot_info" in held and table == "llm_calls":
+                wanted = "(reply IS NOT NULL OR status <> 'ok')"
+            if table == "settings":  # the new file has views of its own
+                wanted = "name <> 'views_sha256'"
+            saved.append(_copy_table(con, table, columns, wanted))
+        try:
+            state = con.execute("SELECT store_id, commit_number FROM damaged.store_state").fetchall()
+        except duckdb.Error:
+            state = []
+        if state:
+            store_id, commit_number = state[0][0], max(commit_number, state[0][1])
+        if store_id is not None:
+            con.execute("UPDATE store_state SET store_id = ?", [store_id])
+        con.execute("UPDATE store_state SET commit_number = greatest(commit_number, ?)", [commit_number])
+        con.execute("DETACH damaged")
+        con.execute("CHECKPOINT")
+    # It was written for the name under which the file was made; the first run on the finished store starts another.
+    store.ledger.path.unlink(missing_ok=True)
+    return saved
+
+
+def _common_columns(con: duckdb.DuckDBPyConnection, table: str) -> str:
+    """The columns that the table has in both files, quoted; '' where the new schema has no such table."""
+    rows = con.execute(
+        "SELECT column_name FROM duckdb_columns() WHERE table_name = $1 AND database_name = 'damaged' "
+        "AND column_name IN (SELECT column_name FROM duckdb_columns() "
+        "                    WHERE table_name = $1 AND database_name = current_database()) ORDER BY column_index",
+        [table],
+    ).fetchall()
+    return ", ".join(f'"{row[0]}"' for row in rows)
+
+
+def _copy_table(con: duckdb.DuckDBPyConnection, table: str, columns: str, wanted: str) -> SavedTable:
+    try:
+        n, last = con.execute(f'SELECT count(*), max(rowid) FROM damaged."{table}"').fetchall()[0]
+    except duckdb.Error:
+        return SavedTable(table, 0, None)
+    if not n:
+        return SavedTable(table, 0, 0)
+    unreadable = _copy_range(con, table, columns, wanted, 0, last + 1)
+    (saved,) = con.execute(f'SELECT count(*) FROM "{table}"').fetchall()[0]
+    return SavedTable(table, saved, n - saved if unreadable or wanted == "true" else 0)
+
+
+def _copy_range(
+    con: duckdb.DuckDBPyConnection, table: str, columns: str, wanted: str, low: int, high: int
+) -> bool:  # fmt: skip
+    """Copies the rows low .. high-1; whether some could not be read."""
+    try:
+        con.execute(
+            f'INSERT INTO "{table}" ({columns}) SELECT {columns} FROM damaged."{table}" '
+            f"WHERE rowid >= ? AND rowid < ? AND {wanted}",
+            [low, high],
+        )
+        return False
+    except duckdb.Error as error:
+        if (
+            isinstance(error, (duckdb.FatalException, duckdb.OutOfMemoryException))
+            or "no space left" in str(error).lower()
+        ):
+            raise
+        if high - low <= _FEWEST_ROWS:
+            return True
+    middle = (low // _FEWEST_ROWS + max(1, (high - low) // _FEWEST_ROWS // 2)) * _FEWEST_ROWS
+    parts = [_copy_range(con, table, columns, wanted, *part) for part in ((low, middle), (middle, high))]
+    return any(parts)
