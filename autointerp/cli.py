@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from autointerp import __version__, compare, demo, doctor, log, pipeline, schedule, show
+from autointerp import __version__, compare, log, schedule, show
 from autointerp.config import Config, environment_overrides, load
 from autointerp.config_template import config_template
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, StoreBusyError
@@ -25,6 +25,9 @@ from autointerp.store.query import run_query
 from autointerp.store.recover import recover as recover_store
 from autointerp.store.selection import Selection
 from autointerp.terminal import Terminal
+
+# pipeline, demo and doctor are imported where they are called: they bring the LLM client, whose import takes longer
+# than most queries, and commands that only read do without it.
 
 app = typer.Typer(
     name="autointerp",
@@ -144,6 +147,8 @@ def demo_command(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """The whole pipeline on the shipped model, offline and without a key; leaves config, store and SAE behind."""
+    from autointerp import demo
+
     demo.run_demo(out, tokens, Terminal(verbose, log_format))
 
 
@@ -155,6 +160,8 @@ def doctor_command(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Check device, model, corpus, SAE and endpoint, and whether it really returns logprobs."""
+    from autointerp import doctor
+
     doctor.run_doctor(_config(config, store), Terminal(verbose, log_format))
 
 
@@ -168,6 +175,8 @@ def train(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Train the SAEs of [[sae]] tables that name no path. Goes on from the last checkpoint."""
+    from autointerp import pipeline
+
     pipeline.train(_config(config, store, deadline), dictionary, Terminal(verbose, log_format))
 
 
@@ -184,6 +193,8 @@ def harvest(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Collect every feature's evidence. With --num-shards above 1, `merge` follows once all shards are done."""
+    from autointerp import pipeline
+
     if shard_index >= num_shards:
         raise InputError(f"--shard-index {shard_index} needs --num-shards above {shard_index}, not {num_shards}")
     terminal = Terminal(verbose, log_format)
@@ -199,6 +210,8 @@ def merge(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Merge harvested shards into the store."""
+    from autointerp import pipeline
+
     pipeline.merge(_config(config, store), dictionary, Terminal(verbose, log_format))
 
 
@@ -226,6 +239,8 @@ def evaluate(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """How good a dictionary is: reconstruction, sparsity, loss, stability, robustness, absorption, probing."""
+    from autointerp import pipeline
+
     options = pipeline.evaluate_options(
         tokens=tokens,
         splice_tokens=splice_tokens,
@@ -263,6 +278,8 @@ def explain(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Describe features that have no description yet."""
+    from autointerp import pipeline
+
     settings = _with_batch(_config(config, store, deadline), batch)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
@@ -297,6 +314,8 @@ def measure(
 ) -> None:
     """What takes the model after the harvest: evidence methods such as pruning and token_change, and what scorers have
     asked (activations on written texts, surprisal, similarity, steering)."""
+    from autointerp import pipeline
+
     chosen = _selection(features, where, random, limit)
     terminal = Terminal(verbose, log_format)
     pipeline.measure(_config(config, store, deadline), dictionary, chosen, terminal, tuple(method or ()))
@@ -322,6 +341,8 @@ def score(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Check descriptions that have no score yet against held-out text."""
+    from autointerp import pipeline
+
     settings = _with_batch(_config(config, store, deadline), batch)
     if explainer:
         settings = replace(settings, explain=replace(settings.explain, explainer=explainer))
@@ -348,6 +369,8 @@ def run(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """All stages. What is done is skipped, so it may run from cron as often as you like."""
+    from autointerp import pipeline
+
     settings = _with_batch(_config(config, store, deadline), batch)
     chosen = _selection(features, where, random, limit, order)
     pipeline.run(settings, dictionary, chosen, Terminal(verbose, log_format), dry_run, control, prompts)
@@ -386,6 +409,8 @@ def verify(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Recompute stored activations from the model; check splits, leakage, row ledger. Exit code 1 on a difference."""
+    from autointerp import pipeline
+
     terminal = Terminal(verbose, log_format)
     if leakage_only:
         pipeline.verify_leakage(_store_path(config, store), dictionary, terminal, as_json)

@@ -136,3 +136,9 @@ def test_a_gpu_command_without_torch_says_what_to_install(tmp_path: Path) -> Non
     assert done.returncode == 2, done.stderr
     assert "autointerp[gpu]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_commands_that_only_read_do_not_import_the_llm_client() -> None:
+    code = "import sys, autointerp.cli; print(*{'openai', 'aiohttp', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
