@@ -50,6 +50,14 @@ class Session:
             )
         return self._loaded
 
+    def check_corpus(self) -> None:
+        """InputError where no text can be read, before a model is loaded for it. Reads up to the first document that is
+        usable; a data set of the hub is left to the reading itself."""
+        if self._loaded is not None or self.config.corpus.source.startswith("hf:"):
+            return
+        documents = read_documents(self.config.corpus, CorpusReport(), lambda messages: str(messages))
+        next(documents, None)
+
     def units(
         self,
         corpus: CorpusConfig | None = None,

@@ -17,7 +17,7 @@ from autointerp.corpus.report import CorpusReport
 from autointerp.corpus.sources import corpus_fingerprint
 from autointerp.corpus.splits import require_all_splits
 from autointerp.corpus.token_text import TokenText
-from autointerp.errors import AutointerpError, InputError, MismatchError
+from autointerp.errors import AutointerpError, InputError, MismatchError, OutOfMemoryError
 from autointerp.evidence import harvest as evidence
 from autointerp.evidence import memory
 from autointerp.evidence.merge import CorpusFacts
@@ -38,6 +38,7 @@ from autointerp.gpu_session import (
     placeless,
     warn_of_misfit,
 )
+from autointerp.model.batches import is_out_of_memory
 from autointerp.model.hooks import Hookpoint, hidden_size_at
 from autointerp.model.load import LoadedModel
 from autointerp.records import SPLITS, WorkUnit
@@ -87,6 +88,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     todo = [sae for sae in saes if not sae.path and not _is_trained(session, sae, keys[sae.dictionary])]
     if not todo:
         return False
+    session.check_corpus()
     loaded = session.model()
     points = {sae.dictionary: session.points(sae) for sae in todo}
     wanted = [point for pair in points.values() for point in pair if point is not None]
@@ -105,15 +107,24 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 trainer.save_checkpoints()
                 session.deadline.check()
 
-        trainer = Trainer(
-            source,
-            config.train,
-            [(spec, session.sae_folder(sae) / "training") for spec, sae in zip(specs, todo, strict=True)],
-            device=loaded.device,
-            on_metrics=lambda name, step, metrics: last.update({name: metrics}),
-            on_progress=on_progress,
-        )
-        trained = trainer.train()
+        try:
+            trainer = Trainer(
+                source,
+                config.train,
+                [(spec, session.sae_folder(sae) / "training") for spec, sae in zip(specs, todo, strict=True)],
+                device=loaded.device,
+                on_metrics=lambda name, step, metrics: last.update({name: metrics}),
+                on_progress=on_progress,
+            )
+            trained = trainer.train()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"out of memory while training {names} ({str(error).splitlines()[0]}). Free some and run again, which "
+                "goes on from the last checkpoint; or lower train.batch_size, train.buffer_vectors or the number of "
+                "features, and delete the SAE's folder"
+            ) from None
     if store is not None:
         for sae, weights in zip(todo, trained, strict=True):
             _keep_trained(session, store, sae, weights, keys[sae.dictionary], last[sae.dictionary])
@@ -239,6 +250,7 @@ class _Plan:
 
 def harvest_shard(session: Session, sae: SaeConfig, shard_index: int, num_shards: int) -> None:
     """Harvest one shard's work units into the work folder. The store is not touched."""
+    session.check_corpus()
     plan = _Plan(session, sae)
     _check_room(session, sae)
     weights, sha256 = loaded_sae(session, sae)
@@ -252,6 +264,7 @@ def harvest_and_merge(session: Session, store: Store, sae: SaeConfig) -> bool:
         session.terminal.say(f"{sae.dictionary}: harvested already")
         shutil.rmtree(session.work_folder(sae), ignore_errors=True)
         return False
+    session.check_corpus()
     _check_room(session, sae)
     weights, sha256 = loaded_sae(session, sae)
     if sae.path:

@@ -20,9 +20,11 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +33,9 @@ from types import TracebackType
 from typing import Any
 
 from aiohttp import web
-from llm_server import PAYLOADS, Brain, BrainReply, Fault, Kind, LlmServer, usage_of
+from llm_server import PAYLOADS, Brain, BrainReply, Fault, Kind, LlmServer, prompt_text, usage_of
+
+from autointerp.llm.requests import request_sha256
 
 PASSING: dict[str, float] = {
     "429": 2, "500": 2, "502": 1, "503": 1, "529": 1, "408": 0.5, "reset": 1, "short_body": 1, "hang": 0.3,
@@ -50,16 +54,23 @@ BILLED_WITHOUT_ANSWER = {"reset", "short_body", "hang", "slow_loris", "truncated
 @dataclass(frozen=True)
 class Plan:
     """rate: share of attempts that meet a passing fault or a model's slip; lasting: share of requests that are refused
-    every time. kinds: weights instead of PASSING and WORDS. retry_after: seconds, of a 429."""
+    every time. kinds: weights instead of PASSING and WORDS. by: pattern -> kind, without chance: for the requests whose
+    text (which ends with a line `max_tokens N`) the pattern is found in; `first`: only so many attempts of each of
+    those. retry_after: seconds, of a 429."""
 
     seed: int = 0
     rate: float = 0.0
     lasting: float = 0.0
     kinds: Mapping[str, float] | None = None
+    by: Mapping[str, str] | None = None
+    first: int | None = None
     retry_after: float = 0.3
     huge: int = 6_000_000
 
-    def fault(self, sha256: str, attempt: int) -> str | None:
+    def fault(self, sha256: str, attempt: int, text: str = "") -> str | None:
+        for pattern, kind in (self.by or {}).items():
+            if (self.first is None or attempt < self.first) and re.search(pattern, text):
+                return kind
         always = self._draw(sha256, "always")
         if always < self.lasting:
             return _pick(LASTING, always / self.lasting)
@@ -93,6 +104,8 @@ class Entry:
     attempt: int
     """0 for the first time this body came."""
     kind: Kind
+    request: str
+    """The same request's key in llm_calls."""
     arrived: float
     """time.time()."""
     fault: str | None = None
@@ -101,6 +114,8 @@ class Entry:
     output_tokens: int = 0
     answered: bool = False
     """An answer (or the fault in its place) was about to leave; False: the server, or its client, ended before."""
+    left: float = 0.0
+    """time.time() of that."""
 
 
 class Book:
@@ -141,12 +156,24 @@ class MisbehavingServer(LlmServer):
         self._times: Counter[str] = Counter()
         self._book: Book | None = None
 
+    def _add_routes(self, app: web.Application) -> None:
+        super()._add_routes(app)
+        app.router.add_post("/plan", self._renew)
+
+    async def _renew(self, request: web.Request) -> web.Response:
+        """Another plan and another ledger from now on, as if the server had been started with them."""
+        new = await request.json()
+        self.plan, self.ledger, self.latency = Plan(**new["plan"]), Path(new["ledger"]), new["latency"]
+        self._book, (self.count, self._times) = None, _known(self.ledger)
+        return web.Response()
+
     async def _answer(self, kind: Kind, request: web.Request) -> web.StreamResponse:
         self._book = self._book or Book(self.ledger)
         raw = await request.read()
         sha = hashlib.sha256(raw).hexdigest()
         self.count += 1
-        entry = Entry(self.count, sha, self._times[sha], kind, time.time())
+        key = request_sha256(kind, json.loads(raw))
+        entry = Entry(self.count, sha, self._times[sha], kind, key, time.time())
         self._times[sha] += 1
         await self._book.write({"arrived": asdict(entry)})
         self.in_flight += 1
@@ -162,7 +189,9 @@ class MisbehavingServer(LlmServer):
         assert self._book is not None
         if self.latency:
             await asyncio.sleep(self.latency)
-        fault = self.plan.fault(entry.sha256, entry.attempt)
+        fault = self.plan.fault(
+            entry.sha256, entry.attempt, f"{prompt_text(body)}\nmax_tokens {body.get('max_tokens')}"
+        )
         result = self.brain(kind, body, entry.attempt)
         reply = result if isinstance(result, BrainReply) else BrainReply("")
         fault = result.kind if isinstance(result, Fault) else fault
@@ -177,6 +206,7 @@ class MisbehavingServer(LlmServer):
             input_tokens=usage["prompt_tokens"] if billed else 0,
             output_tokens=usage["completion_tokens"] if billed else 0,
             answered=True,
+            left=time.time(),
         )
         await self._book.write({"answered": asdict(entry)})
         if fault is None or fault in WORDS or fault == "refusal":
@@ -246,6 +276,13 @@ class FaultServer:
     ) -> None:
         self.kill()
 
+    def renew(self, ledger: Path, latency: float = 0.0, **plan: Any) -> None:
+        """Another plan (fields of Plan) and ledger for a server that stands: cheaper than another one."""
+        body = json.dumps({"plan": plan, "ledger": str(ledger), "latency": latency}).encode()
+        request = urllib.request.Request(self.url.removesuffix("/v1") + "/plan", body, method="POST")
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20).close()
+        self.ledger = ledger
+
     def kill(self) -> None:
         """As a power cut would; entering again starts it anew, on the same port and ledger."""
         self._process.kill()
@@ -282,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", type=json.loads, default=None)
     parser.add_argument("--port", type=int, default=0)
     args = parser.parse_args(argv)
-    plan = Plan(args.seed, args.rate, args.lasting, args.kinds, args.retry_after)
+    plan = Plan(args.seed, args.rate, args.lasting, args.kinds, retry_after=args.retry_after)
     server = MisbehavingServer(_made(args.brain), plan, args.ledger, latency=args.latency, port=args.port)
     server.count, server._times = _known(args.ledger)
     with server:

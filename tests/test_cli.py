@@ -186,6 +186,27 @@ def test_verify_finds_a_swapped_sae(copy: Path, capsys: pytest.CaptureFixture[st
     assert "sha256" in err
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
+def test_another_tokenizer_or_model_is_refused(copy: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    """The one in the same place as before, with a vocabulary in another order, or one other weight."""
+    config = copy / "autointerp.toml"
+    line = next(line for line in config.read_text().splitlines() if line.startswith("name = '"))
+    model = shutil.copytree(line.removeprefix("name = '").removesuffix("'"), copy / "model")
+    raw = bytearray((model / file).read_bytes())
+    if file == "tokenizer.json":
+        loaded = json.loads(raw)
+        loaded["model"]["merges"] = loaded["model"]["merges"][:-1]
+        raw = bytearray(json.dumps(loaded).encode())
+    else:
+        raw[-2] ^= 1
+    (model / file).write_bytes(raw)
+    config.write_text(config.read_text().replace(line, f"name = '{model}'"))
+    for command in ("verify", "harvest"):
+        code, _, err = run(capsys, command, "-c", str(config))
+        assert code == 8, err
+        assert "revision" in err or "tokenizer" in err
+
+
 def test_a_name_taken_by_another_sae_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(copy / "sae")
     config = copy / "autointerp.toml"

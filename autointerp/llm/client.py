@@ -9,6 +9,7 @@ unreachable, disk full) is an AutointerpError, raised by this and every later ca
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -100,6 +101,8 @@ class LlmClient:
         self._recording: set[asyncio.Task[None]] = set()
         self._answered = False
         self._succeeded = False
+        self._succeeded_at = float("-inf")
+        self._over = asyncio.Event()
         self._refusals = 0
         self._unreachable_since: float | None = None
         self._bytes_per_token = 3.0
@@ -108,6 +111,9 @@ class LlmClient:
         return f"LlmClient({self.endpoint.base_url!r}, model={self.endpoint.model!r})"
 
     async def __aenter__(self) -> LlmClient:
+        self._over = asyncio.Event()  # of this event loop
+        if self._stopped is not None:
+            self._over.set()
         await self._limits.__aenter__()
         deadline = self.budget.deadline
         if deadline.at is not None:  # also for those who wait for a permit, or for the end of a pause
@@ -155,6 +161,7 @@ class LlmClient:
         if self._stopped is None:
             self._stopped = error
             self._limits.stop(error)
+            self._over.set()
 
     async def _ask_once(self, request: Request) -> Reply:
         """One sender per key: who asks the same thing meanwhile waits for that reply."""
@@ -212,7 +219,7 @@ class LlmClient:
         status: ReplyStatus
         try:
             answer: tuple[str, Envelope] = await retried(
-                lambda: self._attempt(request, attempts), attempts, self._retry
+                lambda: self._attempt(request, attempts), attempts, self._retry, self._sleep
             )
             raw, envelope = answer
             status, error = envelope.status, self._redacted(envelope.error)
@@ -225,9 +232,21 @@ class LlmClient:
         except RequestRefusedError as refusal:
             self._refusals += 1
             if raise_refusals or not self._succeeded or self._refusals >= REFUSALS_IN_A_ROW:
+                self._book_unfinished(request, attempts, str(refusal))
                 raise
             status, error = "gave_up", str(refusal)
-        record = CallRecord(
+        except (AutointerpError, asyncio.CancelledError) as end:
+            self._book_unfinished(request, attempts, str(end) or "cancelled")
+            raise
+        record = self._record_of(request, attempts, status, error, raw, envelope)
+        await self._record(record)
+        return reply_from(request, record, envelope, from_ledger=False)
+
+    def _record_of(
+        self, request: Request, attempts: Attempts, status: str, error: str | None, raw: str | None = None,
+        envelope: Envelope | None = None,
+    ) -> CallRecord:  # fmt: skip
+        return CallRecord(
             request_sha256=request.sha256,
             sample=request.sample,
             run_id=self.run_id,
@@ -245,15 +264,29 @@ class LlmClient:
             attempts=attempts.sent,
             error=error,
         )
-        await self._record(record)
-        return reply_from(request, record, envelope, from_ledger=False)
 
-    async def _record(self, record: CallRecord) -> None:
-        """Shielded: a reply that has arrived is paid for, and is written down even if its asker is cancelled."""
+    def _book_unfinished(self, request: Request, attempts: Attempts, why: str) -> None:
+        """The run ends with this request unanswered: what its attempts have perhaps cost is written down all the same,
+        and the next run asks again. Awaited at the client's end, and not here, where a cancellation may be under way.
+        """
+        if attempts.input_tokens or attempts.output_tokens or attempts.cost_usd:
+            self._begin_record(self._record_of(request, attempts, "gave_up", f"the run ended first: {why}"))
+
+    def _begin_record(self, record: CallRecord) -> asyncio.Task[None]:
         task = asyncio.ensure_future(self.ledger.record(record))
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)
-        await asyncio.shield(task)
+        return task
+
+    async def _sleep(self, seconds: float) -> None:
+        """Between two attempts. Ends early once the run has: the next attempt then says why."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+
+    async def _record(self, record: CallRecord) -> None:
+        """Shielded: a reply that has arrived is paid for, and is written down even if its asker is cancelled."""
+        await asyncio.shield(self._begin_record(record))
 
     async def _attempt(self, request: Request, attempts: Attempts) -> tuple[str, Envelope]:
         """One attempt, once there are a free slot, room in the budget, and a permit."""
@@ -317,6 +350,7 @@ class LlmClient:
             self._slots.throttled(sent_at)
         if isinstance(failure, RateLimitedError):
             self.counts.rate_limited += 1
+            attempts.limited(sent_at, self._succeeded_at)
             gate.hold(sent_at, failure.retry_after, str(failure))
         elif failure.retry_after is not None:
             gate.hold(sent_at, failure.retry_after, str(failure))
@@ -342,6 +376,7 @@ class LlmClient:
 
     def _has_succeeded(self, request: Request, usage: Usage) -> None:
         self._succeeded = True
+        self._succeeded_at = time.monotonic()
         self._refusals = 0
         self._limits.gate.success()
         if usage.input_tokens:

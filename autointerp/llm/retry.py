@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -23,6 +24,10 @@ MAX_TIMEOUTS = 2
 """Per request: an attempt that ran into the timeout has perhaps been billed."""
 MAX_BAD_REPLIES = 3
 """Per request: the first one and two more tries."""
+MOST_LIMITED = 20
+"""Per request: 429s after which it is given up, if they took LIMITED_S or longer and other calls passed meanwhile. An
+endpoint that refuses one request for ever (larger than a minute's tokens, say) would else hold the run for ever."""
+LIMITED_S = 900.0
 
 LONGEST_RETRY_AFTER_S = 3600.0
 _JITTER = random.Random()
@@ -54,6 +59,11 @@ class Attempts:
     """Failed attempts that count: pauses that everybody shares do not."""
     timeouts: int = 0
     bad_replies: int = 0
+    times_limited: int = 0
+    limited_since: float | None = None
+    """When the first attempt that met a 429 was sent (time.monotonic())."""
+    limited_alone: bool = False
+    """Whether 429s have ended it while other calls passed."""
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -67,6 +77,13 @@ class Attempts:
         self.failures += 1
         self.bad_replies += isinstance(error, BadReplyError)
 
+    def limited(self, sent_at: float, succeeded_at: float) -> None:
+        """A 429 for the attempt sent at `sent_at`; some call of the run last succeeded at `succeeded_at`."""
+        self.times_limited += 1
+        self.limited_since = sent_at if self.limited_since is None else self.limited_since
+        lasted = time.monotonic() - self.limited_since >= LIMITED_S
+        self.limited_alone = self.times_limited >= MOST_LIMITED and lasted and succeeded_at > self.limited_since
+
     def failed(self, error: AttemptError) -> None:
         self.failures += error.counted
         self.timeouts += isinstance(error, AttemptTimeoutError)
@@ -74,12 +91,19 @@ class Attempts:
 
     @property
     def exhausted(self) -> bool:
-        return self.failures >= self.allowed or self.timeouts >= MAX_TIMEOUTS or self.bad_replies >= MAX_BAD_REPLIES
+        return (
+            self.failures >= self.allowed
+            or self.timeouts >= MAX_TIMEOUTS
+            or self.bad_replies >= MAX_BAD_REPLIES
+            or self.limited_alone
+        )
 
 
-async def retried(once: Callable[[], Awaitable[T]], attempts: Attempts, policy: RetryPolicy) -> T:
+async def retried(
+    once: Callable[[], Awaitable[T]], attempts: Attempts, policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]]
+) -> T:
     """What `once` returns, tried again while `attempts` allows it; raises the last AttemptError when it does not, and
-    anything else at once. `once` counts its failures into `attempts`.
+    anything else at once. `once` counts its failures into `attempts`. `sleep` is told the seconds between two attempts.
 
     tenacity is given the first failure to judge, not the first attempt: most calls have none, and setting it up costs
     about as much as all the rest that is done here for a call.
@@ -94,10 +118,10 @@ async def retried(once: Callable[[], Awaitable[T]], attempts: Attempts, policy: 
             raise first.pop()
         return await once()
 
-    return await _retrying(attempts, policy)(again)
+    return await _retrying(attempts, policy, sleep)(again)
 
 
-def _retrying(attempts: Attempts, policy: RetryPolicy) -> AsyncRetrying:
+def _retrying(attempts: Attempts, policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
     def again(state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome is not None else None
         return isinstance(error, AttemptError) and not isinstance(error, DeclinedError)
@@ -108,7 +132,7 @@ def _retrying(attempts: Attempts, policy: RetryPolicy) -> AsyncRetrying:
             return 0.0  # the pause is everybody's: limits.PauseGate holds the next permit back
         return policy.wait_s(attempts.failures, attempts.rng)
 
-    return AsyncRetrying(retry=again, stop=lambda _state: attempts.exhausted, wait=wait, reraise=True)
+    return AsyncRetrying(retry=again, stop=lambda _state: attempts.exhausted, wait=wait, sleep=sleep, reraise=True)
 
 
 def retrying_alone(attempts: Attempts, policy: RetryPolicy) -> AsyncRetrying:
