@@ -533,6 +533,26 @@ def test_no_more_calls_are_in_flight_than_asked_for() -> None:
     assert all(r.ok for r in replies)
 
 
+def test_answers_that_are_not_yet_written_down_count_as_in_flight() -> None:
+    """A kill loses them, so there may be no more of them than the ceiling says."""
+
+    class Slow(MemoryLedger):
+        writing = most = 0
+
+        async def record(self, record: CallRecord) -> None:
+            self.writing += 1
+            self.most = max(self.most, self.writing + client.counts.in_flight)
+            await asyncio.sleep(0.05)
+            self.writing -= 1
+            await super().record(record)
+
+    ledger = Slow()
+    with LlmServer(answer) as server:
+        client = client_for(server, ledger, max_connections=5)
+        assert all(r.ok for r in ask_all(client, *[chat(f"{i}") for i in range(40)]))
+    assert len(ledger.rows) == 40 and ledger.most <= 5
+
+
 def test_no_torch_and_no_store_behind_the_llm_stage() -> None:
     import subprocess
 

@@ -45,7 +45,7 @@ def test_one_cut_for_all_calls_of_an_episode_and_growth_by_windows() -> None:
     async def run() -> None:
         slots = Slots(100)
         for _ in range(START):
-            await slots.__aenter__()
+            await slots.take()
         sent = time.monotonic()
         for _ in range(5):
             slots.throttled(sent)
@@ -74,16 +74,17 @@ def test_no_slot_is_lost_or_given_twice_whatever_is_cancelled(seed: int) -> None
 
     async def worker() -> None:
         nonlocal held, most
-        async with slots:
-            held += 1
-            most = max(most, held)
-            try:
-                sent = time.monotonic()
-                for _ in range(rng.randint(0, 3)):
-                    await asyncio.sleep(0)
-                rng.choice([slots.succeeded, slots.succeeded, slots.throttled])(sent)
-            finally:
-                held -= 1
+        await slots.take()
+        held += 1
+        most = max(most, held)
+        try:
+            sent = time.monotonic()
+            for _ in range(rng.randint(0, 3)):
+                await asyncio.sleep(0)
+            rng.choice([slots.succeeded, slots.succeeded, slots.throttled])(sent)
+        finally:
+            held -= 1
+            slots.release()
 
     async def run() -> None:
         tasks = [asyncio.create_task(worker()) for _ in range(200)]
@@ -93,7 +94,7 @@ def test_no_slot_is_lost_or_given_twice_whatever_is_cancelled(seed: int) -> None
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
         assert held == 0
         for _ in range(int(slots.limit)):
-            await asyncio.wait_for(slots.__aenter__(), 1)
+            await asyncio.wait_for(slots.take(), 1)
 
     asyncio.run(run())
     assert 1 <= most <= ceiling and 1 <= slots.limit <= ceiling

@@ -213,6 +213,13 @@ class LlmClient:
         """Asks the endpoint whatever the ledger holds, and records the outcome. Unlike `ask`, an error ends only this
         call, and with raise_refusals a refused parameter is always an error (for probing)."""
         attempts = Attempts(self.llm.attempts)
+        try:
+            return await self._sent(request, attempts, raise_refusals)
+        finally:
+            if attempts.holds_slot:
+                self._slots.release()
+
+    async def _sent(self, request: Request, attempts: Attempts, raise_refusals: bool) -> Reply:
         envelope: Envelope | None = None
         raw: str | None = None
         error: str | None
@@ -289,9 +296,16 @@ class LlmClient:
         await asyncio.shield(self._begin_record(record))
 
     async def _attempt(self, request: Request, attempts: Attempts) -> tuple[str, Envelope]:
-        """One attempt, once there are a free slot, room in the budget, and a permit."""
-        async with self._slots:
-            return await self._attempt_in_slot(request, attempts)
+        """One attempt, once there are a free slot, room in the budget, and a permit. With an answer the slot is kept
+        until `send` has written it down: what a kill costs is no more than llm.max_connections calls."""
+        await self._slots.take()
+        try:
+            answer = await self._attempt_in_slot(request, attempts)
+        except BaseException:
+            self._slots.release()
+            raise
+        attempts.holds_slot = True
+        return answer
 
     async def _attempt_in_slot(self, request: Request, attempts: Attempts) -> tuple[str, Envelope]:
         expected = self._expected_usage(request)

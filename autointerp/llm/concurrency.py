@@ -14,7 +14,7 @@ CUT = 0.8
 
 
 class Slots:
-    """A semaphore whose size follows the endpoint. Use as an async context manager around each attempt.
+    """A semaphore whose size follows the endpoint: `take` before each attempt, `release` once its outcome is settled.
 
     Every success in full use adds one until the endpoint throttles for the first time, so that the limit doubles with
     each round of calls; after that, a whole window of successes (as many as the limit) adds one. Throttling cuts it
@@ -30,22 +30,22 @@ class Slots:
         self._successes = 0
         self._cut_at = float("-inf")
 
-    async def __aenter__(self) -> Slots:
+    async def take(self) -> None:
         if self._held < int(self.limit) and not self._waiting:
             self._held += 1
-            return self
+            return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
             await turn  # whoever wakes us has counted us in
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._release()
+                self.release()
             raise
-        return self
 
-    async def __aexit__(self, *_exc: object) -> None:
-        self._release()
+    def release(self) -> None:
+        self._held -= 1
+        self._wake()
 
     def succeeded(self, sent_at: float) -> None:
         """A call that was sent at `sent_at` (time.monotonic()) brought an answer; told while its slot is held."""
@@ -65,10 +65,6 @@ class Slots:
         self._successes = 0
         self.cuts += 1
         self.limit = max(1.0, CUT * self.limit)
-
-    def _release(self) -> None:
-        self._held -= 1
-        self._wake()
 
     def _wake(self) -> None:
         while self._waiting and self._held < int(self.limit):

@@ -18,15 +18,17 @@ class GroupWriter:
     """`async with GroupWriter(store) as writer: await writer.call(record)`.
 
     Each await returns once the record's group is committed and in the row ledger; nothing that was acknowledged is lost
-    by a kill. A group is closed at `max_rows` records or `max_wait_s` after its first one. A record that the store
-    refuses fails alone: its group is written again, one by one. When the store itself fails (disk full, damage)
-    everyone waiting gets that error, and so does every later record. Leaving the block writes what is still waiting.
+    by a kill. A group is closed at `max_rows` records, `max_wait_s` after its first one, or once none has come for
+    `quiet_s`: few calls in flight would else wait for nobody. A record that the store refuses fails alone: its group is
+    written again, one by one. When the store itself fails (disk full, damage) everyone waiting gets that error, and so
+    does every later record. Leaving the block writes what is still waiting.
     """
 
-    def __init__(self, store: Store, *, max_rows: int = 50, max_wait_s: float = 0.2) -> None:
+    def __init__(self, store: Store, *, max_rows: int = 50, max_wait_s: float = 0.2, quiet_s: float = 0.02) -> None:
         self._store = store
         self._max_rows = max_rows
         self._max_wait_s = max_wait_s
+        self._quiet_s = quiet_s
         self._queue: asyncio.Queue[tuple[_Record, asyncio.Future[None]] | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self.commits = 0
@@ -82,11 +84,14 @@ class GroupWriter:
             group = [first]
             deadline = loop.time() + self._max_wait_s
             while len(group) < self._max_rows:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        item = await self._queue.get()
-                except TimeoutError:
-                    break
+                if self._queue.empty():
+                    try:
+                        async with asyncio.timeout_at(min(deadline, loop.time() + self._quiet_s)):
+                            item = await self._queue.get()
+                    except TimeoutError:
+                        break
+                else:
+                    item = self._queue.get_nowait()
                 if item is None:
                     open_ = False
                     break
