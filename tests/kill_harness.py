@@ -88,7 +88,7 @@ base_url = {url!r}
 [llm]
 requests_per_minute = 600000
 max_connections = {connections}
-timeout = 5
+timeout = 30
 [llm.prices."m"]
 input = 1.0
 output = 2.0
