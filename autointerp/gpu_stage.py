@@ -42,14 +42,14 @@ from autointerp.model.batches import is_out_of_memory
 from autointerp.model.hooks import Hookpoint, hidden_size_at
 from autointerp.model.load import LoadedModel
 from autointerp.records import SPLITS, WorkUnit
-from autointerp.sae import parallel
+from autointerp.sae import files, parallel
 from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
 from autointerp.sae.formats.hooknames import to_hook_name
 from autointerp.sae.model_source import ModelSource
 from autointerp.sae.run import SaeSpec
 from autointerp.sae.sae import Sae
 from autointerp.sae.train import Trainer
-from autointerp.store.evidence_file import bounds_of, stored_contexts
+from autointerp.store.evidence_file import bounds_of, remove_leftovers, stored_contexts
 from autointerp.store.store import Store
 
 
@@ -127,7 +127,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
             ) from None
     if store is not None:
         for sae, weights in zip(todo, trained, strict=True):
-            _keep_trained(session, store, sae, weights, keys[sae.dictionary], last[sae.dictionary])
+            _keep_trained(session, store, sae, weights, keys[sae.dictionary])
     return True
 
 
@@ -162,17 +162,18 @@ def _spec(config: Config, sae: SaeConfig, points: tuple[Hookpoint, Hookpoint | N
     )
 
 
-def _keep_trained(
-    session: Session, store: Store, sae: SaeConfig, weights: Sae, key: str, last: Mapping[str, float]
-) -> None:
+def _keep_trained(session: Session, store: Store, sae: SaeConfig, weights: Sae, key: str) -> None:
     folder = session.sae_folder(sae)
     # SAELens has no class for a transcoder that chooses by k
     save = save_sparsify if sae.output_hookpoint is not None and weights.k is not None else save_saelens
     save(weights, folder, _metadata(session, sae, session.model()))
     sha256, saved = sae_sha256(folder, sae.format), load_sae(folder)
     dictionary_id = dictionary_id_of(session, store, sae, saved, sha256)
-    store.insert_metrics(dictionary_id, _all_metrics(folder / "training" / "metrics.jsonl"))
-    (folder / TRAINED).write_text(json.dumps({"key": key, "sae_sha256": sha256}) + "\n", encoding="utf-8")
+    metrics = _all_metrics(folder / "training" / "metrics.jsonl")
+    store.insert_metrics(dictionary_id, metrics)
+    mark = json.dumps({"key": key, "sae_sha256": sha256}) + "\n"
+    files.write_atomically(folder / TRAINED, lambda temporary: temporary.write_text(mark, encoding="utf-8"))
+    last = {row["metric"]: row["value"] for row in metrics}  # a run killed at its very end has no step left to tell of
     session.terminal.say(
         f"{sae.dictionary}: trained {weights.d_sae:,} features ({sae.architecture}), unexplained variance "
         f"{last['reconstruction']:.3f} at L0 {last['l0']:.1f} -> {folder}"
@@ -262,6 +263,7 @@ def harvest_and_merge(session: Session, store: Store, sae: SaeConfig) -> bool:
     plan = _Plan(session, sae)
     if plan.is_merged(store):
         session.terminal.say(f"{sae.dictionary}: harvested already")
+        remove_leftovers(store)
         shutil.rmtree(session.work_folder(sae), ignore_errors=True)
         return False
     session.check_corpus()
@@ -289,6 +291,7 @@ def merge(session: Session, store: Store, sae: SaeConfig) -> bool:
     plan = _Plan(session, sae)
     if plan.is_merged(store):
         session.terminal.say(f"{sae.dictionary}: merged already")
+        remove_leftovers(store)
         return False
     _check_room(session, sae)
     weights, sha256 = loaded_sae(session, sae)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 from collections.abc import Callable
@@ -18,10 +19,13 @@ from autointerp.errors import DamagedError, DiskFullError, InputError
 MAX_HEADER_BYTES = 1_000_000
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """`write` fills a temporary file beside `path`, which then takes its place: whoever looks, or is killed, at any
-    moment finds the old file or the new one, whole. Raises DiskFullError."""
+    moment finds the old file or the new one, whole. Temporary files of writers that were killed are deleted: nobody
+    else may be writing to `path`. Raises DiskFullError."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)

@@ -92,7 +92,7 @@ def merge_units(
     """
     if not source.folders:
         raise InputError("there are no harvested units to merge; run `autointerp harvest` first")
-    new_file = store.evidence_path.with_name(store.evidence_path.name + ".new")
+    new_file = _new_file(store)
     with reading_units(store.evidence_path):
         try:
             return _merge(store, source, target, config, new_file, memory_limit, threads)
@@ -101,6 +101,21 @@ def merge_units(
                 raise
             # The limit is a wish, the rows are the same either way: rather use more than fail.
             return _merge(store, source, target, config, new_file, None, threads)
+
+
+def remove_leftovers(store: Store) -> None:
+    """Delete what a merge that was killed has left beside the store."""
+    new_file = _new_file(store)
+    for leftover in (new_file, new_file.with_name(new_file.name + ".wal"), _features_file(new_file)):
+        leftover.unlink(missing_ok=True)
+
+
+def _new_file(store: Store) -> Path:
+    return store.evidence_path.with_name(store.evidence_path.name + ".new")
+
+
+def _features_file(new_file: Path) -> Path:
+    return new_file.with_name(new_file.name + ".features.parquet")
 
 
 def _merge(
@@ -112,11 +127,10 @@ def _merge(
     memory_limit: str | None,
     threads: int | None,
 ) -> dict[str, int]:
-    features_file = new_file.with_name(new_file.name + ".features.parquet")
+    features_file = _features_file(new_file)
     con = store.con.cursor()
     con.execute("DETACH DATABASE IF EXISTS building")  # of an attempt that failed
-    for leftover in (new_file, new_file.with_name(new_file.name + ".wal")):
-        leftover.unlink(missing_ok=True)
+    remove_leftovers(store)
     try:
         with _limits(con, memory_limit, threads):
             _compute(con, source, config)
