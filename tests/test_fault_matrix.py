@@ -661,15 +661,26 @@ ROWS: dict[str, list[str]] = {
         "test_llm_limits::test_six_attempts_outlast_a_minute",
         "test_cli::test_an_unreachable_endpoint",
     ],
-    "killed in harvest": ["test_evidence_harvest::test_killed_resumed_and_folded"],
+    "killed in harvest": [
+        "test_evidence_harvest::test_killed_resumed_and_folded",
+        "test_kills::test_a_kill_at_every_named_place",
+    ],
     "killed in explain or score": [
         "test_store_ledger::test_kill_loses_no_acknowledged_row",
         "test_store_snapshot::test_a_killed_writer_leaves_a_store_that_opens",
+        "test_kills::test_a_kill_at_every_named_place",
+        "test_kills::test_kills_at_random_moments",
     ],
-    "killed in training": ["test_sae_train::test_sigkill_while_saving_leaves_the_last_checkpoint_whole"],
+    "killed in training": [
+        "test_sae_train::test_sigkill_while_saving_leaves_the_last_checkpoint_whole",
+        "test_kills::test_a_kill_at_every_named_place",
+    ],
     "disk full": [
         "test_store_ledger::test_full_disk",
         "test_llm_client::test_the_record_is_committed_before_the_reply_is_returned",
+        "test_store_disk_full::test_a_disk_that_fails_at_any_write",
+        "test_store_disk_full::test_a_run_whose_disk_fills_up_stops_asking",
+        "test_store_disk_full::test_a_harvest_that_would_not_fit_is_refused_before_the_model_is_loaded",
     ],
     "second writer": [
         "test_fault_matrix::test_a_second_writer_sends_nothing",
@@ -679,10 +690,13 @@ ROWS: dict[str, list[str]] = {
         "test_cli::test_a_damaged_store",
         "test_store_schema::test_bit_flip_is_refused_and_nothing_deleted",
         "test_store_ledger::test_flipped_wal_bit_is_refused",
+        "test_store_damage::test_damage_is_refused_or_harmless",
+        "test_recover::test_a_damaged_main_file_is_copied_as_far_as_it_can_be_read",
     ],
     "lost WAL": [
         "test_store_ledger::test_lost_wal_is_found_and_nothing_is_touched",
         "test_store_ledger::test_an_update_that_is_lost_is_found_too",
+        "test_recover::test_labels_lost_with_the_wal_are_asked_for_again",
     ],
     "corrupt SAE file": [
         "test_sae_formats_saelens::test_damaged_files_are_named",
@@ -726,10 +740,16 @@ ROWS: dict[str, list[str]] = {
     ],
     "SQL injection": ["test_store_query::test_lock_down", "test_store_query::test_timeout_and_memory"],
     "script in a page": ["test_evaluate_report::test_strings_from_outside_are_escaped_in_the_page_and_in_the_svg"],
+    "paths out of the folder": [
+        "test_paths::test_a_dictionary_name_is_one_part_of_a_path",
+        "test_paths::test_no_result_takes_the_place_of_the_store",
+    ],
     "key in the address, or leaking": [
         "test_config::test_a_wrong_value_is_named",
         "test_llm_client::test_the_key_reaches_nothing_but_the_wire",
         "test_cli_llm::test_a_refused_key_stops_at_once_and_stays_secret",
+        "test_canary::test_a_run_through_every_fault",
+        "test_canary::test_what_a_killed_run_leaves",
     ],
 }
 """Row of the fault table -> the tests that show it."""
