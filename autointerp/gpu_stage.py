@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -22,7 +21,7 @@ from autointerp.evidence import harvest as evidence
 from autointerp.evidence import memory
 from autointerp.evidence.merge import CorpusFacts
 from autointerp.evidence.merge import merge as merge_harvest
-from autointerp.evidence.shards import HarvestFolder
+from autointerp.evidence.shards import HarvestFolder, remove_folder
 from autointerp.evidence.verify import recompute
 from autointerp.evidence.vocab_projection import vocab_projection
 from autointerp.gpu_session import (
@@ -264,7 +263,7 @@ def harvest_and_merge(session: Session, store: Store, sae: SaeConfig) -> bool:
     if plan.is_merged(store):
         session.terminal.say(f"{sae.dictionary}: harvested already")
         remove_leftovers(store)
-        shutil.rmtree(session.work_folder(sae), ignore_errors=True)
+        remove_folder(session.work_folder(sae))
         return False
     session.check_corpus()
     _check_room(session, sae)
@@ -357,7 +356,7 @@ def _merge(session: Session, store: Store, plan: _Plan, weights: Sae, sha256: st
     counts = merge_harvest(store, dictionary_id, folder, weights, text, config.harvest, corpus, key=plan.key)
     listed = ", ".join(f"{n:,} {name}" for name, n in counts.items())
     terminal.say(f"{sae.dictionary}: merged into {store.path.name}: {listed}")
-    shutil.rmtree(session.work_folder(sae), ignore_errors=True)
+    remove_folder(session.work_folder(sae))
 
 
 def forecast_harvest(session: Session, sae: SaeConfig) -> None:

@@ -51,7 +51,7 @@ batch_tokens = 1024
 [corpus]
 source = {corpus!r}
 context_length = 32
-unit_characters = 6000
+unit_characters = 3500
 [[sae]]
 name = "tiny"
 hookpoint = "transformer.h.1"
@@ -163,6 +163,7 @@ class Ended:
 
 _OPEN, _WRITES = "autointerp.store.connection:StoreConnection", "autointerp.store.writes:StoreWrites"
 _LEDGER, _GROUPS = "autointerp.store.row_ledger:RowLedger", "autointerp.store.group_writer:GroupWriter"
+_FOLDER, _IN_A_FOLDER = "autointerp.evidence.shards:HarvestFolder", r"^\w+\.(parquet|json)$"
 _FINDINGS = "autointerp.store.findings:StoreFindings"
 _SNAPSHOT, _CLIENT = "autointerp.store.snapshot:SnapshotPublisher", "autointerp.llm.client:LlmClient"
 _EXPLAIN, _SCORE = "autointerp.llm_stage:explain", "autointerp.llm_stage:score"
@@ -185,6 +186,7 @@ POINTS = (
     Point("harvest: unit renamed", "os:rename", "after", 1, "/units/u"),
     Point("harvest: fold not renamed", "os:rename", "before", 1, "/folds/f"),
     Point("harvest: folded, units not deleted", "os:rename", "after", 1, "/folds/f"),
+    Point("harvest: folded, a unit half deleted", "os:unlink", "after", 3, _IN_A_FOLDER, f"{_FOLDER}.fold"),
     Point("harvest: end of the corpus not noted", "os:replace", "before", 1, "n_units"),
     Point("merge: before the vocabulary projection", f"{_WRITES}.insert_vocab_projection", "before"),
     Point("merge: after the vocabulary projection", f"{_WRITES}.insert_vocab_projection"),
@@ -192,6 +194,7 @@ POINTS = (
     Point("merge: evidence not renamed", "os:replace", "before", 1, r"evidence\.duckdb\.new"),
     Point("merge: evidence renamed, features not", f"{_OPEN}.replace_evidence"),
     Point("merge: features not in the ledger", f"{_LEDGER}.append", "before", since=f"{_OPEN}.replace_evidence"),
+    Point("merged: units half deleted", "os:unlink", "after", 3, _IN_A_FOLDER, "autointerp.gpu_stage:remove_leftovers"),
     Point("gather: between methods", f"{_FINDINGS}.replace_findings", "after", 2),
     Point("gather: pruned, not written", "autointerp.evidence_stage:prune"),
     Point("snapshot: while it is copied", f"{_SNAPSHOT}._copy", "during", delay_s=0.02),
@@ -248,7 +251,7 @@ def _preload() -> None:
     defaults = GroupWriter.__init__.__kwdefaults__
     assert defaults is not None
     defaults["max_wait_s"] = 0.01
-    HarvestFolder.fold.__defaults__ = (0, 1, 3, None)  # a corpus of a few units is folded too
+    HarvestFolder.fold.__defaults__ = (0, 1, 2, None)  # a corpus of a few units is folded too
 
 
 def _serve() -> None:

@@ -5,17 +5,19 @@
     <root>/units/u00000012/     tables (store/unit_tables.py) and unit.json; complete, or not there at all
     <root>/folds/f00000000-7/   the tables of several units as one, and unit.json naming them
 
-A folder is written under another name, flushed to disk and renamed, so a kill leaves at most one unit undone. Several
-processes may share a root as long as each takes its own units (shards).
+A folder is written under another name, flushed to disk and renamed, and renamed again before it is deleted, so a kill
+leaves at most one unit undone and none in part. Several processes may share a root as long as each takes its own units
+(shards).
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +75,7 @@ class HarvestFolder:
 
     def pieces(self) -> list[Piece]:
         """The complete folders, each unit in exactly one of them. Raises DamagedError where two folds overlap."""
-        folds = [_piece(path) for path in sorted(self._folds.glob("f*"))]
+        folds = _pieces(self._folds.glob("f*"))
         # A process that was stopped between writing a larger fold and deleting what it holds leaves both.
         folds = [f for f in folds if not any(set(f.units) < set(g.units) for g in folds)]
         folded = [unit for fold in folds for unit in fold.units]
@@ -83,8 +85,7 @@ class HarvestFolder:
                 f"{self.root} and harvest again"
             )
         inside = set(folded)
-        units = [_piece(path) for path in sorted(self._units.glob("u*"))]
-        return folds + [piece for piece in units if not inside.issuperset(piece.units)]
+        return folds + [piece for piece in _pieces(self._units.glob("u*")) if not inside.issuperset(piece.units)]
 
     def write(self, evidence: UnitEvidence) -> None:
         """Make the unit's folder, complete and on the disk. Raises DiskFullError."""
@@ -115,7 +116,7 @@ class HarvestFolder:
             fold_units([piece.path for piece in own], self._bounds, folder, memory_limit)
             write_json(folder / _MANIFEST, {"units": units, "totals": totals})
         for piece in own:
-            shutil.rmtree(piece.path, ignore_errors=True)
+            remove_folder(piece.path)
 
     def set_n_units(self, n_units: int) -> None:
         """Record the length of the corpus. Raises MismatchError where it was another before: the text has changed."""
@@ -178,8 +179,9 @@ class HarvestFolder:
 
     def remove_leftovers(self) -> None:
         """Delete half-written folders of processes that were killed. Only while no other process harvests here."""
-        for path in self.root.glob(".tmp-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        for folder in (self.root, self._units, self._folds):
+            for path in folder.glob(".tmp-*"):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -188,6 +190,15 @@ def _written(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise from_os(error, path) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, and what a process that was killed while it did so has left of it. At no moment does a part of
+    it stand under its name."""
+    with suppress(OSError):  # it is not there
+        os.rename(folder, folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}"))
+    for renamed in folder.parent.glob(f".tmp-{glob.escape(folder.name)}-*"):
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -214,6 +225,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DamagedError(f"{path} is not what it should be; delete its folder to harvest that part again")
     return value
+
+
+def _pieces(paths: Iterable[Path]) -> list[Piece]:
+    """In the order of their names, without those that another process (shard) has just folded and deleted."""
+    found = []
+    for path in sorted(paths):
+        try:
+            found.append(_piece(path))
+        except DamagedError:
+            if path.exists():
+                raise
+    return found
 
 
 def _piece(path: Path) -> Piece:
