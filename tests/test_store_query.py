@@ -127,6 +127,23 @@ def test_output_is_the_only_file_it_may_write(path: Path, tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["it's.parquet", "x.csv"]
 
 
+def test_a_file_may_hold_more_than_the_memory_does(path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "large.parquet"
+    run_query(path, "SELECT i, hash(i) AS h FROM range(8000000) AS r(i)", output=target, memory_limit="100MB")
+    with duckdb.connect() as con:
+        rows = con.execute("SELECT count(*), max(i), bool_and(h = hash(i)) FROM read_parquet(?)", [str(target)])
+        assert rows.fetchone() == (8_000_000, 7_999_999, True)
+
+
+def test_a_query_that_fails_half_way_ends(path: Path, tmp_path: Path) -> None:
+    """COPY of a query that fails on one of several threads may wait for ever."""
+    fails = "SELECT CASE WHEN i < 400000 THEN i ELSE error('at last') END AS i FROM range(500000) AS r(i)"
+    for _ in range(100):
+        with pytest.raises(InputError, match="at last"):
+            run_query(path, fails, output=tmp_path / "x.csv", output_format="csv")
+    assert not (tmp_path / "x.csv").exists()
+
+
 def test_unsafe_may_read_files(path: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a\n5\n")
     assert run_query(path, f"SELECT a FROM read_csv('{tmp_path}/t.csv')", unsafe=True) == (["a"], [(5,)])

@@ -8,8 +8,9 @@ import stat
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -75,16 +76,19 @@ def _answer(
     path: Path, sql: str, unsafe: bool, memory_limit: str, timeout_s: float, max_rows: int | None,
     output: Path | None, output_format: str, say: Callable[[str], None] | None,
 ) -> tuple[list[str], list[tuple[Any, ...]]]:  # fmt: skip
-    """`output` is the one path that the statement may touch."""
-    with closing(connect_for_reading(path, say)) as con:
-        _lock_down(con, path, unsafe, memory_limit, output)
+    """`output` is the one path that the statement may touch.
+
+    What goes into a file is gathered in a table first: where a query fails half-way, or is interrupted, while COPY
+    writes its rows, DuckDB 2.0 may wait for itself for ever.
+    """
+    with ExitStack() as stack:
+        con = stack.enter_context(closing(connect_for_reading(path, say)))
+        spill = stack.enter_context(TemporaryDirectory(prefix="autointerp-")) if output is not None else ""
+        _lock_down(con, path, unsafe, memory_limit, output, spill)
         statement = _single_statement(con, sql)
-        if output is not None:
-            if statement.type != duckdb.StatementType.SELECT:
-                raise InputError("only a SELECT can be written to a file")
-            query = f"COPY (\n{statement.query}\n) TO {quoted(str(output))} (FORMAT {output_format})"
-        else:
-            query = statement.query
+        if output is not None and statement.type != duckdb.StatementType.SELECT:
+            raise InputError("only a SELECT can be written to a file")
+        query = statement.query if output is None else f"CREATE TEMP TABLE result AS (\n{statement.query}\n)"
         timed_out = threading.Event()
 
         def stop() -> None:
@@ -96,7 +100,8 @@ def _answer(
         try:
             con.execute(query)
             if output is not None:
-                con.fetchall()
+                timer.cancel()
+                con.execute(f"COPY temp.result TO {quoted(str(output))} (FORMAT {output_format})")
                 return [], []
             columns = [column[0] for column in con.description or []]
             return columns, con.fetchall() if max_rows is None else con.fetchmany(max_rows)
@@ -127,7 +132,7 @@ def _single_statement(con: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statem
 
 
 def _lock_down(
-    con: duckdb.DuckDBPyConnection, path: Path, unsafe: bool, memory_limit: str, output: Path | None
+    con: duckdb.DuckDBPyConnection, path: Path, unsafe: bool, memory_limit: str, output: Path | None, spill: str
 ) -> None:
     """Settings first, the lock last: after `lock_configuration` nothing of this can be undone by a statement."""
     if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", memory_limit, re.IGNORECASE):
@@ -138,8 +143,8 @@ def _lock_down(
             return
         if output is not None:
             con.execute(f"SET allowed_paths = [{quoted(str(output))}]")
-        # Spilling would put a folder beside the store, which a reader may not be able to write to.
-        con.execute("SET temp_directory = ''")
+        # By default spilling would put a folder beside the store, which a reader may not be able to write to.
+        con.execute(f"SET temp_directory = {quoted(spill)}")
         con.execute("SET enable_external_access = false")
         con.execute("SET lock_configuration = true")
 
