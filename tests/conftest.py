@@ -123,6 +123,21 @@ def save_model(folder: Path, config: PretrainedConfig, seed: int = 0) -> Path:
     return folder
 
 
+LONGEST = (
+    "test_parsers",
+    "test_kills",
+    "test_cli_dictionaries",
+    "test_planted_methods",
+    "test_fault_matrix",
+    "test_canary",
+)
+"""Files that go first, so that with several processes none of them is left over at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return lambda name: tmp_path_factory.mktemp(name)

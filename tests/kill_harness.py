@@ -37,12 +37,6 @@ from fault_server import Entry
 from interpret_fixtures import World, coin
 
 CONNECTIONS = 6
-CONTEXTS = 2
-"""Of each kind, that a score is made on."""
-OUTSTANDING = (2 + 2 * CONNECTIONS // (3 * CONTEXTS)) * 3 * CONTEXTS
-"""Requests that have been asked at a time and are not in the store yet, at most: CONNECTIONS of them are under way,
-the others wait for a connection or, answered, for their commit. Scoring has the most (score_run._simulate)."""
-
 CONFIG = """
 [model]
 name = {model!r}
@@ -650,8 +644,11 @@ def what_is_wrong(
         wrong.append(
             f"{len(asked - should)} requests that an undisturbed run does not make, {len(should - asked)} less"
         )
-    for step, n in zip(story.steps, story.unrecorded(entries), strict=True):
-        if not 0 <= n <= (OUTSTANDING if step.ended.killed else 0):
+    for step, n, requests in zip(story.steps, story.unrecorded(entries), story.requests(entries), strict=True):
+        # Under way, or answered and not yet committed: together no more than may be in flight. A failed attempt is
+        # recorded with the outcome of its request.
+        most = CONNECTIONS + sum(entry.fault is not None for entry in requests) if step.ended.killed else 0
+        if not 0 <= n <= most:
             wrong.append(f"{n} requests without a record in {step.ended.stage!r} after {step.kill}")
     return wrong
 

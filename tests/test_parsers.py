@@ -33,7 +33,15 @@ from autointerp.interpret.measured.output import read_choice
 from autointerp.interpret.prompts import one_line
 from autointerp.interpret.simulation import ReplyError, expected_numbers, read_lines, read_prompt_logprobs
 from autointerp.llm.errors import BadReplyError
-from autointerp.llm.replies import Envelope, load_json, read_envelope, read_logprobs, storable_reply
+from autointerp.llm.replies import (
+    Envelope,
+    Usage,
+    load_json,
+    read_envelope,
+    read_logprobs,
+    read_usage,
+    storable_reply,
+)
 from autointerp.llm.requests import Request, TokenLogprob
 from autointerp.llm.transport import error_in_ok_reply
 
@@ -559,6 +567,10 @@ REQUESTS = {
 def check_envelope(request: Request, payload: Any) -> Envelope | None:
     """The envelope of any JSON, its shape checked, or None where it was refused with our own error."""
     assert error_in_ok_reply(payload) in (None, 401, 402, 403, 429)
+    if (usage := read_usage(payload)) is not None:
+        counts = (usage.input_tokens, usage.cached_tokens, usage.output_tokens)
+        assert all(type(count) is int and 0 <= count < 2**63 for count in counts) and counts[0] >= max(1, counts[1])
+        assert usage.cost_usd is None or (type(usage.cost_usd) is float and 0.0 <= usage.cost_usd < math.inf)
     try:
         envelope = read_envelope(request, payload, "raw")
     except BadReplyError as error:
@@ -567,11 +579,6 @@ def check_envelope(request: Request, payload: Any) -> Envelope | None:
     assert envelope.status in ("ok", "refused", "filtered", "truncated")
     assert (envelope.status == "ok") == (envelope.error is None)
     assert not re.search("[\ud800-\udfff]", envelope.text + (envelope.error or ""))
-    if envelope.usage is not None:
-        counts = (envelope.usage.input_tokens, envelope.usage.cached_tokens, envelope.usage.output_tokens)
-        assert all(type(count) is int and 0 <= count < 2**63 for count in counts) and counts[0] > 0
-        cost = envelope.usage.cost_usd
-        assert cost is None or (type(cost) is float and 0.0 <= cost < math.inf)
     if request.kind == "embeddings":
         vectors = envelope.vectors
         assert vectors is not None and len(vectors) == 2 and len(vectors[0]) == len(vectors[1]) > 0
@@ -590,9 +597,9 @@ def test_envelopes(data: bytes) -> None:
     request = REQUESTS[kind]
     whole = endpoints_reply(dice, kind)
     envelope = check_envelope(request, whole)
-    assert envelope is not None and envelope.status == "ok" and envelope.usage is not None
-    assert (envelope.usage.input_tokens, envelope.usage.cached_tokens, envelope.usage.output_tokens) == (5, 1, 2)
-    assert envelope.text == ("text" if kind == "chat" else "a") and envelope.usage.cost_usd == 0.5
+    assert envelope is not None and envelope.status == "ok"
+    assert read_usage(whole) == Usage(5, 1, 2, 0.5)
+    assert envelope.text == ("text" if kind == "chat" else "a")
     written, prompt = read_logprobs(request, envelope)
     if kind == "chat":
         rows = whole["choices"][0]["logprobs"]["content"]
@@ -613,10 +620,10 @@ def test_envelopes(data: bytes) -> None:
     envelope = check_envelope(request, payload)
     if envelope is not None:
         # What is kept of a long reply is read as the reply was.
-        before = envelope.status, envelope.text, envelope.usage, read_logprobs(request, envelope)
+        before = envelope.status, envelope.text, read_usage(payload), read_logprobs(request, envelope)
         kept = load_json(storable_reply(request.kind, LONG, payload))
         again = read_envelope(request, kept, "kept")
-        assert (again.status, again.text, again.usage, read_logprobs(request, again)) == before
+        assert (again.status, again.text, read_usage(kept), read_logprobs(request, again)) == before
 
 
 LONG = " " * 262_145
