@@ -82,9 +82,16 @@ def test_no_slot_is_lost_or_given_twice_whatever_is_cancelled(seed: int) -> None
             for _ in range(rng.randint(0, 3)):
                 await asyncio.sleep(0)
             rng.choice([slots.succeeded, slots.succeeded, slots.throttled])(sent)
-        finally:
+        except BaseException:
             held -= 1
             slots.release()
+            raise
+        slots.answered()
+        try:
+            await asyncio.sleep(0)
+        finally:
+            held -= 1
+            slots.written()
 
     async def run() -> None:
         tasks = [asyncio.create_task(worker()) for _ in range(200)]

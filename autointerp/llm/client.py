@@ -216,8 +216,8 @@ class LlmClient:
         try:
             return await self._sent(request, attempts, raise_refusals)
         finally:
-            if attempts.holds_slot:
-                self._slots.release()
+            if attempts.is_unwritten:
+                self._slots.written()
 
     async def _sent(self, request: Request, attempts: Attempts, raise_refusals: bool) -> Reply:
         envelope: Envelope | None = None
@@ -296,15 +296,16 @@ class LlmClient:
         await asyncio.shield(self._begin_record(record))
 
     async def _attempt(self, request: Request, attempts: Attempts) -> tuple[str, Envelope]:
-        """One attempt, once there are a free slot, room in the budget, and a permit. With an answer the slot is kept
-        until `send` has written it down: what a kill costs is no more than llm.max_connections calls."""
+        """One attempt, once there are a free slot, room in the budget, and a permit. An answer counts as in flight until
+        `send` has written it down: what a kill costs is no more than llm.max_connections calls."""
         await self._slots.take()
         try:
             answer = await self._attempt_in_slot(request, attempts)
         except BaseException:
             self._slots.release()
             raise
-        attempts.holds_slot = True
+        self._slots.answered()
+        attempts.is_unwritten = True
         return answer
 
     async def _attempt_in_slot(self, request: Request, attempts: Attempts) -> tuple[str, Envelope]:

@@ -14,7 +14,9 @@ CUT = 0.8
 
 
 class Slots:
-    """A semaphore whose size follows the endpoint: `take` before each attempt, `release` once its outcome is settled.
+    """A semaphore whose size follows the endpoint: `take` before each attempt, `release` after one that failed; after one
+    with an answer `answered`, and `written` once the answer is on the disk. Calls that wait for their answer follow the
+    endpoint's limit; together with the answers that a kill would still lose they stay below the ceiling.
 
     Every success in full use adds one until the endpoint throttles for the first time, so that the limit doubles with
     each round of calls; after that, a whole window of successes (as many as the limit) adds one. Throttling cuts it
@@ -26,12 +28,13 @@ class Slots:
         self.limit = float(min(START, ceiling))
         self.cuts = 0
         self._held = 0
+        self._unwritten = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._successes = 0
         self._cut_at = float("-inf")
 
     async def take(self) -> None:
-        if self._held < int(self.limit) and not self._waiting:
+        if self._has_room() and not self._waiting:
             self._held += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -46,6 +49,18 @@ class Slots:
     def release(self) -> None:
         self._held -= 1
         self._wake()
+
+    def answered(self) -> None:
+        self._held -= 1
+        self._unwritten += 1
+        self._wake()
+
+    def written(self) -> None:
+        self._unwritten -= 1
+        self._wake()
+
+    def _has_room(self) -> bool:
+        return self._held < int(self.limit) and self._held + self._unwritten < self.ceiling
 
     def succeeded(self, sent_at: float) -> None:
         """A call that was sent at `sent_at` (time.monotonic()) brought an answer; told while its slot is held."""
@@ -67,7 +82,7 @@ class Slots:
         self.limit = max(1.0, CUT * self.limit)
 
     def _wake(self) -> None:
-        while self._waiting and self._held < int(self.limit):
+        while self._waiting and self._has_room():
             turn = self._waiting.popleft()
             if not turn.done():  # one whose worker was cancelled is
                 self._held += 1

@@ -70,7 +70,7 @@ class Attempts:
     cost_usd: float = 0.0
     latency_s: float = 0.0
     """Of the last attempt."""
-    holds_slot: bool = False
+    is_unwritten: bool = False
     """Whether its answer still has to be written down (client.py)."""
     rng: random.Random = field(default_factory=lambda: _JITTER)
 
