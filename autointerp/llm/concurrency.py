@@ -14,9 +14,9 @@ CUT = 0.8
 
 
 class Slots:
-    """A semaphore whose size follows the endpoint: `take` before each attempt, `release` after one that failed; after one
-    with an answer `answered`, and `written` once the answer is on the disk. Calls that wait for their answer follow the
-    endpoint's limit; together with the answers that a kill would still lose they stay below the ceiling.
+    """A semaphore whose size follows the endpoint: `take` before each attempt, `release` after one that failed; after
+    one with an answer `answered`, and `written` once the answer is on the disk. Calls that wait for their answer follow
+    the endpoint's limit; together with the answers that a kill would still lose they stay below the ceiling.
 
     Every success in full use adds one until the endpoint throttles for the first time, so that the limit doubles with
     each round of calls; after that, a whole window of successes (as many as the limit) adds one. Throttling cuts it
