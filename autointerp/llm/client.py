@@ -296,8 +296,8 @@ class LlmClient:
         await asyncio.shield(self._begin_record(record))
 
     async def _attempt(self, request: Request, attempts: Attempts) -> tuple[str, Envelope]:
-        """One attempt, once there are a free slot, room in the budget, and a permit. An answer counts as in flight until
-        `send` has written it down: what a kill costs is no more than llm.max_connections calls."""
+        """One attempt, once there are a free slot, room in the budget, and a permit. An answer counts as in flight
+        until `send` has written it down: what a kill costs is no more than llm.max_connections calls."""
         await self._slots.take()
         try:
             answer = await self._attempt_in_slot(request, attempts)
