@@ -74,6 +74,7 @@ max_usd = {max_usd}
 
 [store]
 path = "bulk.duckdb"
+snapshot_seconds = 10
 """
 PORT = 18_431
 """Fixed, so that the endpoint's address in the configuration stays the same from one time to the next."""
@@ -133,7 +134,7 @@ def killed_run(project: Project, server: FaultServer, calls: int) -> tuple[float
     while (seen := _lines(server.ledger)) < 2 * calls:
         if process.poll() is not None:
             raise SystemExit("".join(lines) + f"\nthe run ended by itself (exit code {process.returncode})")
-        if not looked and seen > calls:
+        if not looked and seen > 1.5 * calls:
             looked = True
             project.run("status")
             project.run("query", "SELECT status, count(*) AS features, avg(score) AS mean_score FROM labels GROUP BY 1")
