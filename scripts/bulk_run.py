@@ -158,13 +158,14 @@ def compare(project: Project, entries: Sequence[Entry], killed_at: float) -> boo
     """Prints what the books say beside what the store says; whether they agree."""
     usable = (None, "garbage", "empty", "cut", "refusal")
     answered: dict[str, float] = {}
-    again: list[Entry] = []
+    again: dict[str, float] = {}
+    """When what had its answer was asked again first."""
     for entry in entries:
         if entry.sha256 in answered:
-            again.append(entry)
+            again.setdefault(entry.sha256, entry.arrived)
         elif entry.answered and entry.fault in usable:
             answered[entry.sha256] = entry.arrived
-    in_flight = [e for e in again if answered[e.sha256] < killed_at < e.arrived]
+    in_flight = [sha for sha, asked in again.items() if answered[sha] < killed_at < asked]
     faults = Counter(e.fault for e in entries if e.fault)
     billed = [sum(e.input_tokens for e in entries), sum(e.output_tokens for e in entries)]
     (booked,) = project.value(
