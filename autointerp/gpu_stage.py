@@ -282,6 +282,7 @@ def _check_room(session: Session, sae: SaeConfig) -> None:
     """DiskFullError where the disk cannot take the harvest: said before the model is loaded, not hours later."""
     config = session.config
     needed = memory.disk_needed(load_sae(session.sae_folder(sae), sae.format), config.harvest, config.corpus)
+    needed = memory.still_needed(needed, session.work_folder(sae))
     memory.check_disk(Path(config.store.path).parent, needed, sae.dictionary)
 
 

@@ -375,3 +375,15 @@ def test_dry_run_spends_nothing(project: Path, capsys: pytest.CaptureFixture[str
     code, out, err = run(capsys, "harvest", "-c", str(project / "autointerp.toml"), "--dry-run")
     assert code == 0, err
     assert "memory" in out
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_fault(buffered: str) -> None:
+    """Of results that Python still holds when the command ends, and of those that are written at once."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    command = [sys.executable, "-m", "autointerp", "--version"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
