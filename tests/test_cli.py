@@ -100,6 +100,23 @@ def test_a_second_run_does_nothing_and_says_so(project: Path, capsys: pytest.Cap
     assert (project / "tiny.evidence.duckdb").read_bytes() == before
 
 
+def test_units_of_another_harvest_stay(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one that was begun with other settings, before they were put back."""
+    config, work = copy / "autointerp.toml", copy / "tiny.work" / "tiny"
+    before = config.read_text()
+    config.write_text(before.replace("top_contexts = 4", "top_contexts = 5"))
+    assert run(capsys, "harvest", "--num-shards", "2", "-c", str(config))[0] == 0
+    units = sorted(p.name for p in work.rglob("*"))
+    config.write_text(before)
+    code, _, said = run(capsys, "harvest", "-c", str(config))
+    assert code == 0 and "harvested already" in said
+    assert units and sorted(p.name for p in work.rglob("*")) == units
+    shutil.rmtree(work)
+    assert run(capsys, "harvest", "--num-shards", "2", "-c", str(config))[0] == 0
+    assert run(capsys, "harvest", "-c", str(config))[0] == 0
+    assert not work.exists(), "its own are of no use any more"
+
+
 def test_every_feature_has_one_row(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(
         capsys, "query", "SELECT feature, status, label, score, explanation_status FROM labels ORDER BY feature",
