@@ -202,7 +202,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def may_hold(root: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether what lies in the folder `root` can be of a harvest whose identity has these facts: it says nothing else."""
+    """Whether nothing in the folder `root` says that it is of a harvest whose identity lacks these facts."""
     if not (root / "identity.json").exists():
         return True
     found = _read_json(root / "identity.json")
