@@ -543,8 +543,16 @@ GOES_ON = (StoppedError, PartialFailure, StoreBusyError)
 
 
 def _end(code: int) -> None:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """The reader of our pipe has gone: nothing more to say, to Python's own flush at its end either."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def guarded(call: Callable[[], Any], verbose: bool, told: Log | None = None) -> int:
@@ -567,7 +575,7 @@ def guarded(call: Callable[[], Any], verbose: bool, told: Log | None = None) -> 
     except typer.Exit as end:
         return end.exit_code
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- the reader of our pipe has gone; nothing more to say
+        _drop_output()
         return 0
     except Exception as error:  # the last resort: an unforeseen fault is reported as one, with a way to its details
         what = f"unexpected {type(error).__name__}: {error} (run with -v for the traceback)"
@@ -580,8 +588,7 @@ def main(argv: list[str] | None = None) -> None:
     """`argv`: a command line other than the process's own, whose stderr is then left as it was found."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0] == "--version":
-        Terminal().result(f"autointerp {__version__}")
-        _end(0)
+        _end(guarded(lambda: Terminal().result(f"autointerp {__version__}"), False))
     arguments = arguments or ["--help"]
     verbose = "-v" in arguments or "--verbose" in arguments
     told = Log(log.asked_for(arguments))

@@ -21,7 +21,7 @@ from autointerp.evidence import harvest as evidence
 from autointerp.evidence import memory
 from autointerp.evidence.merge import CorpusFacts
 from autointerp.evidence.merge import merge as merge_harvest
-from autointerp.evidence.shards import HarvestFolder, remove_folder
+from autointerp.evidence.shards import HarvestFolder, may_hold, remove_folder
 from autointerp.evidence.verify import recompute
 from autointerp.evidence.vocab_projection import vocab_projection
 from autointerp.gpu_session import (
@@ -217,10 +217,11 @@ class _Plan:
             raise InputError(
                 f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table"
             )
+        self.sae_sha256 = sae_sha256(folder, sae.format)
         self.key = digest(
             {
                 "model": [*model_key(config), config.model.batch_tokens],
-                "sae": [sae.hookpoint, sae_sha256(folder, sae.format)],
+                "sae": [sae.hookpoint, self.sae_sha256],
                 "corpus": corpus_key(config),
                 "harvest": asdict(config.harvest),
             }
@@ -233,6 +234,16 @@ class _Plan:
         current = store.current_harvest(held[0].dictionary_id)
         harvests = store.harvests(held[0].dictionary_id)
         return any(h.harvest_id == current and h.config.get("key") == self.key for h in harvests)
+
+    def remove_work(self) -> None:
+        """What a merge that was killed has left in the work folder. Units of a harvest with other settings stay: they
+        wait for the rest of it."""
+        config, folder = self.session.config, self.session.work_folder(self.sae)
+        facts = evidence.identity_without_model(
+            self.sae_sha256, placeless(config.corpus), self.fingerprint, config.harvest, config.model.batch_tokens
+        )
+        if may_hold(folder, facts):
+            remove_folder(folder)
 
     def folder(self, sha256: str) -> HarvestFolder:
         config, loaded = self.session.config, self.session.model()
@@ -263,7 +274,7 @@ def harvest_and_merge(session: Session, store: Store, sae: SaeConfig) -> bool:
     if plan.is_merged(store):
         session.terminal.say(f"{sae.dictionary}: harvested already")
         remove_leftovers(store)
-        remove_folder(session.work_folder(sae))
+        plan.remove_work()
         return False
     session.check_corpus()
     _check_room(session, sae)
@@ -282,6 +293,7 @@ def _check_room(session: Session, sae: SaeConfig) -> None:
     """DiskFullError where the disk cannot take the harvest: said before the model is loaded, not hours later."""
     config = session.config
     needed = memory.disk_needed(load_sae(session.sae_folder(sae), sae.format), config.harvest, config.corpus)
+    needed = memory.still_needed(needed, session.work_folder(sae))
     memory.check_disk(Path(config.store.path).parent, needed, sae.dictionary)
 
 

@@ -189,6 +189,9 @@ class _Records(logging.Handler):
 class _Lines(io.TextIOBase):
     """In the place of stderr: every line written becomes one of the log."""
 
+    encoding = "utf-8"
+    """Libraries ask for it; TextIOBase has None."""
+
     def __init__(self, log: Log, beneath: TextIO) -> None:
         self.beneath = beneath
         self._log = log

@@ -100,6 +100,23 @@ def test_a_second_run_does_nothing_and_says_so(project: Path, capsys: pytest.Cap
     assert (project / "tiny.evidence.duckdb").read_bytes() == before
 
 
+def test_units_of_another_harvest_stay(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one that was begun with other settings, before they were put back."""
+    config, work = copy / "autointerp.toml", copy / "tiny.work" / "tiny"
+    before = config.read_text()
+    config.write_text(before.replace("top_contexts = 4", "top_contexts = 5"))
+    assert run(capsys, "harvest", "--num-shards", "2", "-c", str(config))[0] == 0
+    units = sorted(p.name for p in work.rglob("*"))
+    config.write_text(before)
+    code, _, said = run(capsys, "harvest", "-c", str(config))
+    assert code == 0 and "harvested already" in said
+    assert units and sorted(p.name for p in work.rglob("*")) == units
+    shutil.rmtree(work)
+    assert run(capsys, "harvest", "--num-shards", "2", "-c", str(config))[0] == 0
+    assert run(capsys, "harvest", "-c", str(config))[0] == 0
+    assert not work.exists(), "its own are of no use any more"
+
+
 def test_every_feature_has_one_row(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(
         capsys, "query", "SELECT feature, status, label, score, explanation_status FROM labels ORDER BY feature",
@@ -375,3 +392,15 @@ def test_dry_run_spends_nothing(project: Path, capsys: pytest.CaptureFixture[str
     code, out, err = run(capsys, "harvest", "-c", str(project / "autointerp.toml"), "--dry-run")
     assert code == 0, err
     assert "memory" in out
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_fault(buffered: str) -> None:
+    """Of results that Python still holds when the command ends, and of those that are written at once."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    command = [sys.executable, "-m", "autointerp", "--version"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

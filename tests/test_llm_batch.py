@@ -283,6 +283,16 @@ def test_another_process_goes_on_with_a_batch_and_pays_nothing_twice(store: Stor
     assert spent(store) == pytest.approx(7 * BATCH_COST)
 
 
+def test_a_deadline_does_not_wait_for_a_batch(store: Store) -> None:
+    with BatchServer(answer, held=True) as server:
+        stopped = Asked(server, store, *texts(3), budget=BudgetConfig(deadline=1.0))
+        assert {type(reply) for reply in stopped.replies} == {StoppedError}
+        assert "deadline" in str(stopped.replies[0]) and "goes on at the endpoint" in stopped.said[-1]
+        server.held = False
+        assert Asked(server, store, *texts(3)).texts == expected(3)
+        assert server.sizes == [3] and set(server.answered.values()) == {1}
+
+
 def test_what_an_earlier_batch_did_not_answer_is_sent_again(store: Store) -> None:
     with BatchServer(answer, held=True, spoiled=[{"expired"}]) as server:
         Asked(server, store, *texts(6), until=lambda: bool(server.batches))

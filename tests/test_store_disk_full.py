@@ -168,5 +168,10 @@ def test_a_harvest_that_would_not_fit_is_refused_before_the_model_is_loaded(
         assert code == 5 and f"{needed / 2**20:,.0f} MiB" in said, said
         code, said = harvest(needed, *options)
         assert code != 5 and "no-such-model" in said, said
+    # A harvest that goes on does not need room for what it has on the disk already.
+    unit = tmp_path / "x.work" / "s" / "units" / "u00000000"
+    unit.mkdir(parents=True)
+    (unit / "a.parquet").write_bytes(bytes(needed // 4))
+    assert harvest(needed - needed // 4)[0] != 5 and harvest(needed * 2 // 3 - 1)[0] == 5
     short = CorpusConfig(max_tokens=1000)
     assert disk_needed(sae, HarvestConfig(), short) < needed

@@ -113,7 +113,7 @@ def test_output_is_the_only_file_it_may_write(path: Path, tmp_path: Path) -> Non
     assert run_query(path, "SELECT feature, label FROM labels ORDER BY 1 -- all", output=target) == ([], [])
     with duckdb.connect() as con:
         assert con.execute("SELECT count(*) FROM read_parquet(?)", [str(target)]).fetchone() == (6,)
-    run_query(path, "SELECT 1 AS a", output=tmp_path / "x.csv", output_format="csv")
+    run_query(path, "SELECT 1 AS a; -- it ends here", output=tmp_path / "x.csv", output_format="csv")
     assert (tmp_path / "x.csv").read_text() == "a\n1\n"
     for sql in (
         "SELECT * FROM read_text('/etc/passwd')",

@@ -42,6 +42,17 @@ def test_pace_spending_and_what_is_left(tmp_path: Path) -> None:
     assert found["scores"] == {"pending": 4, "per_minute": pytest.approx(1 / 5), "minutes_left": pytest.approx(20)}
     assert found["minutes_left"] == pytest.approx(7.5 + 20)
     assert (found["expected_end"], found["ends_by"]) == ("2026-01-01T00:37:30+00:00", "done")
+    # A scorer that reads no label.
+    patch = (
+        """UPDATE runs SET config = json_merge_patch(config, '{"score": {"scorers": ["simulation", "intruder"]}}')"""
+    )
+    store.con.execute(patch)
+    unread = score(labels[0], explanation_id=None, scorer="intruder", score_id="intruder 0")
+    for pending, scores in ((9, []), (8, [unread])):
+        store.insert_scores(scores)
+        found = run_progress(store)
+        assert found is not None and found["scores"]["pending"] == pending
+    store.con.execute('UPDATE runs SET config = json_merge_patch(config, \'{"score": {"scorers": ["simulation"]}}\')')
     store.con.execute('UPDATE runs SET config = json_merge_patch(config, \'{"budget": {"max_requests": 9}}\')')
     found = run_progress(store)
     assert found is not None and (found["expected_end"], found["ends_by"]) == (

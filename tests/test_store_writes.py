@@ -116,6 +116,26 @@ def test_one_group_with_one_key_twice_takes_the_answer(store: Store) -> None:
     assert store.rows("SELECT status FROM explanations") == [("ok",)]
 
 
+@pytest.mark.parametrize("same_time", [False, True])
+@pytest.mark.parametrize("second", ["ok", "bad_reply", "gave_up"])
+@pytest.mark.parametrize("first", ["ok", "refused", "bad_reply", "gave_up"])
+def test_one_key_twice_comes_to_the_same_in_one_group_as_in_two(
+    tmp_path: Path, first: str, second: str, same_time: bool
+) -> None:
+    one = call(1, status=first, run_id="first", reply="1", error="one", latency_s=0.5, cost_usd=1.0)
+    two = call(1, status=second, run_id="second", reply="2", error="two", latency_s=0.5 if same_time else 0.6)
+    rows = []
+    for name, groups in (("apart", [[one], [two]]), ("together", [[one, two]])):
+        with Store.open(tmp_path / f"{name}.duckdb", create=True) as store:
+            for group in groups:
+                store.insert_calls(group)
+            rows.append(store.rows("SELECT * EXCLUDE (created_at) FROM llm_calls"))
+            found = store.find_call(one.request_sha256, 0)
+    assert rows[0] == rows[1]
+    if second == "ok" and first in ("bad_reply", "gave_up"):  # an answer is never lost, nor what came before it
+        assert found is not None and (found.status, found.reply, found.cost_usd) == ("ok", "2", 1.25)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_numbers_that_are_none_are_refused(store: Store, bad: float) -> None:
     e = explanation(0)

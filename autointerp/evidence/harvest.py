@@ -77,10 +77,6 @@ def identity(
     batch_tokens: int,
 ) -> dict[str, Any]:
     """Everything that the units of a harvest depend on; a folder with another identity is refused."""
-    kept = dataclasses.asdict(config)
-    # What only the merge uses, or what changes nothing.
-    for name in ("negatives", "neighbours", "vocab_tokens", "rare_below", "feature_block"):
-        del kept[name]
     return {
         "format": FORMAT,
         "model": loaded.name,
@@ -88,6 +84,19 @@ def identity(
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "tokenizer_sha256": loaded.tokenizer_sha256,
         "hookpoint": str(hookpoint),
+        **identity_without_model(sae_sha256, corpus, corpus_fingerprint, config, batch_tokens),
+    }
+
+
+def identity_without_model(
+    sae_sha256: str, corpus: CorpusConfig, corpus_fingerprint: str, config: HarvestConfig, batch_tokens: int
+) -> dict[str, Any]:
+    """The part of it that is known before the model is loaded."""
+    kept = dataclasses.asdict(config)
+    # What only the merge uses, or what changes nothing.
+    for name in ("negatives", "neighbours", "vocab_tokens", "rare_below", "feature_block"):
+        del kept[name]
+    return {
         "sae_sha256": sae_sha256,
         "corpus": dataclasses.asdict(corpus),
         "corpus_fingerprint": corpus_fingerprint,

@@ -6,6 +6,7 @@ Nothing here grows with the number of tokens; the bounds are per feature, per un
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,16 @@ def disk_needed(sae: Sae, config: HarvestConfig, corpus: CorpusConfig) -> int:
         contexts = 2 * firings + 9 * config.negatives * min(sae.d_sae, firings)
         needed = min(needed, contexts * BYTES_PER_CONTEXT + corpus.max_tokens * 8)
     return int(DISK_MARGIN * needed)
+
+
+def still_needed(needed: int, work: Path) -> int:
+    """Of disk_needed's bytes those still to be written: units in the folder `work` are there already where a harvest
+    goes on, the new evidence file is not."""
+    held = 0
+    for path in work.rglob("*"):
+        with suppress(OSError):  # another shard's process has just folded it
+            held += path.stat().st_size
+    return max(int(needed / DISK_MARGIN), needed - held)
 
 
 def check_disk(folder: Path, needed: int, name: str) -> None:

@@ -201,6 +201,14 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(renamed, ignore_errors=True)
 
 
+def may_hold(root: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether nothing in the folder `root` says that it is of a harvest whose identity lacks these facts."""
+    if not (root / "identity.json").exists():
+        return True
+    found = _read_json(root / "identity.json")
+    return all(found.get(name) == value for name, value in json.loads(json.dumps(dict(facts), default=str)).items())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a small file so that it is whole or not there."""
     new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")

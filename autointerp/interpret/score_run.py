@@ -308,7 +308,10 @@ def forecast_score(
     """The feature of every label that waits."""
     parts: list[tuple[str, Estimate]] = []
 
-    def wait(found: Sequence[Explanation]) -> list[Explanation]:
+    def wait(found: Sequence[Explanation]) -> Sequence[Explanation]:
+        if isinstance(found, LabelsLeft) and not planned:  # a million of them maybe, of which eight are looked at
+            waiting.update(found.keys)
+            return found
         every = [*found, *planned]
         waiting.update((e.explanation_id, e.feature) for e in every)
         return every

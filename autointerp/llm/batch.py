@@ -118,6 +118,12 @@ class BatchClient(LlmClient):
             waiting.fail(error)
         self._queue.clear()
 
+    def _deadline_has_come(self) -> None:
+        """Nor does anybody wait any longer for a batch that is under way, which may take another day."""
+        super()._deadline_has_come()
+        for waiting in list(self._waiting.values()):
+            waiting.fail(self.budget.deadline.error())
+
     # --- gathering --------------------------------------------------------------------------------------------------
 
     async def _obtain(self, request: Request) -> Reply:

@@ -118,7 +118,7 @@ class LlmClient:
         deadline = self.budget.deadline
         if deadline.at is not None:  # also for those who wait for a permit, or for the end of a pause
             left = max(0.0, deadline.left_s)
-            self._alarm = asyncio.get_running_loop().call_later(left, lambda: self.stop(deadline.error()))
+            self._alarm = asyncio.get_running_loop().call_later(left, self._deadline_has_come)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
@@ -162,6 +162,9 @@ class LlmClient:
             self._stopped = error
             self._limits.stop(error)
             self._over.set()
+
+    def _deadline_has_come(self) -> None:
+        self.stop(self.budget.deadline.error())
 
     async def _ask_once(self, request: Request) -> Reply:
         """One sender per key: who asks the same thing meanwhile waits for that reply."""

@@ -26,6 +26,11 @@ class LabelsLeft(Sequence[Explanation]):
         self._held: list[Explanation] = []
         self._held_from = 0
 
+    @property
+    def keys(self) -> Sequence[tuple[str, int]]:
+        """(explanation_id, feature) of every label, in order."""
+        return self._keys
+
     def among(self, others: LabelsLeft) -> LabelsLeft:
         """Those that are among the others too, in this order."""
         ids = {explanation_id for explanation_id, _ in others._keys}

@@ -88,7 +88,8 @@ def _answer(
         statement = _single_statement(con, sql)
         if output is not None and statement.type != duckdb.StatementType.SELECT:
             raise InputError("only a SELECT can be written to a file")
-        query = statement.query if output is None else f"CREATE TEMP TABLE result AS (\n{statement.query}\n)"
+        # Without brackets: a statement may end in a semicolon. That it is one SELECT and no more is known by now.
+        query = statement.query if output is None else f"CREATE TEMP TABLE result AS\n{statement.query}"
         timed_out = threading.Event()
 
         def stop() -> None:
@@ -101,6 +102,9 @@ def _answer(
             con.execute(query)
             if output is not None:
                 timer.cancel()
+                timer.join()  # nor may it be about to interrupt
+                if timed_out.is_set():
+                    raise duckdb.InterruptException
                 con.execute(f"COPY temp.result TO {quoted(str(output))} (FORMAT {output_format})")
                 return [], []
             columns = [column[0] for column in con.description or []]

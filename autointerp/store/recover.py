@@ -152,7 +152,7 @@ class _Recoverer:
         with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".recover-") as folder:
             file = Path(folder) / self.path.name
             try:
-                os.link(self.path, file)
+                os.link(self.path.resolve(), file)  # of a symbolic link, what it leads to
             except OSError:  # a file system without hard links
                 shutil.copyfile(self.path, file)
             if wal_bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from autointerp.records import HEADLINE_SCORERS
 from autointerp.store.reads import Spent, StoreReads
-from autointerp.store.selection import Selection, StoreSelections
+from autointerp.store.selection import Selection, StoreSelections, is_chosen
 
 WINDOW_MIN = 5.0
 """The pace is that of the last so many minutes before the run's last call, or since its first where that is less."""
@@ -31,8 +31,11 @@ def run_progress(store: StoreSelections) -> dict[str, Any] | None:
     """
     found = store.rows(
         """
-        SELECT r.run_id, r.command, r.status, r.config::VARCHAR, min(c.created_at), max(c.created_at), r.started_at
-        FROM runs AS r JOIN llm_calls AS c USING (run_id) GROUP BY ALL ORDER BY r.started_at DESC LIMIT 1
+        SELECT r.run_id, r.command, r.status, r.config::VARCHAR, c.first_at, c.last_at, r.started_at
+        FROM runs AS r JOIN (
+            SELECT run_id, min(created_at) AS first_at, max(created_at) AS last_at FROM llm_calls GROUP BY run_id
+        ) AS c USING (run_id)
+        ORDER BY r.started_at DESC LIMIT 1
         """
     )
     if not found:
@@ -122,24 +125,29 @@ def _work(
     held = store.dictionaries()
     names = {sae.get("name") or sae.get("hookpoint") for sae in settings.get("sae", [])}
     for dictionary in [row for row in held if row.name in names] or held:
-        chosen = store.selected_features(dictionary.dictionary_id, selection)
-        key = [dictionary.dictionary_id, explainer, chosen]
+        own = dictionary.dictionary_id
+        wanted = None if selection.is_all else store.selected_features(own, selection)
+        chosen, parameters = is_chosen(own, wanted)
+        n_chosen = store.rows(f"SELECT count(*) FROM features WHERE dictionary_id = ? AND {chosen}", [own, *parameters])
         made, usable = store.rows(
             "SELECT count(DISTINCT feature), count(DISTINCT feature) FILTER (status = 'ok') FROM explanations "
-            "WHERE dictionary_id = ? AND explainer = ? AND feature IN (SELECT unnest(?::INTEGER[])) "
-            "AND status <> 'gave_up'",
-            key,
+            f"WHERE dictionary_id = ? AND explainer = ? AND {chosen} AND status <> 'gave_up'",
+            [own, explainer, *parameters],
         )[0]
-        scored = store.rows(
-            "SELECT count(DISTINCT (e.feature, s.scorer)) FROM scores AS s JOIN explanations AS e USING "
-            "(explanation_id) WHERE e.dictionary_id = ? AND e.explainer = ? "
-            "AND e.feature IN (SELECT unnest(?::INTEGER[])) AND s.part = 'report' AND s.control IS NULL "
-            "AND s.status <> 'gave_up' AND s.scorer IN (SELECT unnest(?))",
-            [*key, scorers],
-        )[0][0]
-        unlabelled = len(chosen) - made if command != "score" else 0
+        # A score without a label is of a feature as such.
+        scored = dict(
+            store.rows(
+                f"SELECT scorer, count(DISTINCT feature) FROM scores WHERE dictionary_id = ? AND {chosen} "
+                "AND part = 'report' AND control IS NULL AND status <> 'gave_up' AND (explanation_id IS NULL OR "
+                "explanation_id IN (SELECT explanation_id FROM explanations WHERE dictionary_id = ? AND explainer = ?))"
+                " GROUP BY scorer",
+                [own, *parameters, own, explainer],
+            )
+        )
+        unlabelled = n_chosen[0][0] - made if command != "score" else 0
         left["labels"] = left.get("labels", 0) + unlabelled
-        left["scores"] = left.get("scores", 0) + max(0, (usable + unlabelled) * len(scorers) - scored)
+        to_score = sum(max(0, usable + unlabelled - scored.get(scorer, 0)) for scorer in scorers)
+        left["scores"] = left.get("scores", 0) + to_score
     labels = store.rows(
         "SELECT count(*) FROM explanations WHERE created_at BETWEEN ? AND ? AND input_tokens > 0", window
     )[0][0]

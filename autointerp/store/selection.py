@@ -64,6 +64,15 @@ class Selection:
         return self.features is None and self.where is None and self.random is None and self.limit is None
 
 
+def is_chosen(dictionary_id: int, wanted: list[int] | None) -> tuple[str, list[Any]]:
+    """A condition on a column `feature`, and its parameters: that it is one of `wanted`, or where that is None, any but
+    a dead one of the dictionary. A million features are not listed to say that all are meant."""
+    if wanted is None:
+        return "feature IN (SELECT feature FROM features WHERE dictionary_id = ? AND status <> 'dead')", [dictionary_id]
+    bounds = [min(wanted, default=0), max(wanted, default=0)]
+    return "feature BETWEEN ? AND ? AND feature IN (SELECT unnest(?::INTEGER[]))", [*bounds, wanted]
+
+
 def parse_features(text: str) -> list[tuple[int, int]]:
     """Inclusive ranges of "0-999,1234"; InputError names the part that does not parse."""
     ranges = []
@@ -230,13 +239,9 @@ class StoreSelections(StoreReads):
         asked for again.
         """
         wanted: list[int] = []
-        chosen = "feature IN (SELECT feature FROM features WHERE dictionary_id = ? AND status <> 'dead')"
-        parameters: list[Any] = [dictionary_id]
         if selection.order is not None or not selection.is_all:
             wanted = self.selected_features(dictionary_id, selection)
-        if not selection.is_all:
-            chosen = "feature BETWEEN ? AND ? AND feature IN (SELECT unnest(?::INTEGER[]))"
-            parameters = [min(wanted, default=0), max(wanted, default=0), wanted]
+        chosen, parameters = is_chosen(dictionary_id, None if selection.is_all else wanted)
         found = self.rows(
             f"""
             WITH latest AS (

@@ -46,7 +46,8 @@ _FEATURES: dict[str, str] = {
 _FEATURE_STATUSES = ("live", "rare", "dead", "no_heldout")
 
 # Asked again and answered: the row becomes the answer. Any other row stays; its usage grows by what a second, paid
-# reply to the same request cost (told apart from the same record written twice by its latency).
+# reply to the same request cost (told apart from the same record written twice by its latency, which all results of one
+# batch share, and its status).
 _MERGE_CALL = """
     ON CONFLICT (request_sha256, sample) DO UPDATE SET
         status = if(llm_calls.status IN ('gave_up', 'bad_reply'), excluded.status, llm_calls.status),
@@ -59,6 +60,7 @@ _MERGE_CALL = """
         cost_usd = llm_calls.cost_usd + excluded.cost_usd,
         attempts = llm_calls.attempts + excluded.attempts
     WHERE llm_calls.latency_s <> excluded.latency_s
+       OR (llm_calls.status IN ('gave_up', 'bad_reply') AND llm_calls.status <> excluded.status)
 """
 
 
@@ -486,11 +488,16 @@ def call_key(request_sha256: str) -> int:
 
 def _merged(first: CallRecord, second: CallRecord) -> CallRecord:
     """What _MERGE_CALL does, for two records of one key in the same group."""
-    if first.latency_s == second.latency_s:
+    is_open = first.status in ("gave_up", "bad_reply")
+    if first.latency_s == second.latency_s and not (is_open and first.status != second.status):
         return first
-    kept = second if first.status == "gave_up" else first
+    told = second if is_open else first
     return replace(
-        kept,
+        first,
+        status=told.status,
+        reply=told.reply,
+        error=told.error,
+        latency_s=told.latency_s,
         input_tokens=first.input_tokens + second.input_tokens,
         cached_tokens=first.cached_tokens + second.cached_tokens,
         output_tokens=first.output_tokens + second.output_tokens,
