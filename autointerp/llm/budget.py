@@ -99,7 +99,7 @@ class Budget:
 
     def _message(self, name: str, tokens: int, usd: float) -> str:
         return (
-            f"budget.{name} = {getattr(self.config, name)} is used up: {self.requests:,} requests, {self.tokens:,} tokens, "
-            f"${self.usd:.4f} spent, and the next call needs up to {tokens:,} tokens, ${usd:.4f}; "
+            f"budget.{name} = {getattr(self.config, name)} is used up: {self.requests:,} requests, "
+            f"{self.tokens:,} tokens, ${self.usd:.4f} spent, and the next call needs up to {tokens:,} tokens, ${usd:.4f}; "
             f"what is done is kept: raise budget.{name} and run again"
         )
