@@ -100,6 +100,6 @@ class Budget:
     def _message(self, name: str, tokens: int, usd: float) -> str:
         return (
             f"budget.{name} = {getattr(self.config, name)} is used up: {self.requests:,} requests, "
-            f"{self.tokens:,} tokens, ${self.usd:.4f} spent, and the next call needs up to {tokens:,} tokens, ${usd:.4f}; "
-            f"what is done is kept: raise budget.{name} and run again"
+            f"{self.tokens:,} tokens, ${self.usd:.4f} spent, and the next call needs up to {tokens:,} tokens, "
+            f"${usd:.4f}; what is done is kept: raise budget.{name} and run again"
         )
