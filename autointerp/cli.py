@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -504,7 +506,9 @@ def query(
     sql: Annotated[str, typer.Argument(help="One SQL statement, or - to read it from standard input.")],
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
-    form: Annotated[Format, typer.Option("--format", help="How to print the answer.")] = Format.table,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="How to write the answer; else by the file's name, or a table.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write (needed for parquet).")] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 30.0,
     unsafe: Annotated[
@@ -520,7 +524,9 @@ def query(
     if output is not None or form is Format.parquet:
         if output is None:
             raise InputError("--format parquet needs a file to write: -o FILE")
-        file_form = "csv" if form is Format.table else form.value
+        file_form = "csv" if form in (None, Format.table) else form.value
+        if form is None and (named := output.suffix.lower().lstrip(".")) in ("json", "parquet"):
+            file_form = named
         run_query(
             path, statement, unsafe=unsafe, timeout_s=timeout, output=output, output_format=file_form, say=terminal.say
         )
@@ -584,6 +590,13 @@ def guarded(call: Callable[[], Any], verbose: bool, told: Log | None = None) -> 
     return 0
 
 
+def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
+    """SIGTERM, which `kill`, `timeout`, containers and shutdowns send, ends a run as Ctrl-C does: what has arrived is
+    written, and the run's row says how it ended."""
+    handler = signal.getsignal(signal.SIGINT)
+    (handler if callable(handler) else signal.default_int_handler)(number, frame)
+
+
 def main(argv: list[str] | None = None) -> None:
     """`argv`: a command line other than the process's own, whose stderr is then left as it was found."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -592,6 +605,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = arguments or ["--help"]
     verbose = "-v" in arguments or "--verbose" in arguments
     told = Log(log.asked_for(arguments))
+    if argv is None and "WORLD_SIZE" not in os.environ:  # torchrun ends its processes in its own way
+        # A shell's `... &` starts us with SIGINT ignored; asyncio then would not end its tasks in order.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _as_ctrl_c)
     capture = Capture(told) if told.is_for_programs else None
     code = guarded(lambda: app(arguments, standalone_mode=False), verbose, told)
     if capture is not None:

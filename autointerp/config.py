@@ -493,7 +493,7 @@ class LlmConfig:
 
 @dataclass(frozen=True, slots=True)
 class BudgetConfig:
-    """[budget]: hard stops for what a run may spend; exit code 4 and resumable."""
+    """[budget]: hard stops for what a run may spend; exit code 4 and resumable. Every run has all of it anew."""
 
     max_usd: float | None = None
     max_requests: int | None = None
@@ -505,6 +505,9 @@ class BudgetConfig:
     checkpoint."""
 
     def __post_init__(self) -> None:
+        for name in ("max_usd", "max_requests", "max_tokens"):
+            most = getattr(self, name)
+            _check(most is None or most >= 0, f"budget.{name} must not be negative, and is {most}")
         if self.deadline is not None:
             parse_deadline(self.deadline, datetime.now().astimezone())
 
@@ -587,9 +590,16 @@ def _build(kind: type, table: Any, where: str) -> Any:
     for key, value in table.items():
         name = f"{where}.{key}" if where else key
         if key not in hints:
-            raise InputError(f"unknown configuration key {name!r}.{nearest(key, hints)}")
+            raise InputError(f"unknown configuration key {name!r}.{_section_of(key, where) or nearest(key, hints)}")
         values[key] = _convert(value, hints[key], name)
     return kind(**values)
+
+
+def _section_of(key: str, where: str) -> str:
+    """' It belongs into [explain] or [score].' of a key that stands in the wrong table, or ''."""
+    kinds = {name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)}
+    homes = [f"[{name}]" for name, kind in kinds.items() if name != where and key in typing.get_type_hints(kind)]
+    return f" It belongs into {' or '.join(homes)}." if homes else ""
 
 
 def _set(table: dict[str, Any], dotted: str, value: Any) -> None:

@@ -81,6 +81,19 @@ def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]
 
 
 @contextmanager
+def _labelling(
+    config: Config, command: str, terminal: Terminal, selection: Selection, dry_run: bool
+) -> Iterator[tuple[Store, str]]:
+    """As _recorded; for a dry run the store to read, which leaves no row in `runs`."""
+    if dry_run:
+        with Store.open(Path(config.store.path), read_only=True) as store:
+            yield store, "dry-run"
+        return
+    with _recorded(config, command, terminal, create=False, selection=selection, is_summed_up=True) as opened:
+        yield opened
+
+
+@contextmanager
 def _recorded(
     config: Config, command: str, terminal: Terminal, create: bool = True, selection: Selection | None = None,
     is_summed_up: bool = False,
@@ -232,10 +245,7 @@ def explain(
     """Describe features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless
     it was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's
     own, here and below."""
-    with _recorded(config, "explain", terminal, create=False, selection=selection, is_summed_up=not dry_run) as (
-        store,
-        run_id,
-    ):
+    with _labelling(config, "explain", terminal, selection, dry_run) as (store, run_id):
         rows = llm_stage.dictionaries(store, config, dictionary)
         if dry_run:
             llm_stage.forecast(config, store, rows, selection, terminal, ("explain",), prompts=prompts)
@@ -259,10 +269,7 @@ def score(
 ) -> None:
     """Score descriptions of one dictionary, or of all in the store; under a `control`, what stands in for them."""
     llm_stage.check_control(control)
-    with _recorded(config, "score", terminal, create=False, selection=selection, is_summed_up=not dry_run) as (
-        store,
-        run_id,
-    ):
+    with _labelling(config, "score", terminal, selection, dry_run) as (store, run_id):
         failed, budget = 0, Budget(config.budget)
         for row in llm_stage.dictionaries(store, config, dictionary):
             if control == RANDOM_MODEL:

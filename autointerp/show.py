@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -270,10 +271,13 @@ def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
             )
     spent = status["spent"]
     terminal.result(
-        f"spent: {spent['requests']:,} requests, {spent['input_tokens']:,} + {spent['output_tokens']:,} tokens"
-        f"{_cached(spent)}, ${spent['usd']:.4f}"
+        f"spent: {spent['requests']:,} requests, {spent['input_tokens']:,} input{_cached(spent)} and "
+        f"{spent['output_tokens']:,} output tokens, ${spent['usd']:.4f}"
     )
-    if (run := status["last_run"]) is not None:
+    newest, run = next(iter(status["runs"]), None), status["last_run"]
+    if newest and newest["status"] == "running" and (run is None or newest["run_id"] != run["run_id"]):
+        terminal.result(f"running: {newest['command']}; no call of it is in what is read here yet")
+    if run is not None:
         for line in _progress_lines(run):
             terminal.result(line)
     if status["spend_by_stage"]:
@@ -281,7 +285,7 @@ def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
         terminal.table(columns, [[r[c] for c in columns] for r in status["spend_by_stage"]])
     for row in status["runs"][:5]:
         code = "" if row["exit_code"] is None else f", exit code {row['exit_code']}"
-        terminal.result(f"run {row['started_at'][:19]}  {row['command']}: {row['status']}{code}")
+        terminal.result(f"run {row['started_at'][:19]} UTC  {row['command']}: {row['status']}{code}")
 
 
 def _cached(spent: dict[str, Any]) -> str:
@@ -299,18 +303,31 @@ def _progress_lines(run: dict[str, Any]) -> list[str]:
         f"last run: {run['command']} ({run['status']}), ${run['usd']:.4f} for {run['requests']:,} requests; "
         f"{', '.join(paces)} a minute, ${60 * run['usd_per_minute']:.2f} an hour"
     ]
-    left = "; ".join(
-        f"{name} {n:,.4g}" if name != "deadline" else f"deadline {n}" for name, n in run["remaining"].items()
-    )
+    left = "; ".join(f"{name} {_amount(name, n)}" for name, n in run["remaining"].items())
     lines.append(f"  left of its budget: {left or 'no budget was set'}")
     if run["status"] != "running":
         return lines
     pending = " and ".join(f"{run[name]['pending']:,} {name}" for name in ("labels", "scores") if name in run)
     if run["expected_end"] is None:
         return [*lines, f"  to do: {pending}; how fast is not known yet"]
-    end = datetime.fromisoformat(run["expected_end"]).astimezone().isoformat(sep=" ", timespec="minutes")
+    end = _to_the_minute(run["expected_end"])
+    if run["minutes_left"] is None:
+        return [*lines, f"  to do: {pending}; how fast is not known yet; budget.{run['ends_by']} would end it {end}"]
     how = "all of it done" if run["ends_by"] == "done" else f"ended by budget.{run['ends_by']}"
     return [*lines, f"  to do: {pending}; expected end at this pace {end}, {how}"]
+
+
+def _amount(budget: str, left: Any) -> str:
+    """What is left of one budget; a deadline that is no point in time as it was set."""
+    if budget != "deadline":
+        return f"{left:,.4f}" if budget == "max_usd" else f"{left:,}"
+    with suppress(ValueError):
+        return _to_the_minute(str(left))
+    return str(left)
+
+
+def _to_the_minute(moment: str) -> str:
+    return datetime.fromisoformat(moment).astimezone().isoformat(sep=" ", timespec="minutes")
 
 
 def _methods(rows: Sequence[dict[str, Any]]) -> str:

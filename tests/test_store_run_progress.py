@@ -8,6 +8,7 @@ import pytest
 from store_fixtures import call, explanation, filled, score
 
 from autointerp.store.run_progress import run_progress
+from autointerp.store.store import Store
 
 
 def test_pace_spending_and_what_is_left(tmp_path: Path) -> None:
@@ -65,3 +66,40 @@ def test_pace_spending_and_what_is_left(tmp_path: Path) -> None:
     store.finish_run(run_id, "stopped", 4)
     over = run_progress(store)
     assert over is not None and (over["status"], over["minutes_left"], over["expected_end"]) == ("stopped", None, None)
+
+
+def test_a_run_that_was_killed_is_not_running(tmp_path: Path) -> None:
+    """Its row says "running" still; but nobody holds the store, so it is not."""
+    store, _, _ = filled(tmp_path / "x.duckdb")
+    run_id = store.begin_run("explain", {"budget": {"max_usd": 10.0}}, {})
+    store.insert_calls([call(1, run_id=run_id)])
+    assert store.status()["runs"][0]["status"] == "running"
+    store.close()
+    with Store.open(tmp_path / "x.duckdb", read_only=True) as read:
+        found = run_progress(read)
+        assert found is not None and (found["status"], found["expected_end"]) == ("killed", None)
+        assert read.status()["runs"][0]["status"] == "killed"
+    with Store.open(tmp_path / "x.duckdb") as again:
+        again.begin_run("score", {}, {})
+        assert again.rows("SELECT command, status FROM runs WHERE command <> 'harvest' ORDER BY started_at") == [
+            ("explain", "killed"),
+            ("score", "running"),
+        ]
+
+
+def test_the_pace_of_scores_counts_from_the_first_question_of_a_scorer(tmp_path: Path) -> None:
+    store, _, _ = filled(tmp_path / "x.duckdb")
+    config = {"explain": {"explainer": "contexts"}, "score": {"scorers": ["simulation"]}}
+    run_id = store.begin_run("run", config, {})
+    calls = [call(i, run_id=run_id, stage="explain" if i < 4 else "simulate") for i in range(6)]
+    store.insert_calls(calls)
+    labels = [explanation(f, input_tokens=10) for f in (0, 1)]
+    store.insert_explanations(labels)
+    store.insert_scores([score(labels[0])])
+    store.con.execute("UPDATE llm_calls SET created_at = TIMESTAMP '2026-01-01 00:00:00' + to_seconds(30 * feature)")
+    for table in ("explanations", "scores"):
+        store.con.execute(f"UPDATE {table} SET created_at = TIMESTAMP '2026-01-01 00:02:20'")
+    found = run_progress(store)
+    assert found is not None
+    assert found["scores"]["per_minute"] == pytest.approx(2), "one in the half minute since 2:00"
+    assert found["labels"]["per_minute"] == pytest.approx(2 / 2.5)

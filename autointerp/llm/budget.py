@@ -43,13 +43,13 @@ class Budget:
     async def reserve(self, tokens: int, usd: float) -> Reservation:
         """Sets aside one request of at most about `tokens` and `usd`.
 
-        Where the room left is taken only by calls in flight, waits for them: most cost less than was set aside.
+        Where the room left is taken only by calls in flight, waits for them: most cost less than was set aside, and
+        one that still waits for its turn would be given up if another's StoppedError ended the run.
         StoppedError: the budget is used up, or the deadline has passed.
         """
         self.deadline.check()
         while (reservation := self.reserve_now(tokens, usd)) is None:
-            exceeded = self._exceeded(tokens, usd)
-            if self._held_requests == 0 or exceeded == "max_requests":
+            if self._held_requests == 0:
                 raise self.used_up(tokens, usd)
             change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(change)
@@ -99,7 +99,7 @@ class Budget:
 
     def _message(self, name: str, tokens: int, usd: float) -> str:
         return (
-            f"budget.{name} = {getattr(self.config, name)} is used up: {self.requests} requests, {self.tokens} tokens, "
-            f"${self.usd:.4f} spent, and the next call needs up to {tokens} tokens, ${usd:.4f}; "
-            f"what is done is kept: raise budget.{name} and run again"
+            f"budget.{name} = {getattr(self.config, name)} is used up: {self.requests:,} requests, "
+            f"{self.tokens:,} tokens, ${self.usd:.4f} spent, and the next call needs up to {tokens:,} tokens, "
+            f"${usd:.4f}; what is done is kept: raise budget.{name} and run again"
         )

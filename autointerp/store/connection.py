@@ -176,6 +176,12 @@ class StoreConnection:
             store._read_state()
         return store
 
+    @classmethod
+    def check_rows(cls, path: Path, con: duckdb.DuckDBPyConnection) -> None:
+        """DamagedError where `con`, a connection to the store at `path`, finds less than was committed to it."""
+        with translated(path, opening=True):
+            cls(path, con, True)._check_ledger()
+
     def _check_ledger(self) -> None:
         if self._is_ours():
             self._read_state()

@@ -39,8 +39,8 @@ def from_duckdb(error: duckdb.Error, path: Path, opening: bool = False) -> Autoi
     first = text.split("\n\nStack Trace", 1)[0].strip()
     if "could not set lock" in low or "conflicting lock" in low:
         found = re.search(r"PID (\d+)", text)
-        holder = f"process {found[1]}" if found else "another process"
-        return StoreBusyError(f"{path} is in use by {holder} (PID {found[1] if found else 'unknown'}); try again later")
+        holder = f"another process (PID {found[1] if found else 'unknown'})"
+        return StoreBusyError(f"{path} is in use by {holder}; try again later")
     if "different configuration than existing connections" in low:
         return StoreBusyError(f"{path} is already open in this process (PID {os.getpid()}); close it first")
     if any(mark in low for mark in _FULL):

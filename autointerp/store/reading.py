@@ -75,6 +75,7 @@ def _connect_main(path: Path) -> duckdb.DuckDBPyConnection:
                 row = con.execute("SELECT store_id FROM store_state").fetchone()
             except duckdb.CatalogException:
                 raise InputError(f"{path} is a DuckDB file, but not a store of this program") from None
+        Store.check_rows(path, con)
         attach_evidence(con, path, evidence_path_of(path), row[0] if row else "")
         return con
     except BaseException:

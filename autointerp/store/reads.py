@@ -357,11 +357,17 @@ class StoreReads(StoreFindings):
                 "cached_tokens": spent.cached_tokens, "output_tokens": spent.output_tokens, "usd": spent.usd,
             },
             "spend_by_stage": self.dicts("SELECT * FROM spend_by_stage"),
-            "runs": self.dicts(
+            "runs": [{**row, "status": self.run_status(row["status"])} for row in self.dicts(
                 "SELECT run_id, command, started_at::VARCHAR AS started_at, finished_at::VARCHAR AS finished_at, "
                 "status, exit_code FROM runs ORDER BY runs.started_at DESC LIMIT 10"
-            ),
+            )],
         }  # fmt: skip
+
+    def run_status(self, written: str) -> str:
+        """The status of a run whose row says `written`: where we could open the store itself to read, nobody writes to
+        it, and a run that is "running" by its row was killed."""
+        is_alone = self.read_only and self.snapshot_age_s is None
+        return "killed" if is_alone and written == "running" else written
 
     def row_counts(self) -> dict[str, int]:
         """Rows of each append-only table."""

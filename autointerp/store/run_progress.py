@@ -40,7 +40,8 @@ def run_progress(store: StoreSelections) -> dict[str, Any] | None:
     )
     if not found:
         return None
-    run_id, command, status, config, first_at, last_at, started_at = found[0]
+    run_id, command, written, config, first_at, last_at, started_at = found[0]
+    status = store.run_status(written)
     begin = max(first_at if first_at < last_at else started_at, last_at - timedelta(minutes=WINDOW_MIN))
     minutes = max((last_at - begin).total_seconds() / 60, 1 / 60)
     calls, usd, tokens, requests = store.rows(
@@ -156,7 +157,13 @@ def _work(
         "AND scorer IN (SELECT unnest(?))",
         [*window, scorers],
     )[0][0]
-    paces = {"labels": labels / minutes, "scores": scores / minutes}
+    # Where labels come first, the time that they took is none of the scores'.
+    asked_at = store.rows(
+        "SELECT min(created_at) FROM llm_calls WHERE created_at BETWEEN ? AND ? AND stage NOT IN ('explain', 'probe')",
+        window,
+    )[0][0]
+    scoring = minutes if asked_at is None else max((last_at - asked_at).total_seconds() / 60, 1 / 60)
+    paces = {"labels": labels / minutes, "scores": scores / scoring}
     asked = {"explain": ("labels",), "score": ("scores",)}.get(command, ("labels", "scores"))
     return {
         name: {

@@ -461,9 +461,11 @@ class StoreWrites(StoreConnection):
     # --- runs ------------------------------------------------------------------------------------------------------
 
     def begin_run(self, command: str, config: Mapping[str, Any], versions: Mapping[str, Any]) -> str:
-        """Records that a command starts; the run_id that its calls carry."""
+        """Records that a command starts; the run_id that its calls carry. One process writes at a time, so a row that
+        still says "running" is of one that was killed."""
         run_id = uuid.uuid4().hex
         with self.transaction() as con:
+            con.execute("UPDATE runs SET status = 'killed' WHERE status = 'running'")
             con.execute(
                 "INSERT INTO runs (run_id, command, started_at, status, config, versions) "
                 "VALUES (?, ?, ?, 'running', ?, ?)",
