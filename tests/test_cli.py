@@ -388,6 +388,27 @@ def test_unknown_options_are_usage_errors(capsys: pytest.CaptureFixture[str]) ->
     assert "--nonsense" in err
 
 
+def test_the_name_of_a_file_says_its_format(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = str(copy / "tiny.duckdb")
+    for name, given, begins in (
+        ("a.parquet", (), b"PAR1"),
+        ("a.json", (), b"{"),
+        ("a.csv", (), b"one\n"),
+        ("a.txt", (), b"one\n"),
+        ("b.parquet", ("--format", "csv"), b"one\n"),
+    ):
+        code, _, err = run(capsys, "query", "SELECT 1 AS one", "--store", store, "-o", str(copy / name), *given)
+        assert code == 0 and (copy / name).read_bytes().startswith(begins), (name, err)
+
+
+def test_a_dry_run_leaves_no_trace(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (copy / "tiny.duckdb").read_bytes()
+    for command in ("explain", "score"):
+        code, out, err = run(capsys, command, "-c", str(copy / "autointerp.toml"), "--dry-run")
+        assert code == 0 and f"{command}: " in out, err
+    assert (copy / "tiny.duckdb").read_bytes() == before
+
+
 def test_dry_run_spends_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "harvest", "-c", str(project / "autointerp.toml"), "--dry-run")
     assert code == 0, err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -142,6 +143,15 @@ def test_a_query_that_fails_half_way_ends(path: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="at last"):
             run_query(path, fails, output=tmp_path / "x.csv", output_format="csv")
     assert not (tmp_path / "x.csv").exists()
+
+
+def test_a_store_that_lost_commits_is_not_queried(path: Path) -> None:
+    ledger = path.with_name(path.name + ".ledger")
+    line = json.loads(ledger.read_bytes().splitlines()[-1])
+    line["rows"]["explanations"] += 1
+    ledger.write_text(json.dumps(line) + "\n")
+    with pytest.raises(DamagedError, match="explanations: 1 missing"):
+        run_query(path, "SELECT 1")
 
 
 def test_unsafe_may_read_files(path: Path, tmp_path: Path) -> None:
