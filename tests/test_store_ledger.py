@@ -13,6 +13,7 @@ from store_fixtures import child
 
 from autointerp.errors import DamagedError, DiskFullError
 from autointerp.store import Store
+from autointerp.store.query import run_query
 from autointerp.store.row_ledger import LedgerLine, RowLedger
 
 WRITER = """
@@ -51,6 +52,21 @@ def test_kill_loses_no_acknowledged_row(tmp_path: Path) -> None:
             assert store.spent().requests == n
         with Store.open(path) as store:
             assert store.rows("SELECT count(*) FROM llm_calls") == [(n,)]
+
+
+def test_a_link_leads_to_the_rows_in_the_wal_too(tmp_path: Path) -> None:
+    """DuckDB looks for the WAL beside the name that it is given."""
+    path, link = tmp_path / "x.duckdb", tmp_path / "elsewhere" / "y.duckdb"
+    acknowledged = killed_after(path, 5)
+    link.parent.mkdir()
+    link.symlink_to(path)
+    assert path.with_name("x.duckdb.wal").stat().st_size
+    count = "SELECT count(*) FROM llm_calls"
+    assert run_query(link, count)[1][0][0] >= acknowledged
+    for read_only in (True, False):
+        with Store.open(link, read_only=read_only) as store:
+            assert store.path == path and store.rows(count)[0][0] >= acknowledged
+    assert list(link.parent.iterdir()) == [link]
 
 
 def test_lost_wal_is_found_and_nothing_is_touched(tmp_path: Path) -> None:

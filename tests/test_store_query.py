@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -145,7 +146,9 @@ def test_a_query_that_fails_half_way_ends(path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x.csv").exists()
 
 
-def test_a_store_that_lost_commits_is_not_queried(path: Path) -> None:
+def test_a_store_that_lost_commits_is_not_queried(path: Path, tmp_path: Path) -> None:
+    shutil.copytree(path.parent, tmp_path / "copy")
+    path = tmp_path / "copy" / path.name
     ledger = path.with_name(path.name + ".ledger")
     line = json.loads(ledger.read_bytes().splitlines()[-1])
     line["rows"]["explanations"] += 1

@@ -87,6 +87,13 @@ def migrations() -> list[tuple[int, str, str]]:
     return sorted(found)
 
 
+def real_path(path: Path | str) -> Path:
+    """The file that a link leads to: its WAL, ledger and evidence lie beside it, and opened through the link they would
+    not be found."""
+    path = Path(path)
+    return path.resolve() if path.is_symlink() else path
+
+
 def quoted(text: str) -> str:
     """`text` as an SQL string literal, for the few statements (ATTACH) that take no parameters."""
     return "'" + text.replace("'", "''") + "'"
@@ -128,7 +135,7 @@ class StoreConnection:
         (unreadable, written by a newer version, fewer rows than committed, evidence missing), DiskFullError,
         MismatchError (the evidence file belongs to another store). A damaged file is never changed or deleted.
         """
-        path = Path(path)
+        path = real_path(path)
         ledger = RowLedger(path.with_name(path.name + ".ledger"))
         wal = path.with_name(path.name + ".wal")
         if not path.exists():

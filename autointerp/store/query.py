@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from autointerp.errors import AutointerpError, InputError, StoppedError
-from autointerp.store.connection import quoted, refuse_own_file
+from autointerp.store.connection import quoted, real_path, refuse_own_file
 from autointerp.store.faults import from_duckdb, translated
 from autointerp.store.reading import connect_for_reading
 
@@ -37,7 +37,7 @@ def run_query(
     Raises InputError (SQL that does not parse, bind or is not allowed), StoppedError (timeout), StoreBusyError,
     DamagedError, DiskFullError.
     """
-    path = Path(path)
+    path = real_path(path)
     if output is not None:
         if output_format not in ("parquet", "csv", "json"):
             raise InputError(f"output format must be parquet, csv or json, not {output_format!r}")

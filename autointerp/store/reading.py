@@ -10,7 +10,14 @@ from typing import TypeVar
 import duckdb
 
 from autointerp.errors import InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import attach_evidence, connect, evidence_of, evidence_path_of, snapshot_path_of
+from autointerp.store.connection import (
+    attach_evidence,
+    connect,
+    evidence_of,
+    evidence_path_of,
+    real_path,
+    snapshot_path_of,
+)
 from autointerp.store.faults import translated
 from autointerp.store.row_ledger import RowLedger
 from autointerp.store.store import Store
@@ -26,7 +33,7 @@ def open_for_reading(path: Path | str, say: Callable[[str], None] | None = None)
 
     Raises as Store.open does; StoreBusyError only where the writer publishes nothing (yet).
     """
-    path = Path(path)
+    path = real_path(path)
 
     def of_snapshot() -> Store:
         con, age_s = _connect_snapshot(path, say)

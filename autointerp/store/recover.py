@@ -26,6 +26,7 @@ from autointerp.store.connection import (
     connect,
     evidence_path_of,
     quoted,
+    real_path,
     snapshot_path_of,
 )
 from autointerp.store.faults import translated
@@ -71,7 +72,7 @@ def recover(path: Path | str, *, dry_run: bool = False) -> Recovery:
     Raises InputError (no store, or none of ours), StoreBusyError (another process has it), DamagedError (nothing of it
     can be read), DiskFullError.
     """
-    path = Path(path)
+    path = real_path(path)
     with translated(path):
         return _Recoverer(path, dry_run).run()
 
