@@ -22,8 +22,8 @@ from autointerp import __version__, llm_stage
 from autointerp.config import Config, SaeConfig, as_dict
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
 from autointerp.llm_stage import RANDOM_MODEL, Budget
-from autointerp.store.connection import refuse_own_file
 from autointerp.store.leakage import LeakageReport, check_leakage
+from autointerp.store.paths import refuse_own_file
 from autointerp.store.reading import open_for_reading
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.selection import Selection

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from autointerp.records import CallRecord, Explanation
 from autointerp.store import Store
-from autointerp.store.connection import snapshot_path_of
+from autointerp.store.paths import snapshot_path_of
 from autointerp.store.reading import open_for_reading
 from autointerp.store.snapshot import SnapshotPublisher
 

@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.store import Store
-from autointerp.store.connection import connect, evidence_path_of, sql_file
+from autointerp.store.connection import connect, sql_file
+from autointerp.store.paths import evidence_path_of
 
 MODEL = "bench-model"
 WINDOW, CONTEXT = 64, 32

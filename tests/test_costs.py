@@ -30,8 +30,8 @@ from autointerp.interpret.score_run import score
 from autointerp.llm.budget import Budget, cost_usd
 from autointerp.llm.replies import read_usage
 from autointerp.store import Selection, Store
-from autointerp.store.connection import snapshot_path_of
 from autointerp.store.pace import Latency, measured_latency
+from autointerp.store.paths import snapshot_path_of
 from autointerp.terminal import Terminal
 
 

@@ -21,7 +21,7 @@ from autointerp.config import ExplainConfig
 from autointerp.errors import DamagedError, InputError, StoreBusyError
 from autointerp.interpret.explain_run import explain
 from autointerp.store import Store
-from autointerp.store.connection import snapshot_path_of
+from autointerp.store.paths import snapshot_path_of
 from autointerp.store.recover import Recovery, recover
 from autointerp.store.snapshot import SnapshotPublisher
 

@@ -13,7 +13,7 @@ from store_fixtures import explanation, filled
 
 from autointerp.errors import DamagedError, InputError, StoppedError, StoreBusyError
 from autointerp.store import Store
-from autointerp.store.connection import evidence_path_of
+from autointerp.store.paths import evidence_path_of
 from autointerp.store.query import run_query
 
 

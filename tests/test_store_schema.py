@@ -11,7 +11,8 @@ from store_fixtures import add_dictionary, add_features, child, filled, write_ev
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
 from autointerp.store import Store, connection
-from autointerp.store.connection import evidence_path_of, migrations, sql_file
+from autointerp.store.connection import migrations, sql_file
+from autointerp.store.paths import evidence_path_of
 
 # The SQL contract. A change here is a change for every user's query: it needs a migration and a note.
 CONTRACT = {

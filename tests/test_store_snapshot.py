@@ -19,7 +19,7 @@ from store_fixtures import add_features, call, filled, write_evidence
 from autointerp import cli
 from autointerp.errors import DamagedError, InputError, MismatchError, StoreBusyError
 from autointerp.store import Store
-from autointerp.store.connection import snapshot_path_of, unfinished_snapshot_of
+from autointerp.store.paths import snapshot_path_of, unfinished_snapshot_of
 from autointerp.store.query import run_query
 from autointerp.store.reading import open_for_reading
 from autointerp.store.snapshot import SnapshotPublisher, open_for_writing

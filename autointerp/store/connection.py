@@ -20,6 +20,7 @@ import duckdb
 
 from autointerp.errors import AutointerpError, DamagedError, DiskFullError, InputError, MismatchError
 from autointerp.store.faults import from_duckdb, translated, way_out
+from autointerp.store.paths import evidence_path_of, real_path, snapshot_path_of, unfinished_snapshot_of
 from autointerp.store.row_ledger import LedgerLine, RowLedger, fsync_folder
 
 APPEND_ONLY = (
@@ -46,32 +47,6 @@ def connect(path: Path | str = ":memory:", *, read_only: bool = False) -> duckdb
     return con
 
 
-def evidence_path_of(path: Path) -> Path:
-    """X.duckdb -> X.evidence.duckdb, in the same folder."""
-    return path.with_name(path.name.removesuffix(".duckdb") + ".evidence.duckdb")
-
-
-def snapshot_path_of(path: Path) -> Path:
-    """X.duckdb -> X.snapshot.duckdb, in the same folder: what readers see while a run writes (snapshot.py)."""
-    return path.with_name(path.name.removesuffix(".duckdb") + ".snapshot.duckdb")
-
-
-def unfinished_snapshot_of(path: Path) -> Path:
-    """Where a snapshot stands until it is whole."""
-    return path.with_name(snapshot_path_of(path).name + ".new")
-
-
-def refuse_own_file(store: Path, target: Path) -> None:
-    """InputError where a file that is to be written at `target` would take the place of one of the store's own."""
-    place = target.parent.resolve() / target.name
-    for path in (store, store.resolve()):
-        main = path.parent.resolve() / path.name
-        own = [main, evidence_path_of(main), snapshot_path_of(main), unfinished_snapshot_of(main)]
-        own += [file.with_name(file.name + ".wal") for file in own] + [main.with_name(main.name + ".ledger")]
-        if place in own:
-            raise InputError(f"{target} belongs to the store {store}; write to another file")
-
-
 def sql_file(name: str) -> str:
     """The text of an SQL file of this package: views.sql, evidence_schema.sql."""
     return (resources.files("autointerp.store") / name).read_text(encoding="utf-8")
@@ -85,13 +60,6 @@ def migrations() -> list[tuple[int, str, str]]:
         if match:
             found.append((int(match[1]), match[2], entry.read_text(encoding="utf-8")))
     return sorted(found)
-
-
-def real_path(path: Path | str) -> Path:
-    """The file that a link leads to: its WAL, ledger and evidence lie beside it, and opened through the link they would
-    not be found."""
-    path = Path(path)
-    return path.resolve() if path.is_symlink() else path
 
 
 def quoted(text: str) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 import duckdb
 
 from autointerp.errors import AutointerpError, InputError, StoppedError
-from autointerp.store.connection import quoted, real_path, refuse_own_file
+from autointerp.store.connection import quoted
 from autointerp.store.faults import from_duckdb, translated
+from autointerp.store.paths import real_path, refuse_own_file
 from autointerp.store.reading import connect_for_reading
 
 

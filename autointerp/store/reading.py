@@ -10,15 +10,9 @@ from typing import TypeVar
 import duckdb
 
 from autointerp.errors import InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import (
-    attach_evidence,
-    connect,
-    evidence_of,
-    evidence_path_of,
-    real_path,
-    snapshot_path_of,
-)
+from autointerp.store.connection import attach_evidence, connect, evidence_of
 from autointerp.store.faults import translated
+from autointerp.store.paths import evidence_path_of, real_path, snapshot_path_of
 from autointerp.store.row_ledger import RowLedger
 from autointerp.store.store import Store
 

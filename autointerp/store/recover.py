@@ -20,16 +20,9 @@ from pathlib import Path
 import duckdb
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import (
-    APPEND_ONLY,
-    attach_evidence,
-    connect,
-    evidence_path_of,
-    quoted,
-    real_path,
-    snapshot_path_of,
-)
+from autointerp.store.connection import APPEND_ONLY, attach_evidence, connect, quoted
 from autointerp.store.faults import translated
+from autointerp.store.paths import evidence_path_of, real_path, snapshot_path_of
 from autointerp.store.row_ledger import LedgerLine, RowLedger, fsync_folder
 from autointerp.store.salvage import SavedTable, salvage
 from autointerp.store.store import Store

@@ -22,8 +22,9 @@ from typing import Self
 import duckdb
 
 from autointerp.errors import AutointerpError, DiskFullError
-from autointerp.store.connection import connect, evidence_of, quoted, snapshot_path_of, sql_file, unfinished_snapshot_of
+from autointerp.store.connection import connect, evidence_of, quoted, sql_file
 from autointerp.store.faults import translated
+from autointerp.store.paths import snapshot_path_of, unfinished_snapshot_of
 from autointerp.store.row_ledger import fsync_folder
 from autointerp.store.store import Store
 

@@ -1,0 +1,40 @@
+"""Where the files of a store lie, all in the folder of its main file X.duckdb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autointerp.errors import InputError
+
+
+def evidence_path_of(path: Path) -> Path:
+    """X.duckdb -> X.evidence.duckdb, in the same folder."""
+    return path.with_name(path.name.removesuffix(".duckdb") + ".evidence.duckdb")
+
+
+def snapshot_path_of(path: Path) -> Path:
+    """X.duckdb -> X.snapshot.duckdb, in the same folder: what readers see while a run writes (snapshot.py)."""
+    return path.with_name(path.name.removesuffix(".duckdb") + ".snapshot.duckdb")
+
+
+def unfinished_snapshot_of(path: Path) -> Path:
+    """Where a snapshot stands until it is whole."""
+    return path.with_name(snapshot_path_of(path).name + ".new")
+
+
+def refuse_own_file(store: Path, target: Path) -> None:
+    """InputError where a file that is to be written at `target` would take the place of one of the store's own."""
+    place = target.parent.resolve() / target.name
+    for path in (store, store.resolve()):
+        main = path.parent.resolve() / path.name
+        own = [main, evidence_path_of(main), snapshot_path_of(main), unfinished_snapshot_of(main)]
+        own += [file.with_name(file.name + ".wal") for file in own] + [main.with_name(main.name + ".ledger")]
+        if place in own:
+            raise InputError(f"{target} belongs to the store {store}; write to another file")
+
+
+def real_path(path: Path | str) -> Path:
+    """The file that a link leads to: its WAL, ledger and evidence lie beside it, and opened through the link they would
+    not be found."""
+    path = Path(path)
+    return path.resolve() if path.is_symlink() else path
