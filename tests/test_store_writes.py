@@ -13,7 +13,7 @@ import pytest
 from store_fixtures import call, copied, explanation, filled, prediction, score
 
 from autointerp.errors import AutointerpError, InputError
-from autointerp.store import Store
+from autointerp.store import Store, connection
 
 
 def count(store: Store, table: str) -> int:
@@ -38,6 +38,17 @@ def store(tmp_path: Path, template: Path) -> Iterator[Store]:
 def contexts(store: Store, feature: int, split: str) -> list[int]:
     found = store.rows("SELECT context_id FROM contexts WHERE feature = ? AND split = ? ORDER BY ALL", [feature, split])
     return [row[0] for row in found]
+
+
+def test_giving_memory_back_keeps_the_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB tells the limit rounded; set anew from what it tells each time, it would sink."""
+    monkeypatch.setattr(connection, "GIVE_BACK_EVERY", 1)
+    store.con.execute("SET memory_limit = '1234567890B'")
+    store.insert_calls([call(0)])
+    (first,) = store.con.execute("SELECT current_setting('memory_limit')").fetchall()[0]
+    for i in range(1, 30):
+        store.insert_calls([call(i)])
+    assert store.con.execute("SELECT current_setting('memory_limit')").fetchall() == [(first,)]
 
 
 def test_everything_comes_back_as_it_went_in(store: Store) -> None:

@@ -29,6 +29,9 @@ APPEND_ONLY = (
 )  # fmt: skip
 """Tables from which nothing is ever deleted: the ones the row ledger counts."""
 
+GIVE_BACK_EVERY = 16
+"""Commits after which memory that DuckDB no longer uses goes back to the system."""
+
 _EVIDENCE_TABLES = ("harvest_info", "windows", "context_rows", "contexts")
 
 
@@ -88,6 +91,7 @@ class StoreConnection:
         """Those of APPEND_ONLY that the store has."""
         self._last_time = datetime.min
         self._failed: AutointerpError | None = None
+        self._memory_limit: str | None = None
         self.evidence_replaced = threading.Event()
         """Set by replace_evidence; whoever publishes snapshots waits for it and clears it."""
         self.snapshot_age_s: float | None = None
@@ -287,6 +291,8 @@ class StoreConnection:
                     raise
                 self._commit_number += 1
                 self.ledger.append(self._ledger_line(self.con))
+                if self._commit_number % GIVE_BACK_EVERY == 0:
+                    self._give_back_memory()
             except duckdb.Error as error:
                 fault = from_duckdb(error, self.path)
                 if isinstance(fault, (DiskFullError, DamagedError)) or isinstance(error, duckdb.FatalException):
@@ -297,6 +303,14 @@ class StoreConnection:
                 raise
             finally:
                 self._owner = None
+
+    def _give_back_memory(self) -> None:
+        """DuckDB's allocator keeps what was freed (some 60 MB after 200,000 calls) until a limit is set, be it to the
+        value that it has."""
+        with suppress(duckdb.Error):  # a query beside us may be at the limit; the commit stands either way
+            if self._memory_limit is None:  # once: the value is told rounded
+                self._memory_limit = self.con.execute("SELECT current_setting('memory_limit')").fetchall()[0][0]
+            self.con.execute(f"SET memory_limit = {quoted(self._memory_limit)}")
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
