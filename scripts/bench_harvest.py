@@ -99,9 +99,9 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from autointerp.config import HarvestConfig
-    from autointerp.evidence.harvest import Job, harvest
-    from autointerp.evidence.merge import CorpusFacts, bounds_of, merge
-    from autointerp.evidence.shards import HarvestFolder
+    from autointerp.harvest.merge import CorpusFacts, bounds_of, merge
+    from autointerp.harvest.shards import HarvestFolder
+    from autointerp.harvest.text_pass import Job, harvest
     from autointerp.model.hooks import Hookpoint, activations_at
     from autointerp.store.store import Store
 
@@ -133,8 +133,8 @@ def limit(args: argparse.Namespace) -> dict[str, float]:
     """The forward pass to the hookpoint and the encoder, in the batches of `ours`; nothing is kept."""
     import numpy as np
 
-    from autointerp.model.batches import activation_batches
     from autointerp.model.hooks import Hookpoint
+    from autointerp.model.token_batches import activation_batches
 
     loaded, sae, _ = load(args.workload, args.features)
     tokens = np.load(args.workload / "tokens.npy", mmap_mode="r")

@@ -105,9 +105,9 @@ def make_store(workload: Path, path: Path, tokens: int) -> None:
     from bench_harvest import HOOK, load, work_units
 
     from autointerp.config import HarvestConfig
-    from autointerp.evidence.harvest import Job, harvest
-    from autointerp.evidence.merge import CorpusFacts, bounds_of, merge
-    from autointerp.evidence.shards import HarvestFolder
+    from autointerp.harvest.merge import CorpusFacts, bounds_of, merge
+    from autointerp.harvest.shards import HarvestFolder
+    from autointerp.harvest.text_pass import Job, harvest
     from autointerp.model.hooks import Hookpoint
     from autointerp.store.store import Store
 
@@ -142,10 +142,11 @@ def busy_features(path: Path, n: int) -> str:
 
 
 def ours(store_path: Path, features: str, latency_ms: float, in_flight: int, per_call: int) -> dict[str, float]:
+    from autointerp.ask.job import Job
     from autointerp.config import BudgetConfig, ExplainConfig, LlmConfig, ScoreConfig
-    from autointerp.interpret import explain_run, score_run
-    from autointerp.interpret.runner import Job
+    from autointerp.explain import explaining
     from autointerp.llm.budget import Budget
+    from autointerp.score import scoring
     from autointerp.store import Selection, Store
 
     os.environ["OPENAI_API_KEY"] = "none"
@@ -164,8 +165,8 @@ def ours(store_path: Path, features: str, latency_ms: float, in_flight: int, per
                 scorers=("detection", "fuzzing"), contexts=CONTEXTS, examples_per_call=per_call, **endpoint
             )
             wall, cpu = time.perf_counter(), time.process_time()
-            asyncio.run(explain_run.explain(job, explain))
-            asyncio.run(score_run.score(job, "contexts", score))
+            asyncio.run(explaining.explain(job, explain))
+            asyncio.run(scoring.score(job, "contexts", score))
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             widths = store.rows("SELECT avg(ci_high - ci_low), avg(n) FROM scores WHERE scorer = 'detection'")[0]
         counts = json.load(urllib.request.urlopen(url))

@@ -31,9 +31,9 @@ from typing import Any
 import aiohttp
 import openai
 
+from autointerp.ask.job import StoreLedger
 from autointerp.config import BudgetConfig, EndpointConfig, LlmConfig
 from autointerp.errors import StoppedError
-from autointerp.interpret.runner import StoreLedger
 from autointerp.llm.budget import Budget
 from autointerp.llm.client import LlmClient
 from autointerp.llm.ledger import CallLedger

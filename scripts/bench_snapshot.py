@@ -17,9 +17,9 @@ from pathlib import Path
 
 from autointerp.records import CallRecord, Explanation
 from autointerp.store import Store
-from autointerp.store.paths import snapshot_path_of
-from autointerp.store.reading import open_for_reading
-from autointerp.store.snapshot import SnapshotPublisher
+from autointerp.store.safety.paths import snapshot_path_of
+from autointerp.store.safety.reading import open_for_reading
+from autointerp.store.safety.snapshot import SnapshotPublisher
 
 _FEATURES = """
     INSERT INTO features SELECT 1, i, 1, 'live', 0.01, 0.001, 100, 120, 5.0, 1.0, 5.0,

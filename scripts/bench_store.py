@@ -33,7 +33,7 @@ from typing import Any
 
 from autointerp.store import Store
 from autointerp.store.connection import connect, sql_file
-from autointerp.store.paths import evidence_path_of
+from autointerp.store.safety.paths import evidence_path_of
 
 MODEL = "bench-model"
 WINDOW, CONTEXT = 64, 32
@@ -166,8 +166,8 @@ def standard_library(limit: int = 4_000_000) -> list[str]:
 def make(path: Path, n: int) -> None:
     """The whole store at `path`."""
     from autointerp.config import ExplainConfig, ScoreConfig
-    from autointerp.interpret.explainers import LlmExplainer
-    from autointerp.interpret.simulation import template_of
+    from autointerp.explain.explainers import LlmExplainer
+    from autointerp.score.simulation import template_of
 
     begun = time.monotonic()
 
@@ -449,7 +449,7 @@ QUERIES = {
 def step_queries(path: Path) -> None:
     """Every query on one open connection, locked down as `autointerp query` does."""
     from autointerp.store import query as q
-    from autointerp.store.reading import connect_for_reading
+    from autointerp.store.safety.reading import connect_for_reading
 
     con = connect_for_reading(path)
     q._lock_down(con, path, False, "2GB", None)
@@ -464,7 +464,6 @@ def step_queries(path: Path) -> None:
 
 def step_reads(path: Path) -> None:
     """What the program itself reads."""
-    from autointerp.interpret.explain_run import RULE_EXPLAINERS  # noqa: F401 (import time apart)
     from autointerp.store.run_progress import run_progress
     from autointerp.store.selection import Selection
 

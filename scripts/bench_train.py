@@ -43,8 +43,8 @@ def ours(
 
     from autointerp.config import TrainConfig
     from autointerp.sae.buffer import ArraySource
-    from autointerp.sae.run import SaeSpec
-    from autointerp.sae.train import Trainer
+    from autointerp.sae.trainer import Trainer
+    from autointerp.sae.training_run import SaeSpec
 
     torch.set_num_threads(threads)
     source = ArraySource(np.load(workload / "synthetic" / "train.npy", mmap_mode="r"))

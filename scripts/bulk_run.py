@@ -4,11 +4,10 @@
 
 Trains an SAE of so many features on the demo model and harvests it (kept in DIR for the next time), then labels and
 scores every feature through a loopback endpoint, in a process of its own, that spoils a share of its answers by a seed
-and keeps fsynced books of what it was asked and what would be on the bill (tests/fault_server.py). In place of a
-language model answers a plain reader of the prompts (tests/reading_brain.py). Then: a forecast; a run that is killed
-(SIGKILL) a third of the way, looked at from outside meanwhile; the same command again, which its budget stops; again,
-to the end; once more, with nothing left to do. The last lines compare the books with the store.
-"""
+and keeps fsynced books of what it was asked and what would be on the bill (tests/support/fault_server.py). In place of
+a language model answers a plain reader of the prompts (tests/support/reading_brain.py). Then: a forecast; a run that is
+killed (SIGKILL) a third of the way, looked at from outside meanwhile; the same command again, which its budget stops;
+again, to the end; once more, with nothing left to do. The last lines compare the books with the store."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fault_server import Entry, FaultServer
+from support.fault_server import Entry, FaultServer
 
 from autointerp.resources import data_folder
 

@@ -36,14 +36,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from batch_server import BatchServer
-from interpret_fixtures import World
-from prefix_cache import PrefixCache, by_fours
+from support.batch_server import BatchServer
+from support.interpret_fixtures import World
+from support.prefix_cache import PrefixCache, by_fours
 
+from autointerp.ask.job import Job
 from autointerp.config import BudgetConfig, ExplainConfig, LlmConfig, PriceConfig, ScoreConfig
-from autointerp.interpret import compose_run, score_run
-from autointerp.interpret.runner import Job
+from autointerp.explain import composites
 from autointerp.llm.budget import Budget, cost_usd
+from autointerp.score import scoring
 from autointerp.store import Selection, Store
 
 PER = 1000
@@ -147,15 +148,15 @@ def measured(setting: Setting, source: Path, features: str, tokenize: Callable[[
             job = Job(store, row.dictionary_id, harvest_id, store.begin_run("cost table", {}, {}),
                       Selection(features=features), llm, Budget(BudgetConfig()))  # fmt: skip
             asked = replace(job, llm=replace(llm, prices={"reader": price.in_batch() if setting.batch else price}))
-            labels = compose_run.forecast_explain(asked, explain, score)
-            planned = compose_run.planned_labels(asked, explain, score)
-            scores = score_run.forecast_score(asked, explain.explainer, score, planned=planned)
+            labels = composites.forecast_explain(asked, explain, score)
+            planned = composites.planned_labels(asked, explain, score)
+            scores = scoring.forecast_score(asked, explain.explainer, score, planned=planned)
             told = Counter(calls=labels.likely_calls + scores.likely_calls)
             told.update(most=labels.calls + scores.calls, input=labels.input_tokens + scores.input_tokens)
             told.update(microdollars=round(1e6 * ((labels.likely_usd or 0.0) + (scores.likely_usd or 0.0))))
             begun = time.perf_counter()
-            asyncio.run(compose_run.explain(job, explain, score))
-            asyncio.run(score_run.score(job, explain.explainer, score))
+            asyncio.run(composites.explain(job, explain, score))
+            asyncio.run(scoring.score(job, explain.explainer, score))
             seconds = time.perf_counter() - begun
             probes, read = store.rows(
                 "SELECT count(*) FILTER (stage = 'probe'), coalesce(sum(input_tokens), 0) FROM llm_calls "

@@ -21,8 +21,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from conftest import TRAINING_TEXT, VOCAB, save_model
-from fault_server import PASSING, FaultServer
-from kill_harness import STAGES, ForkServer, Story, make_project, random_kills, run_killed, what_is_wrong, write_corpus
+from support.fault_server import PASSING, FaultServer
+from support.kill_harness import (
+    STAGES,
+    ForkServer,
+    Story,
+    make_project,
+    random_kills,
+    run_killed,
+    what_is_wrong,
+    write_corpus,
+)
 
 SLOW = ("hang", "slow_loris", "huge", "huge_declared", "408", "502")
 """Faults that take long."""

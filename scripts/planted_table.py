@@ -26,19 +26,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from llm_server import LlmServer
-from planted_bag_model import save_bag_model
-from planted_features import QUALITIES, Planted
-from planted_oracle import Oracle
-from planted_scores import Means, job, means, score_and_measure
-from planted_world import EXPLAINER, OUTPUT_EXPLAINER, PlantedWorld, build, corpus_words, insert_labels
+from support.llm_server import LlmServer
+from support.planted_bag_model import save_bag_model
+from support.planted_features import QUALITIES, Planted
+from support.planted_oracle import Oracle
+from support.planted_scores import Means, job, means, score_and_measure
+from support.planted_world import EXPLAINER, OUTPUT_EXPLAINER, PlantedWorld, build, corpus_words, insert_labels
 
-from autointerp import evidence_stage, llm_stage, pipeline
 from autointerp.config import METHODS, ExplainConfig, ScoreConfig, load
-from autointerp.gpu_session import Session
-from autointerp.interpret import compose_run
-from autointerp.interpret.explain_run import COMPOSITES
-from autointerp.interpret.explainers import LLM_EXPLAINERS
+from autointerp.explain import composites
+from autointerp.explain.explainers import LLM_EXPLAINERS
+from autointerp.explain.explaining import COMPOSITES
+from autointerp.stages import gathering, labelling, pipeline
+from autointerp.stages.session import Session
 from autointerp.store import Store
 from autointerp.terminal import Terminal
 
@@ -78,7 +78,7 @@ def tables(folder: Path, quality: float, seed: int) -> str:
     with Store.open(Path(config.store.path)) as store:
         session = Session(config, terminal)
         for method in METHODS:
-            evidence_stage.gather(session, store, config.sae[0], [method], llm_stage.describe_shape)
+            gathering.gather(session, store, config.sae[0], [method], labelling.describe_shape)
         lab = Lab(world, session, store, str(bag), quality)
         # One feature's costs first, while nothing has been asked yet.
         costs = lab.costs()
@@ -146,7 +146,7 @@ class Lab:
             def explain(url: str, explainer: str = explainer, seed: int = 100 * i) -> None:
                 made = ExplainConfig(explainer=explainer, model="oracle", base_url=url, seed=seed, shape_labels=False)
                 judge = replace(self.scoring(url), seed=seed)
-                asyncio.run(compose_run.explain(job(self.store, str(only)), made, judge))
+                asyncio.run(composites.explain(job(self.store, str(only)), made, judge))
 
             explained.append(["explainer", explainer, *self.spent(explain)])
         return markdown([*rows[: 1 + len(METHODS)], *explained, *rows[1 + len(METHODS) :]])

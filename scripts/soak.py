@@ -26,10 +26,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
-from fault_server import PASSING, WORDS, FaultServer  # noqa: E402
-from interpret_fixtures import WORDS as FEATURES  # noqa: E402
-from interpret_fixtures import planted_store  # noqa: E402
-from ledger_invariants import (  # noqa: E402
+from support.fault_server import PASSING, WORDS, FaultServer  # noqa: E402
+from support.interpret_fixtures import WORDS as FEATURES  # noqa: E402
+from support.interpret_fixtures import planted_store  # noqa: E402
+from support.ledger_invariants import (  # noqa: E402
     LABELS,
     SCORES,
     Row,
@@ -51,7 +51,7 @@ if {quick}:
     from autointerp.llm import client, limits, retry
     waits, pauses = retry.RetryPolicy(0.05, 0.1, 0.5), limits.PausePolicy(first_s=0.1, longest_s=1.0)
     client.RetryPolicy, limits.PausePolicy = lambda: waits, lambda: pauses
-from autointerp.cli import main
+from autointerp.cli.app import main
 main(sys.argv[1:])
 """
 CONFIG = """

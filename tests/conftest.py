@@ -208,7 +208,7 @@ def metaspace_tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """An LLM stage that tries again after milliseconds, not seconds, and does not wait for more rows to a commit."""
-    from llm_helpers import QUICK
+    from support.llm_helpers import QUICK
 
     from autointerp.llm import client
     from autointerp.store.group_writer import GroupWriter
@@ -220,7 +220,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def bare_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of planted features and their contexts (see interpret_fixtures.py), without labels. Copy it."""
-    from interpret_fixtures import planted_store
+    from support.interpret_fixtures import planted_store
 
     path = tmp_path_factory.mktemp("bare") / "planted.duckdb"
     planted_store(path).close()
@@ -230,11 +230,11 @@ def bare_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def labelled_world(bare_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a label of every feature by `combined`: the word it fires on."""
-    from interpret_fixtures import World, copy_of, job
-    from llm_server import LlmServer
+    from support.interpret_fixtures import World, copy_of, job
+    from support.llm_server import LlmServer
 
     from autointerp.config import ExplainConfig
-    from autointerp.interpret.explain_run import explain
+    from autointerp.explain.explaining import explain
 
     path = tmp_path_factory.mktemp("labelled") / "planted.duckdb"
     with copy_of(bare_world, path) as made, LlmServer(World()) as server, pytest.MonkeyPatch.context() as patch:
@@ -252,7 +252,7 @@ def planted(labelled_world: Path) -> Path:
 @pytest.fixture
 def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
     """A planted store to work on, and a key for the test server."""
-    from interpret_fixtures import copy_of
+    from support.interpret_fixtures import copy_of
 
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     with copy_of(planted, tmp_path / "x.duckdb") as opened:

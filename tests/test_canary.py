@@ -19,9 +19,9 @@ from typing import Any
 
 import duckdb
 import pytest
-from interpret_fixtures import World
-from llm_server import BrainReply, Fault, LlmServer
-from test_cli import run
+from support.interpret_fixtures import World
+from support.llm_server import BrainReply, Fault, LlmServer
+from test_cli_app import run
 
 RANDOM = "Zq7x/Rk2+Vw9mTn4Lb8Yd3Gf6Hs1Jc5P"
 KEY = f"sk-canary-{RANDOM}"
@@ -43,13 +43,13 @@ else:
     logging.basicConfig(level=logging.DEBUG)
 for name in ("openai", "httpx2", "httpcore2", "aiohttp", "aiohttp.client", "asyncio"):
     logging.getLogger(name).setLevel(logging.DEBUG)
-from llm_helpers import QUICK
+from support.llm_helpers import QUICK
 from autointerp.llm import client, limits
 client.RetryPolicy = lambda: QUICK
 waits = limits.PausePolicy(first_s=0.01, longest_s=0.02)
 limits.PausePolicy = lambda: waits
 {more}
-from autointerp.cli import main
+from autointerp.cli.app import main
 main()
 """
 BROKEN = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_cli import run, write_config, write_corpus
+from test_cli_app import run, write_config, write_corpus
 
 from autointerp.store import Store
 
@@ -20,7 +20,7 @@ def done(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(path.read_text().replace("[train]", "[train]\nseed = 5"))
     for more in ([], ["--control", "random_model"]):
         with pytest.raises(SystemExit) as end:
-            from autointerp.cli import main
+            from autointerp.cli.app import main
 
             main(["run", "-c", str(path), *more])
         assert not end.value.code

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.test_cli import CONFIG, run, write_corpus
+from tests.test_cli_app import CONFIG, run, write_corpus
 
 SEVERAL = CONFIG.replace(
     "[train]",

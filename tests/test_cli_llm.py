@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_server import BrainReply, Fault, LlmServer
-from test_cli import run, write_config, write_corpus
+from support.llm_server import BrainReply, Fault, LlmServer
+from test_cli_app import run, write_config, write_corpus
 
 KEY = "sk-canary-0123456789abcdef"
 PAIR = re.compile(r'\["((?:[^"\\]|\\.)*)", (\d+)\]')
@@ -61,8 +61,8 @@ def harvested(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("llm")
     write_corpus(folder / "texts")
     config = write_config(folder, tiny_gpt2)
-    from autointerp import pipeline
     from autointerp.config import load
+    from autointerp.stages import pipeline
     from autointerp.terminal import Terminal
 
     pipeline.train(load(config), None, Terminal())

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from autointerp.cli.config_template import config_template, field_docs
 from autointerp.config import Config, environment_overrides, from_table, load
-from autointerp.config_template import config_template, field_docs
 from autointerp.errors import InputError
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autointerp.config import CorpusConfig
-from autointerp.corpus.report import CorpusReport
+from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.splits import (
     Piece,
     gap_characters,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from autointerp.config import CorpusConfig
-from autointerp.corpus.report import CorpusReport
+from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.windows import chat_renderer, token_ids, work_units
 from autointerp.errors import InputError
 from autointerp.records import SPLITS, Document, WorkUnit

@@ -15,23 +15,23 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpret_fixtures import WORDS, World, copy_of, job, planted_store
-from llm_helpers import ask_all, chat, client_for
-from llm_server import BrainReply, LlmServer
-from prefix_cache import PrefixCache
-from test_cli import run
+from support.interpret_fixtures import WORDS, World, copy_of, job, planted_store
+from support.llm_helpers import ask_all, chat, client_for
+from support.llm_server import BrainReply, LlmServer
+from support.prefix_cache import PrefixCache
+from test_cli_app import run
 
-from autointerp import llm_stage
+from autointerp.ask.forecast import Estimate, Forecast, budget_lines, duration, forecast_lines
 from autointerp.config import BudgetConfig, Config, ExplainConfig, LlmConfig, PriceConfig, ScoreConfig
 from autointerp.errors import InputError, StoppedError
-from autointerp.interpret.compose_run import explain
-from autointerp.interpret.forecasts import Estimate, Forecast, budget_lines, duration, forecast_lines
-from autointerp.interpret.score_run import score
+from autointerp.explain.composites import explain
 from autointerp.llm.budget import Budget, cost_usd
 from autointerp.llm.replies import read_usage
+from autointerp.score.scoring import score
+from autointerp.stages import labelling
 from autointerp.store import Selection, Store
 from autointerp.store.pace import Latency, measured_latency
-from autointerp.store.paths import snapshot_path_of
+from autointerp.store.safety.paths import snapshot_path_of
 from autointerp.terminal import Terminal
 
 
@@ -191,7 +191,7 @@ def settings_for(store: Store, url: str = "http://127.0.0.1:1/v1", **changed: An
 
 
 def told(store: Store, config: Config, capsys: pytest.CaptureFixture[str], **more: Any) -> tuple[list[Forecast], str]:
-    found = llm_stage.forecast(config, store, [store.dictionary()], Selection(), Terminal(), **more)
+    found = labelling.forecast(config, store, [store.dictionary()], Selection(), Terminal(), **more)
     return found, capsys.readouterr().out
 
 
@@ -202,7 +202,7 @@ def test_a_whole_run_is_forecast_before_its_labels_exist(store: Store, capsys: p
         (labels, scores), out = told(store, config, capsys)
         assert not server.requests
         row = store.dictionary()
-        for stage in (llm_stage.explain, llm_stage.score):
+        for stage in (labelling.explain, labelling.score):
             assert stage(config, store, row, Selection(), "run", Terminal(), dry_run=False) == 0
         done, _ = told(store, config, capsys)
     assert [f.calls for f in done] == [0, 0]
@@ -229,7 +229,7 @@ def test_what_a_stop_rule_is_likely_to_save(store: Store, capsys: pytest.Capture
         (_, scores), out = told(store, config, capsys)
         assert scores.calls == 12 * len(WORDS) and 0.3 * scores.calls < scores.likely_calls < 0.95 * scores.calls
         assert f"likely: {scores.likely_calls:,} calls and $" in out
-        for stage in (llm_stage.explain, llm_stage.score):
+        for stage in (labelling.explain, labelling.score):
             assert stage(config, store, store.dictionary(), Selection(), "run", Terminal(), dry_run=False) == 0
         sent = store.rows("SELECT count(*) FROM llm_calls WHERE stage = 'detection'")[0][0]
         assert sent < scores.likely_calls, "this judge is always right"

@@ -9,7 +9,7 @@ import pytest
 import typer.main
 
 from autointerp import errors
-from autointerp.cli import app
+from autointerp.cli.app import app
 from autointerp.store import Store
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from autointerp import stats
 from autointerp.config import CorpusConfig, ModelConfig
 from autointerp.errors import InputError
-from autointerp.evaluate.labelled import LabelledTexts, TaggedSentences, read_labelled
+from autointerp.evaluate.labelled_texts import LabelledTexts, TaggedSentences, read_labelled
 from autointerp.evaluate.probing import (
     dense_probes,
     group_counts,

@@ -13,7 +13,7 @@ from autointerp.config import ModelConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.evidence import output_statistic as module
 from autointerp.evidence.output_statistic import output_statistics
-from autointerp.evidence.vocab_projection import Unembedding
+from autointerp.harvest.vocab_projection import Unembedding
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.sae.sae import Sae
 

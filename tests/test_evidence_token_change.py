@@ -10,11 +10,11 @@ from torch import Tensor
 from autointerp.config import EvidenceConfig, ModelConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError
-from autointerp.evidence.steering import UNTOUCHED, Steerer
 from autointerp.evidence.token_change import SMALLEST_DEVIATION, token_change
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.sae.sae import Sae
+from autointerp.steer.steering import UNTOUCHED, Steerer
 
 LAST = {"tiny_gpt2": "transformer.h.2", "tiny_llama": "model.layers.2"}
 D_SAE, NOTHING = 40, 39

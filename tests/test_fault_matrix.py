@@ -22,10 +22,20 @@ from typing import Any
 
 import pytest
 import torch
-from fault_server import PASSING, WORDS, Entry, FaultServer
-from interpret_fixtures import WORDS as PLANTED
-from ledger_invariants import LABELS, SCORES, billed, booked, rows, tables, twice, underbooked, zeros_for_failures
-from test_cli import run, write_config, write_corpus
+from support.fault_server import PASSING, WORDS, Entry, FaultServer
+from support.interpret_fixtures import WORDS as PLANTED
+from support.ledger_invariants import (
+    LABELS,
+    SCORES,
+    billed,
+    booked,
+    rows,
+    tables,
+    twice,
+    underbooked,
+    zeros_for_failures,
+)
+from test_cli_app import run, write_config, write_corpus
 
 from autointerp.llm import client, limits, retry
 from autointerp.sae import families
@@ -620,8 +630,8 @@ ROWS: dict[str, list[str]] = {
     ],
     "bad model output": [
         "test_fault_matrix::test_a_lasting_fault_is_no_score_and_never_a_zero",
-        "test_interpret_runs::test_a_wrong_number_of_tokens_never_becomes_zeros",
-        "test_interpret_runs::test_replies_without_a_label",
+        "test_score_scoring::test_a_wrong_number_of_tokens_never_becomes_zeros",
+        "test_score_scoring::test_replies_without_a_label",
     ],
     "refusal, content filter": [
         "test_fault_matrix::test_a_lasting_fault_is_a_row_and_the_others_do_not_feel_it",
@@ -634,9 +644,9 @@ ROWS: dict[str, list[str]] = {
     ],
     "missing logprobs": [
         "test_llm_capabilities::test_a_server_that_drops_logprobs_silently",
-        "test_interpret_runs::test_logprobs_that_go_missing_after_the_probe",
+        "test_score_scoring::test_logprobs_that_go_missing_after_the_probe",
     ],
-    "context too long": ["test_interpret_runs::test_a_prompt_too_long_is_halved_twice_at_most"],
+    "context too long": ["test_score_scoring::test_a_prompt_too_long_is_halved_twice_at_most"],
     "401, 403, 404": [
         "test_fault_matrix::test_what_concerns_the_account_ends_the_run_at_once",
         "test_llm_client::test_what_ends_the_run",
@@ -659,10 +669,10 @@ ROWS: dict[str, list[str]] = {
         "test_fault_matrix::test_a_restarted_endpoint_loses_nothing_and_one_that_stays_away_stops_resumably",
         "test_llm_client::test_restarted_server_loses_nothing",
         "test_llm_limits::test_six_attempts_outlast_a_minute",
-        "test_cli::test_an_unreachable_endpoint",
+        "test_cli_app::test_an_unreachable_endpoint",
     ],
     "killed in harvest": [
-        "test_evidence_harvest::test_killed_resumed_and_folded",
+        "test_harvest_text_pass::test_killed_resumed_and_folded",
         "test_kills::test_a_kill_at_every_named_place",
     ],
     "killed in explain or score": [
@@ -672,7 +682,7 @@ ROWS: dict[str, list[str]] = {
         "test_kills::test_kills_at_random_moments",
     ],
     "killed in training": [
-        "test_sae_train::test_sigkill_while_saving_leaves_the_last_checkpoint_whole",
+        "test_sae_trainer::test_sigkill_while_saving_leaves_the_last_checkpoint_whole",
         "test_kills::test_a_kill_at_every_named_place",
     ],
     "disk full": [
@@ -687,7 +697,7 @@ ROWS: dict[str, list[str]] = {
         "test_store_schema::test_locked_store_names_the_process",
     ],
     "corrupt store": [
-        "test_cli::test_a_damaged_store",
+        "test_cli_app::test_a_damaged_store",
         "test_store_schema::test_bit_flip_is_refused_and_nothing_deleted",
         "test_store_ledger::test_flipped_wal_bit_is_refused",
         "test_store_damage::test_damage_is_refused_or_harmless",
@@ -701,21 +711,21 @@ ROWS: dict[str, list[str]] = {
     "corrupt SAE file": [
         "test_sae_formats_saelens::test_damaged_files_are_named",
         "test_sae_restricted::test_truncated_files_are_damaged",
-        "test_sae_train::test_a_damaged_checkpoint_is_named_and_kept",
+        "test_sae_trainer::test_a_damaged_checkpoint_is_named_and_kept",
     ],
-    "another SAE than the store's": ["test_cli::test_verify_finds_a_swapped_sae"],
+    "another SAE than the store's": ["test_cli_app::test_verify_finds_a_swapped_sae"],
     "wrong tokenizer or model": [
-        "test_cli::test_another_tokenizer_or_model_is_refused",
+        "test_cli_app::test_another_tokenizer_or_model_is_refused",
         "test_store_schema::test_dictionary_names_and_mismatch",
     ],
-    "SAE of another width": ["test_cli::test_an_sae_of_another_width"],
+    "SAE of another width": ["test_cli_app::test_an_sae_of_another_width"],
     "NaN and inf": [
-        "test_evidence_harvest::test_nonfinite_activations_are_counted_and_left_out_or_abort",
-        "test_sae_train::test_one_bad_batch_is_left_out_three_in_a_row_end_the_run",
+        "test_harvest_text_pass::test_nonfinite_activations_are_counted_and_left_out_or_abort",
+        "test_sae_trainer::test_one_bad_batch_is_left_out_three_in_a_row_end_the_run",
     ],
     "empty corpus": [
         "test_fault_matrix::test_an_empty_corpus_is_told_before_the_model_is_loaded",
-        "test_cli::test_an_empty_corpus",
+        "test_cli_app::test_an_empty_corpus",
         "test_corpus_sources::test_an_empty_corpus_is_an_error",
     ],
     "bad text": [
@@ -725,8 +735,8 @@ ROWS: dict[str, list[str]] = {
         "test_corpus_sources::test_too_many_bad_rows_end_it_and_the_fields_are_named",
     ],
     "out of memory": [
-        "test_model_batches::test_a_batch_that_runs_out_of_memory_is_halved",
-        "test_model_batches::test_after_four_halvings_it_gives_up",
+        "test_model_token_batches::test_a_batch_that_runs_out_of_memory_is_halved",
+        "test_model_token_batches::test_after_four_halvings_it_gives_up",
         "test_fault_matrix::test_memory_that_runs_out_in_training_is_exit_9_and_resumable",
     ],
     "pickled SAE": [
@@ -739,7 +749,7 @@ ROWS: dict[str, list[str]] = {
         "test_prompt_safety::test_orders_in_contexts_and_labels_stay_data_for_judges",
     ],
     "SQL injection": ["test_store_query::test_lock_down", "test_store_query::test_timeout_and_memory"],
-    "script in a page": ["test_evaluate_report::test_strings_from_outside_are_escaped_in_the_page_and_in_the_svg"],
+    "script in a page": ["test_evaluate_html_report::test_strings_from_outside_are_escaped_in_the_page_and_in_the_svg"],
     "paths out of the folder": [
         "test_paths::test_a_dictionary_name_is_one_part_of_a_path",
         "test_paths::test_no_result_takes_the_place_of_the_store",

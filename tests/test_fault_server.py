@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fault_server import LASTING, PASSING, WORDS, FaultServer, Plan, read_ledger
+from support.fault_server import LASTING, PASSING, WORDS, FaultServer, Plan, read_ledger
 
 
 def post(url: str, text: str) -> int:

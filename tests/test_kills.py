@@ -11,9 +11,19 @@ from pathlib import Path
 
 import pytest
 from conftest import TRAINING_TEXT
-from fault_server import FaultServer
-from kill_harness import POINTS, STAGES, ForkServer, Kill, Story, make_project, random_kills, run_killed, what_is_wrong
-from kill_harness import write_corpus as write_texts
+from support.fault_server import FaultServer
+from support.kill_harness import (
+    POINTS,
+    STAGES,
+    ForkServer,
+    Kill,
+    Story,
+    make_project,
+    random_kills,
+    run_killed,
+    what_is_wrong,
+)
+from support.kill_harness import write_corpus as write_texts
 
 PASSING = {"429": 2, "500": 2, "503": 1, "529": 1, "reset": 1, "short_body": 1, "truncated_json": 1, "html": 1,
            "error_200": 1, "empty_choices": 1, "no_message": 1}  # fmt: skip

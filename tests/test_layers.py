@@ -11,47 +11,50 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
-GROUND = {"errors", "records", "config", "stats", "resources", "deadline"}
+GROUND = {"errors", "records", "config", "stats", "resources", "deadline", "tasks"}
 MAY_IMPORT: dict[str, set[str]] = {
+    # what every room may use
     "errors": set(),
     "records": set(),
+    "tasks": {"records"},
     "deadline": {"errors"},
     "config": {"errors", "deadline"},
     "stats": set(),
     "resources": {"errors"},
     "log": set(),
     "terminal": {"log"},
-    "schedule": {"errors"},
+    # without torch
+    "llm": GROUND,
+    "store": GROUND,
+    "ask": GROUND | {"llm", "store"},
+    "rules": GROUND | {"store", "ask"},
+    "score": GROUND | {"llm", "store", "ask", "rules"},
+    "explain": GROUND | {"llm", "store", "ask", "rules", "score"},
+    # with torch
     "corpus": GROUND,
     "model": GROUND | {"corpus"},
     "sae": GROUND | {"corpus", "model"},
-    "store": GROUND,
-    "evidence": GROUND | {"corpus", "model", "sae", "store"},
+    "harvest": GROUND | {"corpus", "model", "sae", "store"},
+    "steer": GROUND | {"corpus", "model", "sae"},
+    "measure": GROUND | {"corpus", "model", "sae", "steer"},
+    "evidence": GROUND | {"corpus", "model", "sae", "store", "harvest", "steer", "measure"},
     "evaluate": GROUND | {"corpus", "model", "sae"},
-    "llm": GROUND,
-    "interpret": GROUND | {"llm", "store"},
-    "gpu_session": GROUND | {"corpus", "model", "sae", "evaluate", "store", "terminal"},
-    "gpu_stage": GROUND | {"corpus", "model", "sae", "evidence", "gpu_session", "store", "terminal"},
-    "evaluate_stage": GROUND | {"corpus", "model", "sae", "evaluate", "store", "terminal", "gpu_session"},
-    "measure_stage": GROUND | {"corpus", "model", "sae", "evidence", "store", "terminal", "gpu_session"},
-    "evidence_stage": GROUND | {"corpus", "model", "sae", "evidence", "gpu_session", "store", "terminal"},
-    "llm_stage": GROUND | {"llm", "interpret", "store", "terminal"},
-    "pipeline": GROUND
-    | {"gpu_stage", "evidence_stage", "evaluate_stage", "measure_stage", "llm_stage", "store", "terminal"},
-    "show": GROUND | {"store", "terminal", "show_evidence"},
-    "show_evidence": {"terminal"},
-    "compare": GROUND | {"store", "terminal"},
-    "doctor": GROUND | {"pipeline", "gpu_stage", "llm_stage", "llm", "store", "terminal"},
-    "config_template": GROUND,
-    "demo": GROUND | {"pipeline", "show", "store", "terminal"},
-    "cli": GROUND
-    | {"pipeline", "llm_stage", "gpu_stage", "show", "compare", "doctor", "demo", "config_template", "store"}
-    | {"schedule"}
-    | {"terminal", "log"},
+    # both: each file of `stages` belongs to one side, and pipeline runs them in turn
+    "stages": GROUND
+    | {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate"}
+    | {"llm", "store", "ask", "rules", "score", "explain", "terminal"},
+    # for people
+    "report": GROUND | {"store", "terminal"},
+    "cli": GROUND | {"stages", "report", "store", "terminal", "log"},
     "__main__": {"cli"},
     "__init__": set(),
 }
-"""The allowed arrows: a step may import those named. A new module or arrow is a decision, made here."""
+"""The allowed arrows: a room may import those named. A new room or arrow is a decision, made here."""
+
+TORCH_ROOMS = {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate"}
+TORCH_STAGES = {"session", "training", "harvesting", "verifying", "gathering", "evaluating", "measuring"}
+"""Files of `stages` that run the model. They import nothing of the rooms that ask an LLM."""
+LLM_ROOMS = {"llm", "ask", "rules", "score", "explain"}
 
 TORCH_SIDE = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "datasets"}
 LLM_SIDE = {"openai", "asyncio_throttle", "tenacity", "aiohttp", "httpx2"}
@@ -90,14 +93,26 @@ def test_arrows(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_torch_and_the_llm_client_never_meet(path: Path) -> None:
     step, roots = step_of(path), {m.split(".")[0] for m in imports_of(path)}
-    gpu_side = ("gpu_session", "gpu_stage", "evidence_stage", "evaluate_stage", "measure_stage")
-    if step not in ("corpus", "model", "sae", "evidence", "evaluate", *gpu_side):
+    runs_the_model = step in TORCH_ROOMS or (step == "stages" and path.stem in TORCH_STAGES)
+    if not runs_the_model:
         assert not roots & TORCH_SIDE, f"{path.name} ({step}) imports {sorted(roots & TORCH_SIDE)}"
+    if step == "stages" and runs_the_model:
+        met = {m.split(".")[1] for m in imports_of(path) if m.startswith("autointerp.")} & LLM_ROOMS
+        assert not met, f"stages/{path.name} runs the model and imports {sorted(met)}"
     if step != "llm":
         assert not roots & LLM_SIDE, f"{path.name} ({step}) imports {sorted(roots & LLM_SIDE)}"
     if step != "store":
-        # corpus reads Parquet through DuckDB; evidence writes Parquet shards with it. Neither touches the store's SQL.
-        assert step in ("corpus", "evidence") or "duckdb" not in roots, f"{path.name} ({step}) imports duckdb"
+        # corpus reads Parquet through DuckDB; harvest writes Parquet shards with it. Neither touches the store's SQL.
+        assert step in ("corpus", "harvest") or "duckdb" not in roots, f"{path.name} ({step}) imports duckdb"
+
+
+def test_no_two_files_have_one_name() -> None:
+    """A name says what is inside, so two rooms do not have the same one."""
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        if path.stem not in ("__init__", "__main__"):
+            places.setdefault(path.stem, []).append(path.relative_to(PACKAGE).as_posix())
+    assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
 WITHOUT_TORCH = """
@@ -109,8 +124,9 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Refuse())
-import autointerp.cli, autointerp.pipeline, autointerp.llm_stage, autointerp.show, autointerp.doctor
-from autointerp.cli import main
+import autointerp.cli.app, autointerp.cli.doctor
+import autointerp.report.show, autointerp.stages.labelling, autointerp.stages.pipeline
+from autointerp.cli.app import main
 try:
     main({argv!r})
 except SystemExit as end:
@@ -139,6 +155,6 @@ def test_a_gpu_command_without_torch_says_what_to_install(tmp_path: Path) -> Non
 
 
 def test_commands_that_only_read_do_not_import_the_llm_client() -> None:
-    code = "import sys, autointerp.cli; print(*{'openai', 'aiohttp', 'torch'} & set(sys.modules))"
+    code = "import sys, autointerp.cli.app; print(*{'openai', 'aiohttp', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"

@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_server import BatchServer
 from hypothesis import given
 from hypothesis import strategies as st
-from interpret_fixtures import World, copy_of, job, planted_store
-from llm_helpers import QUICK, chat, completion, embedding
-from llm_server import BrainReply, Fault, Kind, LlmServer, bag_of_words
-from store_fixtures import add_dictionary
-from test_cli import run
+from support.batch_server import BatchServer
+from support.interpret_fixtures import World, copy_of, job, planted_store
+from support.llm_helpers import QUICK, chat, completion, embedding
+from support.llm_server import BrainReply, Fault, Kind, LlmServer, bag_of_words
+from support.store_fixtures import add_dictionary
+from test_cli_app import run
 
+from autointerp.ask.job import StoreBatchBook, StoreLedger
 from autointerp.config import BudgetConfig, EndpointConfig, ExplainConfig, LlmConfig, PriceConfig, ScoreConfig
 from autointerp.errors import AutointerpError, CredentialsError, InputError, StoppedError
-from autointerp.interpret.explain_run import explain
-from autointerp.interpret.runner import StoreBatchBook, StoreLedger
-from autointerp.interpret.score_run import score
+from autointerp.explain.explaining import explain
 from autointerp.llm import batch_files
 from autointerp.llm.batch import BatchClient
 from autointerp.llm.budget import Budget
 from autointerp.llm.requests import Reply, Request
+from autointerp.score.scoring import score
 from autointerp.store import Store
 from autointerp.store.group_writer import GroupWriter
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_helpers import MemoryLedger, client_for, completion
-from llm_server import BrainReply, DemoLmBrain, Fault, Kind, LlmServer
+from support.llm_helpers import MemoryLedger, client_for, completion
+from support.llm_server import BrainReply, DemoLmBrain, Fault, Kind, LlmServer
 
 from autointerp.errors import CredentialsError
 from autointerp.llm.capabilities import Capabilities, honours_json_schema, probe, prompt_logprob_fields

@@ -13,13 +13,13 @@ import traceback
 from typing import Any
 
 import pytest
-from llm_helpers import MemoryLedger, Stopwatch, ask_all, chat, client_for, completion, embedding
-from llm_server import BrainReply, Fault, Kind, LlmServer, bag_of_words
+from support.llm_helpers import MemoryLedger, Stopwatch, ask_all, chat, client_for, completion, embedding
+from support.llm_server import BrainReply, Fault, Kind, LlmServer, bag_of_words
 
 from autointerp.config import BudgetConfig, PriceConfig
 from autointerp.errors import AutointerpError, CredentialsError, DiskFullError, InputError, StoppedError
 from autointerp.llm.client import LlmClient
-from autointerp.llm.errors import RAW_KEPT, RequestRefusedError
+from autointerp.llm.endpoint_errors import RAW_KEPT, RequestRefusedError
 from autointerp.llm.pool import run_pool
 from autointerp.llm.requests import Reply
 from autointerp.records import CallRecord

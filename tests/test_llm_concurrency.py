@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 import pytest
-from llm_helpers import ask_all, chat, client_for
-from llm_server import BrainReply, Fault, Kind, LlmServer
+from support.llm_helpers import ask_all, chat, client_for
+from support.llm_server import BrainReply, Fault, Kind, LlmServer
 
 from autointerp.llm.concurrency import START, Slots
 

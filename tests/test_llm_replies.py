@@ -7,10 +7,10 @@ import math
 from typing import Any
 
 import pytest
-from llm_helpers import chat, completion, embedding
-from llm_server import BrainReply, chat_payload, completions_payload, embeddings_payload
+from support.llm_helpers import chat, completion, embedding
+from support.llm_server import BrainReply, chat_payload, completions_payload, embeddings_payload
 
-from autointerp.llm.errors import BadReplyError
+from autointerp.llm.endpoint_errors import BadReplyError
 from autointerp.llm.replies import load_json, read_envelope, read_logprobs, read_usage, storable_reply
 from autointerp.llm.requests import Request, TokenLogprob
 

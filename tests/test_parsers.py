@@ -23,16 +23,12 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from llm_helpers import chat, completion, embedding
+from support.llm_helpers import chat, completion, embedding
 
-from autointerp.interpret.choices import read_answers
-from autointerp.interpret.intruder import read_place
-from autointerp.interpret.label_replies import MAX_LABEL, Label, parse_label
-from autointerp.interpret.measured.generation import MAX_TEXT, Texts, read_texts
-from autointerp.interpret.measured.output import read_choice
-from autointerp.interpret.prompts import one_line
-from autointerp.interpret.simulation import ReplyError, expected_numbers, read_lines, read_prompt_logprobs
-from autointerp.llm.errors import BadReplyError
+from autointerp.ask.chat import ReplyError
+from autointerp.ask.prompts import one_line
+from autointerp.explain.label_replies import MAX_LABEL, Label, parse_label
+from autointerp.llm.endpoint_errors import BadReplyError
 from autointerp.llm.replies import (
     Envelope,
     Usage,
@@ -44,6 +40,11 @@ from autointerp.llm.replies import (
 )
 from autointerp.llm.requests import Request, TokenLogprob
 from autointerp.llm.transport import error_in_ok_reply
+from autointerp.score.choices import read_answers
+from autointerp.score.generation import MAX_TEXT, Texts, read_texts
+from autointerp.score.intruder import read_place
+from autointerp.score.output import read_choice
+from autointerp.score.simulation import expected_numbers, read_lines, read_prompt_logprobs
 
 T = TypeVar("T")
 EXAMPLES = 10_000

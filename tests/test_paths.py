@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_fixtures import filled
-from test_cli import run
+from support.store_fixtures import filled
+from test_cli_app import run
 
 from autointerp.config import from_table
 from autointerp.errors import InputError
-from autointerp.gpu_session import Session, file_name
+from autointerp.stages.session import Session, file_name
 from autointerp.terminal import Terminal
 
 EVIL = ["../x", "/etc/passwd", "..", ".", "", "a/../../b", "a\\..\\b", "-rf", "~", "a\nb", "x" * 5000, "\u202e", "CON/"]

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from llm_server import BrainReply, Fault, LlmServer
+from support.llm_server import BrainReply, Fault, LlmServer
 from test_cli_llm import TokenReader
 
-from autointerp import pipeline
+from autointerp.ask.job import Job
 from autointerp.config import BudgetConfig, from_table
-from autointerp.interpret import score_run
-from autointerp.interpret.runner import Job
 from autointerp.llm.budget import Budget
 from autointerp.model.load import load_model, load_tokenizer
 from autointerp.sae.formats import save_saelens
 from autointerp.sae.sae import Sae
+from autointerp.score import scoring
+from autointerp.stages import pipeline
 from autointerp.store import Selection, Store
 from autointerp.terminal import Terminal
 
@@ -98,7 +98,7 @@ def scores(folder: Path, model: Path, brain: TokenReader, control: str | None = 
                 harvest_id = store.current_harvest(row.dictionary_id)
                 assert harvest_id is not None
                 job = Job(store, row.dictionary_id, harvest_id, "run", Selection(), config.llm, Budget(BudgetConfig()))
-                asyncio.run(score_run.score(job, "combined", config.score, control))
+                asyncio.run(scoring.score(job, "combined", config.score, control))
     with Store.open(folder / "planted.duckdb", read_only=True) as store:
         found = store.rows(
             "SELECT value FROM scores WHERE scorer = 'simulation' AND part = 'report' "

@@ -15,18 +15,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llm_server import LlmServer
-from planted_bag_model import save_bag_model
-from planted_features import QUALITIES, Rule, labels_of, planted_features
-from planted_oracle import Oracle, sentence
-from planted_reading import best_by_texts, texts_in, words_in
-from planted_scores import Means, job, means, score_and_measure
-from planted_world import EXPLAINER, OUTPUT_EXPLAINER, PlantedWorld, build, corpus_words, harvested, insert_labels
+from support.llm_server import LlmServer
+from support.planted_bag_model import save_bag_model
+from support.planted_features import QUALITIES, Rule, labels_of, planted_features
+from support.planted_oracle import Oracle, sentence
+from support.planted_reading import best_by_texts, texts_in, words_in
+from support.planted_scores import Means, job, means, score_and_measure
+from support.planted_world import (
+    EXPLAINER,
+    OUTPUT_EXPLAINER,
+    PlantedWorld,
+    build,
+    corpus_words,
+    harvested,
+    insert_labels,
+)
 
-from autointerp import evidence_stage, llm_stage
 from autointerp.config import METHODS, ExplainConfig, ScoreConfig, load
-from autointerp.gpu_session import Session
-from autointerp.interpret.explain_run import explain
+from autointerp.explain.explaining import explain
+from autointerp.stages import gathering, labelling
+from autointerp.stages.session import Session
 from autointerp.store import Selection, Store
 from autointerp.terminal import Terminal
 
@@ -75,7 +83,7 @@ def store(world: PlantedWorld, session: Session) -> Iterator[Store]:
     with harvested(world.folder) as opened:
         for method in METHODS:
             chosen = Selection(features=clamped if method == "token_change" else None)
-            evidence_stage.gather(session, opened, sae, [method], llm_stage.describe_shape, chosen)
+            gathering.gather(session, opened, sae, [method], labelling.describe_shape, chosen)
         insert_labels(opened, [f for kind in JUDGED for f in world.of_kind(kind)[: 3 if kind == "output" else 2]])
         yield opened
 

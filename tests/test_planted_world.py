@@ -15,21 +15,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from llm_server import LlmServer
-from planted_features import END, QUALITIES, labels_of, planted_features, word_of
-from planted_oracle import Oracle
-from planted_scores import job
-from planted_world import CLASSES, EXPLAINER, HOOKPOINT, PlantedWorld, build, harvested, insert_labels
+from support.llm_server import LlmServer
+from support.planted_features import END, QUALITIES, labels_of, planted_features, word_of
+from support.planted_oracle import Oracle
+from support.planted_scores import job
+from support.planted_world import CLASSES, EXPLAINER, HOOKPOINT, PlantedWorld, build, harvested, insert_labels
 
 from autointerp.config import ExplainConfig, ScoreConfig, load
 from autointerp.corpus.token_text import TokenText
-from autointerp.evidence.neighbours import decoder_neighbours
-from autointerp.gpu_session import Session
-from autointerp.interpret.explain_run import explain
-from autointerp.interpret.score_run import score
+from autointerp.explain.explaining import explain
+from autointerp.harvest.decoder_neighbours import decoder_neighbours
 from autointerp.model.hooks import Hookpoint, activations_at, hooked
 from autointerp.records import Window
 from autointerp.sae.formats import load_sae
+from autointerp.score.scoring import score
+from autointerp.stages.session import Session
 from autointerp.store import Store
 from autointerp.terminal import Terminal
 

@@ -9,13 +9,11 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from interpret_fixtures import contexts as planted_contexts
+from support.interpret_fixtures import contexts as planted_contexts
 
+from autointerp.ask.prompts import mark
 from autointerp.config import ExplainConfig, ScoreConfig
-from autointerp.interpret.choices import CHOICE_SCORERS, Example, Judge, active_places
-from autointerp.interpret.explainers import LLM_EXPLAINERS, LlmExplainer
-from autointerp.interpret.prompts import mark
-from autointerp.interpret.simulation import Simulator
+from autointerp.explain.explainers import LLM_EXPLAINERS, LlmExplainer
 from autointerp.llm.capabilities import Capabilities
 from autointerp.llm.requests import Request
 from autointerp.records import (
@@ -27,6 +25,8 @@ from autointerp.records import (
     PrunedContext,
     RelatedWord,
 )
+from autointerp.score.choices import CHOICE_SCORERS, Example, Judge, active_places
+from autointerp.score.simulation import Simulator
 
 FEATURES = 25
 MOST_FLIPPED, LEAST_FLIPPED_UNFENCED = 0.02, 0.90

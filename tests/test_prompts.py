@@ -8,26 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from interpret_fixtures import contexts, evidence, rich_evidence, with_tokens
+from support.interpret_fixtures import contexts, evidence, rich_evidence, with_tokens
 
 from autointerp import resources
+from autointerp.ask.forecast import prompt_text
+from autointerp.ask.prompts import load_template, mark, one_line
+from autointerp.ask.scale import scaled, shown
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.errors import InputError
-from autointerp.interpret.choices import CHOICE_SCORERS, Example, Judge, active_places
-from autointerp.interpret.embedding import Embedder
-from autointerp.interpret.explainers import LLM_EXPLAINERS, Correction, LlmExplainer, pieces
-from autointerp.interpret.forecasts import prompt_text
-from autointerp.interpret.intruder import IntruderJudge, IntruderQuestion, Lineup
-from autointerp.interpret.measured.generation import Author
-from autointerp.interpret.measured.intervention import gain_payload
-from autointerp.interpret.measured.output import Chooser, Question, ShownText
-from autointerp.interpret.measured.surprisal import surprisal_payload
-from autointerp.interpret.prompts import load_template, mark, one_line
-from autointerp.interpret.scale import scaled, shown
-from autointerp.interpret.simulation import LLM_METHODS, Simulator
+from autointerp.explain.explainers import LLM_EXPLAINERS, Correction, LlmExplainer, pieces
 from autointerp.llm.capabilities import Capabilities
 from autointerp.llm.requests import Request
 from autointerp.records import ChangedToken, Counterfactual, FeatureEvidence, PromotedToken, RelatedWord
+from autointerp.score.choices import CHOICE_SCORERS, Example, Judge, active_places
+from autointerp.score.embedding import Embedder
+from autointerp.score.generation import Author
+from autointerp.score.intervention import gain_payload
+from autointerp.score.intruder import IntruderJudge, IntruderQuestion, Lineup
+from autointerp.score.output import Chooser, Question, ShownText
+from autointerp.score.simulation import LLM_METHODS, Simulator
+from autointerp.score.surprisal import surprisal_payload
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 EVERYTHING = Capabilities(True, True, True, 5, True, 20, "prompt_logprobs")

@@ -10,20 +10,20 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-from damaged_store import ALIVE, CALLS, EVIDENCE, IN_FILE, IN_WAL, LEDGER, MAIN, WAL, bytes_of, content, group
-from damaged_store import killed_store as make_killed_store
-from interpret_fixtures import WORDS, World, copy_of, job
-from llm_server import LlmServer
-from store_fixtures import add_features, call, child, write_evidence
+from support.damaged_store import ALIVE, CALLS, EVIDENCE, IN_FILE, IN_WAL, LEDGER, MAIN, WAL, bytes_of, content, group
+from support.damaged_store import killed_store as make_killed_store
+from support.interpret_fixtures import WORDS, World, copy_of, job
+from support.llm_server import LlmServer
+from support.store_fixtures import add_features, call, child, write_evidence
 
-from autointerp import cli
+from autointerp.cli.app import app
 from autointerp.config import ExplainConfig
 from autointerp.errors import DamagedError, InputError, StoreBusyError
-from autointerp.interpret.explain_run import explain
+from autointerp.explain.explaining import explain
 from autointerp.store import Store
-from autointerp.store.paths import snapshot_path_of
-from autointerp.store.recover import Recovery, recover
-from autointerp.store.snapshot import SnapshotPublisher
+from autointerp.store.safety.paths import snapshot_path_of
+from autointerp.store.safety.recover import Recovery, recover
+from autointerp.store.safety.snapshot import SnapshotPublisher
 
 BLOCK, FIRST_BLOCK = 262144, 3 * 4096
 ALL = CALLS * (IN_FILE + IN_WAL)
@@ -42,7 +42,7 @@ def path(template: Path, tmp_path: Path) -> Path:
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = cli.guarded(lambda: cli.app(list(arguments), standalone_mode=False), False)
+    code = app.guarded(lambda: app.app(list(arguments), standalone_mode=False), False)
     return code, *capsys.readouterr()
 
 

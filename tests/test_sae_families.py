@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_sae_train import CONFIG
-from test_sae_train import vectors as vectors_of_width
+from test_sae_trainer import CONFIG
+from test_sae_trainer import vectors as vectors_of_width
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,8 +18,8 @@ from autointerp.errors import InputError
 from autointerp.sae.buffer import ArraySource
 from autointerp.sae.entries import Pairs
 from autointerp.sae.families import FAMILIES, Step, family_named
-from autointerp.sae.run import DEFAULTS, SaeRun, SaeSpec
-from autointerp.sae.train import Trainer
+from autointerp.sae.trainer import Trainer
+from autointerp.sae.training_run import DEFAULTS, SaeRun, SaeSpec
 
 K, D_SAE, D = 4, 64, 32
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sae_format_helpers import FIXTURES, check_as_recorded, recorded
+from support.sae_format_helpers import FIXTURES, check_as_recorded, recorded
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae.formats import detect, load_sae, sae_sha256

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from sae_format_helpers import (
+from safetensors.torch import load_file, save_file
+from support.sae_format_helpers import (
     FIXTURES,
     METADATA,
     change_config,
@@ -22,7 +23,6 @@ from sae_format_helpers import (
     same,
     tensors,
 )
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autointerp.errors import DamagedError, InputError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from sae_format_helpers import (
+from safetensors.torch import load_file
+from support.sae_format_helpers import (
     FIXTURES,
     METADATA,
     change_config,
@@ -20,7 +21,6 @@ from sae_format_helpers import (
     same,
     tensors,
 )
-from safetensors.torch import load_file
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae.formats import detect, load_sae, sae_sha256, save_saelens, save_sparsify

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from sae_format_helpers import FIXTURES
+from support.sae_format_helpers import FIXTURES
 
 from autointerp.errors import InputError
 from autointerp.sae.formats.hub import HubPath, local_folder, parse

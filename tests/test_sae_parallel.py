@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_sae_train import CONFIG, vectors
+from test_sae_trainer import CONFIG, vectors
 
 from autointerp.sae import files
 from autointerp.sae.buffer import ArraySource
-from autointerp.sae.run import SaeSpec
-from autointerp.sae.train import Trainer
+from autointerp.sae.trainer import Trainer
+from autointerp.sae.training_run import SaeSpec
 
 TOGETHER = replace(CONFIG, tokens=60 * 64, dead_after=300)
 SPECS = [SaeSpec(name, name, 64, 4) for name in ("topk", "batchtopk", "relu", "jumprelu")]

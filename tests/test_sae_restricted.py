@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sae_format_helpers import FIXTURES
+from support.sae_format_helpers import FIXTURES
 
 from autointerp.errors import AutointerpError, DamagedError, InputError
 from autointerp.sae.formats import load_sae, restricted, sae_sha256

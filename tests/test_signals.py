@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from interpret_fixtures import World, copy_of
-from llm_server import LlmServer
+from support.interpret_fixtures import World, copy_of
+from support.llm_server import LlmServer
 
 from autointerp.store import Store
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damaged_store import EVIDENCE, LEDGER, MAIN, WAL, bytes_of, content, killed_store, told_of
+from support.damaged_store import EVIDENCE, LEDGER, MAIN, WAL, bytes_of, content, killed_store, told_of
 
-from autointerp import cli
-from autointerp.store.reading import open_for_reading
+from autointerp.cli.app import app
+from autointerp.store.safety.reading import open_for_reading
 
 SHARE = 1 if os.environ.get("AUTOINTERP_DAMAGE") == "all" else 6
 """One case in so many is tried; AUTOINTERP_DAMAGE=all tries every one."""
@@ -89,7 +89,7 @@ def test_commands_that_meet_damaged_evidence_say_so(
         ("verify", "--leakage-only", "--store", path),
     ]
     for command in commands:
-        code = cli.guarded(lambda arguments=command: cli.app(list(arguments), standalone_mode=False), False)
+        code = app.guarded(lambda arguments=command: app.app(list(arguments), standalone_mode=False), False)
         said = capsys.readouterr().err
         assert code == 7, (command, said)
         assert EVIDENCE in said and "autointerp recover" in said, said

@@ -15,21 +15,21 @@ from typing import Any
 
 import pytest
 import torch
-from failing_disk import GROUPS, NEW_EVIDENCE
-from interpret_fixtures import WORDS, World
-from llm_server import LlmServer
-from store_fixtures import ROOT, child, filled, write_evidence
+from support.failing_disk import GROUPS, NEW_EVIDENCE
+from support.interpret_fixtures import WORDS, World
+from support.llm_server import LlmServer
+from support.store_fixtures import ROOT, child, filled, write_evidence
 
-from autointerp import cli
+from autointerp.cli.app import app
 from autointerp.config import CorpusConfig, HarvestConfig
-from autointerp.evidence.memory import disk_needed
+from autointerp.harvest.memory import disk_needed
 from autointerp.sae.formats import save_saelens
 from autointerp.sae.sae import Sae
 from autointerp.store import Store
 
 EVERY = 1 if os.environ.get("AUTOINTERP_DISK_FULL") == "all" else 20
 """One moment in so many is tried; AUTOINTERP_DISK_FULL=all tries every one."""
-SOURCE = Path(__file__).with_name("failing_disk.c")
+SOURCE = Path(__file__).parent / "support" / "failing_disk.c"
 FAULTS = {"full": (errno.ENOSPC, True), "full_once": (errno.ENOSPC, False), "io": (errno.EIO, False)}
 
 
@@ -54,7 +54,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lives(template: Path, library: Path, cases: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """What became of the store's life in every case."""
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import failing_disk; "
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; from support import failing_disk; "
     code += "from pathlib import Path; failing_disk.main(Path(sys.argv[1]), Path(sys.argv[2]))"
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # real syncs take most of the time elsewhere
     with tempfile.TemporaryDirectory(dir=memory) as folder:
@@ -111,7 +111,7 @@ def test_a_run_whose_disk_fills_up_stops_asking(bare_world: Path, tmp_path: Path
         from autointerp.config import ExplainConfig
         from autointerp.interpret.explain_run import explain
         from autointerp.store import Store
-        from interpret_fixtures import job
+        from support.interpret_fixtures import job
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         store = Store.open(sys.argv[1])
         config = ExplainConfig(explainer="combined", model="test-model", base_url=sys.argv[2], reply="text")
@@ -119,7 +119,7 @@ def test_a_run_whose_disk_fills_up_stops_asking(bare_world: Path, tmp_path: Path
             limit = int(sys.argv[3])
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         work = job(store, max_connections={in_flight})
-        os._exit(cli.guarded(lambda: asyncio.run(explain(work, config)), False))
+        os._exit(app.guarded(lambda: asyncio.run(explain(work, config)), False))
     """
     with LlmServer(World(), latency=0.01) as server:
         process = child(code, path, server.url, 4_000)
@@ -158,7 +158,7 @@ def test_a_harvest_that_would_not_fit_is_refused_before_the_model_is_loaded(
     def harvest(free: int, *options: str) -> tuple[int, str]:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
         arguments = ["harvest", "-c", str(config), *options]
-        code = cli.guarded(lambda: cli.app(arguments, standalone_mode=False), False)
+        code = app.guarded(lambda: app.app(arguments, standalone_mode=False), False)
         return code, capsys.readouterr().err
 
     needed = int(disk_needed(sae, HarvestConfig(), CorpusConfig()))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_fixtures import call, child, explanation, score
+from support.store_fixtures import call, child, explanation, score
 
 from autointerp.errors import AutointerpError
 from autointerp.records import CallRecord
@@ -118,7 +118,7 @@ def test_a_full_disk_reaches_everyone_and_later_ones(tmp_path: Path) -> None:
         from autointerp.errors import DiskFullError
         from autointerp.store import Store
         from autointerp.store.group_writer import GroupWriter
-        from store_fixtures import call
+        from support.store_fixtures import call
 
         async def main():
             store = Store.open(sys.argv[1])
@@ -146,7 +146,7 @@ def test_kill_during_group_commits_loses_nothing_acknowledged(tmp_path: Path) ->
         import asyncio
         from autointerp.store import Store
         from autointerp.store.group_writer import GroupWriter
-        from store_fixtures import call
+        from support.store_fixtures import call
 
         async def worker(writer, n):
             for i in range(n, 10**6, 16):

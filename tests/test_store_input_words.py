@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2, chi2_contingency, false_discovery_control
-from tile_store import TILE, tile_store
+from support.tile_store import TILE, tile_store
 
 from autointerp.store import Store
 from autointerp.store import input_words as module

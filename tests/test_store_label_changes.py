@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from store_fixtures import add_dictionary, explanation, filled
+from support.store_fixtures import add_dictionary, explanation, filled
 
 from autointerp.store import Store
 from autointerp.store.query import run_query

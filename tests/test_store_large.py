@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_fixtures import N_FEATURES, call, copied, explanation, filled, score
+from support.store_fixtures import N_FEATURES, call, copied, explanation, filled, score
 
 from autointerp.records import Explanation, Score
 from autointerp.store import Selection, Store

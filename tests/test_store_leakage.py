@@ -12,8 +12,8 @@ import duckdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_fixtures import add_dictionary, add_features, explanation, prediction, score
-from test_cli import run
+from support.store_fixtures import add_dictionary, add_features, explanation, prediction, score
+from test_cli_app import run
 from test_layers import run_without_torch
 from test_store_near_duplicates import slow_pairs
 

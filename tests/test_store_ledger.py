@@ -9,16 +9,16 @@ import signal
 from pathlib import Path
 
 import pytest
-from store_fixtures import child
+from support.store_fixtures import child
 
 from autointerp.errors import DamagedError, DiskFullError
 from autointerp.store import Store
 from autointerp.store.query import run_query
-from autointerp.store.row_ledger import LedgerLine, RowLedger
+from autointerp.store.safety.row_ledger import LedgerLine, RowLedger
 
 WRITER = """
     from autointerp.store import Store
-    from store_fixtures import call
+    from support.store_fixtures import call
     store = Store.open(sys.argv[1], create=True)
     i = 0
     while True:
@@ -151,7 +151,7 @@ def test_ledger_of_another_store_and_torn_lines(tmp_path: Path) -> None:
 
 
 def test_ledger_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autointerp.store.row_ledger.COMPACT_ABOVE", 300)
+    monkeypatch.setattr("autointerp.store.safety.row_ledger.COMPACT_ABOVE", 300)
     ledger = RowLedger(tmp_path / "l")
     for n in range(50):
         ledger.append(LedgerLine("s", n, {"runs": n}))
@@ -167,7 +167,7 @@ def test_full_disk(tmp_path: Path) -> None:
         import resource, signal
         from autointerp.errors import DiskFullError
         from autointerp.store import Store
-        from store_fixtures import call
+        from support.store_fixtures import call
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         store = Store.open(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from store_fixtures import explanation, filled
+from support.store_fixtures import explanation, filled
 
 from autointerp.errors import DamagedError, InputError, StoppedError, StoreBusyError
 from autointerp.store import Store
-from autointerp.store.paths import evidence_path_of
 from autointerp.store.query import run_query
+from autointerp.store.safety.paths import evidence_path_of
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_fixtures import add_dictionary, add_features, call, copied, explanation, filled, prediction, score
+from support.store_fixtures import add_dictionary, add_features, call, copied, explanation, filled, prediction, score
 
 from autointerp.errors import InputError
 from autointerp.records import HEADLINE_SCORERS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from store_fixtures import call, explanation, filled, score
+from support.store_fixtures import call, explanation, filled, score
 
 from autointerp.store.run_progress import run_progress
 from autointerp.store.store import Store

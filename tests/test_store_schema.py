@@ -7,12 +7,12 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from store_fixtures import add_dictionary, add_features, child, filled, write_evidence
+from support.store_fixtures import add_dictionary, add_features, child, filled, write_evidence
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
 from autointerp.store import Store, connection
 from autointerp.store.connection import migrations, sql_file
-from autointerp.store.paths import evidence_path_of
+from autointerp.store.safety.paths import evidence_path_of
 
 # The SQL contract. A change here is a change for every user's query: it needs a migration and a note.
 CONTRACT = {

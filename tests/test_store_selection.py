@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_fixtures import copied, explanation, filled, score
+from support.store_fixtures import copied, explanation, filled, score
 
 from autointerp.errors import InputError
 from autointerp.store import Selection, Store

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tile_store import tile_store
+from support.tile_store import tile_store
 
-from autointerp.interpret.patterns import Rule
-from autointerp.interpret.shape_labels import describe
+from autointerp.rules.patterns import Rule
+from autointerp.rules.shape_labels import describe
 from autointerp.store import Store
 from autointerp.store import shapes as module
 from autointerp.store.findings import MethodRun

@@ -14,15 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from store_fixtures import add_features, call, filled, write_evidence
+from support.store_fixtures import add_features, call, filled, write_evidence
 
-from autointerp import cli
+from autointerp.cli.app import app
 from autointerp.errors import DamagedError, InputError, MismatchError, StoreBusyError
 from autointerp.store import Store
-from autointerp.store.paths import snapshot_path_of, unfinished_snapshot_of
 from autointerp.store.query import run_query
-from autointerp.store.reading import open_for_reading
-from autointerp.store.snapshot import SnapshotPublisher, open_for_writing
+from autointerp.store.safety.paths import snapshot_path_of, unfinished_snapshot_of
+from autointerp.store.safety.reading import open_for_reading
+from autointerp.store.safety.snapshot import SnapshotPublisher, open_for_writing
 
 SECONDS = 0.2
 # Every commit adds one call and one explanation: a reader that ever counts differently many saw half of one.
@@ -30,7 +30,7 @@ WRITER = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from store_fixtures import call, explanation
+from support.store_fixtures import call, explanation
 from autointerp.store.snapshot import open_for_writing
 
 with open_for_writing(Path({path!r}), snapshot_seconds={seconds}) as store:
@@ -76,7 +76,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = cli.guarded(lambda: cli.app(list(arguments), standalone_mode=False), False)
+    code = app.guarded(lambda: app.app(list(arguments), standalone_mode=False), False)
     return code, *capsys.readouterr()
 
 

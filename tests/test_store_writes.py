@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_fixtures import call, copied, explanation, filled, prediction, score
+from support.store_fixtures import call, copied, explanation, filled, prediction, score
 
 from autointerp.errors import AutointerpError, InputError
 from autointerp.store import Store, connection

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import run
+from test_cli_app import run
 
-from autointerp import cli, terminal
+from autointerp import terminal
+from autointerp.cli.app import app
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError
 from autointerp.log import ENVIRONMENT, Capture, Log, LogFormat
 from autointerp.terminal import Terminal
@@ -133,7 +134,7 @@ def test_the_last_line_says_why(
         raise error
 
     for form in LogFormat:
-        assert cli.guarded(fails, True, Log(form)) == code
+        assert app.guarded(fails, True, Log(form)) == code
         err = capsys.readouterr().err
         assert "\x1b" not in err
         if form is LogFormat.json:

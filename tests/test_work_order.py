@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from interpret_fixtures import copy_of, job
-from llm_server import BrainReply, LlmServer
-from store_fixtures import explanation, score
+from support.interpret_fixtures import copy_of, job
+from support.llm_server import BrainReply, LlmServer
+from support.store_fixtures import explanation, score
 
 from autointerp.config import BudgetConfig, ExplainConfig, ScoreConfig
 from autointerp.errors import InputError, StoppedError
-from autointerp.interpret import explain_run, score_run
+from autointerp.explain import explaining
+from autointerp.score import scoring
 from autointerp.store import Selection, Store
 
 N = 6
@@ -67,10 +68,10 @@ def test_a_budget_that_ends_early_is_spent_on_the_first(store: Store) -> None:
         here = replace(config, base_url=server.url)
         work = job(store, BudgetConfig(max_requests=2), max_connections=1)
         with pytest.raises(StoppedError):
-            asyncio.run(explain_run.explain(replace(work, selection=Selection(order="density")), here))
+            asyncio.run(explaining.explain(replace(work, selection=Selection(order="density")), here))
     assert store.rows("SELECT feature FROM explanations ORDER BY created_at") == [(1,), (3,)]
-    asyncio.run(explain_run.explain(replace(job(store), selection=Selection(order="density")), free))
+    asyncio.run(explaining.explain(replace(job(store), selection=Selection(order="density")), free))
     scored = replace(job(store), selection=Selection(order="density", limit=4))
-    asyncio.run(score_run.score(scored, "patterns", ScoreConfig(contexts=2, bootstrap=10)))
+    asyncio.run(scoring.score(scored, "patterns", ScoreConfig(contexts=2, bootstrap=10)))
     done = store.rows("SELECT feature FROM scores WHERE scorer = 'simulation' AND part = 'report' ORDER BY created_at")
     assert done == [(1,), (3,), (5,), (2,)]

@@ -24,7 +24,7 @@ import duckdb
 from jinja2 import TemplateError
 
 from autointerp.config import CorpusConfig
-from autointerp.corpus.report import CorpusReport
+from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.splits import Piece, split_documents
 from autointerp.errors import InputError, nearest
 from autointerp.records import Document

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from autointerp.config import CorpusConfig
-from autointerp.corpus.report import CorpusReport
+from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.errors import InputError
 from autointerp.records import SPLITS, Document, Split
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from autointerp.config import CorpusConfig
-from autointerp.corpus.report import CorpusReport
+from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import ChatRenderer
 from autointerp.errors import InputError
 from autointerp.records import Document, Window, WorkUnit

@@ -36,11 +36,11 @@ from sklearn.model_selection import cross_val_predict
 from autointerp.config import CorpusConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import bos_prefix, token_ids
+from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.evaluate.pooled import BATCH_TOKENS
-from autointerp.evaluate.rows import MetricRow, metric_row
-from autointerp.model.batches import activation_batches
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
+from autointerp.model.token_batches import activation_batches
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
 from autointerp.stats import mean_interval

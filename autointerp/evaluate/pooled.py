@@ -14,9 +14,9 @@ from scipy.sparse import csr_matrix
 from autointerp.config import CorpusConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import bos_prefix, token_ids
-from autointerp.model.batches import activation_batches, eligible
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
+from autointerp.model.token_batches import activation_batches, eligible
 from autointerp.records import Window
 from autointerp.sae.codes import SparseCodes
 from autointerp.sae.sae import Sae

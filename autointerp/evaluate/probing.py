@@ -34,12 +34,12 @@ from autointerp.config import CorpusConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import bos_prefix
 from autointerp.errors import InputError
-from autointerp.evaluate.labelled import FEWEST_PER_CLASS, check_labels
+from autointerp.evaluate.labelled_texts import FEWEST_PER_CLASS, check_labels
+from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.evaluate.pooled import BATCH_TOKENS, pooled
-from autointerp.evaluate.rows import MetricRow, metric_row
-from autointerp.model.batches import activation_batches, eligible
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
+from autointerp.model.token_batches import activation_batches, eligible
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
 from autointerp.stats import Estimate

@@ -22,8 +22,8 @@ from scipy.sparse import csr_matrix
 
 from autointerp.config import CorpusConfig
 from autointerp.errors import InputError
+from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.evaluate.pooled import BATCH_TOKENS, Pooled, pooled
-from autointerp.evaluate.rows import MetricRow, metric_row
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
 from autointerp.sae.sae import Sae

@@ -32,9 +32,9 @@ from torch.nn import functional as F
 
 from autointerp.errors import AutointerpError, InputError
 from autointerp.evaluate.metrics import DocumentSums, Floats, Metric, as_metrics, bootstrapped, ratio
-from autointerp.model.batches import Batch, Halving, eligible, make_batches
 from autointerp.model.hooks import Hookpoint, activations_at, hooked
 from autointerp.model.load import LoadedModel
+from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
 

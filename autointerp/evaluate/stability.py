@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.errors import InputError
-from autointerp.evaluate.rows import MetricRow, metric_row
+from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.stats import mean_interval
 
 SHARED_COSINE = 0.7

@@ -19,9 +19,9 @@ from torch import Tensor
 from autointerp.errors import AutointerpError, InputError, MismatchError
 from autointerp.evaluate.metrics import Metric, Reconstruction, decoder_metrics, feature_metrics
 from autointerp.evaluate.splice import splice_metrics
-from autointerp.model.batches import Batch, Halving, eligible, make_batches
 from autointerp.model.hooks import Hookpoint, activations_at_all
 from autointerp.model.load import LoadedModel
+from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window, WorkUnit
 from autointerp.sae.sae import Sae
 

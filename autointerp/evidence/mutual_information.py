@@ -34,7 +34,7 @@ from torch import Tensor
 from autointerp.config import EvidenceConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import token_ids
-from autointerp.evidence.vocab_projection import Unembedding
+from autointerp.harvest.vocab_projection import Unembedding
 from autointerp.model.load import LoadedModel
 from autointerp.records import Window
 from autointerp.sae.sae import Sae

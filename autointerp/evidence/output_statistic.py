@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from autointerp.corpus.token_text import TokenText
-from autointerp.evidence.vocab_projection import BLOCK_ELEMENTS, Unembedding
+from autointerp.harvest.vocab_projection import BLOCK_ELEMENTS, Unembedding
 from autointerp.model.load import LoadedModel
 from autointerp.sae.sae import Sae
 

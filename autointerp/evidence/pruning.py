@@ -26,12 +26,12 @@ from torch import Tensor
 from autointerp.config import EvidenceConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError
-from autointerp.model.batches import Batch, Halving, make_batches
 from autointerp.model.hooks import Hookpoint, activations_at, hooked
 from autointerp.model.load import LoadedModel
+from autointerp.model.token_batches import Batch, Halving, make_batches
 from autointerp.records import Counterfactual, PrunedContext, Window
 from autointerp.sae.sae import Sae
-from autointerp.store.evidence_file import StoredContext
+from autointerp.store.merge_units import StoredContext
 
 FIRST_LENGTHS = 4
 """Lengths 1..4 are tried together, then 5..12, 13..28 and so on: most peaks need few tokens."""

@@ -22,8 +22,8 @@ from torch import Tensor
 from autointerp.config import EvidenceConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError
-from autointerp.evidence.steering import UNTOUCHED, Steerer, Strength
-from autointerp.evidence.vocab_projection import ordinary_ids
+from autointerp.harvest.vocab_projection import ordinary_ids
+from autointerp.steer.steering import UNTOUCHED, Steerer, Strength
 
 SMALLEST_DEVIATION = 0.1
 """A token's deviation counts as at least this share of the median token's: a few random features may agree by luck."""

@@ -37,7 +37,7 @@ from autointerp.llm.batch_transport import BatchTransport
 from autointerp.llm.batch_work import Batch, Waiting
 from autointerp.llm.budget import Reservation, cost_usd
 from autointerp.llm.client import LlmClient, reply_from
-from autointerp.llm.errors import (
+from autointerp.llm.endpoint_errors import (
     AttemptError,
     BadReplyError,
     DeclinedError,

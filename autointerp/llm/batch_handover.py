@@ -17,7 +17,7 @@ from autointerp.llm.batch_files import ENDED, BatchState
 from autointerp.llm.batch_transport import BatchTransport
 from autointerp.llm.batch_work import Batch
 from autointerp.llm.client import ClientCounts
-from autointerp.llm.errors import AttemptError, EndpointCredentialsError, RequestRefusedError
+from autointerp.llm.endpoint_errors import AttemptError, EndpointCredentialsError, RequestRefusedError
 from autointerp.llm.ledger import BatchBook
 from autointerp.llm.retry import Attempts, RetryPolicy, retrying_alone
 

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 
 from autointerp.llm.batch_files import BatchState, read_state, url_of
-from autointerp.llm.errors import BadReplyError
+from autointerp.llm.endpoint_errors import BadReplyError
 from autointerp.llm.replies import load_json
 from autointerp.llm.transport import Transport
 

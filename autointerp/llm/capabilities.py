@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from autointerp.errors import AutointerpError
 from autointerp.llm.client import LlmClient
-from autointerp.llm.errors import BadReplyError, EndpointCredentialsError, RequestRefusedError
+from autointerp.llm.endpoint_errors import BadReplyError, EndpointCredentialsError, RequestRefusedError
 from autointerp.llm.replies import load_json
 from autointerp.llm.requests import FINAL_STATUSES, Reply, Request, TokenLogprob
 

@@ -18,7 +18,7 @@ from autointerp.config import EndpointConfig, LlmConfig, PriceConfig
 from autointerp.errors import AutointerpError, InputError, StoppedError
 from autointerp.llm.budget import Budget, Reservation, cost_usd
 from autointerp.llm.concurrency import Slots
-from autointerp.llm.errors import (
+from autointerp.llm.endpoint_errors import (
     AttemptError,
     BadReplyError,
     DeclinedError,

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from autointerp.llm.errors import BadReplyError
+from autointerp.llm.endpoint_errors import BadReplyError
 from autointerp.llm.requests import ReplyStatus, Request, RequestKind, TokenLogprob
 
 _LARGEST = 3.5e38

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState
 
-from autointerp.llm.errors import (
+from autointerp.llm.endpoint_errors import (
     AttemptError,
     AttemptTimeoutError,
     BadReplyError,

@@ -21,7 +21,7 @@ import openai
 
 from autointerp.config import EndpointConfig, LlmConfig
 from autointerp.errors import AutointerpError, InputError, StoppedError
-from autointerp.llm.errors import (
+from autointerp.llm.endpoint_errors import (
     AttemptTimeoutError,
     BadReplyError,
     DeclinedError,

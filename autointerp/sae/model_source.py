@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from autointerp.config import CorpusConfig
-from autointerp.corpus.report import CorpusReport
+from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import read_documents
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import chat_renderer, work_units
-from autointerp.model.batches import Batch, Halving, eligible, make_batches
 from autointerp.model.hooks import Hookpoint, activations_at_all, hidden_size_at
 from autointerp.model.load import LoadedModel
+from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.sae import parallel
 
 

@@ -19,9 +19,9 @@ from typing import Any, Self
 import duckdb
 
 from autointerp.errors import AutointerpError, DamagedError, DiskFullError, InputError, MismatchError
-from autointerp.store.faults import from_duckdb, translated, way_out
-from autointerp.store.paths import evidence_path_of, real_path, snapshot_path_of, unfinished_snapshot_of
-from autointerp.store.row_ledger import LedgerLine, RowLedger, fsync_folder
+from autointerp.store.safety.faults import from_duckdb, translated, way_out
+from autointerp.store.safety.paths import evidence_path_of, real_path, snapshot_path_of, unfinished_snapshot_of
+from autointerp.store.safety.row_ledger import LedgerLine, RowLedger, fsync_folder
 
 APPEND_ONLY = (
     "corpora", "dictionaries", "harvests", "explanations", "scores", "predictions", "llm_calls", "runs",

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from autointerp.errors import InputError
 from autointerp.records import SPLITS, Split
-from autointerp.store.faults import translated
 from autointerp.store.near_duplicates import Ints, ShingleIndex, indexed, near_pairs, runs, shingles_of, spans
 from autointerp.store.reads import StoreReads
 from autointerp.store.rows import DictionaryRow
+from autointerp.store.safety.faults import translated
 
 NGRAM = 8
 """Tokens of a shingle."""

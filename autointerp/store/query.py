@@ -17,9 +17,9 @@ import duckdb
 
 from autointerp.errors import AutointerpError, InputError, StoppedError
 from autointerp.store.connection import quoted
-from autointerp.store.faults import from_duckdb, translated
-from autointerp.store.paths import real_path, refuse_own_file
-from autointerp.store.reading import connect_for_reading
+from autointerp.store.safety.faults import from_duckdb, translated
+from autointerp.store.safety.paths import real_path, refuse_own_file
+from autointerp.store.safety.reading import connect_for_reading
 
 
 def run_query(

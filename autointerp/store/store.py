@@ -4,7 +4,7 @@ in batches.py."""
 
 from __future__ import annotations
 
-from autointerp.store.batches import StoreBatches
+from autointerp.store.llm_batches import StoreBatches
 from autointerp.store.selection import StoreSelections
 
 

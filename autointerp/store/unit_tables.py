@@ -24,7 +24,7 @@ import numpy as np
 
 from autointerp.errors import DamagedError
 from autointerp.store.connection import connect as plain_connection
-from autointerp.store.faults import translated
+from autointerp.store.safety.faults import translated
 
 TABLES: dict[str, dict[str, str]] = {
     "windows": {

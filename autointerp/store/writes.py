@@ -15,7 +15,7 @@ import numpy as np
 from autointerp.errors import AutointerpError, InputError, MismatchError
 from autointerp.records import CallRecord, Explanation, Score
 from autointerp.store.connection import StoreConnection
-from autointerp.store.faults import translated
+from autointerp.store.safety.faults import translated
 
 _Record = TypeVar("_Record", Explanation, Score)
 

@@ -1,0 +1,66 @@
+"""`autointerp demo`: the main job on the shipped model and the standard library's text, through the same commands.
+
+Nothing here is special: it writes the configuration a user would write and runs the pipeline on it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from autointerp.config import load
+from autointerp.report import show
+from autointerp.resources import data_folder
+from autointerp.stages import pipeline
+from autointerp.store.selection import Selection
+from autointerp.terminal import Terminal
+
+_CONFIG = """\
+# The demo: a small language model of Python code, and an SAE of its third block's output.
+
+[model]
+name = {model}
+
+[corpus]
+source = "stdlib"        # the standard library of the interpreter that runs this
+max_tokens = {tokens}
+
+[[sae]]
+name = "demo"
+hookpoint = "model.layers.2"
+architecture = "topk"
+d_sae = 1024
+k = 16
+
+[train]
+tokens = {train_tokens}
+lr = 3e-3
+
+[explain]
+explainer = "patterns"   # needs no LLM; "combined" asks one (set model and base_url)
+
+[score]
+scorers = ["simulation"]
+
+[store]
+path = "demo.duckdb"
+"""
+
+TOKENS = 1_000_000
+
+
+def run_demo(out: Path, tokens: int | None, terminal: Terminal) -> None:
+    """Write OUT/autointerp.toml (unless it is there), run every stage, print the table of labels."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "autointerp.toml"
+    if not path.exists():
+        count = tokens or TOKENS
+        model = str(data_folder() / "demo_model").replace("\\", "/")
+        path.write_text(_CONFIG.format(model=f'"{model}"', tokens=count, train_tokens=count), encoding="utf-8")
+        terminal.say(f"wrote {path}")
+    begun = time.monotonic()
+    config = load(path)
+    pipeline.run(config, None, Selection(), terminal)
+    show.print_labels(Path(config.store.path), "demo", terminal)
+    terminal.say(f"done in {time.monotonic() - begun:.0f} s; everything is in {out}")
+    terminal.say(f'look further: cd {out} && autointerp show 0   or   autointerp query "SELECT * FROM labels LIMIT 5"')

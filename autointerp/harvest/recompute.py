@@ -1,0 +1,81 @@
+"""Recompute stored activations from the model and the SAE alone, and say how far they are off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from autointerp.model.hooks import Hookpoint, activations_at_all
+from autointerp.model.load import LoadedModel
+from autointerp.model.token_batches import Halving, make_batches
+from autointerp.records import Window
+from autointerp.sae.sae import Sae
+from autointerp.store.merge_units import StoredContext
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest deviation accepted, as a share of the larger activation or of the context's peak, by the model's dtype: other
+batch shapes and other kernels round differently, and a TopK's last places may change hands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """How far recomputed activations are from the stored ones, over all tokens of the sampled contexts."""
+
+    n_contexts: int
+    n_activations: int
+    absolute: float
+    """Largest difference, raw units."""
+    relative: float
+    """Largest difference as a share of the stored peak of its window's feature (of the recomputed one where the
+    stored context is silent)."""
+    tolerance: float
+    worst_context: int | None
+
+    @property
+    def is_ok(self) -> bool:
+        return self.relative <= self.tolerance
+
+
+def recompute(
+    loaded: LoadedModel, hookpoint: Hookpoint, sae: Sae, contexts: Sequence[StoredContext], batch_tokens: int,
+    excluded_ids: frozenset[int],
+) -> Deviation:  # fmt: skip
+    """Run each context's window through the model and compare its feature on the context's tokens, silent ones
+    included. `excluded_ids` (TokenText.excluded_ids) never count and are left out."""
+    windows: dict[int, Window] = {}
+    by_window: dict[int, list[StoredContext]] = {}
+    for context in contexts:
+        windows.setdefault(context.window_id, Window("", 0, "explain", context.token_ids, context.n_prefix))
+        by_window.setdefault(context.window_id, []).append(context)
+    window_ids = list(windows)
+    batches = make_batches([windows[i] for i in window_ids], batch_tokens, loaded.pad_id)
+    worst, absolute, relative, n_values = None, 0.0, 0.0, 0
+    halving = Halving()
+    for batch in batches:
+        for part, found in halving.run(
+            batch.to(loaded.device), lambda p: activations_at_all(loaded, [hookpoint], p.ids)
+        ):
+            for row, index in enumerate(part.indices):
+                codes = sae.encode_sparse(found[0][row, : int(part.lengths[row])].to(sae.W_enc.device))
+                dense = codes.dense(sae.d_sae).cpu()
+                for context in by_window[window_ids[index]]:
+                    difference, scale = _difference(context, dense[:, context.feature], excluded_ids)
+                    n_values += context.length
+                    absolute = max(absolute, difference)
+                    if scale > 0 and difference / scale > relative:
+                        relative, worst = difference / scale, context.context_id
+    return Deviation(len(contexts), n_values, absolute, relative, TOLERANCE[loaded.dtype], worst)
+
+
+def _difference(context: StoredContext, recomputed: torch.Tensor, excluded_ids: frozenset[int]) -> tuple[float, float]:
+    """(largest difference, scale) of one context against its feature's activations [t] over the whole window."""
+    span = slice(context.offset, context.offset + context.length)
+    stored = torch.zeros(context.length)
+    stored[torch.tensor(context.positions, dtype=torch.int64)] = torch.tensor(context.values)
+    counted = torch.tensor([i not in excluded_ids for i in context.token_ids])
+    counted[: context.n_prefix] = False
+    whole = torch.where(counted, recomputed, 0)
+    difference = float((whole[span] - stored).abs().max())
+    return difference, max(float(stored.max()), float(whole.max()))

@@ -1,0 +1,255 @@
+"""The folder a harvest works in: one Parquet folder per finished unit, folded now and then into one.
+
+    <root>/identity.json        what the units depend on; another identity is refused
+    <root>/n_units.json         how many units the corpus has, once somebody has read to its end
+    <root>/units/u00000012/     tables (store/unit_tables.py) and unit.json; complete, or not there at all
+    <root>/folds/f00000000-7/   the tables of several units as one, and unit.json naming them
+
+A folder is written under another name, flushed to disk and renamed, and renamed again before it is deleted, so a kill
+leaves at most one unit undone and none in part. Several processes may share a root as long as each takes its own units
+(shards).
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autointerp.errors import DamagedError, InputError, MismatchError
+from autointerp.harvest.unit import UnitEvidence
+from autointerp.store.safety.faults import from_os
+from autointerp.store.safety.row_ledger import fsync_folder
+from autointerp.store.unit_tables import TABLES, ListBounds, fold_units, write_unit
+
+FOLD_EVERY = 8
+"""Unit folders that a process gathers before it folds them; bounds the disk that a long harvest needs."""
+_MANIFEST = "unit.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A complete folder: its units and their summed totals."""
+
+    path: Path
+    units: tuple[int, ...]
+    totals: Mapping[str, int]
+
+
+class HarvestFolder:
+    """One dictionary's harvested units. Raises MismatchError where the folder holds another harvest's units."""
+
+    def __init__(self, root: Path, identity: Mapping[str, Any], bounds: ListBounds) -> None:
+        self.root, self._bounds = root, bounds
+        self._units, self._folds = root / "units", root / "folds"
+        with _written(root):
+            for folder in (self._units, self._folds):
+                folder.mkdir(parents=True, exist_ok=True)
+        self._check_identity(json.loads(json.dumps(dict(identity), default=str)))
+        self._done = {unit for piece in self.pieces() for unit in piece.units}
+
+    def _check_identity(self, identity: dict[str, Any]) -> None:
+        path = self.root / "identity.json"
+        if not path.exists():
+            write_json(path, identity)
+        found = _read_json(path)
+        if found == identity:
+            return
+        names = sorted(set(found) | set(identity))
+        other = [f"{n} was {found.get(n)!r}, now {identity.get(n)!r}" for n in names if found.get(n) != identity.get(n)]
+        raise MismatchError(
+            f"{self.root} holds units of another harvest ({'; '.join(other)}). Put the settings back to finish it, or "
+            "delete the folder to start again"
+        )
+
+    def is_done(self, unit: int) -> bool:
+        """Whether the unit was complete when this object was made, or written by it since."""
+        return unit in self._done
+
+    def pieces(self) -> list[Piece]:
+        """The complete folders, each unit in exactly one of them. Raises DamagedError where two folds overlap."""
+        folds = _pieces(self._folds.glob("f*"))
+        # A process that was stopped between writing a larger fold and deleting what it holds leaves both.
+        folds = [f for f in folds if not any(set(f.units) < set(g.units) for g in folds)]
+        folded = [unit for fold in folds for unit in fold.units]
+        if len(folded) != len(set(folded)):
+            raise DamagedError(
+                f"{self._folds} holds folds that share units; two processes harvested the same shard. Delete "
+                f"{self.root} and harvest again"
+            )
+        inside = set(folded)
+        return folds + [piece for piece in _pieces(self._units.glob("u*")) if not inside.issuperset(piece.units)]
+
+    def write(self, evidence: UnitEvidence) -> None:
+        """Make the unit's folder, complete and on the disk. Raises DiskFullError."""
+        target = self._units / f"u{evidence.index:08d}"
+        if not target.exists():
+            with self._new_folder(target) as folder:
+                write_unit(evidence.index, evidence.tables, folder)
+                write_json(folder / _MANIFEST, {"units": [evidence.index], "totals": evidence.totals})
+        self._done.add(evidence.index)
+
+    def fold(
+        self,
+        shard_index: int = 0,
+        num_shards: int = 1,
+        at_least: int = FOLD_EVERY,
+        memory_limit: str | None = None,
+    ) -> None:
+        """Put this shard's unit folders and its earlier fold into one folder, where there are `at_least` units."""
+        own = [p for p in self.pieces() if all(unit % num_shards == shard_index for unit in p.units)]
+        if sum(p.path.parent == self._units for p in own) < at_least:
+            return
+        units = sorted(unit for piece in own for unit in piece.units)
+        totals: dict[str, int] = {}
+        for piece in own:
+            for name, n in piece.totals.items():
+                totals[name] = totals.get(name, 0) + n
+        with self._new_folder(self._folds / f"f{units[0]:08d}-{len(units)}") as folder:
+            fold_units([piece.path for piece in own], self._bounds, folder, memory_limit)
+            write_json(folder / _MANIFEST, {"units": units, "totals": totals})
+        for piece in own:
+            remove_folder(piece.path)
+
+    def set_n_units(self, n_units: int) -> None:
+        """Record the length of the corpus. Raises MismatchError where it was another before: the text has changed."""
+        path = self.root / "n_units.json"
+        if not path.exists():
+            write_json(path, {"n_units": n_units})
+        known = _read_json(path)["n_units"]
+        if known != n_units:
+            raise MismatchError(
+                f"the corpus had {known} work units when {self.root} was begun and now has {n_units}: the text has "
+                "changed. Delete the folder to harvest the new text"
+            )
+
+    @property
+    def n_units(self) -> int | None:
+        """Units of the corpus; None until it was read to its end."""
+        path = self.root / "n_units.json"
+        return int(_read_json(path)["n_units"]) if path.exists() else None
+
+    def complete(self) -> list[Piece]:
+        """All pieces of a finished harvest. Raises InputError, naming what is missing, where it is not finished."""
+        pieces, n_units = self.pieces(), self.n_units
+        done = {unit for piece in pieces for unit in piece.units}
+        if n_units is None:
+            raise InputError(
+                f"the harvest in {self.root} has not reached the end of the corpus ({len(done)} units done); run "
+                "`autointerp harvest` again, it goes on where it stopped"
+            )
+        missing = [unit for unit in range(n_units) if unit not in done]
+        if missing:
+            listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+            raise InputError(
+                f"{len(missing)} of {n_units} work units are not harvested yet (units {listed}); run the shards that "
+                "hold them, then merge again"
+            )
+        return pieces
+
+    @contextmanager
+    def _new_folder(self, target: Path) -> Iterator[Path]:
+        """A folder to fill; renamed to `target` once everything in it is on the disk. Where another process was
+        first, the new one is dropped: both hold the same."""
+        folder = self.root / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            with _written(folder):
+                folder.mkdir()
+                yield folder
+                shutil.rmtree(folder / "spill", ignore_errors=True)
+                for path in folder.iterdir():
+                    with path.open("rb+") as handle:
+                        os.fsync(handle.fileno())
+                fsync_folder(folder)
+                try:
+                    os.rename(folder, target)
+                except OSError:
+                    if not target.exists():
+                        raise
+                fsync_folder(target.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def remove_leftovers(self) -> None:
+        """Delete half-written folders of processes that were killed. Only while no other process harvests here."""
+        for folder in (self.root, self._units, self._folds):
+            for path in folder.glob(".tmp-*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise from_os(error, path) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, and what a process that was killed while it did so has left of it. At no moment does a part of
+    it stand under its name."""
+    with suppress(OSError):  # it is not there
+        os.rename(folder, folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}"))
+    for renamed in folder.parent.glob(f".tmp-{glob.escape(folder.name)}-*"):
+        shutil.rmtree(renamed, ignore_errors=True)
+
+
+def may_hold(root: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether nothing in the folder `root` says that it is of a harvest whose identity lacks these facts."""
+    if not (root / "identity.json").exists():
+        return True
+    found = _read_json(root / "identity.json")
+    return all(found.get(name) == value for name, value in json.loads(json.dumps(dict(facts), default=str)).items())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small file so that it is whole or not there."""
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with _written(path):
+        try:
+            with new.open("w", encoding="utf-8") as handle:
+                json.dump(value, handle, sort_keys=True)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(new, path)
+            fsync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read ({error}); delete its folder to harvest that part again") from None
+    if not isinstance(value, dict):
+        raise DamagedError(f"{path} is not what it should be; delete its folder to harvest that part again")
+    return value
+
+
+def _pieces(paths: Iterable[Path]) -> list[Piece]:
+    """In the order of their names, without those that another process (shard) has just folded and deleted."""
+    found = []
+    for path in sorted(paths):
+        try:
+            found.append(_piece(path))
+        except DamagedError:
+            if path.exists():
+                raise
+    return found
+
+
+def _piece(path: Path) -> Piece:
+    found = _read_json(path / _MANIFEST)
+    missing = [name for name in TABLES if not (path / f"{name}.parquet").exists()]
+    if missing:
+        raise DamagedError(f"{path} lacks {missing[0]}.parquet; delete the folder to harvest that part again")
+    return Piece(path, tuple(found["units"]), found["totals"])

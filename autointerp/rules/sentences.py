@@ -1,0 +1,366 @@
+"""The English sentence of a `patterns` explanation: what fires the feature, where, and what follows.
+
+Written from the same sample as the rule, most informative part first: the tokens it fires on (or, where these vary and
+the token before does not, that token), what tells active from silent occurrences, what comes next, and what the
+feature promotes where the output evidence agrees with the text.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from autointerp.records import FeatureEvidence, PromotedToken
+from autointerp.rules.patterns import Rule, Sample
+from autointerp.rules.token_facts import START, Facts
+from autointerp.rules.token_names import cased, group_of, is_word, listed, quoted, token_name
+
+MAX_LABEL = 300
+PROMOTES = "promotes "
+"""How the last part begins, where it says what the feature promotes."""
+MIN_ACTIVE = 3
+"""With fewer active tokens there is nothing to describe."""
+EMPHASIS = 1.5
+"""Active tokens weigh as their activation to this power: between a head count and looking at the strongest only."""
+LOOSE_BELOW = 0.4
+"""A rule whose fit is below this is called loose in its own sentence."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One value, and its share of the feature's total activation."""
+
+    value: str
+    share: float
+    shown: str
+    """Of the values that count as one, the heaviest."""
+
+
+@dataclass(frozen=True)
+class Occurrences:
+    """Some tokens of the sample, weighted."""
+
+    sample: Sample
+    at: list[int]
+    weights: list[float]
+
+    def shares(self, of: Callable[[int], str], same: Callable[[str], str] = str) -> list[Share]:
+        """Shares of the values of `of` (a function of the position in the sample), largest first. Values for which
+        `same` is equal count as one."""
+        totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for i, weight in zip(self.at, self.weights, strict=True):
+            value = of(i)
+            totals[same(value)][value] += weight
+        whole = sum(self.weights) or 1.0
+        found = [
+            Share(key, sum(values.values()) / whole, max(values.items(), key=lambda item: (item[1], item[0]))[0])
+            for key, values in totals.items()
+        ]
+        return sorted(found, key=lambda s: (-s.share, s.value))
+
+    def tokens(self) -> list[Share]:
+        return self.shares(lambda i: self.sample.facts[i].token, cased)
+
+    def befores(self) -> list[Share]:
+        return self.shares(lambda i: self.sample.facts[i].before, cased)
+
+    def where(self, test: Callable[[int], bool]) -> Occurrences:
+        kept = [(i, w) for i, w in zip(self.at, self.weights, strict=True) if test(i)]
+        return Occurrences(self.sample, [i for i, _ in kept], [w for _, w in kept])
+
+    def share_of(self, test: Callable[[int], bool]) -> float:
+        whole = sum(self.weights)
+        return sum(w for i, w in zip(self.at, self.weights, strict=True) if test(i)) / whole if whole else 0.0
+
+    def fact(self, i: int) -> Facts:
+        return self.sample.facts[i]
+
+
+def sentence(evidence: FeatureEvidence, sample: Sample, rule: Rule) -> str | None:
+    """The label, at most MAX_LABEL characters; None where there is too little to describe."""
+    y = sample.activations
+    at = [int(i) for i in np.flatnonzero(y > 0)]
+    if len(at) < MIN_ACTIVE or not rule.tables:
+        return None
+    active = Occurrences(sample, at, [float(y[i]) ** EMPHASIS for i in at])
+    quiet = [int(i) for i in np.flatnonzero(y <= 0)]
+    silent = Occurrences(sample, quiet, [1.0] * len(quiet))
+    if _follows_something(active, rule) and (after := _after(active, silent)):
+        parts = [after]
+    else:
+        parts = _tokens_and_place(active, silent)
+    if following := _following(active):
+        parts.append(following)
+    if promoted := _promoted(evidence.promoted, active):
+        parts.append(promoted)
+    if parts[0].startswith("`") and " " not in parts[0]:
+        parts[0] = f"the {'word' if parts[0].strip('`').isalpha() else 'sign'} {parts[0]}"
+    if rule.fit is not None and rule.fit < LOOSE_BELOW:
+        parts[0] = f"loosely: {parts[0]}"
+    return fitted(parts)
+
+
+def _follows_something(active: Occurrences, rule: Rule) -> bool:
+    """Whether the token before says more than the tokens themselves: by the rule's first table, or because the tokens
+    vary and what stands before them does not."""
+    of = rule.tables[0].of
+    if of in (("before",), ("kind", "before")):
+        return True
+    if {"token", "folded", "word"} & set(of) or active.tokens()[0].share > 0.35:
+        return False
+    befores = [s for s in active.befores() if s.value != START and not _is_blank(s.value)]
+    return _leading(befores, 0.6, 3, 0.1) is not None
+
+
+def fitted(parts: Sequence[str]) -> str:
+    """The parts joined, the last ones left out where the whole would be too long."""
+    kept = list(parts)
+    while len(kept) > 1 and len("; ".join(kept)) > MAX_LABEL:
+        kept.pop()
+    text = "; ".join(kept)
+    return text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1].rsplit(" ", 1)[0] + "…"
+
+
+def _leading(shares: Sequence[Share], cover: float, most: int, least: float) -> list[Share] | None:
+    """The first few shares that together reach `cover`, each at least `least`; None where `most` do not suffice."""
+    chosen: list[Share] = []
+    total = 0.0
+    for share in shares[:most]:
+        if share.share < least:
+            break
+        chosen.append(share)
+        total += share.share
+        if total >= cover:
+            return chosen
+    return None
+
+
+# --- what it fires on -----------------------------------------------------------------------------------------------
+
+
+def _tokens_and_place(active: Occurrences, silent: Occurrences) -> list[str]:
+    subject, members = _subject(active)
+    here = active.where(lambda i: members(active.fact(i).token))
+    there = silent.where(lambda i: members(silent.fact(i).token))
+    place = _place(here, there, silent)
+    return [f"{subject}{place}"]
+
+
+def _subject(active: Occurrences) -> tuple[str, Callable[[str], bool]]:
+    """What the active tokens are, and a test of whether a token is one of them."""
+    names = active.tokens()
+    leading = _leading(names, 0.6, 5, 0.07)
+    if leading is not None and not all(_is_blank(s.value) for s in leading):
+        extra = [s for s in names[len(leading) :][:3] if s.share >= 0.06]
+        chosen = {s.value for s in [*leading, *extra]}
+        text = listed([_with_words(s, active, 3 if len(leading) == 1 else 2) for s in leading])
+        others = dict.fromkeys(token_name(s.shown) for s in extra)
+        new = [name for name in others if name not in {token_name(s.shown) for s in leading}]
+        if new:
+            also = f"also {', '.join(new)}"
+            text += f", {also}" if text.endswith(")") else f" ({also})"
+        return text, lambda token: cased(token) in chosen
+    groups = active.shares(lambda i: group_of(active.fact(i).token))
+    main = _leading(groups, 0.55, 2, 0.2) or [g for g in groups[:1] if g.share >= 0.4]
+    if not main:
+        chosen = {s.value for s in names[:5]}
+        text = f"varied tokens, most often {listed([_with_words(s, active, 1) for s in names[:4]])}"
+        return text, lambda token: cased(token) in chosen
+    nouns = {s.value for s in main}
+    return listed([_group(s.value, active) for s in main]), lambda token: group_of(token) in nouns
+
+
+def _is_blank(token: str) -> bool:
+    return not token.strip()
+
+
+def _group(noun: str, active: Occurrences) -> str:
+    """A group with its commonest members: 'numbers (mostly `0` and `1`)'."""
+    within = active.where(lambda i: group_of(active.fact(i).token) == noun)
+    if noun == "line breaks":
+        return _line_breaks(within)
+    names = within.tokens()
+    if noun == "runs of spaces" or (len(names) == 1 and _is_blank(names[0].value)):
+        return noun
+    if within.share_of(lambda i: _is_part(within, i)) >= 0.5:
+        plural = f"beginnings of {noun}" if noun.endswith("words") else noun
+        return f"{plural} such as {listed([_with_words(s, within, 1) for s in names[:3]])}"
+    mostly = _leading(names, 0.6, 3, 0.1)
+    word = "mostly" if mostly else "such as"
+    return f"{noun} ({word} {listed([token_name(s.shown) for s in mostly or names[:4]])})"
+
+
+def _line_breaks(within: Occurrences) -> str:
+    def indent(i: int) -> int:
+        columns = len(within.fact(i).token.rsplit("\n", 1)[1].expandtabs(8))
+        # A tokenizer may leave the last space of an indentation to the word: 7 and 3 are then 8 and 4.
+        follows = within.sample.following[i]
+        return columns + (len(follows) - len(follows.lstrip(" ")))
+
+    noun = "empty lines" if within.share_of(lambda i: within.fact(i).token.count("\n") > 1) >= 0.7 else "line breaks"
+    depths = _leading(within.shares(lambda i: str(indent(i))), 0.7, 3, 0.15)
+    if depths is not None:
+        ordered = sorted({int(s.value) for s in depths})
+        if ordered == [0]:
+            return f"{noun} before unindented lines"
+        return f"{noun} followed by {listed([str(n) for n in ordered], 'or')} spaces of indentation"
+    deep = [n for n in (24, 16, 12) if within.share_of(lambda i, n=n: indent(i) >= n) >= 0.85]  # type: ignore[misc]
+    return f"{noun} followed by {deep[0]} or more spaces of indentation" if deep else noun
+
+
+def _is_part(of: Occurrences, i: int) -> bool:
+    """Whether the token is only a part of the word it stands in."""
+    core = of.fact(i).token.strip()
+    return is_word(core) and len(of.sample.words[i]) > len(core)
+
+
+def _with_words(token: Share, active: Occurrences, most: int) -> str:
+    """A token's name; for a part of a word, with the words: '`is` (in `registered`, `permission`)'."""
+    name = token_name(token.shown)
+    if not is_word(token.value):
+        return name
+    own = active.where(lambda i: cased(active.fact(i).token) == token.value)
+    if own.share_of(lambda i: _is_part(own, i)) < 0.5:
+        return name
+    core = token.value.strip()
+    whole = [s for s in own.shares(lambda i: own.sample.words[i], str.lower) if s.value != core]
+    if not whole:
+        return name
+    if whole[0].share >= 0.75:
+        return f"{name} of {quoted(whole[0].shown)}"
+    begins = own.share_of(lambda i: own.sample.words[i].lower().startswith(core)) >= 0.8
+    ends = own.share_of(lambda i: own.sample.words[i].lower().endswith(core)) >= 0.8
+    how = "beginning of" if begins else "end of" if ends else "in"
+    return f"{name} ({how} {', '.join(quoted(s.shown) for s in whole[:most])})"
+
+
+# --- where ----------------------------------------------------------------------------------------------------------
+
+
+def _place(here: Occurrences, there: Occurrences, silent: Occurrences) -> str:
+    """What tells the active occurrences from the silent ones of the same tokens: ' after `(`, in comments'.
+
+    `there` are those silent ones; where they are too few, all silent tokens stand in for them.
+    """
+    base = there if len(there.at) >= 8 else silent
+    options: list[tuple[float, str]] = []
+
+    def offer(text: str, test: Callable[[Facts], bool], least: float, lift: float) -> None:
+        share = here.share_of(lambda i: test(here.fact(i)))
+        usual = base.share_of(lambda i: test(base.fact(i)))
+        if share >= least and share - usual >= lift:
+            options.append((share - usual, text))
+
+    if here.share_of(lambda i: _continues_a_word(here, i)) < 0.5:  # else the words themselves are shown
+        for text, test, least in _befores(here):
+            offer(f"after {text}", test, least, 0.3)
+    offer("at the start of a line", lambda f: f.before_kind == "newline", 0.6, 0.35)
+    if "#" not in here.tokens()[0].value:
+        offer("in comments", lambda f: f.quoted == "#", 0.6, 0.35)
+    offer("in strings", lambda f: f.quoted in ("'", '"'), 0.75, 0.5)
+    for line in here.shares(lambda i: here.fact(i).line)[:2]:
+        if line.value not in ("", "?", "#") and here.tokens()[0].value.strip() != line.value.lower():
+            text = f"on lines that begin with {quoted(line.value)}"
+            offer(text, lambda f, value=line.value: f.line == value, 0.5, 0.35)  # type: ignore[misc]
+    brackets = here.shares(lambda i: here.fact(i).bracket)
+    if len(brackets[0].value) > 1:
+        text = f"inside {quoted(brackets[0].value)}"
+        offer(text, lambda f: f.bracket == brackets[0].value, 0.5, 0.35)
+    offer("inside brackets", lambda f: f.bracket != "", 0.75, 0.45)
+    chosen: list[str] = []
+    for _, text in sorted(options, key=lambda option: -option[0]):
+        if not any(_overlap(text, other) for other in chosen):
+            chosen.append(text)
+    return "".join(f" {text}" if n == 0 else f", {text}" for n, text in enumerate(chosen[:2]))
+
+
+def _continues_a_word(of: Occurrences, i: int) -> bool:
+    core = of.fact(i).token
+    return is_word(core) and not core[0].isspace() and is_word(of.fact(i).before)
+
+
+def _befores(here: Occurrences) -> list[tuple[str, Callable[[Facts], bool], float]]:
+    """Ways to say what stands before: (text, test, the least share at which it is worth saying)."""
+    names = [s for s in here.befores()[:5] if s.value != START and not _is_blank(s.value)]
+    out: list[tuple[str, Callable[[Facts], bool], float]] = []
+    if names:
+        out.append((token_name(names[0].shown), lambda f: cased(f.before) == names[0].value, 0.45))
+    for n in (2, 3):
+        if len(names) >= n and names[n - 1].share >= 0.08:
+            some = {s.value for s in names[:n]}
+            text = listed([token_name(s.shown) for s in names[:n]], "or")
+            out.append((text, lambda f, some=some: cased(f.before) in some, 0.55))  # type: ignore[misc]
+    noun = here.shares(lambda i: group_of(here.fact(i).before))[0].value
+    if noun not in ("line breaks", "lower-case words", "parts of lower-case names", "punctuation", "runs of spaces"):
+        out.append((noun, lambda f: group_of(f.before) == noun, 0.75))
+    return out
+
+
+def _overlap(text: str, other: str) -> bool:
+    """Two ways to name what stands before, or the line and its start, are one thing too many."""
+    about = [("after" in t, "line" in t, "inside" in t or "(`" in t) for t in (text, other)]
+    return any(a and b for a, b in zip(*about, strict=True))
+
+
+def _after(active: Occurrences, silent: Occurrences) -> str | None:
+    """For a feature that follows certain tokens, whatever comes: 'what follows `import`, such as `os`'."""
+    befores = [s for s in active.befores() if s.value != START]
+    leading = _leading(befores, 0.5, 5, 0.06)
+    if leading is not None:
+        text = listed([token_name(s.shown) for s in leading], "or")
+        chosen = {s.value for s in leading}
+        here = active.where(lambda i: cased(active.fact(i).before) in chosen)
+    else:
+        noun = active.shares(lambda i: group_of(active.fact(i).before))[0]
+        usual = silent.share_of(lambda i: group_of(silent.fact(i).before) == noun.value)
+        if noun.share < 0.5 or noun.share - usual < 0.25:
+            return None
+        here = active.where(lambda i: group_of(active.fact(i).before) == noun.value)
+        shown = [token_name(s.shown) for s in here.befores()[:4]]
+        text = "a line break" if noun.value == "line breaks" else f"{noun.value} such as {listed(shown)}"
+    kinds = here.shares(lambda i: group_of(here.fact(i).token))
+    if kinds[0].share >= 0.7 and kinds[0].value in ("line breaks", "runs of spaces", "numbers"):
+        return f"{kinds[0].value} after {text}"
+    examples = dict.fromkeys(_with_words(s, here, 1) for s in here.tokens()[:4])
+    return f"what follows {text}, for example {listed(list(examples))}"
+
+
+# --- what comes next ------------------------------------------------------------------------------------------------
+
+
+def _following(active: Occurrences) -> str | None:
+    shares = [s for s in active.shares(lambda i: active.sample.following[i], cased) if s.value]
+    leading = _leading(shares, 0.6, 2, 0.2)
+    if leading is None or any(is_word(s.value) and not s.value[0].isspace() for s in leading):
+        return None
+    adverb = "always" if sum(s.share for s in leading) >= 0.97 else "usually"
+    return f"{adverb} followed by {listed([token_name(s.shown) for s in leading], 'or')}"
+
+
+def _promoted(promoted: Sequence[PromotedToken], active: Occurrences) -> str | None:
+    """Promoted tokens, where at least two of the ten strongest really do follow, and often."""
+    best = [p.token for p in promoted[:10]]
+    follows = {s.value: s.share for s in active.shares(lambda i: active.sample.following[i])}
+    seen = [t for t in best if follows.get(t, 0.0) >= 0.03 and t.strip()]
+    if len(seen) < 2 or sum(follows[t] for t in seen) < 0.15:
+        return None
+    names = list(dict.fromkeys(token_name(t) for t in seen))[:4]
+    return f"{PROMOTES}{listed(names)} next"
+
+
+def side_of(text: str) -> Literal["input", "both"]:
+    """What a sentence describes: only where the last part says what it promotes more than what it fires on."""
+    return "both" if text.rsplit("; ", 1)[-1].startswith(PROMOTES) else "input"
+
+
+def lookup_sentence(rule: Rule) -> str | None:
+    """The `token_lookup` baseline's label: its tokens."""
+    if not rule.tables or not rule.tables[0].weights:
+        return None
+    best = sorted(rule.tables[0].weights.items(), key=lambda item: -item[1])
+    names = list(dict.fromkeys(token_name(key[0]) for key, weight in best if weight > 0))[:8]
+    return f"tokens most active on average: {', '.join(names)}" if names else None

@@ -1,0 +1,50 @@
+"""The label of a feature whose shape alone explains it: it fires on one token, or at one place of the text window."""
+
+from __future__ import annotations
+
+from autointerp.rules.patterns import Rule, Table
+from autointerp.rules.token_names import quoted, token_name
+from autointerp.store.shapes import ShapeFacts
+
+PLACE_RECALL_FROM = 0.8
+"""Share of the tokens at its places on which a position feature must fire to be labelled by them. Lower than a token's:
+it is estimated from the feature's density and the lengths of the stored windows."""
+
+
+def describe(facts: ShapeFacts) -> tuple[str | None, str | None]:
+    """(text, rule) for `store.shapes.find_shapes`."""
+    return shape_text(facts), shape_rule(facts)
+
+
+def shape_text(facts: ShapeFacts) -> str | None:
+    """The label, or None where the shape does not explain the feature. That it fires nearly everywhere (dense), or
+    hardly ever (rare), is no explanation."""
+    if facts.kind == "token" and facts.unigram:
+        return _token_text(facts.unigram)
+    if facts.kind == "position" and facts.places is not None and (facts.place_recall or 0.0) >= PLACE_RECALL_FROM:
+        return _place_text(*facts.places)
+    return None
+
+
+def shape_rule(facts: ShapeFacts) -> str | None:
+    """JSON of the rule that the label states: the token's mean activation on the token, 0 elsewhere. A place in the
+    window is no fact of the text, so a label about places has no rule."""
+    if facts.kind != "token" or not facts.unigram:
+        return None
+    weight = round(min(10.0, 10.0 * facts.unigram_strength * (facts.unigram_recall or 0.0)), 3)
+    return Rule(0.0, [Table(("token",), {(facts.unigram,): weight})]).to_json()
+
+
+def _token_text(token: str) -> str:
+    """Spaces are part of a token and are shown with it: ` foo` and `foo` are two tokens."""
+    name = token_name(token) if not token.strip() or "\n" in token else quoted(token)
+    return f"the token {name}" if name.startswith("`") else name
+
+
+def _place_text(first: int, last: int) -> str:
+    if first == last:
+        at_start = "the first token of the text window (place 1)"
+        return at_start if first == 1 else f"the token at place {first} of the text window"
+    if first == 1:
+        return f"the first {last} tokens of the text window (places 1 to {last})"
+    return f"tokens at places {first} to {last} of the text window"

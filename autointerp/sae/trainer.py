@@ -1,0 +1,189 @@
+"""The training loop: one stream of vectors, any number of SAEs that learn from it together.
+
+Each SAE keeps its state in `checkpoint.safetensors` in its own folder and its metrics in `metrics.jsonl` beside it. A
+run continued from its checkpoints gives the same losses as one that was never stopped: the stream starts again where
+the SAE that is furthest behind stands, and those ahead of it wait.
+
+Under torchrun every process reads the same stream and takes its share of each batch (parallel.py); the first
+one writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autointerp.config import TrainConfig
+from autointerp.errors import AutointerpError, InputError, MismatchError
+from autointerp.sae import files, parallel
+from autointerp.sae.buffer import ActivationSource, ShuffledBatches
+from autointerp.sae.sae import Sae
+from autointerp.sae.training_run import Metrics, SaeRun, SaeSpec
+
+MAX_BAD_STEPS = 3
+
+OnMetrics = Callable[[str, int, Metrics], None]
+
+
+@dataclass(slots=True)
+class _Learner:
+    """One SAE of the loop and where it keeps its files."""
+
+    run: SaeRun
+    folder: Path
+    batches: dict[str, Any] | None = None
+    """The stream's state at its checkpoint; None where it begins anew."""
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+
+class Trainer:
+    """Trains the `jobs` (what to train, its folder) on vectors of `source`; continues from checkpoints found there.
+
+    `on_metrics(name, step, metrics)` is called with every line that goes to a metrics.jsonl, `on_progress(step, steps)`
+    after every step. Raises InputError (no vectors, impossible sizes), MismatchError (a checkpoint of another
+    configuration), DamagedError (a checkpoint that cannot be read), DiskFullError, and AutointerpError when a loss is
+    not a number three steps in a row; the last checkpoints are kept.
+    """
+
+    def __init__(
+        self,
+        source: ActivationSource,
+        config: TrainConfig,
+        jobs: Sequence[tuple[SaeSpec, Path]],
+        *,
+        device: str | torch.device = "cpu",
+        on_metrics: OnMetrics | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        log_every: int = 50,
+    ) -> None:
+        if config.batch_size % parallel.world_size():
+            raise InputError(
+                f"train.batch_size ({config.batch_size}) must be a multiple of the {parallel.world_size()} processes"
+            )
+        self.config, self.log_every = config, log_every
+        self.on_metrics, self.on_progress = on_metrics, on_progress
+        self.device = torch.device(device)
+        self.steps = max(1, config.tokens // config.batch_size)
+        self.batches = ShuffledBatches(
+            source,
+            batch_size=config.batch_size,
+            buffer_vectors=config.buffer_vectors,
+            n_batches=self.steps,
+            seed=config.seed,
+        )
+        self.learners = [
+            _Learner(SaeRun(spec, config, source.d_in, self.steps, self.device), folder) for spec, folder in jobs
+        ]
+        for learner in self.learners:
+            if learner.checkpoint.exists():
+                self._restore(learner)
+        self.step = min(learner.run.index for learner in self.learners)
+        behind = min(self.learners, key=lambda learner: learner.run.index)
+        if behind.batches is not None:
+            self.batches.restore(behind.batches)
+        fresh = [learner.run for learner in self.learners if learner.batches is None]
+        if fresh:
+            first = self.batches.block()
+            for run in fresh:
+                run.begin(first)
+
+    def train(self) -> list[Sae]:
+        """Run the steps that are left, and return the SAEs in raw-input units."""
+        if parallel.is_first():
+            for learner in self.learners:
+                learner.folder.mkdir(parents=True, exist_ok=True)
+        for vectors in self.batches:
+            for learner in self.learners:
+                if learner.run.index == self.step:
+                    self._train_on(learner, vectors)
+            self.step += 1
+            if self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
+                self.save_checkpoints()
+            if self.on_progress is not None:
+                self.on_progress(self.step, self.steps)
+        parallel.barrier()
+        return [learner.run.sae() for learner in self.learners]
+
+    def _train_on(self, learner: _Learner, vectors: Tensor) -> None:
+        run = learner.run
+        metrics = run.step(vectors[parallel.rank() :: parallel.world_size()])
+        if run.bad_steps >= MAX_BAD_STEPS:
+            raise AutointerpError(
+                f"{run.spec.name}: the training loss was not a number for {MAX_BAD_STEPS} steps in a row (step "
+                f"{run.index}): the activations hold NaN or infinite values, or train.lr is too high. "
+                f"The last checkpoint is {learner.checkpoint}"
+            )
+        if parallel.is_first() and (run.index % self.log_every == 0 or run.index == self.steps):
+            with learner.metrics.open("a", encoding="utf-8") as log:
+                log.write(json.dumps({"step": run.index, **metrics}) + "\n")
+            if self.on_metrics is not None:
+                self.on_metrics(run.spec.name, run.index, metrics)
+
+    def save_checkpoints(self) -> None:
+        """Everything the rest of each run depends on, in one file that replaces the last one whole."""
+        if not parallel.is_first():
+            return
+        for learner in self.learners:
+            run = learner.run
+            if run.bad_steps == 0 and run.index == self.step:
+                state = {**run.numbers(), "batches": self.batches.state(), "config": self._fingerprint(run)}
+                files.write_tensors(learner.checkpoint, run.tensors(), state)
+
+    def _fingerprint(self, run: SaeRun) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be continued."""
+        fields = dataclasses.asdict(self.config)
+        del fields["checkpoint_every"]
+        ours: dict[str, Any] = json.loads(json.dumps({**run.spec.fingerprint(), "d_in": run.d_in, **fields}))
+        return ours
+
+    def _restore(self, learner: _Learner) -> None:
+        state: Any = files.read_state(learner.checkpoint)
+        ours, found = self._fingerprint(learner.run), state["config"]
+        other = [key for key in sorted(set(ours) | set(found)) if found.get(key) != ours.get(key)]
+        if other:
+            listed = ", ".join(f"{key} {found.get(key)} there, {ours.get(key)} here" for key in other)
+            raise MismatchError(
+                f"{learner.checkpoint} belongs to another configuration ({listed}); "
+                "delete its folder to train anew, or go back to that configuration"
+            )
+        learner.run.restore(files.read_tensors(learner.checkpoint, self.device), state)
+        learner.batches = state["batches"]
+        if parallel.is_first():
+            _cut_metrics(learner.metrics, learner.run.index)
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Take out the lines a killed run wrote after its last checkpoint, and a line it did not finish."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    files.write_atomically(path, lambda temporary: _write_text(temporary, "".join(kept)))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,56 @@
+"""Score rows of scorers that give every context one number, the larger the better the label fits it. No I/O here.
+
+    embedding                AUROC of the activating against the silent contexts, ties counted half
+    embedding_random         the same against the silent ones of one tier (random, same_token, neighbour); only tiers
+                             that were asked about
+
+`n` and `n_failed` count contexts. The interval is from a bootstrap over documents (see stats.auroc_interval). Of every
+context the truth is kept (1 activating, 0 silent) and the number, as the prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autointerp import stats
+from autointerp.records import Prediction, Score
+from autointerp.score.choices import TIERS, Example
+from autointerp.score.score_rows import Answer, Identity, Result, obstacle
+
+
+def number_answer(example: Example, said: float | None, status: str = "ok", error: str | None = None) -> Answer:
+    """The number given to one context; `said` None where there is none, and `status` then says why."""
+    predicted = None if said is None else [said]
+    truth = [float(example.active)]
+    return Answer(example.context, Prediction(example.context.context_id, truth, predicted, status), error)
+
+
+def auroc_rows(identity: Identity, scorer: str, answers: Sequence[Answer], n_boot: int = 1000) -> list[Score]:
+    """All rows of one label, the headline last: where it stands, the others do."""
+    active = [a for a in answers if a.prediction.truth[0] > 0.5]
+    silent = [a for a in answers if a.prediction.truth[0] <= 0.5]
+    rows = []
+    for tier in TIERS:
+        of_tier = [a for a in silent if a.context.tier == tier]
+        if of_tier:
+            part = [*active, *of_tier]
+            result = auroc_result(part, n_boot, identity.seed)
+            rows.append(identity.row(f"{scorer}_{tier}", "report", part, result, keep=False))
+    return [*rows, identity.row(scorer, "report", answers, auroc_result(answers, n_boot, identity.seed), keep=True)]
+
+
+def auroc_result(answers: Sequence[Answer], n_boot: int, seed: int) -> Result:
+    """AUROC; 'constant_truth' where only contexts of one class got a number."""
+    why = obstacle(answers)
+    if why is not None:
+        return Result(why)
+    known = [(a.prediction.truth[0] > 0.5, a.prediction.predicted, a.context.document) for a in answers]
+    of_class = {
+        side: [(p[0], document) for truth, p, document in known if p is not None and truth == side]
+        for side in (True, False)
+    }
+    estimate = stats.auroc_interval(
+        [p for p, _ in of_class[True]], [p for p, _ in of_class[False]], [d for _, d in of_class[True]],
+        [d for _, d in of_class[False]], n_boot, seed,
+    )  # fmt: skip
+    return Result("constant_truth") if estimate.value is None else Result("ok", estimate)

@@ -1,0 +1,338 @@
+"""Two scorers that ask a judge for yes or no on whole contexts (Paulo et al. 2024).
+
+    detection  the judge sees plain contexts and says in which the label's feature is active
+    fuzzing    the judge sees contexts with marked tokens and says where the marks are right. In activating contexts
+               the tokens with at least 0.3 of the context's maximum are marked; in silent ones, tokens at the places of
+               an activating context's marks, so that neither their number nor where they stand gives the answer away
+
+No I/O here: contexts are chosen and put into batches, requests built, replies read and answers scored; choice_run.py
+asks. The method is 'answers': the judge's own 0 or 1 (see sequential.py for 'answers_sequential').
+
+Rows of one label, `n` and `n_failed` counted in contexts:
+
+    detection                      balanced accuracy, (sensitivity + specificity) / 2
+    detection_sensitivity          share of the activating contexts that the judge found
+    detection_sensitivity_decile_9 the same of one decile (0 weakest .. 9 strongest); only deciles that were shown
+    detection_specificity          share of the silent contexts that the judge left alone
+    detection_specificity_random   the same of one tier (random, same_token, neighbour); only tiers that were shown
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from autointerp import stats
+from autointerp.ask.chat import ReplyError, chat_body
+from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
+from autointerp.config import EndpointConfig
+from autointerp.llm.requests import Reply, Request
+from autointerp.records import Context, Prediction, Score, stable_id
+from autointerp.score.score_rows import Answer, Identity, Part, Result, obstacle
+
+DETECTION = "detection"
+FUZZING = "fuzzing"
+CHOICE_SCORERS = (DETECTION, FUZZING)
+ANSWERS = "answers"
+TIERS = ("random", "same_token", "neighbour")
+ACTIVE = 0.3
+"""Share of a context's maximum from which a token counts as active."""
+
+
+# --- which contexts, and what is marked in them ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """One context as a judge is to see it."""
+
+    context: Context
+    marked: tuple[int, ...] = ()
+    """Places of the marked tokens, ascending; none for detection."""
+
+    @property
+    def active(self) -> bool:
+        """The right answer."""
+        return self.context.kind != "negative"
+
+
+def choose_examples(scorer: str, contexts: Sequence[Context], n: int, seed: int, dictionary_id: int) -> list[Example]:
+    """Up to 2 n activating and 2 n silent contexts of one feature and split, as many as the simulation's top and
+    sampled ones together, in an order drawn with `seed`; none where one of the two kinds is missing.
+
+    Activating contexts are the uniform samples, the deciles in turn, since strong contexts alone say nothing of most
+    of what a feature does; top contexts fill in where there are too few. Silent ones are of the three tiers in turn.
+    A function of contexts and seed alone, so that labels of one feature are compared on the same questions.
+    """
+    sampled = [c for c in contexts if c.kind == "sampled"]
+    seen = {(c.document, c.position) for c in sampled}
+    top = [c for c in contexts if c.kind == "top" and (c.document, c.position) not in seen]
+    active = [*_in_turn(sampled, lambda c: -1 if c.decile is None else c.decile), *top][: 2 * n]
+    silent = silent_in_turn(contexts)[: 2 * n]
+    if not active or not silent:
+        return []
+    draw = random.Random(stable_id(seed, scorer, dictionary_id, active[0].feature))
+    if scorer == FUZZING:
+        examples = _marked(active, silent, draw)
+    else:
+        examples = [Example(c) for c in (*active, *silent)]
+    draw.shuffle(examples)
+    return examples
+
+
+def silent_in_turn(contexts: Iterable[Context]) -> list[Context]:
+    """The silent ones among the contexts, the three tiers in turn."""
+    return _in_turn((c for c in contexts if c.kind == "negative"), lambda c: TIERS.index(c.tier or "random"))
+
+
+def _in_turn(contexts: Iterable[Context], group: Callable[[Context], int]) -> list[Context]:
+    """One of each group, then a second of each, and so on; within a group in the store's rank order."""
+    groups: dict[int, list[Context]] = defaultdict(list)
+    for context in sorted(contexts, key=lambda c: (c.rank, c.context_id)):
+        groups[group(context)].append(context)
+    rounds = zip_longest(*(groups[key] for key in sorted(groups)))
+    return [context for one in rounds for context in one if context is not None]
+
+
+def _marked(active: Sequence[Context], silent: Sequence[Context], draw: random.Random) -> list[Example]:
+    right = [Example(c, active_places(c)) for c in active]
+    # Every activating context lends its marks once before one of them does so again.
+    lenders = draw.sample(right, len(right))
+    return [
+        *right,
+        *(Example(c, borrowed_places(c, lenders[i % len(lenders)])) for i, c in enumerate(silent)),
+    ]
+
+
+def active_places(context: Context) -> tuple[int, ...]:
+    """Where the context has at least ACTIVE of its maximum; that of an empty piece of a character counts for the next
+    token that shows."""
+    least = ACTIVE * context.max_activation
+    strong = [i for i, a in enumerate(context.activations) if a > 0.0 and a >= least]
+    visible = _visible(context)
+    found = {next((v for v in visible if v >= i), visible[-1]) for i in strong} if visible else set()
+    return tuple(sorted(found))
+
+
+def borrowed_places(context: Context, lender: Example) -> tuple[int, ...]:
+    """As many places in `context` as are marked in `lender`, at the same relative positions; the nearest free token
+    where one of them does not show. Fewer where the context has no more tokens."""
+    free = _visible(context)
+    places = []
+    for place in lender.marked:
+        if not free:
+            break
+        wanted = place * len(context.tokens) // len(lender.context.tokens)
+        nearest = min(free, key=lambda v: (abs(v - wanted), v))
+        free.remove(nearest)
+        places.append(nearest)
+    return tuple(sorted(places))
+
+
+def _visible(context: Context) -> list[int]:
+    """Places of the tokens that show: the first pieces of a character split over several tokens are empty."""
+    return [i for i, token in enumerate(context.tokens) if token]
+
+
+def batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """Runs of at most `size`, as even as can be: a last request with one example would be another kind of question.
+    The order was shuffled over all examples, so how many of a batch are activating is left to chance."""
+    count = -(-len(examples) // size)
+    edges = [i * len(examples) // count for i in range(count + 1)] if count else [0]
+    return [list(examples[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Builds requests and reads replies for one of CHOICE_SCORERS."""
+
+    scorer: str
+    template: PromptTemplate
+    endpoint: EndpointConfig
+    seed: int = 0
+
+    @classmethod
+    def of(cls, scorer: str, endpoint: EndpointConfig, seed: int = 0, prompts: Path | None = None) -> Judge:
+        return cls(scorer, template_of(scorer, prompts), endpoint, seed)
+
+    def request(self, label: str, examples: Sequence[Example], dictionary_id: int) -> Request:
+        """The question about a few contexts of one feature."""
+        lines = [one_line(pieces(e) if self.scorer == FUZZING else e.context.text) for e in examples]
+        fence = mark(self.seed, self.scorer, label, lines)
+        question = self.template.block("user", label=one_line(label), examples=lines, mark=fence)
+        messages = [
+            {"role": "system", "content": self.template.block("system")},
+            {"role": "user", "content": question},
+        ]
+        return self._request(messages, examples, dictionary_id)
+
+    def again(
+        self, request: Request, reply: str, problem: str, examples: Sequence[Example], dictionary_id: int
+    ) -> Request:
+        """Asks once more after an unusable reply, which is shown."""
+        messages = [
+            *request.body["messages"],
+            {"role": "assistant", "content": reply},
+            {"role": "user", "content": self.template.block("again", problem=problem, count=len(examples))},
+        ]
+        return self._request(messages, examples, dictionary_id)
+
+    def _request(self, messages: list[dict[str, str]], examples: Sequence[Example], dictionary_id: int) -> Request:
+        limit = max(self.endpoint.max_tokens, 64 + 4 * len(examples))
+        body = chat_body(self.endpoint, messages, limit, seed=self.seed)
+        return Request("chat", body, self.scorer, dictionary_id=dictionary_id, feature=examples[0].context.feature)
+
+    def read(self, reply: Reply, examples: Sequence[Example]) -> list[bool]:
+        """The judge's answer for every example. Raises ReplyError."""
+        return read_answers(reply.text, len(examples))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Contexts that are asked about in one request, as a question (see asking.py)."""
+
+    judge: Judge
+    label: str
+    examples: Sequence[Example]
+    dictionary_id: int
+
+    @property
+    def request(self) -> Request:
+        return self.judge.request(self.label, self.examples, self.dictionary_id)
+
+    def read(self, reply: Reply) -> list[bool]:
+        return self.judge.read(reply, self.examples)
+
+    def again(self, reply: str, problem: str) -> Request:
+        return self.judge.again(self.request, reply, problem, self.examples, self.dictionary_id)
+
+
+def template_of(scorer: str, prompts: Path | None = None) -> PromptTemplate:
+    return load_template(f"score/{scorer}", prompts)
+
+
+def pieces(example: Example) -> list[str | list[str]]:
+    """A context with its marks: unmarked stretches as strings, marked tokens as arrays of one string. As JSON this
+    cannot be mistaken, whatever delimiters the text itself contains."""
+    out: list[str | list[str]] = []
+    plain = ""
+    marked = set(example.marked)
+    for place, token in enumerate(example.context.tokens):
+        if place not in marked:
+            plain += token
+            continue
+        if plain:
+            out.append(plain)
+            plain = ""
+        out.append([token])
+    return [*out, plain] if plain else out
+
+
+# --- replies --------------------------------------------------------------------------------------------------------
+
+_ARRAY = re.compile(r"\[([^\[\]]*)\]")
+_WORDS = {"1": True, "true": True, '"1"': True, "0": False, "false": False, '"0"': False}
+
+
+def read_answers(text: str, count: int) -> list[bool]:
+    """The last array of ones and zeros in a reply. Raises ReplyError ('no_answer', 'answer_count') where there is none,
+    or one of another length than `count`: which answer is missing cannot be known."""
+    found: list[bool] | None = None
+    text = " ".join(text.split())
+    for match in _ARRAY.finditer(text):
+        if _is_nested(text, match.start(), match.end()):
+            continue  # pairs of numbers and answers, say: their inner arrays are not what was asked for
+        words = [word.strip().lower() for word in match[1].split(",")]
+        if len(words) > 1 and words[-1] == "":
+            words.pop()
+        if all(word in _WORDS for word in words):
+            found = [_WORDS[word] for word in words]
+    if found is None:
+        raise ReplyError("no_answer", f"there is no JSON array of ones and zeros in {text[:60]!r}")
+    if len(found) != count:
+        raise ReplyError("answer_count", f"it has {len(found)} answers, not {count}")
+    return found
+
+
+def _is_nested(text: str, start: int, end: int) -> bool:
+    """Whether the array at text[start:end] stands in another one, or in a row of arrays."""
+    # White space is single by now, so a few characters are enough to see.
+    before, after = text[max(0, start - 4) : start].rstrip(), text[end : end + 4].lstrip()
+    return (
+        before.endswith("[")
+        or (before.endswith(",") and before[:-1].rstrip().endswith("]"))
+        or after.startswith("]")
+        or (after.startswith(",") and after[1:].lstrip().startswith("["))
+    )
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def answer_of(example: Example, said: bool | None, status: str, error: str | None = None) -> Answer:
+    """What was answered about one example; `said` None where nothing was, and `status` then says why."""
+    predicted = None if said is None else [float(said)]
+    truth = [float(example.active)]
+    return Answer(example.context, Prediction(example.context.context_id, truth, predicted, status), error)
+
+
+def choice_rows(
+    identity: Identity, scorer: str, answers: Sequence[Answer], part: Part = "report", z: float = stats.Z95
+) -> list[Score]:
+    """All rows of one label, the headline last: where it stands, the others do. `z`: of the intervals."""
+    active = [a for a in answers if _truth(a)]
+    silent = [a for a in answers if not _truth(a)]
+    deciles: dict[int, list[Answer]] = defaultdict(list)
+    tiers: dict[str, list[Answer]] = defaultdict(list)
+    for answer in active:
+        if answer.context.decile is not None:
+            deciles[answer.context.decile].append(answer)
+    for answer in silent:
+        if answer.context.tier is not None:
+            tiers[answer.context.tier].append(answer)
+    strata = [
+        *((f"{scorer}_sensitivity_decile_{decile}", deciles[decile]) for decile in sorted(deciles)),
+        *((f"{scorer}_specificity_{tier}", tiers[tier]) for tier in TIERS if tier in tiers),
+        (f"{scorer}_sensitivity", active),
+        (f"{scorer}_specificity", silent),
+    ]
+    rows = [identity.row(name, part, some, share_right(some, z), keep=False) for name, some in strata]
+    return [*rows, identity.row(scorer, part, answers, balanced(answers, z), keep=True)]
+
+
+def share_right(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
+    """Share of right answers among contexts of one class, with Wilson's interval."""
+    why = obstacle(answers)
+    if why is not None:
+        return Result(why)
+    right = [_truth(a) == _said(a) for a in answers if a.prediction.predicted is not None]
+    return Result("ok", stats.wilson(sum(right), len(right), z))
+
+
+def balanced(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
+    """Balanced accuracy; 'constant_truth' where only contexts of one class were answered."""
+    why = obstacle(answers)
+    if why is not None:
+        return Result(why)
+    usable = [a for a in answers if a.prediction.predicted is not None]
+    active = [_said(a) for a in usable if _truth(a)]
+    silent = [not _said(a) for a in usable if not _truth(a)]
+    if not active or not silent:
+        return Result("constant_truth")
+    return Result("ok", stats.balanced_accuracy_interval(sum(active), len(active), sum(silent), len(silent), z))
+
+
+def _truth(answer: Answer) -> bool:
+    return answer.prediction.truth[0] > 0.5
+
+
+def _said(answer: Answer) -> bool:
+    return answer.prediction.predicted is not None and answer.prediction.predicted[0] > 0.5

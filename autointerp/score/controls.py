@@ -1,0 +1,152 @@
+"""Labels that wait for a score, with what they are scored on and, for a control, with whose label stands in for theirs.
+
+    shuffled      another feature's label: what any label of this explainer scores
+    empty         no label: what the scorer gives for nothing
+    token_lookup  the label of the explainer `token_lookup` for the same feature, a list of the tokens on which it is
+                  most active: what a label must beat to have said more than that (Bills et al. 2023)
+    random_model  the label as it is, on a model with random weights; a run of its own, not a stand-in
+
+The stand-ins are a function of labels and evidence alone, whatever features are chosen and whatever scorer asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from autointerp.ask.job import Job
+from autointerp.config import ExplainConfig
+from autointerp.errors import InputError
+from autointerp.records import Context, Explanation, stable_id
+from autointerp.rules.labels import rule_explanation, rule_sha256
+from autointerp.score.score_rows import Part
+from autointerp.score.simulation import choose_contexts
+from autointerp.store import Selection
+
+LOOKUP = "token_lookup"
+CONTROLS = ("shuffled", "empty", LOOKUP, "random_model")
+_EVERY = 1000
+"""More contexts than any harvest keeps."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One label and the held-out contexts it is scored on."""
+
+    explanation: Explanation
+    told: Explanation | None
+    """Whose label or rule the predictions are made from: its own, or a control's; None: the empty label."""
+    max_activation: float
+    report: list[Context]
+    select: list[Context] | None
+    """Only where a calibration is asked for."""
+
+    @property
+    def label(self) -> str:
+        """What a scorer is told of the feature; '' for the empty label."""
+        return "" if self.told is None else self.told.text or ""
+
+
+class SimulationLoader:
+    """Reads the contexts of a block of labels; called in a worker thread."""
+
+    def __init__(
+        self, job: Job, n: int, calibrated: bool, pending: Sequence[Explanation], told: Sequence[Explanation | None]
+    ) -> None:
+        self._job, self._n, self._pending, self._told = job, n, pending, told
+        self._parts: list[Part] = ["report", "select"] if calibrated else ["report"]
+
+    def __call__(self, places: list[int]) -> list[Labelled]:
+        job, n = self._job, self._n
+        features = list(dict.fromkeys(self._pending[i].feature for i in places))
+        scales = job.store.feature_evidence(job.dictionary_id, job.harvest_id, features, 0)
+        limits = {"top": n, "sampled": 2 * n, "negative": None}
+        contexts = {
+            part: job.store.contexts_of(job.dictionary_id, job.harvest_id, features, part, limits)
+            for part in self._parts
+        }
+        return [
+            Labelled(
+                self._pending[i],
+                self._told[i],
+                scales[self._pending[i].feature].max_activation,
+                choose_contexts(contexts["report"][self._pending[i].feature], n),
+                choose_contexts(contexts["select"][self._pending[i].feature], n) if "select" in contexts else None,
+            )
+            for i in places
+        ]
+
+
+def stand_ins(
+    job: Job, explainer: str, seed: int, control: str | None, pending: Sequence[Explanation]
+) -> Sequence[Explanation | None]:
+    """For every pending label the one that is told in its place: itself where there is no control. InputError where
+    there is nothing that can stand in."""
+    if control == LOOKUP:
+        return LookupLabels(job, seed, pending)
+    if control == "empty":
+        return [None] * len(pending)
+    if control == "shuffled":
+        donors = _donors(job, explainer, seed)
+        return [donors[e.explanation_id] for e in pending]
+    return pending
+
+
+def _donors(job: Job, explainer: str, seed: int) -> dict[str, Explanation]:
+    """For every label of the dictionary another feature's: the next one in an order drawn with `seed`. A function of
+    the labels alone, whatever features are chosen. InputError where there are fewer than two features."""
+    ordered = sorted(every_label(job, explainer), key=lambda e: stable_id(seed, e.explanation_id))
+    donors = {}
+    for i, own in enumerate(ordered):
+        own_model = (o for o in _after(ordered, i) if o.feature != own.feature and o.model == own.model)
+        # A few labels may have been made without the LLM, and only one in that way.
+        donor = next(own_model, None) or next((o for o in _after(ordered, i) if o.feature != own.feature), None)
+        if donor is None:
+            raise InputError("shuffling labels takes the labels of at least two features")
+        donors[own.explanation_id] = donor
+    return donors
+
+
+def _after(ordered: Sequence[Explanation], i: int) -> Iterator[Explanation]:
+    """The others, from the one after the i-th on, round to the one before it."""
+    return (ordered[(i + step) % len(ordered)] for step in range(1, len(ordered)))
+
+
+def every_label(job: Job, explainer: str) -> Sequence[Explanation]:
+    """The dictionary's labels by `explainer`, of whatever features are chosen: the latest of each explaining model."""
+    return job.store.explanations_to_score(
+        job.dictionary_id, explainer, "", None, "", "", "report", Selection(), control="shuffled"
+    )
+
+
+class LookupLabels(Sequence[Explanation | None]):
+    """For every pending label that of `token_lookup` for the same feature: the store's, where it is of this harvest,
+    else one made from the evidence when it is looked at (in a loader's worker thread), and not stored."""
+
+    def __init__(self, job: Job, seed: int, pending: Sequence[Explanation]) -> None:
+        self._job = job
+        self._config = ExplainConfig(explainer=LOOKUP, seed=seed)
+        self._digest = rule_sha256(LOOKUP)
+        self._features = [e.feature for e in pending]
+        stored = job.store.explanations_to_score(
+            job.dictionary_id, LOOKUP, "", None, "", "", "report", Selection(), control=LOOKUP
+        )
+        current = (job.harvest_id, self._digest)
+        self._stored = {e.feature: e for e in stored if (e.harvest_id, e.template_sha256) == current}
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    @overload
+    def __getitem__(self, place: int) -> Explanation | None: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Explanation | None]: ...
+    def __getitem__(self, place: int | slice) -> Explanation | None | Sequence[Explanation | None]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        feature, job = self._features[place], self._job
+        if feature in self._stored:
+            return self._stored[feature]
+        evidence = job.store.feature_evidence(job.dictionary_id, job.harvest_id, [feature], _EVERY)[feature]
+        return rule_explanation(evidence, job, self._config, self._digest)

@@ -1,0 +1,161 @@
+"""`generation`: does text written from the label alone activate the feature (Gur-Arieh et al. 2025, input metric)?
+
+An LLM writes a few texts that should activate the feature and as many near misses that should not; the model says how
+strongly the feature is active in each. Nothing of the corpus is asked about, so a label scores well only if it can be
+acted upon. The method is 'sentences'. No I/O here.
+
+Rows of one label; `n` and `n_failed` count texts, those without a counted token are failures:
+
+    generation              AUROC of the largest activation, active against silent texts. The interval is Newcombe's
+                            score interval, which holds for a handful of texts where a bootstrap would be too narrow
+    generation_sensitivity  share of the active texts with any activation above 0 (Wilson)
+    generation_specificity  share of the silent texts with none (Wilson)
+    generation_success      1 where the mean over the active texts is above that of the silent ones, else 0: the
+                            published all-or-nothing score, without an interval
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autointerp import stats
+from autointerp.ask.chat import ReplyError, chat_body
+from autointerp.ask.json_reply import last_object
+from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
+from autointerp.config import ScoreConfig
+from autointerp.llm.requests import Reply, Request
+from autointerp.records import Context, Score
+from autointerp.score.choices import TIERS
+from autointerp.score.measured_tasks import counted_row, listed, number
+from autointerp.score.score_rows import Identity, Result
+
+GENERATION = "generation"
+SENTENCES = "sentences"
+MAX_TEXT = 500
+"""Characters of one text."""
+SNIPPETS = 2
+"""Excerpts that show the corpus's style."""
+MAX_SNIPPET = 240
+"""Characters of an excerpt."""
+_TOKENS_PER_TEXT = 60
+"""Room in the reply."""
+_PARTS = ("_sensitivity", "_specificity", "_success", "")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the LLM wrote: equally many of both kinds."""
+
+    active: list[str]
+    silent: list[str]
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """Of a task of kind `activations`."""
+        return {"texts": [*self.active, *self.silent]}
+
+
+def snippets(contexts: Iterable[Context]) -> list[str]:
+    """Up to SNIPPETS excerpts without the feature: of silent contexts, random ones first, since those of the other
+    tiers would give the feature's surroundings away."""
+    silent = [c for c in contexts if c.kind == "negative" and c.text.strip()]
+    silent.sort(key=lambda c: (TIERS.index(c.tier or "random"), c.rank, c.context_id))
+    return [c.text[:MAX_SNIPPET] for c in silent[:SNIPPETS]]
+
+
+@dataclass(frozen=True)
+class Author:
+    """Builds requests for texts and reads the replies."""
+
+    template: PromptTemplate
+    config: ScoreConfig
+
+    @classmethod
+    def of(cls, config: ScoreConfig, prompts: Path | None = None) -> Author:
+        return cls(load_template(f"score/{GENERATION}", prompts), config)
+
+    def request(self, label: str, excerpts: Sequence[str], dictionary_id: int, feature: int) -> Request:
+        """Asks for `score.sentences` texts of each kind."""
+        shown = [one_line(text) for text in excerpts]
+        fence = mark(self.config.seed, GENERATION, label, shown)
+        asked = self.template.block(
+            "user", label=one_line(label), count=self.config.sentences, snippets=shown, mark=fence
+        )
+        messages = [
+            {"role": "system", "content": self.template.block("system")},
+            {"role": "user", "content": asked},
+        ]
+        return self._request(messages, dictionary_id, feature)
+
+    def again(self, request: Request, reply: str, problem: str) -> Request:
+        """Asks once more after an unusable reply, which is shown."""
+        messages = [
+            *request.body["messages"],
+            {"role": "assistant", "content": reply},
+            {"role": "user", "content": self.template.block("again", problem=problem, count=self.config.sentences)},
+        ]
+        return self._request(messages, request.dictionary_id, request.feature)
+
+    def _request(self, messages: list[dict[str, str]], dictionary_id: int | None, feature: int | None) -> Request:
+        limit = max(self.config.max_tokens, 64 + 2 * self.config.sentences * _TOKENS_PER_TEXT)
+        body = chat_body(self.config, messages, limit, seed=self.config.seed)
+        return Request("chat", body, GENERATION, dictionary_id=dictionary_id, feature=feature)
+
+    def read(self, reply: Reply) -> Texts:
+        """The texts in a reply. Raises ReplyError."""
+        return read_texts(reply.text, self.config.sentences)
+
+
+def read_texts(text: str, count: int) -> Texts:
+    """The last JSON object of a reply that holds the two lists. Raises ReplyError ('no_sentences', 'sentence_count')
+    where there is none, or one of its lists does not hold exactly `count` texts."""
+    kinds = ("active", "silent")
+    found = last_object(text, lambda value: all(isinstance(value.get(kind), list) for kind in kinds))
+    if found is None:
+        raise ReplyError("no_sentences", f"there is no JSON object with the lists active and silent in {text[:60]!r}")
+    cleaned = {kind: [clean_text(one) for one in found[kind] if isinstance(one, str)] for kind in kinds}
+    usable = {kind: [one for one in cleaned[kind] if one] for kind in kinds}
+    for kind in kinds:
+        if len(usable[kind]) != count or len(found[kind]) != count:
+            raise ReplyError("sentence_count", f"{kind!r} holds {len(usable[kind])} texts, not {count}")
+    return Texts(usable["active"], usable["silent"])
+
+
+def clean_text(text: str) -> str:
+    """Stripped, at most MAX_TEXT characters, without control characters (but line breaks and tabs, which code needs)
+    and lone surrogates."""
+    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+    return kept.strip()[:MAX_TEXT].rstrip()
+
+
+def generation_rows(identity: Identity, texts: Texts, result: dict[str, Any]) -> list[Score]:
+    """All rows of one label, the headline last: where it stands, the others do."""
+    largest = [number(value) for value in listed(result, "max", len(texts.active) + len(texts.silent))]
+    sides = largest[: len(texts.active)], largest[len(texts.active) :]
+    active, silent = ([value for value in side if value is not None] for side in sides)
+    failed = [sum(value is None for value in side) for side in sides]
+    if not active or not silent or 2 * sum(failed) > len(largest):
+        return failed_rows(identity, "no_tokens", len(largest), sum(failed), "texts without a counted token")
+    whole = (len(largest), sum(failed), None)
+    area = stats.auroc(active, silent)
+    assert area is not None
+    success = sum(active) / len(active) > sum(silent) / len(silent)
+    found: list[tuple[stats.Estimate, tuple[int, int, str | None]]] = [
+        (stats.wilson(sum(v > 0 for v in active), len(active)), (len(sides[0]), failed[0], None)),
+        (stats.wilson(sum(v <= 0 for v in silent), len(silent)), (len(sides[1]), failed[1], None)),
+        (stats.Estimate(float(success), None, None, len(largest)), whole),
+        (stats.auroc_of_independent(area, len(active), len(silent)), whole),
+    ]
+    return [
+        counted_row(identity, GENERATION + part, Result("ok", estimate), *counts)
+        for part, (estimate, counts) in zip(_PARTS, found, strict=True)
+    ]
+
+
+def failed_rows(identity: Identity, status: str, n: int, n_failed: int, error: str | None) -> list[Score]:
+    """The same rows where there is nothing to score."""
+    return [counted_row(identity, GENERATION + part, Result(status), n, n_failed, error) for part in _PARTS]

@@ -1,0 +1,477 @@
+"""One function per stage: the only place where the torch side and the LLM side meet.
+
+Every stage is idempotent: it skips what is done and says so, and goes on from where it was stopped. torch is imported
+only when a stage needs it, so explaining, scoring and querying run where it is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autointerp import __version__
+from autointerp.config import Config, SaeConfig, as_dict
+from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
+from autointerp.stages import labelling
+from autointerp.stages.evaluate_options import EvaluateOptions, check_options
+from autointerp.stages.labelling import RANDOM_MODEL, Budget
+from autointerp.store.leakage import LeakageReport, check_leakage
+from autointerp.store.rows import DictionaryRow
+from autointerp.store.safety.paths import refuse_own_file
+from autointerp.store.safety.reading import open_for_reading
+from autointerp.store.safety.snapshot import open_for_writing
+from autointerp.store.selection import Selection
+from autointerp.store.store import Store
+from autointerp.terminal import Terminal
+
+if TYPE_CHECKING:
+    from autointerp.stages.session import Session
+
+_GPU_PACKAGES = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"}
+_REPORTED_VERSIONS = ("torch", "transformers", "openai", "duckdb", "numpy")
+
+
+def require_torch() -> None:
+    """InputError where the packages that run the language model are not installed. What follows may then import the
+    stages that need them, late and with their types."""
+    try:
+        import autointerp.stages.session  # noqa: F401
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _GPU_PACKAGES:
+            raise
+        raise InputError(
+            f"this stage runs the language model and needs {error.name}: pip install 'autointerp[gpu]'"
+        ) from None
+
+
+def gpu_session(config: Config, terminal: Terminal) -> Session:
+    """The model and what is read with it, loaded once they are needed. InputError where torch is not installed."""
+    require_torch()
+    from autointerp.stages.session import Session
+
+    return Session(config, terminal)
+
+
+def _versions() -> dict[str, str]:
+    found = {"autointerp": __version__, "python": platform.python_version()}
+    for name in _REPORTED_VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]:
+    """The [[sae]] tables to work on: all of them, or the one named."""
+    if not config.sae:
+        raise InputError("the configuration has no [[sae]] table; add one with a hookpoint")
+    for sae in config.sae:
+        if not sae.hookpoint:
+            raise InputError("a [[sae]] table lacks its hookpoint, for example hookpoint = 'transformer.h.6'")
+    if dictionary is None:
+        return config.sae
+    found = tuple(s for s in config.sae if s.dictionary == dictionary)
+    if not found:
+        names = [s.dictionary for s in config.sae]
+        raise InputError(
+            f"no [[sae]] table is named {dictionary!r}; there is {', '.join(names)}.{nearest(dictionary, names)}"
+        )
+    return found
+
+
+@contextmanager
+def _labelling(
+    config: Config, command: str, terminal: Terminal, selection: Selection, dry_run: bool
+) -> Iterator[tuple[Store, str]]:
+    """As _recorded; for a dry run the store to read, which leaves no row in `runs`."""
+    if dry_run:
+        with Store.open(Path(config.store.path), read_only=True) as store:
+            yield store, "dry-run"
+        return
+    with _recorded(config, command, terminal, create=False, selection=selection, is_summed_up=True) as opened:
+        yield opened
+
+
+@contextmanager
+def _recorded(
+    config: Config, command: str, terminal: Terminal, create: bool = True, selection: Selection | None = None,
+    is_summed_up: bool = False,
+) -> Iterator[tuple[Store, str]]:  # fmt: skip
+    """The open store and the id of this run's row in `runs`, which tells afterwards how the run ended. `selection`: of
+    the features to label, for `status`. `is_summed_up`: the log's last line but for an error says what was done,
+    however it ended."""
+    path, begun = Path(config.store.path), time.monotonic()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seconds = config.store.snapshot_seconds
+    chosen = {} if selection is None else {"selection": as_dict(selection)}
+    with open_for_writing(path, create=create, snapshot_seconds=seconds, say=terminal.say) as store:
+        run_id = store.begin_run(command, {**as_dict(config), **chosen}, _versions())
+
+        def sum_up() -> None:
+            if not is_summed_up:
+                return
+            with suppress(AutointerpError):  # a store that is damaged, or on a full disk, cannot be asked
+                labelling.say_summary(store, run_id, command, time.monotonic() - begun, terminal)
+
+        try:
+            yield store, run_id
+        except BaseException as error:
+            sum_up()
+            code = error.exit_code if isinstance(error, AutointerpError) else 1
+            status = "partial" if isinstance(error, PartialFailure) else "failed"
+            if isinstance(error, StoppedError):
+                status = "stopped"
+            if isinstance(error, KeyboardInterrupt):
+                status, code = "interrupted", 130
+            store.finish_run(run_id, status, code)
+            raise
+        sum_up()
+        store.finish_run(run_id, "ok", 0)
+
+
+def train(config: Config, dictionary: str | None, terminal: Terminal) -> None:
+    """Train every chosen SAE that names no path."""
+    require_torch()
+    from autointerp.stages import training
+
+    saes = chosen_saes(config, dictionary)
+    for sae in saes:
+        if sae.path:
+            terminal.say(f"{sae.dictionary}: uses the SAE at {sae.path}, nothing to train")
+    with training.parallel_processes() as is_first:
+        if not is_first:  # under torchrun one process writes
+            training.train(gpu_session(config, terminal.silent()), None, saes)
+            return
+        with _recorded(config, "train", terminal) as (store, _):
+            training.train(gpu_session(config, terminal), store, saes)
+
+
+def harvest(
+    config: Config,
+    dictionary: str | None,
+    terminal: Terminal,
+    shard_index: int = 0,
+    num_shards: int = 1,
+    dry_run: bool = False,
+) -> None:
+    """Collect evidence; one shard of several never touches the store, a single one is merged at once."""
+    session = gpu_session(config, terminal)
+    from autointerp.stages import harvesting
+
+    saes = chosen_saes(config, dictionary)
+    if dry_run:
+        for sae in saes:
+            harvesting.forecast_harvest(session, sae)
+        return
+    if num_shards > 1:
+        for sae in saes:
+            harvesting.harvest_shard(session, sae, shard_index, num_shards)
+        terminal.say(f"shard {shard_index} of {num_shards} is done; run `autointerp merge` when all are")
+        return
+    with _recorded(config, "harvest", terminal) as (store, _):
+        for sae in saes:
+            harvesting.harvest_and_merge(session, store, sae)
+        _gather(session, store, saes, Selection())
+
+
+def evaluate(
+    config: Config, dictionary: str | None, options: EvaluateOptions, terminal: Terminal
+) -> list[Mapping[str, Any]]:
+    """How good the chosen dictionaries are, into sae_metrics; the rows."""
+    require_torch()
+    from autointerp.stages import evaluating
+
+    check_options(options)
+    if options.report is not None:
+        refuse_own_file(Path(config.store.path), options.report)
+    with _recorded(config, "evaluate", terminal) as (store, _):
+        return evaluating.evaluate(gpu_session(config, terminal), store, chosen_saes(config, dictionary), options)
+
+
+def measure(
+    config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, methods: Sequence[str] = ()
+) -> int:
+    """Run the evidence methods that were not run yet on the chosen features (those of the configuration, those that
+    its explainer reads, and `methods`), then answer what scorers have asked of the model; how many tasks were
+    measured."""
+    require_torch()
+    from autointerp.stages import measuring
+
+    with _recorded(config, "measure", terminal, create=False) as (store, _):
+        session = gpu_session(config, terminal)
+        saes = chosen_saes(config, dictionary)
+        _gather(session, store, saes, selection, methods)
+        return sum(measuring.measure(session, store, sae, selection) for sae in saes)
+
+
+def _gather(
+    session: Session, store: Store, saes: Sequence[SaeConfig], selection: Selection, methods: Sequence[str] = ()
+) -> bool:
+    """Evidence beyond the harvest; whether any was gathered."""
+    from autointerp.stages import gathering
+
+    config: Config = session.config
+    wanted = {*config.evidence.methods, *labelling.methods_read(config.explain), *methods}
+    found = [gathering.gather(session, store, sae, sorted(wanted), labelling.describe_shape, selection) for sae in saes]
+    return any(found)
+
+
+def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
+    """Merge finished shards into the store."""
+    require_torch()
+    from autointerp.stages import harvesting
+
+    with _recorded(config, "merge", terminal) as (store, _):
+        session = gpu_session(config, terminal)
+        saes = chosen_saes(config, dictionary)
+        for sae in saes:
+            harvesting.merge(session, store, sae)
+        _gather(session, store, saes, Selection())
+
+
+def explain(
+    config: Config,
+    dictionary: str | None,
+    selection: Selection,
+    terminal: Terminal,
+    dry_run: bool = False,
+    is_configured: bool = True,
+    prompts: Path | None = None,
+) -> None:
+    """Describe features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless
+    it was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's
+    own, here and below."""
+    with _labelling(config, "explain", terminal, selection, dry_run) as (store, run_id):
+        rows = labelling.dictionaries(store, config, dictionary)
+        if dry_run:
+            labelling.forecast(config, store, rows, selection, terminal, ("explain",), prompts=prompts)
+            return
+        failed, budget = 0, Budget(config.budget)
+        for row in rows:
+            if is_configured:
+                labelling.show_in_labels(config, store, row)
+            failed += labelling.explain(config, store, row, selection, run_id, terminal, False, budget, prompts)
+        _complain(failed)
+
+
+def score(
+    config: Config,
+    dictionary: str | None,
+    selection: Selection,
+    terminal: Terminal,
+    dry_run: bool = False,
+    control: str | None = None,
+    prompts: Path | None = None,
+) -> None:
+    """Score descriptions of one dictionary, or of all in the store; under a `control`, what stands in for them."""
+    labelling.check_control(control)
+    with _labelling(config, "score", terminal, selection, dry_run) as (store, run_id):
+        failed, budget = 0, Budget(config.budget)
+        for row in labelling.dictionaries(store, config, dictionary):
+            if control == RANDOM_MODEL:
+                if row.name.endswith(random_name("")):
+                    continue
+                row = _random_sister(store, row)
+            shown = None if control == RANDOM_MODEL else control
+            failed += labelling.score(config, store, row, selection, run_id, terminal, dry_run, budget, shown, prompts)
+        _complain(failed)
+
+
+def _random_sister(store: Store, row: DictionaryRow) -> DictionaryRow:
+    """The dictionary of the same model with random weights."""
+    wanted = random_name(row.name)
+    for held in store.dictionaries():
+        if held.name == wanted:
+            return held
+    raise InputError(f"{store.path} holds no {wanted!r} yet; `autointerp run --control {RANDOM_MODEL}` makes it")
+
+
+def random_name(dictionary: str) -> str:
+    return f"{dictionary} ({RANDOM_MODEL})"
+
+
+def with_random_weights(config: Config, saes: Sequence[SaeConfig]) -> Config:
+    """The configuration of the control `random_model`: random weights, and an SAE of the same size trained on them
+    for every one of `saes`. One that is loaded from a file is trained anew, with the k of its harvest.
+
+    InputError where the store does not know such an SAE yet.
+    """
+    sisters = []
+    for sae in saes:
+        sister = replace(sae, name=random_name(sae.dictionary), path=None)
+        if sae.path:
+            with Store.open(Path(config.store.path), read_only=True) as store:
+                held = store.dictionary(sae.dictionary)
+                k = store.mean_active(held.dictionary_id)
+            if k is None:
+                raise InputError(f"{sae.dictionary} was not harvested yet; run `autointerp run` first")
+            sister = replace(sister, d_sae=held.d_sae, k=max(1, round(k)))
+        sisters.append(sister)
+    seed = config.train.seed if config.model.random_weights is None else config.model.random_weights
+    return replace(config, model=replace(config.model, random_weights=seed), sae=tuple(sisters))
+
+
+def run(
+    config: Config,
+    dictionary: str | None,
+    selection: Selection,
+    terminal: Terminal,
+    dry_run: bool = False,
+    control: str | None = None,
+    prompts: Path | None = None,
+) -> None:
+    """All stages in order; each skips what is done. Under the control `random_model` all of it happens on the model
+    with random weights, as dictionaries of their own; other controls concern the scores alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("torchrun starts several processes, and only `autointerp train` shares its work among them")
+    labelling.check_control(control)
+    saes = chosen_saes(config, dictionary)
+    if control == RANDOM_MODEL:
+        config = with_random_weights(config, saes)
+        saes, dictionary, control = config.sae, None, None
+    if dry_run:
+        _forecast_run(config, dictionary, saes, selection, terminal, prompts)
+        return
+    with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
+        worked = _gpu_stages(config, saes, store, selection, terminal)
+        failed, budget = 0, Budget(config.budget)
+        for sae in saes:
+            row = store.dictionary(sae.dictionary)
+            before = store.row_counts()
+            labelling.show_in_labels(config, store, row)
+            failed += labelling.explain(config, store, row, selection, run_id, terminal, False, budget, prompts)
+            for shown in dict.fromkeys((None, control)):
+                failed += _score_and_measure(
+                    config, store, row, sae, selection, run_id, terminal, budget, shown, prompts
+                )
+            worked = worked or store.row_counts() != before
+        if not worked:
+            terminal.say("everything was done already; nothing to do")
+        _complain(failed)
+
+
+def _score_and_measure(
+    config: Config,
+    store: Store,
+    row: DictionaryRow,
+    sae: SaeConfig,
+    selection: Selection,
+    run_id: str,
+    terminal: Terminal,
+    budget: Budget,
+    control: str | None,
+    prompts: Path | None,
+) -> int:
+    """Score; where scorers asked something of the model, measure it and let them judge. How many rows failed."""
+
+    def score() -> int:
+        return labelling.score(config, store, row, selection, run_id, terminal, False, budget, control, prompts)
+
+    failed = score()
+    asked = store.tasks_to_measure(row.dictionary_id, store.selected_features(row.dictionary_id, selection))
+    if not asked:
+        return failed
+    try:
+        require_torch()
+    except InputError as error:
+        terminal.say(f"{len(asked):,} questions wait for a machine with the model ({error}): `autointerp measure`")
+        return failed
+    from autointerp.stages import measuring
+
+    measuring.measure(gpu_session(config, terminal), store, sae, selection)
+    return failed + score()
+
+
+def _gpu_stages(
+    config: Config, saes: tuple[SaeConfig, ...], store: Store, selection: Selection, terminal: Terminal
+) -> bool:
+    """Train, harvest and merge what is missing, and gather evidence; whether anything was done. Where torch is not
+    installed, labelling goes on with what the store holds, and says so."""
+    try:
+        require_torch()
+    except InputError as error:
+        held = {row.name for row in store.dictionaries()}
+        if not all(sae.dictionary in held for sae in saes):
+            raise
+        terminal.say(f"not harvesting here ({error}); labelling what the store holds")
+        return False
+    from autointerp.stages import harvesting, training
+
+    session = gpu_session(config, terminal)
+    worked = training.train(session, store, saes)
+    for sae in saes:
+        worked = harvesting.harvest_and_merge(session, store, sae) or worked
+    return _gather(session, store, saes, selection) or worked
+
+
+def _forecast_run(
+    config: Config, dictionary: str | None, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal,
+    prompts: Path | None,
+) -> None:  # fmt: skip
+    session = gpu_session(config, terminal)
+    from autointerp.stages import harvesting
+
+    for sae in saes:
+        harvesting.forecast_harvest(session, sae)
+    if not Path(config.store.path).exists():
+        terminal.result("labels: calls and cost are known once the harvest has filled the store")
+        return
+    with Store.open(Path(config.store.path), read_only=True) as store:
+        rows = labelling.dictionaries(store, config, dictionary)
+        labelling.forecast(config, store, rows, selection, terminal, prompts=prompts)
+
+
+def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal, as_json: bool = False) -> None:
+    """Look for leakage, recompute stored activations, and check splits and the row ledger (opening the store checks
+    the latter). `as_json`: the leakage reports as JSON are all that is printed as a result."""
+    require_torch()
+    from autointerp.stages import verifying
+
+    with Store.open(Path(config.store.path), read_only=True) as store:
+        saes = chosen_saes(config, dictionary)
+        reports = [check_leakage(store, store.dictionary(sae.dictionary)) for sae in saes]
+        _print_leakage(reports, terminal, as_json)
+        session = gpu_session(config, terminal.without_results(as_json))
+        for sae, report in zip(saes, reports, strict=True):
+            verifying.verify(session, store, sae, sample, report.broken())
+
+
+def verify_leakage(path: Path, dictionary: str | None, terminal: Terminal, as_json: bool = False) -> None:
+    """Look for leakage in one dictionary of the store at `path`, or in all; needs neither model nor SAE.
+
+    Raises InputError where there is nothing to check; AutointerpError (exit 1) where explain and held-out text, or
+    selection and reporting, are not apart.
+    """
+    with open_for_reading(path, terminal.say) as store:
+        rows = [store.dictionary(dictionary)] if dictionary else store.dictionaries() or [store.dictionary()]
+        reports = [check_leakage(store, row) for row in rows]
+    _print_leakage(reports, terminal, as_json)
+    broken = [f"{report.dictionary}: {line}" for report in reports for line in report.broken()]
+    if broken:
+        raise AutointerpError(f"{path}: {'; '.join(broken)}")
+
+
+def _print_leakage(reports: Sequence[LeakageReport], terminal: Terminal, as_json: bool) -> None:
+    if as_json:
+        terminal.result(json.dumps([report.as_dict() for report in reports], indent=1))
+        return
+    for report in reports:
+        for line in report.lines():
+            terminal.result(line)
+
+
+def _complain(failed: int) -> None:
+    if failed:
+        raise PartialFailure(
+            f"finished, but {failed} rows failed; `autointerp status` counts them by kind, and running again retries "
+            "those an endpoint gave up on"
+        )

@@ -1,0 +1,180 @@
+"""The stage that trains dictionaries, all of them together from one stream of activations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autointerp.config import Config, SaeConfig
+from autointerp.errors import MismatchError, OutOfMemoryError
+from autointerp.model.hooks import Hookpoint
+from autointerp.model.load import LoadedModel
+from autointerp.model.token_batches import is_out_of_memory
+from autointerp.sae import files, parallel
+from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
+from autointerp.sae.formats.hooknames import to_hook_name
+from autointerp.sae.model_source import ModelSource
+from autointerp.sae.sae import Sae
+from autointerp.sae.trainer import Trainer
+from autointerp.sae.training_run import SaeSpec
+from autointerp.stages.session import (
+    TRAINED,
+    Session,
+    corpus_key,
+    d_sae_of,
+    dictionary_id_of,
+    digest,
+    model_key,
+)
+from autointerp.store.store import Store
+
+
+def _training_key(config: Config, sae: SaeConfig) -> str:
+    """Changes when a trained SAE would: model, text, hookpoint, sizes, recipe."""
+    return digest(
+        {
+            "model": model_key(config),
+            "corpus": corpus_key(config),
+            "sae": {k: v for k, v in asdict(sae).items() if k not in ("name", "path", "format")},
+            "train": {k: v for k, v in asdict(config.train).items() if k != "checkpoint_every"},
+        }
+    )
+
+
+@contextmanager
+def parallel_processes() -> Iterator[bool]:
+    """Joins the processes that torchrun started, if it did; whether this is the one that writes."""
+    parallel.start()
+    try:
+        yield parallel.is_first()
+    finally:
+        parallel.stop()
+
+
+def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> bool:
+    """Train those of `saes` that name no path and are not there yet, together from one stream of activations; whether
+    anything was done. Metrics go to the store and to metrics.jsonl. Under torchrun only the first process has a store,
+    and only it writes.
+    """
+    config, terminal = session.config, session.terminal
+    keys = {sae.dictionary: _training_key(config, sae) for sae in saes if not sae.path}
+    todo = [sae for sae in saes if not sae.path and not _is_trained(session, sae, keys[sae.dictionary])]
+    if not todo:
+        return False
+    session.check_corpus()
+    loaded = session.model()
+    points = {sae.dictionary: session.points(sae) for sae in todo}
+    wanted = [point for pair in points.values() for point in pair if point is not None]
+    source = ModelSource(loaded, wanted, config.corpus, config.model.batch_tokens)
+    specs = [_spec(config, sae, points[sae.dictionary], source) for sae in todo]
+    last: dict[str, Mapping[str, float]] = {}
+    steps = max(1, config.train.tokens // config.train.batch_size)
+    n_features = ", ".join(f"{spec.d_sae:,}" for spec in specs)
+    names = ", ".join(spec.name for spec in specs)
+    with terminal.progress(f"{names}: training {n_features} features", steps, "steps") as update:
+
+        def on_progress(step: int, _: int) -> None:
+            notes = (f"loss {m['loss']:.3f}, L0 {m['l0']:.0f}, dead {m['dead']:.1%}" for m in last.values())
+            update(step, note="; ".join(notes))
+            if step < steps and parallel.world_size() == 1 and session.deadline.left_s <= 0:
+                trainer.save_checkpoints()
+                session.deadline.check()
+
+        try:
+            trainer = Trainer(
+                source,
+                config.train,
+                [(spec, session.sae_folder(sae) / "training") for spec, sae in zip(specs, todo, strict=True)],
+                device=loaded.device,
+                on_metrics=lambda name, step, metrics: last.update({name: metrics}),
+                on_progress=on_progress,
+            )
+            trained = trainer.train()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"out of memory while training {names} ({str(error).splitlines()[0]}). Free some and run again, which "
+                "goes on from the last checkpoint; or lower train.batch_size, train.buffer_vectors or the number of "
+                "features, and delete the SAE's folder"
+            ) from None
+    if store is not None:
+        for sae, weights in zip(todo, trained, strict=True):
+            _keep_trained(session, store, sae, weights, keys[sae.dictionary])
+    return True
+
+
+def _is_trained(session: Session, sae: SaeConfig, key: str) -> bool:
+    """Raises MismatchError where an SAE stands in the folder that was trained in another way."""
+    folder = session.sae_folder(sae)
+    if not (folder / TRAINED).exists():
+        return False
+    if json.loads((folder / TRAINED).read_text(encoding="utf-8")).get("key") != key:
+        raise MismatchError(
+            f"{folder} holds an SAE trained with other settings or other text; give this [[sae]] a new name, or delete "
+            "the folder to train again"
+        )
+    session.terminal.say(f"{sae.dictionary}: trained already ({folder})")
+    return True
+
+
+def _spec(config: Config, sae: SaeConfig, points: tuple[Hookpoint, Hookpoint | None], source: ModelSource) -> SaeSpec:
+    (begin, end), output = source.columns[points[0]], points[1]
+    settings: dict[str, Any] = {"decoder_norm_penalty": sae.decoder_norm_penalty, "p_end": sae.p_end}
+    return SaeSpec(
+        name=sae.dictionary,
+        architecture=sae.architecture,
+        d_sae=d_sae_of(sae, end - begin),
+        k=sae.k,
+        inputs=(begin, end),
+        outputs=None if output is None else source.columns[output],
+        skip=sae.skip,
+        penalty=sae.penalty,
+        seed=config.train.seed if sae.seed is None else sae.seed,
+        settings=settings | {"prefixes": list(sae.prefixes), "bandwidth": sae.bandwidth},
+    )
+
+
+def _keep_trained(session: Session, store: Store, sae: SaeConfig, weights: Sae, key: str) -> None:
+    folder = session.sae_folder(sae)
+    # SAELens has no class for a transcoder that chooses by k
+    save = save_sparsify if sae.output_hookpoint is not None and weights.k is not None else save_saelens
+    save(weights, folder, _metadata(session, sae, session.model()))
+    sha256, saved = sae_sha256(folder, sae.format), load_sae(folder)
+    dictionary_id = dictionary_id_of(session, store, sae, saved, sha256)
+    metrics = _all_metrics(folder / "training" / "metrics.jsonl")
+    store.insert_metrics(dictionary_id, metrics)
+    mark = json.dumps({"key": key, "sae_sha256": sha256}) + "\n"
+    files.write_atomically(folder / TRAINED, lambda temporary: temporary.write_text(mark, encoding="utf-8"))
+    last = {row["metric"]: row["value"] for row in metrics}  # a run killed at its very end has no step left to tell of
+    session.terminal.say(
+        f"{sae.dictionary}: trained {weights.d_sae:,} features ({sae.architecture}), unexplained variance "
+        f"{last['reconstruction']:.3f} at L0 {last['l0']:.1f} -> {folder}"
+    )
+
+
+def _all_metrics(path: Path) -> list[Mapping[str, Any]]:
+    """Every logged step, those before a resume included."""
+    rows: list[Mapping[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        logged = json.loads(line)
+        step = logged.pop("step")
+        rows.extend({"step": step, "metric": name, "value": value} for name, value in logged.items())
+    return rows
+
+
+def _metadata(session: Session, sae: SaeConfig, loaded: LoadedModel) -> dict[str, Any]:
+    corpus = session.config.corpus
+    return {
+        "model_name": loaded.name,
+        "model_revision": loaded.revision,
+        "hook_name": to_hook_name(str(session.point(sae.hookpoint)), loaded.model) or sae.hookpoint,
+        "module_path": sae.hookpoint,
+        "context_size": corpus.context_length,
+        "prepend_bos": corpus.prepend_bos != "never" and loaded.tokenizer.bos_token_id is not None,
+        "dataset": corpus.source,
+    }

@@ -1,0 +1,122 @@
+"""Opening a store to read: the main file, or while a run writes to it the snapshot that the run publishes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+
+from autointerp.errors import InputError, MismatchError, StoreBusyError
+from autointerp.store.connection import attach_evidence, connect, evidence_of
+from autointerp.store.safety.faults import translated
+from autointerp.store.safety.paths import evidence_path_of, real_path, snapshot_path_of
+from autointerp.store.safety.row_ledger import RowLedger
+from autointerp.store.store import Store
+
+_Opened = TypeVar("_Opened")
+_ATTEMPTS, _PAUSE_S = 3, 0.1
+"""A writer may end, or publish, between our looking for the one file and for the other."""
+
+
+def open_for_reading(path: Path | str, say: Callable[[str], None] | None = None) -> Store:
+    """The store at `path`, to read. Where another process writes to it, its newest snapshot, and `say` is told how old
+    that is (Store.snapshot_age_s). Nobody's replies (llm_calls.reply) are in a snapshot.
+
+    Raises as Store.open does; StoreBusyError only where the writer publishes nothing (yet).
+    """
+    path = real_path(path)
+
+    def of_snapshot() -> Store:
+        con, age_s = _connect_snapshot(path, say)
+        try:
+            return Store.on_snapshot(path, con, age_s)
+        except BaseException:
+            con.close()
+            raise
+
+    return _either(path, lambda: Store.open(path, read_only=True), of_snapshot)
+
+
+def connect_for_reading(path: Path, say: Callable[[str], None] | None = None) -> duckdb.DuckDBPyConnection:
+    """The same as a bare read-only connection, the evidence attached. Raises InputError where there is no store."""
+    return _either(path, lambda: _connect_main(path), lambda: _connect_snapshot(path, say)[0])
+
+
+def _either(path: Path, main: Callable[[], _Opened], snapshot: Callable[[], _Opened]) -> _Opened:
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE_S)
+        try:
+            return main()
+        except StoreBusyError as error:
+            busy = error
+        try:
+            return snapshot()
+        except FileNotFoundError:
+            reason: Exception = StoreBusyError(
+                f"{busy}. While a run works it publishes {snapshot_path_of(path).name} for readers, unless [store] "
+                "snapshot_seconds is 0; there is none yet"
+            )
+        except StoreBusyError as error:
+            reason = error
+    raise reason
+
+
+def _connect_main(path: Path) -> duckdb.DuckDBPyConnection:
+    if not path.exists():
+        raise InputError(f"no store at {path}; name one with --store")
+    with translated(path, opening=True):
+        con = connect(path, read_only=True)
+    try:
+        with translated(path, opening=True):
+            try:
+                row = con.execute("SELECT store_id FROM store_state").fetchone()
+            except duckdb.CatalogException:
+                raise InputError(f"{path} is a DuckDB file, but not a store of this program") from None
+        Store.check_rows(path, con)
+        attach_evidence(con, path, evidence_path_of(path), row[0] if row else "")
+        return con
+    except BaseException:
+        con.close()
+        raise
+
+
+def _connect_snapshot(path: Path, say: Callable[[str], None] | None) -> tuple[duckdb.DuckDBPyConnection, float]:
+    """A connection to the snapshot of the store at `path`, and up to how many seconds ago it is the whole truth.
+
+    Raises FileNotFoundError (none), StoreBusyError (not readable, or the evidence was replaced since), MismatchError
+    (of another store).
+    """
+    file = snapshot_path_of(path)
+    current_until = file.stat().st_mtime  # before opening: one that replaces it meanwhile is younger than we say
+    try:
+        con = connect(file, read_only=True)
+    except duckdb.Error as error:
+        file.stat()
+        raise StoreBusyError(f"{path} is being written and its snapshot cannot be read ({error})") from error
+    try:
+        with translated(file, opening=True):
+            ((store_id,),) = con.execute("SELECT store_id FROM store_state").fetchall()
+            ((seconds, pid, evidence),) = con.execute("SELECT seconds, pid, evidence FROM snapshot_info").fetchall()
+        promised = RowLedger(path.with_name(path.name + ".ledger")).last()
+        if promised is not None and promised.store_id != store_id:
+            raise MismatchError(
+                f"{file} is a snapshot of another store than {path}; delete it, the run that writes makes a new one"
+            )
+        attach_evidence(con, path, evidence_path_of(path), store_id)
+        if evidence_of(con) != evidence:
+            raise StoreBusyError(
+                f"process {pid} has just put new evidence beside {path}; a snapshot that goes with it follows as soon "
+                "as the merge is done. Try again in a few seconds"
+            )
+        age_s = max(0.0, time.time() - current_until)
+        if say:
+            late = f" It should be {seconds:g} s old at most: the writer is held up." if age_s > 2 * seconds + 5 else ""
+            say(f"reading a snapshot from {age_s:.0f} s ago: process {pid} is writing the store.{late}")
+        return con, age_s
+    except BaseException:
+        con.close()
+        raise

@@ -1,0 +1,219 @@
+"""Publishing for readers while a run writes: a copy of the main file beside it, made anew every so many seconds.
+
+DuckDB lets nobody else open a file that a process writes to. `X.snapshot.duckdb` is a whole store file made by the
+writer itself: one read transaction copies every table, so it shows one commit and never half of one, while commits go
+on. Not copied are the replies of LLM calls (large, and needed by nobody but the ledger: NULL), indexes, and the
+evidence, which does not change and is shared; the snapshot notes which evidence it goes with. It is finished under
+another name, synced and renamed into place. Its time of modification says up to when it is the store's whole truth.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import duckdb
+
+from autointerp.errors import AutointerpError, DiskFullError
+from autointerp.store.connection import connect, evidence_of, quoted, sql_file
+from autointerp.store.safety.faults import translated
+from autointerp.store.safety.paths import snapshot_path_of, unfinished_snapshot_of
+from autointerp.store.safety.row_ledger import fsync_folder
+from autointerp.store.store import Store
+
+_LEFT_OUT = {"llm_calls": "* REPLACE (NULL::VARCHAR AS reply)"}
+_SPARE_BYTES = 64 * 2**20
+_LARGEST_SHARE = 3
+"""Of this many seconds, one at most is spent copying; larger stores are published less often than asked for."""
+
+
+@contextmanager
+def open_for_writing(
+    path: Path, *, create: bool = False, snapshot_seconds: float = 0.0, say: Callable[[str], None] | None = None
+) -> Iterator[Store]:
+    """Store.open for a run: while the block lasts, readers find a snapshot that is at most `snapshot_seconds` old
+    (0: none). It goes when the store is closed and can be read itself."""
+    store = Store.open(path, create=create)
+    publisher = SnapshotPublisher(store, snapshot_seconds, say) if snapshot_seconds > 0 else None
+    try:
+        with store, publisher or nullcontext():
+            yield store
+    finally:
+        if publisher:
+            publisher.remove()
+
+
+class SnapshotPublisher:
+    """`with SnapshotPublisher(store, 60.0):` publishes from a thread of its own: at once, then every `seconds` if
+    something was committed, and right after new evidence. What goes wrong is told to `say` once and tried again; it
+    never ends the run."""
+
+    def __init__(self, store: Store, seconds: float, say: Callable[[str], None] | None = None) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._say = say or (lambda message: None)
+        self._told: set[str] = set()
+        self._thread = threading.Thread(target=self._publish_until_stopped, name="snapshot", daemon=True)
+        self._stopping = False
+        self._copying: duckdb.DuckDBPyConnection | None = None
+        self._published: tuple[int, int] | None = None
+        """Device and inode of the file last put in place."""
+        self._commit_number = -1
+        self.path = snapshot_path_of(store.path)
+        self.took_s = 0.0
+        """Seconds from the instant that the last snapshot shows to its appearance."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping = True
+        self._store.evidence_replaced.set()
+        while self._thread.is_alive():
+            copying = self._copying
+            if copying is not None:
+                with suppress(duckdb.Error):
+                    copying.interrupt()
+            self._thread.join(0.05)
+
+    def remove(self) -> None:
+        """Takes the snapshot away, unless another process has put its own in the place meanwhile."""
+        with suppress(OSError):
+            found = self.path.stat()
+            if (found.st_dev, found.st_ino) == self._published:
+                self.path.unlink()
+
+    def _publish_until_stopped(self) -> None:
+        while not self._stopping and self._store.failed is None:
+            self._store.evidence_replaced.clear()
+            if self._stopping:  # set between the two lines above
+                return
+            begun = time.monotonic()
+            try:
+                if not self._confirm():
+                    self.publish()
+            except (AutointerpError, duckdb.Error, OSError) as error:
+                if self._stopping:
+                    return
+                self._tell(f"readers see an old snapshot of the store, as a new one could not be made: {error}")
+            period = max(self._seconds - 1.5 * self.took_s, _LARGEST_SHARE * self.took_s)
+            if period + self.took_s > self._seconds:
+                self._tell(
+                    f"publishing the store for readers takes {self.took_s:.1f} s: snapshots get up to "
+                    f"{period + self.took_s:.0f} s old instead of {self._seconds:g} s ([store] snapshot_seconds)"
+                )
+            self._store.evidence_replaced.wait(max(0.0, begun + period - time.monotonic()))
+
+    def _tell(self, message: str) -> None:
+        kind = message[:30]  # up to the first number
+        if kind not in self._told:
+            self._told.add(kind)
+            self._say(message)
+
+    def _confirm(self) -> bool:
+        """Whether the published snapshot is still all there is; if so, it now says so."""
+        now = time.time()
+        if self._commit_number != self._store.commit_number:
+            return False
+        try:
+            os.utime(self.path, (now, now))
+        except FileNotFoundError:  # somebody tidied up
+            return False
+        return True
+
+    def publish(self) -> None:
+        """One snapshot, now. Raises DiskFullError, AutointerpError; the one before then stays."""
+        store, new = self._store, unfinished_snapshot_of(self._store.path)
+        with translated(self.path):
+            free, needed = shutil.disk_usage(store.path.parent).free, store.path.stat().st_size + _SPARE_BYTES
+            if free < needed:
+                # A full disk while DuckDB folds a file together could take the run's own connection with it.
+                raise DiskFullError(f"{free:,} bytes are free beside {store.path.name}, a copy needs {needed:,}")
+            _unlink(new)
+            try:
+                commit_number, instant = self._copy(new)
+                _add_views(new)
+                with open(new, "rb+") as file:
+                    os.fsync(file.fileno())
+                    status = os.fstat(file.fileno())
+                os.utime(new, (instant, instant))
+                os.replace(new, self.path)
+                fsync_folder(self.path.parent)
+            finally:
+                _unlink(new)
+        self._commit_number, self._published = commit_number, (status.st_dev, status.st_ino)
+        self.took_s = time.time() - instant
+
+    def _copy(self, new: Path) -> tuple[int, float]:
+        """All tables into the file `new`; the commit it shows, and when that was the last (seconds of the epoch)."""
+        store = self._store
+        cursor = store.con.cursor()
+        try:
+            cursor.execute(f"ATTACH {quoted(str(new))} AS snapshot_copy")
+            self._copying = cursor
+            with store.exclusive():  # no commit, and no change of the evidence, between these few reads
+                instant = time.time()
+                cursor.begin()
+                commit_number = cursor.execute("SELECT commit_number FROM store_state").fetchall()[0][0]
+                facts = store.con.cursor()  # of its own: the long transaction must not hold on to the evidence
+                try:
+                    evidence = evidence_of(facts)
+                    (main,) = facts.execute("SELECT current_database()").fetchall()[0]
+                    tables = facts.execute(
+                        "SELECT table_name FROM duckdb_tables() WHERE database_name = ? AND NOT temporary", [main]
+                    ).fetchall()
+                finally:
+                    facts.close()
+            for (table,) in sorted(tables):
+                columns = _LEFT_OUT.get(table, "*")
+                cursor.execute(
+                    f"CREATE TABLE snapshot_copy.{_name(table)} AS SELECT {columns} FROM {_name(main)}.{_name(table)}"
+                )
+            cursor.execute(
+                "CREATE TABLE snapshot_copy.snapshot_info "
+                "(commit_number BIGINT, taken_at TIMESTAMP, seconds DOUBLE, pid BIGINT, evidence VARCHAR)"
+            )
+            cursor.execute(
+                "INSERT INTO snapshot_copy.snapshot_info VALUES (?, make_timestamp(?), ?, ?, ?)",
+                [commit_number, int(instant * 1e6), self._seconds, os.getpid(), evidence],
+            )
+            cursor.commit()
+            cursor.execute("CHECKPOINT snapshot_copy")
+        finally:
+            self._copying = None
+            with suppress(duckdb.Error):
+                cursor.rollback()
+            with suppress(duckdb.Error):
+                cursor.execute("DETACH DATABASE IF EXISTS snapshot_copy")
+            cursor.close()
+        return commit_number, instant
+
+
+def _add_views(new: Path) -> None:
+    """The views, by a database instance of their own: they want an `evidence`, which the run may be replacing."""
+    with connect(new) as con:
+        main = con.execute("SELECT current_database()").fetchall()[0][0]
+        con.execute("ATTACH ':memory:' AS evidence")
+        con.execute("USE evidence")
+        con.execute(sql_file("evidence_schema.sql"))
+        con.execute(f"USE {_name(main)}")
+        con.execute(sql_file("views.sql"))
+
+
+def _name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _unlink(file: Path) -> None:
+    for leftover in (file, file.with_name(file.name + ".wal")):
+        leftover.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What test files share: small worlds, scripted endpoints, fault injection. No tests."""

@@ -1,0 +1,122 @@
+"""What a reader who knows every label of the planted world makes of an explainer's prompt: which label fits best.
+
+    excerpts          pairs are active, strings are silent
+    silent excerpts   plain strings
+    cut texts         the last token is active, whatever was needed before it; a replacement is one more text, active at
+                      its end or not at all
+    lists of tokens   what is promoted or said more, and words; matched with the words that a label names
+
+Of labels that fit the texts equally well that one wins which accounts for most of the words where the feature is
+active, then the narrowest, as the prompts ask for. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from support.planted_features import Rule
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+Text = tuple[list[str], list[bool]]
+"""Words, and on which of them the feature is active."""
+_SECTIONS = {"excerpts:": "active", "active:": "active", "silent:": "silent", "cut texts:": "cut"}
+_FIRST = {"Excerpts,": "active", "Cut texts,": "cut"}
+
+
+def words_in(text: str) -> list[str]:
+    """Words and punctuation of a text."""
+    return _WORD.findall(text)
+
+
+def texts_in(prompt: str) -> list[Text]:
+    """All texts of an explainer's question with their activity."""
+    texts: list[Text] = []
+    section = ""
+    cut: list[str] = []
+    for line in prompt.split("\n"):
+        if line in _SECTIONS:
+            section = _SECTIONS[line]
+        for start, first in _FIRST.items():
+            section = first if line.startswith(start) else section
+        if line.startswith('"') and section == "silent":
+            found = words_in(json.loads(line))
+            texts.append((found, [False] * len(found)))
+        elif line.startswith("[") and section == "active":
+            texts.append(_with_activity(json.loads(line)))
+        elif line.startswith("[") and section == "cut":
+            cut = words_in("".join(piece if isinstance(piece, str) else piece[0] for piece in json.loads(line)))
+            texts.append((cut, _at_the_end(cut, True)))
+        elif line.startswith("  ") and section == "cut":
+            kind, _, pairs = line.strip().partition(": ")
+            for old, new in json.loads(pairs):
+                other = [new.strip() if word == old.strip() else word for word in cut]
+                texts.append((other, _at_the_end(other, kind == "still active")))
+    return texts
+
+
+def _with_activity(pieces: Sequence[str | list[str]]) -> Text:
+    words: list[str] = []
+    active: list[bool] = []
+    for piece in pieces:
+        found = words_in(piece if isinstance(piece, str) else piece[0])
+        words.extend(found)
+        active.extend([not isinstance(piece, str)] * len(found))
+    return words, active
+
+
+def _at_the_end(words: Sequence[str], is_active: bool) -> list[bool]:
+    return [False] * (len(words) - 1) + [is_active]
+
+
+def best_by_texts(rules: Mapping[str, Rule], texts: Sequence[Text], listed: Sequence[str] = ()) -> list[str]:
+    """Labels, the one whose rule agrees best (F1 over words) with the activity first; of equals the one that names most
+    of the listed words, then the narrowest."""
+
+    def place(label: str) -> tuple[float, int, tuple[float, ...]]:
+        rule = rules[label]
+        named = set(rule.words or ()) & set(listed)
+        return -round(agreement(rule, texts), 9), -len(named), breadth(rule)
+
+    return sorted(rules, key=place)
+
+
+def agreement(rule: Rule, texts: Sequence[Text]) -> float:
+    both = said = true = 0
+    for words, active in texts:
+        fires = [s > 0 for s in rule.strengths(words)]
+        both += sum(f and a for f, a in zip(fires, active, strict=True))
+        said, true = said + sum(fires), true + sum(active)
+    return 2 * both / (said + true) if said + true else 0.0
+
+
+def breadth(rule: Rule) -> tuple[float, float, float, int]:
+    """How much a rule leaves open, the narrowest first."""
+    inf = float("inf")
+    return (
+        inf if rule.words is None else len(rule.words),
+        inf if rule.after is None else len(rule.after),
+        inf if rule.first is None else rule.first,
+        -len(rule.not_after),
+    )
+
+
+def listed_in(prompt: str, *names: str) -> list[str]:
+    """Tokens of the lists that the prompt calls by these names, without spaces, in order."""
+    found: list[str] = []
+    for line in prompt.split("\n"):
+        name, _, values = line.partition(": ")
+        if name in names and values.startswith("["):
+            found += [value.strip() for value in json.loads(values)]
+    return found
+
+
+def best_by_words(named: Mapping[str, Sequence[str]], listed: Sequence[str]) -> list[str]:
+    """Labels, those first that name most of the tokens which lead the list, and little else."""
+
+    def fit(label: str) -> float:
+        words = set(named[label])
+        return len(words & set(listed[: len(words)])) / len(words) if words else 0.0
+
+    return sorted(named, key=lambda label: (-fit(label), len(named[label])))

@@ -1,0 +1,115 @@
+"""The harvest's folder: what is refused, what is resumed, what a crash may leave behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autointerp.errors import DamagedError, InputError, MismatchError
+from autointerp.harvest.shards import HarvestFolder
+from autointerp.harvest.unit import UnitEvidence
+from autointerp.store.unit_tables import TABLES, ListBounds
+
+BOUNDS = ListBounds(4, 4, 8)
+
+
+def folder_at(root: Path, **identity: object) -> HarvestFolder:
+    return HarvestFolder(root, {"sae": "a", "k": 3, **identity}, BOUNDS)
+
+
+def unit(index: int) -> UnitEvidence:
+    return UnitEvidence(index, {}, {"n_documents": 2, "n_tokens_explain": 10 + index})
+
+
+def filled(root: Path, n: int) -> HarvestFolder:
+    folder = folder_at(root)
+    for index in range(n):
+        folder.write(unit(index))
+    folder.set_n_units(n)
+    return folder
+
+
+def test_another_identity_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path, 1)
+    assert folder_at(tmp_path).is_done(0)
+    with pytest.raises(MismatchError, match="k was 3, now 4"):
+        folder_at(tmp_path, k=4)
+
+
+def test_a_corpus_that_changed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match="had 2 work units"):
+        filled(tmp_path, 2).set_n_units(3)
+
+
+def test_missing_units_are_named(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path)
+    folder.write(unit(1))
+    with pytest.raises(InputError, match="has not reached the end"):
+        folder.complete()
+    folder.set_n_units(3)
+    with pytest.raises(InputError, match=r"2 of 3 work units .*units 0, 2"):
+        folder.complete()
+
+
+def test_folding_keeps_units_and_totals(tmp_path: Path) -> None:
+    folder = filled(tmp_path, 5)
+    folder.fold(at_least=6)
+    assert len(folder.pieces()) == 5
+    folder.fold(0, 2, at_least=3)  # units 0, 2, 4
+    assert sorted(p.units for p in folder.pieces()) == [(0, 2, 4), (1,), (3,)]
+    folder.fold(at_least=2)  # the others, and the fold
+    (piece,) = folder.complete()
+    assert piece.units == (0, 1, 2, 3, 4)
+    assert piece.totals == {"n_documents": 10, "n_tokens_explain": 60}
+    assert folder_at(tmp_path).is_done(3)
+
+
+def test_stopped_between_folding_and_deleting(tmp_path: Path) -> None:
+    folder = filled(tmp_path, 4)
+    shutil.copytree(tmp_path / "units", tmp_path / "kept")
+    folder.fold(at_least=1)
+    shutil.rmtree(tmp_path / "units")
+    (tmp_path / "kept").rename(tmp_path / "units")
+    assert [p.units for p in folder_at(tmp_path).complete()] == [(0, 1, 2, 3)]
+
+
+def test_overlapping_folds_are_damage(tmp_path: Path) -> None:
+    folder = filled(tmp_path, 3)
+    folder.fold(at_least=1)
+    other = tmp_path / "folds" / "f00000002-2"
+    shutil.copytree(folder.complete()[0].path, other)
+    (other / "unit.json").write_text(json.dumps({"units": [2, 3], "totals": {}}))
+    with pytest.raises(DamagedError, match="share units"):
+        folder.pieces()
+
+
+def test_half_written_folders_are_no_units(tmp_path: Path) -> None:
+    folder = filled(tmp_path, 1)
+    half = tmp_path / ".tmp-u00000001-abc"
+    half.mkdir()
+    assert not folder_at(tmp_path).is_done(1)
+    folder.remove_leftovers()
+    assert not half.exists()
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_a_unit_that_another_process_wrote_first_stays(tmp_path: Path) -> None:
+    first, second = folder_at(tmp_path), folder_at(tmp_path)
+    first.write(unit(0))
+    second.write(UnitEvidence(0, {}, {"n_documents": 99}))
+    assert second.pieces()[0].totals["n_documents"] == 2
+
+
+def test_a_unit_without_its_files_is_damage(tmp_path: Path) -> None:
+    folder = filled(tmp_path, 1)
+    path = folder.pieces()[0].path
+    assert {f.stem for f in path.glob("*.parquet")} == set(TABLES)
+    (path / "stats.parquet").unlink()
+    with pytest.raises(DamagedError, match="stats.parquet"):
+        folder_at(tmp_path)
+    (path / "unit.json").write_text("{")
+    with pytest.raises(DamagedError, match="unit.json"):
+        folder_at(tmp_path)

@@ -1,0 +1,88 @@
+"""Promoted and suppressed tokens against a plain full computation, for LayerNorm and RMSNorm, tied and untied heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autointerp.config import ModelConfig
+from autointerp.corpus.token_text import TokenText
+from autointerp.harvest import vocab_projection as module
+from autointerp.harvest.vocab_projection import final_norm, vocab_projection
+from autointerp.model.load import LoadedModel, load_model
+from autointerp.sae.sae import Sae
+
+N = 6
+
+
+def random_sae(width: int, d_sae: int = 23) -> Sae:
+    rows = torch.nn.functional.normalize(torch.randn(d_sae, width, generator=torch.Generator().manual_seed(1)), dim=1)
+    return Sae(rows.T.contiguous(), torch.zeros(d_sae), rows, torch.zeros(width), k=2)
+
+
+def plain_logits(loaded: LoadedModel, rows: np.ndarray, norm: torch.nn.Module) -> np.ndarray:
+    """Row by row in numpy, from the formulas of the two norms."""
+    weight = norm.weight.double().numpy()
+    head = loaded.model.get_output_embeddings().weight.double().numpy()
+    out = []
+    for row in rows.astype(np.float64):
+        if "RMS" in type(norm).__name__:
+            normed = row / np.sqrt((row**2).mean() + norm.variance_epsilon) * weight
+        else:
+            normed = (row - row.mean()) / np.sqrt(row.var() + norm.eps) * weight
+        out.append(head @ normed)
+    return np.array(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("tiny_gpt2", "transformer.ln_f"), ("tiny_llama", "model.norm"), ("tiny_neox", "gpt_neox.final_layer_norm")],
+)
+@pytest.mark.parametrize("block", [1 << 25, 4000])
+def test_against_a_full_computation(
+    name: str, path: str, block: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
+    folder: Path = request.getfixturevalue(name)
+    loaded = load_model(ModelConfig(name=str(folder), device="cpu", dtype="float32"))
+    norm = loaded.model.get_submodule(path)
+    assert final_norm(loaded.model) is norm
+    with torch.no_grad():  # random models have trivial norms
+        norm.weight.copy_(torch.linspace(0.2, 2.0, len(norm.weight)))
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.copy_(torch.linspace(-1, 1, len(norm.bias)))
+    text = TokenText(loaded.tokenizer)
+    sae = random_sae(loaded.model.config.hidden_size)
+    found = vocab_projection(loaded, sae, text, N)
+    assert found is not None
+    kept = np.array([i for i, raw in enumerate(text.token_bytes) if raw and i not in text.special_ids])
+    logits = plain_logits(loaded, sae.W_dec.numpy(), norm)[:, kept]
+    logits -= logits.mean(1, keepdims=True)
+    rows = list(zip(found.feature, found.sign, found.rank, found.token_id, found.token, found.logit, strict=True))
+    assert len(rows) == sae.d_sae * 2 * N
+    for feature in range(sae.d_sae):
+        for sign in (1, -1):
+            best = np.argsort(-sign * logits[feature], kind="stable")[:N]
+            own = [r for r in rows if r[0] == feature and r[1] == sign]
+            assert [r[2] for r in own] == list(range(N))
+            assert [r[3] for r in own] == kept[best].tolist()
+            assert [r[5] for r in own] == pytest.approx(logits[feature, best], abs=1e-4)
+            assert [r[4] for r in own] == [text.tokens([i])[0] for i in kept[best]]
+
+
+def test_special_and_unused_ids_never_appear(tiny_gpt2: Path) -> None:
+    loaded = load_model(ModelConfig(name=str(tiny_gpt2), device="cpu", dtype="float32"))
+    text = TokenText(loaded.tokenizer)
+    text.token_bytes[5] = b""  # as for an id that no token has
+    found = vocab_projection(loaded, random_sae(48), text, 10_000)
+    assert found is not None
+    assert {0, 5}.isdisjoint(found.token_id.tolist())
+    assert len(found.token) == 23 * 2 * len(set(found.token_id.tolist()))
+
+
+def test_an_sae_that_writes_elsewhere_has_none(tiny_gpt2: Path) -> None:
+    loaded = load_model(ModelConfig(name=str(tiny_gpt2), device="cpu", dtype="float32"))
+    assert vocab_projection(loaded, random_sae(17), TokenText(loaded.tokenizer), N) is None
