@@ -208,7 +208,7 @@ def main() -> None:
     ledger = args.out / "endpoint.jsonl"
     ledger.unlink(missing_ok=True)
     server = FaultServer(
-        ledger, brain="reading_brain:reader", seed=args.seed, rate=args.rate, latency=args.latency, port=PORT
+        ledger, brain="support.reading_brain:reader", seed=args.seed, rate=args.rate, latency=args.latency, port=PORT
     )
     with server:
         ledger.touch()

@@ -57,9 +57,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus, model = write_corpus(folder / "texts", TRAINING_TEXT), tiny_model(folder / "model")
-        left = FaultServer(folder / "left.jsonl", brain="kill_harness:brain", latency=0.005)
+        left = FaultServer(folder / "left.jsonl", brain="support.kill_harness:brain", latency=0.005)
         server = FaultServer(
-            folder / "server.jsonl", brain="kill_harness:brain", latency=0.005, seed=args.seed, rate=args.rate,
+            folder / "server.jsonl", brain="support.kill_harness:brain", latency=0.005, seed=args.seed, rate=args.rate,
             kinds=kinds, retry_after=0.05,
         )  # fmt: skip
         with left, server, ForkServer() as forks:

@@ -37,7 +37,7 @@ def test_faults_depend_on_seed_request_and_attempt_alone() -> None:
 
 
 def test_the_ledger_survives_its_server(tmp_path: Path) -> None:
-    server = FaultServer(tmp_path / "l.jsonl", brain="llm_helpers:echo", kinds={"500": 1}, rate=0.5, seed=1)
+    server = FaultServer(tmp_path / "l.jsonl", brain="support.llm_helpers:echo", kinds={"500": 1}, rate=0.5, seed=1)
     with server:
         statuses = [post(server.url, str(i)) for i in range(20)]
     with server:
@@ -51,7 +51,7 @@ def test_the_ledger_survives_its_server(tmp_path: Path) -> None:
 
 
 def test_a_hung_request_is_in_the_ledger(tmp_path: Path) -> None:
-    with FaultServer(tmp_path / "l.jsonl", brain="llm_helpers:echo", latency=30.0) as server:
+    with FaultServer(tmp_path / "l.jsonl", brain="support.llm_helpers:echo", latency=30.0) as server:
         host = server.url.removeprefix("http://").removesuffix("/v1")
         connection = http.client.HTTPConnection(host, timeout=1.0)
         connection.request("POST", "/v1/chat/completions", "{}", {"Content-Type": "application/json"})

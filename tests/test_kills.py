@@ -50,7 +50,7 @@ class World:
 def world(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("kills")
     corpus = write_texts(folder / "texts", TRAINING_TEXT)
-    server = FaultServer(folder / "server.jsonl", brain="kill_harness:brain", latency=0.005)
+    server = FaultServer(folder / "server.jsonl", brain="support.kill_harness:brain", latency=0.005)
     with server, ForkServer() as forks:
         undisturbed = run_killed(forks, make_project(folder / "left", corpus, tiny_gpt2, server.url), [])
         assert undisturbed.unrecorded(server.entries()) == [0]
@@ -70,7 +70,8 @@ def test_a_kill_at_every_named_place(world: World, tmp_path: Path) -> None:
 def test_kills_at_random_moments(world: World, tmp_path: Path) -> None:
     """Against a server of which every twentieth answer fails."""
     kills, rng, n = random_kills(random.Random(7), world.duration_s), random.Random(1), 25
-    faulty = FaultServer(tmp_path / "faulty.jsonl", brain="kill_harness:brain", seed=rng.randrange(1000), rate=0.05,
+    faulty = FaultServer(tmp_path / "faulty.jsonl", brain="support.kill_harness:brain",
+                         seed=rng.randrange(1000), rate=0.05,
                          kinds=PASSING, retry_after=0.05, latency=0.005)  # fmt: skip
     with faulty:
         stories: list[Story] = []

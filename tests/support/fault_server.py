@@ -1,6 +1,6 @@
 """The loopback server of llm_server.py as a process of its own that misbehaves by a seed and keeps its own books.
 
-    with FaultServer(tmp_path / "server.jsonl", brain="interpret_fixtures:World", seed=7, rate=0.05) as server:
+    with FaultServer(tmp_path / "server.jsonl", brain="support.interpret_fixtures:World", seed=7, rate=0.05) as server:
         ... EndpointConfig(base_url=server.url) ...
     entries = read_ledger(tmp_path / "server.jsonl")
 
@@ -10,7 +10,7 @@ asked and what would be on the bill: a line is on the disk before a request is w
 answer leaves. Killing the client leaves the server and its ledger standing.
 
     # prints its URL; ends with its stdin
-    python tests/support/fault_server.py --ledger server.jsonl --seed 7 --rate 0.05
+    PYTHONPATH=tests python -m support.fault_server --ledger server.jsonl --seed 7 --rate 0.05
 """
 
 from __future__ import annotations
@@ -254,7 +254,8 @@ class FaultServer:
 
     def __enter__(self) -> FaultServer:
         command = [
-            sys.executable, __file__, "--ledger", str(self.ledger), "--brain", self.brain, "--seed", str(self.seed),
+            sys.executable, "-m", "support.fault_server", "--ledger", str(self.ledger), "--brain", self.brain,
+            "--seed", str(self.seed),
             "--rate", str(self.rate), "--lasting", str(self.lasting), "--latency", str(self.latency),
             "--retry-after", str(self.retry_after), "--port", str(self.port),
         ]  # fmt: skip
@@ -262,7 +263,12 @@ class FaultServer:
             command += ["--kinds", json.dumps(dict(self.kinds))]
         # A group of its own: a kill of the client's group must not reach it.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
         )
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()

@@ -5,7 +5,7 @@
         story = run_killed(forks, project, [Kill(after_s=0.7), Kill(point=POINTS[3])])
         problems = what_is_wrong(story, server.entries(), undisturbed)
 
-Nothing in the product knows of this. A process of its own (`python tests/support/kill_harness.py`) imports torch,
+Nothing in the product knows of this. A process of its own (`python -m support.kill_harness`) imports torch,
 transformers and the program once and then forks one child for each run: loading them takes far longer than a run. It
 has a single thread when it forks. The child wraps the named callable so that its process kills itself there, and calls
 `autointerp.cli.app.main`.
@@ -408,7 +408,7 @@ class ForkServer:
         paths = [str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")]
         quiet = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "support.kill_harness"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, **quiet, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(paths)},
         )  # fmt: skip
         if self._answer() != "ready":
