@@ -11,12 +11,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
-GROUND = {"errors", "records", "config", "stats", "resources", "deadline", "tasks"}
+GROUND = {"errors", "records", "config", "stats", "resources", "deadline", "tasks", "plugins"}
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
     "errors": set(),
     "records": set(),
     "tasks": {"records"},
+    "plugins": {"errors"},
     "deadline": {"errors"},
     "config": {"errors", "deadline"},
     "stats": set(),
