@@ -1,4 +1,4 @@
-"""A planted world for the tests of autointerp.interpret: features that fire on known words, their evidence in a real
+"""A planted world for the tests of explaining and scoring: features that fire on known words, their evidence in a real
 store, and brains for the test server that answer from the truth, at random, or wrongly."""
 
 from __future__ import annotations
