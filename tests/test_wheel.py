@@ -1,4 +1,4 @@
-"""What a built package holds: the wheel what the program reads at run time, the sdist the documentation and the tests."""
+"""The wheel holds what the program reads at run time; the sdist also holds the documentation, tests and scripts."""
 
 from __future__ import annotations
 
