@@ -21,7 +21,8 @@ from typer.exceptions import TyperException
 from autointerp import __version__, log
 from autointerp.cli import schedule
 from autointerp.cli.config_template import config_template
-from autointerp.config import Config, environment_overrides, load
+from autointerp.config import Config
+from autointerp.config_file import environment_overrides, load
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, StoreBusyError
 from autointerp.log import Capture, Log, LogFormat
 from autointerp.report import compare, show

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from autointerp.config import load
+from autointerp.config_file import load
 from autointerp.report import show
 from autointerp.resources import data_folder
 from autointerp.stages import pipeline
