@@ -226,7 +226,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
     written = io.BytesIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
     with _styled(), mpl.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        # A name may be in a script that matplotlib's font lacks. matplotlib only measures the text; the browser draws it.
+        # A glyph that matplotlib lacks does no harm: matplotlib only measures the text, and the browser draws it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(written, format="svg", metadata=nothing)
     root = ElementTree.fromstring(written.getvalue())
