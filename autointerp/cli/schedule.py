@@ -1,5 +1,5 @@
-"""What makes a machine run `autointerp run` by itself: a systemd service with its timer, or a line for crontab. Text to
-be put in place by a person; nothing is installed, and no key is read or printed."""
+"""Writes the text that makes a machine call `autointerp run` by itself: a systemd service with its timer, or a line for
+crontab. A person puts it in place; nothing is installed, and no key is read or printed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class Job:
     every: str
     """hourly, daily, weekly, or the five fields of a crontab line."""
     key_names: tuple[str, ...]
-    """Variables that hold keys."""
+    """Names of the variables that hold keys."""
     deadline: str | None = None
+    """The text for --deadline; None: without one."""
 
     @property
     def folder(self) -> Path:
@@ -36,12 +37,13 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        # Not resolved: the interpreter of a virtual environment is a link, and is known by its place.
+        # The link is not resolved: the interpreter finds its virtual environment by the link's place.
         words = [str(Path(sys.executable).absolute()), "-m", "autointerp", "run", "-c", str(self.config.absolute())]
         return words if self.deadline is None else [*words, "--deadline", self.deadline]
 
     def check(self) -> None:
-        """InputError where there is no such configuration, or a path that no unit or crontab can hold."""
+        """Raise InputError when the configuration does not exist, `every` is not valid, or a path cannot stand in a
+        unit or crontab."""
         if not self.config.is_file():
             raise InputError(f"no configuration at {self.config}; -c names another")
         parse_cron(self.every)
@@ -51,7 +53,7 @@ class Job:
 
 
 def parse_cron(every: str) -> list[tuple[int, ...]]:
-    """The values of each of the five fields, sorted; Sunday is 0. InputError names the field that is none."""
+    """The values of each of the five fields, sorted; Sunday is 0. Raises InputError, which names the wrong field."""
     fields = PRESETS.get(every, every).split()
     if len(fields) != len(_FIELDS):
         raise InputError(
@@ -82,8 +84,8 @@ def _values(every: str, text: str, name: str, low: int, high: int) -> set[int]:
 
 
 def calendar_lines(every: str) -> list[str]:
-    """`every` as OnCalendar= values of systemd, any of which fires. A crontab line that names days of the month and of
-    the week means either, which takes two."""
+    """`every` as systemd's OnCalendar= values, any of which fires. A crontab line with days of the month and days of
+    the week fires on either, which takes two values."""
     minutes, hours, days, months, weekdays = parse_cron(every)
     fields = PRESETS.get(every, every).split()
     time = f"{_listed(hours, 24)}:{_listed(minutes, 60)}:00"
@@ -143,7 +145,7 @@ def crontab_line(job: Job) -> str:
         f"cd {shlex.quote(str(job.folder))} && {{ [ ! -r {environment} ] || {{ set -a; . {environment}; set +a; }}; }} "
         f"&& {shlex.join(job.command)} >> {log} 2>&1"
     )
-    # cron takes a bare % for a line break
+    # cron reads a bare % as a line break
     when = PRESETS.get(job.every, " ".join(job.every.split()))
     escaped = command.replace("%", "\\%")
     return f"# {_keys(job)} in {job.environment_file}; readable by you alone (chmod 600)\n{when} {escaped}\n"
@@ -154,12 +156,12 @@ def _keys(job: Job) -> str:
 
 
 def _escaped(text: str) -> str:
-    """% begins a specifier in a unit file."""
+    """`text` for a unit file, where % begins a specifier."""
     return text.replace("%", "%%")
 
 
 def _quoted(word: str) -> str:
-    """A word of ExecStart=."""
+    """`word` as it must stand in ExecStart=."""
     inner = _escaped(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
     plain = all(c.isalnum() or c in "/._-=:+,@%" for c in inner)
     return inner if plain and inner else f'"{inner}"'
