@@ -98,24 +98,19 @@ def robustness(
         other = pooled(loaded, sae, hookpoint, edited, corpus, batch_tokens)
         used = np.flatnonzero(changed & ~plain.cut & ~other.cut & (plain.n_tokens > 0) & (other.n_tokens > 0))
         note = f"{int((~changed).sum())} texts unchanged by the edit and {int((plain.cut | other.cut).sum())} too long"
-        rows += _rows_of(f"robustness_{name}", plain, other, used, note, seed, n_boot, split)
+        found = _rows_of(f"robustness_{name}", plain, other, used, note, seed, n_boot)
+        rows += [{**row, "split": split} for row in found]
     return rows
 
 
 def _rows_of(
-    name: str,
-    plain: Pooled,
-    edited: Pooled,
-    used: NDArray[np.int64],
-    note: str,
-    seed: int,
-    n_boot: int,
-    split: str | None,
+    name: str, plain: Pooled, edited: Pooled, used: NDArray[np.int64], note: str, seed: int, n_boot: int
 ) -> list[MetricRow]:
+    """The four rows of one edit, over the texts `used`."""
     names = (f"{name}_jaccard", f"{name}_correlation", f"{name}_jaccard_floor", f"{name}_correlation_floor")
     if len(used) < FEWEST_TEXTS:
         reason = f"only {len(used)} texts changed and fitting the context, {FEWEST_TEXTS} needed; {note}"
-        return [metric_row(m, None, split=split, n=len(used), unit="texts", note=reason) for m in names]
+        return [metric_row(m, None, n=len(used), unit="texts", note=reason) for m in names]
     a, b = plain.maximum[used], edited.maximum[used]
     # One cycle through a random order, so that every text is paired with another one, never with itself.
     order = np.random.default_rng(seed).permutation(len(used))
@@ -128,7 +123,7 @@ def _rows_of(
         defined = values[~np.isnan(values)]
         estimate = mean_interval(defined, n_boot, seed)
         left_out = f"; {len(values) - len(defined)} undefined" if len(defined) < len(values) else ""
-        rows.append(metric_row(metric, estimate, split=split, unit="texts", n_tokens=n_tokens, note=note + left_out))
+        rows.append(metric_row(metric, estimate, unit="texts", n_tokens=n_tokens, note=note + left_out))
     return rows
 
 

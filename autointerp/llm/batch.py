@@ -34,7 +34,7 @@ from autointerp.llm.batch_files import (
 )
 from autointerp.llm.batch_handover import PATIENCE, Handover
 from autointerp.llm.batch_transport import BatchTransport
-from autointerp.llm.batch_work import Batch, Waiting
+from autointerp.llm.batch_work import Batch, Outcome, Waiting
 from autointerp.llm.budget import Reservation, cost_usd
 from autointerp.llm.client import LlmClient, reply_from
 from autointerp.llm.endpoint_errors import (
@@ -361,7 +361,8 @@ class BatchClient(LlmClient):
             status, error, raw = "bad_reply", str(failure), failure.raw
         stored = storable_reply(request.kind, raw, envelope.payload) if raw is not None and envelope else raw
         used = used or Usage(0, 0, 0, 0.0)
-        record = self._call(batch, state, found, status, stored, error, used, self._batch_cost(request, used))
+        outcome = Outcome(status, stored, error, used, self._batch_cost(request, used))
+        record = _record_of(batch, state, found, outcome)
         await self._record(record)
         self._settle_one(batch, line.custom_id, record)
         if status == "bad_reply":
@@ -382,29 +383,6 @@ class BatchClient(LlmClient):
         if hidden is not None:
             raise self._transport.status_error(hidden, line.body, None, request.model, path)
         return payload
-
-    def _call(
-        self, batch: Batch, state: BatchState, found: BatchedRequest, status: str, reply: str | None,
-        error: str | None, used: Usage, usd: float, attempts: int = 1,
-    ) -> CallRecord:  # fmt: skip
-        return CallRecord(
-            request_sha256=found.request_sha256,
-            sample=found.sample,
-            run_id=batch.record.run_id,
-            dictionary_id=found.dictionary_id,
-            feature=found.feature,
-            stage=found.stage,
-            model=batch.record.model,
-            status=status,
-            reply=reply,
-            input_tokens=used.input_tokens,
-            cached_tokens=used.cached_tokens,
-            output_tokens=used.output_tokens,
-            cost_usd=usd,
-            latency_s=state.latency_s,
-            attempts=attempts,
-            error=error,
-        )
 
     def _settle_one(self, batch: Batch, one: str, record: CallRecord) -> None:
         reservation = batch.reserved.pop(one, None)
@@ -461,12 +439,33 @@ class BatchClient(LlmClient):
             raw = failure.raw if isinstance(failure, AttemptError) else None
             status = "bad_reply" if isinstance(failure, BadReplyError) else "gave_up"
             unbilled = waiting.failures - len(waiting.bad)
-            nothing = Usage(0, 0, 0, 0.0)
-            given_up.append((waiting, self._call(batch, state, found, status, raw, why, nothing, 0.0, unbilled)))
+            outcome = Outcome(status, raw, why, Usage(0, 0, 0, 0.0), 0.0, unbilled)
+            given_up.append((waiting, _record_of(batch, state, found, outcome)))
         for waiting, record in given_up:
             if not waiting.bad:  # otherwise its last unusable reply is in the ledger
                 await self._record(record)
             waiting.answer(reply_from(waiting.request, record, None, from_ledger=False))
+
+
+def _record_of(batch: Batch, state: BatchState, request: BatchedRequest, outcome: Outcome) -> CallRecord:
+    return CallRecord(
+        request_sha256=request.request_sha256,
+        sample=request.sample,
+        run_id=batch.record.run_id,
+        dictionary_id=request.dictionary_id,
+        feature=request.feature,
+        stage=request.stage,
+        model=batch.record.model,
+        status=outcome.status,
+        reply=outcome.reply,
+        input_tokens=outcome.used.input_tokens,
+        cached_tokens=outcome.used.cached_tokens,
+        output_tokens=outcome.used.output_tokens,
+        cost_usd=outcome.usd,
+        latency_s=state.latency_s,
+        attempts=outcome.attempts,
+        error=outcome.error,
+    )
 
 
 async def _blocks(lines: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:

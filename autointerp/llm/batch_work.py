@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from autointerp.errors import AutointerpError
 from autointerp.llm.budget import Reservation
+from autointerp.llm.replies import Usage
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import BatchedRequest, BatchRecord, CallRecord
 
@@ -42,6 +43,19 @@ class Waiting:
         if not self.reply.done():
             self.reply.set_exception(error)
             self.reply.exception()  # fetched here, since a cancelled caller will not, and asyncio would complain
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one request of a batch."""
+
+    status: str
+    reply: str | None
+    """The reply as it is stored."""
+    error: str | None
+    used: Usage
+    usd: float
+    attempts: int = 1
 
 
 @dataclass
