@@ -1,7 +1,7 @@
 """The configuration: one frozen dataclass for each table of autointerp.toml, with the checks of its values.
 
 The string under a field gives its meaning and unit; `autointerp init` writes these strings into the file it makes.
-config_file.py reads the file. API keys never stand here, only the name of the variable that holds one.
+config_file.py reads the file. API keys are never kept here, only the name of the variable that holds one.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class SaeConfig:
     """A saved SAE: folder, file, or hf:owner/name@revision//folder. None: train one and save it in
     `<store folder>/sae/<name>`."""
     format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
-    """Which tool wrote the files at `path`. auto: told by what is in them."""
+    """The tool that wrote the files at `path`. auto: recognised by what is in them."""
     architecture: str = "topk"
     """What to train: topk, batchtopk, matryoshka, relu, p_anneal, gated or jumprelu."""
     d_sae: int | None = None
@@ -525,7 +525,7 @@ class StoreConfig:
     """[store]: where the results are kept."""
 
     path: str = "autointerp.duckdb"
-    """The store. Its evidence file stands beside it: X.evidence.duckdb."""
+    """The store. Its evidence file is beside it: X.evidence.duckdb."""
     snapshot_seconds: float = 60.0
     """Greatest age, in seconds, of the X.snapshot.duckdb that others read while a run writes. 0: they have to wait."""
 

@@ -71,7 +71,7 @@ def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _build(kind: type, table: Any, where: str) -> Any:
-    """The dataclass `kind` filled from `table`, which stands at the dotted key `where`."""
+    """The dataclass `kind` filled from `table`; `where` is its dotted key."""
     if not isinstance(table, dict):
         raise InputError(f"{where or 'the configuration'} must be a table, not {table!r}")
     hints = typing.get_type_hints(kind)

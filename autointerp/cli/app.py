@@ -54,7 +54,7 @@ def _drop_output() -> None:
 
 
 def guarded(call: Callable[[], Any], verbose: bool, told: Log | None = None) -> int:
-    """Run `call` and return its exit code. An error becomes a line in `told`, with the traceback where `verbose`."""
+    """Run `call` and return its exit code. An error becomes a line of the log, with its traceback if `verbose`."""
     told = told or Log()
     try:
         if call() == 130:  # Typer returns Ctrl-C as an exit code unless it ends the process itself

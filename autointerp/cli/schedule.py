@@ -16,7 +16,7 @@ _DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ScheduledRun:
     """One scheduled `autointerp run`."""
 
     config: Path
@@ -100,10 +100,10 @@ def _listed(values: tuple[int, ...], n: int) -> str:
     return "*" if len(values) == n else ",".join(f"{value:02d}" for value in values)
 
 
-def systemd_units(job: Job) -> str:
+def systemd_units(run: ScheduledRun) -> str:
     """A service and a timer, each under the path where a user's systemd looks for it."""
-    job.check()
-    calendar = "\n".join(f"OnCalendar={line}" for line in calendar_lines(job.every))
+    run.check()
+    calendar = "\n".join(f"OnCalendar={line}" for line in calendar_lines(run.every))
     return f"""\
 # ~/.config/systemd/user/autointerp.service
 [Unit]
@@ -111,10 +111,10 @@ Description=autointerp: label and score what is new
 
 [Service]
 Type=oneshot
-WorkingDirectory={_escaped(str(job.folder))}
-# {_keys(job)}; readable by you alone (chmod 600)
-EnvironmentFile=-{_escaped(str(job.environment_file))}
-ExecStart={" ".join(_quoted(word) for word in job.command)}
+WorkingDirectory={_escaped(str(run.folder))}
+# {_keys(run)}; readable by you alone (chmod 600)
+EnvironmentFile=-{_escaped(str(run.environment_file))}
+ExecStart={" ".join(_quoted(word) for word in run.command)}
 # 4: a budget or deadline was reached, 6: some rows failed, 75: another process has the store, 130: stopped by hand.
 # All go on with the next run.
 SuccessExitStatus=4 6 75 130
@@ -122,7 +122,7 @@ KillSignal=SIGINT
 
 # ~/.config/systemd/user/autointerp.timer
 [Unit]
-Description=autointerp, {_escaped(job.every)}
+Description=autointerp, {_escaped(run.every)}
 
 [Timer]
 {calendar}
@@ -136,23 +136,23 @@ WantedBy=timers.target
 """
 
 
-def crontab_line(job: Job) -> str:
+def crontab_line(run: ScheduledRun) -> str:
     """A comment and one line for `crontab -e`. Two runs at once need no lock: the later one ends with exit code 75."""
-    job.check()
-    environment = shlex.quote(str(job.environment_file))
-    log = shlex.quote(str(job.folder / "autointerp.log"))
+    run.check()
+    environment = shlex.quote(str(run.environment_file))
+    log = shlex.quote(str(run.folder / "autointerp.log"))
     command = (
-        f"cd {shlex.quote(str(job.folder))} && {{ [ ! -r {environment} ] || {{ set -a; . {environment}; set +a; }}; }} "
-        f"&& {shlex.join(job.command)} >> {log} 2>&1"
+        f"cd {shlex.quote(str(run.folder))} && {{ [ ! -r {environment} ] || {{ set -a; . {environment}; set +a; }}; }} "
+        f"&& {shlex.join(run.command)} >> {log} 2>&1"
     )
     # cron reads a bare % as a line break
-    when = PRESETS.get(job.every, " ".join(job.every.split()))
+    when = PRESETS.get(run.every, " ".join(run.every.split()))
     escaped = command.replace("%", "\\%")
-    return f"# {_keys(job)} in {job.environment_file}; readable by you alone (chmod 600)\n{when} {escaped}\n"
+    return f"# {_keys(run)} in {run.environment_file}; readable by you alone (chmod 600)\n{when} {escaped}\n"
 
 
-def _keys(job: Job) -> str:
-    return "a line " + " and one ".join(f"{name}=..." for name in dict.fromkeys(job.key_names))
+def _keys(run: ScheduledRun) -> str:
+    return "a line " + " and one ".join(f"{name}=..." for name in dict.fromkeys(run.key_names))
 
 
 def _escaped(text: str) -> str:

@@ -17,7 +17,7 @@ from autointerp.cli.options import (
     read_config,
     store_path,
 )
-from autointerp.cli.schedule import Job, crontab_line, systemd_units
+from autointerp.cli.schedule import ScheduledRun, crontab_line, systemd_units
 from autointerp.errors import PartialFailure
 from autointerp.log import LogFormat
 from autointerp.store.safety.recover import recover as recover_store
@@ -45,8 +45,8 @@ def schedule(
     """Print what makes systemd or cron call `autointerp run`; installs nothing."""
     settings = read_config(config, None, deadline)
     names = (settings.explain.api_key_env, settings.score.api_key_env)
-    job = Job(config, every.strip(), names, deadline)
-    text = systemd_units(job) if form is ScheduleForm.systemd else crontab_line(job)
+    run = ScheduledRun(config, every.strip(), names, deadline)
+    text = systemd_units(run) if form is ScheduleForm.systemd else crontab_line(run)
     Terminal(verbose, log_format).out.file.write(text)
 
 

@@ -180,7 +180,9 @@ def word_vectors(
     """(sentence [n], word in it [n], activations [n, d_in], features [n, d_sae], tokens read), all at each word's last
     token, ordered by sentence and word. Empty words, and words whose last token does not count, are left out."""
     if not loaded.tokenizer.is_fast:
-        raise InputError("probing words needs a tokenizer that says where its tokens stand (a tokenizer.json)")
+        raise InputError(
+            "probing words needs a tokenizer that says where in the text its tokens are (a tokenizer.json)"
+        )
     prefix = bos_prefix(loaded.tokenizer, corpus)
     excluded = TokenText(loaded.tokenizer).excluded_ids(corpus.exclude_tokens)
     room = corpus.context_length - len(prefix)

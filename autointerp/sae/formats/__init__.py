@@ -1,6 +1,6 @@
 """Reads and writes SAEs in the formats of the tools that train them.
 
-    load_sae(path)                   read an SAE in any format, which is told by its files
+    load_sae(path)                   read an SAE in any format, recognised by its files
     save_saelens(sae, folder, ...)   write it as SAELens v6 does, so that SAELens opens it
     save_sparsify(sae, folder, ...)  write it as sparsify does, which has TopK transcoders
     sae_sha256(path)                 the hash of all that decides its numbers
