@@ -1,27 +1,20 @@
-"""The configuration: one frozen dataclass per stage, read from TOML with the standard library.
+"""The configuration: one frozen dataclass for each table of autointerp.toml, with the checks of its values.
 
-Every field has its meaning and its unit under it. An unknown key is an error that names the nearest known one; flags
-and AUTOINTERP_* variables override the file (see `load`). API keys never stand here, only the name of the variable.
+The string under a field gives its meaning and unit; `autointerp init` writes these strings into the file it makes.
+config_file.py reads the file. API keys are never kept here, only the name of the variable that holds one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 import re
-import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
-from datetime import date, datetime
-from datetime import time as day_time
-from pathlib import Path
-from typing import Any, Literal
+from datetime import datetime
+from typing import Literal
 from urllib.parse import urlsplit
 
-from autointerp.deadline import fixed, parse_deadline
-from autointerp.errors import InputError, nearest
+from autointerp.deadline import parse_deadline
+from autointerp.errors import InputError
 
 
 def _check(condition: bool, message: str) -> None:
@@ -44,17 +37,17 @@ class ModelConfig:
     device_map: str | None = None
     """Passed on to transformers, for models larger than one device (needs accelerate)."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Weights loaded through bitsandbytes (needs it installed)."""
+    """Load the weights through bitsandbytes, which has to be installed."""
     batch_tokens: int = 8192
     """Tokens in one forward pass, padding included. Halved, at most four times, when memory runs out."""
     random_weights: int | None = None
-    """Seed: the same architecture with random weights in place of the trained ones. `autointerp run --control
-    random_model` sets it; labels of such a model's features show what a score is worth."""
+    """Seed of random weights that replace the trained ones. `autointerp run --control random_model` sets it: the scores
+    that labels reach on an untrained model show what a score is worth."""
 
     def __post_init__(self) -> None:
         _check(
             self.random_weights is None or (self.quantization == "none" and self.device_map is None),
-            "model.random_weights goes with neither model.quantization nor model.device_map",
+            "model.random_weights cannot be combined with model.quantization or model.device_map",
         )
         _check(self.batch_tokens >= 1, f"model.batch_tokens must be 1 or more, not {self.batch_tokens}")
         _check(
@@ -70,31 +63,33 @@ class CorpusConfig:
     source: str = ""
     """File, folder, glob, `hf:owner/dataset[:config][@split]`, or `stdlib` (the standard library's source text)."""
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    """By suffix where auto."""
+    """auto: by the file's suffix."""
     text_field: str = "text"
     """Field or column that holds the text (jsonl, parquet, hf)."""
     chat_field: str | None = None
-    """Field that holds a list of {role, content}; rendered with the model's own chat template. Replaces text_field."""
+    """Field that holds a list of {role, content}, used instead of text_field and rendered with the model's own chat
+    template."""
     id_field: str | None = None
-    """Field that holds a document's id; without it documents are named by path and index."""
+    """Field that holds a document's id. None: documents are named by path and index."""
     document_separator: str | None = None
-    """Plain text files only: a string that parts documents. None: one file is one document."""
+    """Plain text files only: the string between two documents. None: one file is one document."""
     context_length: int = 128
-    """Tokens in one window, the model's input; a BOS counts."""
+    """Tokens in one window (one input of the model), the BOS included."""
     prepend_bos: Literal["auto", "always", "never"] = "auto"
     """auto: where the tokenizer has a BOS token. A prepended BOS is never counted or stored as text."""
     exclude_tokens: tuple[str, ...] = ()
-    """Further token strings that never count (BOS, EOS, padding and other special tokens never do)."""
+    """Token strings that never count, besides BOS, EOS, padding and other special tokens."""
     max_tokens: int | None = None
-    """Stop after about so many tokens (at the end of a work unit's document). None: all of it."""
+    """Stop after about this many tokens, at the end of a document. None: read the whole corpus."""
     unit_characters: int = 2_000_000
-    """Characters of a work unit, at least: consecutive documents that are harvested, committed and sharded together."""
+    """Least size of a work unit, in characters. A work unit is a run of documents that are harvested, committed and
+    sharded together."""
     block_characters: int = 400_000
-    """A larger document is cut into blocks with a gap between them, each a document of its own."""
+    """A document longer than this is cut into blocks with a gap between them; each block is a document of its own."""
     heldout_fraction: float = 0.5
-    """Share of documents kept from the explainer; half of it is `select`, half `report`."""
+    """Share of documents that the explainer never sees: half of them are `select`, half `report`."""
     max_skipped_share: float = 0.05
-    """Give up when more than this share of the records had to be skipped as unusable."""
+    """Give up when more than this share of the records is unusable and had to be skipped."""
 
     def __post_init__(self) -> None:
         _check(self.context_length >= 8, f"corpus.context_length must be 8 or more, not {self.context_length}")
@@ -112,20 +107,20 @@ class CorpusConfig:
 
 @dataclass(frozen=True, slots=True)
 class SaeConfig:
-    """[[sae]]: one dictionary. Either `path` (an SAE that exists) or what `train` should make."""
+    """[[sae]]: one dictionary, which is either read from `path` or made by `train`."""
 
     hookpoint: str = ""
-    """Path of the module whose activations the SAE reads: `transformer.h.6`, `model.layers.12.mlp`; append `:in` for
-    the module's input instead of its output. TransformerLens's names (`blocks.6.hook_resid_post`) are known too."""
+    """Path of the module whose activations the SAE reads: `transformer.h.6`, `model.layers.12.mlp`. Append `:in` for
+    the module's input instead of its output. TransformerLens's names (`blocks.6.hook_resid_post`) work too."""
     name: str = ""
-    """The dictionary's name in the store; default: the hookpoint."""
+    """The dictionary's name in the store. Default: the hookpoint."""
     output_hookpoint: str | None = None
     """Transcoders only: the module whose activations are reconstructed."""
     path: str | None = None
-    """A saved SAE: folder, file, or hf:owner/name@revision//folder. None: train one into
+    """A saved SAE: folder, file, or hf:owner/name@revision//folder. None: train one and save it in
     `<store folder>/sae/<name>`."""
     format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
-    """Which tool's files lie at `path`; "auto" tells them apart by what is in them."""
+    """The tool that wrote the files at `path`. auto: recognised by what is in them."""
     architecture: str = "topk"
     """What to train: topk, batchtopk, matryoshka, relu, p_anneal, gated or jumprelu."""
     d_sae: int | None = None
@@ -133,21 +128,23 @@ class SaeConfig:
     expansion: int = 8
     """Only used if d_sae is not given."""
     k: int = 32
-    """Features active at once: exactly (topk), or on average (all others)."""
+    """Number of features active on one token: exactly k for topk, on average for all others."""
     penalty: float | None = None
-    """relu, p_anneal, gated, jumprelu: weight of the sparsity penalty. None: steered so that k features are active."""
+    """relu, p_anneal, gated, jumprelu: weight of the sparsity penalty. None: adjusted in training until k features are
+    active."""
     decoder_norm_penalty: bool = False
-    """relu, p_anneal: weight the penalty by the decoder rows' norms, which then are free while training."""
+    """relu, p_anneal: weight the penalty by the norms of the decoder rows, which training then leaves free."""
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
-    """matryoshka: shares of the features that have to reconstruct on their own; ascending, the last is 1."""
+    """matryoshka: shares of the features that must reconstruct the input by themselves, ascending to 1."""
     p_end: float = 0.2
     """p_anneal: the penalty's last exponent."""
     bandwidth: float = 0.5
-    """jumprelu: how near its threshold a feature's jump counts as a slope; inputs are scaled to length sqrt(d)."""
+    """jumprelu: width around a threshold in which the jump has a slope, for inputs scaled to length sqrt(d)."""
     skip: bool = False
-    """Transcoders (output_hookpoint): a linear path beside the features."""
+    """Transcoders (output_hookpoint): add a linear path from input to output, beside the features."""
     seed: int | None = None
-    """Of the first weights; default: train.seed. Tables that differ only in it measure stability."""
+    """Seed of the initial weights. Default: train.seed. `evaluate` measures stability on tables that differ only in
+    their seed."""
 
     def __post_init__(self) -> None:
         _check(self.k >= 1, f"sae.k must be 1 or more, not {self.k}")
@@ -166,7 +163,7 @@ class SaeConfig:
         )
         _check(
             not self.skip or self.output_hookpoint is not None,
-            "sae.skip is the linear path of a transcoder; set sae.output_hookpoint too",
+            "sae.skip is for transcoders: set sae.output_hookpoint too",
         )
         _check(
             self.d_sae is None or self.d_sae >= self.k, f"sae.d_sae ({self.d_sae}) must be at least sae.k ({self.k})"
@@ -179,28 +176,32 @@ class SaeConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """[train]: how an SAE is trained (only used for [[sae]] without a path)."""
+    """[train]: how an SAE is trained, for every [[sae]] without a path."""
 
     tokens: int = 2_000_000
-    """Activation vectors to train on; the corpus is read again from the start where it is shorter."""
+    """Activation vectors to train on. A corpus with fewer tokens is read again from the start."""
     batch_size: int = 2048
     """Activation vectors in one step."""
     lr: float | None = None
     """Peak learning rate of Adam. None: 7e-4 / sqrt(d_sae / 2^14)."""
     warmup_steps: int = 200
+    """Steps over which the learning rate rises linearly to its peak."""
     decay_share: float = 0.5
-    """Share of the steps, at the end, over which the rate falls linearly to zero."""
+    """Last share of the steps, over which the learning rate falls linearly to zero."""
     buffer_vectors: int = 131_072
     """Activation vectors held for shuffling."""
     auxk_alpha: float = 1 / 32
     """Weight of the loss that revives dead features; 0 turns reviving off."""
     dead_after: int = 50_000
-    """A feature that has not fired for so many vectors counts as dead; after twice as many it is also woken."""
+    """A feature is dead when it has not fired for this many vectors. After twice as many its
+    encoder bias is raised until it fires again."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints."""
+    """Steps between two checkpoints."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the encoder's product while training. auto: bfloat16 on a GPU, float32 elsewhere; all else is float32."""
+    """Precision of the encoder's matrix product in training; all else is float32. auto: bfloat16 on a GPU, float32
+    elsewhere."""
     seed: int = 0
+    """Seed of the initial weights and of the shuffling."""
 
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, f"train.batch_size must be 1 or more, not {self.batch_size}")
@@ -210,27 +211,28 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class HarvestConfig:
-    """[harvest]: what evidence is kept for every feature, on each split."""
+    """[harvest]: how much evidence is kept for every feature, on each split."""
 
     context_tokens: int = 32
-    """Tokens in one stored context, and in one tile. At most corpus.context_length."""
+    """Tokens in one stored context and in one tile; at most corpus.context_length."""
     top_contexts: int = 20
-    """Strongest contexts kept per feature and split; one per document as far as there are documents."""
+    """Strongest contexts kept per feature and split, from as many different documents as there are."""
     sampled_contexts: int = 20
-    """Uniform samples of activating tiles kept per feature and split."""
+    """Activating tiles kept per feature and split, sampled uniformly."""
     negatives: int = 10
-    """Verified silent tiles kept per feature, split and tier (random, same token, neighbour)."""
+    """Tiles kept per feature, split and tier (random, same token, neighbour) on which the feature is silent."""
     negative_pool_windows: int = 16_384
-    """Windows per split, chosen by hash, from which negatives are drawn."""
+    """Windows per split from which negatives are drawn; a hash chooses them."""
     neighbours: int = 5
-    """Nearest features by decoder cosine whose tiles serve as hard negatives."""
+    """Number of nearest features, by decoder cosine, whose tiles serve as hard negatives."""
     vocab_tokens: int = 20
-    """Promoted and suppressed tokens kept per feature."""
+    """Tokens kept per feature among those it promotes most, and as many among those it suppresses most."""
     rare_below: int = 10
-    """A feature with fewer activating tiles on the explain split is `rare`."""
+    """A feature with fewer activating tiles than this on the explain split is `rare`."""
     feature_block: int | None = None
-    """Features processed in one pass over the corpus. None: all, unless the memory estimate says otherwise."""
+    """Features processed in one pass over the corpus. None: all, unless they would not fit into memory."""
     seed: int = 0
+    """Seed of the sampled contexts and of the negatives."""
 
     def __post_init__(self) -> None:
         for name in ("context_tokens", "top_contexts", "sampled_contexts", "negatives", "negative_pool_windows"):
@@ -291,7 +293,7 @@ class EvidenceConfig:
 
 
 _LIKE_A_KEY = re.compile(r"(?=.{20})(?=.*[a-z])(?=.*[0-9])")
-"""Keys that could be the name of a variable (hf_..., gsk_...): long, with small letters and digits."""
+"""Matches API keys that would pass as the name of a variable (hf_..., gsk_...): long, with small letters and digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,24 +301,25 @@ class EndpointConfig:
     """How to reach one OpenAI-compatible endpoint; part of [explain] and [score]."""
 
     model: str = ""
-    """Model name as the endpoint knows it. Not needed by explainers and methods without an LLM."""
+    """Model name as the endpoint knows it. Explainers and scorers that ask no LLM need none."""
     base_url: str = "https://api.openai.com/v1"
     """Any OpenAI-compatible server (OpenAI, vLLM, llama.cpp, Ollama, OpenRouter)."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
     temperature: float | None = 0.0
-    """None: not sent (some reasoning models refuse it)."""
+    """None: the field is not sent, since some reasoning models refuse it."""
     max_tokens: int = 300
-    """Most tokens of one reply."""
+    """Most tokens in one reply."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """Newer OpenAI models want the second name, most local servers know the first only."""
+    """The field that carries max_tokens. Newer OpenAI models want the second name; most local servers know only the
+    first."""
 
     def __post_init__(self) -> None:
-        # A secret in the wrong place must not be repeated, so these messages show nothing of the value.
+        # The value may be a secret in the wrong place, so these messages never repeat it.
         try:
             parts = urlsplit(self.base_url)
             usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # brackets that hold no address, a port that is no number
+        except ValueError:  # brackets without an address, or a port that is not a number
             usable = False
         _check(usable, "base_url must be an http(s) URL such as http://127.0.0.1:8000/v1")
         _check(
@@ -336,31 +339,32 @@ class ExplainConfig(EndpointConfig):
 
     explainer: str = "auto"
     """Without an LLM: patterns, token_lookup. From one kind of evidence: contexts, pruned, vocab_projection,
-    mutual_information, token_change, contrastive (contexts and hard negatives). From all of it in one prompt:
-    combined. From other labels: concat (what it responds to and what it leads to, asked apart), best_of_n, revise.
-    auto: combined where a model is named, else patterns."""
+    mutual_information, token_change, contrastive (contexts and hard negatives). From all evidence in one prompt:
+    combined. From other labels: concat (asks apart what the feature responds to and what it leads to), best_of_n,
+    revise. auto: combined where a model is named, else patterns."""
     contexts: int = 10
     """Contexts shown to the explainer."""
     random_contexts: int = 4
-    """Contexts drawn at random from wherever the feature is active, shown by `combined` besides the strongest."""
+    """Contexts that `combined` shows besides the strongest, drawn at random from all where the feature is active."""
     negatives: int = 5
-    """Silent contexts shown to `contrastive`."""
+    """Silent contexts that `contrastive` shows."""
     base: str = "combined"
-    """Explainer whose labels best_of_n chooses from and revise starts from."""
+    """Explainer that writes the labels which best_of_n chooses from and revise starts from."""
     samples: int = 3
     """Labels that best_of_n chooses from."""
     validator: Literal["detection", "fuzzing", "simulation"] = "detection"
-    """Scorer that best_of_n and revise ask on the select part."""
+    """Scorer by which best_of_n and revise judge labels, on the select part."""
     mistakes: int = 8
-    """Wrongly judged contexts shown to `revise`."""
+    """Wrongly judged contexts that `revise` shows."""
     shape_labels: bool = True
-    """Features whose shape alone explains them (see feature_shapes) get that label, without an LLM."""
+    """A feature that its shape alone explains (see feature_shapes) gets its label from the shape, without an LLM."""
     unless_patterns_above: float | None = None
-    """Features whose `patterns` label simulates them at least this well on the select part (0.9, say) get that label,
-    without an LLM."""
+    """A feature keeps its `patterns` label, without an LLM, where that label's simulation score on the select part is
+    at least this (0.9, say)."""
     reply: Literal["auto", "json", "text"] = "auto"
-    """json asks for a JSON schema; auto does where the endpoint is found to support it."""
+    """json asks for a reply that follows a JSON schema; auto does so where the endpoint supports it."""
     seed: int = 0
+    """A label belongs to its seed: another seed asks for another label. Unless 0, it is sent to the endpoint."""
 
     def __post_init__(self) -> None:
         EndpointConfig.__post_init__(self)
@@ -377,38 +381,39 @@ class ScoreConfig(EndpointConfig):
     """[score]: how labels are checked."""
 
     scorers: tuple[str, ...] = ("simulation",)
-    """simulation, simulation_calibrated (the same and its calibration, for twice the calls), detection, fuzzing,
-    embedding, intruder (of the feature, without label), and those that need the model too: surprisal, generation,
-    output, intervention. The view `labels` shows the first."""
+    """With an LLM alone: simulation, simulation_calibrated (with its calibration, for twice the calls), detection,
+    fuzzing, embedding, intruder (judges the feature, without its label). With the model too: surprisal, generation,
+    output, intervention. The view `labels` shows the first scorer named here."""
     method: Literal["auto", "prompt_logprobs", "generated_logprobs", "numbers"] = "auto"
-    """Of the simulation. auto: what the endpoint is found to support, best first. Recorded with every score."""
+    """How simulation asks; recorded with every score. auto: the best that the endpoint supports, in this order."""
     contexts: int = 10
-    """N: a simulation is taken over N top, N sampled and N negative contexts, detection and fuzzing over 2 N activating
-    and 2 N negative ones."""
+    """N: simulation reads N top, N sampled and N negative contexts; detection and fuzzing read 2 N activating and 2 N
+    negative ones."""
     examples_per_call: int = 5
-    """Contexts that one request of detection or fuzzing asks about, at most."""
+    """detection, fuzzing: most contexts in one request."""
     stop_width: float | None = None
-    """detection, fuzzing: a label is not asked about further once its interval is narrower than this."""
+    """detection, fuzzing: stop asking about a label once its score's interval is narrower than this."""
     stop_threshold: float | None = None
-    """detection, fuzzing: nor once its score is clearly on one side of this."""
+    """detection, fuzzing: stop asking about a label once its score is clearly above or below this."""
     intruder_shown: int = 5
-    """Contexts in one question of intruder, the intruder included."""
+    """intruder: contexts in one question, the intruder included."""
     sentences: int = 5
-    """generation: sentences asked for that should activate the feature, and as many that should not."""
+    """generation: sentences to ask for that should activate the feature, and as many that should not."""
     distractors: int = 4
-    """output: other features' labels among which the judge is to find the right one."""
+    """output: labels of other features among which the judge has to find the right one."""
     steering_kl: float = 0.5
-    """output, intervention: how far steering moves the model's next-token distribution, nats per token."""
+    """output, intervention: how far steering moves the model's next-token distribution, in nats per token."""
     steered_tokens: int = 25
     """output, intervention: tokens generated after each prompt."""
     embedding_model: str = ""
-    """embedding: model at base_url's /embeddings, or "local:FOLDER" of a sentence-transformers model (read by
-    `measure`)."""
+    """embedding: a model at base_url's /embeddings, or "local:FOLDER" for a sentence-transformers model, which
+    `measure` reads."""
     language_model: str = ""
-    """surprisal, intervention: model (hub id or folder) that reads the label and the text; default: [model]."""
+    """surprisal, intervention: the model (hub id or folder) that reads the label and the text. Default: [model]."""
     bootstrap: int = 1000
-    """Resamples of documents behind a simulation's interval."""
+    """simulation: resamples of documents from which the interval is taken."""
     seed: int = 0
+    """Seed of the contexts drawn and of the bootstrap. Unless 0, it is sent to the endpoint."""
 
     def __post_init__(self) -> None:
         EndpointConfig.__post_init__(self)
@@ -432,19 +437,20 @@ class PriceConfig:
     batch_discount: float = 0.5
     """Share of these prices that the batch API takes off."""
     batch_input: float | None = None
-    """Instead of the discount: the batch API's own price, and so of the next two."""
+    """The batch API's own input price. Default: the discounted input price."""
     batch_cached_input: float | None = None
-    """Default: the discounted cached price; where batch_input is given, that one."""
+    """Default: batch_input where that is given, else the discounted cached price."""
     batch_output: float | None = None
+    """Default: the discounted output price."""
 
     def __post_init__(self) -> None:
         for name in ("input", "cached_input", "output", "batch_input", "batch_cached_input", "batch_output"):
             value = getattr(self, name)
-            _check(value is None or 0 <= value < math.inf, f"a price of {name} = {value} is none")
+            _check(value is None or 0 <= value < math.inf, f"the price {name} must be 0 or more, not {value}")
         _check(0 <= self.batch_discount <= 1, f"batch_discount must lie in 0..1, not {self.batch_discount}")
 
     def in_batch(self) -> PriceConfig:
-        """The prices of the batch API."""
+        """The prices that the batch API charges."""
         share = 1 - self.batch_discount
         cached = self.batch_cached_input
         if cached is None and self.cached_input is not None and self.batch_input is None:
@@ -458,27 +464,28 @@ class PriceConfig:
 
 @dataclass(frozen=True, slots=True)
 class LlmConfig:
-    """[llm]: how hard to press the endpoint, and what a token costs."""
+    """[llm]: how many calls the endpoint gets, and what a token costs."""
 
     requests_per_minute: float = 600.0
     tokens_per_minute: float | None = None
     """None: no limit."""
     max_connections: int = 64
-    """Calls in flight at most."""
+    """Most calls in flight at once."""
     timeout: float = 120.0
-    """Seconds for one attempt, whole reply included."""
+    """Seconds that one attempt may take, the whole reply included."""
     attempts: int = 6
-    """Attempts for one request before it is given up as a failed row."""
+    """Attempts at one request before it becomes a failed row."""
     max_reply_bytes: int = 4_000_000
+    """Bytes of the largest reply that is accepted; a larger one is a failed row."""
     batch: bool = False
-    """Through the endpoint's batch API (also: --batch): cheaper, and answered within a day. What waits for a batch
-    survives the end of the process."""
+    """Send requests through the endpoint's batch API, as --batch does: cheaper, and answered within a day. A batch that
+    was sent survives the end of the process."""
     batch_in_flight: int = 5000
-    """In place of max_connections, with the batch API: about how many requests are collected into one batch."""
+    """With the batch API, instead of max_connections: about how many requests are collected into one batch."""
     batch_poll_seconds: float = 30.0
-    """Between the first looks at a batch; they grow to ten times as far apart."""
+    """Seconds between the first looks at a batch; the pauses grow to ten times that."""
     batch_quiet_seconds: float = 2.0
-    """A batch is sent once no new request has come for so long."""
+    """A batch is sent once no new request has come for this many seconds."""
     prices: dict[str, PriceConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -493,7 +500,8 @@ class LlmConfig:
 
 @dataclass(frozen=True, slots=True)
 class BudgetConfig:
-    """[budget]: hard stops for what a run may spend; exit code 4 and resumable. Every run has all of it anew."""
+    """[budget]: what one run may spend. A run that reaches a limit ends with exit code 4; the next one goes on with a
+    full budget."""
 
     max_usd: float | None = None
     max_requests: int | None = None
@@ -501,25 +509,25 @@ class BudgetConfig:
     """Input and output tokens together."""
     deadline: float | str | None = None
     """When to stop: seconds from the start (5400), a span (3h, 1h30m), a time of day (07:30) or a date and time. Calls
-    in flight are finished and kept; harvests and evidence methods stop between two units of work, training after a
+    in flight are finished and kept. Harvests and evidence methods stop between two units of work, training after a
     checkpoint."""
 
     def __post_init__(self) -> None:
         for name in ("max_usd", "max_requests", "max_tokens"):
             most = getattr(self, name)
-            _check(most is None or most >= 0, f"budget.{name} must not be negative, and is {most}")
+            _check(most is None or most >= 0, f"budget.{name} must be 0 or more, not {most}")
         if self.deadline is not None:
             parse_deadline(self.deadline, datetime.now().astimezone())
 
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """[store]"""
+    """[store]: where the results are kept."""
 
     path: str = "autointerp.duckdb"
-    """The evidence file stands beside it: X.evidence.duckdb."""
+    """The store. Its evidence file is beside it: X.evidence.duckdb."""
     snapshot_seconds: float = 60.0
-    """While a run writes, others read X.snapshot.duckdb: at most this old, in seconds. 0: they have to wait."""
+    """Greatest age, in seconds, of the X.snapshot.duckdb that others read while a run writes. 0: they have to wait."""
 
     def __post_init__(self) -> None:
         _check(
@@ -530,6 +538,8 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
+    """The whole of autointerp.toml."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     sae: tuple[SaeConfig, ...] = ()
@@ -551,134 +561,3 @@ class Config:
         names = [s.dictionary for s in self.sae]
         double = {n for n in names if names.count(n) > 1}
         _check(not double, f"two [[sae]] tables have the name {', '.join(sorted(double))}; give each its own `name`")
-
-
-def _convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the field type `kind`, or an InputError that names the key."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        kinds = [a for a in args if a is not type(None)]
-        fitting = [a for a in kinds if isinstance(value, a)] if len(kinds) > 1 and not isinstance(value, bool) else []
-        if not fitting and str in kinds and isinstance(value, (datetime, date, day_time)):
-            return value.isoformat()
-        return _convert(value, (fitting or kinds)[0], where)
-    if origin is Literal:
-        _check(value in args, f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
-        return value
-    if dataclasses.is_dataclass(kind):
-        return _build(typing.cast(type, kind), value, where)
-    if origin is tuple:
-        _check(isinstance(value, (list, tuple)), f"{where} must be a list, not {value!r}")
-        return tuple(_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
-        _check(isinstance(value, dict), f"{where} must be a table, not {value!r}")
-        return {str(k): _convert(v, args[1], f'{where}."{k}"') for k, v in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    good = isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))
-    _check(good, f"{where} must be {kind.__name__}, not {value!r}")
-    _check(not (kind is str and "\0" in value), f"{where} holds a NUL character, which no path or name takes")
-    return value
-
-
-def _build(kind: type, table: Any, where: str) -> Any:
-    _check(isinstance(table, dict), f"{where or 'the configuration'} must be a table, not {table!r}")
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for key, value in table.items():
-        name = f"{where}.{key}" if where else key
-        if key not in hints:
-            raise InputError(f"unknown configuration key {name!r}.{_section_of(key, where) or nearest(key, hints)}")
-        values[key] = _convert(value, hints[key], name)
-    return kind(**values)
-
-
-def _section_of(key: str, where: str) -> str:
-    """' It belongs into [explain] or [score].' of a key that stands in the wrong table, or ''."""
-    kinds = {name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)}
-    homes = [f"[{name}]" for name, kind in kinds.items() if name != where and key in typing.get_type_hints(kind)]
-    return f" It belongs into {' or '.join(homes)}." if homes else ""
-
-
-def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
-    *path, last = dotted.split(".")
-    for part in path:
-        table = table.setdefault(part, {})
-    table[last] = value
-
-
-def from_table(table: dict[str, Any], overrides: dict[str, Any] | None = None) -> Config:
-    """A Config from a parsed TOML table; `overrides` maps dotted keys ("store.path") to values."""
-    for dotted, value in (overrides or {}).items():
-        _set(table, dotted, value)
-    return typing.cast(Config, _build(Config, table, ""))
-
-
-def load(path: Path, overrides: dict[str, Any] | None = None) -> Config:
-    """The configuration at `path`. Relative paths in it (model folder, corpus, SAE, store) are relative to the file,
-    and a deadline that is a span or a time of day counts from now.
-
-    Raises InputError: no such file, not TOML, unknown key, wrong type, values that contradict one another.
-    """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no configuration at {path}; `autointerp init` writes one, -c names another") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
-    config = from_table(table, overrides)
-    return _settled(config, path.parent)
-
-
-def _settled(config: Config, folder: Path) -> Config:
-    """Relative paths as from `folder`, a relative deadline as from now."""
-
-    def resolved(value: str, must_exist: bool) -> str:
-        """A path beside the configuration file where there is one (a hub id is left alone)."""
-        if value.startswith("hf:"):
-            return value
-        expanded = Path(value).expanduser()
-        beside = folder / expanded
-        if expanded.is_absolute():
-            return str(expanded)
-        return str(beside) if beside.exists() or not must_exist else value
-
-    score = config.score
-    if score.language_model:
-        score = dataclasses.replace(score, language_model=resolved(score.language_model, True))
-    if score.embedding_model.startswith("local:"):
-        path = resolved(score.embedding_model.removeprefix("local:"), True)
-        score = dataclasses.replace(score, embedding_model=f"local:{path}")
-    source = config.corpus.source
-    if source and source != "stdlib":
-        source = resolved(source, must_exist=False)
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, name=resolved(config.model.name, True) if config.model.name else ""),
-        corpus=dataclasses.replace(config.corpus, source=source),
-        sae=tuple(dataclasses.replace(s, path=resolved(s.path, False) if s.path else None) for s in config.sae),
-        score=score,
-        budget=dataclasses.replace(config.budget, deadline=fixed(config.budget.deadline)),
-        store=dataclasses.replace(config.store, path=resolved(config.store.path, False)),
-    )
-
-
-def environment_overrides(environ: typing.Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Overrides from AUTOINTERP_SECTION__KEY variables, e.g. AUTOINTERP_STORE__PATH; values are read as TOML where
-    they parse as such, else as plain strings."""
-    overrides: dict[str, Any] = {}
-    for name, raw in environ.items():
-        if name.startswith("AUTOINTERP_") and "__" in name:
-            dotted = name.removeprefix("AUTOINTERP_").lower().replace("__", ".")
-            try:
-                overrides[dotted] = tomllib.loads(f"value = {raw}")["value"]
-            except tomllib.TOMLDecodeError:
-                overrides[dotted] = raw
-    return overrides
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON-able values, for provenance columns."""
-    return dataclasses.asdict(config)

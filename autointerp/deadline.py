@@ -1,4 +1,4 @@
-"""When a run has to end: [budget] deadline, as a span from the start or as a point in time."""
+"""When a run has to end: [budget] deadline, given as a span from the start or as a point in time."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ _LONGEST_S = 366 * 86400.0
 
 
 def parse_deadline(value: float | str, now: datetime) -> datetime:
-    """The point in time that `value` means at `now`. Times without a zone are in the machine's own.
+    """The moment that `value` stands for at `now`. A time without a zone is in the machine's own zone.
 
-    A number is seconds from `now`, and so are "5400", "3h" and "1h30m" (d, h, m or min, s); "07:30" is the next time
-    the clock shows that; "2026-11-23T07:30" (with or without a zone) is that moment, past or not. InputError otherwise.
+    A number, and a text such as "5400", "3h" or "1h30m" (d, h, m or min, s), is a span from `now`, in seconds without a
+    unit. "07:30" is the next moment at which the clock shows it. "2026-11-23T07:30", with or without a zone, is that
+    moment, even if it is past. Raises InputError for anything else.
     """
     text = str(value).strip()
     seconds = _span(text.lower())
     if seconds is not None:
         if not 0 < seconds <= _LONGEST_S:
-            raise InputError(f"deadline {text!r}: a span must be longer than nothing and at most 366 days")
+            raise InputError(f"deadline {text!r}: a span must be longer than 0 s and at most 366 days")
         return now + timedelta(seconds=seconds)
     try:
         if _TIME_OF_DAY.fullmatch(text):
-            # Reckoned without the zone, so that a change of summer time does not move what the clock shows.
+            # Computed without the zone, so that a change to or from summer time does not move the clock time.
             local = now.astimezone().replace(tzinfo=None)
             moment = datetime.combine(
                 local.date(), day_time.fromisoformat(text.zfill(8 if text.count(":") == 2 else 5))
@@ -41,14 +42,14 @@ def parse_deadline(value: float | str, now: datetime) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise InputError(
-            f"deadline {text!r} is no time; write seconds (5400), a span (3h, 1h30m), a time of day (07:30) or a date "
-            "and time (2026-11-23T07:30)"
+            f"deadline {text!r} is not a time; write seconds (5400), a span (3h, 1h30m), a time of day (07:30), or a "
+            "date and time (2026-11-23T07:30)"
         ) from None
     return moment if moment.tzinfo is not None else moment.astimezone()
 
 
 def _span(text: str) -> float | None:
-    """Seconds of "5400", "3h", "1h30m"; None where the text is no span."""
+    """The seconds of a span such as "5400", "3h" or "1h30m"; None where the text is not a span."""
     if _SPAN.fullmatch(text):
         return sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
     try:
@@ -59,16 +60,16 @@ def _span(text: str) -> float | None:
 
 
 def fixed(value: float | str | None) -> str | None:
-    """`value`, a span or a time of day as from now, as a date and time with its zone."""
+    """The moment that `value` stands for now, as a date and time with its zone; None stays None."""
     return None if value is None else parse_deadline(value, datetime.now().astimezone()).isoformat()
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """Wall-clock time: it is kept through a machine's sleep."""
+    """A moment by the wall clock, so that a machine's sleep counts too."""
 
     at: datetime | None
-    """None: there is none."""
+    """None: there is no deadline."""
 
     @classmethod
     def of(cls, value: float | str | None) -> Deadline:
@@ -76,16 +77,16 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds; 0 or less once it has passed, infinite where there is none."""
+        """Seconds until the deadline: 0 or less once it has passed, infinite without one."""
         return math.inf if self.at is None else self.at.timestamp() - time.time()
 
     def error(self) -> StoppedError:
         at = "none" if self.at is None else self.at.isoformat(sep=" ", timespec="seconds")
         return StoppedError(
-            f"budget.deadline ({at}) has come: what was in work is finished and kept; run again with a later one"
+            f"budget.deadline ({at}) has come: work in progress is finished and kept; run again with a later one"
         )
 
     def check(self) -> None:
-        """StoppedError once it has passed."""
+        """Raise StoppedError once the deadline has passed."""
         if self.left_s <= 0:
             raise self.error()

@@ -1,14 +1,14 @@
-"""Every error this project raises on purpose, and the exit code each one ends a command with.
+"""The errors that this project raises on purpose, and the exit code with which each ends a command.
 
     AutointerpError                   1  failed
       InputError                      2  usage, configuration, bad or empty input
       CredentialsError                3  the endpoint refused the key or the model name
-      StoppedError                    4  a budget, a quota or a deadline; what is done is kept, run again to go on
+      StoppedError                    4  a budget, quota or deadline was reached; what is done is kept, run again
       DiskFullError                   5
       PartialFailure                  6  finished, but some rows failed
       DamagedError                    7  a store or an SAE file is damaged
       MismatchError                   8  store, model, tokenizer and SAE do not belong together
-      OutOfMemoryError                9  out of memory after the batch was halved as far as it goes
+      OutOfMemoryError                9  out of memory after the batch was halved as often as allowed
       StoreBusyError                 75  another process holds the store; try again
 
 A message says what is wrong, with which value, and what to do next.

@@ -1,12 +1,12 @@
 """Lines about the work, on stderr: as text, as text for journald, or as JSON.
 
     text      the message, after the time of day
-    journald  the same behind sd-daemon's priority (<6>, <4>, <3>), without the time, which journald has itself. Chosen
-              by itself where $JOURNAL_STREAM says that stderr is journald's (systemd.exec(5))
-    json      one object a line: time, level, event, message, and what belongs to the event
+    journald  the message after sd-daemon's priority (<6>, <4>, <3>), without the time, which journald adds. This is the
+              default where $JOURNAL_STREAM says that stderr is journald's (systemd.exec(5))
+    json      one object a line: time, level, event, message, and the fields of the event
 
-One message is one line in each of them, and nothing in it reaches a terminal as a control character. In the last two,
-which programs read, whatever else is written to stderr (by logging, by warnings, by a library) takes the same form.
+In each form a message is one line, and no control character in it reaches a terminal. In the last two, which programs
+read, everything else written to stderr (by logging, warnings or a library) takes the same form.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class LogFormat(StrEnum):
 
 
 def asked_for(arguments: list[str]) -> LogFormat:
-    """The log format that a command line or the environment asks for, so that what is wrong with the rest of the
-    command line can be told in it. A name that is none is left to the option's own check."""
+    """The log format that a command line or the environment asks for, so that errors in the rest of the command line
+    can be reported in it. An unknown name is left to the option's own check."""
     asked = os.environ.get(ENVIRONMENT, "")
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if word == "--log-format":
@@ -46,8 +46,8 @@ def asked_for(arguments: list[str]) -> LogFormat:
 
 
 class Log:
-    """Where the lines go: to whatever stderr is when they are written. One that does not take them (a closed pipe, a
-    full disk) does not stop the work."""
+    """Writes lines to stderr, as it is when they are written. If stderr does not accept them (a closed pipe, a full
+    disk), the work goes on."""
 
     def __init__(self, form: LogFormat = LogFormat.text, quiet: bool = False) -> None:
         self.is_json = form is LogFormat.json
@@ -59,7 +59,7 @@ class Log:
         return self.is_json or self.is_journald
 
     def write(self, message: str, level: Level = "info", event: str = "message", **fields: Any) -> None:
-        """One line. `fields`, for JSON alone, are plain values; those that are None are left out."""
+        """Write one line. `fields` are plain values that only JSON shows; those that are None are left out."""
         if self.is_json:
             self._put(_as_json(message, level, event, fields))
         elif self.is_journald:
@@ -68,7 +68,8 @@ class Log:
             self._put(f"{datetime.now():%H:%M:%S} {visible(message)}")
 
     def end(self, word: str, message: str, exit_code: int, level: Level = "error", trace: str | None = None) -> None:
-        """Why the command ends. `word` goes before it, where it is text. `trace`: a traceback, in several lines."""
+        """Write why the command ends. In text, `word` comes before the message. `trace` is a traceback of several
+        lines."""
         if self.is_json:
             self.write(message, level, "error", exit_code=exit_code, traceback=trace)
             return
@@ -81,7 +82,7 @@ class Log:
         if self.quiet:
             return
         stream = _stderr()
-        with suppress(OSError, ValueError):  # ValueError: it was closed
+        with suppress(OSError, ValueError):  # ValueError: stderr was closed
             stream.write(line + "\n")
             stream.flush()
 
@@ -96,19 +97,19 @@ def _as_json(message: str, level: Level, event: str, fields: dict[str, Any]) -> 
 def _plain(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    # Split at line feeds alone: what else str.splitlines() takes for one is shown.
+    # Split only at line feeds; the other characters at which str.splitlines() splits are shown.
     return "\n".join(visible(line) for line in value.rstrip().split("\n")) if name == "traceback" else visible(value)
 
 
 def visible(text: str) -> str:
-    """`text` on one line, with control characters (a terminal's escape sequences among them) shown, not sent."""
+    """`text` on one line, with control characters, such as a terminal's escape sequences, written out."""
     shown = text.replace("\n", "\u21b5").replace("\t", "\u2192")
     return "".join(c if c.isprintable() or c in "\u21b5\u2192" else f"\\x{ord(c):02x}" for c in shown)
 
 
 def _is_journald() -> bool:
-    """Whether stderr is the stream that $JOURNAL_STREAM names by device and inode. The variable alone tells little: it
-    is inherited by whatever a service starts, a desktop's terminals and jobs that write to a file among them."""
+    """Whether stderr is the stream that $JOURNAL_STREAM names by device and inode. The variable alone says little,
+    since everything that a service starts inherits it, such as a desktop's terminals and jobs that write to a file."""
     try:
         status = os.fstat(_stderr().fileno())
     except (OSError, ValueError):
@@ -117,13 +118,13 @@ def _is_journald() -> bool:
 
 
 def _stderr() -> TextIO:
-    """The real one."""
+    """The real stderr, beneath any capture."""
     stream = sys.stderr
     return stream.beneath if isinstance(stream, _Lines) else stream
 
 
 class Capture:
-    """From now on whatever else goes to stderr goes through `log`, line by line."""
+    """From its creation to its end, everything else written to stderr goes through `log`, line by line."""
 
     def __init__(self, log: Log) -> None:
         self._beneath = _stderr()
@@ -132,7 +133,7 @@ class Capture:
         sys.stderr = self._lines
         root = logging.getLogger()
         self._replaced = [handler for handler in root.handlers if self._is_beneath(handler)]
-        for handler in self._replaced:  # logging.basicConfig's, of a library that was told to log
+        for handler in self._replaced:  # from logging.basicConfig, if a library was told to log
             root.removeHandler(handler)
         root.addHandler(self._handler)
         for logger in logging.root.manager.loggerDict.values():
@@ -145,7 +146,7 @@ class Capture:
         return isinstance(handler, logging.StreamHandler) and handler.stream is self._beneath
 
     def flush(self) -> None:
-        """What was written without an end of line."""
+        """Write out a last line that has no end of line yet."""
         self._lines.finish()
 
     def end(self) -> None:
@@ -160,7 +161,7 @@ class Capture:
 
 
 class _Records(logging.Handler):
-    """Records of `logging`, and warnings, as lines of the log."""
+    """Turns records of `logging`, and warnings, into lines of the log."""
 
     def __init__(self, log: Log) -> None:
         super().__init__()
@@ -171,7 +172,7 @@ class _Records(logging.Handler):
             message = record.getMessage()
             found = record.exc_info if record.exc_info and record.exc_info[0] is not None else None
             trace = logging.Formatter().formatException(found) if found else None
-        except Exception:  # arguments that do not fit the message, say
+        except Exception:  # the arguments may not fit the message
             self.handleError(record)
             return
         level: Level = (
@@ -187,10 +188,10 @@ class _Records(logging.Handler):
 
 
 class _Lines(io.TextIOBase):
-    """In the place of stderr: every line written becomes one of the log."""
+    """Takes the place of stderr: every line written to it becomes a line of the log."""
 
     encoding = "utf-8"
-    """Libraries ask for it; TextIOBase has None."""
+    """Libraries read it, and TextIOBase has None."""
 
     def __init__(self, log: Log, beneath: TextIO) -> None:
         self.beneath = beneath

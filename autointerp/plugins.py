@@ -1,11 +1,11 @@
-"""Scorers, evidence methods and explainers that other installed packages bring along.
+"""Adds scorers, evidence methods and explainers from other installed packages.
 
-A package names its objects under an entry point group, as pytest's and setuptools' plugins do:
+A package names its objects under an entry point group, as plugins of pytest and setuptools do:
 
     [project.entry-points."autointerp.scorers"]
     longest = "my_package.longest:LONGEST"
 
-Nothing is loaded because a configuration file names it: only what someone installed can run.
+A configuration file cannot name an object to load, so only installed code can run.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ T = TypeVar("T", bound=Named)
 
 
 def with_plugins(built_in: Iterable[T], group: Group) -> tuple[T, ...]:
-    """`built_in`, then what installed packages add to `group`, in the order of their entry points' names.
+    """`built_in`, then the objects that installed packages add to `group`, ordered by the names of their entry points.
 
-    Raises InputError where an entry point cannot be loaded, where what it names has no `name`, or where that name is
-    taken.
+    Raises InputError when an entry point cannot be loaded, or when its object has no `name` or one that is taken.
     """
     found = list(built_in)
     taken = {one.name for one in found}
@@ -39,7 +38,7 @@ def with_plugins(built_in: Iterable[T], group: Group) -> tuple[T, ...]:
         brought_by = f"{entry.value} (of the installed package {entry.dist.name if entry.dist else 'unknown'})"
         try:
             one: T = entry.load()
-        except Exception as error:  # whatever a stranger's module does when it is imported
+        except Exception as error:  # another package's module may raise anything when it is imported
             raise InputError(
                 f"the entry point {entry.name!r} of autointerp.{group} cannot be loaded from {brought_by}: {error!r}; "
                 "mend or uninstall that package"

@@ -1,6 +1,6 @@
-"""Where the files that belong to the program but are no Python lie: prompts/ and data/.
+"""Finds the program's files that are not Python: prompts/ and data/.
 
-In a source checkout they stand beside the package; an installed wheel holds them in autointerp/_resources.
+In a source checkout they are beside the package; an installed wheel has them in autointerp/_resources.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ def _folder(name: str) -> Path:
 
 
 def prompts_folder(override: Path | None = None) -> Path:
-    """The prompt templates: those of this version, or the folder given with --prompts.
+    """The folder of prompt templates: the program's own, or `override` (--prompts).
 
-    Raises InputError: no such folder.
+    Raises InputError when there is no such folder.
     """
     if override is None:
         return _folder("prompts")
     if not override.is_dir():
-        raise InputError(f"no folder of prompts at {override}; copy the program's own ({_folder('prompts')}) to start")
+        raise InputError(
+            f"no folder of prompts at {override}; start from a copy of the program's own ({_folder('prompts')})"
+        )
     return override
 
 
 def data_folder() -> Path:
-    """The shipped demo model and fixtures."""
+    """The folder of the shipped demo model and fixtures."""
     return _folder("data")

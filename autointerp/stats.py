@@ -1,7 +1,7 @@
-"""Correlation, calibration, classification and their intervals. Plain numpy; nothing here returns NaN.
+"""Correlation, calibration, classification and their intervals, in plain numpy. Nothing here returns NaN.
 
-A quantity that is not defined for the data (the correlation with a constant, the mean of nothing) is None, and so are
-the ends of an interval that cannot be had (one document cannot be resampled).
+A quantity that the data do not define (the correlation with a constant, the mean of nothing) is None. So are the ends
+of an interval that cannot be computed (one document cannot be resampled).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 Z95 = 1.959963984540054
 """The 97.5 % point of the normal distribution."""
 _FLOOR = 1e-12
-"""Resampled sums cancel to about 1e-16 of their size; a variance below this share of them is that of a constant."""
+"""Resampled sums cancel to about 1e-16 of their size. A variance below this share of them is taken as a constant's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its 95 % interval; `n` is what was counted or averaged over."""
+    """A number with its 95 % interval. `n` is how many items were counted or averaged over."""
 
     value: float | None
     low: float | None
@@ -35,7 +35,7 @@ def _flat(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Pearson correlation of two equally long vectors; None where either is constant, empty or not finite."""
+    """Pearson correlation of two equally long vectors; None if either is constant, empty or not finite."""
     a, b = _flat(x), _flat(y)
     if a.size != b.size:
         raise ValueError(f"pearson needs vectors of one length, not {a.size} and {b.size}")
@@ -46,13 +46,13 @@ def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
 
 
 def is_constant(values: ArrayLike) -> bool:
-    """Whether all values are equal, up to rounding; so is an empty vector."""
+    """Whether all values are equal, up to rounding. An empty vector counts as constant."""
     return not _standard(_flat(values)).any()
 
 
 def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred and scaled to at most 1, so that sums of squares neither cancel nor overflow. A constant (up to
-    rounding) becomes exactly zero."""
+    """`values` centred and scaled to at most 1, so that sums of squares neither cancel nor overflow. A vector that is
+    constant up to rounding becomes exactly zero."""
     top = float(np.abs(values).max(initial=0.0))
     if top == 0.0:
         return np.zeros_like(values)
@@ -63,12 +63,12 @@ def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _moments(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[1, 6]: n and the sums of x, y, xx, yy, xy."""
+    """n and the sums of x, y, xx, yy and xy, [1, 6]."""
     return np.array([[x.size, x.sum(), y.sum(), x @ x, y @ y, x @ y]])
 
 
 def _correlation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlations [B] from rows of moments [B, 6]; NaN where a variance is zero."""
+    """Correlations [B] from rows of `_moments` [B, 6]; NaN where a variance is zero."""
     n, sx, sy, sxx, syy, sxy = sums.T
     n = np.maximum(n, 1.0)
     vx, vy = sxx - sx * sx / n, syy - sy * sy / n
@@ -78,7 +78,7 @@ def _correlation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _resamples(groups: int, n_boot: int, seed: int) -> NDArray[np.float64]:
-    """[n_boot, groups]: how often each group stands in each resample."""
+    """How often each group occurs in each resample, [n_boot, groups]."""
     draws = np.random.default_rng(seed).integers(0, groups, size=(n_boot, groups))
     draws += np.arange(n_boot)[:, None] * groups
     return np.bincount(draws.ravel(), minlength=n_boot * groups).reshape(n_boot, groups).astype(np.float64)
@@ -94,10 +94,10 @@ def pooled_correlation(
     """Pearson correlation over the tokens of all contexts pooled (Bills et al. 2023), with a 95 % percentile interval
     from a bootstrap over documents.
 
-    `truth[i]` and `predicted[i]` hold one number per token of context i, which stands in `documents[i]`. `n` is the
-    number of contexts. Value None where truth or prediction is constant; the interval None with fewer than two
-    documents, or where fewer than half of the resamples define a correlation. Only six sums per document are
-    resampled, so a thousand resamples of thirty contexts take about a millisecond.
+    `truth[i]` and `predicted[i]` hold one number per token of context i, which is from `documents[i]`. `n` is the
+    number of contexts. The value is None if truth or prediction is constant. The interval is None with fewer than two
+    documents, or if fewer than half of the resamples define a correlation. Only six sums per document are resampled, so
+    a thousand resamples of thirty contexts take about a millisecond.
     """
     x, y, group = _pooled(truth, predicted, documents)
     x, y = _standard(x), _standard(y)
@@ -130,7 +130,7 @@ def pooled_r_squared(
 def _pooled(
     truth: Sequence[ArrayLike], predicted: Sequence[ArrayLike], documents: Sequence[Hashable]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """All tokens of all contexts: truth, prediction, and the number of the document each stands in."""
+    """(truth, prediction, number of its document) for all tokens of all contexts."""
     if not len(truth) == len(predicted) == len(documents):
         raise ValueError(f"{len(truth)} truths, {len(predicted)} predictions, {len(documents)} documents")
     xs, ys = [_flat(t) for t in truth], [_flat(p) for p in predicted]
@@ -154,7 +154,7 @@ def _bootstrapped(
     n_boot: int,
     seed: int,
 ) -> Estimate:
-    """A statistic of sums over tokens, and its interval from resampling the groups' sums."""
+    """A statistic of sums of `columns` over tokens, with its interval from resampling the groups' sums."""
     if group.size < 2:
         return Estimate(None, None, None, n)
     count = int(group.max()) + 1
@@ -177,8 +177,8 @@ def _percentiles(values: NDArray[np.float64]) -> tuple[float | None, float | Non
 
 
 def linear_calibration(predicted: ArrayLike, truth: ArrayLike) -> tuple[float, float]:
-    """(slope, intercept) of the least-squares line truth ~ slope * predicted + intercept; slope 0 where `predicted`
-    is constant. Raises ValueError on no data."""
+    """(slope, intercept) of the least-squares line truth ~ slope * predicted + intercept. The slope is 0 if `predicted`
+    is constant. Raises ValueError without data."""
     x, y = _flat(predicted), _flat(truth)
     if x.size != y.size or x.size == 0:
         raise ValueError(f"a calibration needs two equally long, non-empty vectors, not {x.size} and {y.size}")
@@ -189,8 +189,8 @@ def linear_calibration(predicted: ArrayLike, truth: ArrayLike) -> tuple[float, f
 
 
 def r_squared(truth: ArrayLike, predicted: ArrayLike) -> float | None:
-    """1 - sum (truth - predicted)^2 / sum (truth - mean truth)^2: the share of the centred variance explained.
-    Negative where the mean would have done better; None where `truth` is constant."""
+    """The share of the centred variance explained: 1 - sum (truth - predicted)^2 / sum (truth - mean truth)^2. Negative
+    if the mean would predict better; None if `truth` is constant."""
     y, p = _flat(truth), _flat(predicted)
     if y.size != p.size:
         raise ValueError(f"r_squared needs vectors of one length, not {y.size} and {p.size}")
@@ -204,7 +204,7 @@ def r_squared(truth: ArrayLike, predicted: ArrayLike) -> float | None:
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
-    """Share of successes with Wilson's score interval; None where n is 0."""
+    """The share of successes with Wilson's score interval; None if n is 0."""
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}")
     if n == 0:
@@ -218,8 +218,8 @@ def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
 
 
 def auroc(positive: ArrayLike, negative: ArrayLike) -> float | None:
-    """Probability that a positive scores above a negative, ties counted half (the Mann-Whitney statistic); None
-    where either side is empty."""
+    """The probability that a positive scores above a negative, with ties counted half (the Mann-Whitney statistic).
+    None if either side is empty."""
     p, q = _flat(positive), np.sort(_flat(negative))
     if p.size == 0 or q.size == 0:
         return None
@@ -229,7 +229,7 @@ def auroc(positive: ArrayLike, negative: ArrayLike) -> float | None:
 
 
 def balanced_accuracy(true_positives: int, positives: int, true_negatives: int, negatives: int) -> float | None:
-    """Mean of sensitivity and specificity; None where one of the classes is empty."""
+    """The mean of sensitivity and specificity; None if one of the classes is empty."""
     if positives == 0 or negatives == 0:
         return None
     return 0.5 * (true_positives / positives + true_negatives / negatives)
@@ -238,9 +238,9 @@ def balanced_accuracy(true_positives: int, positives: int, true_negatives: int, 
 def balanced_accuracy_interval(
     true_positives: int, positives: int, true_negatives: int, negatives: int, z: float = Z95
 ) -> Estimate:
-    """Balanced accuracy with a 95 % interval, from Wilson's intervals of sensitivity and specificity by the square-and-
-    add rule (Newcombe 1998): unlike a bootstrap it keeps its width where every answer is right. `n` is of both classes;
-    all else None where one of them is empty."""
+    """Balanced accuracy with a 95 % interval, from Wilson's intervals of sensitivity and specificity by the
+    square-and-add rule (Newcombe 1998). Unlike a bootstrap, it keeps its width if every answer is right. `n` counts
+    both classes; all else is None if one of them is empty."""
     n = positives + negatives
     value = balanced_accuracy(true_positives, positives, true_negatives, negatives)
     if value is None:
@@ -253,34 +253,38 @@ def balanced_accuracy_interval(
 
 @dataclass(frozen=True)
 class Tails:
-    """How likely balanced accuracies are where the true one is at some level; made by `balanced_accuracy_tails`."""
+    """The tail probabilities of balanced accuracies, given the true one; made by `balanced_accuracy_tails`."""
 
     positives: int
     negatives: int
     values: NDArray[np.int64]
-    """Every value there can be, ascending, times 2 * positives * negatives."""
+    """All possible values, ascending, times 2 * positives * negatives."""
     at_least: NDArray[np.float64]
-    """Largest probability of this value or a higher one, over all sensitivities and specificities of that level."""
+    """For each value, the largest probability of it or a higher one over all pairs of sensitivity and specificity with
+    the given mean."""
     at_most: NDArray[np.float64]
+    """For each value, the largest probability of it or a lower one over those pairs."""
 
     def of(self, true_positives: int, true_negatives: int) -> tuple[float, float]:
-        """(probability of this balanced accuracy or a higher one, of it or a lower one)."""
+        """(probability of this balanced accuracy or a higher one, probability of it or a lower one)."""
         i = int(np.searchsorted(self.values, true_positives * self.negatives + true_negatives * self.positives))
         return float(self.at_least[i]), float(self.at_most[i])
 
     def largest_at_least(self, bound: float) -> float:
-        """The largest probability of an upper tail that does not exceed `bound`; 0 where none is that small."""
+        """The largest upper-tail probability that does not exceed `bound`; 0 if none is that small."""
         return float(self.at_least[self.at_least <= bound].max(initial=0.0))
 
     def largest_at_most(self, bound: float) -> float:
+        """The largest lower-tail probability that does not exceed `bound`; 0 if none is that small."""
         return float(self.at_most[self.at_most <= bound].max(initial=0.0))
 
 
 @lru_cache(maxsize=1024)
 def balanced_accuracy_tails(positives: int, negatives: int, level: float) -> Tails:
-    """Exact tail probabilities of the balanced accuracy of so many independent answers whose true balanced accuracy is
-    `level`, 0..1. Many pairs of sensitivity and specificity have that mean: the largest probability among 81 of them
-    from one extreme to the other (an unconditional exact test, as Barnard's)."""
+    """Exact tail probabilities of the balanced accuracy of `positives` and `negatives` independent answers, if the true
+    balanced accuracy is `level`, 0..1. Many pairs of sensitivity and specificity have that mean. The largest
+    probability among 81 of them, from one extreme to the other, is taken (an unconditional exact test, like
+    Barnard's)."""
     reach = min(level, 1.0 - level)
     shift = np.linspace(-reach, reach, 81)
     right = np.arange(positives + 1)[:, None] * negatives + np.arange(negatives + 1)[None, :] * positives
@@ -294,7 +298,7 @@ def balanced_accuracy_tails(positives: int, negatives: int, level: float) -> Tai
 
 
 def _binomial(n: int, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[shares, n + 1]: the probability of each number of successes."""
+    """The probability of each number of successes, [shares, n + 1]."""
     p = np.clip(shares, 1e-300, 1.0)[:, None]
     q = np.clip(1.0 - shares, 1e-300, 1.0)[:, None]
     k = np.arange(n + 1)
@@ -303,18 +307,18 @@ def _binomial(n: int, shares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def ranks(values: ArrayLike) -> NDArray[np.float64]:
-    """Rank of every value from 1 for the smallest; equal values share the mean of their ranks."""
+    """The rank of every value, from 1 for the smallest. Equal values share the mean of their ranks."""
     _, place, counts = np.unique(_flat(values), return_inverse=True, return_counts=True)
     return _mid_ranks(counts.astype(np.float64))[place]
 
 
 def _mid_ranks(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of groups of equal values in ascending order, from how many there are of each."""
+    """The mean rank of each group of equal values, from the sizes of the groups in ascending order of value."""
     return np.asarray(np.cumsum(counts) - (counts - 1.0) / 2.0)
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Spearman's rank correlation, ties by mean ranks; None where either is constant, empty or not finite."""
+    """Spearman's rank correlation, with mean ranks for ties; None if either vector is constant, empty or not finite."""
     a, b = _flat(x), _flat(y)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return None
@@ -324,12 +328,12 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
 def spearman_interval(
     x: ArrayLike, y: ArrayLike, groups: Sequence[Hashable] | None = None, n_boot: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Spearman's rank correlation with a 95 % percentile bootstrap interval, ranked anew in every resample.
+    """Spearman's rank correlation with a 95 % percentile bootstrap interval; every resample is ranked anew.
 
-    `groups`: what each pair of values belongs to, where pairs of one group are not independent (labels of one feature);
-    whole groups are resampled. The interval is None with fewer than two groups, or where fewer than half of the
-    resamples define a correlation. Past 5,000 pairs the resamples become fewer, 200 at least:
-    the interval is narrow by then.
+    `groups` gives the group of each pair of values, if pairs of one group are not independent (labels of one feature);
+    whole groups are then resampled. The interval is None with fewer than two groups, or if fewer than half of the
+    resamples define a correlation. With more than 5,000 pairs there are fewer resamples, but at least 200; the interval
+    is narrow by then.
     """
     a, b = _flat(x), _flat(y)
     value = spearman(a, b)
@@ -346,7 +350,7 @@ def spearman_interval(
     found = np.empty(min(n_boot, max(200, 5_000_000 // a.size)))
     for i in range(found.size):
         times = np.bincount(rng.integers(0, len(index), size=len(index)), minlength=len(index))[group].astype(float)
-        # A pair drawn n times stands there n times: ranks and sums follow from the counts, without sorting again.
+        # A pair drawn n times counts n times, so ranks and sums follow from the counts without sorting again.
         r, s = (_mid_ranks(np.bincount(place, times).astype(float))[place] for place in (place_a, place_b))
         n = times.sum()
         r, s = r - (n + 1.0) / 2.0, s - (n + 1.0) / 2.0  # mean ranks
@@ -357,8 +361,8 @@ def spearman_interval(
 
 
 def mean_interval(values: ArrayLike, n_boot: int = 2000, seed: int = 0) -> Estimate:
-    """Mean with a 95 % percentile bootstrap interval over the values. For a paired comparison pass the differences.
-    Value None where there are no values, the interval None with fewer than two."""
+    """The mean with a 95 % percentile bootstrap interval over the values. For a paired comparison pass the differences.
+    The value is None without values; the interval is None with fewer than two."""
     v = _flat(values)
     if v.size == 0:
         return Estimate(None, None, None, 0)
@@ -367,7 +371,7 @@ def mean_interval(values: ArrayLike, n_boot: int = 2000, seed: int = 0) -> Estim
     if v.size < 2:
         return Estimate(float(v.mean()), None, None, 1)
     rng = np.random.default_rng(seed)
-    # In blocks: n_boot x n draws at once would take gigabytes for a million features.
+    # In blocks, since n_boot x n draws would take gigabytes for a million features.
     block = max(1, 4_000_000 // v.size)
     sizes = [(min(block, n_boot - i), v.size) for i in range(0, n_boot, block)]
     means = np.concatenate([v[rng.integers(0, v.size, size=size)].mean(axis=1) for size in sizes])
@@ -385,9 +389,10 @@ def auroc_interval(
 ) -> Estimate:
     """`auroc` with a 95 % percentile interval from a bootstrap over documents, those of both classes together.
 
-    `n` is of both classes. Where all resamples agree (the classes do not overlap, say) they tell nothing of the
-    width, and the interval is that of `auroc_of_independent` with the documents counted. Value None where a class is
-    empty; the interval None with fewer than two documents, or where fewer than half of the resamples hold both.
+    `n` counts both classes. If all resamples agree (because the classes do not overlap, say), they say nothing about
+    the width. The interval is then that of `auroc_of_independent`, with the number of documents. The value is None if a
+    class is empty. The interval is None with fewer than two documents, or if fewer than half of the resamples hold both
+    classes.
     """
     p, q = _flat(positive), _flat(negative)
     if p.size != len(positive_documents) or q.size != len(negative_documents):
@@ -412,8 +417,8 @@ def auroc_interval(
 
 
 def auroc_of_independent(value: float, positives: int, negatives: int) -> Estimate:
-    """An AUROC `value` of so many independent positives and negatives with a 95 % score interval (Newcombe 2006,
-    method 5): like Wilson's for a share it keeps its width at 0 and 1, and it holds for a handful of values."""
+    """The AUROC `value` of independent positives and negatives with a 95 % score interval (Newcombe 2006, method 5).
+    Like Wilson's interval for a share, it keeps its width at 0 and 1, and it holds for a handful of values."""
     if positives < 1 or negatives < 1 or not 0.0 <= value <= 1.0:
         raise ValueError(f"an AUROC of {value} of {positives} positives and {negatives} negatives")
     extra = (positives + negatives) / 2 - 1
@@ -442,8 +447,8 @@ _T95 = (
 
 
 def t_interval(values: ArrayLike) -> Estimate:
-    """Mean with Student's 95 % interval: for a handful of values, where a bootstrap would be far too narrow. Value
-    None where there are no values, the interval None with fewer than two."""
+    """The mean with Student's 95 % interval, for a handful of values, where a bootstrap would be far too narrow. The
+    value is None without values; the interval is None with fewer than two."""
     v = _flat(values)
     if not np.isfinite(v).all():
         raise ValueError("t_interval needs finite values; leave failed rows out and count them")

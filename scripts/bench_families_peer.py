@@ -1,6 +1,6 @@
-"""The peers' side of `bench_train.py --family`: one of dictionary_learning's or SAELens's own trainers on known
-directions. Runs under an interpreter that has them; prints a RESULT line. Their recipes are their own; batches,
-learning rate, warm-up and steps are the same for all."""
+"""The peers' side of `bench_train.py --families`: runs one of dictionary_learning's or SAELens's own trainers on known
+directions, under an interpreter that has them, and prints a RESULT line. Batches, learning rate, warm-up and steps are
+the same for all; the rest is the peer's own recipe."""
 
 import argparse
 import json

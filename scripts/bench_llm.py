@@ -1,13 +1,13 @@
-"""What the LLM client costs, loses and keeps in memory, against a loopback server in a process of its own.
+"""Measures what the LLM client costs, loses and keeps in memory, with a loopback server in a process of its own.
 
     python scripts/bench_llm.py                              CPU per call, beside other clients, in the same run
-    python scripts/bench_llm.py --logprobs 64                the same with 64 tokens of 20 top logprobs in each reply
+    python scripts/bench_llm.py --logprobs 64                with 64 tokens of 20 top logprobs in each reply
     python scripts/bench_llm.py --soak 200000                ours alone: calls lost, memory over the run
-    python scripts/bench_llm.py --soak 200000 --store FILE   the same with a real store as the ledger
+    python scripts/bench_llm.py --soak 200000 --store FILE   with a real store as the ledger
     python scripts/bench_llm.py --throttle 1200 150          how evenly the limit is kept, and what waiting costs
 
-A prompt of 4 kB, a short reply. CPU seconds are this process's alone, all of its threads; wall time depends on what
-else the machine does. Memory is read from /proc (Linux).
+Every call has a prompt of 4 kB and a short reply. CPU seconds are those of this process with all its threads; wall time
+depends on what else the machine does. Memory is read from /proc (Linux).
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from autointerp.store.store import Store
 UNLIMITED = 6e6
 """Requests per minute."""
 TOP = 20
-"""Alternatives for each token where logprobs are asked for."""
+"""Alternatives per token where logprobs are asked for."""
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
 
 
 def reply_body(logprob_tokens: int) -> bytes:
-    """A chat reply as OpenAI sends it, with logprobs of so many tokens (0: none)."""
+    """A chat reply as OpenAI sends it, with logprobs of this many tokens (0: none)."""
 
     def entry(i: int) -> dict[str, Any]:
         token = f" word{i}"
@@ -72,7 +72,7 @@ def reply_body(logprob_tokens: int) -> bytes:
 
 
 class _Connection(asyncio.Protocol):
-    """Reads requests just far enough to find their ends: the server must not be what is measured."""
+    """Reads requests only far enough to find their ends, since the server must not be what is measured."""
 
     def __init__(self, answer: bytes, latency_s: float, arrivals: array[float]) -> None:
         self._answer = answer
@@ -120,7 +120,7 @@ async def _serve(latency_s: float, logprob_tokens: int) -> None:
 
 
 def most_within(times: Sequence[float], span_s: float) -> int:
-    """The most of `times`, which ascend, in any window of `span_s` seconds."""
+    """The most `times` (ascending) in any window of `span_s` seconds."""
     most = first = 0
     for last, at in enumerate(times):
         while at - times[first] >= span_s:
@@ -151,7 +151,7 @@ def server(latency_ms: float, logprob_tokens: int = 0) -> Iterator[Server]:
 
 
 class CountingLedger:
-    """Keeps no rows: what grows in memory is then the client's."""
+    """A ledger that keeps no rows, so that any memory that grows is the client's."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -164,7 +164,7 @@ class CountingLedger:
 
 
 _numbers = itertools.count()
-"""No prompt is sent twice in a run: a ledger would answer the second."""
+"""Makes every prompt of a run different, since a ledger would answer a repeated one."""
 
 
 def body(logprob_tokens: int) -> dict[str, Any]:
@@ -201,7 +201,7 @@ async def ours(load: Load) -> Any:
 
 
 def ours_in(store: Store) -> Callable[[Load], Any]:
-    """Ours, with the store's ledger: a call ends once its record is committed."""
+    """Our client with the store's ledger: a call ends once its record is committed."""
 
     @asynccontextmanager
     async def side(load: Load) -> Any:
@@ -248,14 +248,14 @@ async def raw_aiohttp(load: Load) -> Any:
 @dataclass
 class Cost:
     cpu_ms: list[float] = field(default_factory=list)
-    """Per call, one number per round."""
+    """CPU milliseconds per call, one number for each round."""
     calls_per_s: list[float] = field(default_factory=list)
     failed: int = 0
 
 
 async def measure(side: Callable[[Load], Any], load: Load, calls: int, cost: Cost) -> None:
-    """The time of `calls` calls, connections and ramp included. Failures of the connection are counted: the default
-    transport starves its own event loop at 1,000 in flight."""
+    """Measure `calls` calls, with connecting and ramp-up. Failed connections are counted, since the default transport
+    starves its own event loop at 1,000 calls in flight."""
     cpu, wall = time.process_time(), time.perf_counter()
     async with side(load) as one:
 
@@ -362,7 +362,7 @@ def soak(args: argparse.Namespace, store: Store | None) -> None:
 
 
 async def _throttled(load: Load, seconds: float) -> tuple[int, float, float]:
-    """(calls, CPU seconds, wall seconds) of workers that always have more to ask than the limit lets through."""
+    """(calls, CPU seconds, wall seconds) of workers that always have more to ask than the limit allows."""
     ledger = CountingLedger()
     async with our_client(load, ledger) as client:
         one = _asking(client, load)

@@ -1,9 +1,11 @@
-"""What publishing a store for readers costs: seconds a copy takes, what commits notice of it, how old rows get.
+"""Measures what it costs to publish a store for readers: how long a copy takes, how much commits slow down, and how old
+the rows are that readers see.
 
     python scripts/bench_snapshot.py [--features 1000000] [--scores 2] [--predictions 0] [--seconds 5]
 
-Makes a store in a temporary folder with plain SQL (a label and `scores` scores for every feature), then commits groups
-of 50 calls and labels for a while without publishing and for a while with it, a reader asking for the age now and then.
+It makes a store in a temporary folder with plain SQL (a label and `scores` scores for every feature). Then it commits
+groups of 50 calls and labels, for a while without publishing and for a while with it, and a reader asks from time to
+time how old the rows are.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def group(start: int) -> tuple[list[CallRecord], list[Explanation]]:
 
 
 def commit_for(store: Store, seconds: float, start: int) -> tuple[list[float], int]:
-    """Seconds of every commit, and the number to go on with."""
+    """(seconds of every commit, the number of the next one)."""
     took, end = [], time.monotonic() + seconds
     while time.monotonic() < end:
         calls, labels = group(start)

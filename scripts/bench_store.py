@@ -1,15 +1,15 @@
-"""How a store of a million features behaves: seconds and memory of opening it, of queries, and of resuming a run.
+"""Measures a store of a million features: seconds and memory for opening it, for queries, and for resuming a run.
 
     python scripts/bench_store.py [FOLDER] [--features 1000000] [--contexts 20] [--step NAME ...]
 
-Makes the store in FOLDER with plain SQL, once (minutes; about 6 GB at a million features), in the physical layout that
-a merge gives: through the store's own schema, sorted by feature, 20 contexts a feature over three splits, windows of
-text of the Python standard library, shared by about 20 contexts each. Every feature but one in a thousand has a label
-by an LLM explainer with its call in the ledger, and two scores; a tenth of them have 30 predictions each.
+The store is made once in FOLDER with plain SQL (minutes, and about 6 GB for a million features), in the physical layout
+that a merge gives: the store's own schema, sorted by feature, with 20 contexts per feature over three splits. Windows
+are text of the Python standard library, each shared by about 20 contexts. All but one in a thousand features have an
+LLM explainer's label, with its call in the ledger, and two scores; a tenth of them have 30 predictions each.
 
-Then every step runs in a process of its own (the page cache is warm), and prints seconds and peak memory. Where a run
-is to go on, it works on a copy of the main file, without the labels or the scores of the last thousand features, and
-an endpoint on the loopback device says when its first request came.
+Then every step runs in a process of its own, with a warm page cache, and prints seconds and peak memory. Steps that
+resume a run work on a copy of the main file without the labels or scores of the last thousand features. An endpoint on
+the loopback device notes when the run's first request came.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from autointerp.store.safety.paths import evidence_path_of
 
 MODEL = "bench-model"
 WINDOW, CONTEXT = 64, 32
-"""Tokens."""
+"""Tokens in a window and in a context."""
 LAST = 1000
-"""Features that a resumed run still has to do."""
+"""How many features a resumed run still has to do."""
 WINDOWS_PER_FEATURE = 1.0
 _PIECE = re.compile(r"\s?\w{1,8}|\s+|[^\w\s]")
 
@@ -153,7 +153,7 @@ _PREDICTIONS = """
 
 
 def standard_library(limit: int = 4_000_000) -> list[str]:
-    """Tokens of the standard library's text: words of at most 8 letters with the space before them."""
+    """The standard library's text as tokens: words of at most 8 letters, each with the space before it."""
     pieces: list[str] = []
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
         if "site-packages" not in file.parts and "test" not in file.parts:
@@ -164,7 +164,7 @@ def standard_library(limit: int = 4_000_000) -> list[str]:
 
 
 def make(path: Path, n: int) -> None:
-    """The whole store at `path`."""
+    """Make the whole store at `path`."""
     from autointerp.config import ExplainConfig, ScoreConfig
     from autointerp.explain.explainers import LlmExplainer
     from autointerp.score.simulation import template_of
@@ -261,7 +261,7 @@ def make_evidence(
 
 @contextmanager
 def without(path: Path, table: str, n: int, name: str = "resumed") -> Iterator[Path]:
-    """A copy of the store that lacks the last rows of `table` (and what stands on them); gone afterwards."""
+    """A copy of the store without the last rows of `table` and all that depends on them; deleted afterwards."""
     copy = path.with_name(f"{name}.duckdb")
     remove(copy)
     shutil.copyfile(path, copy)
@@ -291,7 +291,7 @@ def remove(path: Path) -> None:
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Says the same to everyone, and notes when the first one came that asked more than a probe does."""
+    """Gives every request the same answer, and notes when the first request came that is not a probe."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -303,7 +303,7 @@ class Endpoint(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A command that was stopped does not wait for its answers."""
+        """Ignore errors: a command that was stopped does not wait for its answers."""
 
     @property
     def url(self) -> str:
@@ -341,11 +341,11 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 CPU = [0.0]
-"""Seconds of CPU of the last process that ended."""
+"""CPU seconds of the process that ended last."""
 
 
 def finished(process: subprocess.Popen[str]) -> float:
-    """Waits; peak memory in MiB."""
+    """Wait for the process to end; return its peak memory in MiB."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     CPU[0] = usage.ru_utime + usage.ru_stime
@@ -360,7 +360,7 @@ def row(what: str, seconds: float | None, memory: float | None, note: str = "") 
 
 
 def command(what: str, arguments: list[str], folder: Path) -> None:
-    """Seconds of a whole `autointerp` command, from starting Python to its end."""
+    """Measure the seconds of a whole `autointerp` command, from the start of Python to its end."""
     begun = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "autointerp", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -375,7 +375,7 @@ def command(what: str, arguments: list[str], folder: Path) -> None:
 
 
 def until_request(what: str, arguments: list[str], folder: Path, endpoint: Endpoint) -> None:
-    """Seconds from starting Python until its first request came; the command is then stopped."""
+    """Measure the seconds from the start of Python to the first request; the command is then stopped."""
     endpoint.first = None
     endpoint.came.clear()
     begun = time.monotonic()
@@ -447,7 +447,7 @@ QUERIES = {
 
 
 def step_queries(path: Path) -> None:
-    """Every query on one open connection, locked down as `autointerp query` does."""
+    """Run every query on one open connection, locked down as `autointerp query` does it."""
     from autointerp.store import query as q
     from autointerp.store.safety.reading import connect_for_reading
 
@@ -463,7 +463,7 @@ def step_queries(path: Path) -> None:
 
 
 def step_reads(path: Path) -> None:
-    """What the program itself reads."""
+    """Run the reads that the program itself makes."""
     from autointerp.store.run_progress import run_progress
     from autointerp.store.selection import Selection
 
@@ -511,7 +511,7 @@ def step_open(path: Path, read_only: bool) -> None:
 
 
 def step_commits(path: Path) -> None:
-    """Groups of 50 calls and 50 labels, as a run writes them, on a copy."""
+    """Commit groups of 50 calls and 50 labels to a copy, as a run writes them."""
     sys.path.insert(0, str(Path(__file__).parent))
     from bench_snapshot import group
 

@@ -1,17 +1,17 @@
-"""SAE training beside the peers: CPU time and quality on vectors made of known directions.
+"""Compares SAE training with the peers: CPU time and quality, on vectors made of known directions.
 
     scripts/bench_train.py --workload WORK --peers-bench DIR --peers-python PY --steps 2000 --out OUT
     scripts/bench_train.py --workload WORK --peers-python PY --families all --steps 1000 --out OUT
 
-The second form takes every family but TopK: first the peer's own trainer (bench_families_peer.py), then ours asked for
-the L0 that the peer arrived at, so that FVUs are compared at the same sparsity.
+The second form takes every family but TopK: first the peer's own trainer (bench_families_peer.py), then ours, asked for
+the L0 that the peer reached, so that FVUs are compared at the same sparsity.
 
-WORK is what the peers' make_workload.py made, DIR the folder with their sae_train.py, PY an interpreter with the peers
-installed. Every side runs in a process of its own, one after the other, with the same number of threads and the same
-number of batches; CPU seconds are the process's own. The first table's ratios are to `limit`, a hand-written sparse
-loop. Ours runs with everything on that it does in the product: shuffling, projection, dead counting, AuxK armed,
-metrics, checkpoints. A further row, `ours, AuxK active`, is a short run in which a tenth of the features count as dead
-in every step: what a step costs while features are being revived (only its time means anything).
+WORK is the output of the peers' make_workload.py, DIR the folder with their sae_train.py, PY an interpreter with the
+peers installed. The sides run one after the other, each in a process of its own, with the same number of threads and
+batches; CPU seconds are those of the process. The first table's ratios are to `limit`, a hand-written sparse loop. Ours
+does all that it does in the product: shuffling, projection, dead counting, AuxK, metrics, checkpoints. A further row,
+`ours, AuxK active`, is a short run in which a tenth of the features count as dead in every step. It shows what a step
+costs while features are being revived; only its time means anything.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ BATCH, D_SAE, K = 2048, 2048, 32  # the peers' scripts fix these
 PEERS = ("limit", "sparsify", "dictionary_learning", "saelens")
 COLUMNS = ("fvu", "dead", "max_cosine", "recovered")
 PEER_PENALTY = {"relu": 1.0, "gated": 1.0, "p_anneal": 1.0}
-"""Their penalty's weight, chosen so that they arrive near K active features; the other families are told K."""
+"""The peers' penalty weights, chosen so that they end near K active features. The other families are told K."""
 FAMILIES = ("relu", "gated", "jumprelu", "batchtopk", "matryoshka", "p_anneal")
 
 
 def ours(
     workload: Path, steps: int, threads: int, lr: float | None, auxk_active: bool, family: str = "topk", k: int = K
 ) -> dict[str, float]:
-    """Train in this process; CPU milliseconds per step and the quality of what came out."""
+    """Train in this process. Returns CPU milliseconds per step and the quality of the result."""
     import numpy as np
     import torch
 
@@ -61,15 +61,16 @@ def ours(
 
 
 def _keep_dead(trainer: Any, n: int) -> None:
-    """The first `n` features count as dead before every step, whatever they do."""
+    """Make the first `n` features count as dead before every step, whatever they do."""
     since_fired = trainer.learners[0].run.since_fired
     trainer.on_progress = lambda step, steps: since_fired[:n].fill_(trainer.config.dead_after)
     trainer.on_progress(0, trainer.steps)
 
 
 def quality(folder: Path, sae: Any) -> dict[str, float]:
-    """On held-out vectors. fvu: sum |x - x_hat|^2 / sum |x - mean|^2. dead: share of features that never fire.
-    max_cosine: mean over true directions of the best cosine with a decoder row; recovered: share of them above 0.9."""
+    """Quality on held-out vectors. fvu: sum |x - x_hat|^2 / sum |x - mean|^2. dead: share of features that never fire.
+    max_cosine: mean over true directions of the best cosine with a decoder row. recovered: share of those cosines above
+    0.9."""
     import numpy as np
     import torch
 
@@ -93,7 +94,7 @@ def quality(folder: Path, sae: Any) -> dict[str, float]:
 
 
 def peer(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """One run of the peers' own script, its RESULT line."""
+    """The RESULT line of one run of the peers' own script."""
     with tempfile.TemporaryDirectory() as folder:
         command = [args.peers_python, "-B", "sae_train.py", name, "--workload", args.workload.resolve()]
         command += ["--out", folder, "--steps", args.steps, "--threads", args.threads]
@@ -101,7 +102,7 @@ def peer(name: str, args: argparse.Namespace) -> dict[str, float]:
 
 
 def family_rows(family: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """The peer's trainer of a family, and ours at the L0 it arrived at."""
+    """The results of the peer's trainer of a family, and of ours at the L0 that the peer reached."""
     script = Path(__file__).with_name("bench_families_peer.py")
     command: list[Any] = [args.peers_python, "-B", script, "dictionary_learning", family]
     command += ["--workload", args.workload.resolve(), "--steps", args.steps, "--threads", args.threads]
@@ -176,7 +177,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help=f"which of {','.join(PEERS)}")
     parser.add_argument("--steps", type=int, default=2000, help="training steps of 2048 vectors")
     parser.add_argument("--auxk-steps", type=int, default=100, help="steps of the run with AuxK active; 0: none")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, for every side")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads, for every side")
     parser.add_argument("--lr", type=float, help="ours; default: the product's default")
     parser.add_argument("--out", type=Path, default=Path("bench_train.json"), help="where the figures go as JSON")
     parser.add_argument("--families", help=f"families instead of TopK: all, or some of {','.join(FAMILIES)}")

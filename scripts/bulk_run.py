@@ -1,13 +1,14 @@
-"""A bulk run as a user would do it: a real dictionary, an endpoint that misbehaves, a kill in the middle, a budget.
+"""Does a bulk run as a user would: a real dictionary, an endpoint that misbehaves, a kill in the middle, a budget.
 
     python scripts/bulk_run.py --out DIR [--features 5000] [--rate 0.05] [--max-usd 2] [--seed 1]
 
-Trains an SAE of so many features on the demo model and harvests it (kept in DIR for the next time), then labels and
-scores every feature through a loopback endpoint, in a process of its own, that spoils a share of its answers by a seed
-and keeps fsynced books of what it was asked and what would be on the bill (tests/support/fault_server.py). In place of
-a language model answers a plain reader of the prompts (tests/support/reading_brain.py). Then: a forecast; a run that is
-killed (SIGKILL) a third of the way, looked at from outside meanwhile; the same command again, which its budget stops;
-again, to the end; once more, with nothing left to do. The last lines compare the books with the store."""
+It trains an SAE with that many features on the demo model and harvests it (both are kept in DIR for the next time).
+Then it labels and scores every feature through a loopback endpoint in a process of its own
+(tests/support/fault_server.py), which spoils a share of its answers by a seed, and keeps fsynced books of what it was
+asked and what the bill would be. Instead of a language model, a plain reader of the prompts answers
+(tests/support/reading_brain.py). The steps are: a forecast; a run that is watched from outside and killed (SIGKILL)
+after a third; the same command again, which its budget stops; again, to the end; once more, with nothing left to do.
+The last lines compare the books with the store."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ path = "bulk.duckdb"
 snapshot_seconds = 10
 """
 PORT = 18_431
-"""Fixed, so that the endpoint's address in the configuration stays the same from one time to the next."""
+"""Fixed, so that the endpoint's address in the configuration is the same every time."""
 
 
 class Project:
@@ -96,7 +97,7 @@ class Project:
         )  # fmt: skip
 
     def run(self, *words: str, shown: int = 12) -> int:
-        """Runs to the end and prints the last lines of what it says."""
+        """Run a command to its end and print the last lines of its output."""
         began = time.monotonic()
         process = self.command(*words)
         output, _ = process.communicate()
@@ -121,8 +122,8 @@ def say(text: str) -> None:
 
 
 def killed_run(project: Project, server: FaultServer, calls: int) -> tuple[float, int]:
-    """`autointerp run`, looked at from outside and killed once the endpoint has seen so many requests; when
-    (time.time()), and what it ended with."""
+    """Run `autointerp run`, watch it from outside, and kill it once the endpoint has seen that many requests. Returns
+    when that was (time.time()) and the exit code."""
     began = time.monotonic()
     process = project.command("run")
     lines: list[str] = []
@@ -154,11 +155,11 @@ def _lines(path: Path) -> int:
 
 
 def compare(project: Project, entries: Sequence[Entry], killed_at: float) -> bool:
-    """Prints what the books say beside what the store says; whether they agree."""
+    """Print what the books say beside what the store says. Returns whether they agree."""
     usable = (None, "garbage", "empty", "cut", "refusal")
     answered: dict[str, float] = {}
     again: dict[str, float] = {}
-    """When what had its answer was asked again first."""
+    """For each request that was asked again although it had its answer: when that first happened."""
     for entry in entries:
         if entry.sha256 in answered:
             again.setdefault(entry.sha256, entry.arrived)

@@ -1,10 +1,10 @@
-"""Kills `autointerp run` with SIGKILL at random moments, runs it again until it ends by itself, and compares with a run
-that was left alone: how often it was killed in which stage, what was lost, and what was paid for again.
+"""Kills `autointerp run` with SIGKILL at random moments, runs it again until it ends by itself, and compares the result
+with a run that was not killed: how often it was killed in which stage, what was lost, and what was paid for twice.
 
     python scripts/kill_harness.py --kills 300 --seed 1
 
-The project is that of tests/test_kills.py: a tiny model and corpus, and a loopback LLM server in a process of its own,
-which writes down every request. --rate: share of its answers that fail.
+The project is the one of tests/test_kills.py: a tiny model and corpus, and a loopback LLM server in a process of its
+own, which writes down every request. --rate is the share of its answers that fail.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from support.kill_harness import (
 )
 
 SLOW = ("hang", "slow_loris", "huge", "huge_declared", "408", "502")
-"""Faults that take long."""
+"""Faults that take a long time."""
 
 
 def tiny_model(folder: Path) -> Path:
@@ -88,7 +88,8 @@ def main() -> None:
 
 
 def print_table(stories: list[tuple[Story, list[int], list[int]]]) -> None:
-    """By the stage at the kill: kills, requests without a record (asked again by the next run) and the most of one."""
+    """Print, by the stage of the kill: kills, requests without a record (which the next run asks again), and the most
+    such requests of one kill."""
     rows: dict[str, list[int]] = defaultdict(list)
     for story, unrecorded, _ in stories:
         for step, n in zip(story.steps, unrecorded, strict=True):

@@ -33,7 +33,8 @@ from support.planted_oracle import Oracle
 from support.planted_scores import Means, job, means, score_and_measure
 from support.planted_world import EXPLAINER, OUTPUT_EXPLAINER, PlantedWorld, build, corpus_words, insert_labels
 
-from autointerp.config import METHODS, ExplainConfig, ScoreConfig, load
+from autointerp.config import METHODS, ExplainConfig, ScoreConfig
+from autointerp.config_file import load
 from autointerp.explain import composites
 from autointerp.explain.explainers import LLM_EXPLAINERS
 from autointerp.explain.explaining import COMPOSITES

@@ -2,16 +2,16 @@
 
     python scripts/record_sae_fixtures.py
 
-Runs under an interpreter that has sae-lens 6.54, eai-sparsify 1.3 and dictionary_learning 0.1, which need other
-versions of our own dependencies. Every folder holds the files as the library's own saver wrote them, and
-`expected.npz` with
+Run it under an interpreter that has sae-lens 6.54, eai-sparsify 1.3 and dictionary_learning 0.1, since they need other
+versions of our own dependencies. Every folder holds the files that the library's own saver wrote, and `expected.npz`
+with
 
     x [n, d_in]          inputs
     features [n, d_sae]  the library's features, times the length of their decoder rows
     y [n, d_out]         its reconstruction
 
-OpenAI's format has no library that is installed: its files are written and computed here from its definition, in NumPy.
-Gemma Scope's are written here and computed by SAELens's JumpReLU.
+OpenAI's format has no library to install, so its files are written and computed here, in NumPy, from its definition.
+Gemma Scope's files are written here and computed by SAELens's JumpReLU.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def expect(folder: Path, x: Any, features: Any, norms: Any, y: Any) -> None:
 
 
 def fill(module: torch.nn.Module, seed: int, unit: bool = False) -> None:
-    """Random weights of a fixed seed in every parameter, the decoder's rows uneven unless they should be unit."""
+    """Fill every parameter with random weights of a fixed seed. Decoder rows have uneven lengths unless `unit`."""
     with torch.no_grad():
         for index, (name, parameter) in enumerate(sorted(module.named_parameters())):
             value = rand(*parameter.shape, seed=1000 * seed + index)
@@ -127,7 +127,7 @@ def saelens() -> None:
             sae.threshold.data = rand(D_SAE, seed=500 + seed).abs() * 0.5
         record(name, sae)
 
-    # training runs: what they save when finished, and their checkpoints
+    # training runs: the file saved at their end, and their checkpoints
     for seed, (name, cls, config_class) in enumerate(
         [
             ("batchtopk", S.BatchTopKTrainingSAE, S.BatchTopKTrainingSAEConfig),
@@ -151,7 +151,7 @@ def saelens() -> None:
     training.threshold.data = rand(D_SAE, seed=546).abs() * 0.5
     record("jumprelu_checkpoint", training)
 
-    # a checkpoint on scaled inputs, with the factor beside it; its meaning is what SAELens folds it into
+    # a checkpoint on scaled inputs, with the factor in a file beside it; SAELens's fold defines what the factor means
     scaled = S.StandardTrainingSAE(
         config(S.StandardTrainingSAEConfig, normalize_activations="expected_average_only_in")
     )
@@ -167,7 +167,7 @@ def saelens() -> None:
 
 
 def old(S: Any) -> None:
-    """Configurations as versions 2 to 5 wrote them, their weights read by version 6's own way of upgrading them."""
+    """Record configurations as versions 2 to 5 wrote them, with weights as version 6's own upgrade reads them."""
     from sae_lens import SAE
 
     flat = {
@@ -208,7 +208,7 @@ def old(S: Any) -> None:
         save_file(tensors, folder / "sae_weights.safetensors")
         (folder / "cfg.json").write_text(json.dumps(flat | more))
         x = inputs()
-        if name == "v4_scaling_factor":  # version 6 reads it no more; by its definition, W_dec rows times the factor
+        if name == "v4_scaling_factor":  # version 6 no longer reads it; by definition W_dec rows times the factor
             tensors["scaling_factor"] = torch.linspace(0.5, 1.5, D_SAE)
             save_file(tensors, folder / "sae_weights.safetensors")
             f = ((x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]).relu() * tensors["scaling_factor"]
@@ -340,7 +340,7 @@ def main() -> None:
     for record in (saelens, sparsify, dictionary_learning, gemma_scope, openai):
         shutil.rmtree(OUT / record.__name__, ignore_errors=True)
         record()
-    for path in OUT.rglob("cfg.json"):  # SAELens writes its keys in the order of a set: another one in every run
+    for path in OUT.rglob("cfg.json"):  # SAELens writes its keys in the order of a set, which differs in every run
         path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
     files = [path for path in OUT.rglob("*") if path.is_file()]
     print(f"{len(files)} files, {sum(path.stat().st_size for path in files) / 1000:.0f} kB in {OUT}", file=sys.stderr)

@@ -1,11 +1,11 @@
-"""Many `autointerp run`s against an endpoint that misbehaves, with kills, restarts, budgets and deadlines; after every
-one of them the store is held against the endpoint's books. Exit code 1 where something does not hold.
+"""Runs `autointerp run` many times against an endpoint that misbehaves, with kills, restarts, budgets and deadlines.
+After every run the store is compared with the endpoint's books; the exit code is 1 if they disagree.
 
     python scripts/soak.py [--minutes 10] [--seed 0] [--rate 0.05,0.3] [--kill-every 8] [--keep DIR]
 
-A round is one seed's labels and scores on a store of planted features: commands are begun, stopped and begun again
-under faults until one ends by itself, then once more without faults. `--kill-every`: seconds between SIGKILLs of a
-command, on average; 0 for none. Waits between attempts are shortened unless --real-waits.
+A round is one seed's labels and scores on a store of planted features. Commands are started, stopped and started again
+under faults until one ends by itself; then one runs without faults. `--kill-every` is the mean number of seconds
+between SIGKILLs of a command, 0 for none. Waits between attempts are shortened unless --real-waits is given.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ attempts = 6
 {budget}
 """
 COMMIT_S = 10.0
-"""Longest time from an answer to its commit that a loaded machine may take."""
+"""Longest time from an answer to its commit, on a loaded machine."""
 WIRE_S = 2.0
 """Longest time from the line in the server's ledger to the client."""
 LONGEST_S = 240.0
-"""A command that takes longer hangs."""
+"""A command that takes longer is taken to hang."""
 
 
 @dataclass
@@ -114,9 +114,10 @@ class Soak:
         self.violations: list[str] = []
         self.before: list[Row] = []
         self.lost_numbers: set[int] = set()
-        """Requests whose client was killed before it could book them."""
+        """Requests whose client was killed before it could record them."""
         self.explained: set[tuple[str, int]] = set()
-        """(request, number of the end): answers that an end left unwritten, which the next command may ask for."""
+        """(request, number of the end) of answers that a command's end left unwritten; the next command may ask for
+        them again."""
         self.rounds: list[Round] = []
         self.server = FaultServer(self.ledger, latency=0.01)
 
@@ -151,7 +152,7 @@ class Soak:
         now.seconds = time.monotonic() - begun
 
     def command(self, now: Round, disturbed: bool, generous: bool) -> int:
-        """One `autointerp run`, perhaps killed, its server perhaps restarted; its exit code."""
+        """Run `autointerp run` once and return its exit code. It may be killed, and its server may be restarted."""
         stop = self.rng.choice(["none", "none", "budget", "deadline"]) if not generous else "none"
         budget = f"max_requests = {self.rng.randint(20, 150)}" if stop == "budget" else ""
         budget += f"deadline = {self.rng.uniform(1.0, 5.0):.1f}" if stop == "deadline" else ""
@@ -196,7 +197,7 @@ class Soak:
         return child.returncode
 
     def restart(self, now: Round) -> None:
-        """As after a power cut. Answers that were in its ledger and not yet on the wire are asked for again."""
+        """Restart the server as after a power cut. Answers in its ledger that were not sent yet are asked for again."""
         self.server.kill()
         at = time.time()
         now.restarts += 1
@@ -237,7 +238,7 @@ class Soak:
         self.before = after
 
     def finished(self, now: Round, code: int) -> None:
-        """After a command without faults every feature has its label and scores, true ones."""
+        """Check that after a command without faults every feature has its label and scores, and that they are right."""
         labels = rows(
             self.store, f"SELECT feature, status, text FROM explanations WHERE seed = {now.number} ORDER BY feature"
         )

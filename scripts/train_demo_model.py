@@ -1,13 +1,13 @@
 """Train the demo language model that ships under data/demo_model.
 
-A four-layer Llama of width 256 with a byte-level BPE of 4,096 pieces, trained on the source text of the Python
-standard library of the interpreter that runs this script. Files under `test` folders are read half as often as
-library code: they are twice the volume and far more repetitive. Tables of code points and generated help text
-(`encodings`, `pydoc_data`) are left out. A twentieth of the library files, chosen by a hash of their content, is
-held out and never trained on.
+It is a four-layer Llama of width 256 with a byte-level BPE of 4,096 pieces, trained on the source text of the Python
+standard library of the interpreter that runs this script. Files under `test` folders are read half as often as library
+code, since they have twice the volume and repeat themselves far more. Tables of code points and generated help text
+(`encodings`, `pydoc_data`) are left out. A twentieth of the library files, chosen by a hash of their content, is held
+out and never trained on.
 
-Every training window is [BOS] + consecutive tokens, just what the harvest shows the model later.
-Muon (torch.optim) for the matrices inside the blocks, AdamW for the embedding and the norms; bf16 autocast.
+Every training window is [BOS] + consecutive tokens, as the harvest later shows them to the model. Muon (torch.optim)
+trains the matrices inside the blocks, AdamW the embedding and the norms, both under bf16 autocast.
 
     python scripts/train_demo_model.py --out data/demo_model            # about an hour on two cores
 
@@ -74,7 +74,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
-    """All texts as one row of ids, int64 [n]; an end token after each."""
+    """All texts as one row of ids, int64 [n], with an end token after each."""
     ids: list[int] = []
     for encoding in tokenizer._tokenizer.encode_batch(texts):
         ids.extend(encoding.ids)
@@ -83,8 +83,8 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.
 
 
 def windows(stream: torch.Tensor, batch: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Endless int64 [batch, CONTEXT] batches: BOS and CONTEXT - 1 consecutive tokens. Every epoch cuts the stream at a
-    new random phase and visits all windows in a new order."""
+    """Endless batches, int64 [batch, CONTEXT], of BOS and CONTEXT - 1 consecutive tokens. Every epoch cuts the stream
+    at a new random offset and visits all windows in a new order."""
     length = CONTEXT - 1
     while True:
         phase = int(torch.randint(length, (1,), generator=generator))
@@ -96,7 +96,7 @@ def windows(stream: torch.Tensor, batch: int, generator: torch.Generator) -> Ite
 
 
 def loss_of(model: LlamaForCausalLM, x: torch.Tensor) -> torch.Tensor:
-    """Mean next-token cross-entropy in nats; the token after an end token is predicted from it, like a BOS."""
+    """Mean next-token cross-entropy in nats. The token after an end token is predicted from it, as from a BOS."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.model(x, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[:, :-1])
@@ -104,7 +104,7 @@ def loss_of(model: LlamaForCausalLM, x: torch.Tensor) -> torch.Tensor:
 
 
 def learning_rate_at(step: int, steps: int, warmup: int = 100, decay_share: float = 0.5) -> float:
-    """Share of the peak rate: linear warm-up, flat, then linear to zero over the last `decay_share`."""
+    """Share of the peak rate: a linear warm-up, then constant, then linear to zero over the last `decay_share`."""
     return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / (steps * decay_share)))
 
 

@@ -61,7 +61,7 @@ def harvested(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("llm")
     write_corpus(folder / "texts")
     config = write_config(folder, tiny_gpt2)
-    from autointerp.config import load
+    from autointerp.config_file import load
     from autointerp.stages import pipeline
     from autointerp.terminal import Terminal
 

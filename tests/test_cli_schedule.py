@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli_app import run
 
-from autointerp.cli.schedule import Job, calendar_lines, crontab_line, parse_cron, systemd_units
+from autointerp.cli.schedule import ScheduledRun, calendar_lines, crontab_line, parse_cron, systemd_units
 from autointerp.errors import InputError
 
 DAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
@@ -101,7 +101,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_the_crontab_line_runs_in_a_shell_with_the_keys(project: Path, tmp_path: Path) -> None:
     (project / "autointerp.env").write_text("AUTOINTERP_STORE__PATH=seen.duckdb\nAUTOINTERP_BUDGET__DEADLINE=never\n")
-    comment, line = crontab_line(Job(project / "a b.toml", "5 4 * * *", ("KEY_A", "KEY_B"))).splitlines()
+    comment, line = crontab_line(ScheduledRun(project / "a b.toml", "5 4 * * *", ("KEY_A", "KEY_B"))).splitlines()
     assert "KEY_A=..." in comment and "KEY_B=..." in comment
     assert re.search(r"(?<!\\)%", line) is None
     command = line.removeprefix("5 4 * * * ").replace("\\%", "%")
@@ -111,7 +111,7 @@ def test_the_crontab_line_runs_in_a_shell_with_the_keys(project: Path, tmp_path:
 
 
 def test_the_units_name_absolute_paths_and_survive_a_folder_with_odd_characters(project: Path) -> None:
-    text = systemd_units(Job(project / "a b.toml", "0 4 1 * 7", ("KEY_A",), "6h"))
+    text = systemd_units(ScheduledRun(project / "a b.toml", "0 4 1 * 7", ("KEY_A",), "6h"))
     service, timer = text.split("# ~/.config/systemd/user/autointerp.timer\n")
     units = configparser.RawConfigParser(strict=False, comment_prefixes=("#",))
     units.optionxform = str  # type: ignore[assignment, method-assign]

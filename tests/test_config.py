@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from autointerp.cli.config_template import config_template, field_docs
-from autointerp.config import Config, environment_overrides, from_table, load
+from autointerp.config import Config
+from autointerp.config_file import environment_overrides, from_table, load
 from autointerp.errors import InputError
 
 

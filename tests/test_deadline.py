@@ -15,7 +15,8 @@ from support.llm_helpers import MemoryLedger, chat, client_for
 from support.llm_server import BrainReply, Fault, LlmServer
 from test_cli_app import run, write_config, write_corpus
 
-from autointerp.config import BudgetConfig, from_table, load
+from autointerp.config import BudgetConfig
+from autointerp.config_file import from_table, load
 from autointerp.deadline import Deadline, parse_deadline
 from autointerp.errors import InputError, StoppedError
 from autointerp.llm.pool import run_pool

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
-GROUND = {"errors", "records", "config", "stats", "resources", "deadline", "tasks", "plugins"}
+GROUND = {"errors", "records", "config", "config_file", "stats", "resources", "deadline", "tasks", "plugins"}
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
     "errors": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugins": {"errors"},
     "deadline": {"errors"},
     "config": {"errors", "deadline"},
+    "config_file": {"errors", "deadline", "config"},
     "stats": set(),
     "resources": {"errors"},
     "log": set(),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.store_fixtures import filled
 from test_cli_app import run
 
-from autointerp.config import from_table
+from autointerp.config_file import from_table
 from autointerp.errors import InputError
 from autointerp.stages.session import Session, file_name
 from autointerp.terminal import Terminal

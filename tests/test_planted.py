@@ -18,7 +18,8 @@ from support.llm_server import BrainReply, Fault, LlmServer
 from test_cli_llm import TokenReader
 
 from autointerp.ask.job import Job
-from autointerp.config import BudgetConfig, from_table
+from autointerp.config import BudgetConfig
+from autointerp.config_file import from_table
 from autointerp.llm.budget import Budget
 from autointerp.model.load import load_model, load_tokenizer
 from autointerp.sae.formats import save_saelens

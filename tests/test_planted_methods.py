@@ -31,7 +31,8 @@ from support.planted_world import (
     insert_labels,
 )
 
-from autointerp.config import METHODS, ExplainConfig, ScoreConfig, load
+from autointerp.config import METHODS, ExplainConfig, ScoreConfig
+from autointerp.config_file import load
 from autointerp.explain.explaining import explain
 from autointerp.stages import gathering, labelling
 from autointerp.stages.session import Session

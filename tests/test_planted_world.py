@@ -21,7 +21,8 @@ from support.planted_oracle import Oracle
 from support.planted_scores import job
 from support.planted_world import CLASSES, EXPLAINER, HOOKPOINT, PlantedWorld, build, harvested, insert_labels
 
-from autointerp.config import ExplainConfig, ScoreConfig, load
+from autointerp.config import ExplainConfig, ScoreConfig
+from autointerp.config_file import load
 from autointerp.corpus.token_text import TokenText
 from autointerp.explain.explaining import explain
 from autointerp.harvest.decoder_neighbours import decoder_neighbours

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from autointerp.config import from_table
+from autointerp.config_file import from_table
 from autointerp.corpus.windows import token_ids
 from autointerp.measure.texts import explain_ids
 from autointerp.model.hooks import Hookpoint, hooked

@@ -1,4 +1,4 @@
-"""The commented autointerp.toml of `autointerp init`, made from the dataclasses so that it cannot fall behind them."""
+"""Makes the commented autointerp.toml of `autointerp init` from the config dataclasses, so that it always fits them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from autointerp import config as settings
 
 _HEAD = """\
 # autointerp.toml: what to read, from which model, with which SAE, and how to label it.
-# Lines that start with '#' show the defaults. API keys never stand here: export the variable named by api_key_env.
-# Every value can also be set by a variable, e.g. AUTOINTERP_MODEL__DEVICE=cuda:1
+# Lines that start with '#' show the defaults. API keys do not belong here: export the variable named by api_key_env.
+# Every value can also be set by an environment variable, e.g. AUTOINTERP_MODEL__DEVICE=cuda:1
 """
 
 _SET: dict[str, dict[str, Any]] = {
@@ -23,7 +23,7 @@ _SET: dict[str, dict[str, Any]] = {
     "explain": {"explainer": "combined", "model": "gpt-4o-mini"},
     "score": {"model": "gpt-4o-mini"},
 }
-"""What a new user has to look at: written out instead of commented out."""
+"""Values that a new user has to look at. They are written out, not commented out."""
 
 _SECTIONS: list[tuple[str, type]] = [
     ("model", settings.ModelConfig),
@@ -41,7 +41,7 @@ _SECTIONS: list[tuple[str, type]] = [
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The string under each field of a config dataclass and of those it extends, by field name."""
+    """The string under each field of a config dataclass and its bases, by field name."""
     docs: dict[str, str] = {}
     for owner in reversed(kind.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
@@ -79,12 +79,12 @@ def _section(name: str, kind: type) -> str:
 
 
 _PRICES = """\
-# US dollars per million tokens, one table for each model name; without it costs are reported as 0.
+# US dollars per million tokens, in one table for each model name. Without a table the model's costs are reported as 0.
 # [llm.prices."gpt-4o-mini"]
 # input = 0.15
 # cached_input = 0.075
 # output = 0.60
-# batch_discount = 0.5  # share that the batch API takes off; or batch_input, batch_cached_input, batch_output"""
+# batch_discount = 0.5  # the batch API's discount; or give batch_input, batch_cached_input, batch_output"""
 
 
 def config_template() -> str:

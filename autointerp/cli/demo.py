@@ -1,6 +1,6 @@
-"""`autointerp demo`: the main job on the shipped model and the standard library's text, through the same commands.
+"""`autointerp demo`: labels the features of the shipped model on the standard library's text.
 
-Nothing here is special: it writes the configuration a user would write and runs the pipeline on it.
+Nothing here is special: it writes the configuration that a user would write, and runs the pipeline on it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from autointerp.config import load
+from autointerp.config_file import load
 from autointerp.report import show
 from autointerp.resources import data_folder
 from autointerp.stages import pipeline
@@ -16,7 +16,7 @@ from autointerp.store.selection import Selection
 from autointerp.terminal import Terminal
 
 _CONFIG = """\
-# The demo: a small language model of Python code, and an SAE of its third block's output.
+# The demo: a small language model of Python code, and an SAE on the output of its third block.
 
 [model]
 name = {model}
@@ -50,7 +50,7 @@ TOKENS = 1_000_000
 
 
 def run_demo(out: Path, tokens: int | None, terminal: Terminal) -> None:
-    """Write OUT/autointerp.toml (unless it is there), run every stage, print the table of labels."""
+    """Write OUT/autointerp.toml unless it exists, run every stage, and print the table of labels."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "autointerp.toml"
     if not path.exists():

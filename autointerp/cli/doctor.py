@@ -1,4 +1,4 @@
-"""`autointerp doctor`: what will work and what will not, before a long run finds out. Each check is a line."""
+"""`autointerp doctor`: checks what will work and what will not, before a long run finds out. Each check is a line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autointerp.terminal import Terminal
 
 
 def run_doctor(config: Config, terminal: Terminal) -> None:
-    """Print a line for every check; raises the first failure's error (and so its exit code) after all have run."""
+    """Print a line for every check. After all have run, raise the first failure's error, and so use its exit code."""
     failures: list[AutointerpError] = []
 
     def check(what: str, work: Callable[[], str]) -> None:

@@ -1,5 +1,5 @@
-"""What makes a machine run `autointerp run` by itself: a systemd service with its timer, or a line for crontab. Text to
-be put in place by a person; nothing is installed, and no key is read or printed."""
+"""Writes the text that makes a machine call `autointerp run` by itself: a systemd service with its timer, or a line for
+crontab. A person puts it in place; nothing is installed, and no key is read or printed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ _DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ScheduledRun:
     """One scheduled `autointerp run`."""
 
     config: Path
     every: str
     """hourly, daily, weekly, or the five fields of a crontab line."""
     key_names: tuple[str, ...]
-    """Variables that hold keys."""
+    """Names of the variables that hold keys."""
     deadline: str | None = None
+    """The text for --deadline; None: without one."""
 
     @property
     def folder(self) -> Path:
@@ -36,12 +37,13 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        # Not resolved: the interpreter of a virtual environment is a link, and is known by its place.
+        # The link is not resolved: the interpreter finds its virtual environment by the link's place.
         words = [str(Path(sys.executable).absolute()), "-m", "autointerp", "run", "-c", str(self.config.absolute())]
         return words if self.deadline is None else [*words, "--deadline", self.deadline]
 
     def check(self) -> None:
-        """InputError where there is no such configuration, or a path that no unit or crontab can hold."""
+        """Raise InputError when the configuration does not exist, `every` is not valid, or a path cannot stand in a
+        unit or crontab."""
         if not self.config.is_file():
             raise InputError(f"no configuration at {self.config}; -c names another")
         parse_cron(self.every)
@@ -51,7 +53,7 @@ class Job:
 
 
 def parse_cron(every: str) -> list[tuple[int, ...]]:
-    """The values of each of the five fields, sorted; Sunday is 0. InputError names the field that is none."""
+    """The values of each of the five fields, sorted; Sunday is 0. Raises InputError, which names the wrong field."""
     fields = PRESETS.get(every, every).split()
     if len(fields) != len(_FIELDS):
         raise InputError(
@@ -82,8 +84,8 @@ def _values(every: str, text: str, name: str, low: int, high: int) -> set[int]:
 
 
 def calendar_lines(every: str) -> list[str]:
-    """`every` as OnCalendar= values of systemd, any of which fires. A crontab line that names days of the month and of
-    the week means either, which takes two."""
+    """`every` as systemd's OnCalendar= values, any of which fires. A crontab line with days of the month and days of
+    the week fires on either, which takes two values."""
     minutes, hours, days, months, weekdays = parse_cron(every)
     fields = PRESETS.get(every, every).split()
     time = f"{_listed(hours, 24)}:{_listed(minutes, 60)}:00"
@@ -98,10 +100,10 @@ def _listed(values: tuple[int, ...], n: int) -> str:
     return "*" if len(values) == n else ",".join(f"{value:02d}" for value in values)
 
 
-def systemd_units(job: Job) -> str:
+def systemd_units(run: ScheduledRun) -> str:
     """A service and a timer, each under the path where a user's systemd looks for it."""
-    job.check()
-    calendar = "\n".join(f"OnCalendar={line}" for line in calendar_lines(job.every))
+    run.check()
+    calendar = "\n".join(f"OnCalendar={line}" for line in calendar_lines(run.every))
     return f"""\
 # ~/.config/systemd/user/autointerp.service
 [Unit]
@@ -109,10 +111,10 @@ Description=autointerp: label and score what is new
 
 [Service]
 Type=oneshot
-WorkingDirectory={_escaped(str(job.folder))}
-# {_keys(job)}; readable by you alone (chmod 600)
-EnvironmentFile=-{_escaped(str(job.environment_file))}
-ExecStart={" ".join(_quoted(word) for word in job.command)}
+WorkingDirectory={_escaped(str(run.folder))}
+# {_keys(run)}; readable by you alone (chmod 600)
+EnvironmentFile=-{_escaped(str(run.environment_file))}
+ExecStart={" ".join(_quoted(word) for word in run.command)}
 # 4: a budget or deadline was reached, 6: some rows failed, 75: another process has the store, 130: stopped by hand.
 # All go on with the next run.
 SuccessExitStatus=4 6 75 130
@@ -120,7 +122,7 @@ KillSignal=SIGINT
 
 # ~/.config/systemd/user/autointerp.timer
 [Unit]
-Description=autointerp, {_escaped(job.every)}
+Description=autointerp, {_escaped(run.every)}
 
 [Timer]
 {calendar}
@@ -134,32 +136,32 @@ WantedBy=timers.target
 """
 
 
-def crontab_line(job: Job) -> str:
+def crontab_line(run: ScheduledRun) -> str:
     """A comment and one line for `crontab -e`. Two runs at once need no lock: the later one ends with exit code 75."""
-    job.check()
-    environment = shlex.quote(str(job.environment_file))
-    log = shlex.quote(str(job.folder / "autointerp.log"))
+    run.check()
+    environment = shlex.quote(str(run.environment_file))
+    log = shlex.quote(str(run.folder / "autointerp.log"))
     command = (
-        f"cd {shlex.quote(str(job.folder))} && {{ [ ! -r {environment} ] || {{ set -a; . {environment}; set +a; }}; }} "
-        f"&& {shlex.join(job.command)} >> {log} 2>&1"
+        f"cd {shlex.quote(str(run.folder))} && {{ [ ! -r {environment} ] || {{ set -a; . {environment}; set +a; }}; }} "
+        f"&& {shlex.join(run.command)} >> {log} 2>&1"
     )
-    # cron takes a bare % for a line break
-    when = PRESETS.get(job.every, " ".join(job.every.split()))
+    # cron reads a bare % as a line break
+    when = PRESETS.get(run.every, " ".join(run.every.split()))
     escaped = command.replace("%", "\\%")
-    return f"# {_keys(job)} in {job.environment_file}; readable by you alone (chmod 600)\n{when} {escaped}\n"
+    return f"# {_keys(run)} in {run.environment_file}; readable by you alone (chmod 600)\n{when} {escaped}\n"
 
 
-def _keys(job: Job) -> str:
-    return "a line " + " and one ".join(f"{name}=..." for name in dict.fromkeys(job.key_names))
+def _keys(run: ScheduledRun) -> str:
+    return "a line " + " and one ".join(f"{name}=..." for name in dict.fromkeys(run.key_names))
 
 
 def _escaped(text: str) -> str:
-    """% begins a specifier in a unit file."""
+    """`text` for a unit file, where % begins a specifier."""
     return text.replace("%", "%%")
 
 
 def _quoted(word: str) -> str:
-    """A word of ExecStart=."""
+    """`word` as it must stand in ExecStart=."""
     inner = _escaped(word).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
     plain = all(c.isalnum() or c in "/._-=:+,@%" for c in inner)
     return inner if plain and inner else f'"{inner}"'

@@ -1,4 +1,4 @@
-"""What reading a corpus came to: counts of what was read, what was skipped and why."""
+"""Counts what was read from a corpus, and what was skipped and why."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from autointerp.errors import InputError, nearest
 from autointerp.records import Split
 
 HARMLESS = frozenset({"empty", "one_token", "binary"})
-"""Reasons that say nothing against the corpus and never count towards `max_skipped_share`."""
+"""Reasons that do not speak against the corpus and never count towards `max_skipped_share`."""
 EARLY_RECORDS = 100
-"""Give up at once when so many records were read and not one of them was usable."""
+"""Give up at once when this many records were read and none of them was usable."""
 CHECK_EVERY = 10_000
 FIELDS_KEPT = 30
 
 
 @dataclass(slots=True)
 class CorpusReport:
-    """Mutable counters, filled while documents are read; complete once the iterator is used up."""
+    """Counters that fill while documents are read. They are complete once the iterator of documents is exhausted."""
 
     n_records: int = 0
     """Files, lines or rows read, usable or not."""
     n_documents: int = 0
-    """Documents yielded; a block of a large document counts as one."""
+    """Documents yielded. Each block of a large document counts as one."""
     n_characters: int = 0
-    """Of the documents yielded."""
+    """Characters of the documents yielded."""
     n_replaced: int = 0
-    """Records with bytes that are not UTF-8, shown as U+FFFD."""
+    """Records with bytes that are not UTF-8, which became U+FFFD."""
     n_stripped: int = 0
-    """Records from which NUL or lone surrogates were taken out."""
+    """Records from which NULs or lone surrogates were removed."""
     n_skipped: Counter[str] = field(default_factory=Counter)
-    """By reason: bad_json, not_an_object, missing_field, wrong_type, line_too_long, chat_template, unreadable (all
-    held against the corpus), empty, one_token, binary (harmless)."""
+    """Records skipped, by reason. These count as unusable: bad_json, not_an_object, missing_field, wrong_type,
+    line_too_long, chat_template, unreadable. These are harmless: empty, one_token, binary."""
     split_documents: Counter[Split] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     """The first record skipped for each reason, for messages."""
     fields: dict[str, None] = field(default_factory=dict)
-    """Field names met in records that lacked the wanted one (the first few), in order."""
+    """The first few field names found in records without the wanted field, in order."""
 
     @property
     def n_unusable(self) -> int:
@@ -54,8 +54,8 @@ class CorpusReport:
                 self.fields[name] = None
 
     def check(self, max_skipped_share: float, wanted_field: str, *, final: bool) -> None:
-        """Raise InputError when too many records were unusable: at the end, every CHECK_EVERY records, and as soon as
-        the first EARLY_RECORDS were unusable without exception."""
+        """Raise InputError when too many records were unusable. The share is checked at the end and every CHECK_EVERY
+        records; the first EARLY_RECORDS are too many if all of them were unusable."""
         hopeless = self.n_unusable == self.n_records == EARLY_RECORDS
         due = final or self.n_records % CHECK_EVERY == 0
         if hopeless or (due and self.n_unusable > max_skipped_share * self.n_records):

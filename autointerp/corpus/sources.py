@@ -1,8 +1,8 @@
-"""Text sources: files, folders and globs (plain text, jsonl, Parquet, each also gzipped where it is text), `hf:`
-datasets and the standard library's own source, as a stream of cleaned documents.
+"""Reads text sources as a stream of cleaned documents: files, folders and globs (Parquet; plain text and jsonl, also
+gzipped), `hf:` datasets, and the standard library's own source.
 
-What is unusable is skipped and counted in a CorpusReport, never guessed at; too much of it is an InputError.
-Memory is bounded by the largest record (jsonl lines and text chunks: 1 MB) and by what splits.py peeks at.
+Unusable records are skipped and counted in a CorpusReport, never guessed at; too many of them are an InputError.
+Memory is bounded by the largest record (1 MB for jsonl lines and text chunks) and by what splits.py reads ahead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ChatRenderer = Callable[[list[dict[str, str]]], str]
 Format = Literal["text", "jsonl", "parquet"]
 
 LINE_BYTES = 1_000_000
-"""A longer jsonl line is skipped without ever being held in memory; text is read in chunks of that size."""
+"""A longer jsonl line is skipped without being held in memory. Text is read in chunks of this size."""
 SNIFF_BYTES = 8192
 FINGERPRINT_BYTES = 65_536
 PARQUET_ROWS = 256
@@ -44,21 +44,21 @@ STDLIB_LEFT_OUT = frozenset(
     {"site-packages", "dist-packages", "encodings", "pydoc_data", "test", "tests", "idle_test", "testmock"}
 )
 UNREADABLE = (OSError, EOFError, zlib.error)
-"""What a file that cannot be read to its end raises (a truncated gzip: EOFError)."""
+"""Errors of a file that cannot be read to its end. A truncated gzip file raises EOFError."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     path: Path
     name: str
-    """Relative to the source's folder, with forward slashes: what its documents are called."""
+    """The path relative to the source's folder, with forward slashes. The file's documents are named after it."""
     format: Format
 
 
 def read_documents(
     config: CorpusConfig, report: CorpusReport, render_chat: ChatRenderer | None = None
 ) -> Iterator[Document]:
-    """The corpus as documents with their splits, in a fixed order; `report` counts while they are drawn.
+    """The corpus as documents with their splits, in a fixed order. `report` counts them as they are drawn.
 
     Raises InputError: at once when the source does not exist or the configuration contradicts itself; while reading
     when more than `max_skipped_share` of the records are unusable; at the end when no document was usable.
@@ -115,7 +115,8 @@ def _kind(config: CorpusConfig) -> str:
 
 
 def _walk(folder: Path, left_out: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Regular files below `folder`; hidden ones, links to folders and folders `left_out` by name are not entered."""
+    """Regular files below `folder`, without hidden ones. Links to folders, hidden folders and folders with a name in
+    `left_out` are not entered."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".") and f not in left_out]
         for name in files:
@@ -136,7 +137,7 @@ def _suffix(path: Path) -> str:
 
 
 def _wanted_in_folder(path: Path, config: CorpusConfig) -> bool:
-    """A format that was asked for leaves other files of a folder alone."""
+    """Whether a file of a folder is read: any text format, or only the one that corpus.format names."""
     if config.format == "jsonl":
         return _suffix(path) in (*JSONL_SUFFIXES, ".json")
     return config.format != "parquet" or _suffix(path) == ".parquet"
@@ -154,7 +155,7 @@ def _format_of(path: Path, config: CorpusConfig) -> Format:
 def _stdlib_files() -> list[SourceFile]:
     root = Path(sysconfig.get_paths()["stdlib"])
     names = [path.relative_to(root).as_posix() for path in _walk(root, STDLIB_LEFT_OUT) if path.suffix == ".py"]
-    # In an order without meaning, so that the first max_tokens of it are a sample of the whole.
+    # The order is random but fixed, so that the first max_tokens are a sample of the whole.
     names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
     if not names:
         raise InputError(f"corpus.source = 'stdlib': no Python source files under {root}; name a folder of text")
@@ -162,9 +163,10 @@ def _stdlib_files() -> list[SourceFile]:
 
 
 def corpus_fingerprint(config: CorpusConfig) -> str:
-    """sha256 hex that changes with the corpus' content and with the options that decide how it is read.
+    """A sha256 in hex that changes with the corpus' content and with the options that decide how it is read.
 
-    Cheap: names, sizes, first and last 64 kB of the files, not where they lie. An `hf:` dataset counts by its name.
+    It is cheap: it covers names, sizes, and the first and last 64 kB of each file, but not the folder they are in. An
+    `hf:` dataset counts by its name.
     """
     how = [config.format, config.text_field, config.chat_field, config.id_field, config.document_separator]
     digest = hashlib.sha256(json.dumps(how).encode())
@@ -208,7 +210,8 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _is_binary(path: Path) -> bool:
-    """Holds NUL bytes and is not UTF-8 (a text with a stray NUL still is): a picture or archive among the texts."""
+    """Whether the file is a picture, an archive or the like: it holds NUL bytes and is not UTF-8. A text with a stray
+    NUL is still UTF-8."""
     try:
         with _open(path) as handle:
             start = handle.read(SNIFF_BYTES)
@@ -221,7 +224,7 @@ def _is_binary(path: Path) -> bool:
 
 
 def _decoded(handle: IO[bytes], report: CorpusReport) -> Iterator[str]:
-    """The file's text in chunks, without a byte order mark and NULs; bytes that are not UTF-8 become U+FFFD."""
+    """The file's text in chunks, without byte order mark and NULs. Bytes that are not UTF-8 become U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     replaced = stripped = False
     first = True
@@ -231,7 +234,7 @@ def _decoded(handle: IO[bytes], report: CorpusReport) -> Iterator[str]:
         try:
             text = decoder.decode(chunk, final)
         except UnicodeDecodeError:
-            # The decoder's pending bytes are untouched by the failure, so the chunk can be decoded once more.
+            # The failure left the decoder's pending bytes as they were, so the chunk can be decoded again.
             replaced, decoder.errors = True, "replace"
             text = decoder.decode(chunk, final)
             decoder.errors = "strict"
@@ -248,7 +251,7 @@ def _decoded(handle: IO[bytes], report: CorpusReport) -> Iterator[str]:
 
 
 def _text_pieces(file: SourceFile, config: CorpusConfig, report: CorpusReport) -> Iterator[Piece]:
-    """One file is one document, or several where there is a separator; a document comes in pieces of about 1 MB."""
+    """The documents of a text file, in pieces of about 1 MB. A file is one document unless there is a separator."""
     separator = config.document_separator
     report.n_records += 1
     index, rest, is_open = 0, "", False
@@ -268,7 +271,7 @@ def _text_pieces(file: SourceFile, config: CorpusConfig, report: CorpusReport) -
                     index, is_open = index + 1, False
                 report.n_records += len(whole)
                 if len(rest) > LINE_BYTES:
-                    # A document without an end so far: hand it on, but for what may be half a separator.
+                    # The document has no end yet. Hand it on, except for what may be half a separator.
                     keep = len(rest) - (len(separator) - 1)
                     yield Piece(named(), rest[:keep], True)
                     rest, is_open = rest[keep:], True
@@ -316,7 +319,7 @@ def _jsonl_rows(file: SourceFile, config: CorpusConfig, report: CorpusReport) ->
 
 
 def _parsed(line: bytes, report: CorpusReport) -> dict[str, Any] | str:
-    """The line's JSON object, or the reason why there is none."""
+    """The JSON object in the line, or the reason why the line is skipped."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError:
@@ -330,13 +333,13 @@ def _parsed(line: bytes, report: CorpusReport) -> dict[str, Any] | str:
 
 
 def _parquet_rows(file: SourceFile, config: CorpusConfig, report: CorpusReport) -> Iterator[Row]:
-    """Streams the wanted columns alone, a few row groups in memory at a time."""
+    """The rows of a Parquet file. Only the wanted columns are read, with a few row groups in memory at a time."""
     wanted = config.chat_field or config.text_field
-    # DuckDB would take [, * and ? in a file's own name for a glob.
+    # Without this, DuckDB would read [, * and ? in the file's name as a glob.
     path = "".join(f"[{c}]" if c in "[*?" else c for c in str(file.path))
     index = -1
     with duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": "false"}) as connection:
-        connection.execute("SET enable_progress_bar = false")  # else it is drawn on stdout after two seconds
+        connection.execute("SET enable_progress_bar = false")  # DuckDB would draw it on stdout after two seconds
         try:
             described = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [path]).fetchall()
             columns = [str(row[0]) for row in described]
@@ -360,7 +363,8 @@ def _parquet_rows(file: SourceFile, config: CorpusConfig, report: CorpusReport) 
 
 
 def _hf_pieces(config: CorpusConfig, report: CorpusReport, render_chat: ChatRenderer | None) -> Iterator[Piece]:
-    """A Hugging Face dataset, streamed in its own order: `hf:owner/dataset[:config][@split]`, split `train`."""
+    """A Hugging Face dataset, streamed in its own order. `hf:owner/dataset[:config][@split]`; default split:
+    `train`."""
     try:
         import datasets
     except ImportError:
@@ -411,7 +415,7 @@ def _row_pieces(
 
 
 def _rendered(messages: Any, render_chat: ChatRenderer) -> tuple[str, str | None]:
-    """(text, None) of a chat, or ('', reason)."""
+    """(the chat's text, None), or ('', the reason why it has none)."""
     if not isinstance(messages, list) or not messages:
         return "", "wrong_type"
     plain: list[dict[str, str]] = []
@@ -424,12 +428,12 @@ def _rendered(messages: Any, render_chat: ChatRenderer) -> tuple[str, str | None
         plain.append({"role": role, "content": content})
     try:
         return render_chat(plain), None
-    except (TemplateError, ValueError, TypeError, KeyError):  # a template refuses, say, two user turns in a row
+    except (TemplateError, ValueError, TypeError, KeyError):  # a template may refuse two user turns in a row
         return "", "chat_template"
 
 
 def _cleaned(text: str, report: CorpusReport | None) -> str:
-    """Without NULs and lone surrogates (JSON escapes can make them; neither DuckDB nor UTF-8 takes them)."""
+    """`text` without NULs and lone surrogates, which JSON escapes can make but DuckDB and UTF-8 cannot hold."""
     clean = text.replace("\0", "") if "\0" in text else text
     try:
         clean.encode()

@@ -1,9 +1,9 @@
-"""Which split a document belongs to, and the cutting of large documents. Functions of the corpus alone.
+"""Assigns documents to splits and cuts large documents into blocks. Both depend on the corpus alone.
 
-The split is a hash of the document's whitespace-normalised content, so copies of a document stand on the same side
-whatever they are called. A document larger than a block is cut into blocks with a gap between them, each a document
-of its own (`name#0`, `name#1`, ...) with its own split. A corpus of few documents is cut finer, so that a single file
-still feeds all three splits.
+The split is a hash of the document's content with its white space normalised, so copies of a document are on the same
+side under any name. A document larger than a block is cut into blocks with a gap between them. Each block is a document
+of its own (`name#0`, `name#1`, ...) with its own split. A corpus of few documents is cut into smaller blocks, so that
+even a single file feeds all three splits.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from autointerp.errors import InputError
 from autointerp.records import SPLITS, Document, Split
 
 FEW_DOCUMENTS = 64
-"""A corpus of fewer documents is cut into about so many blocks."""
+"""A corpus of fewer documents is cut into about this many blocks."""
 SMALLEST_BLOCK = 2000
-"""Characters; below that a block holds too few windows to be worth a document."""
+"""Characters. A smaller block would hold too few windows to be a document."""
 LONGEST_GAP = 1000
-"""Characters left out between two blocks (a twentieth of a block, where that is less)."""
+"""Characters left out between two blocks, or a twentieth of a block where that is less."""
 BOUNDARY_SEARCH = 200
-"""Characters after the gap within which the next block may wait for a line or a word to begin."""
+"""Characters after the gap in which the next block's start is moved to the start of a line or word."""
 
 
 class Piece(NamedTuple):
-    """A stretch of one raw document; `more` says that the next piece goes on with the same document."""
+    """A stretch of one raw document. `more` says that the next piece continues the same document."""
 
     name: str
     text: str
@@ -37,7 +37,7 @@ class Piece(NamedTuple):
 
 
 def split_of(text: str, heldout_fraction: float) -> Split:
-    """explain with probability 1 - heldout_fraction, else select or report with equal probability."""
+    """The split of a document: explain with probability 1 - heldout_fraction, else select or report, equally often."""
     digest = hashlib.sha256(" ".join(text.split()).encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
     if share < 1.0 - heldout_fraction:
@@ -50,9 +50,9 @@ def gap_characters(block: int) -> int:
 
 
 def _cut(text: str, block: int) -> tuple[str, str]:
-    """The first block of `text` and what is left after the gap; both at a line or word boundary where there is one.
+    """The first block of `text`, and the rest after the gap. Both are cut at a line or word boundary if there is one.
 
-    Depends on the first `block + gap + BOUNDARY_SEARCH` characters alone, however the text arrives.
+    The cut depends only on the first `block + gap + BOUNDARY_SEARCH` characters, in whatever pieces the text arrives.
     """
     end = text.rfind("\n", block // 2, block) + 1
     if not end:
@@ -67,7 +67,7 @@ def _cut(text: str, block: int) -> tuple[str, str]:
 
 
 def _blocks(pieces: Iterable[Piece], block: int) -> Iterator[tuple[str, str]]:
-    """(name, text) of every document that fits into a block, and of every block of those that do not."""
+    """(name, text) of every document that fits into a block, and of every block of a larger document."""
     enough = block + gap_characters(block) + BOUNDARY_SEARCH
     text, n_cut = "", 0
     for piece in pieces:
@@ -77,7 +77,7 @@ def _blocks(pieces: Iterable[Piece], block: int) -> Iterator[tuple[str, str]]:
             yield f"{piece.name}#{n_cut}", head
             n_cut += 1
         if not piece.more:
-            # What is left after the last gap is no document of its own when it is blank.
+            # A blank rest after the last gap is not a document.
             if not n_cut or text.strip():
                 yield (f"{piece.name}#{n_cut}" if n_cut else piece.name), text
             text, n_cut = "", 0
@@ -103,7 +103,7 @@ def _peek(pieces: Iterator[Piece], config: CorpusConfig) -> tuple[list[Piece], i
 
 
 def split_documents(pieces: Iterator[Piece], config: CorpusConfig, report: CorpusReport) -> Iterator[Document]:
-    """Documents with their splits, counted in `report`; blank ones are skipped."""
+    """Documents with their splits, counted in `report`. Blank documents are skipped."""
     peeked, block = _peek(pieces, config)
     for name, text in _blocks(chain(peeked, pieces), block):
         if not text or text.isspace():
@@ -117,12 +117,12 @@ def split_documents(pieces: Iterator[Piece], config: CorpusConfig, report: Corpu
 
 
 def require_all_splits(report: CorpusReport) -> None:
-    """InputError unless each of the three splits got a document; call it once the corpus has been read."""
+    """Raise InputError unless each of the three splits has a document. Call it once the corpus has been read."""
     empty = [split for split in SPLITS if not report.split_documents[split]]
     if empty:
         got = ", ".join(f"{split} {report.split_documents[split]}" for split in SPLITS)
         raise InputError(
             f"the corpus has no document for {' and '.join(empty)} (documents: {got}; {report.n_characters} "
-            "characters): labels need text of their own to be made from and other text to be scored on. Add text, "
+            "characters). Labels are made from one part of the text and scored on another. Add text, "
             "raise corpus.max_tokens, or set corpus.heldout_fraction nearer to 0.5"
         )

@@ -1,8 +1,8 @@
-"""Token ids to strings such that "".join(tokens) is the text, and the identity of a tokenizer.
+"""Turns token ids into strings such that "".join(tokens) is the text, and identifies a tokenizer by a hash.
 
-A character whose bytes are spread over several tokens belongs to its last token; bytes that never complete a
-character show as \\xNN. Byte-level BPE (GPT-2, Llama 3, Qwen) and metaspace with byte fallback (Llama 2, Gemma,
-Mistral) are read from their vocabulary; any other tokenizer is asked to decode each of its tokens once.
+A character whose bytes are spread over several tokens belongs to the last of them. Bytes that never complete a
+character are shown as \\xNN. The bytes of byte-level BPE (GPT-2, Llama 3, Qwen) and of metaspace with byte fallback
+(Llama 2, Gemma, Mistral) are read from the vocabulary; any other tokenizer decodes each of its tokens once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte (Radford et al. 2019, `bytes_to_unicode`), inverted."""
+    """The byte that each of GPT-2's printable characters stands for: `bytes_to_unicode` of Radford et al. 2019,
+    inverted."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -31,7 +32,7 @@ def _byte_of_character() -> dict[str, int]:
 
 
 def _parts_named(tree: Any, names: frozenset[str]) -> bool:
-    """Whether a component of one of these types stands anywhere in a (nested) tokenizer.json section."""
+    """Whether a (nested) section of tokenizer.json holds a component of one of these types."""
     if isinstance(tree, dict):
         return tree.get("type") in names or any(_parts_named(v, names) for v in tree.values())
     return isinstance(tree, list) and any(_parts_named(v, names) for v in tree)
@@ -47,9 +48,9 @@ def _backend_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | No
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 hex of what decides token ids: the serialised tokenizer and its special tokens.
+    """The sha256, in hex, of all that decides token ids: the serialised tokenizer and its special tokens.
 
-    The same before and after saving, and whatever padding or truncation a call has left switched on.
+    It is the same before and after saving, and does not depend on padding or truncation that a call left switched on.
     """
     settings = _backend_settings(tokenizer)
     if settings is None:
@@ -61,13 +62,12 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class TokenText:
-    """The strings of one tokenizer's tokens. Building it reads the whole vocabulary once; keep it."""
+    """The strings of one tokenizer's tokens. Keep it: building it reads the whole vocabulary."""
 
     pieces: list[str | None]
-    """By id: the token's string where it decodes alone; None where its bytes are only part of a character, and for
-    ids that no token has."""
+    """By id: the token's string. None where its bytes are only a part of a character, and for ids without a token."""
     token_bytes: list[bytes]
-    """By id: the token's bytes, none for ids that no token has."""
+    """By id: the token's bytes; empty for ids without a token."""
     special_ids: frozenset[int]
     """BOS, EOS, padding and every other token marked special."""
 
@@ -85,8 +85,8 @@ class TokenText:
         self.token_bytes = [self._bytes.get(index, b"") for index in range(len(self.pieces))]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """One string per id, decoded jointly. A metaspace tokenizer's leading space is kept: most stretches of text
-        do not begin a document. Raises InputError for an id outside the vocabulary."""
+        """One string per id, decoded jointly. The leading space of a metaspace tokenizer is kept, since most stretches
+        of text do not begin a document. Raises InputError for an id outside the vocabulary."""
         try:
             strings = [self.pieces[i] for i in ids]
         except IndexError:
@@ -98,7 +98,7 @@ class TokenText:
         whole = [string or "" for string in strings]
         if None not in strings:
             return whole
-        # A token that decodes alone begins and ends between characters, so split characters lie within runs of Nones.
+        # A token with a string of its own begins and ends between characters, so split characters lie in runs of None.
         while start < n:
             if strings[start] is not None:
                 start += 1
@@ -111,8 +111,8 @@ class TokenText:
         return whole
 
     def excluded_ids(self, exclude_tokens: Iterable[str]) -> frozenset[int]:
-        """The special ids and those of `exclude_tokens` (each the text of one token, leading space
-        included). Raises InputError for a string that is no token."""
+        """The special ids and the ids of `exclude_tokens`, each the text of one token with its leading space. Raises
+        InputError for a string that is not a token."""
         ids: dict[str, list[int]] = {}
         for index, piece in enumerate(self.pieces):
             if piece is not None:
@@ -142,7 +142,7 @@ def _vocabulary_bytes(tokenizer: PreTrainedTokenizerBase, vocabulary: dict[int, 
 def _byte_level(token: str, table: dict[str, int]) -> bytes:
     try:
         return bytes([table[character] for character in token])
-    except KeyError:  # not in the byte alphabet: the decoder takes such a token literally
+    except KeyError:  # outside the byte alphabet: the decoder takes such a token literally
         return token.encode("utf-8", "replace")
 
 
@@ -154,12 +154,12 @@ def _metaspace(token: str) -> bytes:
 
 
 def _decoded_one_by_one(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> dict[int, bytes]:
-    """Each token's own contribution when it follows another token (many decoders treat the first one specially)."""
+    """What each token adds to the text when it follows another token; many decoders treat the first token specially."""
     if not ids:
         return {}
     anchor = ids[0]
     alone = str(tokenizer.decode([anchor], clean_up_tokenization_spaces=False))
-    # A list of lists: for a flat list transformers 5 returns one string.
+    # A list of lists, since transformers 5 returns one string for a flat list.
     pairs = tokenizer.batch_decode([[anchor, i] for i in ids], clean_up_tokenization_spaces=False)
     return {i: text.removeprefix(alone).encode("utf-8", "replace") for i, text in zip(ids, pairs, strict=True)}
 
@@ -172,7 +172,7 @@ def _whole_characters(raw: bytes) -> str | None:
 
 
 def _joint(parts: Sequence[bytes]) -> list[str]:
-    """The strings of consecutive byte strings, each character standing with its last byte."""
+    """One string per byte string. Each character belongs to the byte string that holds its last byte."""
     data = b"".join(parts)
     owner = [index for index, part in enumerate(parts) for _ in part]
     strings = [""] * len(parts)

@@ -1,7 +1,7 @@
-"""Documents to token windows, grouped into work units whose boundaries are a function of the corpus alone.
+"""Cuts documents into token windows, and groups them into work units that depend on the corpus alone.
 
 A window is one model input: an optional BOS and consecutive tokens of one document. A work unit is a run of whole
-documents; what a unit holds never depends on which other units were wanted.
+documents. What it holds does not depend on which other units are wanted.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZE_CHARACTERS = 500_000
-"""Characters tokenised in one call: enough for the tokenizer's threads, little enough to hold twice."""
+"""Characters tokenised in one call: enough to keep the tokenizer's threads busy, few enough to hold twice."""
 SHORTEST_WINDOW = 2
-"""Corpus tokens; a window of one token has no context to read it in."""
+"""Corpus tokens. In a window of one token, the token would have no context."""
 
 
 def bos_prefix(tokenizer: PreTrainedTokenizerBase, config: CorpusConfig) -> list[int]:
-    """The ids put before every window: [bos] or []. Raises InputError where `always` meets a tokenizer without BOS."""
+    """The ids put before every window: [bos] or []. Raises InputError for `always` when the tokenizer has no BOS."""
     if config.prepend_bos == "never":
         return []
     bos = tokenizer.bos_token_id
@@ -37,9 +37,9 @@ def bos_prefix(tokenizer: PreTrainedTokenizerBase, config: CorpusConfig) -> list
 
 
 def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> ChatRenderer | None:
-    """Chats as text by the model's own chat template, for `read_documents`; None where the tokenizer has none.
+    """Renders chats as text by the model's own chat template, for `read_documents`; None where there is no template.
 
-    A BOS that the template writes is taken off again: windows get theirs from `prepend_bos`.
+    A BOS that the template writes is removed, since windows get theirs by `prepend_bos`.
     """
     if not tokenizer.chat_template:
         return None
@@ -60,10 +60,10 @@ def work_units(
     wanted: Callable[[int], bool] = lambda index: True,
     report: CorpusReport | None = None,
 ) -> Iterator[WorkUnit]:
-    """The units whose index is `wanted`, in order; index i is the i-th unit of the whole corpus for any `wanted`.
+    """The units whose index is `wanted`, in order. Index i is always the i-th unit of the whole corpus.
 
-    A unit closes with the document that brings it to `unit_characters`. Unwanted units are not tokenised, except when
-    `max_tokens` is set: it counts the corpus tokens of all units (what stands in windows, no BOS) and ends the corpus
+    A unit ends with the document that brings it to `unit_characters`. Unwanted units are not tokenised, unless
+    `max_tokens` is set. It counts the corpus tokens of all units (those in windows, without BOS) and ends the corpus
     after the document that reaches it. Documents of one token are counted in `report` as one_token.
     """
     prefix = bos_prefix(tokenizer, config)
@@ -118,9 +118,10 @@ def _tokenized(
 
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of each text, no special tokens added, whatever its length.
+    """The ids of each text, of any length, without special tokens.
 
-    Asks the Rust tokenizer where there is one: the same ids in two thirds of the time, as no offsets are made.
+    The Rust tokenizer is called directly if there is one. It gives the same ids in two thirds of the time, since it
+    makes no offsets.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
     if backend is None:
@@ -128,7 +129,7 @@ def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
             list(texts), add_special_tokens=False, return_attention_mask=False, truncation=False, verbose=False
         )
         return [list(ids) for ids in encoded["input_ids"]]
-    # A tokenizer.json may come with truncation or padding switched on.
+    # A tokenizer.json may have truncation or padding switched on.
     backend.no_truncation()
     backend.no_padding()
     return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]

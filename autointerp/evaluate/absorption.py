@@ -1,22 +1,22 @@
 """Feature absorption on the first-letter task (Chanin et al. 2024, arXiv 2409.14507).
 
-A dictionary may have a feature for "begins with S" that stays silent on some words with S, because the feature of the
-word itself has taken the letter's direction in as well. To find such words, for each letter:
+A dictionary may have a feature for "begins with S" that is silent on some words with S, because the word's own feature
+has absorbed the letter's direction. To find such words, for each letter:
 
-1. a logistic probe on the activations at the word finds the letter's direction p; a letter whose probe is poor on
-   held-out words (F1 below `min_f1`) is skipped, since the model does not show there that it knows the letter;
-2. the letter's main features are those of a k-sparse probe (k grows while F1 grows by more than .03, 10 at most);
-3. of the held-out words of the letter on which the probe is right, the projection of the activation onto p (from the
-   dictionary's bias b_dec, so that it is what features have to explain) is shared out among the active features:
+1. A logistic probe on the activations at the word finds the letter's direction p. A letter whose probe is poor on
+   held-out words (F1 below `min_f1`) is skipped, since the model does not show there that it knows the letter.
+2. The letter's main features are those of a k-sparse probe. k grows while F1 grows by more than .03, to 10 at most.
+3. For the letter's held-out words on which the probe is right, the projection of the activation onto p (taken from
+   the dictionary's bias b_dec, so that features have to explain all of it) is divided among the active features:
    feature i contributes f_i d_i.p.
 
 full absorption       the main features are silent, and the feature that contributes most has cos(d_i, p) >= .025 and
                       makes up at least .4 of the projection
-absorption fraction   up to 3 other features with cos(d_i, p) >= .1 together make up at least .4 of the projection,
-                      while the main features fall short of it: their share of what main and absorbing features
-                      contribute, else 0
+absorption fraction   if up to 3 other features with cos(d_i, p) >= .1 together make up at least .4 of the projection,
+                      while the main features fall short of it: the share of those others in what main and absorbing
+                      features contribute; else 0
 
-Read at the last token of a prompt that says nothing about spelling, over words that are single tokens.
+Activations are read at the last token of a prompt that says nothing about spelling. The words are single tokens.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from autointerp.sae.sae import Sae
 from autointerp.stats import mean_interval
 
 PROMPT = "They talked about it for a while, and then about the"
-"""What stands before the word. Any word can follow, and no letter is named."""
+"""The text before the word. Any word can follow it, and it names no letter."""
 MIN_F1 = 0.6
 MIN_WORDS = 20
 MOST_WORDS = 6000
@@ -54,7 +54,7 @@ TEST_SHARE = 0.4
 PROBE_C = 1.0
 FOLDS = 3
 FEWEST_WORDS = 5
-"""Of a letter, whatever `min_words` says: one for each fold must be left after the held-out ones."""
+"""Fewest words of a letter, whatever `min_words` says: after holding some out, one must be left for each fold."""
 MOST_MAIN, F1_GAIN = 10, 0.03
 SILENT = 1e-8
 FULL_COSINE, FULL_SHARE = 0.025, 0.4
@@ -66,20 +66,20 @@ FIELDS = {
     "absorption_probe_f1": "probe_f1",
     "absorption_sparse_probe_f1": "sparse_f1",
 }
-"""The metrics, and the field of `Letter` that each is the mean of."""
+"""Each metric, and the field of `Letter` whose mean it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """What one letter's words show."""
+    """The result for one letter."""
 
     letter: str
     probe_f1: float
-    """Of the dense probe, on held-out words."""
+    """F1 of the dense probe on held-out words."""
     usable: bool
-    """Whether that reached `min_f1`; the rest is None where not."""
+    """Whether `probe_f1` reached `min_f1`. If not, the fields below are None."""
     sparse_f1: float | None = None
-    """Of the probe on the main features, on held-out words."""
+    """F1 of the probe on the main features, on held-out words."""
     main: tuple[int, ...] = ()
     n_words: int = 0
     """Held-out words of the letter on which the dense probe is right."""
@@ -105,8 +105,8 @@ def absorption(
 ) -> list[MetricRow]:
     """The rows of `absorption_rows` for the words of the model's own vocabulary.
 
-    A dictionary that does not write into the space it reads (a transcoder) has no decoder to compare the probe with:
-    its rows are None and say so. Of `corpus` counts prepend_bos. Raises InputError as the hookpoint does.
+    The decoder of a transcoder does not write into the space that it reads, so no probe can be compared with it: its
+    rows have the value None and a note. Of `corpus` only prepend_bos matters. Raises InputError for a wrong hookpoint.
     """
     if sae.d_in != sae.d_out or sae.W_skip is not None or not torch.equal(sae.b_pre, sae.b_dec):
         return _without("the dictionary does not reconstruct what it reads, so its decoder has no direction to compare")
@@ -139,8 +139,8 @@ def absorption(
 
 
 def vocabulary_words(pieces: Sequence[str | None]) -> list[tuple[int, str]]:
-    """(id, string) of the tokens that are a space and at least three ASCII letters; of words that differ in case
-    alone the first."""
+    """(id, string) of the tokens that are a space and at least three ASCII letters. Of words that differ only in case,
+    the first is taken."""
     found: dict[str, tuple[int, str]] = {}
     for index, piece in enumerate(pieces):
         if piece is not None and re.fullmatch(r" [A-Za-z]{3,}", piece):
@@ -161,12 +161,12 @@ def letter_scores(
 ) -> list[Letter]:
     """One Letter for each letter with at least `min_words` words, in alphabetical order.
 
-    `vectors` [n, d] are the activations at the words in the units that the dictionary reconstructs, `codes`
-    [n, d_sae] its features there, `letters` the class of each word (any string; no spelling is looked at).
+    `vectors` [n, d] are the activations at the words, in the units that the dictionary reconstructs; `codes` [n, d_sae]
+    are its features there. `letters` gives each word's class, which may be any string; spelling is not read.
     """
     classes = np.array(letters)
     held_out = _held_out(classes, seed)
-    # One number for all dimensions: scaling each by its own would bend the probe's direction.
+    # One scale for all dimensions, since a scale for each would bend the probe's direction.
     x = vectors - vectors[~held_out].mean(0)
     x /= max(float(np.sqrt((x[~held_out] ** 2).mean())), 1e-12)
     explained = vectors - b_dec
@@ -207,10 +207,10 @@ def letter_scores(
 def absorbed(
     code: csr_matrix, cosine: NDArray[np.float64], projection: float, main: Sequence[int]
 ) -> tuple[bool, float, bool]:
-    """(full absorption, absorption fraction, main features silent) of one word.
+    """(full absorption, absorption fraction, whether the main features are silent) for one word.
 
-    `code` [1, d_sae] holds its active features, `cosine` [d_sae] each feature's decoder row along the probe,
-    `projection` (above 0) the activation along it, `main` the letter's own features.
+    `code` [1, d_sae]: the word's active features. `cosine` [d_sae]: cosine of each feature's decoder row with the
+    probe. `projection`: the activation along the probe, above 0. `main`: the letter's main features.
     """
     features, values = code.indices, code.data
     share = values * cosine[features] / projection
@@ -228,10 +228,10 @@ def absorbed(
 
 
 def _main_features(columns: csc_matrix, y: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> tuple[list[int], float]:
-    """The features of a k-sparse probe for `y`, chosen on the words not held out, and its F1 on those held out.
+    """The features of a k-sparse probe for `y`, chosen on the words that are not held out, and its F1 on the others.
 
-    Candidates are ranked by how far their mean is higher on the letter's words, in units of their own spread: by the
-    plain difference large features that have nothing to do with the letter would come first.
+    Candidates are ranked by how much higher their mean is on the letter's words, in units of their own spread. Ranked
+    by the plain difference, large features that have nothing to do with the letter would come first.
     """
     train = columns[~held_out]
     positive, negative = train[y[~held_out]], train[~y[~held_out]]
@@ -247,7 +247,7 @@ def _main_features(columns: csc_matrix, y: NDArray[np.bool_], held_out: NDArray[
         chosen = columns[:, ranked[:k]].toarray()
         chosen /= np.maximum(chosen[~held_out].max(axis=0), SILENT)
         probe = LogisticRegression(C=PROBE_C, class_weight="balanced", max_iter=5000)
-        # Cross-validated: on the words it was trained on, every feature of a single word would raise the F1.
+        # Cross-validated, since on its own training words every feature of a single word would raise the F1.
         guessed = cross_val_predict(probe, chosen[~held_out], y[~held_out], cv=FOLDS)
         f1 = float(f1_score(y[~held_out], guessed, zero_division=0.0))
         if main and f1 - best <= F1_GAIN:
@@ -259,7 +259,7 @@ def _main_features(columns: csc_matrix, y: NDArray[np.bool_], held_out: NDArray[
 
 
 def _held_out(classes: NDArray[np.str_], seed: int) -> NDArray[np.bool_]:
-    """The same share of every class, drawn at random."""
+    """Which words are held out: the same share of every class, drawn at random."""
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(classes), dtype=np.bool_)
     for name in np.unique(classes):
@@ -276,8 +276,8 @@ def absorption_rows(
     n_boot: int = 1000,
     seed: int = 0,
 ) -> list[MetricRow]:
-    """absorption_letters (how many can be judged, of those with enough words), then the means of FIELDS over those
-    letters, each letter counting the same; intervals are a bootstrap over letters."""
+    """absorption_letters (how many of the letters with enough words can be judged), then the means of FIELDS over the
+    letters that can, each with the same weight. Intervals are a bootstrap over letters."""
     usable = [letter for letter in letters if letter.usable]
     best = max((letter.probe_f1 for letter in letters), default=0.0)
     note = (
@@ -287,7 +287,7 @@ def absorption_rows(
     rows = [metric_row("absorption_letters", len(usable), n=len(letters), unit="letters", n_tokens=n_tokens, note=note)]
     judged = f"{sum(letter.n_words for letter in usable)} held-out words" if usable else f"no letter to judge; {note}"
     for metric, field in FIELDS.items():
-        # How well the probe does is said of every letter: it is why letters are skipped.
+        # The probe's F1 covers all letters, since it is why letters are skipped.
         of = letters if metric == "absorption_probe_f1" else usable
         values = [value for letter in of if (value := getattr(letter, field)) is not None]
         remark = "all letters with enough words" if of is letters else judged

@@ -1,7 +1,7 @@
-"""The report's figures, drawn with matplotlib's Figure objects (never pyplot, which keeps state) and turned into SVG
-that can stand inside a page: same bytes for same numbers, no links, every string escaped.
+"""Draws the report's figures with matplotlib's Figure objects (never pyplot, which keeps state), as SVG for the inside
+of a page. The same numbers give the same bytes; there are no links, and every string is escaped.
 
-A function returns None where there is nothing to draw; the page then says so in words.
+A function returns None when there is nothing to draw; the page then says so in words.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 Curve = tuple[int, str, float]
 Point = tuple[str, float, float, tuple[float, float] | None]
-"""Name, L0, FVU and the ends of the FVU's interval."""
+"""(name, L0, FVU, ends of the FVU's interval)."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a4c93", "#5f5f5f")
-"""Okabe and Ito's, which the colour-blind can tell apart, on white."""
+"""Okabe and Ito's colours, which colour-blind readers can tell apart on white."""
 MARKERS = "osD^vP"
 CURVES = {
     "loss": "loss",
@@ -33,7 +33,7 @@ CURVES = {
     "l0": "L0: active features\nper token",
     "dead": "share of dead\nfeatures",
 }
-"""Training metrics that are drawn, in this order, and what their axis says."""
+"""The training metrics that are drawn, in this order, with the label of their axis."""
 LONGEST_NAME = 36
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -62,9 +62,9 @@ _STYLE: dict[str, Any] = {
 
 
 def training_curves(curves: Mapping[str, Sequence[Curve]]) -> Figure | None:
-    """Loss, L0 and what else of CURVES was logged, over training steps; a line per dictionary (name -> its points)."""
+    """The metrics of CURVES that were logged, over training steps, with a line per dictionary (name -> its points)."""
     logged = {metric: [v for points in curves.values() for _, name, v in points if name == metric] for metric in CURVES}
-    # No dead features at any step need no panel to say so.
+    # Without dead features at any step there is no panel for them.
     shown = [metric for metric, values in logged.items() if values and (metric != "dead" or any(values))]
     if not shown:
         return None
@@ -98,7 +98,7 @@ def training_curves(curves: Mapping[str, Sequence[Curve]]) -> Figure | None:
 
 
 def density_histogram(densities: Mapping[str, Sequence[float]]) -> Figure | None:
-    """How many of each dictionary's features are active how often, log scale; those never active are left out."""
+    """Histogram of how often features are active, per dictionary, on a log scale, without features that never are."""
     alive = {name: np.asarray([d for d in found if 0 < d <= 1], dtype=float) for name, found in densities.items()}
     if not any(len(values) for values in alive.values()):
         return None
@@ -127,8 +127,8 @@ def density_histogram(densities: Mapping[str, Sequence[float]]) -> Figure | None
 
 
 def frontier(points: Sequence[Point]) -> Figure | None:
-    """FVU against L0, one point per dictionary, the dictionaries that no other one beats in both joined by a line;
-    None for fewer than two."""
+    """FVU against L0, with one point per dictionary. A line joins the dictionaries that no other beats in both. None
+    for fewer than two dictionaries."""
     if len(points) < 2:
         return None
     with _styled():
@@ -159,13 +159,13 @@ def frontier(points: Sequence[Point]) -> Figure | None:
 
 
 def activation_histogram(edges: Sequence[float], counts: Sequence[int]) -> Figure | None:
-    """How often one feature is how active, on the tokens where it is active at all; None where it never is."""
+    """Histogram of one feature's activations on the tokens where it is active; None where it never is."""
     if len(edges) != len(counts) + 1 or not sum(counts):
         return None
     with _styled():
         figure = Figure(figsize=(3.4, 2.1), layout="constrained")
         ax = figure.subplots()
-        # From half a token on, so that bins of a single token are seen on the log scale.
+        # The axis starts at half a token, so that bins of a single token are visible on the log scale.
         ax.stairs([max(count, 0.5) for count in counts], edges, baseline=0.5, fill=True, color=COLOURS[0], alpha=0.85)
         _log_axis(ax, "y", 0.5, max(counts))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _thousands(v) if v >= 1 else ""))
@@ -178,8 +178,8 @@ def activation_histogram(edges: Sequence[float], counts: Sequence[int]) -> Figur
 
 
 def probing(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """AUROC over the number of features, with intervals, for every family of metrics <name>_k<k>; the dense probe of
-    the same family as a dashed line."""
+    """AUROC over the number of features k, with intervals, for every family of metrics <name>_k<k>. A dashed line shows
+    the family's dense probe."""
     families: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for row in rows:
         found = re.fullmatch(r"(\w*probing\w*?)_k(\d+)", str(row["metric"]))
@@ -195,7 +195,7 @@ def probing(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
         dense: dict[str, tuple[float, str]] = {}
         for i, (family, points) in enumerate(families.items()):
             points.sort(key=lambda point: point[0])
-            # Side by side within a place, so that one family's interval does not hide another's.
+            # Shifted a little, so that one family's interval does not hide another's.
             x = [ks.index(k) + 0.06 * (i - (len(families) - 1) / 2) for k, _ in points]
             ax.plot(x, [row["value"] for _, row in points], "o-", color=_colour(i), linewidth=1.4, markersize=5)
             ax.plot([], [], "o-", color=_colour(i), label=clean(family.replace("_", " ") + ", k features"))
@@ -221,12 +221,12 @@ def probing(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an <svg> element for the inside of an HTML page. `name` (unique on the page) goes before its ids,
-    `description` is what a screen reader says."""
+    """The figure as an <svg> element for an HTML page. `name`, unique on the page, prefixes the ids in it;
+    `description` is for screen readers."""
     written = io.BytesIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
     with _styled(), mpl.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        # A name in a script that matplotlib's own font lacks: it only measures the text here, the browser draws it.
+        # A glyph that matplotlib lacks does no harm: matplotlib only measures the text, and the browser draws it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(written, format="svg", metadata=nothing)
     root = ElementTree.fromstring(written.getvalue())
@@ -242,7 +242,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
             attributes[key] = f"#{name}-{value[1:]}" if key == "href" else value
         parent.attrib.clear()
         parent.attrib.update(attributes)
-    # The page gives the width; the height follows from the viewBox.
+    # The page sets the width; the height follows from the viewBox.
     root.attrib.pop("height", None)
     root.attrib.pop("version", None)
     root.attrib["width"] = f"{figure.get_figwidth() * 100:.0f}"
@@ -251,10 +251,10 @@ def svg(figure: Figure, name: str, description: str) -> str:
 
 
 def clean(text: str, longest: int = LONGEST_NAME) -> str:
-    """A string that XML may hold and a figure has room for: one line, no control characters, cut with an ellipsis."""
+    """`text` for a figure in XML: one line, without control characters, cut with an ellipsis if it is too long."""
     visible = "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else " " for c in text)
     line = " ".join(visible.split())
-    # A legend entry that begins with an underscore is one that matplotlib hides.
+    # matplotlib hides a legend entry that begins with an underscore.
     line = line if not line.startswith("_") else "\u200b" + line
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
@@ -273,7 +273,7 @@ def _colour(i: int) -> str:
 
 
 def _legend_above(figure: Figure, names: Sequence[str]) -> None:
-    """A legend of the dictionaries' colours, where there is more than one."""
+    """Add a legend of the dictionaries' colours if there are several."""
     if len(names) < 2:
         return
     handles = [mpl.lines.Line2D([], [], color=_colour(i), linewidth=2.4) for i in range(len(names))]
@@ -281,7 +281,7 @@ def _legend_above(figure: Figure, names: Sequence[str]) -> None:
 
 
 def _log_axis(ax: Axes, which: str, low: float, high: float) -> None:
-    """A log scale whose ticks are plain numbers, few over many decades and 1-2-5 over few."""
+    """Set a log scale with plain numbers as ticks: powers of ten over many decades, 1-2-5 over few."""
     set_scale: Callable[[str], None] = ax.set_xscale if which == "x" else ax.set_yscale
     set_scale("log")
     axis = ax.xaxis if which == "x" else ax.yaxis

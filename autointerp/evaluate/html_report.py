@@ -1,5 +1,5 @@
-"""One self-contained HTML page about one or several dictionaries: figures, every metric with its interval, and what
-the numbers mean. No script, no link, no file beside it; the same data give the same bytes."""
+"""Writes one self-contained HTML page about one or several dictionaries: figures, every metric with its interval, and
+what the numbers mean. It has no script, no link and no file beside it. The same data give the same bytes."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from autointerp.sae.files import write_atomically
 
 MOST_HISTOGRAMS = 12
 NOT_IN_TABLE = "log10_density_bin_"
-"""Metrics that the density histogram shows."""
+"""Prefix of the metrics that the density histogram shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class DictionaryReport:
-    """One dictionary, as plain values."""
+    """What the page says about one dictionary, as plain values."""
 
     name: str
     architecture: str
     d_sae: int
     metrics: Sequence[Mapping[str, Any]] = ()
-    """Rows with metric and value, and as far as known split, ci_low, ci_high, n_tokens, n, unit and note."""
+    """Rows with metric and value, and where known split, ci_low, ci_high, n_tokens, n, unit and note."""
     densities: Sequence[float] = ()
-    """[d_sae]: share of tokens on which each feature is active; 0 for those never active."""
+    """[d_sae]: share of tokens on which each feature is active; 0 for a feature that never is."""
     curves: Sequence[tuple[int, str, float]] = ()
-    """(step, metric, value) of the training."""
+    """(step, metric, value) logged in training."""
     histograms: Sequence[tuple[int, str | None, Sequence[float], Sequence[int]]] = ()
-    """(feature, its label or None, n + 1 edges, n counts of tokens on which it is active); the first MOST_HISTOGRAMS
-    are drawn."""
+    """(feature, its label or None, n + 1 edges, n counts of tokens on which it is active). Only the first
+    MOST_HISTOGRAMS are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +46,25 @@ class ReportData:
     title: str
     dictionaries: Sequence[DictionaryReport] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What was evaluated, shown below the title: model, hookpoint, corpus, tokens, ..."""
+    """What was evaluated (model, hookpoint, corpus, tokens, ...), shown below the title."""
     remarks: Sequence[str] = ()
-    """Warnings that a reader should see first."""
+    """Warnings, shown first."""
 
 
 def write_report(path: Path, report: ReportData) -> None:
-    """Write the page to `path`, whole or not at all. Raises InputError (two dictionaries of one name, or a folder at
-    `path`), DiskFullError."""
+    """Write the page to `path`, completely or not at all. Raises InputError when two dictionaries have one name or
+    `path` is a folder, and DiskFullError."""
     names = [dictionary.name for dictionary in report.dictionaries]
     if len(set(names)) < len(names):
         raise InputError(f"the report needs a different name for each dictionary, not {', '.join(names)}")
     if path.is_dir():
-        raise InputError(f"the report is to be a file, but there is a folder {path}")
+        raise InputError(f"the report must be a file, but {path} is a folder")
     page = render(report)
     write_atomically(path, lambda temporary: _write(temporary, page))
 
 
 def _write(path: Path, page: str) -> None:
-    # errors: a label may hold half of a surrogate pair, which UTF-8 cannot.
+    # errors=, since a label may hold half of a surrogate pair, which UTF-8 cannot.
     path.write_bytes(page.encode("utf-8", "replace"))
 
 
@@ -108,7 +108,7 @@ def render(report: ReportData) -> str:
 
 
 def _drawn(figure: Figure | None, name: str, description: str) -> Markup | None:
-    # Markup: everything in it went through the XML serialiser, which escapes.
+    # Safe as markup, since everything in it went through the XML serialiser, which escapes.
     return None if figure is None else Markup(figures.svg(figure, name, description))
 
 
@@ -123,7 +123,7 @@ def _overview(dictionary: DictionaryReport) -> dict[str, Any]:
 
 
 def _overall(dictionary: DictionaryReport, metric: str) -> Mapping[str, Any] | None:
-    """The row of a metric over all splits, or else the first one there is."""
+    """The row of a metric over all splits; if there is none, its first row."""
     rows = [row for row in dictionary.metrics if row["metric"] == metric]
     return next((row for row in rows if row.get("split") in (None, "", "all")), rows[0] if rows else None)
 
@@ -173,7 +173,7 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _number(value: float | None) -> str:
-    """Three significant digits or more, whole numbers as they are; a dash for what there is not."""
+    """`value` with three significant digits or more; whole numbers as they are; a dash for None."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == int(value) and abs(value) < 1e12:

@@ -1,4 +1,4 @@
-"""Labelled text for probing: jsonl files of texts with a 0/1 label, or of words with a tag each."""
+"""Reads labelled text for probing: jsonl files of texts with a label 0 or 1, or of words with one tag each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEWEST_PER_CLASS = 10
 class LabelledTexts:
     texts: list[str]
     labels: list[int]
-    """0 or 1."""
+    """0 or 1 for each text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +25,16 @@ class TaggedSentences:
     sentences: list[list[str]]
     """The words of each sentence."""
     tags: list[list[str]]
-    """As many tags as words."""
+    """The tag of each word of each sentence."""
 
 
 def read_labelled(path: Path, most: int | None = None) -> LabelledTexts | TaggedSentences:
-    """A jsonl file whose lines all hold {"text": str, "label": 0 or 1}, or all {"words": [str], "tags": [str]};
-    other fields are ignored, empty lines skipped. `most`: no more than so many records, spread evenly over the file.
+    """Read a jsonl file whose lines are all {"text": str, "label": 0 or 1}, or all {"words": [str], "tags": [str]}.
 
-    Raises InputError that names the line: no such file, not JSON, fields missing or of the wrong kind, a label other
-    than 0, 1, true or false, words and tags not equally many; and for the whole: one class or one tag only, or fewer
-    than FEWEST_PER_CLASS texts of a class or sentences.
+    Other fields and empty lines are ignored. `most`: read at most this many records, spread evenly over the file.
+    Raises InputError, which names the line, when the file is missing, a line is not JSON, a field is missing or has the
+    wrong type, a label is not 0, 1, true or false, or words and tags differ in number. Raises InputError too when the
+    file has only one class or tag, or fewer than FEWEST_PER_CLASS sentences or texts of a class.
     """
     records = _records(path)
     if most is not None and len(records) > most:
@@ -51,7 +51,7 @@ def read_labelled(path: Path, most: int | None = None) -> LabelledTexts | Tagged
 
 
 def check_labels(labels: list[int], what: str) -> None:
-    """Raises InputError where a class is missing or has fewer than FEWEST_PER_CLASS members."""
+    """Raise InputError when a class is missing or has fewer than FEWEST_PER_CLASS members."""
     counts = Counter(labels)
     if not labels:
         raise InputError(f"{what} holds no labelled text")
@@ -65,7 +65,7 @@ def check_labels(labels: list[int], what: str) -> None:
 def _check_tags(tagged: TaggedSentences, path: Path) -> None:
     n_tags = len({tag for tags in tagged.tags for tag in tags})
     if n_tags < 2:
-        raise InputError(f"{path}: {n_tags} different tags; a probe needs words of two kinds at least")
+        raise InputError(f"{path}: {n_tags} different tags; a probe needs at least two")
     if len(tagged.sentences) < FEWEST_PER_CLASS:
         raise InputError(f"{path}: {len(tagged.sentences)} sentences; a probe needs {FEWEST_PER_CLASS}")
 
@@ -79,7 +79,7 @@ def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     found = []
-    # Not splitlines: JSON strings may hold U+2028 and the like as they are.
+    # Not splitlines, since JSON strings may hold U+2028 and the like unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -89,7 +89,7 @@ def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
             raise InputError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}") from error
         if not isinstance(record, dict):
             raise InputError(
-                f"{path}, line {number}: an object with text and label, or words and tags, not {line!r:.60}"
+                f"{path}, line {number}: an object with text and label (or words and tags) is needed, not {line!r:.60}"
             )
         found.append((number, record))
     return found
@@ -97,7 +97,7 @@ def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _labelled(record: dict[str, Any], where: str) -> tuple[str, int]:
     if "text" not in record or "label" not in record:
-        raise InputError(f"{where}: fields text and label (or words and tags) expected, not {', '.join(record)[:80]}")
+        raise InputError(f"{where}: fields text and label (or words and tags) are needed, not {', '.join(record)[:80]}")
     text, label = record["text"], record["label"]
     if not isinstance(text, str):
         raise InputError(f"{where}: text is to be a string, not {type(text).__name__}")

@@ -1,4 +1,4 @@
-"""One measured number of an evaluation, as a plain dict that can be stored, printed or put into a report."""
+"""One number that an evaluation measured, as a plain dict to be stored, printed or put into a report."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from autointerp.stats import Estimate
 class MetricRow(TypedDict):
     metric: str
     value: float | None
-    """None where the number could not be had; `note` says why."""
+    """None where the number could not be computed; `note` then says why."""
     split: str | None
-    """None: all there is."""
+    """None: all splits together."""
     ci_low: float | None
-    """Ends of the 95 % interval; None where there is none."""
+    """Lower end of the 95 % interval; None, like the upper end, where there is no interval."""
     ci_high: float | None
     n_tokens: int | None
-    """Tokens the model read for this number; None where it read none."""
+    """Tokens that the model read for this number; None where it read none."""
     n: int | None
-    """What the number was counted or averaged over, in `unit`s."""
+    """How many `unit`s the number was counted or averaged over."""
     unit: str
     note: str
 
@@ -34,7 +34,7 @@ def metric_row(
     n_tokens: int | None = None,
     note: str = "",
 ) -> MetricRow:
-    """A row of a number, or of an Estimate with its interval (whose n counts where `n` is not given)."""
+    """A row for a number, or for an Estimate with its interval. Without `n`, the Estimate's own n is used."""
     estimate = value if isinstance(value, Estimate) else Estimate(value, None, None, n or 0)
     return MetricRow(
         metric=metric,

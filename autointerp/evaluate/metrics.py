@@ -1,11 +1,11 @@
-"""How well a dictionary reconstructs what it reads, from sums that are added up batch by batch.
+"""Measures how well a dictionary reconstructs what it reads, from sums that are added up batch by batch.
 
-Every figure is a function of sums over all tokens, never a mean of batches' figures: the mean that a variance is taken
-around is that of all tokens. Sums are float64, of vectors shifted by the first batch's mean, so that a large constant
-part of the activations costs no digits. The sums are kept for each document, because tokens of one document are not
-independent: an interval comes from resampling the documents (percentile bootstrap, 95 %).
+Every figure is a function of sums over all tokens, never a mean of batches' figures; so a variance is taken around the
+mean of all tokens. Sums are float64, of vectors shifted by the first batch's mean, so that a large constant part of the
+activations costs no digits. They are kept per document, because tokens of one document are not independent: an
+interval comes from resampling documents (percentile bootstrap, 95 %).
 
-    error e = x - x_hat of the tokens that count; x is what the dictionary reconstructs (a transcoder's target)
+    error e = x - x_hat over the tokens that count; x is what the dictionary reconstructs (a transcoder's target)
 
     fvu                  sum |e|^2 / sum |x - mean x|^2; `explained_variance` is 1 - fvu
     mse                  mean of |e|^2, summed over the dimensions
@@ -14,9 +14,9 @@ independent: an interval comes from resampling the documents (percentile bootstr
     error_norm_share     mean over tokens of |e| / |x|
     l0, l1               mean number of active features, mean sum of their activations
     input_gamma          |mean| / |standard deviation| of the vectors read (arXiv 2605.31518: where it is large,
-                         features are dead from the start unless the mean is taken off)
+                         features are dead from the start unless the mean is subtracted)
 
-Tokens with x = 0 are left out of the three means that divide by |x|; a reconstruction of 0 has cosine 0.
+Tokens with x = 0 are left out of the three means that divide by |x|. A reconstruction of 0 has cosine 0.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Mapping[str, Floats]]
 
 MOST_GROUPS = 512
-"""Documents whose sums are kept one by one; where there are more, they share this many rows by their names' hash."""
+"""How many documents have their own sums. More documents share this many rows, by the hash of their names."""
 N_BOOT = 1000
 DENSE_ABOVE = 0.1
-"""A feature active on a larger share of the tokens is dense."""
+"""A feature that is active on a larger share of the tokens is dense."""
 REDUNDANT_ABOVE = 0.9
-"""A feature whose decoder row has a larger cosine with another one's is redundant."""
+"""A feature is redundant when its decoder row has a larger cosine than this with another one's."""
 MOST_QUERY_ROWS = 4096
-"""Decoder rows whose nearest row is looked for; of larger dictionaries, a sample."""
+"""Number of decoder rows whose nearest row is searched; of larger dictionaries a sample."""
 DENSITY_EDGES = tuple(-7.0 + 0.5 * i for i in range(14))
-"""log10 of the lower edges of the density histogram's bins; the first bin takes all below it, too."""
+"""log10 of the lower edges of the density histogram's bins. The first bin also takes all densities below its edge."""
 
 _BLOCK_ELEMENTS = 1 << 22
 """float64 elements of one block of tokens (32 MB), of one block of resamples, and of one block of cosines."""
@@ -71,8 +71,8 @@ _AT = {name: i for i, name in enumerate(_TERMS)}
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure with its 95 % interval. `value` is None where the data do not define it, the ends are None where
-    there is no interval: of fewer than two documents, and of figures that resampling documents would bias."""
+    """One figure with its 95 % interval. `value` is None where the data do not define it. The ends are None where there
+    is no interval: for fewer than two documents, and for figures that resampling documents would bias."""
 
     metric: str
     value: float | None
@@ -84,9 +84,9 @@ class Metric:
 
 
 class DocumentSums:
-    """Rows of float64 sums [width], one per document up to MOST_GROUPS of them; beyond, one per hash of the name.
+    """Rows of float64 sums [width]: one per document, or for more than MOST_GROUPS documents one per hash of the name.
 
-    Which documents share a row depends on nothing but their names, so the order and size of batches do not matter.
+    Which documents share a row depends only on their names, so the order and size of batches do not matter.
     """
 
     def __init__(self, width: int) -> None:
@@ -94,9 +94,9 @@ class DocumentSums:
         self._sums = np.zeros((8, width))
 
     def add(self, documents: Sequence[str], sums: Floats) -> None:
-        """`sums` [B, width] of stretches of the `documents` [B] (a document may come more than once)."""
+        """Add `sums` [B, width], taken over stretches of the `documents` [B]. A document may occur more than once."""
         rows = np.array([self._row(name) for name in documents], dtype=np.int64)
-        if self._names is None:  # the table was folded on the way: all rows are hashes now
+        if self._names is None:  # the table was folded meanwhile, so all rows are hashes now
             rows = np.array([_bucket(name) for name in documents], dtype=np.int64)
         np.add.at(self._sums, rows, sums)
 
@@ -118,7 +118,7 @@ class DocumentSums:
         self._sums, self._names = folded, None
 
     def rows(self) -> Floats:
-        """[G, width]: the rows in use."""
+        """The rows in use, [G, width]."""
         return self._sums if self._names is None else self._sums[: len(self._names)]
 
 
@@ -128,10 +128,10 @@ def _bucket(name: str) -> int:
 
 
 def bootstrapped(rows: Floats, statistic: Statistic, seed: int, n_boot: int = N_BOOT) -> dict[str, stats.Estimate]:
-    """Each figure of `statistic` with its interval from resampling the rows [G, width] (documents' sums).
+    """Each figure of `statistic` with its interval, from resampling the rows [G, width] (sums of documents).
 
-    `statistic` maps totals [B, width] to figures [B], NaN where undefined. `n` of an estimate is the number of rows.
-    The interval is None with fewer than two rows, or where fewer than half of the resamples define the figure.
+    `statistic` maps totals [B, width] to figures [B], with NaN where undefined. An estimate's `n` is the number of
+    rows. The interval is None with fewer than two rows, or when fewer than half of the resamples define the figure.
     """
     found = statistic(rows.sum(axis=0, keepdims=True))
     drawn: dict[str, list[Floats]] = {name: [] for name in found}
@@ -160,7 +160,7 @@ def _estimate(value: Floats, drawn: Floats, n: int) -> stats.Estimate:
 
 
 def ratio(top: Floats, bottom: Floats, defined: NDArray[np.bool_] | None = None) -> Floats:
-    """top / bottom, NaN where it is not `defined` (by default: where bottom is not above 0)."""
+    """top / bottom, with NaN where it is not `defined`; by default it is defined where bottom is above 0."""
     good = bottom > 0 if defined is None else defined
     return np.where(good, top / np.where(good, bottom, 1.0), np.nan)
 
@@ -170,9 +170,9 @@ def as_metrics(estimates: Mapping[str, stats.Estimate], split: str | None, n_tok
 
 
 class Reconstruction:
-    """Sums over the tokens of each split: what the figures above are made of, and how often each feature was active.
+    """Sums over the tokens of each split, from which the figures above come, and how often each feature was active.
 
-    Memory: 512 rows of d_out (and d_in, of a transcoder) float64 and d_sae int64 per split, whatever the corpus.
+    Memory per split, for any corpus: 512 rows of d_out float64 (and d_in for a transcoder), and d_sae int64.
     """
 
     def __init__(self, d_sae: int) -> None:
@@ -185,7 +185,7 @@ class Reconstruction:
 
     @property
     def splits(self) -> list[str]:
-        """Those with a token that counts, in the order in which they came."""
+        """The splits with a token that counts, in the order in which they came."""
         return list(self._tables)
 
     def add(
@@ -198,10 +198,10 @@ class Reconstruction:
         active: SparseCodes,
         x: Tensor | None = None,
     ) -> None:
-        """The tokens of one batch that count: y [n, d_out] and its reconstruction, any float dtype.
+        """Add the tokens of one batch that count: y [n, d_out] and its reconstruction, in any float dtype.
 
-        `window` [n] int64, ascending, says which of the `documents` [B] each token stands in; `active` is what y_hat
-        was made from. Pass `x` [n, d_in] where the dictionary reads something else than y.
+        `window` [n] int64, ascending: the index in `documents` [B] of each token's document. `active`: the codes from
+        which y_hat was made. Pass `x` [n, d_in] if the dictionary reads something other than y.
         """
         if len(y) == 0:
             return
@@ -215,7 +215,7 @@ class Reconstruction:
         self._counts[split] += torch.bincount(active.features, minlength=self.d_sae)
 
     def add_excluded(self, split: str, y: Tensor, y_hat: Tensor, active: SparseCodes, x: Tensor | None = None) -> None:
-        """Tokens that do not count (a BOS, an excluded token), for `fvu_all_tokens` alone."""
+        """Add tokens that do not count (a BOS, an excluded token). Only `fvu_all_tokens` uses them."""
         if len(y):
             self._set_shifts(y, x)
             window = torch.zeros(len(y), dtype=torch.int64, device=y.device)
@@ -230,8 +230,8 @@ class Reconstruction:
     def _sums(
         self, n_windows: int, window: Tensor, y: Tensor, y_hat: Tensor, active: SparseCodes, x: Tensor | None
     ) -> Floats:
-        """[n_windows, terms, d_out (, 1, d_in)]: see `_TERMS`; then the sums of y - shift and, of a transcoder, of
-        |x - shift|^2 and x - shift."""
+        """The sums of each window, [n_windows, terms + d_out (+ 1 + d_in)]: those of `_TERMS`, then of y - shift, and
+        for a transcoder of |x - shift|^2 and x - shift."""
         assert self._shift is not None
         d_out, d_in = y.shape[1], 0 if x is None else x.shape[1]
         size = max(1, _BLOCK_ELEMENTS // max(d_out, d_in))
@@ -251,7 +251,7 @@ class Reconstruction:
         return result
 
     def _columns(self, y: Tensor, y_hat: Tensor, x: Tensor | None) -> Tensor:
-        """[n, width] float64: every token's terms."""
+        """The terms of every token, [n, width] float64."""
         assert self._shift is not None
         y, y_hat = _wide(y), _wide(y_hat)
         centred = y - self._shift
@@ -292,7 +292,7 @@ class Reconstruction:
         return round(float(self._rows(split)[:, _AT["n"]].sum()))
 
     def counts(self, split: str | None = None) -> NDArray[np.int64]:
-        """[d_sae]: on how many tokens each feature was active."""
+        """The number of tokens on which each feature was active, [d_sae]."""
         found = np.zeros(self.d_sae, dtype=np.int64)
         for name, counts in self._counts.items():
             if split in (None, name):
@@ -300,7 +300,7 @@ class Reconstruction:
         return found
 
     def mean(self) -> Tensor:
-        """[d_out] float64: the mean of y over all tokens that count. Raises ValueError where there are none."""
+        """The mean of y over all tokens that count, [d_out] float64. Raises ValueError when there are none."""
         rows = self._rows(None)
         if not len(rows) or self._shift is None:
             raise ValueError("no token counts, so there is no mean activation")
@@ -309,13 +309,13 @@ class Reconstruction:
         return mean
 
     def fvu(self, split: str | None = None) -> float | None:
-        """The fraction of variance unexplained alone, without an interval; None where the variance is zero."""
+        """Only the fraction of variance unexplained, without an interval; None where the variance is zero."""
         rows = self._rows(split)
         value = self._figures(rows.sum(axis=0, keepdims=True))["fvu"][0] if len(rows) else np.nan
         return float(value) if np.isfinite(value) else None
 
     def metrics(self, split: str | None, seed: int, n_boot: int = N_BOOT) -> list[Metric]:
-        """The figures of reconstruction and sparsity over a split (None: all together); none without tokens."""
+        """The figures of reconstruction and sparsity over a split (None: all together). Empty without tokens."""
         rows = self._rows(split)
         if not len(rows):
             return []
@@ -325,7 +325,7 @@ class Reconstruction:
         together = np.stack([*others, rows.sum(axis=0)]).sum(axis=0, keepdims=True)
         fvu = float(self._figures(together)["fvu"][0])
         n_all = round(float(together[0, _AT["n"]]))
-        # A document's excluded tokens are not kept apart, so there is nothing to resample.
+        # Excluded tokens are not kept per document, so there is nothing to resample.
         found.append(Metric("fvu_all_tokens", fvu if np.isfinite(fvu) else None, split, None, None, n_all))
         return found
 
@@ -362,8 +362,8 @@ class Reconstruction:
 
 
 def _variance(n: Floats, shifted: Floats, summed: Floats, square: Floats) -> Floats:
-    """sum |x - mean|^2 [B] of `summed` [B, d] = sum (x - shift), `shifted` = sum |x - shift|^2 and `square` = sum
-    |x|^2; 0 where it is no more than rounding leaves of a constant."""
+    """sum |x - mean|^2 [B], from `summed` [B, d] = sum (x - shift), `shifted` = sum |x - shift|^2 and `square` = sum
+    |x|^2. It is 0 where it is no more than the rounding error of a constant."""
     variance = shifted - (summed**2).sum(1) / np.maximum(n, 1.0)
     return np.where((variance > 1e-12 * shifted) & (variance > 1e-20 * square), variance, 0.0)
 
@@ -374,12 +374,12 @@ def _gamma(n: Floats, summed: Floats, variance: Floats, shift: Tensor) -> Floats
 
 
 def _wide(x: Tensor) -> Tensor:
-    """float64 where the device has it, else on CPU."""
+    """`x` as float64, moved to the CPU if its device has no float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def _by_group(columns: Tensor, group: Tensor, n_groups: int) -> Tensor:
-    """Sums over the rows of `columns` [n, w] of each group [n] (ascending): [n_groups, w], the same on every run."""
+    """Sums [n_groups, w] of the rows of `columns` [n, w] by `group` [n] (ascending), the same on every run."""
     index = torch.arange(len(columns), device=columns.device)
     if not len(index):
         return columns.new_zeros(n_groups, columns.shape[1])
@@ -391,10 +391,12 @@ def _by_group(columns: Tensor, group: Tensor, n_groups: int) -> Tensor:
 
 def feature_metrics(counts: NDArray[np.int64], n_tokens: int, split: str | None) -> list[Metric]:
     """Shares of all features: never active (`dead_fraction`), active on more than a tenth of the tokens
-    (`dense_fraction`), and in each bin of the density histogram (`log10_density_bin_<lower edge>`; with the dead they
-    sum to 1). No intervals: a resample misses features that the corpus does not, so it would call too many dead.
+    (`dense_fraction`), and in each bin of the density histogram (`log10_density_bin_<lower edge>`). The bins and the
+    dead features sum to 1. There are no intervals, since a resample misses features that the corpus does show, and so
+    would call too many dead.
 
-    Whether a feature is dead depends on how much was read: one in ten million tokens is only seen in as many.
+    Whether a feature is dead depends on how much text was read: one that fires once in ten million tokens needs as
+    many.
     """
     if n_tokens == 0 or not len(counts):
         return []
@@ -409,11 +411,11 @@ def feature_metrics(counts: NDArray[np.int64], n_tokens: int, split: str | None)
 
 @torch.no_grad()
 def decoder_metrics(W_dec: Tensor, alive: NDArray[np.bool_], n_tokens: int, seed: int) -> list[Metric]:
-    """How much alike the decoder rows of the features that are alive are: `decoder_mean_max_cosine`, the mean cosine
-    of a row with the nearest other one, and `decoder_redundant_fraction`, the share with one above REDUNDANT_ABOVE.
+    """How similar the decoder rows of live features are: `decoder_mean_max_cosine`, the mean cosine of a row with the
+    nearest other row, and `decoder_redundant_fraction`, the share of rows whose nearest one is above REDUNDANT_ABOVE.
 
-    W_dec is [d_sae, d_out], alive [d_sae]; no metrics where fewer than two features are alive. Of more than
-    MOST_QUERY_ROWS features a sample is compared with all; only then is there an interval, over the features drawn.
+    W_dec is [d_sae, d_out], alive [d_sae]. Empty when fewer than two features are alive. Of more than MOST_QUERY_ROWS
+    features a sample is compared with all; only then is there an interval, over the features drawn.
     """
     kept = np.flatnonzero(alive)
     if len(kept) < 2:

@@ -1,5 +1,5 @@
-"""Texts to pooled activations: what a dictionary says about a whole text, in a form whose length does not depend on
-how the text was cut into tokens."""
+"""Pools activations over whole texts, so that what a dictionary says about a text does not depend on how the text was
+cut into tokens."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """One row per text; a text without a counted token has zeros everywhere."""
+    """One row per text. A text without a counted token has zeros everywhere."""
 
     maximum: csr_matrix
     """float32 [n, d_sae]: each feature's largest activation in the text, 0 where it is silent."""
     mean: csr_matrix
-    """float32 [n, d_sae]: its mean over the text's counted tokens, silent ones included."""
+    """float32 [n, d_sae]: each feature's mean over the text's counted tokens, silent ones included."""
     raw_mean: NDArray[np.float32]
     """[n, d_in]: the mean activation vector that the dictionary read."""
     n_tokens: NDArray[np.int64]
@@ -48,11 +48,11 @@ def pooled(
     corpus: CorpusConfig,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Pooled:
-    """Each text read as one window of at most `corpus.context_length` tokens, and pooled over its counted tokens.
+    """Read each text as one window of at most `corpus.context_length` tokens, and pool over its counted tokens.
 
-    Of `corpus` count context_length, prepend_bos and exclude_tokens. Memory grows with the active features of all
-    texts (twice 8 bytes each), never with n * d_sae. Raises InputError as `bos_prefix`, `excluded_ids` and the
-    hookpoint do.
+    Of `corpus` only context_length, prepend_bos and exclude_tokens matter. Memory grows with the active features of all
+    texts (twice 8 bytes each), never with n * d_sae. Raises the InputErrors of `bos_prefix`, `excluded_ids` and the
+    hookpoint.
     """
     prefix = bos_prefix(loaded.tokenizer, corpus)
     excluded = torch.tensor(
@@ -60,7 +60,7 @@ def pooled(
     )
     ids = token_ids(texts, loaded.tokenizer)
     room = corpus.context_length - len(prefix)
-    # An empty text has no window: a model cannot read a sequence of no tokens.
+    # An empty text has no window, since a model cannot read a sequence without tokens.
     filled = [i for i, found in enumerate(ids) if found]
     windows = [Window(str(i), 0, "report", [*prefix, *ids[i][:room]], len(prefix)) for i in filled]
     n, n_tokens = len(texts), np.zeros(len(texts), dtype=np.int64)
@@ -94,8 +94,8 @@ def pooled(
 def pool_codes(
     codes: SparseCodes, group: NDArray[np.int64], d_sae: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-    """(group, feature, largest, sum) of every feature active in a group of vectors; `group` [n_rows] names each
-    vector's."""
+    """(group, feature, largest activation, sum of activations) for every feature active in a group of vectors. `group`
+    [n_rows] gives the group of each vector."""
     values = codes.values.cpu().numpy()
     key = group[codes.rows.cpu().numpy()] * d_sae + codes.features.cpu().numpy()
     order = np.argsort(key, kind="stable")

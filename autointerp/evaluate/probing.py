@@ -1,18 +1,18 @@
-"""k-sparse probing: how much of what a text or word is can be read off a few features?
+"""k-sparse probing: how well do a few features tell the classes of texts or words apart?
 
-A logistic regression on the k features whose means differ most between the classes (on the training part, each
-feature in units of its mean activation where active), as Kantamneni et al. 2025 (arXiv 2502.16681) do; AUROC on
-held-out examples. It stands beside
+The probe is a logistic regression on the k features whose means differ most between the classes, each feature in units
+of its mean activation where active, measured on the training part (Kantamneni et al. 2025, arXiv 2502.16681). Its AUROC
+on held-out examples is reported beside
 
-    dense            logistic regression on the raw activations, its strength chosen by cross-validation: what a probe
-                     can do without a dictionary
-    dense_pca        the same on their first principal components
-    shuffled_labels  the k-sparse probe (largest k) trained on permuted labels, the mean of PERMUTATIONS such probes:
-                     the floor, about .5 (that it differs from one permutation to the next is not in its interval)
+    dense            a logistic regression on the raw activations, with a regularisation chosen by cross-validation:
+                     what a probe can do without a dictionary
+    dense_pca        a logistic regression on the activations' first principal components
+    shuffled_labels  the k-sparse probe (largest k) trained on permuted labels, as the mean of PERMUTATIONS such probes:
+                     the floor, about .5 (its interval does not cover how much the permutations differ)
 
-A high value at k = 1 means that a single feature stands for the class; one near the dense probe only at k = 16, that
-the class is spread over features. A sparse probe below the dense one is the rule, not a fault of a feature.
-Intervals resample the held-out texts or sentences (percentile bootstrap, 95 %), with the probes as they were trained.
+A high value at k = 1 means that one feature stands for the class. If only k = 16 comes near the dense probe, the class
+is spread over features. A sparse probe usually stays below the dense one; that is not a fault of its features.
+Intervals resample the held-out texts or sentences (percentile bootstrap, 95 %) and keep the trained probes.
 """
 
 from __future__ import annotations
@@ -72,15 +72,15 @@ def k_sparse_probing(
 ) -> list[MetricRow]:
     """AUROC rows <name>_max_k<k> and <name>_mean_k<k> (features pooled over the text's tokens by their maximum or
     mean), <name>_dense and <name>_dense_pca (on the mean activation), <name>_shuffled_labels, and <name>_majority:
-    the accuracy of always naming the more frequent class. `name` begins with probing: the report knows it by that.
+    the accuracy of always naming the more frequent class. `name` must begin with probing, by which the report finds it.
 
-    A text is read up to `corpus.context_length` tokens; one without a token that counts is left out. Raises
-    InputError where texts and labels are not as many, a label is not 0 or 1, or a class is too small.
+    A text is read up to `corpus.context_length` tokens. A text without a token that counts is left out. Raises
+    InputError when texts and labels differ in number, a label is not 0 or 1, or a class is too small.
     """
     if len(texts) != len(labels):
         raise InputError(f"{len(texts)} texts and {len(labels)} labels")
     if not set(labels) <= {0, 1}:
-        raise InputError(f"labels are to be 0 or 1, not {sorted(set(labels) - {0, 1})[:5]}")
+        raise InputError(f"labels must be 0 or 1, not {sorted(set(labels) - {0, 1})[:5]}")
     read = pooled(loaded, sae, hookpoint, texts, corpus or CorpusConfig(), batch_tokens)
     kept = np.flatnonzero(read.n_tokens > 0)
     y = np.asarray(labels, dtype=np.int64)[kept]
@@ -117,14 +117,15 @@ def token_probing(
     seed: int = 0,
     n_boot: int = 1000,
 ) -> list[MetricRow]:
-    """The same for words: the features at each word's last token, one-vs-rest for the `n_tags` most frequent tags.
+    """k-sparse probing of words, by the features at each word's last token: one-vs-rest for the `n_tags` most frequent
+    tags.
 
-    Rows <name>_k<k>, _dense, _dense_pca and _shuffled_labels are means over the tags; <name>_k1 and _dense also stand
-    for each tag, in brackets. Training and held-out words come from different sentences, and intervals resample
-    sentences. A sentence is its words with a space between; words beyond `corpus.context_length` tokens are left
-    out, and sentences are read, in a random order, until `most_words` words are had. Raises InputError where words
-    and tags are not as many, no tag has FEWEST_PER_CLASS words on either side of the split, or the tokenizer cannot
-    say where its tokens stand in the text.
+    Rows <name>_k<k>, _dense, _dense_pca and _shuffled_labels are means over the tags. <name>_k1 and _dense also have a
+    row for each tag, in brackets. Training and held-out words come from different sentences, and intervals resample
+    sentences. A sentence is its words joined by spaces; words beyond `corpus.context_length` tokens are left out.
+    Sentences are read in a random order until there are `most_words` words. Raises InputError when words and tags
+    differ in number, no tag has FEWEST_PER_CLASS words in both parts of the split, or the tokenizer cannot say where in
+    the text its tokens are.
     """
     if [len(words) for words in sentences] != [len(found) for found in tags]:
         raise InputError("sentences and their tags are not equally long")
@@ -134,7 +135,7 @@ def token_probing(
     read = word_vectors(loaded, sae, hookpoint, [sentences[i] for i in order], corpus or CorpusConfig(), batch_tokens)
     sentence, word, vectors, codes, n_tokens = read
     tag_of_word = np.array([tags[order[s]][w] for s, w in zip(sentence, word)], dtype=np.str_)
-    # Sentences are in a random order already: the first part of them is held out.
+    # The sentences are in a random order already, so the first part of them is held out.
     is_test = sentence < round(test_share * len(order))
     train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     chosen = [tag for tag, _ in Counter(tag_of_word.tolist()).most_common(n_tags)]
@@ -176,10 +177,12 @@ def word_vectors(
     corpus: CorpusConfig,
     batch_tokens: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], csr_matrix, int]:
-    """(sentence [n], word in it [n], activations [n, d_in], features [n, d_sae], tokens read) of each word's last
+    """(sentence [n], word in it [n], activations [n, d_in], features [n, d_sae], tokens read), all at each word's last
     token, ordered by sentence and word. Empty words, and words whose last token does not count, are left out."""
     if not loaded.tokenizer.is_fast:
-        raise InputError("probing words needs a tokenizer that says where its tokens stand (a tokenizer.json)")
+        raise InputError(
+            "probing words needs a tokenizer that says where in the text its tokens are (a tokenizer.json)"
+        )
     prefix = bos_prefix(loaded.tokenizer, corpus)
     excluded = TokenText(loaded.tokenizer).excluded_ids(corpus.exclude_tokens)
     room = corpus.context_length - len(prefix)
@@ -190,7 +193,7 @@ def word_vectors(
         )
         ends = np.array([end for _, end in encoded["offset_mapping"]], dtype=np.int64)
         word_ends = np.cumsum([len(word) + 1 for word in words]) - 1
-        # The first token that reaches a word's end; where tokens span words, they share it.
+        # The first token that reaches the word's end. Words inside one token share it.
         tokens = np.searchsorted(ends, word_ends)
         ids = list(encoded["input_ids"][:room])
         here = [(w, int(t)) for w, t in enumerate(tokens) if words[w].strip() and t < len(ids)]
@@ -217,8 +220,8 @@ def word_vectors(
 def sparse_probe(
     features: csr_matrix, y: NDArray[np.int64], train: NDArray[np.int64], test: NDArray[np.int64], k: int
 ) -> Scores:
-    """Scores of the examples `test` by a logistic regression on the k best of `features` [n, m], chosen and trained
-    on the examples `train` with labels `y` (0 or 1)."""
+    """Scores of the examples `test` by a logistic regression on the k best of `features` [n, m]. The features are
+    chosen, and the regression is trained, on the examples `train` with labels `y` (0 or 1)."""
     x = features[train]
     active = np.maximum(x.getnnz(axis=0), 1)
     scale = np.asarray(x.sum(axis=0)).ravel() / active
@@ -240,8 +243,8 @@ def _floor(
     counts: NDArray[np.float32],
     seed: list[int],
 ) -> NDArray[np.float64]:
-    """The AUROCs [b] of `weighted_auroc`, averaged over PERMUTATIONS sparse probes of permuted labels: one probe of
-    noise may by chance lean to one side or the other on all of the held-out examples."""
+    """The AUROCs [b] of `weighted_auroc`, averaged over PERMUTATIONS sparse probes of permuted labels. A single such
+    probe may by chance lean to one side on all held-out examples."""
     rng, found = np.random.default_rng(seed), []
     for _ in range(PERMUTATIONS):
         permuted = y.copy()
@@ -253,11 +256,11 @@ def _floor(
 def dense_probes(
     vectors: NDArray[np.float32], y: NDArray[np.int64], train: NDArray[np.int64], test: NDArray[np.int64], seed: int
 ) -> dict[str, Scores]:
-    """Scores of the examples `test` by probes on `vectors` [n, d]: dense and dense_pca."""
+    """Scores of the examples `test` by the probes dense and dense_pca on `vectors` [n, d]."""
     logistic = LogisticRegression(class_weight="balanced", max_iter=2000)
     components = min(COMPONENTS, vectors.shape[1], len(train) // 2)
     pca = PCA(components, svd_solver="covariance_eigh", random_state=seed)
-    # PCA of centred, not of standardised activations: directions of large variance are what it is asked for.
+    # PCA of centred activations, not of standardised ones, since it is to find directions of large variance.
     pipelines = {
         "dense": make_pipeline(StandardScaler(), logistic),
         "dense_pca": make_pipeline(pca, StandardScaler(), logistic),
@@ -272,7 +275,7 @@ def dense_probes(
 
 
 def group_counts(groups: NDArray[np.int64], n_boot: int, seed: int) -> NDArray[np.float32]:
-    """[1 + n_boot, n]: how often each of n examples counts, first as it is, then in resamples of whole `groups`."""
+    """How often each of n examples counts, [1 + n_boot, n]: once in the first row, then in resamples of `groups`."""
     _, index = np.unique(groups, return_inverse=True)
     n_groups = int(index.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_boot)
@@ -280,14 +283,14 @@ def group_counts(groups: NDArray[np.int64], n_boot: int, seed: int) -> NDArray[n
 
 
 def weighted_auroc(scores: Scores, y: NDArray[np.int64], counts: NDArray[np.float32]) -> NDArray[np.float64]:
-    """AUROC of `scores` [n] for labels `y` [n] under each row of `counts` [b, n]: [b]. Ties count half; NaN where a
+    """The AUROC of `scores` [n] for labels `y` [n] under each row of `counts` [b, n]: [b]. Ties count half. NaN where a
     row leaves out one of the classes."""
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     found = np.empty(len(counts))
     positive = (y[order] == 1).astype(np.float64)
-    # In blocks of resamples: float64 copies of all of them at once could take gigabytes.
+    # In blocks of resamples, since float64 copies of all of them could take gigabytes.
     for begin in range(0, len(counts), 100):
         weights = counts[begin : begin + 100][:, order].astype(np.float64)
         up = np.add.reduceat(weights * positive, starts, axis=1)
@@ -299,7 +302,7 @@ def weighted_auroc(scores: Scores, y: NDArray[np.int64], counts: NDArray[np.floa
 
 
 def _row(metric: str, aurocs: NDArray[np.float64], n: int, unit: str, n_tokens: int, note: str) -> MetricRow:
-    """The row of an AUROC and its resamples: the first of `aurocs` is that of the examples as they are."""
+    """The row of an AUROC with its interval. `aurocs` holds the AUROC itself, then those of the resamples."""
     resampled = aurocs[1:][~np.isnan(aurocs[1:])]
     value = None if np.isnan(aurocs[0]) else float(aurocs[0])
     low, high = None, None
@@ -315,7 +318,7 @@ def _majority(name: str, y: NDArray[np.int64], unit: str, n_tokens: int) -> Metr
 
 
 def _ks(ks: Sequence[int], sae: Sae) -> list[int]:
-    """The different numbers of features asked for that the dictionary has."""
+    """The different values of `ks` that the dictionary has enough features for."""
     found = sorted({k for k in ks if 1 <= k <= sae.d_sae})
     if not found:
         raise InputError(f"probing: no k of {list(ks)} lies between 1 and the dictionary's {sae.d_sae} features")

@@ -1,13 +1,13 @@
 """Robustness: does a text keep its features when it is written a little differently?
 
-Upper case, a typo or another number of spaces change the tokens, so there is no token to compare with: each text is
-pooled to the largest activation of every feature. Two numbers say how alike the pooled vectors a and b are:
+Upper case, a typo or another number of spaces change the tokens, so tokens cannot be compared one by one. Instead each
+text is pooled to the largest activation of every feature. Two numbers say how similar the pooled vectors a and b are:
 
     jaccard       sum_i min(a_i, b_i) / sum_i max(a_i, b_i): 1 the same, 0 no feature in common
     correlation   Pearson's, over all features of the dictionary, silent ones included
 
-Both are well above 0 for any two texts that share their common words, so each stands beside its floor: the same text
-against the edited version of another one.
+Both are well above 0 for any two texts that share their common words. So each is reported beside its floor: the same
+text compared with the edited version of another text.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from autointerp.stats import mean_interval
 
 FEWEST_TEXTS = 10
 TYPO_SHARE = 0.2
-"""Share of the words of four letters and more that get a typo; at least one of a text that has any."""
+"""Share of the words of four letters and more that get a typo; at least one word of a text that has such words."""
 CHARACTERS = 200
 
 Edit = Callable[[str, random.Random], str]
 
 
 def typo(text: str, rng: random.Random) -> str:
-    """Two adjacent, different inner letters swapped in TYPO_SHARE of the words of four letters and more."""
+    """`text` with two adjacent, different inner letters swapped in TYPO_SHARE of the words of four letters and more."""
     words = [m for m in re.finditer(r"[^\W\d_]{4,}", text) if _swaps(m[0])]
     if not words:
         return text
@@ -51,7 +51,7 @@ def typo(text: str, rng: random.Random) -> str:
 
 
 def _swaps(word: str) -> list[int]:
-    """Where two inner letters can be swapped: readers keep to a word's first and last letter."""
+    """Where two inner letters can be swapped. The first and last letter stay, since readers rely on them."""
     return [i for i in range(1, len(word) - 2) if word[i] != word[i + 1]]
 
 
@@ -77,13 +77,13 @@ def robustness(
     n_boot: int = 1000,
     split: str | None = None,
 ) -> list[MetricRow]:
-    """Four rows per edit: robustness_<edit>_jaccard and _correlation, each also with _floor; intervals are a bootstrap
+    """Four rows per edit: robustness_<edit>_jaccard and _correlation, each also with _floor. Intervals are a bootstrap
     over texts.
 
     A text is cut to its first `characters` (at a space) before it is edited, so that an edit which needs more tokens
-    still says the same. Texts that an edit leaves as they are, or that do not fit into `corpus.context_length` before
-    or after it, are left out of its mean; with fewer than FEWEST_TEXTS left the value is None. Raises InputError
-    with fewer than FEWEST_TEXTS texts.
+    still covers the same text. A text is left out of an edit's mean if the edit does not change it, or if it does not
+    fit into `corpus.context_length` before or after the edit. With fewer than FEWEST_TEXTS left the value is None.
+    Raises InputError when `texts` holds fewer than FEWEST_TEXTS.
     """
     corpus = corpus or CorpusConfig()
     short = [cut for cut in (_cut(text, characters) for text in texts) if cut.strip()]
@@ -98,26 +98,21 @@ def robustness(
         other = pooled(loaded, sae, hookpoint, edited, corpus, batch_tokens)
         used = np.flatnonzero(changed & ~plain.cut & ~other.cut & (plain.n_tokens > 0) & (other.n_tokens > 0))
         note = f"{int((~changed).sum())} texts unchanged by the edit and {int((plain.cut | other.cut).sum())} too long"
-        rows += _rows_of(f"robustness_{name}", plain, other, used, note, seed, n_boot, split)
+        found = _rows_of(f"robustness_{name}", plain, other, used, note, seed, n_boot)
+        rows += [{**row, "split": split} for row in found]
     return rows
 
 
 def _rows_of(
-    name: str,
-    plain: Pooled,
-    edited: Pooled,
-    used: NDArray[np.int64],
-    note: str,
-    seed: int,
-    n_boot: int,
-    split: str | None,
+    name: str, plain: Pooled, edited: Pooled, used: NDArray[np.int64], note: str, seed: int, n_boot: int
 ) -> list[MetricRow]:
+    """The four rows of one edit, over the texts `used`."""
     names = (f"{name}_jaccard", f"{name}_correlation", f"{name}_jaccard_floor", f"{name}_correlation_floor")
     if len(used) < FEWEST_TEXTS:
         reason = f"only {len(used)} texts changed and fitting the context, {FEWEST_TEXTS} needed; {note}"
-        return [metric_row(m, None, split=split, n=len(used), unit="texts", note=reason) for m in names]
+        return [metric_row(m, None, n=len(used), unit="texts", note=reason) for m in names]
     a, b = plain.maximum[used], edited.maximum[used]
-    # One cycle through a random order: every text meets another one, never itself.
+    # One cycle through a random order, so that every text is paired with another one, never with itself.
     order = np.random.default_rng(seed).permutation(len(used))
     partner = np.empty_like(order)
     partner[order] = np.roll(order, 1)
@@ -128,18 +123,19 @@ def _rows_of(
         defined = values[~np.isnan(values)]
         estimate = mean_interval(defined, n_boot, seed)
         left_out = f"; {len(values) - len(defined)} undefined" if len(defined) < len(values) else ""
-        rows.append(metric_row(metric, estimate, split=split, unit="texts", n_tokens=n_tokens, note=note + left_out))
+        rows.append(metric_row(metric, estimate, unit="texts", n_tokens=n_tokens, note=note + left_out))
     return rows
 
 
 def weighted_jaccard(a: csr_matrix, b: csr_matrix) -> NDArray[np.float64]:
-    """sum min / sum max of corresponding non-negative rows of [n, m]: [n]; NaN where both rows are zero."""
+    """sum min / sum max of corresponding non-negative rows of two [n, m] matrices: [n]. NaN where both rows are
+    zero."""
     total = _sums(a.minimum(b)), _sums(a.maximum(b))
     return np.divide(total[0], total[1], out=np.full(a.shape[0], np.nan), where=total[1] > 0)
 
 
 def correlations(a: csr_matrix, b: csr_matrix) -> NDArray[np.float64]:
-    """Pearson correlation of corresponding rows of [n, m]: [n]; NaN where one of them is constant."""
+    """Pearson correlation of corresponding rows of two [n, m] matrices: [n]. NaN where one of the rows is constant."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     m = a.shape[1]
     sum_a, sum_b = _sums(a), _sums(b)
@@ -155,7 +151,7 @@ def _sums(matrix: csr_matrix) -> NDArray[np.float64]:
 
 
 def _cut(text: str, characters: int) -> str:
-    """The first `characters` of a text, without a word that the cut would break."""
+    """The first `characters` of a text, without the word that the cut would break."""
     if len(text) <= characters:
         return text
     head = text[:characters]

@@ -1,22 +1,22 @@
-"""What the language model loses when its activations at a hookpoint are replaced by a dictionary's reconstruction.
+"""Measures what the language model loses when a dictionary's reconstruction replaces its activations at a hookpoint.
 
-The next-token loss, in nats, of five runs over the same tokens; the activations of tokens that count are replaced and
-those of a BOS and of excluded tokens are left as they are:
+The next-token loss, in nats, is taken in five runs over the same tokens. The activations of tokens that count are
+replaced; those of a BOS and of excluded tokens stay as they are.
 
     ce_clean             nothing is replaced
-    ce_sae               by x_hat
-    ce_zero_ablation     by zeros
-    ce_mean_ablation     by the mean activation
-    ce_with_error_term   by x_hat + (x - x_hat): must be ce_clean again, or the splice itself is at fault
+    ce_sae               replaced by x_hat
+    ce_zero_ablation     replaced by zeros
+    ce_mean_ablation     replaced by the mean activation
+    ce_with_error_term   replaced by x_hat + (x - x_hat): must equal ce_clean, or the splice itself is wrong
 
     delta_ce             ce_sae - ce_clean
     kl_sae, kl_...       KL(clean || spliced) of the next-token distributions, mean over tokens
-    loss_recovered_zero  (ce_zero_ablation - ce_sae) / (ce_zero_ablation - ce_clean), and so with the mean
+    loss_recovered_zero  (ce_zero_ablation - ce_sae) / (ce_zero_ablation - ce_clean); loss_recovered_mean likewise
 
-The zero ablation takes the mean activation away as well, which no dictionary has to learn, so it makes every one look
-good: read the loss recovered from the mean ablation, and delta_ce. Loss and KL are counted where the token read counts
-and a next token follows in its window. Of a transcoder, x is the output hookpoint's activation and x_hat what it makes
-of the input hookpoint's in the same forward pass.
+The zero ablation also removes the mean activation, which no dictionary has to learn, so it makes every dictionary look
+good. Read the loss recovered from the mean ablation, and delta_ce. Loss and KL are taken where the token counts and
+another token follows in its window. For a transcoder, x is the activation at the output hookpoint, and x_hat is what
+the transcoder computes from the input hookpoint in the same forward pass.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SPLICED: tuple[Condition, ...] = ("sae", "zero_ablation", "mean_ablation", "with
 
 _COLUMNS = ("n", "n_bad", "ce_clean", *(f"ce_{c}" for c in SPLICED), *(f"kl_{c}" for c in SPLICED))
 _AT = {name: i for i, name in enumerate(_COLUMNS)}
-# Logits are the largest tensors here, several of them at a time: elements of one batch's, and of one block that is
-# made float32.
+# Logits are the largest tensors here, and several exist at a time. These limit the elements of one batch's logits, and
+# of one block that is converted to float32.
 _LOGITS_CPU, _LOGITS_DEVICE, _BLOCK = 1 << 24, 1 << 28, 1 << 24
 MOST_NONFINITE = 1e-3
-"""Share of the tokens whose loss may be NaN or infinite in any of the runs."""
+"""Largest share of tokens whose loss may be NaN or infinite in any of the runs."""
 
 
 def splice_metrics(
@@ -62,12 +62,13 @@ def splice_metrics(
     mean: Tensor | None = None,
     seed: int = 0,
 ) -> list[Metric]:
-    """The figures above for each split that has tokens, then for all together (split None); intervals over documents.
+    """The figures above for each split that has tokens, then for all together (split None), with intervals over
+    documents.
 
-    `output_hookpoint` is None (or the hookpoint itself) for an SAE. `mean` [d_out] is what the mean ablation puts in;
-    measured on the windows where it is not given. `n_tokens` of a metric is the number of losses. Raises InputError
-    where a hookpoint does not carry one vector per token or no loss can be counted, AutointerpError where more than
-    MOST_NONFINITE of the losses are not finite, errors.OutOfMemoryError where halving the batches no longer helps.
+    `output_hookpoint` is None, or the hookpoint itself, for an SAE. `mean` [d_out] is used by the mean ablation;
+    without it, the mean is measured on the windows. `n_tokens` of a metric is the number of losses. Raises InputError
+    when a hookpoint does not carry one vector per token or there is no loss to count, AutointerpError when more than
+    MOST_NONFINITE of the losses are not finite, and errors.OutOfMemoryError when halving the batches no longer helps.
     """
     excluded = _ids(excluded_ids, loaded.device)
     point = output_hookpoint or hookpoint
@@ -125,7 +126,7 @@ def _figures(totals: Floats) -> dict[str, Floats]:
     figures = dict(mean)
     figures["delta_ce"] = mean["ce_sae"] - mean["ce_clean"]
     for name, condition in (("loss_recovered_zero", "ce_zero_ablation"), ("loss_recovered_mean", "ce_mean_ablation")):
-        # An ablation that costs nothing leaves nothing to recover; a loss of 1e-6 nats is float32's last digits.
+        # An ablation that costs nothing leaves nothing to recover. 1e-6 nats is within float32's rounding.
         cost = mean[condition] - mean["ce_clean"]
         figures[name] = ratio(mean[condition] - mean["ce_sae"], cost, cost > 1e-6)
     return figures
@@ -139,7 +140,7 @@ def _mean(
     batch_tokens: int,
     halving: Halving,
 ) -> Tensor:
-    """[d] float64 on CPU: the mean activation of the tokens that count."""
+    """The mean activation of the tokens that count, [d] float64 on CPU."""
     total: Tensor | None = None
     n = 0
     for batch in make_batches(windows, batch_tokens, loaded.pad_id):
@@ -154,7 +155,7 @@ def _mean(
 
 
 class _Splice:
-    """The five runs over one batch."""
+    """Makes the five runs over each batch."""
 
     def __init__(
         self, loaded: LoadedModel, sae: Sae, source: Hookpoint, target: Hookpoint, excluded: Tensor, mean: Tensor
@@ -163,7 +164,7 @@ class _Splice:
         self.excluded, self.mean = excluded, mean
 
     def losses(self, batch: Batch) -> Floats:
-        """[B, columns]: each window's sums of `_COLUMNS`."""
+        """The sums of `_COLUMNS` over each window, [B, columns]."""
         counted = eligible(batch, self.excluded)
         position = torch.arange(batch.ids.shape[1], device=batch.ids.device)
         followed = counted & (position + 1 < batch.lengths[:, None])
@@ -186,7 +187,7 @@ class _Splice:
         return sums
 
     def _logits(self, ids: Tensor, counted: Tensor, condition: Condition, row: Tensor, at: Tensor) -> Tensor:
-        """[n, vocabulary] in the model's dtype, at the tokens that are followed by another."""
+        """The logits at the tokens that are followed by another, [n, vocabulary] in the model's dtype."""
         read: list[Tensor] = []
         edited = False
 
@@ -234,14 +235,15 @@ class _Splice:
 
 
 def _per_token(activation: Tensor, n_tokens: int, hookpoint: Hookpoint) -> Tensor:
-    """[n_tokens, d] of an activation [B, T, d] (or [B * T, d], of experts and the like)."""
+    """An activation [B, T, d] (or [B * T, d], from experts and the like) as [n_tokens, d]."""
     if activation.ndim < 2 or activation.shape[:-1].numel() != n_tokens:
         raise InputError(f"hookpoint {hookpoint} does not carry one vector per token but {list(activation.shape)}")
     return activation.reshape(n_tokens, -1)
 
 
 def _blockwise(logits: Tensor, clean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss [n], KL(clean || these logits) [n]) as float64 on CPU, of logits [n, vocabulary] in blocks of rows."""
+    """(loss [n], KL(clean || these logits) [n]) as float64 on CPU, computed in blocks of rows of logits [n,
+    vocabulary]."""
     size = max(1, _BLOCK // logits.shape[1])
     losses, divergences = [], []
     for rows, clean_rows, next_ids in zip(logits.split(size), clean.split(size), target.split(size)):
@@ -251,7 +253,7 @@ def _blockwise(logits: Tensor, clean: Tensor, target: Tensor) -> tuple[Tensor, T
             divergences.append(torch.zeros_like(losses[-1]))
             continue
         log_q = F.log_softmax(clean_rows.float(), dim=-1)
-        # A token that a model rules out has log-probability -inf in both.
+        # A token that the model rules out has log-probability -inf in both.
         difference = torch.where(log_q > -torch.inf, log_q - log_p, 0.0)
         divergences.append((log_q.exp() * difference).sum(-1).cpu().double())
     return torch.cat(losses), torch.cat(divergences)

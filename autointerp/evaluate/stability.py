@@ -1,9 +1,9 @@
 """Stability: do dictionaries trained from other seeds, or at other sizes, find the same features?
 
-Two dictionaries of one model and hookpoint are matched one to one so that the sum of decoder cosines is largest
-(Hungarian algorithm); a feature is shared where its match has a cosine of at least 0.7. A large dictionary finds some
-similar row for anything, so the same is done with one side replaced by random directions of the same mean and
-covariance: only what lies above that says something about the features.
+The features of two dictionaries of one model and hookpoint are matched one to one, so that the sum of decoder cosines
+is largest (Hungarian algorithm). A feature is shared if its match has a cosine of at least 0.7. A large dictionary has
+a similar row for almost anything. So the matching is repeated with one side replaced by random directions of the same
+mean and covariance: only what exceeds that says something about the features.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from autointerp.stats import mean_interval
 
 SHARED_COSINE = 0.7
 LARGEST_ASSIGNMENT = 20_000
-"""Rows of the larger dictionary. The assignment needs 8 bytes for each pair (3.2 GB here) and a minute or two;
-beyond it features are matched where each is the other's nearest."""
+"""Most rows of the larger dictionary for the Hungarian algorithm, which needs 8 bytes per pair (3.2 GB here) and a
+minute or two. In larger dictionaries, two features match if each is the other's nearest."""
 _BLOCK = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Matching:
     cosines: NDArray[np.float64]
-    """Of the matched pairs."""
+    """The cosine of each matched pair."""
     n: int
-    """Features that could have been matched: those of the smaller dictionary."""
+    """How many features could be matched: all of the smaller dictionary."""
     method: str
     """hungarian or mutual_nn."""
 
@@ -49,16 +49,16 @@ class Matching:
 def stability(
     decoders: Sequence[Tensor], seed: int = 0, *, threshold: float = SHARED_COSINE, n_boot: int = 1000
 ) -> list[MetricRow]:
-    """Rows for every pair of `decoders` ([d_sae_i, d], rows of any length; leave dead features out, as their rows are
-    as they were initialised), beside the random baseline. Intervals are a bootstrap over features, the matching held.
+    """Rows for every pair of `decoders` ([d_sae_i, d], with rows of any length), and for the random baseline. Leave out
+    dead features, whose rows are still as initialised. Intervals are a bootstrap over features that keeps the matching.
 
     stability_hungarian_mean_cosine          mean cosine of the matched rows
     stability_hungarian_shared               share of the smaller dictionary's features matched at `threshold` or above
-    ..._random                               the same with the larger dictionary's rows drawn at random
+    ..._random                               the same metrics, with random rows for the larger dictionary
 
-    With more than two decoders a pair's numbers follow the metric in brackets, and the plain metric is the mean over
-    pairs. `mutual_nn` instead of `hungarian` where a dictionary is beyond LARGEST_ASSIGNMENT rows. Raises InputError
-    where fewer than two are given, one is empty, or their widths differ.
+    With more than two decoders, a pair's numbers follow the metric in brackets, and the metric without brackets is the
+    mean over pairs. If a dictionary has more than LARGEST_ASSIGNMENT rows, the names say `mutual_nn` instead of
+    `hungarian`. Raises InputError when fewer than two decoders are given, one is empty, or their widths differ.
     """
     units = [_unit_rows(decoder) for decoder in decoders]
     _check(units)
@@ -93,7 +93,7 @@ def match(small: Tensor, large: Tensor) -> Matching:
         cosines = (small @ large.T).numpy()
         row, column = linear_sum_assignment(cosines, maximize=True)
         return Matching(cosines[row, column].astype(np.float64), len(small), "hungarian")
-    # The best of each row and of each column, a block of rows at a time.
+    # Find the best match of each row and of each column, a block of rows at a time.
     best_of_small = torch.empty(len(small), dtype=torch.int64)
     cosine_of_small = torch.empty(len(small))
     cosine_of_large = torch.full((len(large),), -2.0)
@@ -109,7 +109,8 @@ def match(small: Tensor, large: Tensor) -> Matching:
 
 
 def random_like(rows: Tensor, seed: int) -> Tensor:
-    """As many unit rows [n, d] drawn from the normal distribution with the mean and covariance of `rows`."""
+    """Random unit rows [n, d], as many as `rows`, from the normal distribution with the mean and covariance of
+    `rows`."""
     generator = torch.Generator().manual_seed(seed)
     mean = rows.double().mean(0)
     centred = rows.double() - mean

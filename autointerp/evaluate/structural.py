@@ -1,7 +1,7 @@
 """The structural evaluation of a dictionary on a corpus: reconstruction, sparsity, features, and the loss it costs.
 
-One forward pass per batch (stopped at the hookpoint) gives everything but the loss; the splice then runs the whole
-model over a sample of the windows once more. What the figures mean stands in `metrics` and `splice`.
+One forward pass per batch, stopped at the hookpoint, gives everything but the loss. The splice then runs the whole
+model over a sample of the windows. metrics.py and splice.py define the figures.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from autointerp.records import Window, WorkUnit
 from autointerp.sae.sae import Sae
 
 EARLY_TOKENS = 10_000
-"""A first look at the FVU is had after so many tokens."""
+"""The FVU is first looked at after this many tokens."""
 SUSPICIOUS_FVU = 0.8
-"""A dictionary that leaves more unexplained after EARLY_TOKENS is probably loaded wrongly, or not of this model."""
+"""A dictionary with a higher FVU after EARLY_TOKENS is probably loaded wrongly, or belongs to another model."""
 MOST_NONFINITE = 1e-3
-"""Share of the tokens whose activations may be NaN or infinite."""
+"""Largest share of tokens whose activations may be NaN or infinite."""
 
 Progress = Callable[[int, str], None]
-"""Called with the tokens read so far and a remark on what is known by then (may be empty)."""
+"""Called with the number of tokens read so far, and a remark that may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class StructuralResult:
     metrics: list[Metric]
-    """Of each split, then of all together (split None)."""
+    """The figures of each split, then of all together (split None)."""
     density: NDArray[np.float64]
     """[d_sae]: the share of all tokens on which each feature is active."""
     early_fvu: float | None
-    """On the first EARLY_TOKENS (on all, where there are fewer); None where the activations are constant."""
+    """The FVU on the first EARLY_TOKENS, or on all if there are fewer; None where the activations are constant."""
     n_tokens: int
-    """Tokens that counted."""
+    """Number of tokens that counted."""
     n_nonfinite: int
-    """Tokens left out for a NaN or an infinity."""
+    """Number of tokens left out because of a NaN or an infinity."""
 
     def value(self, metric: str, split: str | None = None) -> float | None:
-        """One figure; None where it is undefined or not there."""
+        """One figure; None where it is undefined or missing."""
         return next((m.value for m in self.metrics if m.metric == metric and m.split == split), None)
 
 
@@ -68,15 +68,15 @@ def evaluate_structure(
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> StructuralResult:
-    """Evaluate `sae`, which stands on any device, on the first windows of `units` with `max_tokens` tokens that count
-    (not the BOS, not `excluded_ids`; the last window is read whole), the splice on a sample of these windows with at
-    most `splice_tokens` (but one window at least; none where it is 0).
+    """Evaluate `sae`, on any device, on the first windows of `units` that hold `max_tokens` tokens that count (no BOS,
+    no `excluded_ids`). The last window is read to its end. The splice runs on a sample of these windows with at most
+    `splice_tokens` tokens, but with at least one window unless `splice_tokens` is 0.
 
     `output_hookpoint` is None, or the hookpoint itself, for an SAE. The seed draws the windows of the splice, the
-    documents of the intervals and, of a large dictionary, the decoder rows compared. Raises InputError
-    where no token counts, MismatchError where the SAE's widths are not those of the hookpoints, AutointerpError where
-    more than MOST_NONFINITE of the activations are not finite, errors.OutOfMemoryError where halving the batches no
-    longer helps.
+    documents of the intervals and, for a large dictionary, the decoder rows compared. Raises InputError when no token
+    counts, MismatchError when the SAE's widths are not those of the hookpoints, AutointerpError when more than
+    MOST_NONFINITE of the activations are not finite, and errors.OutOfMemoryError when halving the batches no longer
+    helps.
     """
     reading = _Reading(loaded, sae, hookpoint, output_hookpoint, excluded_ids, batch_tokens)
     early: float | None = None
@@ -103,7 +103,7 @@ def evaluate_structure(
     if splice_tokens > 0:
         if on_progress is not None:
             on_progress(n_tokens, "the loss with replaced activations")
-        # The mean of all that was read is a better ablation than that of the windows spliced.
+        # The mean over all tokens read is a better ablation than the mean over the spliced windows.
         for metric in splice_metrics(
             loaded,
             sae,
@@ -135,9 +135,9 @@ def quick_fvu(
     batch_tokens: int,
     n_tokens: int = EARLY_TOKENS,
 ) -> float:
-    """The fraction of variance unexplained on the first `n_tokens`: above SUSPICIOUS_FVU, the dictionary is probably
-    loaded wrongly or belongs to another model or hookpoint. Raises as `evaluate_structure` does, and InputError where
-    the activations are constant."""
+    """The fraction of variance unexplained on the first `n_tokens`. Above SUSPICIOUS_FVU the dictionary is probably
+    loaded wrongly, or belongs to another model or hookpoint. Raises the errors of `evaluate_structure`, and InputError
+    when the activations are constant."""
     reading = _Reading(loaded, sae, hookpoint, output_hookpoint, excluded_ids, batch_tokens)
     for piece in _pieces(units, reading.excluded, n_tokens):
         for _ in reading.read(piece.windows):
@@ -153,16 +153,16 @@ def quick_fvu(
 class _Piece:
     windows: list[Window]
     n_counted: list[int]
-    """Tokens that count, of each window."""
+    """Number of tokens that count in each window."""
     n_by_then: int
-    """Tokens that count in this piece and those before."""
+    """Number of tokens that count in this piece and all before it."""
 
 
 def _pieces(units: Iterable[WorkUnit], excluded: Tensor, end: int, cut_at: int = 0) -> Iterator[_Piece]:
-    """The windows of the units, up to the one that reaches `end` tokens that count; no unit is taken beyond it.
+    """The windows of the units, up to the one that reaches `end` tokens that count. No further unit is drawn.
 
-    The unit that reaches `cut_at` tokens is cut there: batches take the longest windows of a piece first, and the
-    first tokens of a corpus should not be those of long windows only.
+    The unit that reaches `cut_at` tokens is cut there. Batches take the longest windows of a piece first, and without
+    the cut the first `cut_at` tokens would come from long windows only.
     """
     ids = excluded.cpu().numpy()
     n = 0
@@ -188,15 +188,16 @@ def _n_counted(window: Window, excluded: NDArray[np.int64]) -> int:
 
 
 class _Sample:
-    """Windows with at most `budget` tokens that count: those with the smallest hash of seed, document and position.
+    """A sample of windows with at most `budget` tokens that count: those with the smallest hash of seed, document and
+    position.
 
-    The first windows of a corpus are a few documents' only; these are from all of them, and no more are ever held.
+    It draws from all documents, while the first windows of a corpus come from few. It never holds more than it keeps.
     """
 
     def __init__(self, budget: int, seed: int) -> None:
         self._budget, self._seed = budget, seed
         self._held: list[tuple[int, int, Window, int]] = []
-        """A heap, the largest hash first: (-hash, number, window, tokens)."""
+        """A heap of (-hash, number, window, tokens), so the largest hash comes first."""
         self._n_tokens = self._n_offered = 0
 
     def offer(self, window: Window, n_counted: int) -> None:
@@ -211,7 +212,7 @@ class _Sample:
             self._n_tokens -= heapq.heappop(self._held)[3]
 
     def windows(self) -> list[Window]:
-        """In the order in which they were offered."""
+        """The sampled windows, in the order in which they were offered."""
         return [window for _, _, window, _ in sorted(self._held, key=lambda held: held[1])]
 
 
@@ -239,7 +240,7 @@ class _Reading:
         self._halving = Halving()
 
     def read(self, windows: Sequence[Window]) -> Iterator[None]:
-        """Add up the windows; comes back after every batch."""
+        """Add the windows to the sums; yields after every batch."""
 
         def forward(part: Batch) -> list[Tensor]:
             return activations_at_all(self.loaded, self.points, part.ids)
@@ -280,7 +281,7 @@ class _Reading:
             x, y, window = x[good], y[good], window[good]
         y_hat, active = self.sae.reconstruct(x)
         good = _finite(y_hat)
-        if not bool(good.all()):  # rare enough to encode the rest again
+        if not bool(good.all()):  # rare, so the others are simply encoded again
             x, y, window = x[good], y[good], window[good]
             y_hat, active = self.sae.reconstruct(x)
         source = x if len(self.points) > 1 else None
@@ -292,7 +293,7 @@ class _Reading:
             self.sums.add_excluded(split, y, y_hat, active, source)
 
     def check(self) -> None:
-        """Raises where what was read says nothing."""
+        """Raise an error when the tokens read allow no result: too many are not finite, or none counts."""
         if self.n_nonfinite > MOST_NONFINITE * (self.n_tokens + self.n_nonfinite):
             raise AutointerpError(
                 f"{self.n_nonfinite} of {self.n_tokens + self.n_nonfinite} tokens have NaN or infinite activations "
@@ -304,5 +305,5 @@ class _Reading:
 
 
 def _finite(x: Tensor) -> Tensor:
-    """[n] bool: vectors without NaN or infinity. A sum is finite only if all its terms are."""
+    """Which vectors have no NaN or infinity, [n] bool. A sum is finite only if all its terms are."""
     return torch.isfinite(x.sum(-1, dtype=torch.float32))

@@ -1,14 +1,14 @@
-"""The same client through the endpoint's batch API: half the price, an answer within a day.
+"""An LlmClient that asks through the endpoint's batch API: half the price, answers within a day.
 
-Whoever asks waits as with LlmClient, only longer. Requests that the ledger does not hold are gathered until no new one
-has come for a while (every worker waits by then), written into one file, and handed over as a batch; its results are
-recorded as they are read, and only then answered. Calls by `send` (probes) go the ordinary way.
+A caller awaits its reply as with LlmClient, only longer. Requests that the ledger does not hold are gathered until no
+new one has come for a while (by then every worker is waiting), written into one file, and handed over as a batch. Its
+results are recorded as they are read, and only then given to the callers. Calls by `send` (probes) are not batched.
 
-A batch belongs to the store, not to the process. It is written into the book before its upload, and stays there until
-its results are in the ledger, so another process goes on with it: it fetches what earlier ones left, whoever asks, and
-does not send a request that is in an unfinished batch. Where a process died before the creation of a batch was
-acknowledged, the endpoint's list of batches is searched for our key; only a batch that the list does not show yet is
-paid for twice.
+A batch belongs to the store, not to the process. It is written into the book before its upload and stays there until
+its results are in the ledger, so another process can go on with it: that process fetches every batch that earlier ones
+left, and does not send a request that is in an unfinished batch. If a process died before the creation of a batch was
+acknowledged, the next one searches the endpoint's list of batches for our key. Only a batch that the list does not show
+yet is paid for twice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from autointerp.llm.batch_files import (
 )
 from autointerp.llm.batch_handover import PATIENCE, Handover
 from autointerp.llm.batch_transport import BatchTransport
-from autointerp.llm.batch_work import Batch, Waiting
+from autointerp.llm.batch_work import Batch, Outcome, Waiting
 from autointerp.llm.budget import Reservation, cost_usd
 from autointerp.llm.client import LlmClient, reply_from
 from autointerp.llm.endpoint_errors import (
@@ -54,17 +54,17 @@ from autointerp.records import BatchedRequest, BatchRecord, CallRecord
 
 T = TypeVar("T")
 AT_ONCE = 256
-"""Results that are recorded side by side, in one or a few commits."""
+"""How many results are recorded at the same time, in one or a few commits."""
 
 
 class BatchClient(LlmClient):
-    """An LlmClient whose `ask` goes through batches. `book`: where they are written down; `say`: told what becomes of
-    them, one line each."""
+    """An LlmClient whose `ask` goes through batches. `book` keeps them; `say` gets one line about each thing that
+    happens to one."""
 
     def __init__(
         self, *args: Any, book: BatchBook, say: Callable[[str], None] = lambda line: None, **more: Any
     ) -> None:
-        """As LlmClient."""
+        """The other arguments and errors are LlmClient's."""
         super().__init__(*args, **more)
         self._book = book
         self._say = say
@@ -75,7 +75,7 @@ class BatchClient(LlmClient):
         self._waiting: dict[str, Waiting] = {}
         self._queue: list[Waiting] = []
         self._under_way: dict[str, str] = {}
-        """custom_id -> batch_key of the unfinished batch that it is in."""
+        """custom_id -> batch_key of the unfinished batch that holds the request."""
         self._watched: dict[asyncio.Task[None], Batch] = {}
         self._arrived = asyncio.Event()
         self._collector: asyncio.Task[None] | None = None
@@ -92,7 +92,7 @@ class BatchClient(LlmClient):
 
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None and self._stopped is None:
-            # An earlier run's batch that nobody asks about now is fetched if it has ended: it is paid for.
+            # Fetch an earlier run's batch if it has ended, even if no caller waits for it now: it is paid for.
             for task, batch in list(self._watched.items()):
                 looked = asyncio.create_task(batch.looked.wait())
                 await asyncio.wait([task, looked], return_when=asyncio.FIRST_COMPLETED)
@@ -119,7 +119,7 @@ class BatchClient(LlmClient):
         self._queue.clear()
 
     def _deadline_has_come(self) -> None:
-        """Nor does anybody wait any longer for a batch that is under way, which may take another day."""
+        """Stop waiting for batches under way too, since they may take another day."""
         super()._deadline_has_come()
         for waiting in list(self._waiting.values()):
             waiting.fail(self.budget.deadline.error())
@@ -147,7 +147,7 @@ class BatchClient(LlmClient):
     async def _collect(self) -> None:
         while True:
             await self._arrived.wait()
-            while self._arrived.is_set() and len(self._queue) < MOST_REQUESTS:  # until none has come for a while
+            while self._arrived.is_set() and len(self._queue) < MOST_REQUESTS:  # until no request came for a while
                 self._arrived.clear()
                 await asyncio.sleep(self.llm.batch_quiet_seconds)
             self._arrived.clear()
@@ -159,15 +159,15 @@ class BatchClient(LlmClient):
                     raise
 
     def _end_all(self, error: Exception) -> None:
-        """Nobody is left waiting where this program itself fails."""
+        """End every caller's wait with `error`: a fault in this program must not leave one waiting."""
         problem = error if isinstance(error, AutointerpError) else AutointerpError(f"{type(error).__name__}: {error}")
         self.stop(problem)
         for waiting in list(self._waiting.values()):
             waiting.fail(problem)
 
     def _submit_what_fits(self) -> None:
-        """Batches of the queue's first requests, as many as the budget has room for. The others wait for what is under
-        way, which mostly takes less than was set aside; with nothing under way they end the run."""
+        """Start batches with the queue's first requests, as many as the budget has room for. The others wait for the
+        batches under way, which mostly cost less than was reserved. With none under way they end the run."""
         reserved: dict[str, Reservation] = {}
         chosen: list[Waiting] = []
         queue = [waiting for waiting in self._queue if not waiting.reply.done()]
@@ -225,8 +225,8 @@ class BatchClient(LlmClient):
         task.add_done_callback(ended)
 
     async def _run(self, batch: Batch) -> None:
-        """A batch from its upload, or from where an earlier process left it, to its results. What ends the run is
-        raised by every ask that waits for the batch, and by later ones."""
+        """Take a batch from its upload, or from where an earlier process left it, to its results. An error that ends
+        the run is raised by every `ask` that waits for the batch, and by later ones."""
         key = batch.record.batch_key
         try:
             state = await (self._handover.find_again(batch) if batch.resumed else self._handover.hand_over(batch))
@@ -234,11 +234,11 @@ class BatchClient(LlmClient):
                 state = await self._handover.until_ended(batch, state)
             problem: AutointerpError | None = None
             if state is None:
-                self._say(f"batch {batch.record.batch_id or key} is not at the endpoint; its requests are sent anew")
+                self._say(f"batch {batch.record.batch_id or key} is not at the endpoint; its requests are sent again")
             elif state.status == "failed":
                 problem = self._handover.refusal(state, len(batch.requests))
                 await self._book.finish(key, "failed", str(problem))
-                if batch.resumed:  # what was wrong then may be right now
+                if batch.resumed:  # the cause may be gone by now, so its requests are sent again
                     self._say(str(problem))
                     problem, state = None, None
             else:
@@ -270,7 +270,7 @@ class BatchClient(LlmClient):
     # --- results ----------------------------------------------------------------------------------------------------
 
     async def _fetch(self, batch: Batch, state: BatchState) -> None:
-        """Reads both files and records every result in them."""
+        """Read both result files and record every result in them."""
         files = [f for f in (state.output_file_id, state.error_file_id) if f is not None]
         attempts = Attempts(max(PATIENCE, self.llm.attempts))
         failure: AttemptError | None = None
@@ -311,7 +311,7 @@ class BatchClient(LlmClient):
         )
 
     async def _take_block(self, batch: Batch, state: BatchState, lines: Sequence[ResultLine]) -> None:
-        """Each result once: of two lines of one request the first usable one counts."""
+        """Record each result once. Where two lines belong to one request, the first usable one counts."""
         fresh: dict[str, ResultLine] = {}
         later: list[ResultLine] = []
         for line in lines:
@@ -329,7 +329,7 @@ class BatchClient(LlmClient):
             await self._take_block(batch, state, later)
 
     async def _take(self, batch: Batch, state: BatchState, line: ResultLine) -> None:
-        """One result: recorded, then given to who waits for it. One that is no final answer is only noted."""
+        """Record one result, then give it to the caller that waits for it. A failure that may pass is only noted."""
         found = batch.requests[line.custom_id]
         if batch.resumed:
             known = self.ledger.find(found.request_sha256, found.sample)
@@ -361,7 +361,8 @@ class BatchClient(LlmClient):
             status, error, raw = "bad_reply", str(failure), failure.raw
         stored = storable_reply(request.kind, raw, envelope.payload) if raw is not None and envelope else raw
         used = used or Usage(0, 0, 0, 0.0)
-        record = self._call(batch, state, found, status, stored, error, used, self._batch_cost(request, used))
+        outcome = Outcome(status, stored, error, used, self._batch_cost(request, used))
+        record = _record_of(batch, state, found, outcome)
         await self._record(record)
         self._settle_one(batch, line.custom_id, record)
         if status == "bad_reply":
@@ -371,7 +372,7 @@ class BatchClient(LlmClient):
         self._give(batch, line.custom_id, (record, line.body if envelope is not None else None))
 
     def _payload(self, request: Request, line: ResultLine) -> Any:
-        """The reply's JSON, or the error that its status means."""
+        """The reply's JSON. Raises the error that its status stands for."""
         path = PATHS[request.kind]
         if line.status is None:
             raise UnavailableError(f"not answered within the batch: {line.body[:300]}", raw=line.body)
@@ -383,29 +384,6 @@ class BatchClient(LlmClient):
             raise self._transport.status_error(hidden, line.body, None, request.model, path)
         return payload
 
-    def _call(
-        self, batch: Batch, state: BatchState, found: BatchedRequest, status: str, reply: str | None,
-        error: str | None, used: Usage, usd: float, attempts: int = 1,
-    ) -> CallRecord:  # fmt: skip
-        return CallRecord(
-            request_sha256=found.request_sha256,
-            sample=found.sample,
-            run_id=batch.record.run_id,
-            dictionary_id=found.dictionary_id,
-            feature=found.feature,
-            stage=found.stage,
-            model=batch.record.model,
-            status=status,
-            reply=reply,
-            input_tokens=used.input_tokens,
-            cached_tokens=used.cached_tokens,
-            output_tokens=used.output_tokens,
-            cost_usd=usd,
-            latency_s=state.latency_s,
-            attempts=attempts,
-            error=error,
-        )
-
     def _settle_one(self, batch: Batch, one: str, record: CallRecord) -> None:
         reservation = batch.reserved.pop(one, None)
         if reservation is not None:
@@ -415,7 +393,8 @@ class BatchClient(LlmClient):
         self.counts.cost_usd += record.cost_usd
 
     def _give(self, batch: Batch, one: str, told: tuple[CallRecord, str | None] | None) -> None:
-        """What was just recorded (with the reply as it came), or what the ledger holds, to who waits for it."""
+        """Answer the caller that waits for request `one`, from `told` (the record just written and the reply as it
+        came) or from the ledger."""
         batch.done.add(one)
         batch.failures.pop(one, None)
         waiting = self._waiting.get(one)
@@ -423,7 +402,7 @@ class BatchClient(LlmClient):
             return
         if told is None:
             reply = self._from_ledger(waiting.request)
-            if reply is None:  # a row that this version cannot read
+            if reply is None:  # this version cannot read the row
                 batch.done.discard(one)
                 return
         else:
@@ -433,8 +412,8 @@ class BatchClient(LlmClient):
         waiting.answer(reply)
 
     def _ends_the_run(self, batch: Batch) -> AutointerpError | None:
-        """The first failure that concerns the whole run: key, model or account; and a refused parameter where no
-        request has ever succeeded."""
+        """The batch's first failure that concerns the whole run: the key, the model or the account, or a refused
+        parameter if no request has ever succeeded. None where there is no such failure."""
         for failure in batch.failures.values():
             refusal = isinstance(failure, RequestRefusedError)
             if isinstance(failure, AutointerpError) and not (refusal and (self._succeeded or batch.done)):
@@ -442,8 +421,8 @@ class BatchClient(LlmClient):
         return None
 
     async def _again(self, batch: Batch, state: BatchState | None) -> None:
-        """Requests that the batch has not answered are put into the next one if somebody waits for them, until they
-        have been in llm.attempts batches."""
+        """Put requests that the batch did not answer into the next one, if a caller waits for them and they have been
+        in fewer than llm.attempts batches."""
         self._forget(batch)
         given_up: list[tuple[Waiting, CallRecord]] = []
         for one, found in batch.requests.items():
@@ -460,12 +439,33 @@ class BatchClient(LlmClient):
             raw = failure.raw if isinstance(failure, AttemptError) else None
             status = "bad_reply" if isinstance(failure, BadReplyError) else "gave_up"
             unbilled = waiting.failures - len(waiting.bad)
-            nothing = Usage(0, 0, 0, 0.0)
-            given_up.append((waiting, self._call(batch, state, found, status, raw, why, nothing, 0.0, unbilled)))
+            outcome = Outcome(status, raw, why, Usage(0, 0, 0, 0.0), 0.0, unbilled)
+            given_up.append((waiting, _record_of(batch, state, found, outcome)))
         for waiting, record in given_up:
-            if not waiting.bad:  # else its last unusable reply is in the ledger
+            if not waiting.bad:  # otherwise its last unusable reply is in the ledger
                 await self._record(record)
             waiting.answer(reply_from(waiting.request, record, None, from_ledger=False))
+
+
+def _record_of(batch: Batch, state: BatchState, request: BatchedRequest, outcome: Outcome) -> CallRecord:
+    return CallRecord(
+        request_sha256=request.request_sha256,
+        sample=request.sample,
+        run_id=batch.record.run_id,
+        dictionary_id=request.dictionary_id,
+        feature=request.feature,
+        stage=request.stage,
+        model=batch.record.model,
+        status=outcome.status,
+        reply=outcome.reply,
+        input_tokens=outcome.used.input_tokens,
+        cached_tokens=outcome.used.cached_tokens,
+        output_tokens=outcome.used.output_tokens,
+        cost_usd=outcome.usd,
+        latency_s=state.latency_s,
+        attempts=outcome.attempts,
+        error=outcome.error,
+    )
 
 
 async def _blocks(lines: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:

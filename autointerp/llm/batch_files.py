@@ -1,8 +1,8 @@
 """The files of a batch, without I/O: the JSONL that is uploaded, the JSONL that comes back, and the batch object.
 
-Nothing that comes back is trusted to have the shape that the API promises. Results are joined by custom_id, never by
-their order: lines come in any order, may be missing, and those that failed are in a second file (a batch in which all
-failed has only that one).
+What comes back may have any shape, whatever the API promises. Results are joined by custom_id, never by their order:
+lines come in any order and may be missing, and failed requests are in a second file. A batch in which all requests
+failed has only that second file.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from autointerp.records import BatchedRequest
 
 MOST_REQUESTS = 50_000
 MOST_BYTES = 190_000_000
-"""OpenAI takes files of 200 MB."""
+"""OpenAI accepts files of up to 200 MB."""
 MOST_INPUTS = 50_000
-"""Texts of all embeddings requests of a file together."""
+"""Most texts in one file, over all its embeddings requests."""
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 
 def custom_id(request: Request) -> str:
-    """At most 64 characters, as some endpoints want it: 192 bits of the request's hash, and its sample."""
+    """192 bits of the request's hash, and its sample. Some endpoints allow at most 64 characters."""
     return f"{request.sha256[:48]}-{request.sample}"
 
 
@@ -38,7 +38,8 @@ def batched(request: Request) -> BatchedRequest:
 
 
 def stand_in(kind: str, model: str, batched: BatchedRequest) -> Request:
-    """What can read a result whose request nobody asks about in this process. Its own hash means nothing."""
+    """A request that serves to read a result when no caller in this process has the real one. Its hash is not the real
+    request's."""
     body: dict[str, Any] = {"model": model}
     if kind == "embeddings":
         body["input"] = [""] * batched.n_inputs
@@ -58,7 +59,7 @@ def url_of(kind: str) -> str:
 
 
 def parted(requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """Lists of requests of one kind, in order, each of which makes a file within the limits."""
+    """Split `requests` into lists of one kind, in order, each small enough for one file."""
     for kind in dict.fromkeys(request.kind for request in requests):
         part: list[Request] = []
         size = texts = 0
@@ -78,31 +79,31 @@ def parted(requests: Sequence[Request]) -> Iterator[list[Request]]:
 
 @dataclass(frozen=True, slots=True)
 class BatchState:
-    """What the endpoint says of a batch."""
+    """What the endpoint says about a batch."""
 
     batch_id: str
     status: str
     output_file_id: str | None
     error_file_id: str | None
     n_results: int
-    """Lines that its files should have together, as far as it says so."""
+    """Lines that its two files should have together; 0 where the endpoint does not say."""
     took_s: float
-    """Seconds from its creation to its end, by the endpoint's clock; 0 where it does not say."""
+    """Seconds from its creation to its end by the endpoint's clock; 0 where the endpoint does not say."""
     errors: str
     """Why it failed; '' where it did not."""
     batch_key: str | None
-    """Ours, from the metadata."""
+    """Our own key, which was sent as metadata."""
 
     @property
     def latency_s(self) -> float:
-        """The same number whenever the batch is fetched again, and another for every batch: by it the store knows a
-        result that is written twice from a second, paid one."""
+        """`took_s` plus a number that differs from batch to batch. It is the same whenever the batch is fetched, so the
+        store can tell a result that is written twice from a second one that was paid for."""
         digits = hashlib.sha256(self.batch_id.encode("utf-8", "replace")).hexdigest()[:8]
         return self.took_s + int(digits, 16) / 2**32 * 1e-3
 
 
 def read_state(payload: Any) -> BatchState | None:
-    """None where it is no batch."""
+    """The batch in `payload`; None where it is not a batch."""
     if not isinstance(payload, dict) or not isinstance(payload.get("id"), str) or not payload["id"]:
         return None
     ended = [payload.get(f"{status}_at") for status in ENDED]
@@ -142,13 +143,13 @@ def _error_text(error: Any) -> str:
 class ResultLine:
     custom_id: str
     status: int | None
-    """HTTP status of the request's own reply; None where it had none."""
+    """HTTP status of the request's own reply; None where there was no reply."""
     body: str
-    """JSON of that reply; of the error where there was none."""
+    """That reply as JSON, or the error as JSON where there was no reply."""
 
 
 def read_line(line: str) -> ResultLine | None:
-    """None where it is no result."""
+    """The result in `line`; None where it is not a result."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -159,7 +160,7 @@ def read_line(line: str) -> ResultLine | None:
     if not isinstance(response, dict) or type(response.get("status_code")) is not int:
         return ResultLine(found["custom_id"], None, json.dumps({"error": found.get("error")}))
     body = response.get("body")
-    # A body may come as a string; an error stands in it, or beside the response.
+    # A body may come as a string. An error stands in the body, or beside the response.
     if response["status_code"] != 200 and not body:
         body = {"error": found.get("error")}
     return ResultLine(found["custom_id"], response["status_code"], body if isinstance(body, str) else json.dumps(body))

@@ -1,7 +1,7 @@
-"""From a file of requests to an ended batch: upload, creation, finding again what another process began, polling.
+"""Brings a file of requests to an ended batch: upload, creation, search for what another process began, polling.
 
-Every call about a batch is tried again for a quarter of an hour. What does not come through then ends the run, never
-the batch: it goes on at the endpoint, and stays in the book.
+Every call about a batch is tried again for a quarter of an hour. If it still fails, the run ends, but not the batch: it
+goes on at the endpoint and stays in the book.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from autointerp.llm.retry import Attempts, RetryPolicy, retrying_alone
 
 T = TypeVar("T")
 PATIENCE = 20
-"""Attempts of one call about a batch: with waits of up to a minute, an outage of a quarter of an hour."""
+"""Attempts at one call about a batch. With waits of up to a minute they outlast an outage of a quarter of an hour."""
 LONGEST_S = 48 * 3600.0
-"""Twice the completion window: a batch that has not ended by then is not waited for any longer, though not given up;
-one that the endpoint no longer knows is given up."""
+"""Twice the completion window. After this a run no longer waits for a batch, but the batch stays in the book, unless
+the endpoint no longer knows it."""
 
 
 class Handover:
-    """The calls about batches at one endpoint. `say` is told what becomes of them, one line each."""
+    """The calls about batches at one endpoint. `say` gets a line about each thing that happens to a batch."""
 
     def __init__(
         self, endpoint: EndpointConfig, llm: LlmConfig, calls: BatchTransport, book: BatchBook, retry: RetryPolicy,
@@ -45,7 +45,7 @@ class Handover:
         self._say = say
 
     async def hand_over(self, batch: Batch) -> BatchState:
-        """Uploads and creates."""
+        """Upload the batch's file and create the batch."""
         record = batch.record
         await self._book.begin(record, list(batch.requests.values()))
         file_id = await self.persist(lambda: self._calls.upload(f"{record.batch_key}.jsonl", batch.lines))
@@ -56,7 +56,7 @@ class Handover:
 
         async def create() -> BatchState:
             nonlocal tried
-            known = await self._search(record.batch_key) if tried else None  # its reply may have been lost
+            known = await self._search(record.batch_key) if tried else None  # only the reply may have been lost
             tried = True
             return known or await self._calls.create(file_id, record.kind, metadata)
 
@@ -67,7 +67,8 @@ class Handover:
         return state
 
     async def find_again(self, batch: Batch) -> BatchState | None:
-        """The batch of an earlier process; None where it was never created, or is too old to be known any longer."""
+        """The state of an earlier process's batch; None where it was never created, or where the endpoint has forgotten
+        it because of its age."""
         record = batch.record
         if record.batch_id is None:
             state = await self.persist(lambda: self._search(record.batch_key))
@@ -86,12 +87,12 @@ class Handover:
             await self._book.finish(record.batch_key, "lost", "the endpoint no longer knows it")
             return None
         raise InputError(
-            f"{self._endpoint.base_url} knows no batch {batch_id}, which an earlier run has handed over and paid for; "
+            f"{self._endpoint.base_url} knows no batch {batch_id}, which an earlier run handed over and paid for; "
             f"use the key of the same project (it is given up {LONGEST_S / 3600:.0f} hours after its creation)"
         )
 
     async def _search(self, batch_key: str) -> BatchState | None:
-        """None also where the endpoint lists no batches."""
+        """The batch with our key; None where there is none, or where the endpoint cannot list batches."""
         try:
             return await self._calls.with_key(batch_key)
         except (EndpointCredentialsError, RequestRefusedError) as error:
@@ -100,7 +101,7 @@ class Handover:
             return None
 
     async def until_ended(self, batch: Batch, state: BatchState) -> BatchState:
-        """Polls until the batch has ended."""
+        """Poll until the batch has ended; return its last state."""
         pause = first = self._llm.batch_poll_seconds
         batch_id = state.batch_id
         while state.status not in ENDED:
@@ -129,7 +130,7 @@ class Handover:
         return InputError(why)
 
     async def persist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """One call about a batch, with retries. StoppedError where it does not come through."""
+        """Make one call about a batch, with retries. Raises StoppedError when none of them succeeds."""
         attempts = Attempts(max(PATIENCE, self._llm.attempts))
 
         async def once() -> T:

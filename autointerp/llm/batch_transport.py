@@ -1,4 +1,4 @@
-"""The calls about a batch, each one attempt: through the SDK's client, with its errors sorted as transport.py does."""
+"""The calls about a batch, one attempt each, through the SDK's client and with the errors of transport.py."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from autointerp.llm.replies import load_json
 from autointerp.llm.transport import Transport
 
 SLOWEST_BYTES_PER_S = 100_000
-"""Of an upload; a slower one is a timeout."""
+"""An upload slower than this is a timeout."""
 PAGES = 20
-"""Of 100 batches each, that are searched for one whose creation was not acknowledged."""
+"""Pages of 100 batches that are searched for a batch whose creation was not acknowledged."""
 
 
 class BatchTransport:
-    """Raises errors of llm/errors.py, and StoppedError where the account is empty."""
+    """Every method raises the errors of endpoint_errors.py, and StoppedError when the account is empty."""
 
     def __init__(self, transport: Transport, timeout: float, line_cap: int, model: str) -> None:
         self._transport = transport
@@ -29,7 +29,7 @@ class BatchTransport:
         self._model = model
 
     async def upload(self, name: str, lines: bytes) -> str:
-        """The id of the file."""
+        """Upload a file and return its id."""
 
         async def send(client: openai.AsyncOpenAI) -> bytes:
             file = (name, lines, "application/jsonl")
@@ -61,7 +61,7 @@ class BatchTransport:
         return self._state(await self._transport.guarded(send, self._timeout, self._model, f"/batches/{batch_id}"))
 
     async def with_key(self, batch_key: str) -> BatchState | None:
-        """The batch that was given this key as metadata; None where the endpoint knows none."""
+        """The batch whose metadata holds this key; None where the endpoint has none."""
         after: str | None = None
         for _ in range(PAGES):
             payload = await self._page(after)
@@ -84,7 +84,8 @@ class BatchTransport:
         return self._json(await self._transport.guarded(send, self._timeout, self._model, "/batches"))
 
     async def lines(self, file_id: str) -> AsyncGenerator[bytes]:
-        """The lines of a file, as they come. A file that ends early raises, after what there was of it."""
+        """The lines of a file, as they arrive. If the file ends early, the lines that arrived come first, then the
+        error."""
         chunks: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=8)
 
         async def read(client: openai.AsyncOpenAI) -> None:
@@ -95,7 +96,7 @@ class BatchTransport:
         async def download() -> None:
             failure: Exception | None = None
             try:
-                # The SDK's own timeout ends a stream that stands still; how long a whole file takes is not known.
+                # How long a whole file takes is not known; the SDK's own timeout ends a stream that stands still.
                 await self._transport.guarded(read, 86_400.0, self._model, f"/files/{file_id}/content")
             except Exception as error:
                 failure = error
@@ -125,5 +126,5 @@ class BatchTransport:
     def _state(self, raw: bytes) -> BatchState:
         state = read_state(self._json(raw))
         if state is None:
-            raise BadReplyError("the reply is no batch")
+            raise BadReplyError("the reply is not a batch")
         return state

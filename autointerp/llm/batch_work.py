@@ -1,4 +1,4 @@
-"""What the batch client keeps in mind: who waits for which reply, and what has become of a batch so far."""
+"""The batch client's memory: which callers wait for which reply, and how far each batch has come."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from dataclasses import dataclass, field
 
 from autointerp.errors import AutointerpError
 from autointerp.llm.budget import Reservation
+from autointerp.llm.replies import Usage
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import BatchedRequest, BatchRecord, CallRecord
 
 
 @dataclass
 class Waiting:
-    """A request that somebody asks about, until it has its reply."""
+    """A request whose caller waits for the reply."""
 
     request: Request
     reply: asyncio.Future[Reply]
     failures: int = 0
-    """Batches that brought no usable reply."""
+    """Number of batches that brought no usable reply."""
     bad: list[CallRecord] = field(default_factory=list)
-    """Those of them that were billed, as they are in the ledger."""
+    """The unusable replies that were billed, as the ledger has them."""
 
     def answer(self, reply: Reply) -> None:
-        """With what the unusable replies took."""
+        """Give the caller its reply, with the tokens and cost of the unusable replies added."""
         if self.reply.done():
             return
         self.reply.set_result(
@@ -41,27 +42,41 @@ class Waiting:
     def fail(self, error: AutointerpError) -> None:
         if not self.reply.done():
             self.reply.set_exception(error)
-            self.reply.exception()  # an asker that was cancelled will not fetch it
+            self.reply.exception()  # fetched here, since a cancelled caller will not, and asyncio would complain
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one request of a batch."""
+
+    status: str
+    reply: str | None
+    """The reply as it is stored."""
+    error: str | None
+    used: Usage
+    usd: float
+    attempts: int = 1
 
 
 @dataclass
 class Batch:
-    """One batch that is under way, from the book or just written into it."""
+    """One batch under way, new or read from the book."""
 
     record: BatchRecord
     requests: dict[str, BatchedRequest]
     """By custom_id."""
     reserved: dict[str, Reservation] = field(default_factory=dict)
-    """Of the budget; nothing where an earlier process has sent the batch: that run has paid for it."""
+    """What the budget holds for each request, by custom_id. Empty where an earlier process sent and paid the batch."""
     lines: bytes = b""
-    """The file, until it is uploaded."""
+    """The file's content, until it is uploaded."""
     resumed: bool = False
+    """Whether an earlier process began it."""
     looked: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set from when the endpoint has said that it has not ended until it says that it has."""
+    """Set while the endpoint's last answer is that the batch has not ended."""
     done: set[str] = field(default_factory=set)
-    """Whose outcome is in the ledger."""
+    """custom_ids of requests whose outcome is in the ledger."""
     failures: dict[str, Exception] = field(default_factory=dict)
     billed: set[str] = field(default_factory=set)
-    """Whose unusable reply was recorded."""
+    """custom_ids of requests whose unusable reply was recorded."""
     strays: int = 0
-    """Lines that belong to no request of the batch."""
+    """Number of result lines that belong to no request of the batch."""

@@ -1,4 +1,5 @@
-"""The budget of a run: reserved before a call, settled after it, so that calls in flight cannot overrun it together."""
+"""The budget of a run. Each call reserves its share before it is sent and settles it afterwards, so that calls in
+flight cannot overrun the budget together."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from autointerp.errors import StoppedError
 
 
 def cost_usd(price: PriceConfig | None, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
-    """US dollars; cached_tokens are part of input_tokens. 0 where no price is configured."""
+    """The cost in US dollars; 0 where no price is configured. cached_tokens are part of input_tokens."""
     if price is None:
         return 0.0
     cached_price = price.input if price.cached_input is None else price.cached_input
@@ -26,8 +27,10 @@ class Reservation:
 
 
 class Budget:
-    """What a run may spend, and what it has spent: requests (every attempt), tokens, US dollars; and until when. One
-    for all stages of a command, which may each have an event loop of their own."""
+    """What a run may spend and has spent in requests (every attempt counts), tokens and US dollars, and its deadline.
+
+    All stages of a command share one budget, though each may have its own event loop.
+    """
 
     def __init__(self, config: BudgetConfig) -> None:
         self.config = config
@@ -41,11 +44,10 @@ class Budget:
         self._waiting: list[asyncio.Future[None]] = []
 
     async def reserve(self, tokens: int, usd: float) -> Reservation:
-        """Sets aside one request of at most about `tokens` and `usd`.
+        """Reserve one request of at most about `tokens` and `usd`.
 
-        Where the room left is taken only by calls in flight, waits for them: most cost less than was set aside, and
-        one that still waits for its turn would be given up if another's StoppedError ended the run.
-        StoppedError: the budget is used up, or the deadline has passed.
+        If the room left is only reserved by calls in flight, this waits for them, since most cost less than was
+        reserved. Raises StoppedError when the budget is used up or the deadline has passed.
         """
         self.deadline.check()
         while (reservation := self.reserve_now(tokens, usd)) is None:
@@ -58,7 +60,7 @@ class Budget:
         return reservation
 
     def reserve_now(self, tokens: int, usd: float) -> Reservation | None:
-        """The same without waiting; None where there is no room at present."""
+        """Reserve without waiting; None where there is no room now."""
         if self._exceeded(tokens, usd) is not None:
             return None
         self._held_requests += 1
@@ -67,21 +69,21 @@ class Budget:
         return Reservation(tokens, usd)
 
     def used_up(self, tokens: int, usd: float) -> StoppedError:
-        """What to raise where there is no room for a call of at most `tokens` and `usd`."""
+        """The error for a call of at most `tokens` and `usd` that finds no room."""
         return StoppedError(self._message(self._exceeded(tokens, usd) or "max_requests", tokens, usd))
 
     def release(self, reservation: Reservation) -> None:
-        """Gives back what was set aside for a request that was never sent."""
+        """Give back what was reserved for a request that was never sent."""
         self._held_requests -= 1
         self._held_tokens -= reservation.tokens
         self._held_usd -= reservation.usd
         waiting, self._waiting = self._waiting, []
         for change in waiting:
-            if not change.done():  # one whose worker was cancelled is
+            if not change.done():  # done if its worker was cancelled
                 change.set_result(None)
 
     def settle(self, reservation: Reservation, tokens: int, usd: float) -> None:
-        """Replaces what was set aside by what the attempt really took."""
+        """Replace the reservation by what the attempt really took."""
         self.release(reservation)
         self.requests += 1
         self.tokens += tokens

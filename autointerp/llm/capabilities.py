@@ -1,5 +1,5 @@
-"""What an endpoint really does. Servers drop fields that they do not know without a word, so each is asked for once
-and looked for in the reply."""
+"""What an endpoint really supports. Servers silently ignore fields that they do not know, so each field is sent once,
+and the reply is searched for its effect."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from autointerp.llm.replies import load_json
 from autointerp.llm.requests import FINAL_STATUSES, Reply, Request, TokenLogprob
 
 TOP = (20, 5)
-"""Alternatives per token that are asked for, most first: OpenAI's most is 20 (5 on completions), vLLM's default 20."""
+"""Alternatives per token to ask for, in turn. OpenAI allows at most 20 (5 on completions), vLLM 20 by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """Found by `probe`. `notes` says in words what is missing and why."""
+    """What `probe` found. `notes` says what is missing and why."""
 
     chat: bool
     completions: bool
     generated_logprobs: bool
-    """Chat replies list their tokens with alternatives."""
+    """Whether chat replies list their tokens with alternatives."""
     generated_top: int
     """Alternatives per written token to ask for (top_logprobs); 0 where there are none."""
     prompt_logprobs: bool
-    """Completions give the prompt's tokens with alternatives."""
+    """Whether completions list the prompt's tokens with alternatives."""
     prompt_top: int
     """Alternatives per prompt token to ask for; 0 where there are none."""
     prompt_style: Literal["prompt_logprobs", "echo"] | None
-    """How to ask for them: vLLM's own field, or the legacy echo=True, logprobs=k."""
+    """How to ask for the prompt's logprobs: vLLM's own field, or the legacy echo=True, logprobs=k."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -48,10 +48,11 @@ class Capabilities:
 
 
 async def probe(client: LlmClient) -> Capabilities:
-    """Asks the endpoint for each capability: two to six short calls, recorded in the ledger under stage 'probe' and
-    never taken from it, since a server may have changed.
+    """Try each capability, with two to six short calls. They are recorded in the ledger under stage 'probe' but never
+    taken from it, since a server may have changed.
 
-    Raises what ends a run: key or model refused (if neither chat nor completions answer), endpoint unreachable, budget.
+    Raises the errors that end a run: key or model refused (if neither chat nor completions answer), endpoint
+    unreachable, budget used up.
     """
     notes: list[str] = []
     chat, generated_top, refusal = await _probe_chat(client, notes)
@@ -71,10 +72,10 @@ async def probe(client: LlmClient) -> Capabilities:
 
 
 async def honours_json_schema(client: LlmClient) -> bool:
-    """Whether a chat reply keeps to a JSON schema that the request names: one short call, recorded under stage 'probe'.
+    """Whether a chat reply follows the JSON schema in the request. Takes one short call, recorded under stage 'probe'.
 
-    Unlike `probe` it takes the answer of an earlier run from the ledger: who reads JSON replies reads others too, so a
-    server that has changed since does no harm. Raises what ends a run, as `probe` does.
+    Unlike `probe` it may take the answer from the ledger. A server that has changed since does no harm, because the
+    caller can read replies that are not JSON too. Raises the errors that end a run, as `probe` does.
     """
     endpoint = client.endpoint
     schema = {
@@ -109,14 +110,14 @@ async def honours_json_schema(client: LlmClient) -> bool:
 
 
 def prompt_logprob_fields(capabilities: Capabilities) -> dict[str, Any]:
-    """The fields of a completions body that ask for the prompt's logprobs in the way this endpoint understands."""
+    """The fields of a completions body by which this endpoint returns the prompt's logprobs."""
     if capabilities.prompt_style == "prompt_logprobs":
         return {"prompt_logprobs": capabilities.prompt_top, "max_tokens": 1}
     return {"echo": True, "logprobs": capabilities.prompt_top, "max_tokens": 1}
 
 
 async def _ask(client: LlmClient, kind: Literal["chat", "completions"], body: dict[str, Any]) -> Reply:
-    """One fresh call: the first sample number that the ledger does not hold."""
+    """Make a new call, under the first sample number that the ledger does not hold."""
     request = Request(kind, {"model": client.endpoint.model, **body}, "probe", truncation_ok=True)
     sample = 0
     while client.ledger.find(request.sha256, sample) is not None:
@@ -126,7 +127,7 @@ async def _ask(client: LlmClient, kind: Literal["chat", "completions"], body: di
 
 
 async def _probe_chat(client: LlmClient, notes: list[str]) -> tuple[bool, int, AutointerpError | None]:
-    """(whether chat answers, alternatives per token, the error that says why it does not)."""
+    """(whether chat answers, alternatives per token, the error if chat does not answer)."""
     endpoint = client.endpoint
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": "Answer with the digit 7 and nothing else."}],
@@ -192,5 +193,5 @@ async def _probe_completions(
 
 
 def _has_alternatives(rows: list[TokenLogprob] | None) -> bool:
-    """Whether every token came with likely alternatives, and their numbers can be logprobs."""
+    """Whether every token came with alternatives whose numbers can be logprobs."""
     return bool(rows) and all(row.top and all(lp <= 0.01 for _, lp in row.top) for row in rows or ())

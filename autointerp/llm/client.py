@@ -1,9 +1,9 @@
 """The one way from the pipeline to a language model.
 
-`LlmClient.ask` answers a request from the ledger, or sends it: permit (limits) -> reserve (budget) -> attempt
-(transport) -> again if need be (retry) -> settle -> record in the ledger -> only then read. What the endpoint did to
-one request is a Reply with a status; what concerns the whole run (key refused, account empty, budget used up, endpoint
-unreachable, disk full) is an AutointerpError, raised by this and every later call.
+`LlmClient.ask` answers a request from the ledger, or sends it: reserve (budget) -> permit (limits) -> attempt
+(transport) -> try again if need be (retry) -> settle -> record in the ledger -> only then read. What becomes of one
+request is a Reply with a status. What concerns the whole run (key refused, account empty, budget used up, endpoint
+unreachable, disk full) is an AutointerpError, which this call and every later one raise.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from autointerp.llm.transport import PATHS, Transport, error_in_ok_reply
 from autointerp.records import CallRecord
 
 DEFAULT_OUTPUT_TOKENS = 1024
-"""Set aside for a request that names no limit."""
+"""Tokens reserved for the reply to a request that names no limit."""
 REFUSALS_IN_A_ROW = 20
-"""So many requests refused (400) one after the other are a wrong parameter, not odd requests."""
+"""When this many requests in a row are refused (400), a parameter is wrong, not the requests."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReachPolicy:
-    """When an endpoint that accepts no connection is given up."""
+    """How long to try an endpoint that accepts no connection."""
 
     first_tries: int = 3
-    """Tries, about three seconds in all, for an endpoint that has never answered."""
+    """Tries, about three seconds in all, while the endpoint has never answered."""
     outage_s: float = 900.0
-    """For one that has: it is probably being restarted."""
+    """Seconds to try an endpoint that has answered before: it is probably being restarted."""
     longest_pause_s: float = 15.0
 
 
 @dataclasses.dataclass(slots=True)
 class ClientCounts:
-    """For progress lines."""
+    """What progress lines report."""
 
     asked: int = 0
     from_ledger: int = 0
@@ -68,7 +68,7 @@ class ClientCounts:
 
 
 class LlmClient:
-    """Calls to one endpoint. Use as an async context manager, one per endpoint and run, inside the ledger's own."""
+    """Calls to one endpoint. Use one per endpoint and run, as an async context manager inside the ledger's."""
 
     def __init__(
         self,
@@ -82,7 +82,8 @@ class LlmClient:
         pauses: PausePolicy | None = None,
         reach: ReachPolicy | None = None,
     ) -> None:
-        """InputError: no key for a public endpoint, or a budget in dollars for a model without a price."""
+        """Raises InputError when a public endpoint has no key, or when budget.max_usd is set and the model has no
+        price."""
         self.endpoint = endpoint
         self.llm = llm
         self.budget = budget
@@ -111,12 +112,12 @@ class LlmClient:
         return f"LlmClient({self.endpoint.base_url!r}, model={self.endpoint.model!r})"
 
     async def __aenter__(self) -> LlmClient:
-        self._over = asyncio.Event()  # of this event loop
+        self._over = asyncio.Event()  # a new one, since each run may have its own event loop
         if self._stopped is not None:
             self._over.set()
         await self._limits.__aenter__()
         deadline = self.budget.deadline
-        if deadline.at is not None:  # also for those who wait for a permit, or for the end of a pause
+        if deadline.at is not None:  # an alarm, since a call may be waiting for a permit or for the end of a pause
             left = max(0.0, deadline.left_s)
             self._alarm = asyncio.get_running_loop().call_later(left, self._deadline_has_come)
         return self
@@ -129,15 +130,15 @@ class LlmClient:
             failures = await asyncio.gather(*self._recording, return_exceptions=True)
         finally:
             await self._transport.__aexit__()
-        for failure in failures:  # a record whose asker was cancelled; with an error under way, that one counts
+        for failure in failures:  # writing a record failed after its asker was cancelled; an earlier error goes first
             if isinstance(failure, AutointerpError) and kind is None:
                 raise failure
 
     async def ask(self, request: Request) -> Reply:
         """The reply to `request`: from the ledger if it is there, else from the endpoint, recorded before it is read.
 
-        Where the reply is cut off by its length it is asked for once more at twice the length. Raises an
-        AutointerpError only for what ends the run; see the module's head.
+        A reply that is cut off at its length limit is asked for once more, at twice the length. Raises an
+        AutointerpError only for what ends the run (see the docstring of the module).
         """
         self.counts.asked += 1
         reply = await self._ask_once(request)
@@ -157,7 +158,7 @@ class LlmClient:
         )
 
     def stop(self, error: AutointerpError) -> None:
-        """No further call is sent: every ask from now on raises `error`. Calls in flight are still recorded."""
+        """Send no further call: every later ask raises `error`. Calls in flight are still recorded."""
         if self._stopped is None:
             self._stopped = error
             self._limits.stop(error)
@@ -167,7 +168,7 @@ class LlmClient:
         self.stop(self.budget.deadline.error())
 
     async def _ask_once(self, request: Request) -> Reply:
-        """One sender per key: who asks the same thing meanwhile waits for that reply."""
+        """`ask` without the second try. Several callers with the same request share one call to the endpoint."""
         key = (request.sha256, request.sample)
         while (other := self._asking.get(key)) is not None:
             await asyncio.wait([other])
@@ -189,7 +190,7 @@ class LlmClient:
             raise
         finally:
             del self._asking[key]
-            mine.cancel()  # nothing where it has its result; else who waits asks for himself
+            mine.cancel()  # without effect once it has a result; without one, each caller that waits asks by itself
 
     async def _obtain(self, request: Request) -> Reply:
         """The reply to a request that the ledger does not hold."""
@@ -209,12 +210,12 @@ class LlmClient:
                 envelope = read_envelope(request, load_json(record.reply), record.reply)
             except BadReplyError:
                 if record.status == "ok":
-                    return None  # an unreadable row holds nothing to reuse
+                    return None  # a row that cannot be read cannot be reused
         return reply_from(request, record, envelope, from_ledger=True)
 
     async def send(self, request: Request, *, raise_refusals: bool = False) -> Reply:
-        """Asks the endpoint whatever the ledger holds, and records the outcome. Unlike `ask`, an error ends only this
-        call, and with raise_refusals a refused parameter is always an error (for probing)."""
+        """Ask the endpoint even where the ledger holds a reply, and record the outcome. Unlike with `ask`, an error
+        ends only this call. With `raise_refusals` (for probing) a refused parameter always raises."""
         attempts = Attempts(self.llm.attempts)
         try:
             return await self._sent(request, attempts, raise_refusals)
@@ -276,9 +277,8 @@ class LlmClient:
         )
 
     def _book_unfinished(self, request: Request, attempts: Attempts, why: str) -> None:
-        """The run ends with this request unanswered: what its attempts have perhaps cost is written down all the same,
-        and the next run asks again. Awaited at the client's end, and not here, where a cancellation may be under way.
-        """
+        """Record what the attempts may have cost when the run ends before this request is answered; the next run asks
+        again. The client awaits the record when it closes, since here a cancellation may be under way."""
         if attempts.input_tokens or attempts.output_tokens or attempts.cost_usd:
             self._begin_record(self._record_of(request, attempts, "gave_up", f"the run ended first: {why}"))
 
@@ -289,18 +289,18 @@ class LlmClient:
         return task
 
     async def _sleep(self, seconds: float) -> None:
-        """Between two attempts. Ends early once the run has: the next attempt then says why."""
+        """Wait between two attempts, but not past the end of the run: the next attempt then raises the reason."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._over.wait()
 
     async def _record(self, record: CallRecord) -> None:
-        """Shielded: a reply that has arrived is paid for, and is written down even if its asker is cancelled."""
+        """Write the record even if the caller is cancelled: a reply that has arrived is paid for."""
         await asyncio.shield(self._begin_record(record))
 
     async def _attempt(self, request: Request, attempts: Attempts) -> tuple[str, Envelope]:
-        """One attempt, once there are a free slot, room in the budget, and a permit. An answer counts as in flight
-        until `send` has written it down: what a kill costs is no more than llm.max_connections calls."""
+        """Make one attempt, once there is a free slot, room in the budget and a permit. An answer counts as in flight
+        until `send` has written it, so that a kill loses at most llm.max_connections calls."""
         await self._slots.take()
         try:
             answer = await self._attempt_in_slot(request, attempts)
@@ -326,7 +326,7 @@ class LlmClient:
         self.counts.sent += 1
         self.counts.in_flight += 1
         sent_at = time.monotonic()
-        used: Usage | None = expected  # of an attempt that is cancelled half-way: it is perhaps billed
+        used: Usage | None = expected  # holds where the attempt is cancelled half-way, since it may be billed
         try:
             raw = await self._transport.post(request)
             self._has_answered()
@@ -381,7 +381,7 @@ class LlmClient:
         gate.hold(sent_at, None, str(failure), longest_s=self._reach.longest_pause_s)
         url = self.endpoint.base_url
         if not self._answered and gate.episodes >= self._reach.first_tries:
-            raise AutointerpError(f"cannot reach {url}: {failure}; is it running, and base_url right?") from None
+            raise AutointerpError(f"cannot reach {url}: {failure}; is it running, and is base_url right?") from None
         if self._answered and now - self._unreachable_since > self._reach.outage_s:
             raise StoppedError(
                 f"{url} has accepted no connection for {now - self._unreachable_since:.0f} s: {failure}; "
@@ -416,13 +416,14 @@ class LlmClient:
         self.counts.cost_usd += usd
 
     def _expected_usage(self, request: Request) -> Usage:
-        """The most a request is likely to use: its bytes at the ratio seen so far and a fifth more, the reply whole."""
+        """The most that a request is likely to use: the prompt's tokens, from its bytes at the ratio seen so far plus a
+        fifth, and a reply of full length."""
         read = int(1.2 * len(request.wire) / self._bytes_per_token) + 16
         written = request.max_tokens if request.max_tokens is not None else DEFAULT_OUTPUT_TOKENS
         return Usage(read, 0, written, None)
 
     def _reported_usage(self, request: Request, payload: Any, raw: str) -> Usage:
-        """The endpoint's counts, or an estimate from the lengths where it gives none."""
+        """The endpoint's token counts. Where it gives none, an estimate from the lengths."""
         usage = read_usage(payload)
         if usage is not None:
             return usage

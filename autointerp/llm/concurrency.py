@@ -1,5 +1,5 @@
-"""How many calls may be in flight: as many as the endpoint bears, found by additive increase and multiplicative
-decrease (the control of TCP), never more than llm.max_connections."""
+"""How many calls may be in flight: as many as the endpoint can take, at most llm.max_connections. The limit is found by
+additive increase and multiplicative decrease, as in TCP."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import time
 from collections import deque
 
 START = 16
-"""Calls in flight at first, or the ceiling where that is lower."""
+"""The first limit, unless the ceiling is lower."""
 CUT = 0.8
-"""What a throttled endpoint leaves of the limit."""
+"""The share of the limit that remains after the endpoint throttles."""
 
 
 class Slots:
-    """A semaphore whose size follows the endpoint: `take` before each attempt, `release` after one that failed; after
-    one with an answer `answered`, and `written` once the answer is on the disk. Calls that wait for their answer follow
-    the endpoint's limit; together with the answers that a kill would still lose they stay below the ceiling.
+    """A semaphore whose size follows the endpoint.
 
-    Every success in full use adds one until the endpoint throttles for the first time, so that the limit doubles with
-    each round of calls; after that, a whole window of successes (as many as the limit) adds one. Throttling cuts it
-    once per episode: calls that were sent before the last cut tell of the limit before it, and change nothing.
+    Call `take` before each attempt and `release` after a failed one. After an answer call `answered`, and `written`
+    once the answer is on disk. Calls that wait for their answer stay within the endpoint's limit. Together with the
+    answers that a kill would still lose, they stay within the ceiling.
+
+    Until the endpoint throttles for the first time, every success while all slots are in use adds one, so the limit
+    doubles with each round of calls. After that, a whole window of successes (as many as the limit) adds one.
+    Throttling cuts the limit once per episode: calls sent before the last cut met the old limit and change nothing.
     """
 
     def __init__(self, ceiling: int) -> None:
@@ -40,7 +42,7 @@ class Slots:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await turn  # whoever wakes us has counted us in
+            await turn  # whoever wakes this call has counted it already
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.release()
@@ -63,9 +65,9 @@ class Slots:
         return self._held < int(self.limit) and self._held + self._unwritten < self.ceiling
 
     def succeeded(self, sent_at: float) -> None:
-        """A call that was sent at `sent_at` (time.monotonic()) brought an answer; told while its slot is held."""
+        """Note that a call sent at `sent_at` (time.monotonic()) brought an answer, while its slot is still held."""
         if sent_at < self._cut_at or self._held < int(self.limit):
-            return  # of the limit as it was, or of less than the limit
+            return  # it met an older limit, or the limit was not fully used
         self._successes += 1
         if self.cuts == 0 or self._successes >= int(self.limit):
             self._successes = 0
@@ -73,7 +75,7 @@ class Slots:
             self._wake()
 
     def throttled(self, sent_at: float) -> None:
-        """The endpoint refused a call for its load."""
+        """Note that the endpoint refused a call because of its load."""
         if sent_at < self._cut_at:
             return
         self._cut_at = time.monotonic()
@@ -84,6 +86,6 @@ class Slots:
     def _wake(self) -> None:
         while self._waiting and self._has_room():
             turn = self._waiting.popleft()
-            if not turn.done():  # one whose worker was cancelled is
+            if not turn.done():  # done if its worker was cancelled
                 self._held += 1
                 turn.set_result(None)

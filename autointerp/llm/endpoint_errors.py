@@ -1,16 +1,16 @@
-"""What can become of one attempt, as exceptions of the LLM stage.
+"""How one attempt can fail, as exceptions of the LLM stage.
 
-    AttemptError                 one attempt brought no usable reply; the retry layer decides what next
-      RateLimitedError           429: everyone waits; not the request's fault, so not counted against it
-      UnreachableError           no connection, so nothing was sent or billed: everyone waits; not counted either
-      UnavailableError           5xx, reset, short body: this request waits, then tries again
-      AttemptTimeoutError        no whole reply within llm.timeout; perhaps billed; twice at most per request
-      BadReplyError              a 200 that is no completion; two more tries
+    AttemptError                 one attempt brought no usable reply; the retry layer decides what happens next
+      RateLimitedError           429: all calls wait; not counted as a failure of this request
+      UnreachableError           no connection, so nothing was sent or billed: all calls wait; not counted either
+      UnavailableError           5xx, reset, short body: this request waits and tries again
+      AttemptTimeoutError        no complete reply within llm.timeout; may be billed; at most twice per request
+      BadReplyError              a 200 that is not a completion; at most two more tries
       DeclinedError              final for this request: filtered, refused, ctx_too_long
-    RequestRefusedError          the endpoint refuses requests of this shape (InputError, exit 2)
-    EndpointCredentialsError     401, 403, 404 (CredentialsError, exit 3)
+    RequestRefusedError          the endpoint refuses requests of this shape (InputError, exit code 2)
+    EndpointCredentialsError     401, 403, 404 (CredentialsError, exit code 3)
 
-The first family never leaves the client: it ends as a Reply with a status. The rest end the run.
+An AttemptError never leaves the client: it ends as a Reply with a status. The other two end the run.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from autointerp.errors import CredentialsError, InputError
 
 DeclinedStatus = Literal["refused", "filtered", "ctx_too_long"]
 RAW_KEPT = 2048
-"""Characters kept of a reply that could not be read."""
+"""How many characters are kept of a reply that could not be read."""
 
 
 class AttemptError(Exception):
-    """One attempt that brought no usable reply."""
+    """An attempt brought no usable reply."""
 
     counted = True
-    """Whether it uses up one of the request's attempts."""
+    """Whether this failure uses up one of the request's attempts."""
     perhaps_billed = False
     """Whether the endpoint may have generated (and charged for) a reply that never arrived."""
 
@@ -36,7 +36,7 @@ class AttemptError(Exception):
         super().__init__(message)
         self.raw = raw[:RAW_KEPT] if raw is not None else None
         self.retry_after = retry_after
-        """Seconds the endpoint asks to wait, where it does."""
+        """Seconds that the endpoint asks to wait; None where it does not ask."""
 
 
 class RateLimitedError(AttemptError):
@@ -49,11 +49,11 @@ class UnreachableError(AttemptError):
 
 class UnavailableError(AttemptError):
     overloaded = False
-    """Whether the endpoint said that it has too much to do."""
+    """Whether the endpoint said that it is overloaded."""
 
     @property
     def perhaps_billed(self) -> bool:  # type: ignore[override]
-        """A connection that broke tells nothing; an answer with an error status is not charged for."""
+        """True for a broken connection, which may hide a reply; false for an answer with an error status."""
         return self.raw is None
 
 
@@ -66,7 +66,7 @@ class BadReplyError(AttemptError):
 
 
 class DeclinedError(AttemptError):
-    """Sending the same request again cannot help."""
+    """The endpoint declined this request, and sending it again cannot help."""
 
     def __init__(self, status: DeclinedStatus, message: str, *, raw: str | None = None) -> None:
         super().__init__(message, raw=raw)

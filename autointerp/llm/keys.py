@@ -12,17 +12,17 @@ from autointerp.config import EndpointConfig
 from autointerp.errors import InputError
 
 NO_KEY = "none"
-"""Sent to a local server where no key is set: the protocol wants some value."""
+"""Sent to a local server when no key is set, since the protocol needs some value."""
 _KEY = re.compile(r"[!#-\[\]-~]+")  # printable ASCII without space, quote and backslash
 _SECRET_LENGTH = 8
-"""Shorter keys ("none", "EMPTY") are placeholders; blotting them out would spoil ordinary text."""
+"""Shorter keys ("none", "EMPTY") are placeholders. Removing them would spoil ordinary text."""
 _BLOT = "[api key]"
 _AN_ESCAPE = re.compile(r"\\(?:/|u00[2-7])")
-"""In JSON, of a character that a key may have; few replies have any."""
+"""A JSON escape of a character that a key may hold. Few replies contain one."""
 
 
 def is_local(base_url: str) -> bool:
-    """Whether the host is this machine or on a private network, by its name or address alone (nothing is resolved)."""
+    """Whether the host is this machine or on a private network, judged by its name or address without resolving it."""
     host = (urlsplit(base_url).hostname or "").lower()
     try:
         address = ipaddress.ip_address(host)
@@ -32,10 +32,10 @@ def is_local(base_url: str) -> bool:
 
 
 def api_key(endpoint: EndpointConfig, environ: Mapping[str, str] = os.environ) -> str:
-    """The key for `endpoint`, stripped of surrounding white space.
+    """The key for `endpoint`, without surrounding white space.
 
-    InputError: none is set and the endpoint is not a local one, or it has characters that no HTTP header takes.
-    The key itself is in no message.
+    Raises InputError when no key is set and the endpoint is not local, or when the key has characters that no HTTP
+    header can hold. No message contains the key.
     """
     key = environ.get(endpoint.api_key_env, "").strip()
     if not key:
@@ -54,8 +54,8 @@ def api_key(endpoint: EndpointConfig, environ: Mapping[str, str] = os.environ) -
 
 
 class Redactor:
-    """Blots one key out of text that others will see, also where JSON has written some of its characters as escapes
-    (`\\/`, `\\u003c`): a reply that repeats it would hold it again once it is parsed."""
+    """Removes one key from text that others will see, also where JSON has escaped some of its characters (`\\/`,
+    `\\u003c`): the key would otherwise be back once the reply is parsed."""
 
     def __init__(self, key: str) -> None:
         self._key = key if len(key) >= _SECRET_LENGTH else None
@@ -70,5 +70,5 @@ class Redactor:
 
 
 def _escape(character: str) -> str:
-    """A pattern of the ways in which JSON may write a printable ASCII character beside itself."""
+    """A pattern for the escapes by which JSON may write a printable ASCII character."""
     return rf"\\u00(?i:{ord(character):02x})" + (r"|\\/" if character == "/" else "")

@@ -1,4 +1,4 @@
-"""Where every call is written down before anything is made of it."""
+"""What the client needs of the store: a place where every call is written before its reply is used."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from autointerp.records import BatchedRequest, BatchRecord, CallRecord
 
 
 class CallLedger(Protocol):
-    """The store's side of the client. One row per (request_sha256, sample)."""
+    """The record of all calls: one row per (request_sha256, sample)."""
 
     def find(self, request_sha256: str, sample: int) -> CallRecord | None:
-        """The recorded call, or None. Asked once per request, on the event loop: it must be quick."""
+        """The recorded call, or None. It runs on the event loop, once per request, so it must be quick."""
         ...
 
     async def record(self, record: CallRecord) -> None:
-        """Returns once the record is committed.
+        """Commit the record, then return.
 
-        A record whose key exists already replaces a row that is not final (`gave_up`, `bad_reply`) and leaves any
-        other row alone.
+        If a row with its key exists, a row that is not final (`gave_up`, `bad_reply`) is replaced, and any other row
+        stays as it is.
         """
         ...
 
 
 class BatchBook(Protocol):
-    """The store's side of the batch client: which requests are in which batch. Every method commits before it
-    returns."""
+    """The record of batches: which requests are in which batch. Every method commits before it returns."""
 
     async def begin(self, batch: BatchRecord, requests: Sequence[BatchedRequest]) -> None:
-        """Before the upload."""
+        """Write down a batch before its upload."""
         ...
 
     async def update(
@@ -37,9 +36,9 @@ class BatchBook(Protocol):
     ) -> None: ...
 
     async def finish(self, batch_key: str, status: str, error: str | None = None) -> None:
-        """Once all its results are recorded."""
+        """Mark a batch as finished, once all its results are recorded."""
         ...
 
     async def unfinished(self, base_url: str, model: str) -> list[tuple[BatchRecord, list[BatchedRequest]]]:
-        """Batches whose results are still to be fetched, this process's own or an earlier one's."""
+        """Batches whose results are not fetched yet, whichever process sent them."""
         ...

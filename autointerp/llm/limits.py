@@ -1,7 +1,7 @@
-"""How fast calls may start: requests per minute, tokens per minute, and one pause that holds everybody.
+"""How fast calls may start: requests per minute, tokens per minute, and one pause that holds all calls.
 
-Workers ask `Limits.permit`; ONE dispatcher takes the asyncio-throttle permits for all of them (its waiters poll, so
-a thousand of them would eat half a core) and lets calls go in the order in which they asked.
+Workers ask `Limits.permit`. One dispatcher takes the asyncio-throttle permits for all of them, since its waiters poll
+and a thousand of them would use half a core. It releases calls in the order in which they asked.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from autointerp.config import LlmConfig
 from autointerp.errors import StoppedError
 
 BURST_S = 3.0
-"""Seconds' worth of the token rate that may be used at once: 5 % of a minute."""
+"""Seconds of the token rate that may be used at once: 5 % of a minute."""
 
 
 def request_throttler(requests_per_minute: float) -> Throttler:
-    """About one second's worth of requests in each window of about one second, so the rate is kept at any scale."""
+    """A throttler that lets about one second's requests through in each second, so that the rate holds at any scale."""
     window = max(1, round(requests_per_minute / 60))
     period = 60 * window / requests_per_minute
     return Throttler(rate_limit=window, period=period, retry_interval=min(0.05, max(0.005, period / 100)))
 
 
 class TokenBucket:
-    """Tokens per minute. Debited by an estimate when a call starts, corrected by the endpoint's count when it ends.
+    """Tokens per minute. A call takes an estimate when it starts; the endpoint's count corrects it when it ends.
 
-    A call larger than the bucket is let through when the bucket is full, and leaves a debt to be waited off.
+    A call larger than the bucket passes once the bucket is full, and later calls wait until its debt is paid.
     """
 
     def __init__(self, tokens_per_minute: float) -> None:
@@ -56,28 +56,28 @@ class TokenBucket:
         self._level -= tokens
 
     def correct(self, estimated: float, used: float) -> None:
-        """`used` may be more than was estimated: the level then sinks, below zero if need be."""
+        """Replace an estimate by the tokens really used. If they are more, the level sinks, even below zero."""
         self._refill()
         self._level = min(self.capacity, self._level + estimated - used)
 
 
 @dataclass(frozen=True, slots=True)
 class PausePolicy:
-    """Seconds. Retry-After is kept to; the rest is for endpoints that do not say how long."""
+    """Lengths of pauses, in seconds. A Retry-After is kept to; the rest is for endpoints that send none."""
 
     first_s: float = 1.0
     longest_s: float = 60.0
     """Pauses double from first_s up to this."""
     most_s: float = 3600.0
-    """A Retry-After beyond this ends the run (resumable) instead of holding it."""
+    """A longer Retry-After ends the run, which can be resumed, instead of holding it."""
     most_without_success_s: float = 7200.0
-    """So do pauses that add up to this with no answer between them."""
+    """Pauses that add up to this without an answer in between end the run too."""
     jitter: float = 0.25
-    """Pauses are lengthened by a random share of up to this, so that many clients do not come back as one."""
+    """Largest random share added to a pause, so that many clients do not come back at the same moment."""
 
 
 class PauseGate:
-    """One pause for all workers, set by any call that is told to wait."""
+    """One pause for all workers, begun by any call that is told to wait."""
 
     def __init__(self, policy: PausePolicy) -> None:
         self.policy = policy
@@ -92,10 +92,11 @@ class PauseGate:
         return max(0.0, self._until - time.monotonic())
 
     def hold(self, sent_at: float, retry_after: float | None, why: str, longest_s: float | None = None) -> None:
-        """Pauses everybody: for `retry_after` seconds, else for longer with every pause that did not help.
+        """Pause all calls for `retry_after` seconds, or longer after every pause that did not help.
 
-        sent_at: when the call was sent (time.monotonic()). Calls sent before the present pause tell nothing new, so
-        without a Retry-After they do not lengthen it. StoppedError: it is asked to wait, or has waited, too long.
+        sent_at: when the call was sent (time.monotonic()). A call sent before the present pause tells nothing new, so
+        without a Retry-After it does not lengthen the pause. Raises StoppedError when the endpoint asks for too long a
+        wait, or when the pauses have lasted too long in all.
         """
         policy = self.policy
         if retry_after is not None and retry_after > policy.most_s:
@@ -124,7 +125,7 @@ class PauseGate:
 
 
 class Limits:
-    """The dispatcher. Use as an async context manager."""
+    """The dispatcher, which lets calls start. Use as an async context manager."""
 
     def __init__(self, llm: LlmConfig, pauses: PausePolicy | None = None) -> None:
         self.gate = PauseGate(pauses or PausePolicy())
@@ -146,7 +147,7 @@ class Limits:
                 await self._dispatcher
 
     async def permit(self, tokens: float) -> None:
-        """Returns when a call of about `tokens` (input and output) may be sent, and no pause is on."""
+        """Wait until a call of about `tokens` (input and output) may be sent and no pause is on."""
         while True:
             if self._stopped is not None:
                 raise self._stopped
@@ -163,7 +164,7 @@ class Limits:
             self._bucket.correct(estimated, used)
 
     def stop(self, error: Exception) -> None:
-        """Nobody gets a permit any more: those who wait and those who come get `error`."""
+        """Give no more permits: callers that wait and later callers get `error`."""
         self._stopped = error
         while self._waiting:
             turn, _ = self._waiting.popleft()

@@ -1,4 +1,4 @@
-"""A fixed number of workers over a stream of items: never one task per item."""
+"""A fixed number of workers that take items from a stream, instead of one task per item."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Feed(Protocol[T_co]):
-    """Items that have to be waited for."""
+    """A source of items that may not be there yet."""
 
     async def take(self) -> T_co | None:
-        """The next item; None at the end, and from then on."""
+        """Wait for the next item. Returns None at the end, and on every call after that."""
         ...
 
 
@@ -36,11 +36,11 @@ async def run_pool(
     grace_s: float = 2.0,
     stopped_grace_s: float = 150.0,
 ) -> None:
-    """Awaits `worker(item)` for every item, `n` at a time at most; items are drawn only as workers come free.
+    """Await `worker(item)` for every item, at most `n` at a time. An item is drawn only once a worker is free.
 
-    The first error ends it: no further item is begun, items in work get `grace_s` seconds to finish, then are
-    cancelled and awaited, and that first error is raised. After a StoppedError (budget, quota, deadline) they get
-    `stopped_grace_s`: their calls are paid for, and the client sends no new ones.
+    After the first error no further item is begun. Items in work get `grace_s` seconds to finish, are then cancelled
+    and awaited, and the first error is raised. After a StoppedError (budget, quota, deadline) they get
+    `stopped_grace_s` seconds, since their calls are paid for and the client sends no new ones.
     """
     feed: Feed[T] = _Listed(items) if isinstance(items, Iterable) else items
     errors: list[BaseException] = []
@@ -69,6 +69,6 @@ async def run_pool(
         results = await asyncio.gather(*tasks, return_exceptions=True)
     if errors:
         raise errors[0]
-    for result in results:  # an error of the items' own iterator
+    for result in results:  # an error raised by `items` itself
         if isinstance(result, BaseException):
             raise result

@@ -1,4 +1,4 @@
-"""Reading the endpoint's JSON: nothing in it is trusted to have the shape that the API promises."""
+"""Reads the endpoint's JSON, which may have any shape, whatever the API promises."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from autointerp.llm.endpoint_errors import BadReplyError
 from autointerp.llm.requests import ReplyStatus, Request, RequestKind, TokenLogprob
 
 _LARGEST = 3.5e38
-"""Beyond any 32-bit float; NaN fails the comparison too."""
+"""Larger than any 32-bit float. NaN fails the comparison with it too."""
 _MOST = 2**53
-"""Counts of tokens and costs from here on are no counts and no costs; no integer column of a store overflows."""
+"""A token count or cost from here on is not believed. No integer column of a store overflows below it."""
 STORED_WHOLE = 262_144
-"""Characters of a reply that are stored as they came; longer ones lose the fields that nobody reads."""
+"""A reply of up to this many characters is stored as it came; a longer one is stored without fields that are not read.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,12 @@ class Usage:
     cached_tokens: int
     output_tokens: int
     cost_usd: float | None
-    """As the endpoint states it (OpenRouter does), else None."""
+    """The cost that the endpoint states, as OpenRouter does; None where it states none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What a reply says apart from its logprobs, which are read only once the reply is safely recorded."""
+    """What a reply holds, without its logprobs. Those are read only once the reply is recorded."""
 
     status: ReplyStatus
     text: str
@@ -37,13 +38,13 @@ class Envelope:
     error: str | None
     payload: dict[str, Any]
     choice: dict[str, Any]
-    """Empty for embeddings."""
+    """The first choice; empty for embeddings."""
     vectors: list[list[float]] | None = None
-    """Of embeddings."""
+    """The embeddings; None for other kinds."""
 
 
 def load_json(raw: str) -> Any:
-    """BadReplyError where `raw` is not JSON."""
+    """Parse `raw`. Raises BadReplyError when it is not JSON."""
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -52,7 +53,7 @@ def load_json(raw: str) -> Any:
 
 
 def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
-    """BadReplyError where there is no choice with a text in it, or not one usable vector for every input."""
+    """Read a reply's JSON. Raises BadReplyError when no choice has a text, or an input has no usable vector."""
     if not isinstance(payload, dict):
         raise BadReplyError(f"the reply is a JSON {type(payload).__name__}, not an object", raw=raw)
     if request.kind == "embeddings":
@@ -79,7 +80,7 @@ def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
 
 
 def _vectors(request: Request, payload: dict[str, Any], raw: str) -> list[list[float]]:
-    """One vector per input, in the inputs' order, to 7 significant digits (what a 32-bit float holds)."""
+    """One vector per input, in the inputs' order, with 7 significant digits, as many as a 32-bit float holds."""
     data = payload.get("data")
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
         raise BadReplyError(f"the reply has no list of embeddings ({_error_text(payload)})", raw=raw)
@@ -93,7 +94,7 @@ def _vectors(request: Request, payload: dict[str, Any], raw: str) -> list[list[f
     for place, row in zip(places, data, strict=True):
         vectors[place] = _vector(row.get("embedding"), raw)
     if len({len(vector) for vector in vectors}) > 1:
-        raise BadReplyError("the embeddings are not of one length", raw=raw)
+        raise BadReplyError("the embeddings differ in length", raw=raw)
     return vectors
 
 
@@ -101,7 +102,7 @@ def _vector(values: Any, raw: str) -> list[float]:
     if not isinstance(values, list) or not values:
         raise BadReplyError(f"an embedding is a JSON {type(values).__name__}, not a list of numbers", raw=raw)
     if not all(type(value) in (int, float) and abs(value) < _LARGEST for value in values):
-        raise BadReplyError("an embedding holds something that is no finite number", raw=raw)
+        raise BadReplyError("an embedding holds a value that is not a finite number", raw=raw)
     return [float(f"{value:.7g}") for value in values]
 
 
@@ -122,7 +123,7 @@ def _text(request: Request, choice: dict[str, Any], raw: str) -> tuple[str, str 
     if isinstance(content, list):  # content parts, as some servers send them
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
         if not all(part is None or isinstance(part, str) for part in parts):
-            raise BadReplyError("a part of the message's content has a text that is none", raw=raw)
+            raise BadReplyError("a part of the message's content has a text that is not a string", raw=raw)
         content = "".join(part for part in parts if part)
     if content is not None and not isinstance(content, str):
         raise BadReplyError(f"the message's content is a JSON {type(content).__name__}", raw=raw)
@@ -130,7 +131,7 @@ def _text(request: Request, choice: dict[str, Any], raw: str) -> tuple[str, str 
 
 
 def _storable(text: str) -> str:
-    """Without lone surrogates, which no database takes."""
+    """`text` without lone surrogates, which no database accepts."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -144,7 +145,7 @@ def _error_text(payload: dict[str, Any]) -> str:
 
 
 def _amount(value: Any) -> int | float | None:
-    """`value` where it is a number from 0 to _MOST."""
+    """`value` if it is a number from 0 to _MOST, else None."""
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MOST
     return value if ok else None
 
@@ -154,7 +155,7 @@ def _count(value: Any) -> int:
 
 
 def read_usage(payload: Any) -> Usage | None:
-    """None where the endpoint reports no counts."""
+    """The token counts that the endpoint reports; None where it reports none."""
     usage = payload.get("usage") if isinstance(payload, dict) else None
     if not isinstance(usage, dict) or not _count(usage.get("prompt_tokens")):
         return None
@@ -169,19 +170,18 @@ def read_usage(payload: Any) -> Usage | None:
 
 
 def _cached(usage: dict[str, Any]) -> int:
-    """Tokens of the prompt that a prefix cache served: OpenAI, vLLM, SGLang and llama.cpp tell them in
-    prompt_tokens_details, DeepSeek as prompt_cache_hit_tokens (beside details that may lack them), Moonshot in usage
-    itself."""
+    """Prompt tokens that a prefix cache served. OpenAI, vLLM, SGLang and llama.cpp report them in
+    prompt_tokens_details, DeepSeek as prompt_cache_hit_tokens (its details may lack them), Moonshot in usage itself."""
     details = usage.get("prompt_tokens_details")
     told = details.get("cached_tokens") if isinstance(details, dict) else None
     return max(_count(told), _count(usage.get("prompt_cache_hit_tokens")), _count(usage.get("cached_tokens")))
 
 
 def read_logprobs(request: Request, envelope: Envelope) -> tuple[list[TokenLogprob] | None, list[TokenLogprob] | None]:
-    """(of the written tokens, of the prompt's tokens); None for what is missing or malformed.
+    """(logprobs of the written tokens, logprobs of the prompt's tokens); None for what is missing or malformed.
 
-    Shapes: chat `logprobs.content`; completions `logprobs.tokens/token_logprobs/top_logprobs`, which with `echo` run
-    over the prompt too; vLLM's `prompt_logprobs`, in the choice (completions) or beside the choices (chat).
+    Shapes: chat `logprobs.content`; completions `logprobs.tokens/token_logprobs/top_logprobs`, which cover the prompt
+    too with `echo`; vLLM's `prompt_logprobs`, in the choice (completions) or beside the choices (chat).
     """
     vllm = envelope.choice.get("prompt_logprobs", envelope.payload.get("prompt_logprobs"))
     try:
@@ -231,7 +231,7 @@ def _legacy_logprobs(table: dict[str, Any]) -> list[TokenLogprob] | None:
 
 
 def _n_prompt_tokens(request: Request, table: dict[str, Any], rows: list[TokenLogprob]) -> int:
-    """How many rows of an echoed reply belong to the prompt, from text_offset where there is one."""
+    """How many rows of an echoed reply belong to the prompt, by text_offset where the reply has it."""
     prompt = request.body.get("prompt")
     length = len(prompt) if isinstance(prompt, str) else 0
     offsets = table.get("text_offset")
@@ -244,7 +244,8 @@ def _n_prompt_tokens(request: Request, table: dict[str, Any], rows: list[TokenLo
 
 
 def _vllm_prompt(table: list[dict[str, Any] | None]) -> list[TokenLogprob] | None:
-    """One map per prompt token: token id -> {logprob, rank, decoded_token}; the prompt's own token comes first."""
+    """The prompt's logprobs from vLLM's field: for each prompt token a map of token id -> {logprob, rank,
+    decoded_token}, with the prompt's own token first."""
     rows = []
     for entry in table:
         if not entry:
@@ -260,15 +261,15 @@ def _logprob(value: Any) -> float:
     try:
         number = float(value)
     except OverflowError:
-        raise ValueError("a logprob is an integer of hundreds of digits") from None
+        raise ValueError("a logprob is an integer with hundreds of digits") from None
     if math.isnan(number):
         raise ValueError("a logprob is NaN")
     return number
 
 
 def storable_reply(kind: RequestKind, raw: str, payload: dict[str, Any]) -> str:
-    """The reply as it is recorded: as it came, or where it is long (logprobs, vectors), compact, without byte lists,
-    and with vectors to the digits that are read of them."""
+    """The reply as it is recorded. A long one (logprobs, vectors) is compacted: without byte lists, and with as many
+    digits of a vector as are read."""
     if len(raw) <= STORED_WHOLE:
         return raw
     if kind == "embeddings":
@@ -289,6 +290,6 @@ def storable_reply(kind: RequestKind, raw: str, payload: dict[str, Any]) -> str:
 
 
 def _objects(table: Any, key: str) -> list[dict[str, Any]]:
-    """The JSON objects in the list under `key`; none where there is no such list."""
+    """The JSON objects in the list under `key`; empty where there is no such list."""
     values = table.get(key) if isinstance(table, dict) else None
     return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []

@@ -21,66 +21,66 @@ from autointerp.llm.endpoint_errors import (
 
 T = TypeVar("T")
 MAX_TIMEOUTS = 2
-"""Per request: an attempt that ran into the timeout has perhaps been billed."""
+"""Timeouts after which a request is given up. It is low because each timed-out attempt may be billed."""
 MAX_BAD_REPLIES = 3
-"""Per request: the first one and two more tries."""
+"""Unusable replies after which a request is given up."""
 MOST_LIMITED = 20
-"""Per request: 429s after which it is given up, if they took LIMITED_S or longer and other calls passed meanwhile. An
-endpoint that refuses one request for ever (larger than a minute's tokens, say) would else hold the run for ever."""
+"""A request is given up after this many 429s, if they took LIMITED_S or longer while other calls passed. Otherwise an
+endpoint that always refuses one request (because it exceeds a minute's tokens, say) would hold the run for ever."""
 LIMITED_S = 900.0
 
 LONGEST_RETRY_AFTER_S = 3600.0
 _JITTER = random.Random()
-"""One for all requests: its state has 2.5 kB."""
+"""Shared by all requests, since its state takes 2.5 kB."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Waits between the attempts of one request, in seconds: a short one for the stray failure, then doubling, so that
-    six attempts outlast a minute's outage. Each is shortened by a random share of up to a half."""
+    """Seconds to wait between the attempts of one request: little after a first failure, then doubling, so that six
+    attempts outlast an outage of a minute. Each wait is shortened by a random share of up to a half."""
 
     first_s: float = 1.0
     then_s: float = 8.0
     longest_s: float = 60.0
 
     def wait_s(self, failures: int, rng: random.Random) -> float:
-        """Before the attempt after `failures` (1 or more) counted failures."""
+        """Seconds to wait after `failures` (1 or more) counted failures."""
         later = min(self.longest_s, self.then_s * 2.0 ** min(max(failures - 2, 0), 30))
         return (self.first_s if failures <= 1 else later) * rng.uniform(0.5, 1.0)
 
 
 @dataclass(slots=True)
 class Attempts:
-    """What one request has been through."""
+    """The attempts that one request has made so far."""
 
     allowed: int
     sent: int = 0
     failures: int = 0
-    """Failed attempts that count: pauses that everybody shares do not."""
+    """Failed attempts that count; those that pause all calls do not."""
     timeouts: int = 0
     bad_replies: int = 0
     times_limited: int = 0
     limited_since: float | None = None
-    """When the first attempt that met a 429 was sent (time.monotonic())."""
+    """When the first attempt that got a 429 was sent (time.monotonic())."""
     limited_alone: bool = False
-    """Whether 429s have ended it while other calls passed."""
+    """Whether to give up because this request gets 429s while other calls pass."""
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
     latency_s: float = 0.0
-    """Of the last attempt."""
+    """Seconds that the last attempt took."""
     is_unwritten: bool = False
-    """Whether its answer still has to be written down (client.py)."""
+    """Whether its answer has arrived and is not written yet (see client.py)."""
     rng: random.Random = field(default_factory=lambda: _JITTER)
 
     def failed_alone(self, error: AttemptError) -> None:
-        """For `retrying_alone`: pauses and timeouts are failures like others."""
+        """Count a failure for `retrying_alone`, where 429s and timeouts count like all others."""
         self.failures += 1
         self.bad_replies += isinstance(error, BadReplyError)
 
     def limited(self, sent_at: float, succeeded_at: float) -> None:
-        """A 429 for the attempt sent at `sent_at`; some call of the run last succeeded at `succeeded_at`."""
+        """Count a 429 for the attempt sent at `sent_at`. `succeeded_at` is when any call of the run last succeeded."""
         self.times_limited += 1
         self.limited_since = sent_at if self.limited_since is None else self.limited_since
         lasted = time.monotonic() - self.limited_since >= LIMITED_S
@@ -104,11 +104,11 @@ class Attempts:
 async def retried(
     once: Callable[[], Awaitable[T]], attempts: Attempts, policy: RetryPolicy, sleep: Callable[[float], Awaitable[None]]
 ) -> T:
-    """What `once` returns, tried again while `attempts` allows it; raises the last AttemptError when it does not, and
-    anything else at once. `once` counts its failures into `attempts`. `sleep` is told the seconds between two attempts.
+    """The result of `once`, which is tried again after an AttemptError while `attempts` allows it. Raises the last
+    AttemptError when it no longer does, and any other error at once.
 
-    tenacity is given the first failure to judge, not the first attempt: most calls have none, and setting it up costs
-    about as much as all the rest that is done here for a call.
+    `once` counts its failures into `attempts`; `sleep` gets the seconds to wait between two attempts. tenacity is set
+    up only after a first failure: most calls have none, and its setup costs about as much as all else here.
     """
     try:
         return await once()
@@ -131,14 +131,15 @@ def _retrying(attempts: Attempts, policy: RetryPolicy, sleep: Callable[[float], 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
         if isinstance(error, (RateLimitedError, UnreachableError)):
-            return 0.0  # the pause is everybody's: limits.PauseGate holds the next permit back
+            return 0.0  # all calls share this pause: limits.PauseGate holds the next permit back
         return policy.wait_s(attempts.failures, attempts.rng)
 
     return AsyncRetrying(retry=again, stop=lambda _state: attempts.exhausted, wait=wait, sleep=sleep, reraise=True)
 
 
 def retrying_alone(attempts: Attempts, policy: RetryPolicy) -> AsyncRetrying:
-    """The same for calls that share no pause with others (those about a batch): a Retry-After is waited for here."""
+    """Retries for calls that share no pause with others, such as those about a batch: a Retry-After is waited for
+    here."""
 
     def again(state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome is not None else None

@@ -1,8 +1,8 @@
-"""One HTTP attempt through the SDK: the reply's text, or an error of ours that says what happened.
+"""One HTTP attempt through the SDK: it returns the reply's text, or raises an error of endpoint_errors.py.
 
-The SDK's typed methods cost 1.8 to 2.6 ms a call and let a body of any shape and size through, so this uses its
-low-level `post` with the raw response, caps what is read, and sorts every way to fail into llm/errors.py. SDK
-exceptions hold the request, whose headers hold the key: none of them leaves this module, not even as a __context__.
+The SDK's typed methods cost 1.8 to 2.6 ms a call and accept a body of any shape and size. So this uses the SDK's
+low-level `post` with the raw response, caps what is read, and gives every failure its own error. An SDK exception holds
+the request, whose headers hold the key, so none of them leaves this module, not even as a __context__.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NOT_SENT = tuple(
         "lang", "package-version", "os", "arch", "runtime", "runtime-version", "async", "retry-count", "read-timeout",
     )
 )  # fmt: skip
-"""Headers in which the SDK tells about this machine: nobody's business, and time for each of them in every call."""
+"""Headers in which the SDK describes this machine: private, and each costs time in every call."""
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _OVERLOADED = {503, 529}
 _FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
@@ -59,7 +59,7 @@ class _OversizedError(Exception):
 
 
 class _CappedStream(httpx2.AsyncByteStream):
-    """Ends a body that grows past the cap, before the rest of it is read."""
+    """A reply's body that raises once it grows past the cap, before the rest is read."""
 
     def __init__(self, stream: httpx2.AsyncByteStream, cap: int) -> None:
         self._stream = stream
@@ -106,8 +106,8 @@ class Transport:
             default_headers={"Accept-Encoding": "identity"},
         )
 
-        # The SDK joins a path to the base URL, and copies the default of each option that is not given, for every call:
-        # together a tenth of its time.
+        # For every call the SDK joins the path to the base URL and copies the default of each missing option. Giving
+        # them saves a tenth of its time.
         self._urls = {kind: f"{str(self._client.base_url).rstrip('/')}{path}" for kind, path in PATHS.items()}
         self._options: openai.RequestOptions = {
             "headers": dict.fromkeys(_NOT_SENT, openai.omit),
@@ -128,7 +128,7 @@ class Transport:
 
     async def _cap_reply(self, response: httpx2.Response) -> None:
         length = response.headers.get("content-length", "")
-        is_file = response.request.url.path.endswith("/content")  # of many replies, read line by line
+        is_file = response.request.url.path.endswith("/content")  # it holds many replies and is read line by line
         if not is_file and length.isdigit() and int(length) > self._cap:
             raise _OversizedError(f"the reply has {length} bytes; llm.max_reply_bytes = {self._cap}")
         if response.headers.get("content-encoding", "identity") != "identity":
@@ -137,7 +137,8 @@ class Transport:
             response.stream = _CappedStream(response.stream, self._cap)  # type: ignore[arg-type]
 
     async def post(self, request: Request) -> str:
-        """The body of a 2xx answer. Raises an error of llm/errors.py, or StoppedError where the account is empty."""
+        """The body of a 2xx answer. Raises an error of endpoint_errors.py, or StoppedError when the account is
+        empty."""
 
         async def send(client: openai.AsyncOpenAI) -> httpx2.Response:
             return await client.post(
@@ -150,7 +151,7 @@ class Transport:
     async def guarded(
         self, call: Callable[[openai.AsyncOpenAI], Awaitable[T]], timeout: float, model: str, path: str
     ) -> T:
-        """What `call` makes of the SDK's client, within `timeout` seconds. Raises what `post` raises."""
+        """Run `call` with the SDK's client for at most `timeout` seconds. Raises the same errors as `post`."""
         failure: Exception
         try:
             async with asyncio.timeout(timeout):
@@ -163,7 +164,8 @@ class Transport:
         raise failure
 
     def _connection_error(self, error: BaseException) -> Exception:
-        """From the innermost cause: the layers above call a reset or a refused connection a timeout."""
+        """Our error for a failed connection. The causes are searched, since the layers above report a reset or a
+        refused connection as a timeout."""
         chain: list[BaseException] = [error]
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
             chain.append(cause)
@@ -178,15 +180,15 @@ class Transport:
             if isinstance(cause, (aiohttp.InvalidURL, UnicodeError)):
                 return InputError(f"base_url {self._base_url!r} is not usable ({text})")
             if isinstance(cause, aiohttp.SocketTimeoutError):
-                return AttemptTimeoutError(f"nothing came for {self._timeout:g} s")
+                return AttemptTimeoutError(f"nothing arrived for {self._timeout:g} s")
             if isinstance(cause, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)):
                 return UnavailableError(text)
         if any(isinstance(cause, TimeoutError) for cause in chain):
-            return AttemptTimeoutError(f"no whole reply within llm.timeout = {self._timeout:g} s")
+            return AttemptTimeoutError(f"no complete reply within llm.timeout = {self._timeout:g} s")
         return UnavailableError(self.redact(f"{type(chain[-1]).__name__}: {chain[-1]}")[:300])
 
     def status_error(self, status: int, body: str, headers: httpx2.Headers | None, model: str, path: str) -> Exception:
-        """What an error status means; `body` may be anything."""
+        """Our error for an HTTP error status. `body` may be anything."""
         message, codes, inner = _read_error(body)
         where = f"{self._base_url} answered {status}"
         text = f"{where}: {message}"
@@ -217,7 +219,7 @@ class Transport:
 
 
 def _read_error(body: str) -> tuple[str, set[str], dict[str, Any]]:
-    """(message, code and type words, the error object) of an error body; OpenAI's, vLLM's and FastAPI's shapes."""
+    """(message, code and type words, error object) from an error body in OpenAI's, vLLM's or FastAPI's shape."""
     try:
         payload = json.loads(body)
     except (ValueError, RecursionError):
@@ -234,7 +236,8 @@ def _read_error(body: str) -> tuple[str, set[str], dict[str, Any]]:
 
 
 def retry_after_s(headers: httpx2.Headers) -> float | None:
-    """Seconds from `retry-after-ms` or `Retry-After` (seconds or an HTTP date); None where absent, past or garbage."""
+    """Seconds to wait by `retry-after-ms` or `Retry-After` (seconds or an HTTP date); None where the header is absent,
+    in the past or not readable."""
     value: float | None = None
     try:
         if (ms := headers.get("retry-after-ms")) is not None:
@@ -248,7 +251,7 @@ def retry_after_s(headers: httpx2.Headers) -> float | None:
 
 
 def error_in_ok_reply(payload: Any) -> int | None:
-    """The status that a 200 hides in `{"error": {"code": 429}}`, where it is one that ends or pauses a run."""
+    """The status in the body of a 200 such as `{"error": {"code": 429}}`, if it is one that ends or pauses a run."""
     error = payload.get("error") if isinstance(payload, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
     if code in ("401", "402", "403", "429"):

@@ -1,11 +1,11 @@
-"""Capture, edit and stop at any module of a model by its name: one context manager (after baukit's nethook).
+"""Captures, edits and stops at any module of a model by its name, with one context manager (after baukit's nethook).
 
-    Hookpoint.parse("transformer.h.6:in")        which module, and its input or its output
+    Hookpoint.parse("transformer.h.6:in")        which module, and whether its input or its output
     hooked(model, point, capture=, edit=, stop=) collect the activation, replace it, end the forward pass there
-    activations_at(loaded, point, ids)           the activation of one hookpoint, nothing computed beyond it
-    activations_at_all(loaded, points, ids)      several hookpoints from one forward pass
+    activations_at(loaded, point, ids)           the activation at one hookpoint; nothing after it is computed
+    activations_at_all(loaded, points, ids)      the activations at several hookpoints, from one forward pass
 
-Hooks are removed when their block is left, however it is left.
+Hooks are removed when their block ends, by an error too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Hookpoint:
 
     @classmethod
     def parse(cls, text: str) -> Hookpoint:
-        """`path`, `path:out` (the same) or `path:in`. Raises InputError for anything else."""
+        """Read `path:in` or `path:out`; `path` alone means `path:out`. Raises InputError for anything else."""
         path, colon, side = text.strip().partition(":")
         if not path or (colon and side not in ("in", "out")):
             raise InputError(f"hookpoint {text!r} is not of the form module.path, module.path:in or module.path:out")
@@ -48,7 +48,7 @@ class Hookpoint:
 
 
 def resolve(model: nn.Module, hookpoint: Hookpoint) -> nn.Module:
-    """The module a hookpoint names. Raises InputError that names the closest modules where there is none."""
+    """The module that a hookpoint names. If there is none, raises InputError with the closest module names."""
     modules = dict(model.named_modules())
     module = modules.get(hookpoint.path)
     if module is None:
@@ -60,7 +60,7 @@ def resolve(model: nn.Module, hookpoint: Hookpoint) -> nn.Module:
 
 
 def _first_tensor(value: Any, hookpoint: Hookpoint) -> Tensor:
-    """The activation in what a module returned: a tensor, or the first entry of a tuple or ModelOutput."""
+    """The activation in a module's return value: a tensor, or the first entry of a tuple or ModelOutput."""
     first = value if isinstance(value, Tensor) else value[0] if value else None
     if not isinstance(first, Tensor):
         raise InputError(f"hookpoint {hookpoint} does not carry a tensor but {type(first).__name__}")
@@ -77,7 +77,7 @@ def _with_first(value: Any, new: Tensor) -> Any:
 
 
 def _input_key(args: tuple[Any, ...], kwargs: dict[str, Any], hookpoint: Hookpoint) -> str | None:
-    """None where the input is the first positional argument, else the keyword it came by."""
+    """The keyword under which the module got its input; None where it is the first positional argument."""
     if args and isinstance(args[0], Tensor):
         return None
     if isinstance(kwargs.get("hidden_states"), Tensor):
@@ -97,10 +97,10 @@ def hooked(
     edit: Edit | None = None,
     stop: bool | Callable[[], bool] = False,
 ) -> Iterator[None]:
-    """While active, every call of the module appends its activation to `capture`, replaces it by `edit` of it, and
-    with `stop` (true, or a function that returns true by then) ends the forward pass: the `with` block is left there.
+    """While active, every call of the module appends its activation to `capture`, replaces it by `edit(activation)`,
+    and ends the forward pass, and with it the `with` block, if `stop` is true or returns true.
 
-    What is captured is the activation before the edit, the tensor itself and not a copy.
+    `capture` gets the activation before the edit: the tensor itself, not a copy.
     """
     module = resolve(model, hookpoint)
 
@@ -136,7 +136,7 @@ def hooked(
 
 
 def _caller(model: Any, hookpoints: Sequence[Hookpoint]) -> nn.Module:
-    """The base model (no LM head) where all hookpoints lie within it, else the model."""
+    """The module to call: the base model, without LM head, if it holds all hookpoints; otherwise the model."""
     prefix = getattr(model, "base_model_prefix", "")
     base = getattr(model, prefix, None) if prefix else None
     inside = all(point.path == prefix or point.path.startswith(f"{prefix}.") for point in hookpoints)
@@ -144,11 +144,12 @@ def _caller(model: Any, hookpoints: Sequence[Hookpoint]) -> nn.Module:
 
 
 def activations_at_all(loaded: LoadedModel, hookpoints: Sequence[Hookpoint], input_ids: Tensor) -> list[Tensor]:
-    """[B, T, d] of each hookpoint in the model's dtype, from one forward pass that ends as soon as all are there.
+    """The activations [B, T, d] at each hookpoint, in the model's dtype, from one forward pass that ends once all are
+    captured.
 
     `input_ids` is int64 [B, T] on any device. Rows may be padded on the right: attention is causal and no mask is
-    given, so padding changes nothing to its left (and its own activations mean nothing). Raises InputError where a
-    hookpoint names no module, or one that the forward pass never runs.
+    given, so padding does not change what is left of it; activations on the padding mean nothing. Raises InputError
+    when a hookpoint names no module, or one that the forward pass never runs.
     """
     captured: list[list[Tensor]] = [[] for _ in hookpoints]
     ids = input_ids.to(loaded.device, non_blocking=True)
@@ -163,7 +164,7 @@ def _shaped(found: list[Tensor], hookpoint: Hookpoint, shape: torch.Size) -> Ten
     if not found:
         raise InputError(f"hookpoint {hookpoint}: the model's forward pass never runs this module")
     tensor = found[0]
-    if tensor.ndim == 2 and tensor.shape[0] == shape.numel():  # experts and the like see all tokens as rows
+    if tensor.ndim == 2 and tensor.shape[0] == shape.numel():  # experts and the like get all tokens as rows
         tensor = tensor.view(*shape, -1)
     if tensor.ndim != 3 or tensor.shape[:2] != shape or not tensor.is_floating_point():
         raise InputError(
@@ -174,10 +175,10 @@ def _shaped(found: list[Tensor], hookpoint: Hookpoint, shape: torch.Size) -> Ten
 
 
 def activations_at(loaded: LoadedModel, hookpoint: Hookpoint, input_ids: Tensor) -> Tensor:
-    """[B, T, d] of one hookpoint; see `activations_at_all`."""
+    """The activations [B, T, d] at one hookpoint; see `activations_at_all`."""
     return activations_at_all(loaded, [hookpoint], input_ids)[0]
 
 
 def hidden_size_at(loaded: LoadedModel, hookpoint: Hookpoint) -> int:
-    """Width d of the vectors at a hookpoint, measured on one token."""
+    """The width d of the vectors at a hookpoint, measured on one token."""
     return int(activations_at(loaded, hookpoint, torch.zeros(1, 1, dtype=torch.int64)).shape[-1])

@@ -1,6 +1,6 @@
-"""Loading a causal language model and its tokenizer from the Hugging Face hub, its cache, or a folder.
+"""Loads a causal language model and its tokenizer from the Hugging Face hub, its cache, or a folder.
 
-Code that comes with a model is never run (trust_remote_code stays False). HF_HUB_OFFLINE=1 keeps to the cache.
+Code that comes with a model is never run (trust_remote_code stays False). With HF_HUB_OFFLINE=1 only the cache is used.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A frozen model in eval mode, with all that a provenance row says about it."""
+    """A frozen model in eval mode, with all that its provenance row needs."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
-    """Where input ids go."""
+    """The device that input ids go to."""
     dtype: torch.dtype
     name: str
     revision: str
@@ -45,13 +45,13 @@ class LoadedModel:
 
     @property
     def pad_id(self) -> int:
-        """An id to fill the right end of a batch with. Causal attention never looks at it, so any valid id will do;
-        the model's own padding id would only make transformers warn about a missing attention mask."""
+        """The id that pads a batch on the right. Causal attention never reads it, so any valid id will do; the model's
+        own padding id would only make transformers warn about a missing attention mask."""
         return 1 if getattr(self.model.config.get_text_config(), "pad_token_id", None) == 0 else 0
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. Raises InputError where there is none."""
+    """The model's tokenizer. Raises InputError when it has none."""
     _check_name(config)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -65,8 +65,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def load_model(config: ModelConfig) -> LoadedModel:
     """The model on its device, in eval mode, without gradients.
 
-    Raises InputError (no such model, device or package), DamagedError (weights missing or unreadable),
-    OutOfMemoryError (does not fit the device).
+    Raises InputError when there is no such model, device or package, DamagedError when weights are missing or cannot
+    be read, and OutOfMemoryError when the model does not fit on the device.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
@@ -78,12 +78,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
         if config.random_weights is not None:
             model = _with_random_weights(config, dtype)
         else:
-            # Typed as a model, but with output_loading_info it is a pair.
+            # The type says a model, but with output_loading_info it is a pair.
             with no_progress_bar():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(config.name, output_loading_info=True, **options)
             model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
         if not placed:
-            model.to(device)  # type: ignore[arg-type]  # wrapped by transformers without its type
+            model.to(device)  # type: ignore[arg-type]  # transformers wraps it and loses its type
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"model {config.name} in {dtype} does not fit on {device}; use model.dtype, model.quantization or "
@@ -99,7 +99,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         reason = str(error).strip().splitlines()[0]
         raise DamagedError(f"the weights of model {config.name} do not fit its config.json: {reason}") from error
     if missing:
-        # transformers would go on with random numbers in their place.
+        # transformers would use random numbers instead.
         raise DamagedError(
             f"model {config.name} lacks {len(missing)} weights that its config.json asks for ({', '.join(missing[:3])}"
             "...); fetch it again, or name the model it belongs to"
@@ -118,7 +118,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 
 def _with_random_weights(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The architecture as its own code initialises it: a function of the seed and the configuration."""
+    """The architecture with weights as its own code initialises them, which depend only on seed and configuration."""
     settings = AutoConfig.from_pretrained(config.name, revision=config.revision or "main", trust_remote_code=False)
     with torch.random.fork_rng():
         torch.manual_seed(config.random_weights or 0)
@@ -127,7 +127,8 @@ def _with_random_weights(config: ModelConfig, dtype: torch.dtype) -> PreTrainedM
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`: cuda, else mps, else cpu. Raises InputError for a device that is not there."""
+    """The torch device for model.device. `auto` takes cuda, else mps, else cpu. Raises InputError for a device that
+    this machine does not have."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
@@ -142,7 +143,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the device computes in it, else float32 (float16 overflows in too many models)."""
+    """The dtype for model.dtype. `auto` takes bfloat16 where the device supports it, else float32, since float16
+    overflows in too many models."""
     if name != "auto":
         return DTYPES[name]
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
@@ -154,7 +156,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar for loading weights, in log files too."""
+    """Suppress the bar that transformers draws while it loads weights, in log files too."""
     if not hf_logging.is_progress_bar_enabled():
         yield
         return
@@ -166,7 +168,7 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def _placement(config: ModelConfig, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> bool:
-    """Fill in the options that put the weights somewhere by themselves; whether there are any."""
+    """Add the options by which transformers places the weights itself. Returns whether it does."""
     if config.quantization != "none":
         _require("bitsandbytes", f"model.quantization = {config.quantization!r}")
         _require("accelerate", f"model.quantization = {config.quantization!r}")
@@ -197,7 +199,9 @@ def _check_name(config: ModelConfig) -> None:
     if looks_like_path and not path.is_dir():
         raise InputError(f"model.name: there is no folder {config.name!r}")
     if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(f"model.name: the folder {config.name!r} holds no config.json, so no Hugging Face model")
+        raise InputError(
+            f"model.name: the folder {config.name!r} holds no config.json, so it is not a Hugging Face model"
+        )
 
 
 def _not_loaded(config: ModelConfig, what: str, error: Exception) -> str:
@@ -222,7 +226,8 @@ def _revision(config: ModelConfig, model: PreTrainedModel) -> str:
 
 
 def folder_sha256(folder: Path) -> str:
-    """sha256 hex over names, sizes, first and last MB of the weight and JSON files: cheap at any model size."""
+    """The sha256, in hex, over names, sizes, and first and last MB of the weight and JSON files: cheap for any
+    model."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir(), key=lambda p: p.name):
         if not (path.is_file() and path.suffix in WEIGHT_SUFFIXES):

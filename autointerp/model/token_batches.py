@@ -1,7 +1,8 @@
-"""Windows to padded batches to activations: the hot path of the harvest, with no Python per token.
+"""Turns windows into padded batches and batches into activations: the hot path of the harvest, without Python per
+token.
 
-Batches are made within one work unit and are a function of its windows, so the same unit gives the same numbers on
-the same device whoever computes it. A batch that runs out of memory is halved, and that is counted.
+Batches are made within one work unit and depend only on its windows, so a unit gives the same numbers on the same
+device in any process. A batch that runs out of memory is halved, and halvings are counted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from autointerp.records import Window
 
 MOST_HALVINGS = 4
 SHORTEST_SHARE = 0.5
-"""A window shorter than this share of its batch's longest begins a new batch."""
+"""A window shorter than this share of its batch's longest window begins a new batch."""
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
 
 Result = TypeVar("Result")
@@ -35,20 +36,20 @@ class Batch:
     ids: Tensor
     """int64 [B, T]."""
     lengths: Tensor
-    """int64 [B]: tokens in each row, prefix included, padding not."""
+    """int64 [B]: tokens in each row, with its prefix and without padding."""
     prefixes: Tensor
-    """int64 [B]: leading ids of each row that belong to no document (a BOS)."""
+    """int64 [B]: how many ids at the start of each row belong to no document (a BOS)."""
     windows: list[Window]
-    """B of them, in row order."""
+    """The B windows, in row order."""
     indices: list[int]
-    """Where each row's window stands in the list the batches were made from."""
+    """The index of each row's window in the list that the batches were made from."""
 
     def to(self, device: torch.device) -> Batch:
         ids, lengths, prefixes = (t.to(device, non_blocking=True) for t in (self.ids, self.lengths, self.prefixes))
         return Batch(ids, lengths, prefixes, self.windows, self.indices)
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Some of the rows, padded no further than the longest of them needs."""
+        """Rows `start` to `stop`, padded only to the longest of them."""
         longest = max(len(window.token_ids) for window in self.windows[start:stop])
         return Batch(
             self.ids[start:stop, :longest],
@@ -60,8 +61,8 @@ class Batch:
 
 
 def make_batches(windows: Sequence[Window], batch_tokens: int, pad_id: int) -> list[Batch]:
-    """The windows of one unit in batches of at most `batch_tokens` ids, padding included (a single longer window is
-    a batch of its own): longest first, equal lengths in their order."""
+    """The windows of one unit in batches of at most `batch_tokens` ids, padding included. Longer windows come first;
+    equally long ones keep their order. A window longer than `batch_tokens` is a batch of its own."""
     lengths = np.fromiter((len(window.token_ids) for window in windows), dtype=np.int64, count=len(windows))
     prefixes = np.fromiter((window.n_prefix for window in windows), dtype=np.int64, count=len(windows))
     order = np.argsort(-lengths, kind="stable")
@@ -70,7 +71,7 @@ def make_batches(windows: Sequence[Window], batch_tokens: int, pad_id: int) -> l
     while start < len(order):
         longest = int(lengths[order[start]])
         room = order[start : start + max(1, batch_tokens // max(1, longest))]
-        rows = room[lengths[room] >= SHORTEST_SHARE * longest]  # a leading stretch, as lengths fall
+        rows = room[lengths[room] >= SHORTEST_SHARE * longest]  # the first ones, as lengths descend
         batches.append(_padded([windows[i] for i in rows], rows, lengths[rows], prefixes[rows], pad_id))
         start += len(rows)
     return batches
@@ -94,10 +95,10 @@ def _padded(
 
 
 def eligible(batch: Batch, excluded_ids: Iterable[int] | Tensor) -> Tensor:
-    """bool [B, T] on the batch's device: tokens that count. Not the prefix, not padding, not an excluded id.
+    """bool [B, T] on the batch's device: which tokens count. The prefix, padding and excluded ids do not.
 
     `excluded_ids`: see `TokenText.excluded_ids` (BOS, EOS, padding, special and configured tokens). Pass a tensor on
-    the batch's device where this is called often.
+    the batch's device if this is called often.
     """
     position = torch.arange(batch.ids.shape[1], device=batch.ids.device)
     inside = (position >= batch.prefixes[:, None]) & (position < batch.lengths[:, None])
@@ -107,23 +108,24 @@ def eligible(batch: Batch, excluded_ids: Iterable[int] | Tensor) -> Tensor:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA raises a type of its own; MPS and the CPU allocator only say so in words."""
+    """Whether memory ran out. CUDA has its own error type; MPS and the CPU allocator only say so in the message."""
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY_TEXTS)
 
 
 class Halving:
-    """Runs work on batches, in halves (quarters, ...) once memory has run out; at most MOST_HALVINGS times.
+    """Runs work on batches, and on halves of them (then quarters, ...) once memory runs out, at most MOST_HALVINGS
+    times.
 
-    The level stays for later batches, so that not every one of them fails first. `halvings` says how often it rose:
-    numbers computed at another level may differ in their last bits, so the caller records it.
+    Later batches start at the level reached, so that not each of them fails first. `halvings` counts how often the
+    level rose. The caller records it, since numbers computed at another level may differ in their last bits.
     """
 
     def __init__(self, halvings: int = 0) -> None:
         self.halvings = halvings
 
     def run(self, batch: Batch, work: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:
-        """(part, work(part)) for the parts of the batch, in row order. `work` must have no side effects: it is called
-        again on halves after it failed. Raises errors.OutOfMemoryError when halving no longer helps."""
+        """(part, work(part)) for the parts of the batch, in row order. `work` must have no side effects, since it is
+        called again on halves after it failed. Raises errors.OutOfMemoryError when halving no longer helps."""
         start, n_rows = 0, len(batch.windows)
         while start < n_rows:
             size = max(1, n_rows >> self.halvings)
@@ -137,10 +139,10 @@ class Halving:
                 reason = str(error).splitlines()[0]
             if not reason:
                 yield part, result
-                del result  # or the next forward pass would run beside these activations
+                del result  # frees these activations before the next forward pass
                 start += size
                 continue
-            # Outside the except block: its traceback would keep the failed pass's tensors alive.
+            # Outside the except block, whose traceback would keep the failed pass's tensors alive.
             if self.halvings >= MOST_HALVINGS or size == 1:
                 raise OutOfMemoryError(
                     f"out of memory with {len(part.windows)} windows of {part.ids.shape[1]} tokens, after "
@@ -153,7 +155,7 @@ class Halving:
 
 
 class ActivationBatches(Iterator[tuple[Batch, Tensor]]):
-    """See `activation_batches`."""
+    """The iterator that `activation_batches` returns."""
 
     def __init__(
         self, loaded: LoadedModel, hookpoint: Hookpoint, windows: Sequence[Window], batch_tokens: int, halvings: int
@@ -163,7 +165,7 @@ class ActivationBatches(Iterator[tuple[Batch, Tensor]]):
 
     @property
     def halvings(self) -> int:
-        """How often a batch was halved so far, those given at the start included."""
+        """How often a batch was halved so far, including the halvings given at the start."""
         return self._halving.halvings
 
     def _run(
@@ -182,8 +184,8 @@ class ActivationBatches(Iterator[tuple[Batch, Tensor]]):
 def activation_batches(
     loaded: LoadedModel, hookpoint: Hookpoint, windows: Sequence[Window], batch_tokens: int, *, halvings: int = 0
 ) -> ActivationBatches:
-    """(batch on the model's device, activations [B, T, d] in the model's dtype) over the windows of one unit.
+    """(batch on the model's device, activations [B, T, d] in the model's dtype) for the windows of one unit.
 
-    `.halvings` of the returned iterator tells how often memory ran out; pass it on to start the next unit there.
+    `.halvings` of the iterator counts how often memory ran out. Pass it on so that the next unit starts at that level.
     """
     return ActivationBatches(loaded, hookpoint, windows, batch_tokens, halvings)

@@ -1,7 +1,7 @@
-"""Adam (Kingma & Ba 2015), the fused kernel without torch.optim around it.
+"""Adam (Kingma & Ba 2015): torch's fused kernel, called without torch.optim.
 
-Creating a torch.optim.Optimizer imports torch's compiler, 3 s of CPU time that a short run would notice, and its state
-is keyed by position; here the state is two named tensors per parameter, ready for a checkpoint.
+Creating a torch.optim.Optimizer imports torch's compiler, which costs 3 s of CPU time, and its state is keyed by
+position. Here the state is two named tensors per parameter, ready for a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 class Adam:
-    """Updates `parameters` in place; betas 0.9 and 0.999, no weight decay. On CPU, CUDA and MPS."""
+    """Updates `parameters` in place, with betas 0.9 and 0.999 and no weight decay, on CPU, CUDA and MPS."""
 
     def __init__(self, parameters: dict[str, Tensor], eps: float) -> None:
         self.parameters, self.eps = parameters, eps
         self.mean = {name: torch.zeros_like(p) for name, p in parameters.items()}
         self.mean_square = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        # counted per parameter because that is what the kernel takes
+        # one step count per parameter, because the kernel wants it so
         self.steps = {name: torch.zeros((), device=p.device) for name, p in parameters.items()}
 
     @torch.no_grad()
@@ -42,14 +42,14 @@ class Adam:
         )
 
     def forget(self, names: tuple[str, ...], rows: Tensor) -> None:
-        """Give those rows the average row's mean square, and no momentum: their own is from gradients of another size
-        (AuxK's are ten to a hundred times smaller), and the first steps after it would be as many times too large."""
+        """Give these rows the average row's mean square and no momentum. Their own mean square comes from AuxK's
+        gradients, which are ten to a hundred times smaller, so the next steps would be as many times too large."""
         for name in names:
             self.mean[name][rows] = 0.0
             self.mean_square[name][rows] = self.mean_square[name].mean(0)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything but the parameters, by name."""
+        """The optimizer's tensors by name, without the parameters."""
         parts = {"mean": self.mean, "mean_square": self.mean_square, "steps": self.steps}
         return {f"adam.{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 

@@ -1,6 +1,6 @@
-"""Sparse codes: which features are active on which vector, how strongly, and the vectors they stand for.
+"""Sparse codes: which features are active on which vector and how strongly, and the vectors that they decode to.
 
-Nothing here depends on how an SAE chooses its active features, except `topk_codes` and `threshold_codes`.
+Only `topk_codes` and `threshold_codes` depend on how an SAE chooses its active features.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _SMALLEST = np.float32(np.finfo(np.float32).tiny)
-# Elements of one block of pre-activations. On CPU they should stay in the cache between the product and the
-# selection (2 MB); elsewhere the bound is on memory (256 MB).
+# Elements of one block of pre-activations. On CPU a block (2 MB) should stay in the cache between the product and the
+# selection; elsewhere this bounds memory (256 MB).
 _BLOCK_CPU, _BLOCK_DEVICE, _MIN_ROWS = 1 << 19, 1 << 26, 128
 
 
@@ -24,19 +24,19 @@ class SparseCodes:
     """The positive activations of `n_rows` vectors, ordered by row and, within a row, by feature."""
 
     rows: Tensor
-    """[n] int64: which vector."""
+    """[n] int64: the vector of each activation."""
     features: Tensor
-    """[n] int64: which feature."""
+    """[n] int64: the feature of each activation."""
     values: Tensor
-    """[n] float32, all above 0."""
+    """[n] float32: the activations, all above 0."""
     n_rows: int
 
     def row_starts(self) -> Tensor:
-        """[n_rows] int64: where each row's entries begin."""
+        """Where each row's entries begin, [n_rows] int64."""
         return starts(self.rows, self.n_rows)
 
     def at(self, rows: Tensor, features: Tensor) -> Tensor:
-        """[m] float32: activations of `features` [m] on vectors `rows` [m] (both int64), 0 where they are silent."""
+        """The activations of `features` [m] on vectors `rows` [m] (both int64): [m] float32, 0 where silent."""
         if not len(self.values):
             return torch.zeros(rows.shape, device=self.values.device)
         keys, wanted = (self.rows << 32) + self.features, (rows << 32) + features  # ascending, as the entries are
@@ -44,36 +44,37 @@ class SparseCodes:
         return torch.where(keys[place] == wanted, self.values[place], 0.0)
 
     def dense(self, d_sae: int) -> Tensor:
-        """[n_rows, d_sae] with zeros where no feature is active."""
+        """The codes as a dense matrix [n_rows, d_sae], with zeros where features are silent."""
         out = torch.zeros(self.n_rows, d_sae, device=self.values.device)
         return out.index_put_((self.rows, self.features), self.values)
 
 
 def starts(sorted_groups: Tensor, n_groups: int) -> Tensor:
-    """[n_groups] int64: entries of `sorted_groups` ([n] int64, each 0..n_groups-1) before each group."""
+    """Where each group begins in `sorted_groups` ([n] int64, each 0..n_groups-1): [n_groups] int64."""
     return F.pad(torch.bincount(sorted_groups, minlength=n_groups).cumsum(0), (1, 0))[:-1]
 
 
 def weighted_sums(vectors: Tensor, index: Tensor, weights: Tensor, group_starts: Tensor) -> Tensor:
-    """sum over each group's entries j of weights[j] * vectors[index[j]]: [n_groups, d]. Empty groups give zeros."""
+    """For each group, the sum over its entries j of weights[j] * vectors[index[j]]: [n_groups, d]. An empty group gives
+    zeros."""
     if index.numel() == 0:
         return vectors.new_zeros(len(group_starts), vectors.shape[1])
     return F.embedding_bag(index, vectors, group_starts, per_sample_weights=weights, mode="sum")
 
 
 def decode(codes: SparseCodes, W_dec: Tensor) -> Tensor:
-    """f @ W_dec without the decoder's bias, touching only the active rows of W_dec [d_sae, d_out]: [n_rows, d_out]."""
+    """f @ W_dec, without the decoder's bias: [n_rows, d_out]. It reads only the active rows of W_dec [d_sae, d_out]."""
     return weighted_sums(W_dec, codes.features, codes.values, codes.row_starts())
 
 
 def row_blocks(x: Tensor, d_sae: int) -> Iterator[Tensor]:
-    """`x` [n, d] in blocks of rows whose pre-activations are worth holding at once."""
+    """`x` [n, d] in blocks of rows, small enough to hold a block's pre-activations at once."""
     budget = _BLOCK_CPU if x.device.type == "cpu" else _BLOCK_DEVICE
     return iter(x.split(max(_MIN_ROWS, budget // d_sae)))
 
 
 def join(parts: list[SparseCodes]) -> SparseCodes:
-    """The codes of consecutive blocks of rows as one."""
+    """Join the codes of consecutive blocks of rows."""
     if len(parts) == 1:
         return parts[0]
     rows, before = [], 0
@@ -86,10 +87,10 @@ def join(parts: list[SparseCodes]) -> SparseCodes:
 
 
 def topk_codes(pre: Tensor, k: int) -> SparseCodes:
-    """The k largest of each row of `pre` [n, d_sae] as far as they are positive; relu(topk(pre)) as sparse codes.
+    """The k largest positive entries of each row of `pre` [n, d_sae]: relu(topk(pre)) as sparse codes.
 
-    On CPU ties for the last place go to the lower feature index and a row with NaN gives no codes (or only codes
-    that are right without it); elsewhere both are torch.topk's choice.
+    On CPU a tie for the last place goes to the lower feature index, and a row with NaN gives no codes, or only codes
+    that are right without the NaN. On other devices torch.topk decides both.
     """
     if pre.device.type == "cpu" and pre.dtype == torch.float32:
         return _topk_numpy(pre.detach().numpy(), k)
@@ -101,7 +102,7 @@ def topk_codes(pre: Tensor, k: int) -> SparseCodes:
 
 
 def threshold_codes(pre: Tensor, threshold: Tensor) -> SparseCodes:
-    """Entries of `pre` [n, d_sae] above `threshold` [d_sae] or [] (0 or more), as sparse codes."""
+    """The entries of `pre` [n, d_sae] above `threshold` ([d_sae] or [], 0 or more), as sparse codes."""
     if pre.device.type == "cpu" and pre.dtype == torch.float32:
         dense = pre.detach().numpy()
         flat = np.flatnonzero(dense > threshold.numpy())
@@ -113,8 +114,9 @@ def threshold_codes(pre: Tensor, threshold: Tensor) -> SparseCodes:
 
 
 def _topk_numpy(pre: np.ndarray, k: int) -> SparseCodes:
-    """Three to four times as fast as torch.topk: the k-th largest of the maxima of ~8k groups is a lower bound of the
-    k-th largest value, and only about k entries of a row reach it; numpy sorts small float rows with SIMD."""
+    """`topk_codes` in numpy, three to four times as fast as torch.topk. The k-th largest of the maxima of ~8k groups is
+    a lower bound of the k-th largest value, and only about k entries of a row reach it. numpy sorts small float rows
+    with SIMD."""
     n, d_sae = pre.shape
     size = max(1, d_sae // (8 * k))
     groups = d_sae // size
@@ -132,7 +134,7 @@ def _topk_numpy(pre: np.ndarray, k: int) -> SparseCodes:
 
 
 def _largest(values: np.ndarray, rows: np.ndarray, counts: np.ndarray, k: int) -> np.ndarray:
-    """Positions, ascending, of each row's k largest `values`; the first of equal ones."""
+    """The positions, ascending, of each row's k largest `values`. Of equal values the first are taken."""
     width = int(counts.max())
     column = np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
     padded = np.full((len(counts), width), -np.inf, np.float32)

@@ -1,12 +1,12 @@
-"""Bringing dead features back, for every family alike.
+"""Revives dead features, in the same way for every family.
 
-A feature that has not been active for `dead_after` vectors gets AuxK (Gao et al. 2024, arXiv 2406.04093): with the
-other dead ones it is fitted to the residual e, held constant,
+A feature that has not been active for `dead_after` vectors gets the AuxK loss (Gao et al. 2024, arXiv 2406.04093).
+Together with the other dead features it is fitted to the residual e, which is held constant:
 
     alpha * |e - e_hat|^2 / |e - mean(e)|^2      e_hat from the k_aux strongest dead features of each vector
 
-That fits it to the residual, whose scale is below that of the weakest active features, so alone it seldom brings one
-back: after another `dead_after` vectors b_enc is raised to where the feature is active on some vectors again (`wake`).
+The residual is smaller than the weakest active features, so this loss alone seldom revives a feature. After another
+`dead_after` vectors, b_enc is therefore raised until the feature is active on some vectors again (`wake`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from autointerp.sae.entries import Pairs
 @torch.no_grad()
 def add_auxk(gradients: dict[str, Tensor], weights: dict[str, Tensor], centred: Tensor, residual: Tensor, dead: Tensor,
              k: int, alpha: float) -> Tensor:  # fmt: skip
-    """Add AuxK's gradients of the dead features' rows to those of encoder, b_enc and decoder; the loss without alpha.
+    """Add AuxK's gradients for the dead features to `gradients` of encoder, b_enc and decoder. Returns the loss without
+    alpha.
 
-    centred [n, d_in], residual [n, d_out], dead [n_dead] int64, k: how many of them may answer one vector. A residual
-    without variance gives loss and gradients of 0 rather than NaN.
+    centred [n, d_in], residual [n, d_out], dead [n_dead] int64. `k` is how many dead features may be active on one
+    vector. A residual without variance gives a loss and gradients of 0, not NaN.
     """
     encoder, decoder = weights["encoder"][dead], weights["decoder"][dead]
     pre = F.linear(centred, encoder, weights["b_enc"][dead])
@@ -33,7 +34,7 @@ def add_auxk(gradients: dict[str, Tensor], weights: dict[str, Tensor], centred: 
     mean = parallel.total(residual.sum(0)) / parallel.total(n)
     variance = parallel.total((residual - mean).square().sum()) / parallel.world_size()
     inverse = torch.where(variance > 0, 1.0 / variance, torch.zeros_like(variance))
-    if len(dead) <= k:  # every dead feature may answer: the dense product is the cheaper one
+    if len(dead) <= k:  # every dead feature may be active, so the dense product is cheaper
         acts = pre.relu_()
         error = (acts @ decoder).sub_(residual)
         d_hat = error * (2 * alpha * inverse)
@@ -54,8 +55,8 @@ def add_auxk(gradients: dict[str, Tensor], weights: dict[str, Tensor], centred: 
 
 @torch.no_grad()
 def wake(weights: dict[str, Tensor], centred: Tensor, bar: Tensor, features: Tensor, wins: int) -> None:
-    """Raise b_enc of `features` [n] int64 to where each would be active on `wins` of the batch's vectors, given the
-    pre-activation from which one is (`bar`, broadcast with [n_rows, n]). Never lowers it. In place."""
+    """Raise b_enc of `features` [n] int64, in place, until each would be active on `wins` vectors of the batch. `bar`
+    (broadcast with [n_rows, n]) is the pre-activation from which a feature is active. Never lowers b_enc."""
     pre = F.linear(centred, weights["encoder"][features], weights["b_enc"][features])
     margin = parallel.gathered(pre - bar)
     highest = margin.topk(min(wins, len(margin)), dim=0).values[-1]

@@ -1,8 +1,8 @@
 """Autograd over the few (vector, feature) pairs that take part in a training step.
 
-A family of SAEs chooses pairs from the pre-activations; what follows touches those pairs only, and no gradient of shape
-[batch, d_sae] is made. Where the pairs are more than DENSE_SHARE of all, as in the first steps of the families with a
-penalty, the dense products are the faster way to the same numbers and are taken instead.
+A family of SAEs chooses pairs from the pre-activations. All that follows reads only those pairs, and no gradient of
+shape [batch, d_sae] is made. If more than DENSE_SHARE of all pairs take part, as in the first steps of the families
+with a penalty, the dense products are used instead, which give the same numbers faster.
 
     pre = pre_activations(pairs, ...)     the chosen pre-activations [n], with gradients to the encoder and biases
     x_hat = decode(pairs, acts, decoder)  [n_rows, d_out], with gradients to acts and decoder
@@ -21,11 +21,12 @@ from autointerp.sae import codes
 from autointerp.sae.codes import SparseCodes
 
 DENSE_SHARE = 0.12
-"""Measured on CPU at d = 256, d_sae = 2,048: gathering rows costs about eight times as much per number."""
+"""Measured on CPU at d = 256, d_sae = 2,048, where gathering rows costs about eight times as much per number."""
 
 
 class Pairs:
-    """The chosen pairs of one batch, ordered by row and then feature, with what the backward pass sorts once."""
+    """The chosen pairs of one batch, ordered by row and then feature. The order that the backward pass needs is sorted
+    once and kept."""
 
     def __init__(self, rows: Tensor, features: Tensor, n_rows: int, d_sae: int) -> None:
         self.rows, self.features, self.n_rows, self.d_sae = rows, features, n_rows, d_sae
@@ -39,18 +40,18 @@ class Pairs:
 
     @cached_property
     def row_starts(self) -> Tensor:
-        """[n_rows]"""
+        """Where each row's pairs begin, [n_rows] int64."""
         return codes.starts(self.rows, self.n_rows)
 
     @cached_property
     def counts(self) -> Tensor:
-        """[d_sae] int64: vectors on which each feature was chosen."""
+        """The number of vectors on which each feature was chosen, [d_sae] int64."""
         return torch.bincount(self.features, minlength=self.d_sae)
 
     @cached_property
     def _by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(order, rows in that order, where each feature's pairs begin)."""
-        # narrow keys take torch's radix sort
+        """The pairs sorted by feature: (order, rows in that order, where each feature's pairs begin)."""
+        # torch sorts narrow keys by radix sort
         key = self.features.to(torch.int16 if self.d_sae <= 1 << 15 else torch.int32)
         order = key.argsort(stable=True)
         return order, self.rows[order], F.pad(self.counts.cumsum(0), (1, 0))[:-1]
@@ -60,26 +61,26 @@ class Pairs:
         return len(self) > DENSE_SHARE * self.n_rows * self.d_sae
 
     def matrix(self, values: Tensor) -> Tensor:
-        """[n_rows, d_sae] with `values` at the pairs."""
+        """A matrix [n_rows, d_sae] with `values` at the pairs and zeros elsewhere."""
         dense = values.new_zeros(self.n_rows * self.d_sae)
         dense[self.rows * self.d_sae + self.features] = values
         return dense.view(self.n_rows, self.d_sae)
 
     def sums_by_row(self, values: Tensor, vectors: Tensor) -> Tensor:
-        """sum over a row's pairs of values * vectors[feature]: [n_rows, d]."""
+        """For each row, the sum over its pairs of values * vectors[feature]: [n_rows, d]."""
         if self.is_dense:
             return self.matrix(values) @ vectors
         return codes.weighted_sums(vectors, self.features, values, self.row_starts)
 
     def sums_by_feature(self, values: Tensor, vectors: Tensor) -> Tensor:
-        """sum over a feature's pairs of values * vectors[row]: [d_sae, d]."""
+        """For each feature, the sum over its pairs of values * vectors[row]: [d_sae, d]."""
         if self.is_dense:
             return self.matrix(values).T @ vectors
         order, rows, begin = self._by_feature
         return codes.weighted_sums(vectors, rows, values[order], begin)
 
     def products(self, by_row: Tensor, by_feature: Tensor) -> Tensor:
-        """by_row[row] . by_feature[feature] of each pair: [n]."""
+        """For each pair, the dot product by_row[row] . by_feature[feature]: [n]."""
         if len(self) == 0:
             return by_row.new_zeros(0)
         if self.is_dense:
@@ -127,13 +128,13 @@ class _Decode(torch.autograd.Function):
 def pre_activations(
     pairs: Pairs, values: Tensor, centred: Tensor, encoder: Tensor, b_enc: Tensor, b_pre: Tensor
 ) -> Tensor:
-    """`values` [n] = the pairs' entries of centred @ encoder.T + b_enc, where centred = x - b_pre [n_rows, d_in] is
-    held constant; differentiable in encoder [d_sae, d_in], b_enc [d_sae] and b_pre [d_in]."""
+    """`values` [n], which are the pairs' entries of centred @ encoder.T + b_enc, with gradients to encoder [d_sae,
+    d_in], b_enc [d_sae] and b_pre [d_in]. `centred` = x - b_pre [n_rows, d_in] is held constant."""
     out: Tensor = _PreActivations.apply(values, pairs, centred, encoder, b_enc, b_pre)
     return out
 
 
 def decode(pairs: Pairs, values: Tensor, decoder: Tensor) -> Tensor:
-    """f @ decoder of the activations `values` [n] at the pairs, decoder [d_sae, d_out]: [n_rows, d_out]."""
+    """f @ decoder [n_rows, d_out], where f has the activations `values` [n] at the pairs; decoder is [d_sae, d_out]."""
     out: Tensor = _Decode.apply(values, decoder, pairs)
     return out

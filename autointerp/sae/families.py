@@ -1,14 +1,14 @@
-"""The families of sparse autoencoders: how each chooses features and what its loss is. All else is shared.
+"""The families of sparse autoencoders: how each chooses features, and its loss. All else is shared.
 
-A family is a class with at most four things to say (see `Family` for the defaults):
+A family is a class that defines up to four things (`Family` has the defaults):
 
-    choose   which (vector, feature) pairs take part in a step, from the pre-activations
-    loss     of those pairs, in plain torch; gradients come from autograd (entries.py keeps them sparse)
-    extra    parameters of its own, trained with the others
-    choice   how the finished dictionary chooses: k, or one threshold per feature
+    choose   which (vector, feature) pairs take part in a step, given the pre-activations
+    loss     the loss of those pairs, in plain torch; autograd gives the gradients, which entries.py keeps sparse
+    extra    the family's own parameters, trained with the others
+    choice   how the finished dictionary chooses features: k, or one threshold per feature
 
-Reconstruction losses are fractions of the data's variance left unexplained. The penalties of `relu`, `p_anneal`,
-`gated` and `jumprelu` have a weight that the training loop steers so that k features are active on average, unless the
+A reconstruction loss is the fraction of the data's variance left unexplained. The penalties of `relu`, `p_anneal`,
+`gated` and `jumprelu` have a weight that the training loop adjusts until k features are active on average, unless the
 configuration fixes it.
 
 Sources: TopK Gao et al. 2024 (arXiv 2406.04093); BatchTopK Bussmann et al. 2024 (2412.06410); Matryoshka Bussmann et
@@ -43,13 +43,13 @@ class Step:
     weights: Weights
     pairs: Pairs
     pre: Tensor
-    """[n] the pairs' pre-activations."""
+    """[n]: the pairs' pre-activations."""
     target: Tensor
-    """[n_rows, d_out] what f @ decoder should be: the vectors less b_dec and the skip term."""
+    """[n_rows, d_out]: what f @ decoder should be, which is the vectors minus b_dec and the skip term."""
     frozen_target: Tensor
-    """The same, without gradients to b_dec."""
+    """`target` without gradients to b_dec."""
     variance: float
-    """Of the vectors: mean squared distance from their mean."""
+    """Mean squared distance of the vectors from their mean."""
     strength: float
     """Weight of the penalty."""
     progress: float
@@ -66,21 +66,21 @@ class Step:
 class Loss:
     total: Tensor
     reconstruction: Tensor
-    """[] the fraction of variance left unexplained by all features together."""
+    """[]: the fraction of variance that all features together leave unexplained."""
     acts: Tensor
-    """[n] the pairs' activations."""
+    """[n]: the pairs' activations."""
     residual: Tensor
-    """[n_rows, d_out]"""
+    """[n_rows, d_out]: the target minus its reconstruction."""
 
 
 class Family:
-    """Defaults: the positive pre-activations take part and are the activations; no parameters, no penalty."""
+    """The defaults: positive pre-activations take part and are the activations; no own parameters, no penalty."""
 
     has_penalty = False
-    """Whether `Step.strength` is used: steered so that k features are active on average."""
+    """Whether the loss uses `Step.strength`, which is adjusted until k features are active on average."""
     first_strength = 0.01
     start = 0.0
-    """The pre-activation from which features are active at the start."""
+    """The pre-activation from which features are active at the first step."""
 
     def __init__(self, k: int, d_sae: int, d_out: int, settings: dict[str, Any]) -> None:
         self.k, self.d_sae, self.d_out, self.settings = k, d_sae, d_out, settings
@@ -89,11 +89,11 @@ class Family:
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors that are not trained but belong into a checkpoint."""
+        """Tensors that are not trained but belong in a checkpoint."""
         return {}
 
     def choose(self, blocks: Iterable[Tensor], weights: Weights, state: dict[str, Tensor]) -> SparseCodes:
-        """The pairs of a batch, with their pre-activations, from blocks [rows, d_sae] of it."""
+        """The pairs of a batch with their pre-activations, chosen from `blocks` [rows, d_sae] of the batch."""
         zero = torch.zeros((), device=weights["b_enc"].device)
         return codes.join([codes.threshold_codes(pre, zero) for pre in blocks])
 
@@ -103,11 +103,11 @@ class Family:
         return Loss(unexplained, unexplained, step.pre, residual)
 
     def bar(self, weights: Weights, active: SparseCodes, features: Tensor) -> Tensor:
-        """The pre-activation from which each of `features` would be active: broadcasts with [n_rows, features]."""
+        """The pre-activation from which each of `features` would be active; broadcasts with [n_rows, features]."""
         return weights["b_enc"].new_zeros(1, 1)
 
     def choice(self, weights: Weights, state: dict[str, Tensor]) -> dict[str, Any]:
-        """`k` or `threshold` of the finished Sae, and replacements for its encoder and b_enc."""
+        """`k` or `threshold` of the finished Sae, and its encoder and b_enc where they differ from the trained ones."""
         return {"threshold": torch.zeros_like(weights["b_enc"])}
 
 
@@ -120,7 +120,7 @@ class TopK(Family):
     def bar(self, weights: Weights, active: SparseCodes, features: Tensor) -> Tensor:
         weakest = torch.full((active.n_rows,), torch.inf, device=active.values.device)
         weakest.scatter_reduce_(0, active.rows, active.values, "amin")
-        weakest[torch.bincount(active.rows, minlength=active.n_rows) < self.k] = 0.0  # anything positive is chosen
+        weakest[torch.bincount(active.rows, minlength=active.n_rows) < self.k] = 0.0  # here any positive one is chosen
         return weakest.unsqueeze(1)
 
     def choice(self, weights: Weights, state: dict[str, Tensor]) -> dict[str, Any]:
@@ -128,7 +128,8 @@ class TopK(Family):
 
 
 class BatchTopK(Family):
-    """The k * batch largest of the batch; afterwards a threshold: the running mean of the smallest that was chosen."""
+    """The k * batch largest of the batch. The finished dictionary has a threshold: the running mean of the smallest
+    chosen pre-activation."""
 
     memory = 0.99
 
@@ -136,7 +137,7 @@ class BatchTopK(Family):
         return {"threshold": torch.zeros(())}
 
     def choose(self, blocks: Iterable[Tensor], weights: Weights, state: dict[str, Tensor]) -> SparseCodes:
-        # What lies below half the last threshold is hardly ever needed; where it is, everything is looked at.
+        # Entries below half the last threshold are hardly ever needed. When they are, all entries are searched.
         kept = list(blocks)
         wanted = self.k * sum(map(len, kept)) * parallel.world_size()
         for bound in (state["threshold"] / 2, torch.zeros_like(state["threshold"])):
@@ -163,7 +164,8 @@ class BatchTopK(Family):
 
 
 class Matryoshka(BatchTopK):
-    """BatchTopK whose first features also have to reconstruct without the later ones: the mean over nested prefixes."""
+    """BatchTopK whose first features must also reconstruct without the later ones: the loss is a mean over nested
+    prefixes."""
 
     def loss(self, step: Step) -> Loss:
         ends = [max(1, round(share * self.d_sae)) for share in self.settings["prefixes"]]
@@ -210,8 +212,9 @@ class PAnneal(Relu):
 
 
 class Gated(Family):
-    """One set of weights, two readings: a gate that says whether (b_enc is its bias) and a magnitude that says how much
-    (r_mag, b_mag). The gate learns from an L1 penalty and from reconstructing on its own through a frozen decoder."""
+    """One set of weights with two readings: a gate decides whether a feature is active (b_enc is its bias), and a
+    magnitude decides how much (r_mag, b_mag). The gate learns from an L1 penalty, and from reconstructing by itself
+    through a frozen decoder."""
 
     has_penalty = True
 
@@ -229,7 +232,7 @@ class Gated(Family):
         return Loss(unexplained + penalty + step.unexplained(alone), unexplained, acts, residual)
 
     def choice(self, weights: Weights, state: dict[str, Tensor]) -> dict[str, Any]:
-        # pi + b_enc > 0 says the same of m = exp(r_mag) pi + b_mag as m > b_mag - exp(r_mag) b_enc.
+        # With m = exp(r_mag) pi + b_mag, pi + b_enc > 0 is the same as m > b_mag - exp(r_mag) b_enc.
         size = weights["r_mag"].exp()
         return {
             "encoder": weights["encoder"] * size.unsqueeze(1),
@@ -239,8 +242,8 @@ class Gated(Family):
 
 
 class JumpRelu(Family):
-    """A threshold per feature, trained on the number of active features through a straight-through estimate: near its
-    threshold (within half the bandwidth) a feature's jump counts as a slope."""
+    """A threshold per feature, trained on the number of active features by a straight-through estimate: within half the
+    bandwidth of its threshold, a feature's jump is treated as a slope."""
 
     has_penalty = True
     first_strength = 1e-3
@@ -316,7 +319,7 @@ FAMILIES: dict[str, type[Family]] = {
 
 
 def family_named(name: str) -> type[Family]:
-    """Raises InputError that names the nearest family."""
+    """The family with this name. Otherwise raises InputError, which names the nearest family."""
     if name not in FAMILIES:
         raise InputError(
             f"SAE architecture {name!r} cannot be trained; {', '.join(FAMILIES)} can.{nearest(name, FAMILIES)}"

@@ -1,4 +1,4 @@
-"""Tensor files that are never half written and never trusted: safetensors only, no pickle."""
+"""Reads and writes tensor files. Only safetensors, no pickle; a file is never left half written, and never trusted."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAX_HEADER_BYTES = 1_000_000
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` fills a temporary file beside `path`, which then takes its place: whoever looks, or is killed, at any
-    moment finds the old file or the new one, whole. Temporary files of writers that were killed are deleted: nobody
-    else may be writing to `path`. Raises DiskFullError."""
+    """Let `write` fill a temporary file beside `path`, then move it to `path`. A reader, even after a kill, finds the
+    complete old file or the complete new one. Temporary files of killed writers are deleted, so no other process may
+    write to `path`. Raises DiskFullError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         leftover.unlink(missing_ok=True)
@@ -36,7 +36,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         if full:
-            raise DiskFullError(f"no space left to write {path}; what stood there before is intact") from error
+            raise DiskFullError(f"no space left to write {path}; the file that was there is intact") from error
         raise
 
 
@@ -49,16 +49,16 @@ def _sync(path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], state: object | None = None) -> None:
-    """Write `tensors`, and `state` (JSON-able) into the same file, so that the two cannot come apart."""
+    """Write `tensors` and `state` (JSON-able) into one file, so that the two cannot come apart."""
     metadata = {"format": "pt"} | ({} if state is None else {"state": json.dumps(state)})
-    # a copy: safetensors refuses tensors that share memory or are not contiguous
+    # a copy, since safetensors refuses tensors that share memory or are not contiguous
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_atomically(path, lambda temporary: save_file(flat, temporary, metadata=metadata))
 
 
 def read_header(path: Path) -> dict[str, object]:
-    """A safetensors file's header. Raises InputError where there is no file, DamagedError where it is no such file, is
-    cut short, or claims a header above 1 MB (which would be read into memory before anything is checked)."""
+    """The header of a safetensors file. Raises InputError when there is no file. Raises DamagedError when it is not a
+    safetensors file, is cut short, or claims a header above 1 MB, which would be read into memory unchecked."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -78,7 +78,7 @@ def read_header(path: Path) -> dict[str, object]:
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises InputError (no file) or DamagedError (see `read_header`)."""
+    """All tensors of a safetensors file. Raises the errors of `read_header`."""
     read_header(path)
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
@@ -88,7 +88,7 @@ def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
 
 
 def read_state(path: Path) -> object:
-    """The JSON value written by `write_tensors`. Raises DamagedError where there is none."""
+    """The state that `write_tensors` wrote. Raises DamagedError when there is none."""
     metadata = read_header(path).get("__metadata__")
     try:
         return json.loads(metadata["state"])  # type: ignore[index]

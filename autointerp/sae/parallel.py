@@ -1,8 +1,8 @@
-"""Data parallel training: what the processes that torchrun started tell each other. Alone, every function is a no-op.
+"""Data parallel training: what processes started by torchrun exchange. In a single process every function is a no-op.
 
-Each process holds the whole SAE and takes every world_size-th vector of a batch; gradients are averaged, so the
-weights stay the same everywhere. The group is torch.distributed's, made from torchrun's environment: nccl on GPUs, gloo
-elsewhere.
+Each process holds the whole SAE and takes every world_size-th vector of a batch. Gradients are averaged, so the weights
+stay the same in all processes. The group is torch.distributed's, made from torchrun's environment, with nccl on GPUs
+and gloo elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def start() -> None:
-    """Join the group that torchrun announced, if there is one and it is not joined yet."""
+    """Join the group that torchrun announced, unless there is none or it is joined already."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
@@ -35,7 +35,7 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process writes files and speaks to the terminal."""
+    """Whether this is the process that writes files and prints."""
     return rank() == 0
 
 
@@ -45,7 +45,7 @@ def barrier() -> None:
 
 
 def average(tensors: Iterable[Tensor]) -> None:
-    """In place: each tensor becomes the mean over the processes."""
+    """Replace each tensor, in place, by its mean over the processes."""
     if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
@@ -53,14 +53,14 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def total(tensor: Tensor) -> Tensor:
-    """In place: the sum over the processes."""
+    """Replace the tensor, in place, by its sum over the processes, and return it."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def smallest(values: Tensor) -> Tensor:
-    """[] the smallest of all processes' values; infinity where there are none."""
+    """The smallest of all processes' values, []; infinity if there are none."""
     least = values.min() if len(values) else torch.full((), torch.inf, device=values.device)
     if world_size() > 1:
         dist.all_reduce(least, dist.ReduceOp.MIN)
@@ -68,7 +68,7 @@ def smallest(values: Tensor) -> Tensor:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """All processes' rows [n, ...], one process after the other; n may differ."""
+    """The rows [n, ...] of all processes, one process after the other. n may differ between them."""
     if world_size() == 1:
         return rows
     sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]

@@ -2,20 +2,20 @@
 
     u = norm(x)      pre = (u - b_pre) W_enc + b_enc      f = act(pre)      y_hat = f W_dec + b_dec + u W_skip
 
-An SAE reconstructs what it reads (b_pre is b_dec), a transcoder another module's activations (b_pre is 0, y_hat may
-have the skip term). Whatever it was trained as, a finished dictionary chooses in one of two ways:
+An SAE reconstructs what it reads (b_pre is b_dec). A transcoder reconstructs another module's activations (b_pre is 0,
+and y_hat may have the skip term). In whatever family it was trained, a finished dictionary chooses in one of two ways:
 
     k features           f = relu(pre), the k largest of a row
     above a threshold    f_i = pre_i where pre_i > max(threshold_i, 0): ReLU (thresholds of 0), JumpReLU, BatchTopK and
                          Matryoshka in inference, and Gated, whose gate is a threshold on its magnitude
 
 W_dec has unit rows, so a feature's activation is the length of what it adds to the reconstruction, and activations can
-be compared between features. A threshold moves with that scaling; a choice of k does not, so `row_norms` keeps what
-the rows of such a dictionary measured:
+be compared between features. Thresholds are scaled along with the rows. A choice of k cannot be, so `row_norms` keeps
+the rows' original norms:
 
     f_i = topk(relu(pre))_i * row_norms_i
 
-`normalize` is for dictionaries that read each vector scaled by itself; f is then in the scaled vector's units.
+`normalize` is for dictionaries that scale each input vector by its own numbers; f is then in the scaled units.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _LAYER_NORM_EPS = 1e-5
 class Sae(nn.Module):
     """A trained SAE or transcoder. Shapes: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out], b_dec [d_out].
 
-    Exactly one of `k` and `threshold` [d_sae] says how features are chosen. `b_pre` [d_in] is b_dec unless it is given;
-    `W_skip` is [d_in, d_out]. `architecture` only says what it was trained as. Raises InputError where the shapes, k or
-    the threshold do not fit together.
+    Exactly one of `k` and `threshold` [d_sae] is given and says how features are chosen. `b_pre` [d_in] is b_dec by
+    default; `W_skip` is [d_in, d_out]. `architecture` only names the family in which it was trained. Raises InputError
+    when the shapes, k or the threshold do not fit together.
     """
 
     W_enc: Tensor
@@ -76,7 +76,7 @@ class Sae(nn.Module):
             raise InputError(f"k = {k} features cannot be active in an SAE of {d_sae}")
         self.architecture, self.k, self.normalize = architecture, k, normalize
         self.metadata: dict[str, Any] = {}
-        """Of a loaded SAE: what its file says about model and hook point."""
+        """What the file of a loaded SAE says about model and hook point."""
         for name, value in (("W_enc", W_enc), ("b_enc", b_enc), ("W_dec", W_dec), ("b_dec", b_dec)):
             self.register_buffer(name, value.detach().contiguous())
         self.register_buffer("b_pre", self.b_dec if b_pre is None else b_pre.detach())
@@ -97,7 +97,7 @@ class Sae(nn.Module):
         return self.W_dec.shape[1]
 
     def normalized(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(u, scale, mean) with x = u * scale + mean, for x [..., d_in]; scale and mean [..., 1], None where unused."""
+        """(u, scale, mean) with x = u * scale + mean, for x [..., d_in]; scale and mean are [..., 1] or None."""
         x = x.to(self.W_enc.dtype)
         if self.normalize == "layer_norm":
             mean = x.mean(-1, keepdim=True)
@@ -109,11 +109,11 @@ class Sae(nn.Module):
         return x, None, None
 
     def pre_activations(self, u: Tensor) -> Tensor:
-        """(u - b_pre) W_enc + b_enc of normalised vectors u [..., d_in]: [..., d_sae]."""
+        """(u - b_pre) W_enc + b_enc for normalised vectors u [..., d_in]: [..., d_sae]."""
         return (u - self.b_pre) @ self.W_enc + self.b_enc
 
     def encode(self, x: Tensor) -> Tensor:
-        """Activations [..., d_sae], zero where a feature is silent. Differentiable in x; for many vectors use
+        """The activations [..., d_sae], zero where a feature is silent. Differentiable in x. For many vectors use
         `encode_sparse`, which does not keep the dense matrix."""
         pre = self.pre_activations(self.normalized(x)[0])
         if self.threshold is not None:
@@ -126,8 +126,8 @@ class Sae(nn.Module):
 
     @torch.no_grad()
     def encode_sparse(self, x: Tensor) -> SparseCodes:
-        """The positive activations of x [n, d_in] (any float dtype), in the order of rows. Raises InputError where the
-        width is not d_in."""
+        """The positive activations of x [n, d_in] (any float dtype), ordered by row. Raises InputError when the width
+        is not d_in."""
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise InputError(f"the SAE reads vectors of {self.d_in} numbers, not a tensor of shape {list(x.shape)}")
         if len(x) == 0:
@@ -138,7 +138,7 @@ class Sae(nn.Module):
         if self.row_norms is None:
             return active
         values = active.values * self.row_norms[active.features]
-        kept = values > 0  # a row of zeros decodes to nothing
+        kept = values > 0  # a decoder row of zeros makes its activation 0
         return dataclasses.replace(active, rows=active.rows[kept], features=active.features[kept], values=values[kept])
 
     def _chosen(self, pre: Tensor) -> SparseCodes:
@@ -148,21 +148,21 @@ class Sae(nn.Module):
         return codes.topk_codes(pre, self.k)
 
     def decode(self, activations: Tensor) -> Tensor:
-        """f W_dec + b_dec of dense activations [..., d_sae]: [..., d_out]. `reconstruct` adds the rest."""
+        """f W_dec + b_dec for dense activations [..., d_sae]: [..., d_out]. `reconstruct` adds the rest of y_hat."""
         return activations @ self.W_dec + self.b_dec
 
     def decode_sparse(self, sparse: SparseCodes) -> Tensor:
-        """f W_dec + b_dec of sparse codes: [n_rows, d_out]."""
+        """f W_dec + b_dec for sparse codes: [n_rows, d_out]."""
         return codes.decode(sparse, self.W_dec) + self.b_dec
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> tuple[Tensor, SparseCodes]:
-        """y_hat [n, d_out] of x [n, d_in] in the units of what is reconstructed, and the codes it was made from."""
+        """y_hat [n, d_out] for x [n, d_in], in the units of what is reconstructed, and the codes it was made from."""
         active = self.encode_sparse(x)
         return self.completed(self.decode_sparse(active), x), active
 
     def completed(self, decoded: Tensor, x: Tensor) -> Tensor:
-        """y_hat of what was decoded from x: the skip term added, and each vector's own scaling undone."""
+        """y_hat from `decoded`: adds the skip term of x and undoes each vector's own scaling."""
         if self.W_skip is None and self.normalize == "none":
             return decoded
         u, scale, mean = self.normalized(x)
@@ -173,7 +173,7 @@ class Sae(nn.Module):
         return decoded if mean is None else decoded + mean
 
     def forward(self, x: Tensor) -> Tensor:
-        """y_hat of x [..., d_in]."""
+        """y_hat [..., d_out] for x [..., d_in]."""
         return self.completed(self.decode(self.encode(x)), x)
 
 

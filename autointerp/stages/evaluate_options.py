@@ -1,4 +1,4 @@
-"""What `autointerp evaluate` is asked for. No torch, so that a command line can say what is wrong without it."""
+"""The options of `autointerp evaluate`, without torch, so that the command line can check them without it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from autointerp.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
-    """What `autointerp evaluate` was asked for."""
+    """The options of `autointerp evaluate`."""
 
     tokens: int = 200_000
     """Tokens of each corpus for the structural metrics."""
     splice_tokens: int = 20_000
-    """Of those, tokens on which the whole model runs with the reconstruction spliced in."""
+    """How many of those the whole model reads with the reconstruction spliced in."""
     corpora: tuple[str, ...] = ()
-    """Further corpora to measure on: does the dictionary generalise?"""
+    """Further corpora to measure on, to see whether the dictionary generalises."""
     probes: tuple[Path, ...] = ()
     """Labelled text (jsonl) for k-sparse probing."""
     is_structural_only: bool = False
@@ -25,6 +25,6 @@ class EvaluateOptions:
 
 
 def check_options(options: EvaluateOptions) -> None:
-    """Raises InputError where a number makes no sense."""
+    """Raise InputError when a number makes no sense."""
     if options.tokens < 1 or options.splice_tokens < 1:
         raise InputError("--tokens and --splice-tokens must be positive")

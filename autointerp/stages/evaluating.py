@@ -1,4 +1,5 @@
-"""The stage that says how good a dictionary is: structural and functional evaluation into the store, and a report."""
+"""The stage that measures how good a dictionary is: it writes structural and functional metrics to the store, and a
+report."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ SHOWN = (
     "fvu", "explained_variance", "cosine", "relative_bias", "l0", "dead_fraction", "dense_fraction",
     "decoder_redundant_fraction", "delta_ce", "loss_recovered_zero", "loss_recovered_mean", "kl_sae",
 )  # fmt: skip
-"""What the terminal shows of the structural metrics, of all splits together; the store has all."""
+"""The structural metrics that the terminal shows, for all splits together. The store has all metrics."""
 HISTOGRAMS = 12
 
 Row = Mapping[str, Any]
@@ -48,8 +49,8 @@ class _Evaluated:
 
 
 def evaluate(session: Session, store: Store, saes: Sequence[SaeConfig], options: EvaluateOptions) -> list[Row]:
-    """Evaluate each of `saes`; the rows written to sae_metrics, with the dictionary's and the corpus's name."""
-    probes = [(path, read_labelled(path)) for path in options.probes]  # a bad file is refused before the work
+    """Evaluate each of `saes`. Returns the rows written to sae_metrics, with the names of dictionary and corpus."""
+    probes = [(path, read_labelled(path)) for path in options.probes]  # first, so that a bad file is refused at once
     done = [_evaluate_one(session, store, sae, options, probes) for sae in saes]
     if not options.is_structural_only:
         _add_stability(session, done)
@@ -75,8 +76,8 @@ def _evaluate_one(
     fvu = result.early_fvu
     if fvu is not None and not fvu <= SUSPICIOUS_FVU:
         session.terminal.warn(
-            f"{sae.dictionary}: {fvu:.2f} of the variance is left unexplained: model, hookpoint or input "
-            "scaling is not what it was trained with"
+            f"{sae.dictionary}: {fvu:.2f} of the variance is left unexplained; it was probably trained with another "
+            "model, hookpoint or input scaling"
         )
     for source in options.corpora:
         other, report = replace(own, source=source, format="auto"), CorpusReport()
@@ -91,7 +92,7 @@ def _evaluate_one(
 
 
 def _own_corpus(store: Store, dictionary_id: int) -> int | None:
-    """The corpus the dictionary was harvested on; None before that."""
+    """The id of the corpus on which the dictionary was harvested; None before a harvest."""
     current = store.current_harvest(dictionary_id)
     return next((h.corpus_id for h in store.harvests(dictionary_id) if h.harvest_id == current), None)
 
@@ -141,7 +142,7 @@ def _functional(
 
 
 def _report_texts(session: Session) -> Iterator[str]:
-    """One stretch of text from each held-out document, as the model saw it."""
+    """One window's text from each held-out document, as the model saw it."""
     text = TokenText(session.model().tokenizer)
     seen: set[str] = set()
     for unit in session.units():
@@ -152,7 +153,7 @@ def _report_texts(session: Session) -> Iterator[str]:
 
 
 def _add_stability(session: Session, done: Sequence[_Evaluated]) -> None:
-    """Among dictionaries of one hookpoint; the rows go to the first of each group."""
+    """Compare dictionaries of the same hookpoint. The rows go to the first dictionary of each group."""
 
     def place(one: _Evaluated) -> tuple[str, ...]:
         return tuple(str(point) for point in session.points(one.sae))
@@ -207,6 +208,6 @@ def _write_report(session: Session, store: Store, done: Sequence[_Evaluated], op
 
 
 def _with_corpus(row: Row, own: str) -> str:
-    """Metrics on another corpus carry its name."""
+    """The row's metric, with the corpus's name added if it is not the dictionary's own corpus."""
     other = row.get("corpus", own)
     return str(row["metric"]) if other == own else f"{row['metric']} on {Path(other).name}"

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp import __version__
-from autointerp.config import Config, SaeConfig, as_dict
+from autointerp.config import Config, SaeConfig
+from autointerp.config_file import as_dict
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
 from autointerp.stages import labelling
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options

@@ -138,7 +138,7 @@ def build(folder: Path, seed: int = 0, documents: int = 360) -> PlantedWorld:
 
 def harvested(folder: Path, seed: int = 0) -> Store:
     """The open store of a world that was harvested and merged by the real pipeline; built first where it is missing."""
-    from autointerp.config import load
+    from autointerp.config_file import load
     from autointerp.stages import pipeline
     from autointerp.store import Store
     from autointerp.terminal import Terminal

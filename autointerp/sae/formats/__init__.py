@@ -1,10 +1,10 @@
-"""SAEs on disk, in the formats of the tools that train them.
+"""Reads and writes SAEs in the formats of the tools that train them.
 
-    load_sae(path)                   any of them, told apart by the files they consist of
-    save_saelens(sae, folder, ...)   as SAELens v6, which SAELens opens
-    save_sparsify(sae, folder, ...)  as sparsify, which has TopK transcoders
-    sae_sha256(path)                 of what decides the numbers
-    local_folder("hf:owner/name//f") from the Hugging Face hub
+    load_sae(path)                   read an SAE in any format, recognised by its files
+    save_saelens(sae, folder, ...)   write it as SAELens v6 does, so that SAELens opens it
+    save_sparsify(sae, folder, ...)  write it as sparsify does, which has TopK transcoders
+    sae_sha256(path)                 the hash of all that decides its numbers
+    local_folder("hf:owner/name//f") download it from the Hugging Face hub
 
     saelens              cfg.json + sae_weights.safetensors
     sparsify             cfg.json + sae.safetensors
@@ -12,7 +12,8 @@
     gemma_scope          params.npz
     openai               one .pt
 
-Whatever a file's own conventions, the Sae that comes out is in raw-input units with unit decoder rows (sae.py).
+Files have their own conventions. The Sae that is read from one always has raw-input units and unit decoder rows (see
+sae.py).
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ _LISTED = 8
 
 
 def load_sae(path: Path | str, format: str = "auto") -> Sae:
-    """The SAE or transcoder at `path` (a folder, a file, or as a string "hf:owner/name//folder"), on CPU in float32,
-    with what its files say about model and hook point in `Sae.metadata`, under SAELens's names.
+    """Read the SAE or transcoder at `path` (a folder, a file, or the string "hf:owner/name//folder"), on CPU in
+    float32. `Sae.metadata` holds what its files say about model and hook point, under SAELens's names.
 
-    Raises InputError for a path that is not there, a format that is not known or another than named, and architectures
-    and settings that are not supported; DamagedError for files that are cut short, lack tensors, or hold NaN or
-    infinite numbers.
+    Raises InputError when the path does not exist, the format is unknown or not the one named, or the architecture or a
+    setting is not supported. Raises DamagedError when a file is cut short, lacks tensors, or holds NaN or infinite
+    numbers.
     """
     found = _path(path)
     sae = _LOAD[_format(found, format)](found)
@@ -65,8 +66,8 @@ def load_sae(path: Path | str, format: str = "auto") -> Sae:
 
 
 def sae_sha256(folder: Path | str, format: str = "auto") -> str:
-    """Of the weights file and of what in the configuration decides the numbers. Raises InputError and DamagedError as
-    `load_sae` does, without reading the weights as such."""
+    """The sha256, in hex, of the weights file and of the settings that decide the numbers. Raises the InputError and
+    DamagedError of `load_sae`, as far as they show without reading the weights."""
     path = _path(folder)
     settings, weights = _IDENTITY[_format(path, format)](path)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -78,27 +79,28 @@ def sae_sha256(folder: Path | str, format: str = "auto") -> str:
 
 
 def save_saelens(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write `sae` to `folder`. `metadata` goes into cfg.json's metadata: model_name, hook_name (the module's path in
-    the Hugging Face model), context_size, prepend_bos and whatever else should stay with it (JSON-able).
+    """Write `sae` to `folder`. `metadata` (JSON-able) becomes the metadata in cfg.json: model_name, hook_name (the
+    module's path in the Hugging Face model), context_size, prepend_bos and anything else that belongs to the SAE.
 
     The configuration is written last, so a folder with a cfg.json is complete. Raises InputError for a TopK transcoder
-    (see `save_sparsify`), DiskFullError.
+    (see `save_sparsify`), and DiskFullError.
     """
     saelens.save(sae, folder, metadata)
 
 
 def save_sparsify(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
     """Write a TopK SAE or transcoder to `folder` as sparsify does. sparsify finds the module by the folder's name, so
-    call it after the module's path in the base model; `metadata` is kept in cfg.json and read back by `load_sae`.
+    name the folder after the module's path in the base model. `metadata` is kept in cfg.json, where `load_sae` finds
+    it.
 
-    Raises InputError for SAEs that choose by thresholds, DiskFullError.
+    Raises InputError for an SAE that chooses features by thresholds, and DiskFullError.
     """
     sparsify.save(sae, folder, metadata)
 
 
 def detect(path: Path) -> str:
-    """Which format a folder or a file has, from the files there and the keys in them. Raises InputError that lists what
-    is there and what is known; a .pt or .npz that cannot be read raises what reading it does."""
+    """The format of a folder or file, judged by its files and the keys in them. Raises InputError, which lists what is
+    there and which formats are known. A .pt or .npz that cannot be read raises the error of reading it."""
     if path.is_file():
         found = _of_file(path)
     else:
@@ -140,7 +142,7 @@ def _of_folder(folder: Path) -> str | None:
             return "saelens"
         if (folder / sparsify.WEIGHTS).exists():
             return "sparsify"
-        config = read_config(folder / saelens.CONFIG)  # without weights: its reader says which file is missing
+        config = read_config(folder / saelens.CONFIG)  # the weights are missing, and the format's reader will say so
         return "sparsify" if "d_sae" not in config and {"k", "d_in"} <= config.keys() else "saelens"
     if (folder / saelens.WEIGHTS).exists() or (folder / sparsify.WEIGHTS).exists():
         return None
@@ -175,7 +177,7 @@ def _listing(path: Path) -> str:
 
 
 def _subfolders(path: Path) -> str:
-    """A hint where the SAEs lie one folder further down, as in a run of several."""
+    """A hint for the message when the SAEs are in folders inside `path`, as after a run with several."""
     if path.is_file():
         return ""
     inside = sorted(p.parent.name for p in path.glob(f"*/{saelens.CONFIG}"))

@@ -1,11 +1,11 @@
-"""dictionary_learning: a folder with `ae.pt` (a state_dict) and `config.json`, or a .pt by itself.
+"""Reads dictionary_learning's files: a folder with `ae.pt` (a state_dict) and `config.json`, or a .pt by itself.
 
     class                     tensors                                                        f(x)
     AutoEncoder               bias, encoder.weight/.bias, decoder.weight                     relu(W (x - bias) + c)
     AutoEncoderNew            encoder.weight/.bias, decoder.weight/.bias                     relu(W x + c)
     GatedAutoEncoder          decoder_bias, encoder.weight, r_mag, gate_bias, mag_bias, ...  gated
     AutoEncoderTopK           b_dec, encoder.*, decoder.weight, k                            the k largest
-    BatchTopKSAE              the same, and threshold                                        above the threshold
+    BatchTopKSAE              as AutoEncoderTopK, and threshold                              above the threshold
     MatryoshkaBatchTopKSAE    W_enc, b_enc, W_dec, b_dec, k, threshold, group_sizes          above the threshold
     JumpReluAutoEncoder       W_enc, b_enc, W_dec, b_dec, threshold [d_sae]                  above them, of x itself
 
@@ -32,20 +32,22 @@ State = dict[str, Any]
 
 
 def load(path: Path) -> Sae:
-    """Raises InputError for classes that are not known and files that leave open what they are, DamagedError for
-    damaged ones."""
+    """Read the SAE. Raises InputError when its class is unknown or cannot be told from the file, and DamagedError when
+    a file is damaged."""
     weights, config = located(path)
     return from_state(restricted.read_pt(weights), weights, config)
 
 
 def from_state(state: Any, weights: Path, config: dict[str, Any]) -> Sae:
-    """The same from what the .pt holds."""
+    """The Sae from the content of the .pt file."""
     norm_factor = 1.0
-    if isinstance(state, dict) and "ae" in state:  # a backup of a run, written under the same name
+    if isinstance(state, dict) and "ae" in state:  # a run's backup, which is written under the same name
         norm_factor = _backup_factor(state, weights)
         state = state["ae"]
     if not isinstance(state, dict) or not state:
-        raise InputError(f"{weights} holds {type(state).__name__}, not a state_dict; it is no dictionary_learning file")
+        raise InputError(
+            f"{weights} holds {type(state).__name__}, not a state_dict; it is not a dictionary_learning file"
+        )
     trainer = config.get("trainer")
     trainer = trainer if isinstance(trainer, dict) else {}
     name = trainer.get("dict_class") or _class_by_keys(state, weights)
@@ -63,8 +65,8 @@ def from_state(state: Any, weights: Path, config: dict[str, Any]) -> Sae:
 
 
 def located(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights file and the configuration ({} where there is none) of a folder or a .pt; that of a checkpoint lies
-    one folder above it."""
+    """The weights file and the configuration ({} if there is none) of a folder or a .pt. The configuration of a
+    checkpoint is one folder above it."""
     weights = path if path.is_file() else path / WEIGHTS
     if path.is_dir() and not weights.exists():
         found = sorted(p for p in path.iterdir() if p.suffix in (".pt", ".pth"))
@@ -79,7 +81,7 @@ def located(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def identity(path: Path) -> tuple[dict[str, Any], list[Path]]:
-    """What decides the numbers: settings and files."""
+    """The settings and files that decide the numbers."""
     weights, config = located(path)
     trainer = config.get("trainer")
     trainer = trainer if isinstance(trainer, dict) else {}
@@ -89,7 +91,7 @@ def identity(path: Path) -> tuple[dict[str, Any], list[Path]]:
 
 
 def recognises(state: Any) -> bool:
-    """Whether these are the keys of one of the classes."""
+    """Whether `state` has the keys of one of the classes."""
     state = state.get("ae", state) if isinstance(state, dict) else state
     return isinstance(state, dict) and ("encoder.weight" in state or {"W_enc", "W_dec"} <= state.keys())
 
@@ -106,7 +108,7 @@ def _class_by_keys(state: State, path: Path) -> str:
     if "decoder.bias" in state:
         return "AutoEncoderNew"
     if "encoder.weight" in state and "k" in state:
-        # TopK and BatchTopK save the same tensors; only one of them works without its threshold
+        # TopK and BatchTopK save the same tensors, but only TopK works without the threshold
         if "threshold" not in state or float(_one_threshold(state, path)) < 0:
             return "AutoEncoderTopK"
         raise InputError(
@@ -118,7 +120,8 @@ def _class_by_keys(state: State, path: Path) -> str:
 
 
 def _backup_factor(state: State, path: Path) -> float:
-    """A run on scaled activations scales its biases back only in what it saves at the end."""
+    """The factor by which the biases of a backup are still scaled: a run on scaled activations scales them back only in
+    the file that it saves at the end."""
     factor = state.get("norm_factor")
     factor = factor.item() if isinstance(factor, Tensor) and factor.numel() == 1 else factor
     factor = 1.0 if factor is None else factor
@@ -128,7 +131,8 @@ def _backup_factor(state: State, path: Path) -> float:
 
 
 def _linear(state: State, path: Path, extra: dict[str, str]) -> dict[str, Tensor]:
-    """Encoder and decoder of a class built of nn.Linear; `extra` names the others and which width they have."""
+    """The weights of a class made of nn.Linear. `extra` names the tensors besides encoder and decoder, and the width of
+    each."""
     d_sae, d_in = internal.matrix_shape(state, "encoder.weight", path)
     widths = {"d_in": d_in, "d_sae": d_sae}
     shapes = {"encoder.weight": [d_sae, d_in], "decoder.weight": [d_in, d_sae]}
@@ -215,7 +219,7 @@ def _set_threshold(state: State, path: Path) -> Tensor:
 
 
 def _metadata(config: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:
-    """Under SAELens's names."""
+    """Model and hook point from the configuration, under SAELens's names."""
     buffer = config.get("buffer")
     found = {
         "model_name": trainer.get("lm_name"),

@@ -1,7 +1,9 @@
-"""Gemma Scope: `params.npz` with W_enc [d_in, d_sae], b_enc, threshold [d_sae], W_dec [d_sae, d_out], b_dec [d_out].
+"""Reads Gemma Scope's `params.npz`: W_enc [d_in, d_sae], b_enc and threshold [d_sae], W_dec [d_sae, d_out], b_dec
+[d_out].
 
-JumpReLU, and b_dec is not subtracted from the input. The oldest files say w_enc and w_dec. SAEs and transcoders look
-alike; so do the SAEs of the embedding, which are in other units and known by their folder's name only.
+These are JumpReLU SAEs, and b_dec is not subtracted from the input. The oldest files say w_enc and w_dec. Nothing in
+the file tells an SAE from a transcoder, or from an SAE of the embedding, which is in other units: only the folder's
+name tells the latter.
 """
 
 from __future__ import annotations
@@ -21,15 +23,16 @@ _OLD_NAMES = {"w_enc": "W_enc", "w_dec": "W_dec"}
 
 
 def load(path: Path) -> Sae:
-    """Of a folder or of the .npz itself. Raises InputError where there is none, DamagedError for damaged ones."""
+    """Read a folder or the .npz itself. Raises InputError when there is no file, and DamagedError when it is
+    damaged."""
     file = located(path)
     arrays = {_OLD_NAMES.get(name, name): array for name, array in restricted.read_npz(file).items()}
     d_in, d_sae = internal.matrix_shape(arrays, "W_enc", file)
     d_out = internal.matrix_shape(arrays, "W_dec", file)[1]
     shapes = {"W_enc": [d_in, d_sae], "b_enc": [d_sae], "threshold": [d_sae], "W_dec": [d_sae, d_out], "b_dec": [d_out]}
     weights = internal.checked(arrays, shapes, file, "W_enc")
-    metadata: dict[str, Any] = {"prepend_bos": True}  # all of them were trained on documents that begin with it
-    if _of_the_embedding(file):  # trained on rows of the embedding before Gemma multiplies them by sqrt(d_in)
+    metadata: dict[str, Any] = {"prepend_bos": True}  # all of them were trained on documents that begin with a BOS
+    if _of_the_embedding(file):  # trained on the embedding's rows before Gemma multiplies them by sqrt(d_in)
         weights["W_enc"] /= math.sqrt(d_in)
         weights["W_dec"] *= math.sqrt(d_in)
         metadata["hook_name"] = "hook_embed"
@@ -46,7 +49,7 @@ def load(path: Path) -> Sae:
 
 
 def located(path: Path) -> Path:
-    """The .npz of a folder: params.npz, or the only one with such arrays."""
+    """The .npz of a folder: params.npz, or the only one with these arrays."""
     if not path.is_dir():
         return path
     found = [path / WEIGHTS] if (path / WEIGHTS).exists() else [p for p in sorted(path.glob("*.npz")) if recognises(p)]
@@ -58,7 +61,7 @@ def located(path: Path) -> Path:
 
 
 def identity(path: Path) -> tuple[dict[str, Any], list[Path]]:
-    """What decides the numbers: settings and files."""
+    """The settings and files that decide the numbers."""
     file = located(path)
     if not file.exists():
         raise InputError(f"there is no file {file}")

@@ -1,4 +1,4 @@
-"""TransformerLens's names of places in a model, and the Hugging Face modules where the same activations are.
+"""Maps TransformerLens's hook names to the Hugging Face modules that have the same activations.
 
     blocks.N.hook_resid_pre      the block's input              blocks.N.hook_attn_out   what attention adds
     blocks.N.hook_resid_mid      between attention and MLP      blocks.N.hook_mlp_out    what the MLP adds
@@ -6,8 +6,8 @@
     blocks.N.ln1.hook_normalized, ln2.hook_normalized           a norm's output before its weights
     hook_embed                   the token embedding
 
-"What it adds" matters where a norm follows (Gemma 2): the activation is then the norm's output, not the module's.
-TransformerLens may also rewrite a model's weights while loading it; `check_processing` refuses dictionaries trained on
+"What it adds" matters if a norm follows (Gemma 2): the activation is then the norm's output, not the module's.
+TransformerLens may also change a model's weights when it loads it. `check_processing` refuses dictionaries trained on
 activations that the Hugging Face model does not have.
 """
 
@@ -46,11 +46,11 @@ KINDS = (
     "hook_mlp_in",
     "mlp.hook_in",
 )
-"""What is known of a block, after "blocks.N."; besides, hook_embed."""
+"""The hook names known after "blocks.N."; hook_embed is known besides."""
 
 
 class _Block(NamedTuple):
-    """Paths within a block, None where it has no such place."""
+    """Paths of modules within a block; None where the block has no such module."""
 
     mlp: str
     attention: str
@@ -60,13 +60,13 @@ class _Block(NamedTuple):
     mlp_out: str
     attn_out: str
     parallel: bool
-    """Attention and MLP both read the block's input, so there is nothing between them."""
+    """Whether attention and MLP both read the block's input, so that no activation is between them."""
 
 
 def to_module_path(hook_name: str, model: nn.Module) -> str:
-    """The hookpoint ("path" or "path:in") of a TransformerLens hook name; a path of the model's own is returned as is.
+    """The hookpoint ("path" or "path:in") for a TransformerLens hook name. A path of the model is returned as it is.
 
-    Raises InputError for a name that is not known or that this model has no such place for.
+    Raises InputError when the name is unknown, or when this model has no such activation.
     """
     name = hook_name.strip()
     modules = dict(model.named_modules())
@@ -89,9 +89,9 @@ def to_module_path(hook_name: str, model: nn.Module) -> str:
 
 
 def to_hook_name(hookpoint: str, model: nn.Module) -> str | None:
-    """The TransformerLens name of a hookpoint, None where it has none (a projection inside an MLP, say).
+    """The TransformerLens name of a hookpoint; None where it has none, as for a projection inside an MLP.
 
-    Raises InputError where `hookpoint` is not of the form "path" or "path:in".
+    Raises InputError when `hookpoint` is not of the form "path" or "path:in".
     """
     wanted = str(Hookpoint.parse(hookpoint))
     modules = dict(model.named_modules())
@@ -105,14 +105,14 @@ def to_hook_name(hookpoint: str, model: nn.Module) -> str | None:
         try:
             if to_module_path(name, model) == wanted:
                 return name
-        except InputError:  # this model has no such place
+        except InputError:  # this model has no such activation
             continue
     return None
 
 
 def from_base_model_path(path: str, model: nn.Module) -> str:
-    """The hookpoint of a path within the base model, which is how sparsify calls its folders: "layers.10",
-    "layers.3.mlp", "h.5"; a path of the whole model is returned as is. Raises InputError where it is neither."""
+    """The hookpoint for a path within the base model, by which sparsify names its folders: "layers.10", "layers.3.mlp",
+    "h.5". A path of the whole model is returned as it is. Raises InputError when it is neither."""
     point = Hookpoint.parse(path)
     modules = dict(model.named_modules())
     if point.path in modules:
@@ -128,18 +128,18 @@ def from_base_model_path(path: str, model: nn.Module) -> str:
 
 
 def check_processing(metadata: dict[str, Any]) -> None:
-    """Raises InputError where the dictionary was trained on activations that the Hugging Face model does not have.
+    """Raise InputError when the dictionary was trained on activations that the Hugging Face model does not have.
 
-    SAELens loads models unprocessed unless `model_from_pretrained_kwargs` asks otherwise. Of that:
+    SAELens loads models unprocessed unless `model_from_pretrained_kwargs` has one of these options:
 
-        center_writing_weights           takes the mean over d_model out of all that is written to the residual stream
+        center_writing_weights           subtracts the mean over d_model from all that is written to the residual stream
         fold_ln                          moves the norms' weights behind hook_normalized
-        fold_value_biases                takes the value bias out of hook_z
-        refactor_factored_attn_matrices  turns what is inside attention
+        fold_value_biases                removes the value bias from hook_z
+        refactor_factored_attn_matrices  rotates the activations inside attention
         center_unembed                   changes logits only
 
-    A hook whose activation an option leaves alone passes; one that is not known does not. Also refused: a dictionary
-    of one attention head (`hook_head_index`), which reads a part of hook_z.
+    A hook whose activation the option does not change is allowed; an unknown hook is refused. A dictionary of one
+    attention head (`hook_head_index`), which reads a part of hook_z, is refused too.
     """
     kwargs = metadata.get("model_from_pretrained_kwargs")
     hook = str(metadata.get("hook_name") or "")
@@ -147,7 +147,7 @@ def check_processing(metadata: dict[str, Any]) -> None:
         if option in _CHANGES and not any(re.search(spared, hook) for spared in _CHANGES[option]):
             raise InputError(
                 f"this SAE was trained on {hook or 'a hook it does not name'} of a model loaded with {option}=True, "
-                "for which TransformerLens changes the weights: the Hugging Face model's activations there are others. "
+                "for which TransformerLens changes the weights: the Hugging Face model has other activations there. "
                 "Use an SAE trained without it (SAELens: from_pretrained_no_processing)"
             )
     if metadata.get("hook_head_index") is not None:
@@ -158,12 +158,12 @@ def check_processing(metadata: dict[str, Any]) -> None:
 
 
 def wants_bos(metadata: dict[str, Any]) -> bool | None:
-    """Whether texts began with the model's beginning-of-text token in training; None where the file does not say."""
+    """Whether training texts began with the model's beginning-of-text token; None where the file does not say."""
     value = metadata.get("prepend_bos")
     return value if isinstance(value, bool) else None
 
 
-# Hooks that an option leaves as they are.
+# The hooks whose activation an option does not change.
 _INSIDE_MLP = r"\.mlp\.hook_(pre|post)$"
 _NORMALIZED = r"\.hook_normalized$"
 _STREAM = r"(^hook_embed|\.hook_resid_(pre|mid|post)|\.hook_mlp_(in|out)|\.hook_attn_out)$"
@@ -192,7 +192,7 @@ def _blocks_path(modules: dict[str, nn.Module]) -> str:
 
 def _embedding(model: nn.Module, modules: dict[str, nn.Module], prefix: str) -> str:
     if "gemma" in str(getattr(getattr(model, "config", None), "model_type", "")):
-        return f"{prefix}.0:in"  # TransformerLens has the factor sqrt(d_model) in its embedding, here it comes after
+        return f"{prefix}.0:in"  # TransformerLens's embedding includes the factor sqrt(d_model)
     outer = prefix.rpartition(".")[0]
     for name in _EMBEDDINGS:
         path = f"{outer}.{name}" if outer else name
@@ -209,7 +209,9 @@ def _in_block(hook_name: str, kind: str, path: str, modules: dict[str, nn.Module
         if block.parallel:
             if kind == "hook_mlp_in":
                 return f"{path}:in"
-            raise InputError(f"{hook_name}: attention and MLP of this model run side by side, so nothing lies between")
+            raise InputError(
+                f"{hook_name}: attention and MLP of this model run side by side, so nothing is between them"
+            )
         return f"{path}.{block.ln2}:in"
     if kind.endswith("hook_normalized"):
         norm, reader = (block.ln1, block.attention) if kind.startswith("ln1") else (block.ln2, block.mlp)
@@ -237,7 +239,7 @@ def _parts(path: str, modules: dict[str, nn.Module]) -> _Block:
 
     attention, mlp = first(_ATTENTION, "attention"), first(("mlp",), "MLP")
     out_projection = first(tuple(f"{attention}.{name}" for name in _OUT_PROJECTION), "output projection")
-    sandwich = f"{path}.post_feedforward_layernorm" in modules  # a norm behind each half of the block
+    sandwich = f"{path}.post_feedforward_layernorm" in modules  # a norm after attention and after the MLP
     before_mlp = ("pre_feedforward_layernorm",) if sandwich else ("ln_2", "post_attention_layernorm")
     ln1 = first(("ln_1", "input_layernorm"), "norm before attention")
     parallel = bool(getattr(modules[path], "use_parallel_residual", False))
@@ -254,7 +256,7 @@ def _parts(path: str, modules: dict[str, nn.Module]) -> _Block:
 
 
 def _without_effect(norm: nn.Module) -> bool:
-    """Whether a norm's weights change nothing. Gemma's multiply by 1 + weight."""
+    """Whether a norm's weights change nothing. Gemma's norms multiply by 1 + weight."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     if isinstance(bias, Tensor) and bool(bias.any()):
         return False

@@ -1,6 +1,7 @@
-"""SAEs on the Hugging Face hub: "hf:owner/name//folder", "hf:owner/name@revision//folder", "hf:owner/name//file.pt".
+"""Downloads SAEs from the Hugging Face hub: "hf:owner/name//folder", "hf:owner/name@revision//folder" or
+"hf:owner/name//file.pt".
 
-Only the files of that folder are downloaded, not those below it: repositories of SAEs hold hundreds of them.
+Only the files directly in that folder are downloaded, since a repository may hold hundreds of SAEs in folders below.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ class HubPath(NamedTuple):
     repository: str
     revision: str | None
     inside: str
-    """Folder or file in the repository; "" for its top."""
+    """The folder or file in the repository; "" for the whole of it."""
 
 
 def local_folder(path: str) -> Path:
-    """Where the SAE lies on this machine; "hf:..." is downloaded first, anything else is a path as it is.
+    """The SAE's place on this machine. "hf:..." is downloaded first; anything else is a path already.
 
-    Raises InputError where the text is not of that form, the repository, revision or folder is not there, it is gated
-    or private, or the hub cannot be reached and no copy is kept.
+    Raises InputError when `path` begins with hf: but has another form, when the repository, revision or folder does not
+    exist, when the repository is gated or private, and when the hub cannot be reached and there is no local copy.
     """
     if not path.startswith(PREFIX):
         return Path(path)
@@ -56,7 +57,7 @@ def local_folder(path: str) -> Path:
         raise InputError(f"{where.repository} has no revision {where.revision!r}") from None
     except AutointerpError:
         raise
-    except Exception as error:  # of three HTTP libraries and the hub's own, by version
+    except Exception as error:  # an error of the hub's own or, by version, of one of three HTTP libraries
         raise InputError(f"{path} could not be downloaded: {_reason(error)}") from None
     found = root / where.inside
     if not found.exists():
@@ -84,7 +85,7 @@ def _wanted(inside: str) -> list[str]:
 
 
 def _unwanted(inside: str) -> list[str]:
-    """A pattern's * crosses folders, so what lies further down is named too."""
+    """Patterns for the files in folders below, which must be excluded because * in a pattern matches / too."""
     return [f"{glob.escape(inside)}/*/*" if inside else "*/*"]
 
 

@@ -1,12 +1,12 @@
-"""What all readers share: checking that tensors are complete, of the right shapes and finite, and bringing them into
-the units of `Sae`, whose decoder rows have length 1.
+"""What all readers share: they check that tensors are complete, finite and of the right shapes, and convert them to the
+units of `Sae`, whose decoder rows have length 1.
 
-With W_dec_i = n_i d_i, a feature adds f_i n_i in the direction d_i. Where thresholds choose, n_i moves into the encoder
-and the threshold, which changes nothing else:
+With W_dec_i = n_i d_i, a feature adds f_i n_i in the direction d_i. If thresholds choose the features, n_i moves into
+the encoder and the threshold, which changes nothing else:
 
     n_i f_i = n_i pre_i  where  n_i pre_i > n_i threshold_i        W_enc_i n_i,  b_enc_i n_i,  threshold_i n_i
 
-Where the k largest are chosen that would change the choice, so n_i is kept beside it (`Sae.row_norms`).
+If the k largest are chosen, that would change the choice, so n_i is kept separately (`Sae.row_norms`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from autointerp.sae.sae import Normalize, Sae
 
 MAX_CONFIG_BYTES = 1_000_000
 UNIT_TOLERANCE = 1e-4
-"""Rows this close to length 1 are left as they are, so that what was saved is read back bit for bit."""
+"""Rows this close to length 1 are not scaled, so that a saved SAE is read back bit for bit."""
 
 
 def build(
@@ -42,7 +42,8 @@ def build(
     W_skip: Tensor | None = None,
     normalize: Normalize = "none",
 ) -> Sae:
-    """The Sae with unit decoder rows that computes what these float32 tensors do. Shapes and errors as in `Sae`."""
+    """The Sae with unit decoder rows that computes the same as these float32 tensors. Shapes and errors are those of
+    `Sae`."""
     norms, row_norms = W_dec.norm(dim=1), None
     if not bool(((norms - 1).abs() < UNIT_TOLERANCE).all()):
         W_dec = W_dec / norms.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
@@ -68,10 +69,10 @@ def build(
 
 
 def gated_as_threshold(W_enc: Tensor, r_mag: Tensor, b_mag: Tensor, b_gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(W_enc, b_enc, threshold) of a gated encoder: W_enc [d_in, d_sae], the others [d_sae].
+    """(W_enc, b_enc, threshold) equivalent to a gated encoder: W_enc [d_in, d_sae], the others [d_sae].
 
-    With p = (x - b) W_enc its magnitude is m = e^r p + b_mag and its gate p + b_gate > 0, which says the same as
-    m > b_mag - e^r b_gate; a magnitude of 0 or less is silent anyway.
+    With p = (x - b) W_enc, its magnitude is m = e^r p + b_mag and its gate is p + b_gate > 0, which is the same as
+    m > b_mag - e^r b_gate. A feature with a magnitude of 0 or less is silent anyway.
     """
     gain = r_mag.exp()
     return W_enc * gain, b_mag, (b_mag - gain * b_gate).clamp_min(0)
@@ -80,8 +81,8 @@ def gated_as_threshold(W_enc: Tensor, r_mag: Tensor, b_mag: Tensor, b_gate: Tens
 def checked(
     tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], path: Path, says: str
 ) -> dict[str, Tensor]:
-    """The named tensors in float32. `says` is who promises the shapes. Raises DamagedError that lists every name that
-    is missing, or names the tensor of another shape, of whole numbers, or with NaN or infinite numbers."""
+    """The named tensors in float32. `says` names the source of the expected shapes, for messages. Raises DamagedError,
+    which lists the missing names, or names a tensor that has another shape, whole numbers, NaN or infinite numbers."""
     missing = [name for name in shapes if name not in tensors]
     if missing:
         present = ", ".join(sorted(map(str, tensors))) or "nothing"
@@ -89,7 +90,7 @@ def checked(
     for name, shape in shapes.items():
         tensor = tensors[name]
         if not isinstance(tensor, Tensor):
-            raise DamagedError(f"{path}: {name} is no tensor but {type(tensor).__name__}")
+            raise DamagedError(f"{path}: {name} is not a tensor but {type(tensor).__name__}")
         if list(tensor.shape) != list(shape):
             raise DamagedError(f"{path}: {name} has shape {list(tensor.shape)}, but {says} says {list(shape)}")
         if not tensor.is_floating_point():
@@ -104,7 +105,7 @@ def checked(
 
 
 def matrix_shape(tensors: Mapping[str, Any], name: str, path: Path) -> tuple[int, int]:
-    """Rows and columns of a matrix that the other shapes follow from. Raises DamagedError where it is not one."""
+    """Rows and columns of the matrix that fixes all other shapes. Raises DamagedError when it is not a matrix."""
     tensor = tensors.get(name)
     if tensor is None:
         raise DamagedError(f"{path} lacks {name} (it holds: {', '.join(sorted(map(str, tensors))) or 'nothing'})")
@@ -115,10 +116,11 @@ def matrix_shape(tensors: Mapping[str, Any], name: str, path: Path) -> tuple[int
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON table. Raises InputError where there is no file, DamagedError where it is larger than 1 MB or no table."""
+    """Read a JSON table. Raises InputError when there is no file, and DamagedError when it is larger than 1 MB or is
+    not a table."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise DamagedError(f"{path} is larger than 1 MB; that is no SAE configuration")
+            raise DamagedError(f"{path} is larger than 1 MB, so it is not an SAE configuration")
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
@@ -130,7 +132,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
-    """A JSON table, whole or not at all. Raises DiskFullError."""
+    """Write a JSON table, completely or not at all. Raises DiskFullError."""
     text = json.dumps(config, indent=2)
 
     def write(temporary: Path) -> None:
@@ -140,7 +142,7 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def positive_int(config: Mapping[str, Any], key: str, path: Path) -> int:
-    """Raises InputError where the value is anything else."""
+    """The positive whole number under `key`. Raises InputError when the value is anything else."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{path}: {key} must be a positive whole number, not {value!r}")
@@ -148,20 +150,20 @@ def positive_int(config: Mapping[str, Any], key: str, path: Path) -> int:
 
 
 def is_transcoder(sae: Sae) -> bool:
-    """Whether it reconstructs something other than what it reads."""
+    """Whether the dictionary reconstructs something other than what it reads."""
     return sae.W_skip is not None or sae.d_in != sae.d_out or "transcoder" in sae.architecture
 
 
 def same_pre_bias(sae: Sae) -> bool:
-    """Whether b_dec is what is subtracted from the input."""
+    """Whether b_dec is subtracted from the input."""
     return sae.d_in == sae.d_out and torch.equal(sae.b_pre, sae.b_dec)
 
 
 def b_enc_without_pre_bias(sae: Sae) -> Tensor:
-    """b_enc of the same encoder with nothing subtracted from the input: (u - b) W + c = u W + (c - b W)."""
+    """The b_enc with which nothing needs to be subtracted from the input: (u - b) W + c = u W + (c - b W)."""
     return sae.b_enc if not bool(sae.b_pre.any()) else sae.b_enc - sae.b_pre @ sae.W_enc
 
 
 def file_W_dec(sae: Sae) -> Tensor:
-    """The decoder rows as they came: a choice of k was made before they were scaled to length 1."""
+    """The decoder rows as the file had them. With a choice of k, they are W_dec times the norms kept in `row_norms`."""
     return sae.W_dec if sae.row_norms is None else sae.W_dec * sae.row_norms.unsqueeze(1)

@@ -1,8 +1,8 @@
-"""OpenAI's sparse_autoencoder: a .pt with pre_bias [d_in], latent_bias [d_sae], encoder.weight [d_sae, d_in],
+"""Reads OpenAI's sparse_autoencoder: a .pt with pre_bias [d_in], latent_bias [d_sae], encoder.weight [d_sae, d_in],
 decoder.weight [d_in, d_sae], and the names of the activation function and its parts.
 
-The TopK ones read every vector with its mean taken out and divided by its standard deviation, the ReLU ones read it as
-it is; the file does not say so, it follows from the activation function.
+The TopK SAEs read every vector minus its mean and divided by its standard deviation; the ReLU SAEs read it as it is.
+The file does not say so: it follows from the activation function.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _ACTIVATIONS = ("ReLU", "TopK")
 
 
 def load(path: Path) -> Sae:
-    """Of the .pt or of a folder that holds one. Raises InputError for another activation function and for other files,
-    DamagedError for damaged ones."""
+    """Read the .pt, or a folder that holds one. Raises InputError for another activation function or another kind of
+    file, and DamagedError when the file is damaged."""
     file = located(path)
     return from_state(restricted.read_pt(file), file)
 
 
 def from_state(state: Any, file: Path) -> Sae:
-    """The same from what the .pt holds."""
+    """The Sae from the content of the .pt file."""
     if not isinstance(state, Mapping) or not recognises(state):
         raise InputError(f"{file} holds no pre_bias and latent_bias, so it is not one of OpenAI's")
     activation = state.get("activation")
@@ -60,7 +60,7 @@ def from_state(state: Any, file: Path) -> Sae:
 
 
 def located(path: Path) -> Path:
-    """The .pt of a folder that holds one."""
+    """The .pt itself, or the only .pt in a folder."""
     if not path.is_dir():
         return path
     found = sorted(p for p in path.iterdir() if p.suffix in (".pt", ".pth"))
@@ -70,7 +70,7 @@ def located(path: Path) -> Path:
 
 
 def identity(path: Path) -> tuple[dict[str, Any], list[Path]]:
-    """What decides the numbers: settings and files."""
+    """The settings and files that decide the numbers."""
     file = located(path)
     if not file.exists():
         raise InputError(f"there is no file {file}")

@@ -1,8 +1,9 @@
-"""Files that could do more than hold numbers: PyTorch's .pt, a pickle, and NumPy's .npz, which may be compressed.
+"""Reads files that could do more than hold numbers: PyTorch's .pt, which is a pickle, and NumPy's .npz, which may be
+compressed.
 
-This is the only place that opens either. A pickle is read by PyTorch's restricted reader, which knows tensors, tables
-and plain values and calls nothing else; there is no way round it. Before that, what a file claims to hold is compared
-with its size and with the memory there is, so that a few kilobytes cannot unfold into gigabytes.
+This is the only place that opens either. A pickle always goes through PyTorch's restricted reader, which builds
+tensors, tables and plain values and calls nothing else. Before that, what a file claims to hold is compared with its
+size and the free memory, so that a few kilobytes cannot unfold into gigabytes.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from torch import Tensor
 from autointerp.errors import AutointerpError, DamagedError, InputError
 
 MAX_BYTES = 64 << 30
-"""The largest file that is opened at all; a float32 SAE of 4096 inputs and a million features is 34 GB."""
+"""The largest file that is opened. A float32 SAE of 4096 inputs and a million features has 34 GB."""
 SHARE_OF_MEMORY = 0.8
 MAX_PICKLE_BYTES = 16 << 20
-"""Of the part of a .pt that is not tensors; real ones take kilobytes."""
+"""Largest size of the part of a .pt that is not tensors. Real files have kilobytes of it."""
 MAX_ENTRIES = 100_000
 _FALLBACK_BYTES = 8 << 30
 _NPY_HEADER_BYTES = 10_000
 
 
 def read_pt(path: Path, *, look: bool = False) -> Any:
-    """What a .pt file holds, tensors on CPU; with `look` they stay in the file where its layout allows that.
+    """The content of a .pt file, with tensors on CPU. With `look` the tensors stay in the file if its layout allows it.
 
-    Raises InputError where there is no file, it is larger than MAX_BYTES or the free memory, or asks Python to run
-    something; DamagedError where it is cut short or claims more than it holds.
+    Raises InputError when there is no file, when it is larger than MAX_BYTES or the free memory, or when it asks Python
+    to run something. Raises DamagedError when it is cut short or claims more than it holds.
     """
     size = _size(path)
     archive = zipfile.is_zipfile(path)
@@ -43,24 +44,24 @@ def read_pt(path: Path, *, look: bool = False) -> Any:
         _check_archive(path, size)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old storage classes; nothing a reader could act on
+            warnings.simplefilter("ignore")  # about old storage classes, which the user can do nothing about
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=look and archive)
     except pickle.UnpicklingError as error:
         raise _not_plain(path, str(error)) from None
     except MemoryError:
         raise DamagedError(f"{path} is damaged: it claims more numbers than fit into memory") from None
-    except Exception as error:  # a damaged pickle fails in any way a program can
+    except Exception as error:  # a damaged pickle may raise anything
         raise DamagedError(f"{path} is damaged: {_first_line(error)}; copy it again") from None
     _check_tensors(value, path, size)
     return value
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    """The arrays of a .npz file as tensors. Raises InputError where there is no file, it is too large, or holds Python
-    objects rather than numbers; DamagedError where it is no such file or damaged."""
+    """The arrays of a .npz file as tensors. Raises InputError when there is no file, it is too large, or it holds
+    Python objects instead of numbers. Raises DamagedError when it is damaged or not a .npz."""
     size = _size(path)
     if not zipfile.is_zipfile(path):
-        raise DamagedError(f"{path} is damaged: {size} bytes that are no .npz archive; copy it again")
+        raise DamagedError(f"{path} is damaged: its {size} bytes are not a .npz archive; copy it again")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -70,18 +71,18 @@ def read_npz(path: Path) -> dict[str, Tensor]:
             return {_array_name(entry): _read_array(archive, entry, path) for entry in entries}
     except AutointerpError:
         raise
-    except Exception as error:  # of zipfile, of zlib and of the parser of array headers
+    except Exception as error:  # from zipfile, zlib or the parser of array headers
         raise DamagedError(f"{path} is damaged: {_first_line(error)}; copy it again") from None
 
 
 def npz_names(path: Path) -> list[str]:
-    """The names of the arrays in a .npz, [] for any other file."""
+    """The names of the arrays in a .npz; [] for any other file."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return []
     try:
         with zipfile.ZipFile(path) as archive:
             return [_array_name(entry) for entry in archive.infolist() if entry.filename.endswith(".npy")]
-    except Exception:  # damaged, and so no file of ours to recognise
+    except Exception:  # a damaged file is not recognised
         return []
 
 
@@ -101,12 +102,12 @@ def _check_total(n_bytes: int, path: Path) -> None:
     if n_bytes > SHARE_OF_MEMORY * free:
         raise InputError(
             f"{path} holds {n_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free; "
-            "it is read whole, so use a machine with more memory"
+            "the whole file is read into memory, so use a machine with more"
         )
 
 
 def free_memory() -> int:
-    """Bytes that can be had without swapping; 8 GiB where the system does not say."""
+    """Bytes of memory that can be used without swapping; 8 GiB where the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             found = dict(line.split(":", 1) for line in lines)
@@ -116,12 +117,12 @@ def free_memory() -> int:
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """PyTorch stores its records as they are. One that is compressed, or records that together exceed the file (they
-    can overlap), was not written by it."""
+    """Refuse an archive that PyTorch did not write: it stores records uncompressed, and they never overlap, so together
+    they cannot exceed the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception as error:  # names in no encoding, sizes in no range: zipfile passes all of that on
+    except Exception as error:  # zipfile passes on bad encodings, sizes out of range and the like
         raise DamagedError(f"{path} is damaged: {_first_line(error)}; copy it again") from None
     names = [entry.filename for entry in entries]
     if any(name.endswith("constants.pkl") for name in names):
@@ -138,7 +139,8 @@ def _check_archive(path: Path, size: int) -> None:
 
 
 def _check_tensors(value: Any, path: Path, size: int) -> None:
-    """A tensor's shape and strides are claims of their own: a stored number can be repeated a billion times."""
+    """Refuse a tensor whose shape and strides claim more numbers than are stored: one number can be repeated a billion
+    times."""
     waiting, seen = [value], 0
     while waiting:
         item = waiting.pop()
@@ -154,7 +156,7 @@ def _check_tensors(value: Any, path: Path, size: int) -> None:
                     f"{path} is not read: it holds a tensor of shape {list(item.shape)} that is not all there"
                 )
         if seen > MAX_ENTRIES:
-            raise DamagedError(f"{path} is not read: more than {MAX_ENTRIES} values are no dictionary's weights")
+            raise DamagedError(f"{path} is not read: more than {MAX_ENTRIES} values cannot be a dictionary's weights")
 
 
 def _not_plain(path: Path, message: str) -> InputError | DamagedError:
@@ -164,7 +166,7 @@ def _not_plain(path: Path, message: str) -> InputError | DamagedError:
             f"{path} is not a plain file of tensors: opening it would run or build {wanted[1]}. Nothing of it was run. "
             "Save the dictionary's state_dict (torch.save(dictionary.state_dict(), path)), or use a safetensors format"
         )
-    # PyTorch's own text begins by proposing to switch the restriction off
+    # PyTorch's own message begins by proposing to switch the restriction off
     reason = _first_line(message.partition("WeightsUnpickler error:")[2] or "not readable")
     return DamagedError(f"{path} is damaged, or no file that torch.save wrote ({reason}); nothing of it was run")
 
@@ -178,7 +180,7 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) ->
     with archive.open(entry) as file:
         shape, dtype = _npy_header(file, path, name)
     if dtype.hasobject:
-        raise InputError(f"{path}: {name} holds Python objects rather than numbers; nothing of it was read")
+        raise InputError(f"{path}: {name} holds Python objects instead of numbers; nothing of it was read")
     if math.prod(shape) * dtype.itemsize > entry.file_size:
         raise DamagedError(f"{path} is damaged: {name} claims the shape {list(shape)}, which is more than is there")
     with archive.open(entry) as file:

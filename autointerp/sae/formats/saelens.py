@@ -1,4 +1,4 @@
-"""SAELens: a folder with `cfg.json` and `sae_weights.safetensors`, in the layouts of version 6 and of those before it.
+"""Reads and writes SAELens's folders with `cfg.json` and `sae_weights.safetensors`; reads layouts before version 6 too.
 
     W_enc [d_in, d_sae]   b_enc [d_sae]   W_dec [d_sae, d_out]   b_dec [d_out]
     jumprelu      threshold [d_sae] (training checkpoints of old: log_threshold)
@@ -6,8 +6,8 @@
     gated         b_gate, b_mag, r_mag [d_sae] instead of b_enc
     skip_*        W_skip [d_out, d_in]
 
-Before version 6 the configuration was flat, named the activation function rather than the architecture, and could come
-with a factor per feature that its activations are multiplied by.
+Before version 6 the configuration was flat, named the activation function instead of the architecture, and could have a
+factor per feature by which activations are multiplied.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from autointerp.sae.sae import Normalize, Sae
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 VERSION = "6.54.12"
-"""The version of SAELens whose layout is written and tested against; SAELens reads it to know the format."""
+"""The version of SAELens whose layout is written and tested. SAELens reads it to know the format."""
 
 _TOPK = ("topk",)
 _BATCHTOPK = ("batchtopk", "matryoshka_batchtopk", "matryoshka")
@@ -34,8 +34,8 @@ _RELU = ("standard", "transcoder", "skip_transcoder")
 ARCHITECTURES = (*_RELU, *_TOPK, *_BATCHTOPK, *_JUMPRELU, "gated")
 _NORMALIZE = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
 _NORMALIZE_BACK = {ours: theirs for theirs, ours in _NORMALIZE.items()}
-# What decides the numbers; the rest of cfg.json is about where the SAE came from. The first are hashed even where they
-# are absent, the others only where they are there: digests in stores date from before those were known.
+# The settings that decide the numbers; the rest of cfg.json says where the SAE came from. The first are hashed even if
+# absent, the others only if present, because stores hold digests from before those were known.
 _ESSENTIAL = (
     "architecture",
     "d_in",
@@ -47,7 +47,7 @@ _ESSENTIAL = (
     "reshape_activations",
 )
 _ALSO_ESSENTIAL = ("d_out", "activation_fn_str", "activation_fn", "activation_fn_kwargs", "finetuning_scaling_factor")
-# Of a flat configuration, what version 6 keeps as metadata.
+# The keys of a flat configuration that version 6 keeps as metadata.
 _METADATA = (
     "model_name",
     "hook_name",
@@ -67,8 +67,8 @@ _OLD_NAMES = {"hook_point": "hook_name", "hook_point_layer": "hook_layer", "hook
 
 
 def load(folder: Path) -> Sae:
-    """Raises InputError for architectures and settings that are not supported, DamagedError for files that are cut
-    short, lack tensors, or hold NaN or infinite numbers."""
+    """Read the SAE. Raises InputError when the architecture or a setting is not supported, and DamagedError when a file
+    is cut short, lacks tensors, or holds NaN or infinite numbers."""
     path = folder / CONFIG
     config = upgraded(internal.read_config(path), path)
     architecture, metadata = config["architecture"], config["metadata"]
@@ -89,9 +89,9 @@ def load(folder: Path) -> Sae:
     if config.get("rescale_acts_by_decoder_norm") and architecture in (*_TOPK, *_BATCHTOPK):
         encoder.multiply_by(weights["W_dec"].norm(dim=1))
         weights["W_dec"] = weights["W_dec"] / _positive(weights["W_dec"].norm(dim=1)).unsqueeze(1)
-    if "scaling_factor" in weights:  # a feature's activation times its factor is what it adds
+    if "scaling_factor" in weights:  # a feature adds its activation times its factor
         weights["W_dec"] = weights["W_dec"] * weights["scaling_factor"].unsqueeze(1)
-    if scale is not None:  # the file's SAE reads scale * x and writes scale * x_hat
+    if scale is not None:  # the SAE in the file reads scale * x and writes scale * x_hat
         encoder.W_enc = encoder.W_enc * scale
         weights["W_dec"], weights["b_dec"] = weights["W_dec"] / scale, weights["b_dec"] / scale
     minus_b_dec = config.get("apply_b_dec_to_input", True) and not transcoder
@@ -114,8 +114,9 @@ def load(folder: Path) -> Sae:
 
 
 def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
-    """`metadata` goes into cfg.json's metadata, with what the SAE was trained as. The configuration is written last.
-    Raises InputError for a TopK transcoder, which SAELens has no class for, and DiskFullError."""
+    """Write the SAE. `metadata` becomes the metadata in cfg.json, with the family in which the SAE was trained. The
+    configuration is written last. Raises InputError for a TopK transcoder, since SAELens has no class for it, and
+    DiskFullError."""
     transcoder = internal.is_transcoder(sae)
     architecture = _architecture_there(sae)
     if transcoder and sae.normalize != "none":
@@ -132,7 +133,7 @@ def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
     if sae.W_skip is not None:
         tensors["W_skip"] = sae.W_skip.T
     facts = {key: value for key, value in metadata.items() if key != "reshape_activations"}
-    # SAELens splits heads itself, and only for its own name of that hook
+    # SAELens splits heads itself, but only under its own name of that hook
     by_heads = metadata.get("reshape_activations") == "hook_z" and str(facts.get("hook_name", "")).endswith("_z")
     config: dict[str, Any] = {
         "architecture": architecture,
@@ -147,7 +148,7 @@ def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
             "sae_lens_training_version": None,
             "training_architecture": sae.architecture,
             **facts,
-            "sae_lens_version": VERSION,  # of this layout, whatever version the SAE was first saved by
+            "sae_lens_version": VERSION,  # the version of this layout, not the one that first saved the SAE
         },
     }
     if sae.k is not None:
@@ -159,7 +160,7 @@ def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def identity(folder: Path) -> tuple[dict[str, Any], list[Path]]:
-    """What decides the numbers: settings and files."""
+    """The settings and files that decide the numbers."""
     config = internal.read_config(folder / CONFIG)
     files.read_header(folder / WEIGHTS)
     settings = {key: config.get(key) for key in _ESSENTIAL}
@@ -169,7 +170,7 @@ def identity(folder: Path) -> tuple[dict[str, Any], list[Path]]:
 
 
 def upgraded(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A configuration of any version in the form of version 6, its architecture known and its sizes checked."""
+    """A configuration of any version in the form of version 6, with a known architecture and checked sizes."""
     flat = not isinstance(config.get("metadata"), dict)
     config = _from_flat(config, path) if flat else dict(config)
     architecture = config.get("architecture")
@@ -199,7 +200,7 @@ def _from_flat(config: dict[str, Any], path: Path) -> dict[str, Any]:
         new["normalize_activations"] = "expected_average_only_in" if new["normalize_activations"] else "none"
     hook_name = str(new.get("hook_name") or "")
     new.setdefault("reshape_activations", "hook_z" if "hook_z" in hook_name else "none")
-    new.setdefault("prepend_bos", True)  # what it did when nobody could choose
+    new.setdefault("prepend_bos", True)  # what SAELens did before this was an option
     if "d_sae" not in new and isinstance(new.get("expansion_factor"), int) and isinstance(new.get("d_in"), int):
         new["d_sae"] = new["expansion_factor"] * new["d_in"]
     new["architecture"] = architecture
@@ -208,7 +209,7 @@ def _from_flat(config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 class _Encoder:
-    """W_enc, b_enc and thresholds, None where the k largest are chosen."""
+    """W_enc, b_enc and thresholds; the thresholds are None where the k largest are chosen."""
 
     def __init__(self, weights: dict[str, Tensor], architecture: str) -> None:
         self.W_enc = weights["W_enc"]
@@ -226,12 +227,13 @@ class _Encoder:
             self.threshold = weights["topk_threshold"].expand_as(self.b_enc).clone()
 
     def multiply_by(self, norms: Tensor) -> None:
-        """The file's pre-activations are multiplied by the decoder's norms, and its threshold is in those units."""
+        """Scale encoder and bias by the decoder's norms, as the file's SAE does with its pre-activations. The file's
+        threshold is in those units already."""
         self.W_enc, self.b_enc = self.W_enc * norms, self.b_enc * norms
 
 
 def _weights(tensors: dict[str, Tensor], config: dict[str, Any], path: Path, config_path: Path) -> dict[str, Tensor]:
-    """Those that the architecture needs, in float32; `scaling_factor` only where it changes anything."""
+    """The tensors that the architecture needs, in float32. `scaling_factor` is included only if it changes anything."""
     architecture, d_in, d_sae = config["architecture"], config["d_in"], config["d_sae"]
     d_out = d_in
     if "transcoder" in architecture:
@@ -267,7 +269,7 @@ def _weights(tensors: dict[str, Tensor], config: dict[str, Any], path: Path, con
 
 
 def _input_scale(folder: Path, path: Path) -> float:
-    """The factor a training checkpoint keeps beside its weights."""
+    """The input factor that a training checkpoint keeps in a file beside its weights."""
     if not (folder / SCALER).exists():
         raise InputError(
             f"{path}: normalize_activations 'expected_average_only_in' multiplies inputs by a factor that is not in "

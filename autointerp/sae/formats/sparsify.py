@@ -1,9 +1,10 @@
-"""EleutherAI's sparsify: a folder per hook point with `cfg.json` and `sae.safetensors`; TopK SAEs and transcoders.
+"""Reads and writes EleutherAI's sparsify: TopK SAEs and transcoders, in a folder per hook point with `cfg.json` and
+`sae.safetensors`.
 
     encoder.weight [d_sae, d_in]   encoder.bias [d_sae]   W_dec [d_sae, d_in]   b_dec [d_in]   W_skip [d_in, d_in]
 
-An SAE subtracts b_dec from its input, a transcoder subtracts nothing; the skip term reads the input as it is. The
-folder's name is a module's path within the base model (`hooknames.from_base_model_path`).
+An SAE subtracts b_dec from its input; a transcoder subtracts nothing. The skip term reads the input as it is. The
+folder is named after the module's path within the base model (`hooknames.from_base_model_path`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from autointerp.sae.formats import internal
 from autointerp.sae.sae import Sae
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-# What decides the numbers. multi_topk and normalize_decoder only matter while training: rows are stored as they are.
+# The settings that decide the numbers. multi_topk and normalize_decoder matter only in training.
 _ESSENTIAL = ("activation", "d_in", "num_latents", "expansion_factor", "k", "transcode", "skip_connection", "signed")
 
 
 def load(folder: Path) -> Sae:
-    """Raises InputError for what is not supported (GroupMax, signed activations), DamagedError for damaged files."""
+    """Read the SAE. Raises InputError for GroupMax and signed activations, which are not supported, and DamagedError
+    for damaged files."""
     path = folder / CONFIG
     config = internal.read_config(path)
     _check_supported(config, path)
@@ -53,8 +55,9 @@ def load(folder: Path) -> Sae:
 
 
 def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
-    """`metadata` is kept in cfg.json, where sparsify overlooks it. The configuration is written last. Raises InputError
-    for what sparsify has no form for: thresholds, scaled inputs, a transcoder between widths; DiskFullError."""
+    """Write the SAE. `metadata` is kept in cfg.json, where sparsify ignores it. The configuration is written last.
+    Raises InputError for what sparsify cannot hold (thresholds, scaled inputs, a transcoder between different widths),
+    and DiskFullError."""
     if sae.k is None:
         raise InputError(
             f"sparsify knows TopK only, and this SAE ({sae.architecture}) chooses by thresholds; use saelens"
@@ -89,7 +92,7 @@ def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def identity(folder: Path) -> tuple[dict[str, Any], list[Path]]:
-    """What decides the numbers: settings and files."""
+    """The settings and files that decide the numbers."""
     config = internal.read_config(folder / CONFIG)
     files.read_header(folder / WEIGHTS)
     return {key: config.get(key) for key in _ESSENTIAL}, [folder / WEIGHTS]

@@ -1,0 +1,155 @@
+"""Commands that read the store: status, show, search, query, compare. None of them imports the LLM client or torch,
+whose import takes longer than most queries."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autointerp.cli.options import (
+    DEFAULT_CONFIG,
+    AsJson,
+    ConfigFile,
+    DictionaryName,
+    LogForm,
+    StorePath,
+    Verbose,
+    store_path,
+)
+from autointerp.errors import InputError
+from autointerp.log import LogFormat
+from autointerp.report.compare import print_comparison
+from autointerp.report.show import print_feature, print_search, print_status
+from autointerp.store.query import run_query
+from autointerp.terminal import Terminal
+
+commands = typer.Typer()
+
+
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+class CompareForm(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+@commands.command()
+def status(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
+) -> None:
+    """Say what is done, pending, failed and spent."""
+    print_status(store_path(config, store), as_json, Terminal(verbose, log_format))
+
+
+@commands.command()
+def show(
+    feature: Annotated[str, typer.Argument(help="[NAME:]FEATURE, e.g. 1234 or h6:1234.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    contexts: Annotated[int, typer.Option("--contexts", min=0, help="Contexts of each kind.")] = 5,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
+) -> None:
+    """Show one feature: label, scores, evidence, contexts."""
+    path = store_path(config, store)
+    print_feature(path, feature, dictionary, contexts, as_json, Terminal(verbose, log_format))
+
+
+@commands.command()
+def compare(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Compare every explainer with this one, instead of all pairs.")
+    ] = None,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="How stable labels are, and how alike scorers rank them.")
+    ] = False,
+    strata: Annotated[
+        bool, typer.Option("--strata", help="Also the parts of a score, such as detection_sensitivity_decile_9.")
+    ] = False,
+    form: Annotated[CompareForm, typer.Option("--format", help="How to print the answer.")] = CompareForm.table,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
+) -> None:
+    """Compare explainers, and each with its controls, on the features that both scored."""
+    path, terminal = store_path(config, store), Terminal(verbose, log_format)
+    print_comparison(path, dictionary, against, agreement, strata, form.value, terminal)
+
+
+@commands.command()
+def search(
+    text: Annotated[str, typer.Argument(help="Words to look for in labels.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The most hits to print.")] = 20,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
+) -> None:
+    """Find features by words in their label."""
+    print_search(store_path(config, store), text, dictionary, limit, as_json, Terminal(verbose, log_format))
+
+
+@commands.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SQL statement, or - to read it from standard input.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    form: Annotated[
+        Format | None,
+        typer.Option("--format", help="How to write the answer. Default: by the output file's name, else a table."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write (needed for parquet).")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 30.0,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Allow reading and writing other files (still read-only).")
+    ] = False,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
+) -> None:
+    """Answer an SQL query over the store, read-only and locked down."""
+    statement = sys.stdin.read() if sql == "-" else sql
+    path = store_path(config, store)
+    terminal = Terminal(verbose, log_format)
+    if output is not None or form is Format.parquet:
+        if output is None:
+            raise InputError("--format parquet needs a file to write: -o FILE")
+        file_form = "csv" if form in (None, Format.table) else form.value
+        if form is None and (named := output.suffix.lower().lstrip(".")) in ("json", "parquet"):
+            file_form = named
+        run_query(
+            path, statement, unsafe=unsafe, timeout_s=timeout, output=output, output_format=file_form, say=terminal.say
+        )
+        terminal.say(f"wrote {output}")
+        return
+    columns, rows = run_query(path, statement, unsafe=unsafe, timeout_s=timeout, say=terminal.say)
+    if form is Format.json:
+        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        terminal.result(json.dumps(records, default=str, ensure_ascii=False, indent=1))
+    elif form is Format.csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    else:
+        terminal.table(columns, rows)

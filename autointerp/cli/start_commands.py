@@ -1,0 +1,58 @@
+"""Commands for a first look: init, demo, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autointerp.cli.config_template import config_template
+from autointerp.cli.options import DEFAULT_CONFIG, ConfigFile, LogForm, StorePath, Verbose, read_config
+from autointerp.errors import InputError
+from autointerp.log import LogFormat
+from autointerp.terminal import Terminal
+
+commands = typer.Typer()
+
+
+@commands.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("."),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a commented autointerp.toml."""
+    target = directory / "autointerp.toml"
+    if target.exists() and not force:
+        raise InputError(f"{target} exists; --force overwrites it")
+    directory.mkdir(parents=True, exist_ok=True)
+    target.write_text(config_template(), encoding="utf-8")
+    Terminal().result(
+        f"wrote {target}; set [model] name, [corpus] source and the [[sae]] hookpoint, then: autointerp run"
+    )
+
+
+@commands.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's files.")] = Path("autointerp-demo"),
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Tokens to train on and to harvest.")] = None,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
+) -> None:
+    """Run the whole pipeline on the shipped model, offline and without a key; leaves config, store and SAE behind."""
+    from autointerp.cli.demo import run_demo
+
+    run_demo(out, tokens, Terminal(verbose, log_format))
+
+
+@commands.command()
+def doctor(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
+) -> None:
+    """Check device, model, corpus, SAE and endpoint, and whether the endpoint really returns logprobs."""
+    from autointerp.cli.doctor import run_doctor
+
+    run_doctor(read_config(config, store), Terminal(verbose, log_format))
