@@ -31,7 +31,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from support.store_fixtures import call, explanation
-from autointerp.store.snapshot import open_for_writing
+from autointerp.store.safety.snapshot import open_for_writing
 
 with open_for_writing(Path({path!r}), snapshot_seconds={seconds}) as store:
     for i in range(1_000_000):

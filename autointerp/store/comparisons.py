@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.records import HEADLINE_SCORERS
-from autointerp.store.reads import StoreReads
-from autointerp.store.safety.faults import translated
+from autointerp.store.connection import StoreConnection
+from autointerp.store.named_rows import read_records
 
 Floats = NDArray[np.float64]
 
@@ -138,12 +138,12 @@ class Comparison:
 
     def contenders(self) -> list[Contender]:
         """Those with a score."""
-        found = self._cursor.execute("SELECT DISTINCT explainer, explaining_model FROM compared").fetchall()
-        return sorted(Contender(*row) for row in found)
+        cursor = self._cursor.execute("SELECT DISTINCT explainer, explaining_model AS model FROM compared")
+        return sorted(read_records(cursor, Contender))
 
     def kinds(self) -> list[Kind]:
-        found = self._cursor.execute("SELECT DISTINCT scorer, method, scorer_model FROM compared").fetchall()
-        return sorted(Kind(*row) for row in found)
+        cursor = self._cursor.execute("SELECT DISTINCT scorer, method, scorer_model AS model FROM compared")
+        return sorted(read_records(cursor, Kind))
 
     def pair(self, kind: Kind, a: Contender, b: Contender) -> Paired:
         """Scores of one kind for the features that both contenders labelled."""
@@ -203,17 +203,13 @@ class Comparison:
 
 
 @contextmanager
-def compared_scores(store: StoreReads, dictionary_id: int, *, strata: bool = False) -> Iterator[Comparison]:
+def compared_scores(store: StoreConnection, dictionary_id: int, *, strata: bool = False) -> Iterator[Comparison]:
     """The dictionary's scores, put in order once. `strata`: not only the headline scorers."""
-    with translated(store.path):
-        cursor = store.con.cursor()  # temporary tables are a cursor's own, and end with it
-        try:
-            chosen = [dictionary_id, strata, list(HEADLINE_SCORERS)]
-            cursor.execute(_SCORES, chosen)
-            cursor.execute(_LIFTS, chosen)
-            yield Comparison(cursor, dictionary_id)
-        finally:
-            cursor.close()
+    with store.cursor() as cursor:
+        chosen = [dictionary_id, strata, list(HEADLINE_SCORERS)]
+        cursor.execute(_SCORES, chosen)
+        cursor.execute(_LIFTS, chosen)
+        yield Comparison(cursor, dictionary_id)
 
 
 def _paired(columns: dict[str, Any]) -> Paired:

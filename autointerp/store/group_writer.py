@@ -8,8 +8,10 @@ from typing import Self
 
 from autointerp.errors import AutointerpError
 from autointerp.records import CallRecord, Explanation, Score
+from autointerp.store.calls import check_call
+from autointerp.store.explanations import check_explanation
+from autointerp.store.scores import check_score
 from autointerp.store.store import Store
-from autointerp.store.writes import check_call, check_explanation, check_score
 
 _Record = CallRecord | Explanation | Score
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import overload
 
 from autointerp.records import Explanation
-from autointerp.store.reads import EXPLANATION, StoreReads
+from autointerp.store.connection import StoreConnection
+from autointerp.store.named_rows import select_list
 
 AT_ONCE = 256
 """Labels read in one query where they are looked at one by one; the last so many stay in memory."""
@@ -19,7 +20,7 @@ class LabelsLeft(Sequence[Explanation]):
     """A sequence of the labels with the given ids. A label does not change once it has a text, so it does not matter
     when it is read. May be used from several threads."""
 
-    def __init__(self, store: StoreReads, dictionary_id: int, keys: Sequence[tuple[str, int]]) -> None:
+    def __init__(self, store: StoreConnection, dictionary_id: int, keys: Sequence[tuple[str, int]]) -> None:
         """`keys`: (explanation_id, feature) of every label; those that stand close together are read together."""
         self._store, self._dictionary_id, self._keys = store, dictionary_id, keys
         self._lock = threading.Lock()
@@ -61,12 +62,11 @@ class LabelsLeft(Sequence[Explanation]):
         keys = self._keys[low : low + n]
         features = [feature for _, feature in keys]
         # The bounds let the scan pass over the row groups without any of them.
-        found: dict[Any, Explanation] = {
-            row[0]: Explanation(*row)
-            for row in self._store.rows(
-                f"SELECT {EXPLANATION} FROM explanations WHERE dictionary_id = ? AND feature BETWEEN ? AND ? "
-                "AND explanation_id IN (SELECT unnest(?::VARCHAR[]))",
-                [self._dictionary_id, min(features), max(features), [key[0] for key in keys]],
-            )
-        }
-        return [found[explanation_id] for explanation_id, _ in keys]
+        found = self._store.records(
+            Explanation,
+            f"SELECT {select_list(Explanation)} FROM explanations WHERE dictionary_id = ? AND feature BETWEEN ? AND ? "
+            "AND explanation_id IN (SELECT unnest(?::VARCHAR[]))",
+            [self._dictionary_id, min(features), max(features), [key[0] for key in keys]],
+        )
+        by_id = {explanation.explanation_id: explanation for explanation in found}
+        return [by_id[explanation_id] for explanation_id, _ in keys]

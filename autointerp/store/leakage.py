@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from autointerp.errors import InputError
 from autointerp.records import SPLITS, Split
 from autointerp.store.near_duplicates import Ints, ShingleIndex, indexed, near_pairs, runs, shingles_of, spans
-from autointerp.store.reads import StoreReads
 from autointerp.store.rows import DictionaryRow
-from autointerp.store.safety.faults import translated
+from autointerp.store.store import Store
 
 NGRAM = 8
 """Tokens of a shingle."""
@@ -172,9 +171,7 @@ class LeakageReport:
         return {**asdict(self), "broken": self.broken()}
 
 
-def check_leakage(
-    store: StoreReads, row: DictionaryRow, ngram: int = NGRAM, threshold: float = THRESHOLD
-) -> LeakageReport:
+def check_leakage(store: Store, row: DictionaryRow, ngram: int = NGRAM, threshold: float = THRESHOLD) -> LeakageReport:
     """The leakage report of one dictionary. `ngram`: tokens of a shingle; `threshold`: overlap, 0 <= threshold < 1.
 
     Memory grows with the contexts kept (some 50 bytes each) and is else bounded. Raises InputError where the
@@ -185,23 +182,29 @@ def check_leakage(
     if not 0 <= threshold < 1:
         raise InputError(f"the overlap's threshold must be at least 0 and below 1, not {threshold:g}")
     harvest_id = store.current_harvest(row.dictionary_id)
-    with translated(store.path):
-        cursor = store.con.cursor()  # temporary tables are a cursor's own, and end with it
-        try:
-            cursor.execute(_CONTEXTS, [row.dictionary_id, harvest_id])
-            cursor.execute(_SNIPPETS)
-            held = dict(cursor.execute("SELECT split, count(*) FROM leakage_contexts GROUP BY split").fetchall())
-            if not held or harvest_id is None:
-                raise InputError(f"{row.name} has no stored contexts to check; run `autointerp harvest` first")
-            documents, texts = _two(cursor.execute(_DOCUMENTS)), _two(cursor.execute(_TEXTS))
-            misplaced = cursor.execute(_PREDICTIONS, [row.dictionary_id]).fetchone()
-            near = _near_duplicates(cursor, ngram, threshold)
-        finally:
-            cursor.close()
+    with store.cursor() as cursor:
+        cursor.execute(_CONTEXTS, [row.dictionary_id, harvest_id])
+        cursor.execute(_SNIPPETS)
+        held = dict(cursor.execute("SELECT split, count(*) FROM leakage_contexts GROUP BY split").fetchall())
+        if not held or harvest_id is None:
+            raise InputError(f"{row.name} has no stored contexts to check; run `autointerp harvest` first")
+        documents, documents_in_both = _two(cursor.execute(_DOCUMENTS))
+        texts, texts_in_both = _two(cursor.execute(_TEXTS))
+        misplaced = cursor.execute(_PREDICTIONS, [row.dictionary_id]).fetchone()
+        near = _near_duplicates(cursor, ngram, threshold)
     return LeakageReport(
-        row.name, harvest_id, ngram, threshold, {split: held.get(split, 0) for split in SPLITS}, documents[0], texts[0],
-        documents[1], texts[1], misplaced[0] if misplaced else 0, near,
-    )  # fmt: skip
+        dictionary=row.name,
+        harvest_id=harvest_id,
+        ngram=ngram,
+        threshold=threshold,
+        n_contexts={split: held.get(split, 0) for split in SPLITS},
+        n_shared_documents=documents,
+        n_shared_texts=texts,
+        n_documents_in_both_parts=documents_in_both,
+        n_texts_in_both_parts=texts_in_both,
+        n_misplaced_predictions=misplaced[0] if misplaced else 0,
+        near=near,
+    )
 
 
 def _two(answer: duckdb.DuckDBPyConnection) -> tuple[int, int]:

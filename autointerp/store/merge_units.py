@@ -144,8 +144,8 @@ def _merge(
             with store.transaction() as main:
                 main.execute("DELETE FROM features WHERE dictionary_id = $1", [target.dictionary_id])
                 main.execute(
-                    "INSERT INTO features SELECT $1, feature, $2, * EXCLUDE (feature) FROM read_parquet($3) "
-                    "ORDER BY feature",
+                    "INSERT INTO features BY NAME SELECT $1 AS dictionary_id, $2 AS harvest_id, * "
+                    "FROM read_parquet($3) ORDER BY feature",
                     [target.dictionary_id, target.harvest_id, str(features_file)],
                 )
                 counts |= dict(
@@ -312,45 +312,3 @@ def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource) -> None
             "INSERT INTO window_tokens SELECT unnest($1::INTEGER[]), unnest($2::INTEGER[]), unnest($3::VARCHAR[][])",
             [[unit for unit, _, _ in broken], [window for _, window, _ in broken], decoded],
         )
-
-
-@dataclass(frozen=True, slots=True)
-class StoredContext:
-    """One stored context with its whole window: all that recomputing its activations needs."""
-
-    context_id: int
-    feature: int
-    window_id: int
-    token_ids: list[int]
-    n_prefix: int
-    offset: int
-    length: int
-    positions: list[int]
-    values: list[float]
-
-
-def stored_contexts(store: Store, dictionary_id: int, n: int, seed: int = 0) -> list[StoredContext]:
-    """`n` contexts of the dictionary drawn at random (all, where there are fewer), the same ones for the same seed."""
-    rows = store.rows(
-        'SELECT c.context_id, c.feature, c.window_id, w.token_ids, w.n_prefix, c."offset", c.length, c.positions, '
-        'c."values" FROM (SELECT * FROM evidence.context_rows WHERE dictionary_id = ? '
-        "ORDER BY hash(context_id, ?), context_id LIMIT ?) AS c JOIN evidence.windows AS w USING (window_id) "
-        "ORDER BY c.context_id",
-        [dictionary_id, seed, n],
-    )
-    return [StoredContext(*row) for row in rows]
-
-
-def strongest_contexts(store: Store, dictionary_id: int, features: Sequence[int], n: int) -> list[StoredContext]:
-    """The `n` strongest contexts of each of the features on the explain split, by feature and rank."""
-    wanted = [int(f) for f in features]
-    if not wanted:
-        return []
-    rows = store.rows(
-        'SELECT c.context_id, c.feature, c.window_id, w.token_ids, w.n_prefix, c."offset", c.length, c.positions, '
-        'c."values" FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id) '
-        "WHERE c.dictionary_id = ? AND c.split = 'explain' AND c.kind = 'top' AND c.rank < ? "
-        "AND c.feature BETWEEN ? AND ? AND c.feature IN (SELECT unnest(?::INTEGER[])) ORDER BY c.feature, c.rank",
-        [dictionary_id, n, min(wanted), max(wanted), wanted],
-    )
-    return [StoredContext(*row) for row in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autointerp.store.reads import StoreReads
+from autointerp.store.connection import StoreConnection
 
 LATEST = 500
 """Calls that are looked at: an endpoint may be slower today than it was."""
@@ -19,7 +19,7 @@ class Latency:
     calls: int
 
 
-def measured_latency(store: StoreReads, model: str) -> Latency | None:
+def measured_latency(store: StoreConnection, model: str) -> Latency | None:
     """Of the model's latest answered calls that did not go through a batch; None where there are none."""
     found = store.rows(
         """
@@ -35,7 +35,7 @@ def measured_latency(store: StoreReads, model: str) -> Latency | None:
     return Latency(float(found[0]), float(found[1]), int(found[2])) if found[2] else None
 
 
-def earlier_scores(store: StoreReads, dictionary_id: int, scorer: str, model: str, part: str) -> list[float]:
+def earlier_scores(store: StoreConnection, dictionary_id: int, scorer: str, model: str, part: str) -> list[float]:
     """The latest scores of real labels by this scorer and judge, at most 200 of them."""
     return [
         float(value)

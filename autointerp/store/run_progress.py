@@ -10,14 +10,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from autointerp.records import HEADLINE_SCORERS
-from autointerp.store.reads import Spent, StoreReads
-from autointerp.store.selection import Selection, StoreSelections, is_chosen
+from autointerp.store.rows import Spent
+from autointerp.store.selection import Selection, is_chosen
+from autointerp.store.store import Store
 
 WINDOW_MIN = 5.0
 """The pace is that of the last so many minutes before the run's last call, or since its first where that is less."""
 
 
-def run_progress(store: StoreSelections) -> dict[str, Any] | None:
+def run_progress(store: Store) -> dict[str, Any] | None:
     """The latest run that made calls, or None. Plain values:
 
     run_id, command, status, requests, tokens, cached_tokens (of the input), usd
@@ -85,7 +86,7 @@ class Written:
     spent: Spent
 
 
-def written_by(store: StoreReads, run_id: str) -> Written:
+def written_by(store: Store, run_id: str) -> Written:
     """Of the running command: nobody else writes, so what is younger than its start is its own."""
     whole = [s for s in HEADLINE_SCORERS if not any(s.startswith(f"{other}_") for other in HEADLINE_SCORERS)]
     since = "created_at >= (SELECT started_at FROM runs WHERE run_id = ?)"
@@ -114,7 +115,7 @@ def _minutes_until(deadline: Any, last_at: datetime) -> float | None:
 
 
 def _work(
-    store: StoreSelections, command: str, settings: dict[str, Any], begin: datetime, last_at: datetime, minutes: float
+    store: Store, command: str, settings: dict[str, Any], begin: datetime, last_at: datetime, minutes: float
 ) -> dict[str, dict[str, Any]]:
     """What there is left to do of labels and scores, and how fast it goes."""
     explainer = settings.get("explain", {}).get("explainer", "")

@@ -11,9 +11,8 @@ from typing import Any
 import duckdb
 
 from autointerp.errors import AutointerpError, InputError, nearest
-from autointerp.store.connection import connect
+from autointerp.store.connection import StoreConnection, connect
 from autointerp.store.labels_left import LabelsLeft
-from autointerp.store.reads import StoreReads
 
 _TABLES = frozenset(
     {
@@ -141,7 +140,9 @@ def _dicts(tree: Any) -> Iterator[dict[str, Any]]:
             yield from _dicts(value)
 
 
-class StoreSelections(StoreReads):
+class StoreSelections(StoreConnection):
+    """Which features and labels a stage still has to work on."""
+
     def selected_features(self, dictionary_id: int, selection: Selection) -> list[int]:
         """The chosen features, in ascending order where the selection names no other; dead ones are left out, there is
         nothing to say about them.

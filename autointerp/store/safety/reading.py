@@ -10,7 +10,8 @@ from typing import TypeVar
 import duckdb
 
 from autointerp.errors import InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import attach_evidence, connect, evidence_of
+from autointerp.store.connection import connect
+from autointerp.store.evidence_file import attach_evidence, evidence_of
 from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import evidence_path_of, real_path, snapshot_path_of
 from autointerp.store.safety.row_ledger import RowLedger

@@ -20,7 +20,8 @@ from pathlib import Path
 import duckdb
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import APPEND_ONLY, attach_evidence, connect, quoted
+from autointerp.store.connection import APPEND_ONLY, connect, quoted
+from autointerp.store.evidence_file import attach_evidence
 from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import evidence_path_of, real_path, snapshot_path_of
 from autointerp.store.safety.row_ledger import LedgerLine, RowLedger, fsync_folder

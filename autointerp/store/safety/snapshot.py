@@ -22,7 +22,8 @@ from typing import Self
 import duckdb
 
 from autointerp.errors import AutointerpError, DiskFullError
-from autointerp.store.connection import connect, evidence_of, quoted, sql_file
+from autointerp.store.connection import connect, quoted, sql_file
+from autointerp.store.evidence_file import evidence_of
 from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import snapshot_path_of, unfinished_snapshot_of
 from autointerp.store.safety.row_ledger import fsync_folder
