@@ -1,4 +1,4 @@
-"""Rows that say 'gave_up' are no answer: asking again replaces them. Every other row stays as it was first written."""
+"""A row with status 'gave_up' is no answer, so asking again replaces it. Every other row stays as it was written."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Which requests are in which batch at an endpoint: written before a batch is created, forgotten once its results are
-in the call ledger."""
+"""Which requests are in which batch at an endpoint. They are written down before a batch is created, and forgotten once
+its results are in the call ledger."""
 
 from __future__ import annotations
 
