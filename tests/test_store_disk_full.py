@@ -107,9 +107,9 @@ def test_a_run_whose_disk_fills_up_stops_asking(bare_world: Path, tmp_path: Path
     code = f"""
         import asyncio, os, resource, signal
         os.environ["OPENAI_API_KEY"] = "sk-test"
-        from autointerp import cli
+        from autointerp.cli import app
         from autointerp.config import ExplainConfig
-        from autointerp.interpret.explain_run import explain
+        from autointerp.explain.explaining import explain
         from autointerp.store import Store
         from support.interpret_fixtures import job
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
