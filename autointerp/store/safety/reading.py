@@ -42,8 +42,8 @@ def open_for_reading(path: Path | str, say: Callable[[str], None] | None = None)
 
 
 def connect_for_reading(path: Path, say: Callable[[str], None] | None = None) -> duckdb.DuckDBPyConnection:
-    """As `open_for_reading`, but a bare read-only connection with the evidence attached. Raises InputError where there is
-    no store."""
+    """As `open_for_reading`, but a bare connection with the evidence attached. Raises InputError where there is no
+    store."""
     return _either(path, lambda: _connect_main(path), lambda: _connect_snapshot(path, say)[0])
 
 
@@ -93,9 +93,8 @@ def _connect_snapshot(path: Path, say: Callable[[str], None] | None) -> tuple[du
     MismatchError (it belongs to another store).
     """
     file = snapshot_path_of(path)
-    current_until = (
-        file.stat().st_mtime
-    )  # before opening: should a newer one replace it meanwhile, we name an age that is too high
+    # Before opening: should a newer snapshot replace this one meanwhile, we name too high an age, never too low a one.
+    current_until = file.stat().st_mtime
     try:
         con = connect(file, read_only=True)
     except duckdb.Error as error:

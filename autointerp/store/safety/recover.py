@@ -140,7 +140,7 @@ class _Recoverer:
 
     @contextmanager
     def _linked(self, wal_bytes: int | None) -> Iterator[Path]:
-        """The main file in another folder, with only the first `wal_bytes` of its WAL beside it; None: the file itself."""
+        """The main file in a folder with only the first `wal_bytes` of its WAL beside it. None: the file itself."""
         if wal_bytes is None:
             yield self.path
             return

@@ -156,7 +156,7 @@ class SnapshotPublisher:
         self.took_s = time.time() - instant
 
     def _copy(self, new: Path) -> tuple[int, float]:
-        """Copies all tables into the file `new`. Returns the commit that it shows, and the instant (seconds since 1970)."""
+        """Copies all tables into the file `new`. Returns the commit that it shows, and when (seconds since 1970)."""
         store = self._store
         cursor = store.con.cursor()
         try:
