@@ -16,8 +16,8 @@ HEADLINE_SCORERS = (
     "simulation", "simulation_random", "simulation_calibrated", "detection", "fuzzing", "embedding", "surprisal",
     "generation", "output", "intervention", "intruder",
 )  # fmt: skip
-"""Values of `scores.scorer` that say how good a label is; others are strata of one of these, "detection_sensitivity"
-say."""
+"""Values of `scores.scorer` that say how good a label is. Any other value is a stratum of one of these, such as
+"detection_sensitivity"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Document:
     """The source's own id, or path plus index; a block of a larger document is `name#3`."""
     text: str
     split: Split
-    """A function of the document's content alone (of the whole document's, for a block: see corpus/splits.py)."""
+    """A function of the document's content alone; for a block, of the whole document's (see corpus/splits.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,13 @@ class Window:
     split: Split
     token_ids: Sequence[int]
     n_prefix: int = 0
-    """How many leading ids were added for the model (a BOS); they belong to no document and never count."""
+    """Leading ids that were added for the model (a BOS). They belong to no document and never count."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """Consecutive documents' windows: the unit of sharding, committing and resuming. A function of the corpus alone."""
+    """The windows of consecutive documents: the unit of sharding, committing and resuming. A function of the corpus
+    alone."""
 
     index: int
     windows: list[Window]
@@ -55,7 +56,7 @@ class WorkUnit:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A stretch of text with one feature's activation on each token: what explainers and scorers read."""
+    """A stretch of text with the activation of one feature on each token, for explainers and scorers to read."""
 
     context_id: int
     feature: int
@@ -67,7 +68,7 @@ class Context:
     rank: int
     document: str
     position: int
-    """Of the peak, in the document's tokens; of the first token, for negatives."""
+    """Where the peak is in the document's tokens; for negatives, where the first token is."""
     tokens: list[str]
     activations: list[float]
     """One per token, raw units; 0 where the feature is silent and on special tokens."""
@@ -92,7 +93,7 @@ class PromotedToken:
 
 @dataclass(frozen=True, slots=True)
 class Counterfactual:
-    """One important token of a pruned context put in another's place, and what became of the activation."""
+    """A pruned context with one important token replaced by another, and what became of the activation."""
 
     position: int
     """In the pruned context's tokens."""
@@ -100,7 +101,7 @@ class Counterfactual:
     activation: float
     """At the peak, raw units."""
     kept: bool
-    """Whether the feature kept at least the asked share of its activation."""
+    """Whether the feature kept at least the share of its activation that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +111,24 @@ class PrunedContext:
     feature: int
     context_id: int
     mode: Literal["delete", "mask"]
-    """What was done to the text before it: left out (positions move), or masked in place (they do not)."""
+    """What was done to the text before it: left out, so that positions move, or masked in place."""
     tokens: list[str]
     """The kept tokens; the last one is the peak. Never empty."""
     importance: list[float]
-    """Per kept token, share of the peak's activation that is lost without it: 1 all of it, below 0 it suppresses.
-    1 for the peak itself."""
+    """For each kept token, the share of the peak's activation that is lost without it: 1 means all of it, below 0 the
+    token suppresses. 1 for the peak itself."""
     activation: float
-    """At the peak with these tokens alone, raw units."""
+    """At the peak, with these tokens alone, raw units."""
     full_activation: float
     """At the peak in the whole window."""
     status: Literal["ok", "not_kept"] = "ok"
-    """not_kept: no context tried kept the asked share; `tokens` is the longest one tried."""
+    """not_kept: no context that was tried kept the share asked for; `tokens` is the longest of them."""
     counterfactuals: list[Counterfactual] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedToken:
-    """A token that the model says more (sign 1) or less (-1) when the feature is clamped (TokenChange)."""
+    """A token that the model says more often (sign 1) or less often (-1) when the feature is clamped (TokenChange)."""
 
     token: str
     sign: Literal[1, -1]
@@ -140,7 +141,7 @@ class ChangedToken:
 
 @dataclass(frozen=True, slots=True)
 class RelatedWord:
-    """A word tied to a feature: by mutual information with its direction, or by where it fires."""
+    """A word related to a feature, by mutual information with its direction or by where it fires."""
 
     word: str
     rank: int
@@ -149,24 +150,24 @@ class RelatedWord:
 
 @dataclass(frozen=True, slots=True)
 class FeatureShape:
-    """What the numbers alone say of a feature. `text` is the label where they say enough, else None."""
+    """What the numbers alone say about a feature. `text` is the label where they say enough, else None."""
 
     kind: Literal["token", "position", "dense", "rare", "other"]
     unigram: str | None
     """The token on which it fires most."""
     unigram_purity: float | None
-    """Share of its active tokens that are this token, over uniform samples of where it fires."""
+    """Share of its active tokens that are `unigram`, over uniform samples of where it fires."""
     position_dependence: float | None
-    """0: it fires anywhere in a window; 1: the place in the window alone says whether it fires."""
+    """0: it fires anywhere in a window. 1: the place in the window alone decides whether it fires."""
     text: str | None = None
     rule: str | None = None
-    """JSON of the rule that the text states, where it is one (see interpret/patterns.py)."""
+    """JSON of the rule that the text states, where it states one (see rules/patterns.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureEvidence:
-    """Everything an explainer may see of one feature: contexts of the explain split only. What a method that was not
-    run would have found is empty."""
+    """Everything that an explainer may see of one feature: contexts come from the explain split only. What a method
+    finds is empty where it was not run."""
 
     dictionary_id: int
     feature: int
@@ -181,14 +182,14 @@ class FeatureEvidence:
     suppressed: list[PromotedToken] = field(default_factory=list)
     pruned: list[PrunedContext] = field(default_factory=list)
     changed: list[ChangedToken] = field(default_factory=list)
-    """Said more often, then said less often, when the feature is clamped; strongest first."""
+    """Tokens said more often, then tokens said less often, when the feature is clamped; strongest first."""
     related_words: list[RelatedWord] = field(default_factory=list)
-    """By mutual information with the feature's direction, best first."""
+    """Words by mutual information with the feature's direction, best first."""
     input_words: list[RelatedWord] = field(default_factory=list)
-    """Whose presence goes with firing, best first."""
+    """Words whose presence goes with firing, best first."""
     shape: FeatureShape | None = None
     is_output: bool | None = None
-    """Whether its vocabulary projection stands out from a random direction's; None: not known."""
+    """Whether its vocabulary projection stands out from that of a random direction; None: not known."""
 
 
 ExplanationStatus = Literal[
@@ -198,7 +199,7 @@ ExplanationStatus = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One label of one feature, or the reason why there is none. `text` is None unless status is 'ok'."""
+    """One label of one feature, or the reason why there is none. `text`, the label, is None unless status is 'ok'."""
 
     explanation_id: str
     dictionary_id: int
@@ -216,9 +217,9 @@ class Explanation:
     rule: str | None = None
     """JSON of a machine-checkable rule, where the explainer makes one (`patterns`)."""
     side: Literal["input", "output", "both"] | None = None
-    """What the text describes: what the feature responds to, what it makes the model say, or both. None: no text."""
+    """What the text describes: what the feature responds to, what it makes the model say, or both. None: not known."""
     derived_from: list[str] | None = None
-    """Explanations that this one was chosen from, joined of or revised from."""
+    """Ids of the explanations that this one was chosen from, joined from or revised from."""
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
@@ -226,7 +227,8 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A scorer's view of one context. truth and predicted are per token; predicted is None where status is not 'ok'."""
+    """What a scorer predicted on one context. truth and predicted have one value for each token; predicted is None
+    unless status is 'ok'."""
 
     context_id: int
     truth: list[float]
@@ -236,7 +238,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One number for one label, with its interval and its failures. `value` is None where status is not 'ok'."""
+    """One number for one label, with its interval and its failures. `value` is None unless status is 'ok'."""
 
     score_id: str
     dictionary_id: int
@@ -262,7 +264,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One paid attempt's outcome, written before its reply is parsed. Key: (request_sha256, sample)."""
+    """The outcome of one paid call, written before its reply is parsed. Key: (request_sha256, sample)."""
 
     request_sha256: str
     sample: int
@@ -286,7 +288,7 @@ class CallRecord:
 
 @dataclass(frozen=True, slots=True)
 class BatchedRequest:
-    """One request of a batch: what its result is recorded under, and what reading it takes."""
+    """One request of a batch: the key of its call record, and what is needed to read its result."""
 
     custom_id: str
     request_sha256: str
@@ -295,19 +297,19 @@ class BatchedRequest:
     feature: int | None
     stage: str
     length_is_expected: bool
-    """Whether a reply that ends by its length is whole."""
+    """Whether a reply that was cut at its token limit counts as whole."""
     n_inputs: int = 0
     """Texts of an embeddings request."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRecord:
-    """One batch at an endpoint, from just before its upload until its results are in the call ledger."""
+    """One batch at an endpoint, known from just before its upload until its results are in the call ledger."""
 
     batch_key: str
-    """Ours; the endpoint is told it as metadata."""
+    """Our own key, which the endpoint is told as metadata."""
     batch_id: str | None
-    """The endpoint's; None until it has acknowledged the batch."""
+    """The endpoint's id; None until it has acknowledged the batch."""
     run_id: str
     model: str
     base_url: str
@@ -322,16 +324,16 @@ class BatchRecord:
 
 @dataclass(frozen=True, slots=True)
 class MeasureTask:
-    """What a scorer asks of the model (the middle one of ask, measure, judge). One row in the store, written once."""
+    """What a scorer asks of the model: it asks, the model is measured, the scorer judges. One row, written once."""
 
     task_id: str
-    """stable_id of all that the answer depends on."""
+    """stable_id of everything that the answer depends on."""
     dictionary_id: int
     feature: int
     explanation_id: str | None
     """None where the answer does not depend on the label."""
     kind: str
-    """activations, surprisal, similarity, steering, label_gain: which measurement (see measure_stage.py)."""
+    """activations, surprisal, similarity, steering, label_gain: which measurement (see stages/measuring.py)."""
     payload: dict[str, Any]
     """JSON: texts and settings."""
 
@@ -350,5 +352,5 @@ class Measurement:
 
 
 def stable_id(*parts: Any) -> str:
-    """32 hex digits that depend on the parts alone: the key of a row that must not be written twice."""
+    """The key of a row that must not be written twice: 32 hex digits that depend on the parts alone."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:32]

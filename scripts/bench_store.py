@@ -525,7 +525,7 @@ def step_commits(path: Path) -> None:
         if hasattr(store, "_ledger_line"):
             for _ in range(10):
                 begun = time.monotonic()
-                store._ledger_line(store.con)
+                store._ledger_line()
                 lines.append(time.monotonic() - begun)
         row(
             "commit of 50 calls and 50 labels",

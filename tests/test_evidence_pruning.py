@@ -18,7 +18,7 @@ from autointerp.model.hooks import Hookpoint, activations_at
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.records import Counterfactual
 from autointerp.sae.sae import Sae
-from autointerp.store.merge_units import StoredContext
+from autointerp.store.contexts import StoredContext
 
 POINTS = {"gpt2": "transformer.h.1", "llama": "model.layers.1"}
 D_SAE = 24

@@ -32,7 +32,7 @@ from autointerp.harvest.text_pass import Job, Shard, harvest
 from autointerp.harvest.unit import encoded
 from autointerp.records import SPLITS
 from autointerp.sae.sae import Sae
-from autointerp.store.merge_units import stored_contexts
+from autointerp.store.contexts import stored_contexts
 from autointerp.store.store import Store
 
 

@@ -12,7 +12,8 @@ from support.evidence_helpers import SMALL, Setup
 from autointerp.errors import DamagedError, InputError
 from autointerp.harvest.merge import merge_source
 from autointerp.records import WorkUnit
-from autointerp.store.merge_units import MergeTarget, merge_units, stored_contexts
+from autointerp.store.contexts import stored_contexts
+from autointerp.store.merge_units import MergeTarget, merge_units
 from autointerp.store.store import Store
 from autointerp.store.unit_tables import TABLES, ListBounds, connect, fold_units, read_units, write_unit
 

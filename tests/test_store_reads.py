@@ -13,7 +13,7 @@ from support.store_fixtures import add_dictionary, add_features, call, copied, e
 
 from autointerp.errors import InputError
 from autointerp.records import HEADLINE_SCORERS
-from autointerp.store import Store, writes
+from autointerp.store import Store, call_keys
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_calls_are_found_in_a_store_opened_again(tmp_path: Path, template: Path)
 
 def test_calls_are_found_whether_new_or_long_recorded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys move from the set of the new ones into the sorted array, group by group."""
-    monkeypatch.setattr(writes, "KEYS_APART", 10)
+    monkeypatch.setattr(call_keys, "KEYS_APART", 10)
     ours = [call(i, request_sha256=hashlib.sha256(str(i).encode()).hexdigest()) for i in range(64)]
     for first in range(0, len(ours), 7):
         assert store.find_call(ours[first].request_sha256, 0) is None

@@ -10,9 +10,10 @@ import pytest
 from support.store_fixtures import add_dictionary, add_features, child, filled, write_evidence
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
-from autointerp.store import Store, connection
-from autointerp.store.connection import migrations, sql_file
+from autointerp.store import Store, schema
+from autointerp.store.connection import sql_file
 from autointerp.store.safety.paths import evidence_path_of
+from autointerp.store.schema import migrations
 
 # The SQL contract. A change here is a change for every user's query: it needs a migration and a note.
 CONTRACT = {
@@ -76,9 +77,9 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
 def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.duckdb"
     with monkeypatch.context() as patch:
-        patch.setattr(connection, "migrations", lambda: migrations()[:1])
+        patch.setattr(schema, "migrations", lambda: migrations()[:1])
         views = "CREATE OR REPLACE VIEW labels AS SELECT feature FROM features"  # of that version
-        patch.setattr(connection, "sql_file", lambda name: views if name == "views.sql" else sql_file(name))
+        patch.setattr(schema, "sql_file", lambda name: views if name == "views.sql" else sql_file(name))
         with Store.open(path, create=True) as store:
             store.add_corpus("text", {}, "tok", 1, 2)
             assert not store.rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'measure_tasks'")

@@ -31,7 +31,7 @@ from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, make_batches
 from autointerp.records import Counterfactual, PrunedContext, Window
 from autointerp.sae.sae import Sae
-from autointerp.store.merge_units import StoredContext
+from autointerp.store.contexts import StoredContext
 
 FIRST_LENGTHS = 4
 """Lengths 1..4 are tried together, then 5..12, 13..28 and so on: most peaks need few tokens."""

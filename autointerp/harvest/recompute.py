@@ -12,7 +12,7 @@ from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Halving, make_batches
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
-from autointerp.store.merge_units import StoredContext
+from autointerp.store.contexts import StoredContext
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest deviation accepted, as a share of the larger activation or of the context's peak, by the model's dtype: other

@@ -21,6 +21,7 @@ from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import SPLITS, Window, WorkUnit
 from autointerp.sae.sae import Sae
+from autointerp.store.merge_units import bounds_of
 
 POOL_WINDOWS_PER_UNIT = 1024
 """Most windows per split that one unit gives to the pool of negatives: what its active tiles cost on disk."""
@@ -50,9 +51,9 @@ class UnitSettings:
 
     @property
     def sizes(self) -> ListSizes:
-        """Twice what the store keeps (at least one more, for the sampling threshold): texts that stand in an
-        earlier split are dropped when the units are merged."""
-        return ListSizes(2 * self.config.top_contexts, 2 * self.config.sampled_contexts)
+        """As long as the lists that a merge reads."""
+        bounds = bounds_of(self.config)
+        return ListSizes(bounds.top, bounds.sampled)
 
 
 @dataclass(slots=True)

@@ -29,9 +29,9 @@ from autointerp.records import Window
 from autointerp.sae.sae import Sae
 from autointerp.stages.session import Session, digest, matching_sae
 from autointerp.steer.steering import Steerer
+from autointerp.store.contexts import strongest_contexts
 from autointerp.store.findings import MethodRun
 from autointerp.store.input_words import find_input_words
-from autointerp.store.merge_units import strongest_contexts
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.selection import Selection
 from autointerp.store.shapes import Describe, find_shapes

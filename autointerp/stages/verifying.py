@@ -12,7 +12,7 @@ from autointerp.stages.session import (
     Session,
     matching_sae,
 )
-from autointerp.store.merge_units import stored_contexts
+from autointerp.store.contexts import stored_contexts
 from autointerp.store.store import Store
 
 

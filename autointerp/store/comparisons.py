@@ -1,8 +1,8 @@
-"""Scores of one dictionary side by side: what a comparison of explainers, controls and scorers is counted over.
+"""Scores of one dictionary side by side: the numbers behind a comparison of explainers, controls and scorers.
 
-Only scores on the report part. Kinds of score (scorer, method, scoring model) are never mixed; where one label has
-several scores of one kind (seeds, prompts of the scorer) or one feature several labels by one contender, their mean
-counts, so that a feature counts once.
+Only scores on the report part count. Kinds of score (scorer, scoring method, model) are never mixed. Where a label has
+several scores of one kind (other seeds or prompts of the scorer), or a feature several labels by one contender, their
+mean counts, so that a feature counts once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.records import HEADLINE_SCORERS
-from autointerp.store.reads import StoreReads
-from autointerp.store.safety.faults import translated
+from autointerp.store.connection import StoreConnection
+from autointerp.store.named_rows import read_records
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ _SCORES = """
     WHERE s.dictionary_id = ? AND s.part = 'report' AND s.control IS NULL AND (? OR s.scorer IN (SELECT unnest(?)))
     GROUP BY ALL
 """
-# A control is scored under the same label's name: same scorer, prompt and seed, and whatever was told in its place.
+# A control has the same label, scorer, prompt and seed as the real score; the scorer was told something else instead.
 _LIFTS = """
     CREATE TEMP TABLE lifts AS
     SELECT
@@ -65,12 +65,12 @@ _LABELS = """
         GROUP BY feature HAVING count(*) > 1
     ),
     kinds AS (
-        SELECT explanation_id, list({'scorer': scorer, 'method': method, 'model': scorer_model}) AS names,
+        SELECT explanation_id, list({'scorer': scorer, 'method': method, 'model': scorer_model}) AS kinds,
             list(value) AS values
         FROM compared WHERE value IS NOT NULL GROUP BY explanation_id
     )
     SELECT e.feature, e.explainer, e.model, e.harvest_id, e.template_sha256, e.evidence_sha256, e.seed, e.text,
-        k.names, k.values
+        k.kinds, k.values
     FROM explanations AS e SEMI JOIN several USING (feature) LEFT JOIN kinds AS k USING (explanation_id)
     WHERE e.dictionary_id = $dictionary AND e.status = 'ok'
     ORDER BY e.feature, e.created_at, e.explanation_id
@@ -88,7 +88,7 @@ _BOTH = """
 
 @dataclass(frozen=True, slots=True, order=True)
 class Contender:
-    """Who makes labels."""
+    """An explainer with its model."""
 
     explainer: str
     model: str
@@ -96,7 +96,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Kind:
-    """What can be compared with one another: scores of one scorer, by one method and model."""
+    """Scores that can be compared with one another: of one scorer, by one scoring method and model."""
 
     scorer: str
     method: str
@@ -110,7 +110,7 @@ class Paired:
     a: Floats
     b: Floats
     n_unpaired: int
-    """Features that only one of the two scored, or where a score failed."""
+    """Features without a value on one of the two sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +137,13 @@ class Comparison:
         return self._cursor.execute(sql, parameters).fetchnumpy()
 
     def contenders(self) -> list[Contender]:
-        """Those with a score."""
-        found = self._cursor.execute("SELECT DISTINCT explainer, explaining_model FROM compared").fetchall()
-        return sorted(Contender(*row) for row in found)
+        """The contenders that have a score."""
+        cursor = self._cursor.execute("SELECT DISTINCT explainer, explaining_model AS model FROM compared")
+        return sorted(read_records(cursor, Contender))
 
     def kinds(self) -> list[Kind]:
-        found = self._cursor.execute("SELECT DISTINCT scorer, method, scorer_model FROM compared").fetchall()
-        return sorted(Kind(*row) for row in found)
+        cursor = self._cursor.execute("SELECT DISTINCT scorer, method, scorer_model AS model FROM compared")
+        return sorted(read_records(cursor, Kind))
 
     def pair(self, kind: Kind, a: Contender, b: Contender) -> Paired:
         """Scores of one kind for the features that both contenders labelled."""
@@ -158,14 +158,17 @@ class Comparison:
         )  # fmt: skip
 
     def controls(self) -> list[tuple[Contender, Kind, str]]:
-        """Where a control was scored beside the real label."""
+        """For which contenders, kinds and controls a control was scored beside the real label."""
         found = self._cursor.execute(
             "SELECT DISTINCT explainer, explaining_model, scorer, method, scorer_model, control FROM lifts ORDER BY ALL"
         ).fetchall()
-        return [(Contender(*row[:2]), Kind(*row[2:5]), row[5]) for row in found]
+        return [
+            (Contender(explainer, explaining_model), Kind(scorer, method, scorer_model), control)
+            for explainer, explaining_model, scorer, method, scorer_model, control in found
+        ]
 
     def lift(self, contender: Contender, kind: Kind, control: str) -> Paired:
-        """Scores of the real labels (a) and of the same labels' control (b)."""
+        """Scores of the real labels (a), and of the control in their place (b)."""
         return _paired(
             self._columns(
                 "SELECT real AS a, floor AS b FROM lifts WHERE explainer = ? AND explaining_model = ? AND scorer = ? "
@@ -175,7 +178,7 @@ class Comparison:
         )
 
     def both(self, a: Kind, b: Kind, contender: Contender | None) -> tuple[Floats, Floats, list[int]]:
-        """Two kinds of score of the same labels, of one contender or of all, and the labels' features."""
+        """Two kinds of score of the same labels, by one contender or by all (None), and the labels' features."""
         found = self._columns(
             _BOTH,
             {
@@ -187,14 +190,18 @@ class Comparison:
         return found["a"].astype(np.float64), found["b"].astype(np.float64), found["feature"].tolist()
 
     def labels(self) -> Iterator[list[LabelRow]]:
-        """The labels of every feature that has several."""
+        """For every feature that has several labels, all of them."""
         self._cursor.execute(_LABELS, {"dictionary": self._dictionary_id})
+        columns = [column[0] for column in self._cursor.description or []]
         held: list[LabelRow] = []
         while rows := self._cursor.fetchmany(4096):
-            for feature, explainer, model, harvest, template, evidence, seed, text, names, values in rows:
-                scores = {Kind(**name): value for name, value in zip(names or (), values or (), strict=True)}
-                label = LabelRow(feature, Contender(explainer, model), harvest, template, evidence, seed, text, scores)
-                if held and held[-1].feature != feature:
+            for row in rows:
+                found = dict(zip(columns, row, strict=True))
+                kinds, values = found.pop("kinds") or (), found.pop("values") or ()
+                scores = {Kind(**kind): value for kind, value in zip(kinds, values, strict=True)}
+                contender = Contender(found.pop("explainer"), found.pop("model"))
+                label = LabelRow(**found, contender=contender, scores=scores)
+                if held and held[-1].feature != label.feature:
                     yield held
                     held = []
                 held.append(label)
@@ -203,17 +210,14 @@ class Comparison:
 
 
 @contextmanager
-def compared_scores(store: StoreReads, dictionary_id: int, *, strata: bool = False) -> Iterator[Comparison]:
-    """The dictionary's scores, put in order once. `strata`: not only the headline scorers."""
-    with translated(store.path):
-        cursor = store.con.cursor()  # temporary tables are a cursor's own, and end with it
-        try:
-            chosen = [dictionary_id, strata, list(HEADLINE_SCORERS)]
-            cursor.execute(_SCORES, chosen)
-            cursor.execute(_LIFTS, chosen)
-            yield Comparison(cursor, dictionary_id)
-        finally:
-            cursor.close()
+def compared_scores(store: StoreConnection, dictionary_id: int, *, strata: bool = False) -> Iterator[Comparison]:
+    """The dictionary's scores, gathered once in temporary tables. `strata`: those of all scorers, not only of the
+    headline scorers."""
+    with store.cursor() as cursor:
+        chosen = [dictionary_id, strata, list(HEADLINE_SCORERS)]
+        cursor.execute(_SCORES, chosen)
+        cursor.execute(_LIFTS, chosen)
+        yield Comparison(cursor, dictionary_id)
 
 
 def _paired(columns: dict[str, Any]) -> Paired:

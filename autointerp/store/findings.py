@@ -20,7 +20,8 @@ from autointerp.records import (
     PrunedContext,
     RelatedWord,
 )
-from autointerp.store.writes import StoreWrites, as_json, clean
+from autointerp.store.connection import StoreConnection
+from autointerp.store.values import as_json, clean
 
 TABLE_OF: dict[str, str] = {
     "shape": "feature_shapes",
@@ -46,7 +47,7 @@ class MethodRun:
     n_tokens: int = 0
 
 
-class StoreFindings(StoreWrites):
+class StoreFindings(StoreConnection):
     # --- evidence methods ------------------------------------------------------------------------------------------
 
     def replace_findings(
@@ -78,11 +79,10 @@ class StoreFindings(StoreWrites):
                 own = {"dictionary_id": [dictionary_id] * n, "harvest_id": [harvest_id] * n}
                 data = {name: values for name, values in own.items() if name in types}
                 data |= {name: [clean(value) for value in values] for name, values in columns.items()}
-                self._insert(table, types, data)
+                self.insert_columns(table, data)
             now = self.now()
-            self._insert(
+            self.insert_columns(
                 "method_runs",
-                {row[0]: row[1] for row in con.execute("DESCRIBE method_runs").fetchall()},
                 {
                     "dictionary_id": [dictionary_id] * len(runs),
                     "feature": features,

@@ -1,4 +1,4 @@
-"""One task that writes what many workers produce, in groups, so that a commit's fsync is shared."""
+"""One task that writes the records of many workers in groups, so that they share the fsync of a commit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Self
 
 from autointerp.errors import AutointerpError
 from autointerp.records import CallRecord, Explanation, Score
+from autointerp.store.calls import check_call
+from autointerp.store.explanations import check_explanation
+from autointerp.store.scores import check_score
 from autointerp.store.store import Store
-from autointerp.store.writes import check_call, check_explanation, check_score
 
 _Record = CallRecord | Explanation | Score
 
@@ -17,11 +19,11 @@ _Record = CallRecord | Explanation | Score
 class GroupWriter:
     """`async with GroupWriter(store) as writer: await writer.call(record)`.
 
-    Each await returns once the record's group is committed and in the row ledger; nothing that was acknowledged is lost
-    by a kill. A group is closed at `max_rows` records, `max_wait_s` after its first one, or once none has come for
-    `quiet_s`: few calls in flight would else wait for nobody. A record that the store refuses fails alone: its group is
-    written again, one by one. When the store itself fails (disk full, damage) everyone waiting gets that error, and so
-    does every later record. Leaving the block writes what is still waiting.
+    Each await returns once the record's group is committed and in the row ledger; a kill loses nothing that was
+    acknowledged. A group is closed when it has `max_rows` records, `max_wait_s` seconds after its first one, or when
+    none has come for `quiet_s` seconds, since with few calls in flight no more will come. A record that the store
+    refuses fails alone: its group is written again, one by one. When the store itself fails (disk full, damage), every
+    waiting record and every later one gets that error. Leaving the block writes what is still waiting.
     """
 
     def __init__(self, store: Store, *, max_rows: int = 50, max_wait_s: float = 0.2, quiet_s: float = 0.02) -> None:
@@ -45,7 +47,7 @@ class GroupWriter:
         if task is None:
             return
         self._queue.put_nowait(None)
-        # Cancelling the caller must not tear a commit that is under way: it ends with the queue.
+        # Cancelling the caller must not interrupt a commit: the task ends when the queue is empty.
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -71,7 +73,7 @@ class GroupWriter:
             raise AutointerpError("the group writer is closed")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((record, done))
-        # A worker that is cancelled while it waits leaves its record in the queue: a paid reply is written anyway.
+        # When a waiting worker is cancelled its record stays in the queue, so a paid reply is written anyway.
         await asyncio.shield(done)
 
     async def _write_groups(self) -> None:
@@ -110,7 +112,7 @@ class GroupWriter:
             )
             self.commits += 1
         except Exception as caught:
-            # Not swallowed: the worker whose record it was gets it.
+            # Not swallowed: the worker that gave the record gets it.
             error = caught
         if error is not None and len(group) > 1 and self._store.failed is None:
             for one in group:
@@ -123,4 +125,4 @@ class GroupWriter:
                 done.set_result(None)
             else:
                 done.set_exception(error)
-                done.exception()  # a worker that was cancelled will not fetch it; that is no fault of its own
+                done.exception()  # a worker that was cancelled will never fetch it, and asyncio would complain

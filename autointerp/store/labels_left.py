@@ -1,26 +1,27 @@
-"""Labels that wait for something, a million of them maybe: which they are is held, their rows are read as asked for."""
+"""Labels that still wait for a scorer, perhaps a million. Their ids are held; their rows are read when needed."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import overload
 
 from autointerp.records import Explanation
-from autointerp.store.reads import EXPLANATION, StoreReads
+from autointerp.store.connection import StoreConnection
+from autointerp.store.named_rows import select_list
 
 AT_ONCE = 256
-"""Labels read in one query where they are looked at one by one; the last so many stay in memory."""
+"""Labels read in one query where they are looked at one by one; those of the last query stay in memory."""
 AT_ONCE_OF_ALL = 8192
-"""Where all are gone through."""
+"""Labels read in one query where all of them are gone through."""
 
 
 class LabelsLeft(Sequence[Explanation]):
-    """A sequence of the labels with the given ids. A label does not change once it has a text, so it does not matter
-    when it is read. May be used from several threads."""
+    """The labels with the given ids, as a sequence. A label with a text never changes, so it does not matter when it is
+    read. Several threads may use it."""
 
-    def __init__(self, store: StoreReads, dictionary_id: int, keys: Sequence[tuple[str, int]]) -> None:
-        """`keys`: (explanation_id, feature) of every label; those that stand close together are read together."""
+    def __init__(self, store: StoreConnection, dictionary_id: int, keys: Sequence[tuple[str, int]]) -> None:
+        """`keys`: (explanation_id, feature) of every label. Neighbours in this order are read together."""
         self._store, self._dictionary_id, self._keys = store, dictionary_id, keys
         self._lock = threading.Lock()
         self._held: list[Explanation] = []
@@ -32,7 +33,7 @@ class LabelsLeft(Sequence[Explanation]):
         return self._keys
 
     def among(self, others: LabelsLeft) -> LabelsLeft:
-        """Those that are among the others too, in this order."""
+        """The labels that are also among the others, in the order of this sequence."""
         ids = {explanation_id for explanation_id, _ in others._keys}
         return LabelsLeft(self._store, self._dictionary_id, [key for key in self._keys if key[0] in ids])
 
@@ -60,13 +61,12 @@ class LabelsLeft(Sequence[Explanation]):
     def _read(self, low: int, n: int) -> list[Explanation]:
         keys = self._keys[low : low + n]
         features = [feature for _, feature in keys]
-        # The bounds let the scan pass over the row groups without any of them.
-        found: dict[Any, Explanation] = {
-            row[0]: Explanation(*row)
-            for row in self._store.rows(
-                f"SELECT {EXPLANATION} FROM explanations WHERE dictionary_id = ? AND feature BETWEEN ? AND ? "
-                "AND explanation_id IN (SELECT unnest(?::VARCHAR[]))",
-                [self._dictionary_id, min(features), max(features), [key[0] for key in keys]],
-            )
-        }
-        return [found[explanation_id] for explanation_id, _ in keys]
+        # The bounds let the scan skip row groups that hold none of them.
+        found = self._store.records(
+            Explanation,
+            f"SELECT {select_list(Explanation)} FROM explanations WHERE dictionary_id = ? AND feature BETWEEN ? AND ? "
+            "AND explanation_id IN (SELECT unnest(?::VARCHAR[]))",
+            [self._dictionary_id, min(features), max(features), [key[0] for key in keys]],
+        )
+        by_id = {explanation.explanation_id: explanation for explanation in found}
+        return [by_id[explanation_id] for explanation_id, _ in keys]

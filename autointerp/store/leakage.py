@@ -1,9 +1,9 @@
-"""What of the text that scores are made on was already seen by the explainers (laws 3 and 9), for one dictionary.
+"""How much of the text behind one dictionary's scores its explainers had already seen (laws 3 and 9).
 
-Over all stored contexts of the dictionary's current harvest. That no document and no snippet's text stands in two
-splits, and that every score was made on the part it names, are laws: LeakageReport.broken lists what does not hold.
-Near-duplicates are a property of the corpus, which a split by document cannot rule out (licence headers, generated
-code, quoted mail): they are counted, and the features whose scores they may lift are named.
+All stored contexts of the dictionary's current harvest are compared. It is a law that no document and no snippet's text
+stands in two splits, and that every score was made on the part it names: LeakageReport.broken lists what does not hold.
+Near-duplicates (licence headers, generated code, quoted mail) are a property of the corpus that a split by document
+cannot rule out: they are counted, and the features whose scores they may lift are named.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from numpy.typing import NDArray
 from autointerp.errors import InputError
 from autointerp.records import SPLITS, Split
 from autointerp.store.near_duplicates import Ints, ShingleIndex, indexed, near_pairs, runs, shingles_of, spans
-from autointerp.store.reads import StoreReads
 from autointerp.store.rows import DictionaryRow
-from autointerp.store.safety.faults import translated
+from autointerp.store.store import Store
 
 NGRAM = 8
 """Tokens of a shingle."""
 THRESHOLD = 0.5
-"""Overlap (Jaccard, 0..1) above which two contexts are near-duplicates."""
+"""Overlap (Jaccard, 0..1); two contexts with a larger one are near-duplicates."""
 SHOWN = 5
-"""Example pairs of a part in the report, and features in the printed text."""
+"""How many example pairs the report gives for each part, and how many features the printed text names."""
 _BLOCK_TOKENS = 2**21
-"""Tokens of snippets held in memory at a time, on each of the two sides."""
+"""Tokens of snippets in memory at a time, on each of the two sides."""
 _EXPANDED = 2**21
 
-# Special tokens in front of a document are no text of it: `low` leaves them out. Tokens are told apart by two hashes of
-# 64 bits, texts by one.
+# Special tokens in front of a document are not part of its text, so `low` leaves them out. Token sequences are compared
+# by two hashes of 64 bits, texts by one.
 _CONTEXTS = """
     CREATE TEMP TABLE leakage_contexts AS
     SELECT c.context_id, c.feature, c.split, c.window_id, c."offset" + c.length AS high,
@@ -43,7 +42,7 @@ _CONTEXTS = """
     FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id)
     WHERE c.dictionary_id = ? AND c.harvest_id = ?
 """
-# Contexts of equal tokens are one snippet. Numbered from 0 in each split, in the order of their windows.
+# Contexts with equal tokens are one snippet. Snippets are numbered from 0 in each split, in the order of their windows.
 _SNIPPETS = """
     CREATE TEMP TABLE leakage_snippets AS
     SELECT *, row_number() OVER (PARTITION BY split ORDER BY place.window_id, place.low, context_id) - 1 AS snippet
@@ -54,7 +53,7 @@ _SNIPPETS = """
         GROUP BY split, ids_hash, text
     )
 """
-# A window's split counts beside that of its contexts: where they differ, the document stands on both sides.
+# The split of a window counts as well as that of its contexts: where they differ, the document is on both sides.
 _DOCUMENTS = """
     SELECT count(*) FILTER (len(splits) > 1), count(*) FILTER (list_has_all(splits, ['select', 'report']))
     FROM (
@@ -77,7 +76,7 @@ _PREDICTIONS = """
 @dataclass(frozen=True, slots=True)
 class NearPair:
     context_id: int
-    """Of the part looked at."""
+    """A context of the held-out part."""
     explain_context_id: int
     overlap: float
     """Jaccard, 0..1."""
@@ -88,7 +87,7 @@ class FeatureNear:
     feature: int
     n_contexts: int
     n_near: int
-    """Contexts with a near-duplicate among the explain contexts of this very feature: those that may lift its score."""
+    """Contexts with a near-duplicate among the explain contexts of the same feature: these may lift its score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +105,9 @@ class PartNear:
     share_own: float | None
     n_features: int
     examples: list[NearPair]
-    """The SHOWN largest overlaps, one for every snippet."""
+    """The SHOWN largest overlaps, at most one for each snippet."""
     features: list[FeatureNear]
-    """Every feature with n_near above 0, the largest share first."""
+    """Every feature with n_near above 0, the one with the largest share first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +118,16 @@ class LeakageReport:
     threshold: float
     n_contexts: dict[Split, int]
     n_shared_documents: int
-    """Documents whose contexts stand in more than one split."""
+    """Documents with contexts in more than one split."""
     n_shared_texts: int
-    """Texts of contexts, of whatever features, that stand in more than one split."""
+    """Texts of contexts, of any features, that stand in more than one split."""
     n_documents_in_both_parts: int
-    """Of the shared documents, those in both select and report."""
+    """Those of the shared documents that are in both select and report."""
     n_texts_in_both_parts: int
     n_misplaced_predictions: int
-    """Predictions, of scores for one part, that were made on a context of another split."""
+    """Predictions that were made on a context of another split than their score's part."""
     near: list[PartNear]
-    """Of select, then of report."""
+    """For select, then for report."""
 
     def broken(self) -> list[str]:
         """What does not hold, one line each; empty where no law is broken."""
@@ -142,7 +141,7 @@ class LeakageReport:
         return [f"{n:,} {what}" for what, n in counts.items() if n]
 
     def lines(self) -> list[str]:
-        """The report as a person reads it."""
+        """The report for a person to read."""
         splits = ", ".join(f"{n:,} {split}" for split, n in self.n_contexts.items())
         found = [
             f"leakage over {sum(self.n_contexts.values()):,} contexts ({splits}): {self.n_shared_documents:,} "
@@ -168,16 +167,14 @@ class LeakageReport:
         return [f"{self.dictionary}: {line}" for line in found]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON; `broken` among them."""
+        """Plain values, fit for JSON, with `broken` among them."""
         return {**asdict(self), "broken": self.broken()}
 
 
-def check_leakage(
-    store: StoreReads, row: DictionaryRow, ngram: int = NGRAM, threshold: float = THRESHOLD
-) -> LeakageReport:
+def check_leakage(store: Store, row: DictionaryRow, ngram: int = NGRAM, threshold: float = THRESHOLD) -> LeakageReport:
     """The leakage report of one dictionary. `ngram`: tokens of a shingle; `threshold`: overlap, 0 <= threshold < 1.
 
-    Memory grows with the contexts kept (some 50 bytes each) and is else bounded. Raises InputError where the
+    Memory grows with the stored contexts only (some 50 bytes each). Raises InputError where the
     dictionary has no stored contexts, or for values out of range.
     """
     if ngram < 1:
@@ -185,23 +182,29 @@ def check_leakage(
     if not 0 <= threshold < 1:
         raise InputError(f"the overlap's threshold must be at least 0 and below 1, not {threshold:g}")
     harvest_id = store.current_harvest(row.dictionary_id)
-    with translated(store.path):
-        cursor = store.con.cursor()  # temporary tables are a cursor's own, and end with it
-        try:
-            cursor.execute(_CONTEXTS, [row.dictionary_id, harvest_id])
-            cursor.execute(_SNIPPETS)
-            held = dict(cursor.execute("SELECT split, count(*) FROM leakage_contexts GROUP BY split").fetchall())
-            if not held or harvest_id is None:
-                raise InputError(f"{row.name} has no stored contexts to check; run `autointerp harvest` first")
-            documents, texts = _two(cursor.execute(_DOCUMENTS)), _two(cursor.execute(_TEXTS))
-            misplaced = cursor.execute(_PREDICTIONS, [row.dictionary_id]).fetchone()
-            near = _near_duplicates(cursor, ngram, threshold)
-        finally:
-            cursor.close()
+    with store.cursor() as cursor:
+        cursor.execute(_CONTEXTS, [row.dictionary_id, harvest_id])
+        cursor.execute(_SNIPPETS)
+        held = dict(cursor.execute("SELECT split, count(*) FROM leakage_contexts GROUP BY split").fetchall())
+        if not held or harvest_id is None:
+            raise InputError(f"{row.name} has no stored contexts to check; run `autointerp harvest` first")
+        documents, documents_in_both = _two(cursor.execute(_DOCUMENTS))
+        texts, texts_in_both = _two(cursor.execute(_TEXTS))
+        misplaced = cursor.execute(_PREDICTIONS, [row.dictionary_id]).fetchone()
+        near = _near_duplicates(cursor, ngram, threshold)
     return LeakageReport(
-        row.name, harvest_id, ngram, threshold, {split: held.get(split, 0) for split in SPLITS}, documents[0], texts[0],
-        documents[1], texts[1], misplaced[0] if misplaced else 0, near,
-    )  # fmt: skip
+        dictionary=row.name,
+        harvest_id=harvest_id,
+        ngram=ngram,
+        threshold=threshold,
+        n_contexts={split: held.get(split, 0) for split in SPLITS},
+        n_shared_documents=documents,
+        n_shared_texts=texts,
+        n_documents_in_both_parts=documents_in_both,
+        n_texts_in_both_parts=texts_in_both,
+        n_misplaced_predictions=misplaced[0] if misplaced else 0,
+        near=near,
+    )
 
 
 def _two(answer: duckdb.DuckDBPyConnection) -> tuple[int, int]:
@@ -209,7 +212,7 @@ def _two(answer: duckdb.DuckDBPyConnection) -> tuple[int, int]:
 
 
 class _Side:
-    """The contexts and snippets of one split, contexts in the order of their snippets."""
+    """The contexts and snippets of one split; contexts come in the order of their snippets."""
 
     def __init__(self, cursor: duckdb.DuckDBPyConnection, split: Split) -> None:
         self.split, self._cursor = split, cursor
@@ -230,7 +233,7 @@ class _Side:
         self.first = np.searchsorted(self.snippets, np.arange(len(self.lengths) + 1))
 
     def blocks(self) -> Iterator[tuple[int, Ints, Ints]]:
-        """(number of the first snippet, tokens, lengths) of all snippets, a bounded number of tokens at a time."""
+        """All snippets, a bounded number of tokens at a time: (number of the first snippet, tokens, lengths)."""
         for low, high in runs(np.arange(len(self.lengths)), self.lengths, _BLOCK_TOKENS):
             found = self._cursor.execute(
                 """SELECT w.token_ids[s.place.low + 1 : s.place.high] AS ids
@@ -242,7 +245,7 @@ class _Side:
 
 
 class _Part:
-    """What was found so far for one held-out part."""
+    """What has been found so far for one held-out part."""
 
     def __init__(self, side: _Side) -> None:
         self.side = side
@@ -257,7 +260,7 @@ class _Part:
         is_better = overlap[places] > self.best[found]
         self.best[found[is_better]] = overlap[places[is_better]]
         self.partner[found[is_better]] = explain[places[is_better]]
-        # From a pair of snippets to the contexts, of several features each, that show the first of them.
+        # Each pair of snippets stands for all contexts, of several features, that show the first snippet.
         n_contexts = np.diff(self.side.first)[snippets]
         for low, high in runs(np.arange(len(snippets)), n_contexts, _EXPANDED):
             counts = n_contexts[low:high]
@@ -283,7 +286,7 @@ class _Part:
 
 
 class _OwnContexts:
-    """Which features have which explain snippets."""
+    """Which explain snippets each feature has."""
 
     def __init__(self, explain: _Side) -> None:
         self._n = max(1, len(explain.lengths))
@@ -310,7 +313,7 @@ def _near_duplicates(cursor: duckdb.DuckDBPyConnection, ngram: int, threshold: f
 
 
 def _compare(part: _Part, index: ShingleIndex, before: int, own: _OwnContexts, ngram: int, threshold: float) -> None:
-    """One held-out part against one block of explain snippets, the first of which has the number `before`."""
+    """Compares one held-out part with a block of explain snippets, the first of which has the number `before`."""
     for first, tokens, lengths in part.side.blocks():
         for snippets, explain, overlap in near_pairs(shingles_of(tokens, lengths, ngram), index, threshold):
             part.take(snippets + first, explain + before, overlap, own)

@@ -1,7 +1,8 @@
-"""Merge: folders of harvested units -> a new evidence file, put in the old one's place, and the features' rows.
+"""Merging: the folders of harvested units become a new evidence file, which takes the old one's place, and the rows of
+table features.
 
-The rows are a function of the union of the units, so any sharding or folding gives the same tables: ids are assigned
-in a fixed order. Everything happens in temporary tables of a cursor, within a memory limit.
+The rows are a function of the union of the units, and ids are assigned in a fixed order, so any sharding or folding
+gives the same tables. Everything happens in temporary tables of a cursor, within a memory limit.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from autointerp.config import HarvestConfig
 from autointerp.errors import InputError
 from autointerp.records import SPLITS
 from autointerp.store.connection import quoted, sql_file
+from autointerp.store.evidence_file import run_inside
 from autointerp.store.store import Store
 from autointerp.store.unit_tables import ListBounds, copy, read_units, reading_units, reduce_units
 
 PER_TOKEN, PER_NEIGHBOUR, MOST_DRAWS = 8, 3, 64
-"""Candidate tiles for each negative wanted: of one token, of one neighbour, and at random at most."""
+"""Candidate tiles for each negative that is wanted: per token, per neighbour, and the most that are drawn at random."""
 WINDOWS_AT_ONCE = 2048
-"""Windows whose token strings are put together, and which are written, in one go."""
+"""Windows that are decoded, and written, in one statement."""
 FEATURES_AT_ONCE = 256
-"""Features whose contexts are written in one go."""
+"""Features whose contexts are written in one statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class UnitTotals:
 
 @dataclass(frozen=True, slots=True)
 class HistogramEdges:
-    """Upper edge of each bin but the last (the lower edge of the next), for tokens and for tiles' maxima."""
+    """Upper edge of each bin, which is the lower edge of the next; the last bin has none. For tokens and for tiles'
+    maxima."""
 
     tokens: np.ndarray
     tiles: np.ndarray
@@ -52,19 +55,19 @@ class MergeSource:
 
     folders: Sequence[Path]
     neighbours: Mapping[str, np.ndarray]
-    """Columns feature, neighbour: the nearest features of each by decoder cosine."""
+    """Columns feature, neighbour: the nearest features of each feature by decoder cosine."""
     d_sae: int
     totals: UnitTotals
     edges: HistogramEdges
     pieces: Sequence[str | None]
-    """Each id's string where it decodes alone."""
+    """The string of each token id that can be decoded alone; None for the others."""
     tokens: Callable[[Sequence[int]], list[str]]
-    """Joint decoding of a window's ids, for windows with split characters."""
+    """Decodes the ids of a window together, for windows in which a character is split over several tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergeTarget:
-    """The rows a merge belongs to (made with Store.add_dictionary, add_corpus, add_harvest)."""
+    """The rows that a merge belongs to (Store.add_dictionary, add_corpus and add_harvest make them)."""
 
     dictionary_id: int
     corpus_id: int
@@ -72,7 +75,8 @@ class MergeTarget:
 
 
 def bounds_of(config: HarvestConfig) -> ListBounds:
-    """List lengths in units and folds: twice what is kept, as texts that stand in an earlier split are dropped."""
+    """How long the lists of units and folds are: twice what a merge keeps, since a merge drops texts that also stand in
+    an earlier split."""
     return ListBounds(2 * config.top_contexts, 2 * config.sampled_contexts, config.negative_pool_windows)
 
 
@@ -85,9 +89,9 @@ def merge_units(
     memory_limit: str | None = None,
     threads: int | None = None,
 ) -> dict[str, int]:
-    """Replaces the dictionary's evidence and features with those of the units; other dictionaries stay as they are.
+    """Replaces the dictionary's evidence and features by those of the units; other dictionaries stay as they are.
 
-    Returns counts (contexts, windows, features by status). Raises DiskFullError, DamagedError (a Parquet file that
+    Returns counts (contexts, windows, features of each status). Raises DiskFullError, DamagedError (a Parquet file that
     cannot be read), InputError (no units).
     """
     if not source.folders:
@@ -99,12 +103,12 @@ def merge_units(
         except duckdb.OutOfMemoryException:
             if memory_limit is None:
                 raise
-            # The limit is a wish, the rows are the same either way: rather use more than fail.
+            # The rows are the same either way, so using more memory is better than failing.
             return _merge(store, source, target, config, new_file, None, threads)
 
 
 def remove_leftovers(store: Store) -> None:
-    """Delete what a merge that was killed has left beside the store."""
+    """Deletes what a killed merge has left beside the store."""
     new_file = _new_file(store)
     for leftover in (new_file, new_file.with_name(new_file.name + ".wal"), _features_file(new_file)):
         leftover.unlink(missing_ok=True)
@@ -144,8 +148,8 @@ def _merge(
             with store.transaction() as main:
                 main.execute("DELETE FROM features WHERE dictionary_id = $1", [target.dictionary_id])
                 main.execute(
-                    "INSERT INTO features SELECT $1, feature, $2, * EXCLUDE (feature) FROM read_parquet($3) "
-                    "ORDER BY feature",
+                    "INSERT INTO features BY NAME SELECT $1 AS dictionary_id, $2 AS harvest_id, * "
+                    "FROM read_parquet($3) ORDER BY feature",
                     [target.dictionary_id, target.harvest_id, str(features_file)],
                 )
                 counts |= dict(
@@ -163,7 +167,7 @@ def _merge(
 
 @contextmanager
 def _limits(con: duckdb.DuckDBPyConnection, memory_limit: str | None, threads: int | None) -> Iterator[None]:
-    """DuckDB's settings for a merge, and its defaults again afterwards: they hold for every connection to the store."""
+    """DuckDB's settings while a merge works; afterwards its defaults. They hold for every connection to the store."""
     wanted = {"memory_limit": memory_limit, "threads": threads, "preserve_insertion_order": False}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     try:
@@ -171,12 +175,12 @@ def _limits(con: duckdb.DuckDBPyConnection, memory_limit: str | None, threads: i
             con.execute(f"SET GLOBAL {name} = {quoted(str(value))}")
         yield
     finally:
-        for name in wanted:  # current_setting gives rounded sizes, so the old value cannot be put back as text
+        for name in wanted:  # current_setting rounds sizes, so the old value cannot be put back as text
             con.execute(f"RESET GLOBAL {name}")
 
 
 def _compute(con: duckdb.DuckDBPyConnection, source: MergeSource, config: HarvestConfig) -> None:
-    """Temporary tables active_contexts, negative_contexts and new_features."""
+    """Makes the temporary tables active_contexts, negative_contexts and new_features."""
     read_units(con, source.folders)
     bounds = bounds_of(config)
     reduce_units(con, bounds)
@@ -213,8 +217,8 @@ def _table(con: duckdb.DuckDBPyConnection, name: str, **columns: np.ndarray) -> 
 
 
 def _draw_random_tiles(con: duckdb.DuckDBPyConnection, config: HarvestConfig) -> None:
-    """Table random_tiles (feature, split, tile_id, turn): for every feature and split, enough uniform draws with
-    replacement that about twice `negatives` of them are silent (but at most MOST_DRAWS times as many)."""
+    """Makes table random_tiles (feature, split, tile_id, turn): for every feature and split, uniform draws with
+    replacement, so many that about twice `negatives` of the tiles are silent (at most MOST_DRAWS times `negatives`)."""
     rows = con.execute(_ACTIVE_SHARES).fetchnumpy()
     feature, split, n_tiles = (np.asarray(rows[c], dtype=np.int64) for c in ("feature", "split", "n_tiles"))
     silent = np.maximum(1 - np.asarray(rows["n_active"], dtype=np.int64) / n_tiles, 1 / MOST_DRAWS)
@@ -253,12 +257,8 @@ def _splitmix(x: np.ndarray) -> np.ndarray:
 
 
 def _write(con: duckdb.DuckDBPyConnection, store: Store, source: MergeSource, target: MergeTarget) -> dict[str, int]:
-    """Fill the attached database `building` with the new evidence and that of the other dictionaries."""
-    row = con.execute("SELECT current_database()").fetchone()
-    assert row is not None
-    con.execute("USE building")
-    con.execute(sql_file("evidence_schema.sql"))
-    con.execute(f'USE "{row[0]}"')
+    """Fills the attached database `building` with the new evidence and that of the other dictionaries."""
+    run_inside(con, "building", sql_file("evidence_schema.sql"))
     _decode_windows(con, source)
     con.execute("SET VARIABLE dictionary_id = $1", [target.dictionary_id])
     con.execute("SET VARIABLE harvest_id = $1", [target.harvest_id])
@@ -281,13 +281,13 @@ def _write(con: duckdb.DuckDBPyConnection, store: Store, source: MergeSource, ta
 
 
 def _in_parts(con: duckdb.DuckDBPyConnection, name: str, n: int, size: int) -> None:
-    """Run an SQL file for every part low .. high-1 of 0 .. n-1."""
+    """Runs an SQL file for every part low .. high-1 of 0 .. n-1."""
     for low in range(0, n, size):
         _part(con, name, low, size)
 
 
 def _part(con: duckdb.DuckDBPyConnection, name: str, low: int, size: int) -> int:
-    """Run an INSERT for one part; the number of rows."""
+    """Runs an INSERT for one part. Returns the number of rows."""
     con.execute("SET VARIABLE low = $1", [low])
     con.execute("SET VARIABLE high = $1", [low + size])
     (n_rows,) = con.execute(sql_file(name)).fetchone() or (0,)
@@ -295,7 +295,8 @@ def _part(con: duckdb.DuckDBPyConnection, name: str, low: int, size: int) -> int
 
 
 def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource) -> None:
-    """Table window_tokens (unit, window, tokens): windows without split characters by a join with the pieces."""
+    """Makes table window_tokens (unit, window, tokens). Windows without split characters come from a join with the
+    pieces, the others are decoded one by one."""
     pieces = np.array([(piece or "") for piece in source.pieces], dtype=object)
     whole = np.array([piece is not None for piece in source.pieces])
     _table(con, "pieces", token_id=np.arange(len(pieces), dtype=np.int32), piece=pieces, whole=whole)
@@ -312,45 +313,3 @@ def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource) -> None
             "INSERT INTO window_tokens SELECT unnest($1::INTEGER[]), unnest($2::INTEGER[]), unnest($3::VARCHAR[][])",
             [[unit for unit, _, _ in broken], [window for _, window, _ in broken], decoded],
         )
-
-
-@dataclass(frozen=True, slots=True)
-class StoredContext:
-    """One stored context with its whole window: all that recomputing its activations needs."""
-
-    context_id: int
-    feature: int
-    window_id: int
-    token_ids: list[int]
-    n_prefix: int
-    offset: int
-    length: int
-    positions: list[int]
-    values: list[float]
-
-
-def stored_contexts(store: Store, dictionary_id: int, n: int, seed: int = 0) -> list[StoredContext]:
-    """`n` contexts of the dictionary drawn at random (all, where there are fewer), the same ones for the same seed."""
-    rows = store.rows(
-        'SELECT c.context_id, c.feature, c.window_id, w.token_ids, w.n_prefix, c."offset", c.length, c.positions, '
-        'c."values" FROM (SELECT * FROM evidence.context_rows WHERE dictionary_id = ? '
-        "ORDER BY hash(context_id, ?), context_id LIMIT ?) AS c JOIN evidence.windows AS w USING (window_id) "
-        "ORDER BY c.context_id",
-        [dictionary_id, seed, n],
-    )
-    return [StoredContext(*row) for row in rows]
-
-
-def strongest_contexts(store: Store, dictionary_id: int, features: Sequence[int], n: int) -> list[StoredContext]:
-    """The `n` strongest contexts of each of the features on the explain split, by feature and rank."""
-    wanted = [int(f) for f in features]
-    if not wanted:
-        return []
-    rows = store.rows(
-        'SELECT c.context_id, c.feature, c.window_id, w.token_ids, w.n_prefix, c."offset", c.length, c.positions, '
-        'c."values" FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id) '
-        "WHERE c.dictionary_id = ? AND c.split = 'explain' AND c.kind = 'top' AND c.rank < ? "
-        "AND c.feature BETWEEN ? AND ? AND c.feature IN (SELECT unnest(?::INTEGER[])) ORDER BY c.feature, c.rank",
-        [dictionary_id, n, min(wanted), max(wanted), wanted],
-    )
-    return [StoredContext(*row) for row in rows]

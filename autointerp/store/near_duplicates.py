@@ -1,9 +1,10 @@
-"""Which token sequences of one set look like one of another set: exact Jaccard overlap of their n-gram shingles.
+"""Finds token sequences of one set that look like one of another set, by the exact Jaccard overlap of their n-gram
+shingles.
 
-A sequence's shingles are its distinct runs of n tokens; one shorter than n is a single shingle. Shingles are compared
-by 64-bit hashes (among ten million of them some two are taken for equal with a chance below 1e-5). The overlap of two
-sequences is |A and B| / |A or B|: of two stretches of 32 tokens, n = 8, it is above 0.5 where one is the other moved by
-up to 8 tokens, or where one token in the middle differs.
+The shingles of a sequence are its distinct runs of n tokens; a sequence shorter than n is a single shingle. Shingles
+are compared by 64-bit hashes: among ten million of them, the chance that any two are wrongly taken for equal is below
+1e-5. The overlap of two sequences is |A and B| / |A or B|. With n = 8, two stretches of 32 tokens overlap by more than
+0.5 where one is the other moved by up to 8 tokens, or where one token in the middle differs.
 """
 
 from __future__ import annotations
@@ -18,40 +19,40 @@ Ints = NDArray[np.int64]
 Pairs = tuple[Ints, Ints, NDArray[np.float64]]
 
 _EXPANDED = 2**21
-"""Shared shingles listed at a time: bounds the memory where much text repeats."""
+"""Shared shingles listed at a time. This bounds the memory where much text repeats."""
 _DENSE = 8
-"""Counters for every shared shingle up to which pairs are counted in a table, not by sorting."""
+"""Pairs are counted in a table while it has at most so many counters for every shared shingle, else by sorting."""
 _MULTIPLIERS = tuple(np.uint64(m) for m in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 @dataclass(frozen=True, slots=True)
 class Shingles:
-    """The distinct shingles of several sequences, by sequence."""
+    """The distinct shingles of several sequences, sequence by sequence."""
 
     hashes: NDArray[np.uint64]
     owners: Ints
-    """Which sequence each belongs to, ascending."""
+    """The sequence that each shingle belongs to, ascending."""
     sizes: Ints
     """Distinct shingles of each sequence; 0 for one without tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShingleIndex:
-    """Sequences to be looked up by their shingles."""
+    """Sequences that can be looked up by their shingles."""
 
     hashes: NDArray[np.uint64]
-    """Ascending; one that several sequences have stands several times."""
+    """Ascending. A hash that several sequences have is there several times."""
     owners: Ints
     sizes: Ints
 
 
 def shingles_of(tokens: Ints, lengths: Ints, n: int) -> Shingles:
-    """The shingles of sequences that stand one after the other in `tokens`, `lengths` tokens each."""
+    """The shingles of sequences that follow one another in `tokens`; `lengths` are their numbers of tokens."""
     owners = np.repeat(np.arange(len(lengths)), lengths)
     offsets = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     widths = np.minimum(lengths, n)[owners]
     mixed = np.concatenate([_mixed(tokens.astype(np.uint64) + np.uint64(1)), np.zeros(n, np.uint64)])
-    # The width comes first, so that a short sequence equals no part of a longer one.
+    # The width comes first, so that a short sequence never equals a part of a longer one.
     hashes = widths.astype(np.uint64)
     for i in range(n):
         hashes = hashes * _MULTIPLIERS[0] + np.where(i < widths, mixed[i : i + len(tokens)], np.uint64(0))
@@ -65,7 +66,7 @@ def shingles_of(tokens: Ints, lengths: Ints, n: int) -> Shingles:
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser: neighbouring token ids end far apart."""
+    """The finaliser of SplitMix64, which moves neighbouring token ids far apart."""
     x = (x ^ (x >> np.uint64(30))) * _MULTIPLIERS[1]
     x = (x ^ (x >> np.uint64(27))) * _MULTIPLIERS[2]
     return x ^ (x >> np.uint64(31))
@@ -77,13 +78,13 @@ def indexed(shingles: Shingles) -> ShingleIndex:
 
 
 def near_pairs(queries: Shingles, index: ShingleIndex, threshold: float) -> Iterator[Pairs]:
-    """(query, indexed sequence, overlap) of every pair that overlaps by more than `threshold`, some at a time.
+    """Every pair that overlaps by more than `threshold`, as (queries, indexed sequences, overlaps), some at a time.
 
     The pairs of one query come together.
     """
     first = np.searchsorted(index.hashes, queries.hashes, "left")
     n_hits = np.searchsorted(index.hashes, queries.hashes, "right") - first
-    # A query overlaps with nothing by more than the share of its shingles that occur at all: most end here.
+    # No overlap can exceed the share of a query's shingles that occur at all, so most queries end here.
     n_found = np.bincount(queries.owners[n_hits > 0], minlength=len(queries.sizes))
     is_open = (n_found > threshold * queries.sizes - 1e-9)[queries.owners] & (n_hits > 0)
     owners, first, n_hits = queries.owners[is_open], first[is_open], n_hits[is_open]
@@ -100,7 +101,7 @@ def near_pairs(queries: Shingles, index: ShingleIndex, threshold: float) -> Iter
 
 
 def _counted(keys: Ints, n_queries: int, index: ShingleIndex) -> tuple[Ints, Ints]:
-    """The distinct keys (query * sequences + sequence), and how often each stands there."""
+    """The distinct keys (query * number of sequences + sequence), and how often each occurs."""
     n = n_queries * len(index.sizes)
     if n > _DENSE * len(keys):
         return np.unique(keys, return_counts=True)
@@ -110,8 +111,8 @@ def _counted(keys: Ints, n_queries: int, index: ShingleIndex) -> tuple[Ints, Int
 
 
 def runs(owners: Ints, weights: Ints, budget: int) -> Iterator[tuple[int, int]]:
-    """Stretches [low, high) of the ascending `owners` that weigh at most `budget`, or are one owner's; an owner's
-    entries stay together."""
+    """Cuts the ascending `owners` into stretches [low, high) that weigh at most `budget` each. The entries of one
+    owner stay together, even where they weigh more."""
     ends = np.append(np.flatnonzero(np.diff(owners)) + 1, len(owners)) if len(owners) else owners
     totals = np.cumsum(weights)
     low, before = 0, 0
@@ -123,7 +124,7 @@ def runs(owners: Ints, weights: Ints, budget: int) -> Iterator[tuple[int, int]]:
 
 
 def spans(first: Ints, counts: Ints) -> Ints:
-    """first[0], first[0] + 1, ... counts[0] of them, then the same of first[1], ..."""
+    """The numbers first[0], first[0] + 1, ... (counts[0] of them), then first[1], ... (counts[1] of them) ..."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total) + np.repeat(first - (ends - counts), counts)

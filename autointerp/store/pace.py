@@ -1,29 +1,30 @@
-"""What earlier calls and scores tell of those to come: how long a call takes, and how well labels do."""
+"""What earlier calls and scores say about the next ones: how long a call takes, and how well labels score."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autointerp.store.reads import StoreReads
+from autointerp.store.connection import StoreConnection
 
 LATEST = 500
-"""Calls that are looked at: an endpoint may be slower today than it was."""
+"""Calls that are looked at. Older ones do not count, since an endpoint may be slower today than it was."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
     seconds: float
-    """Of one call, on average: with so many in flight, a run takes calls x seconds / in flight."""
+    """Mean duration of a call. A run takes calls x seconds / calls in flight."""
     output_tokens: float
-    """Written by one of these calls, on average."""
+    """Mean number of tokens that a call writes."""
     calls: int
 
 
-def measured_latency(store: StoreReads, model: str) -> Latency | None:
-    """Of the model's latest answered calls that did not go through a batch; None where there are none."""
-    found = store.rows(
+def measured_latency(store: StoreConnection, model: str) -> Latency | None:
+    """Measured over the model's latest answered calls that did not go through a batch; None where there are none."""
+    found = store.records(
+        Latency,
         """
-        SELECT avg(latency_s), avg(output_tokens), count(*) FROM (
+        SELECT avg(latency_s) AS seconds, avg(output_tokens) AS output_tokens, count(*) AS calls FROM (
             SELECT latency_s, output_tokens FROM llm_calls
             WHERE model = ? AND status = 'ok' AND stage <> 'probe' AND latency_s > 0
               AND run_id NOT IN (SELECT run_id FROM batches)
@@ -32,11 +33,11 @@ def measured_latency(store: StoreReads, model: str) -> Latency | None:
         """,
         [model, LATEST],
     )[0]
-    return Latency(float(found[0]), float(found[1]), int(found[2])) if found[2] else None
+    return found if found.calls else None
 
 
-def earlier_scores(store: StoreReads, dictionary_id: int, scorer: str, model: str, part: str) -> list[float]:
-    """The latest scores of real labels by this scorer and judge, at most 200 of them."""
+def earlier_scores(store: StoreConnection, dictionary_id: int, scorer: str, model: str, part: str) -> list[float]:
+    """The latest scores that this scorer, with this model, gave to real labels; at most 200."""
     return [
         float(value)
         for (value,) in store.rows(

@@ -1,4 +1,4 @@
-"""SQL from outside: a connection of its own, reading only, locked down before any of it is looked at."""
+"""Users' SQL: it gets a read-only connection of its own, which is locked down before the SQL is looked at."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,28 +31,46 @@ def run_query(
     """Column names and rows of one SQL statement over the store at `path`, its evidence attached.
 
     The connection cannot write to the store, and unless `unsafe` it can reach no file, network, extension or setting
-    either; a statement that runs longer than `timeout_s` seconds is interrupted. `max_rows` ends the result early (the
-    rows lie in memory, outside of `memory_limit`). While a run writes to the store its snapshot answers, and `say` is
-    told so. With `output` the result goes to that file (output_format parquet, csv or json), whole or not at all, and
-    the rows come back empty. A link that stands there is replaced; the file it leads to is left as it is.
+    either. A statement that runs longer than `timeout_s` seconds is interrupted. `max_rows` ends the result early,
+    since the rows are held in memory, outside of `memory_limit`. While a run writes to the store, its snapshot answers,
+    and `say` is told so. With `output` the result goes to that file (`output_format`: parquet, csv or json), whole or
+    not at all, and no rows are returned. A link in that place is replaced; the file it leads to is left as it is.
 
     Raises InputError (SQL that does not parse, bind or is not allowed), StoppedError (timeout), StoreBusyError,
     DamagedError, DiskFullError.
     """
     path = real_path(path)
-    if output is not None:
-        if output_format not in ("parquet", "csv", "json"):
-            raise InputError(f"output format must be parquet, csv or json, not {output_format!r}")
-        refuse_own_file(path, output)
-        with _put_in_place(output) as new:
-            return _answer(path, sql, unsafe, memory_limit, timeout_s, max_rows, new, output_format, say)
-    return _answer(path, sql, unsafe, memory_limit, timeout_s, max_rows, None, output_format, say)
+    limits = _Limits(unsafe, memory_limit, timeout_s, max_rows)
+    if output is None:
+        return _answer(path, sql, limits, None, say)
+    if output_format not in ("parquet", "csv", "json"):
+        raise InputError(f"output format must be parquet, csv or json, not {output_format!r}")
+    refuse_own_file(path, output)
+    with _put_in_place(output) as new:
+        return _answer(path, sql, limits, _Output(new, output_format), say)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What a statement may do and use."""
+
+    unsafe: bool
+    """Whether it may reach files, the network, extensions and settings."""
+    memory: str
+    seconds: float
+    max_rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    file: Path
+    format: str
 
 
 @contextmanager
 def _put_in_place(target: Path) -> Iterator[Path]:
-    """Where to write what is to stand at `target`: a new file beside it, moved over it when the block has ended well.
-    A device or a pipe is written to as it is. InputError: it cannot be a file."""
+    """Where to write what is meant for `target`: a new file beside it, which replaces it when the block ends well. A
+    device or a pipe is written to directly. Raises InputError where no file can stand there."""
     place = target.parent.resolve() / target.name
     if place.is_dir():
         raise InputError(f"the result is to be a file, but there is a folder {target}")
@@ -60,7 +79,7 @@ def _put_in_place(target: Path) -> Iterator[Path]:
     if {"dev", "proc"} & set(place.parts[1:2]) or (place.exists() and not place.is_file()):
         yield place.resolve()
         return
-    # The end of the name stays: DuckDB may compress by it.
+    # The end of the name is kept: DuckDB chooses the compression by it.
     new = place.with_name(f".{uuid.uuid4().hex[:8]}.{place.name[-100:]}")
     try:
         yield new
@@ -74,22 +93,18 @@ def _put_in_place(target: Path) -> Iterator[Path]:
 
 
 def _answer(
-    path: Path, sql: str, unsafe: bool, memory_limit: str, timeout_s: float, max_rows: int | None,
-    output: Path | None, output_format: str, say: Callable[[str], None] | None,
-) -> tuple[list[str], list[tuple[Any, ...]]]:  # fmt: skip
-    """`output` is the one path that the statement may touch.
-
-    What goes into a file is gathered in a table first: where a query fails half-way, or is interrupted, while COPY
-    writes its rows, DuckDB 2.0 may wait for itself for ever.
-    """
+    path: Path, sql: str, limits: _Limits, output: _Output | None, say: Callable[[str], None] | None
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Runs the SQL. With `output`, its result is gathered in a table before it is written: DuckDB 2.0 may hang for ever
+    where a query fails, or is interrupted, while COPY writes its rows."""
     with ExitStack() as stack:
         con = stack.enter_context(closing(connect_for_reading(path, say)))
         spill = stack.enter_context(TemporaryDirectory(prefix="autointerp-")) if output is not None else ""
-        _lock_down(con, path, unsafe, memory_limit, output, spill)
+        _lock_down(con, path, limits, output, spill)
         statement = _single_statement(con, sql)
         if output is not None and statement.type != duckdb.StatementType.SELECT:
             raise InputError("only a SELECT can be written to a file")
-        # Without brackets: a statement may end in a semicolon. That it is one SELECT and no more is known by now.
+        # Without brackets, as a statement may end in a semicolon. By now we know that it is a single SELECT.
         query = statement.query if output is None else f"CREATE TEMP TABLE result AS\n{statement.query}"
         timed_out = threading.Event()
 
@@ -97,29 +112,30 @@ def _answer(
             timed_out.set()
             con.interrupt()
 
-        timer = threading.Timer(timeout_s, stop)
+        timer = threading.Timer(limits.seconds, stop)
         timer.start()
         try:
             con.execute(query)
             if output is not None:
                 timer.cancel()
-                timer.join()  # nor may it be about to interrupt
+                timer.join()  # it may be about to interrupt
                 if timed_out.is_set():
                     raise duckdb.InterruptException
-                con.execute(f"COPY temp.result TO {quoted(str(output))} (FORMAT {output_format})")
+                con.execute(f"COPY temp.result TO {quoted(str(output.file))} (FORMAT {output.format})")
                 return [], []
             columns = [column[0] for column in con.description or []]
-            return columns, con.fetchall() if max_rows is None else con.fetchmany(max_rows)
+            return columns, con.fetchall() if limits.max_rows is None else con.fetchmany(limits.max_rows)
         except duckdb.InterruptException:
             if timed_out.is_set():
                 raise StoppedError(
-                    f"the query took longer than {timeout_s:g} s and was stopped; narrow it down or allow more time"
+                    f"the query took longer than {limits.seconds:g} s and was stopped; narrow it down or allow more "
+                    "time"
                 ) from None
             raise
         except duckdb.OutOfMemoryException as error:
-            raise InputError(f"the query needs more memory than {memory_limit}: {_first_line(error)}") from error
+            raise InputError(f"the query needs more memory than {limits.memory}: {_first_line(error)}") from error
         except duckdb.Error as error:
-            raise _explained(error, path, unsafe) from error
+            raise _explained(error, path, limits.unsafe) from error
         finally:
             timer.cancel()
 
@@ -136,19 +152,17 @@ def _single_statement(con: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statem
     return statements[0]
 
 
-def _lock_down(
-    con: duckdb.DuckDBPyConnection, path: Path, unsafe: bool, memory_limit: str, output: Path | None, spill: str
-) -> None:
-    """Settings first, the lock last: after `lock_configuration` nothing of this can be undone by a statement."""
-    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", memory_limit, re.IGNORECASE):
-        raise InputError(f"memory limit must look like 2GB or 512MB, not {memory_limit!r}")
+def _lock_down(con: duckdb.DuckDBPyConnection, path: Path, limits: _Limits, output: _Output | None, spill: str) -> None:
+    """Makes the settings, then locks them, so that no statement can undo them. `output`: the one file it may write."""
+    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", limits.memory, re.IGNORECASE):
+        raise InputError(f"memory limit must look like 2GB or 512MB, not {limits.memory!r}")
     with translated(path):
-        con.execute(f"SET memory_limit = {quoted(memory_limit)}")
-        if unsafe:
+        con.execute(f"SET memory_limit = {quoted(limits.memory)}")
+        if limits.unsafe:
             return
         if output is not None:
-            con.execute(f"SET allowed_paths = [{quoted(str(output))}]")
-        # By default spilling would put a folder beside the store, which a reader may not be able to write to.
+            con.execute(f"SET allowed_paths = [{quoted(str(output.file))}]")
+        # By default DuckDB would spill into a folder beside the store, where a reader may not be allowed to write.
         con.execute(f"SET temp_directory = {quoted(spill)}")
         con.execute("SET enable_external_access = false")
         con.execute("SET lock_configuration = true")

@@ -1,10 +1,10 @@
-"""Records of what the store itself knows: dictionaries, corpora, harvests, spending."""
+"""Records of what the store itself knows: dictionaries, corpora, harvests, spending, and what reports draw."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,34 @@ class HarvestRow:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What LLM calls cost so far; failed attempts count."""
+    """What LLM calls cost so far, failed attempts included."""
 
     requests: int
     input_tokens: int
     output_tokens: int
     usd: float
     cached_tokens: int = 0
-    """Of the input tokens, those that the endpoint's prefix cache served."""
+    """Input tokens that the endpoint's prefix cache served; they are part of `input_tokens`."""
 
     @property
     def tokens(self) -> int:
         return self.input_tokens + self.output_tokens
+
+
+class TrainingPoint(NamedTuple):
+    """One metric at one step of an SAE's training."""
+
+    step: int
+    metric: str
+    value: float
+
+
+class FeatureHistogram(NamedTuple):
+    """How often a feature fires how strongly."""
+
+    feature: int
+    label: str | None
+    edges: list[float]
+    """[n + 1], raw units."""
+    counts: list[int]
+    """[n]"""

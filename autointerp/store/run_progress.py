@@ -1,5 +1,5 @@
-"""How the running command, or the last one, gets on: what it has spent, what its budgets leave, how fast it is, and
-when it will be done."""
+"""The progress of the running command, or of the last one: what it has spent, what its budgets leave, how fast it is
+and when it will be done."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from autointerp.records import HEADLINE_SCORERS
-from autointerp.store.reads import Spent, StoreReads
-from autointerp.store.selection import Selection, StoreSelections, is_chosen
+from autointerp.store.rows import Spent
+from autointerp.store.selection import Selection, is_chosen
+from autointerp.store.store import Store
 
 WINDOW_MIN = 5.0
-"""The pace is that of the last so many minutes before the run's last call, or since its first where that is less."""
+"""The pace is measured over so many minutes before the run's last call, or since its first call where that is less."""
 
 
-def run_progress(store: StoreSelections) -> dict[str, Any] | None:
-    """The latest run that made calls, or None. Plain values:
+def run_progress(store: Store) -> dict[str, Any] | None:
+    """The latest run that made calls, or None where there is none. Plain values:
 
     run_id, command, status, requests, tokens, cached_tokens (of the input), usd
-    remaining            by budget; the deadline as it was set
+    remaining            what is left of each budget; the deadline as it was set
     calls_per_minute, usd_per_minute
-    labels, scores       pending, per_minute and minutes_left (None where the pace is not known yet), of the features
-                         chosen for the run; absent where the command does not make them
-    minutes_left         of all of it; None where a pace is not known yet, and where the run is over
-    expected_end         the time (ISO, UTC) that this comes to, or an earlier one at which a budget ends it; else None
+    labels, scores       pending, per_minute and minutes_left (None while the pace is not known) for the features chosen
+                         for the run; absent where the command makes none
+    minutes_left         until all of it is done; None while a pace is not known, and where the run is over
+    expected_end         when that will be (ISO, UTC), or earlier, when a budget ends the run; None where not known
     ends_by              "done", or the name of that budget
     """
     found = store.rows(
@@ -77,16 +78,16 @@ def run_progress(store: StoreSelections) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What the rows say that a run has written, each by its status."""
+    """How many rows a run has written, by status."""
 
     labels: Counter[str]
     scores: Counter[str]
-    """One for each label (or, where the label does not matter, feature) and scorer, without strata."""
+    """One for each label and scorer, without strata; one for each feature where a scorer reads no label."""
     spent: Spent
 
 
-def written_by(store: StoreReads, run_id: str) -> Written:
-    """Of the running command: nobody else writes, so what is younger than its start is its own."""
+def written_by(store: Store, run_id: str) -> Written:
+    """What the running command has written: nobody else writes, so every row since its start is its own."""
     whole = [s for s in HEADLINE_SCORERS if not any(s.startswith(f"{other}_") for other in HEADLINE_SCORERS)]
     since = "created_at >= (SELECT started_at FROM runs WHERE run_id = ?)"
     labels = store.rows(f"SELECT status, count(*) FROM explanations WHERE {since} GROUP BY ALL", [run_id])
@@ -99,13 +100,13 @@ def written_by(store: StoreReads, run_id: str) -> Written:
 
 
 def _iso(last_at: datetime, minutes: float) -> str:
-    """`minutes` after the last call; work that never ends ends in a year."""
+    """`minutes` after the last call, at most a year."""
     end = last_at + timedelta(minutes=min(minutes, 366 * 1440.0))
     return end.replace(tzinfo=UTC).isoformat(timespec="seconds")
 
 
 def _minutes_until(deadline: Any, last_at: datetime) -> float | None:
-    """None where the run's row has a deadline that is no point in time."""
+    """None where the deadline in the run's row is no point in time."""
     try:
         moment = datetime.fromisoformat(str(deadline)).astimezone(UTC).replace(tzinfo=None)
     except ValueError:
@@ -114,9 +115,9 @@ def _minutes_until(deadline: Any, last_at: datetime) -> float | None:
 
 
 def _work(
-    store: StoreSelections, command: str, settings: dict[str, Any], begin: datetime, last_at: datetime, minutes: float
+    store: Store, command: str, settings: dict[str, Any], begin: datetime, last_at: datetime, minutes: float
 ) -> dict[str, dict[str, Any]]:
-    """What there is left to do of labels and scores, and how fast it goes."""
+    """What is left to do, and how fast it goes, for labels and for scores."""
     explainer = settings.get("explain", {}).get("explainer", "")
     scorers = settings.get("score", {}).get("scorers") or ["simulation"]
     selection = Selection(**settings.get("selection", {}))
@@ -135,7 +136,7 @@ def _work(
             f"WHERE dictionary_id = ? AND explainer = ? AND {chosen} AND status <> 'gave_up'",
             [own, explainer, *parameters],
         )[0]
-        # A score without a label is of a feature as such.
+        # A score without a label belongs to the feature itself.
         scored = dict(
             store.rows(
                 f"SELECT scorer, count(DISTINCT feature) FROM scores WHERE dictionary_id = ? AND {chosen} "
@@ -157,7 +158,7 @@ def _work(
         "AND scorer IN (SELECT unnest(?))",
         [*window, scorers],
     )[0][0]
-    # Where labels come first, the time that they took is none of the scores'.
+    # Where labels come first, the time that they took does not count for the scores.
     asked_at = store.rows(
         "SELECT min(created_at) FROM llm_calls WHERE created_at BETWEEN ? AND ? AND stage NOT IN ('explain', 'probe')",
         window,

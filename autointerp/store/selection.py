@@ -11,9 +11,8 @@ from typing import Any
 import duckdb
 
 from autointerp.errors import AutointerpError, InputError, nearest
-from autointerp.store.connection import connect
+from autointerp.store.connection import StoreConnection, connect
 from autointerp.store.labels_left import LabelsLeft
-from autointerp.store.reads import StoreReads
 
 _TABLES = frozenset(
     {
@@ -24,7 +23,7 @@ _TABLES = frozenset(
         "measurements", "context_need", "label_changes", "batches", "batch_requests",
     }
 )  # fmt: skip
-# The columns a condition may use: those of `features`, and those of `labels` that `features` has not.
+# The columns that a condition may use: those of `features`, and those that only `labels` has.
 _SELECTABLE = """
     SELECT f.*, l.name, l.label, l.explainer, l.model, l.scorer, l.method, l.score, l.ci_low, l.ci_high,
            l.explanation_status, l.score_status, l.side
@@ -34,14 +33,15 @@ _SELECTABLE = """
 
 
 ORDERS = ("density", "random", "score")
-"""density: those that fire most often first. random: drawn with the selection's seed, for results that hold for all
-features whenever the work ends. score: the worst label first, those without a score before all; the score is the latest
-one on the report part by the scorer that `labels` shows, whatever explainer made the label."""
+"""density: the features that fire most often come first. random: drawn with the selection's seed, so that the results
+hold for all features whenever the work ends. score: the worst label comes first, and features without a score before
+all; the score is the latest one on the report part by the scorer that `labels` shows, whatever explainer made the
+label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Features chosen on the command line; everything given must hold. Applied in the order of the fields.
+    """Features chosen on the command line. All that is given must hold; it is applied in the order of the fields.
 
     `limit` counts chosen features, not pending ones: the same command twice works on the same features.
     """
@@ -51,12 +51,12 @@ class Selection:
     where: str | None = None
     """An SQL condition over the columns of `features` and `labels`; subqueries may read the store's tables only."""
     random: int | None = None
-    """So many of them, drawn with `seed`."""
+    """How many of them are drawn, with `seed`."""
     limit: int | None = None
-    """The first so many, by number or in `order`."""
+    """How many are kept: the first ones, by number or in `order`."""
     seed: int = 0
     order: str | None = None
-    """One of ORDERS: which come first where a budget ends the work early. None: by number."""
+    """One of ORDERS: which features come first, should a budget end the work early. None: by number."""
 
     @property
     def is_all(self) -> bool:
@@ -65,8 +65,8 @@ class Selection:
 
 
 def is_chosen(dictionary_id: int, wanted: list[int] | None) -> tuple[str, list[Any]]:
-    """A condition on a column `feature`, and its parameters: that it is one of `wanted`, or where that is None, any but
-    a dead one of the dictionary. A million features are not listed to say that all are meant."""
+    """A condition on a column `feature`, and its parameters: the feature is one of `wanted`. None means all but the
+    dead ones of the dictionary, so that nobody lists a million features to say all."""
     if wanted is None:
         return "feature IN (SELECT feature FROM features WHERE dictionary_id = ? AND status <> 'dead')", [dictionary_id]
     bounds = [min(wanted, default=0), max(wanted, default=0)]
@@ -74,7 +74,7 @@ def is_chosen(dictionary_id: int, wanted: list[int] | None) -> tuple[str, list[A
 
 
 def parse_features(text: str) -> list[tuple[int, int]]:
-    """Inclusive ranges of "0-999,1234"; InputError names the part that does not parse."""
+    """The inclusive ranges of "0-999,1234". Raises InputError, which names the part that does not parse."""
     ranges = []
     for part in text.split(","):
         low, dash, high = (piece.strip() for piece in part.strip().partition("-"))
@@ -88,13 +88,13 @@ def parse_features(text: str) -> list[tuple[int, int]]:
 
 
 def check_condition(condition: str) -> None:
-    """InputError unless `condition` is one SQL expression that reads nothing but the store's own tables.
+    """Raises InputError unless `condition` is one SQL expression that reads nothing but the store's own tables.
 
-    The text is parsed by DuckDB, never run: as the only WHERE clause of a statement that we build, in brackets, where
-    anything that ends the expression early, adds a statement, or names a table function or a file shows in the parse;
-    and without brackets, so that it cannot close ours and open its own.
+    DuckDB parses the text and never runs it. It is parsed twice: in brackets, as the only WHERE clause of a statement
+    that we build, where the parse shows anything that ends the expression early, adds a statement, or names a table
+    function or a file; and without brackets, so that it cannot close ours and open its own.
     """
-    # The closing bracket stands on its own line, so that a trailing comment cannot swallow it.
+    # The closing bracket has a line of its own, so that a trailing comment cannot swallow it.
     statements: list[dict[str, Any]] = []
     with connect() as con:
         for statement in (f"SELECT\n{condition}\n", f"SELECT 1 FROM features WHERE (\n{condition}\n)"):
@@ -141,12 +141,13 @@ def _dicts(tree: Any) -> Iterator[dict[str, Any]]:
             yield from _dicts(value)
 
 
-class StoreSelections(StoreReads):
-    def selected_features(self, dictionary_id: int, selection: Selection) -> list[int]:
-        """The chosen features, in ascending order where the selection names no other; dead ones are left out, there is
-        nothing to say about them.
+class StoreSelections(StoreConnection):
+    """Which features and labels a stage still has to work on."""
 
-        Raises InputError: a number past the dictionary's last feature, a condition that is not one, no such order.
+    def selected_features(self, dictionary_id: int, selection: Selection) -> list[int]:
+        """The chosen features, without the dead ones, in ascending order unless the selection names another order.
+
+        Raises InputError for a number past the dictionary's last feature, a condition that is none, an unknown order.
         """
         if selection.order is not None and selection.order not in ORDERS:
             raise InputError(
@@ -185,11 +186,11 @@ class StoreSelections(StoreReads):
             random.Random(selection.seed).shuffle(found)
         elif selection.order is not None:
             place = self._places(dictionary_id, selection.order)
-            found.sort(key=place.__getitem__)  # of equals, the lower number first
+            found.sort(key=place.__getitem__)  # of equal ones, the lower number comes first
         return found if selection.limit is None else found[: selection.limit]
 
     def _places(self, dictionary_id: int, order: str) -> dict[int, float]:
-        """What decides every feature's place: the smallest comes first."""
+        """The number that decides each feature's place; the smallest comes first."""
         if order == "density":
             return dict(self.rows("SELECT feature, -density FROM features WHERE dictionary_id = ?", [dictionary_id]))
         found = self.rows(
@@ -215,8 +216,8 @@ class StoreSelections(StoreReads):
         self, dictionary_id: int, explainer: str, model: str, template_sha256: str, seed: int, selection: Selection,
         *, harvest_id: int | None = None,
     ) -> list[int]:  # fmt: skip
-        """The chosen features without an explanation by this explainer, model, template and seed (and, where given, of
-        this harvest). A failure that is an answer (refused, unparseable) counts as done; 'gave_up' does not."""
+        """The chosen features without an explanation by this explainer, model, template and seed (and harvest, where
+        one is given). A failure that is an answer (refused, unparseable) counts as done; 'gave_up' does not."""
         done = {
             row[0]
             for row in self.rows(
@@ -232,11 +233,11 @@ class StoreSelections(StoreReads):
         self, dictionary_id: int, explainer: str, scorer: str, method: str | None, model: str, template_sha256: str,
         part: str, selection: Selection, *, control: str | None = None, seed: int | None = None,
     ) -> LabelsLeft:  # fmt: skip
-        """Labels of the chosen features by `explainer` that this scorer has not scored yet on `part`.
+        """The labels by `explainer` of the chosen features that this scorer has not scored yet on `part`.
 
-        Only the latest 'ok' label of each explaining model counts, those apart that best_of_n only chose among. Where
-        `method` is None a score by any method counts as done; where `seed` is None, by any seed. A 'gave_up' score is
-        asked for again.
+        Only the latest 'ok' label of each explaining model counts, not the labels that best_of_n only chose among.
+        Where `method`, the scoring method, is None, a score by any method counts as done; the same holds for `seed`. A
+        'gave_up' score is asked for again.
         """
         wanted: list[int] = []
         if selection.order is not None or not selection.is_all:
@@ -277,7 +278,7 @@ class StoreSelections(StoreReads):
         self, dictionary_id: int, scorer: str, method: str, model: str, template_sha256: str, part: str,
         selection: Selection, seed: int,
     ) -> list[int]:  # fmt: skip
-        """The chosen features that a label-free scorer has not scored yet on `part`. A 'gave_up' score is asked for
+        """The chosen features that a scorer without labels has not scored yet on `part`. A 'gave_up' score is asked for
         again; any other status counts as done."""
         done = {
             row[0]

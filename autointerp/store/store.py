@@ -1,12 +1,157 @@
-"""The store: one object with everything the other steps may ask of it. Opening and transactions live in connection.py,
-the inserts in writes.py, the bulk reads in reads.py, the choice of features in selection.py, batches of LLM requests
-in batches.py."""
+"""The store: one object with everything that the other steps may ask of it. Each group of tables is a class of its own
+over the connection; they stand side by side here, and what takes several of them stands in this file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from autointerp.errors import InputError
+from autointerp.records import SPLITS, CallRecord, Context, Explanation, FeatureEvidence, Score
+from autointerp.store.calls import StoreCalls
+from autointerp.store.contexts import StoreContexts
+from autointerp.store.dictionaries import StoreDictionaries
+from autointerp.store.evidence_file import StoreEvidence
+from autointerp.store.explanations import StoreExplanations
+from autointerp.store.features import StoreFeatures
+from autointerp.store.findings import StoreFindings
 from autointerp.store.llm_batches import StoreBatches
+from autointerp.store.opening import StoreOpening
+from autointerp.store.runs import StoreRuns
+from autointerp.store.scores import StoreScores
 from autointerp.store.selection import StoreSelections
 
+_KINDS = ("top", "sampled", "negative")
 
-class Store(StoreSelections, StoreBatches):
-    """`with Store.open(path) as store: ...`; see StoreConnection.open for the errors."""
+
+class Store(
+    StoreOpening, StoreEvidence, StoreDictionaries, StoreFeatures, StoreContexts, StoreFindings, StoreExplanations,
+    StoreScores, StoreCalls, StoreBatches, StoreRuns, StoreSelections,
+):  # fmt: skip
+    """`with Store.open(path) as store: ...`; `open` tells the errors."""
+
+    def insert_group(
+        self, calls: Sequence[CallRecord] = (), explanations: Sequence[Explanation] = (), scores: Sequence[Score] = ()
+    ) -> None:
+        """Calls, explanations and scores in one transaction."""
+        with self.transaction():
+            self.insert_calls(calls)
+            self.insert_explanations(explanations)
+            self.insert_scores(scores)
+
+    def feature_evidence(
+        self, dictionary_id: int, harvest_id: int, features: Sequence[int], contexts: int
+    ) -> dict[int, FeatureEvidence]:
+        """What explainers may see of the features: the explain split, up to `contexts` contexts of each kind.
+
+        Raises InputError where one of the features has no row.
+        """
+        wanted = [int(f) for f in features]
+        found = self.dicts(
+            "SELECT feature, status, density, explain_max_activation AS max_activation FROM features "
+            "WHERE dictionary_id = ? AND feature IN (SELECT unnest(?::INTEGER[]))",
+            [dictionary_id, wanted],
+        )
+        facts = {row["feature"]: row for row in found}
+        absent = [f for f in wanted if f not in facts]
+        if absent:
+            raise InputError(f"dictionary {dictionary_id} has no feature {absent[0]} in {self.path}")
+        by_feature = self.contexts_of(dictionary_id, harvest_id, wanted, "explain", dict.fromkeys(_KINDS, contexts))
+        tokens = self.projected_tokens(dictionary_id, wanted)
+        findings = self.findings_of(dictionary_id, wanted)
+        result = {}
+        for feature in wanted:
+            of_kind: dict[str, list[Context]] = {kind: [] for kind in _KINDS}
+            for context in by_feature[feature]:
+                of_kind[context.kind].append(context)
+            result[feature] = FeatureEvidence(
+                dictionary_id=dictionary_id,
+                **facts[feature],
+                top=of_kind["top"],
+                sampled=of_kind["sampled"],
+                negatives=of_kind["negative"],
+                promoted=[t for t in tokens[feature] if t.sign == 1],
+                suppressed=[t for t in tokens[feature] if t.sign == -1],
+                **findings[feature],
+            )
+        return result
+
+    def feature_page(self, dictionary_id: int, feature: int, contexts: int = 5) -> dict[str, Any]:
+        """One feature for a reader: keys feature, label, explanations, scores (dicts by column), promoted and
+        suppressed (PromotedToken), contexts (of all splits; Context), and those of `findings_page`. Raises InputError
+        where there is no such feature.
+        """
+        row = self.dicts("SELECT * FROM features WHERE dictionary_id = ? AND feature = ?", [dictionary_id, feature])
+        if not row:
+            span = self.rows("SELECT count(*), max(feature) FROM features WHERE dictionary_id = ?", [dictionary_id])[0]
+            held = f"it has features 0 to {span[1]}" if span[0] else "it was not harvested yet"
+            raise InputError(f"dictionary {dictionary_id} has no feature {feature}; {held}")
+        key = [dictionary_id, feature]
+        tokens = self.projected_tokens(dictionary_id, [feature])[feature]
+        kinds = dict.fromkeys(_KINDS, contexts)
+        harvest_id = row[0]["harvest_id"]
+        return {
+            "feature": row[0],
+            "label": self.dicts("SELECT * FROM labels WHERE dictionary_id = ? AND feature = ?", key)[0],
+            "explanations": self.dicts(
+                "SELECT * FROM explanations WHERE dictionary_id = ? AND feature = ? ORDER BY created_at DESC", key
+            ),
+            "scores": self.dicts(
+                "SELECT * FROM scores WHERE dictionary_id = ? AND feature = ? ORDER BY created_at DESC", key
+            ),
+            "promoted": [t for t in tokens if t.sign == 1],
+            "suppressed": [t for t in tokens if t.sign == -1],
+            "contexts": [
+                c
+                for split in SPLITS
+                for c in self.contexts_of(dictionary_id, harvest_id, [feature], split, kinds)[feature]
+            ],
+            **self.findings_page(dictionary_id, feature),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """What is done, failed and spent: plain values, fit for JSON (times as text)."""
+        dictionaries = []
+        for d in self.dictionaries():
+            key = [d.dictionary_id]
+            dictionaries.append(
+                {
+                    "dictionary_id": d.dictionary_id, "name": d.name, "model": d.model, "hookpoint": d.hookpoint,
+                    "d_sae": d.d_sae, "harvest_id": self.current_harvest(d.dictionary_id),
+                    "features": dict(self.rows(
+                        "SELECT status, count(*) FROM features WHERE dictionary_id = ? GROUP BY status ORDER BY status",
+                        key,
+                    )),
+                    "explanations": self.dicts(
+                        "SELECT explainer, model, status, count(*) AS n FROM explanations WHERE dictionary_id = ? "
+                        "GROUP BY ALL ORDER BY ALL", key,
+                    ),
+                    "scores": self.dicts(
+                        "SELECT scorer, method, model, control, part, status, count(*) AS n, avg(value) AS mean "
+                        "FROM scores WHERE dictionary_id = ? GROUP BY ALL ORDER BY ALL", key,
+                    ),
+                    "methods": self.method_counts(d.dictionary_id),
+                    "to_measure": self.waiting_tasks(d.dictionary_id),
+                    "without_label": self.rows(
+                        "SELECT count(*) FROM labels WHERE dictionary_id = ? AND label IS NULL AND status <> 'dead'",
+                        key,
+                    )[0][0],
+                }
+            )  # fmt: skip
+        spent = self.spent()
+        return {
+            "store": str(self.path),
+            "store_id": self.store_id,
+            "snapshot_age_s": self.snapshot_age_s,
+            "dictionaries": dictionaries,
+            "rows": self.row_counts(),
+            "spent": {
+                "requests": spent.requests, "input_tokens": spent.input_tokens,
+                "cached_tokens": spent.cached_tokens, "output_tokens": spent.output_tokens, "usd": spent.usd,
+            },
+            "spend_by_stage": self.dicts("SELECT * FROM spend_by_stage"),
+            "runs": [{**row, "status": self.run_status(row["status"])} for row in self.dicts(
+                "SELECT run_id, command, started_at::VARCHAR AS started_at, finished_at::VARCHAR AS finished_at, "
+                "status, exit_code FROM runs ORDER BY runs.started_at DESC LIMIT 10"
+            )],
+        }  # fmt: skip

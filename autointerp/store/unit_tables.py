@@ -1,11 +1,11 @@
-"""The tables of a harvested work unit as Parquet files, and the SQL that folds many units into one.
+"""The tables of a harvested work unit as Parquet files, and the SQL that folds many units into one unit.
 
     windows      the windows that candidates or the pool refer to
-    candidates   per feature and split: the best peaks of documents and of texts, and sampled tiles
-    activations  the (position, value) pairs of every candidate's stretch of text, position relative to its offset
+    candidates   for each feature and split: the best peaks of documents and of texts, and sampled tiles
+    activations  the (position, value) pairs of every candidate's stretch of text; positions are relative to its offset
     stats, token_bins, tile_bins    exact counts, sums, maxima and histograms of every feature that fired
     pool         which features are active in which tiles of the pool's windows, as 64-bit masks
-    pool_tiles   those tiles
+    pool_tiles   the tiles of the pool's windows
 
 Every table is a set chosen by total orders or a sum of integers, so folding in any grouping gives the same rows.
 """
@@ -77,14 +77,14 @@ TABLES: dict[str, dict[str, str]] = {
         "text_hash": "BIGINT",
     },
 }
-"""Columns and types. candidates.lists: bit 0 documents' list, bit 1 texts' list, bit 2 sampled. split: 0 explain, 1
-select, 2 report. pool_tiles.address: tile_group * 64 + bit. A unit's `unit`, `window` and `candidate` name its rows
-for ever, also after folding."""
+"""Columns and types. candidates.lists: bit 0 list of documents, bit 1 list of texts, bit 2 samples. split: 0 explain, 1
+select, 2 report. pool_tiles.address: tile_group * 64 + bit. `unit`, `window` and `candidate` go on naming a
+row after folding."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListBounds:
-    """How many rows a list keeps: per feature and split (top, sampled), windows per split (pool)."""
+    """How many rows the lists keep: top and sampled for each feature and split, pool_windows for each split."""
 
     top: int
     sampled: int
@@ -92,9 +92,9 @@ class ListBounds:
 
 
 def working_memory(n_features: int, threads: int | None = None) -> str:
-    """What folding and merging may hold in memory, as DuckDB writes sizes; beyond it they spill to disk.
+    """How much folding and merging may hold in memory, as DuckDB writes sizes; beyond it they spill to disk.
 
-    It grows with the features and the threads, never with the text: a night's harvest needs what an hour's needs.
+    It grows with the features and the threads, never with the amount of text.
     """
     threads = threads or os.cpu_count() or 1
     return f"{64 * threads + (n_features * 32 >> 10)}MiB"
@@ -113,8 +113,8 @@ def connect(folder: Path, memory_limit: str | None = None, threads: int | None =
 
 
 def write_unit(unit: int, tables: Mapping[str, Mapping[str, np.ndarray]], folder: Path) -> None:
-    """One Parquet file per table in the existing `folder`, from columns named as in TABLES (without `unit`; and
-    `tokens` (window, position, token_id) for windows.token_ids). A table or column that is missing is empty.
+    """Writes one Parquet file for each table into the existing `folder`. The columns are named as in TABLES, without
+    `unit`; a table `tokens` (window, position, token_id) stands for windows.token_ids. A missing table is empty.
     Raises DiskFullError."""
     with translated(folder), connect(folder, threads=1) as con:
         for name, columns in tables.items():
@@ -138,7 +138,7 @@ def _source(column: str, unit: int) -> str:
 
 
 def copy(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
-    """Write a query's rows to a Parquet file."""
+    """Writes the rows of a query to a Parquet file."""
     name = str(path).replace("'", "''")
     con.execute(f"COPY ({query}) TO '{name}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 65536)")
 
@@ -149,14 +149,14 @@ def quoted(name: str) -> str:
 
 @contextmanager
 def reading_units(path: Path) -> Iterator[None]:
-    """`translated(path)`, and DamagedError where the fault lies in a unit's Parquet file."""
+    """As `translated(path)`; also raises DamagedError where a unit's Parquet file cannot be read."""
     with translated(path):
         try:
             yield
         except duckdb.Error as error:
             text = str(error)
             found = re.search(r"[^'\"\s]+\.parquet", text)
-            # Full disks and the like are told apart by `translated`.
+            # `translated` recognises full disks and the like.
             if found and isinstance(error, (duckdb.InvalidInputException, duckdb.SerializationException)):
                 raise DamagedError(
                     f"{found[0]} cannot be read; delete its folder and harvest again, which redoes that part only "
@@ -166,7 +166,7 @@ def reading_units(path: Path) -> Iterator[None]:
 
 
 def read_units(con: duckdb.DuckDBPyConnection, folders: Sequence[Path]) -> None:
-    """Temporary views unit_<table> over the files of these folders (units or folds of units)."""
+    """Makes temporary views unit_<table> over the files of these folders (units or folds of units)."""
     for name, types in TABLES.items():
         files = ", ".join("'" + str(f / f"{name}.parquet").replace("'", "''") + "'" for f in folders)
         columns = ", ".join(f"{quoted(c)}::{kind} AS {quoted(c)}" for c, kind in types.items())
@@ -184,7 +184,7 @@ def active_features(folders: Sequence[Path]) -> np.ndarray:
 
 
 def reduce_units(con: duckdb.DuckDBPyConnection, bounds: ListBounds) -> None:
-    """Temporary tables kept_<table> with what one unit would hold that had all the text of unit_<table>."""
+    """Makes temporary tables kept_<table>: what a single unit would hold if it had all the text of unit_<table>."""
     con.execute("SET VARIABLE top_size = $1", [bounds.top])
     con.execute("SET VARIABLE sample_size = $1", [bounds.sampled])
     con.execute("SET VARIABLE pool_size = $1", [bounds.pool_windows])
@@ -192,7 +192,7 @@ def reduce_units(con: duckdb.DuckDBPyConnection, bounds: ListBounds) -> None:
 
 
 def fold_units(folders: Sequence[Path], bounds: ListBounds, out: Path, memory_limit: str | None = None) -> None:
-    """Write into the existing folder `out` the tables of all these folders as if they were one unit's.
+    """Writes into the existing folder `out` the tables of a single unit that has the text of all these folders.
 
     Raises DiskFullError; DamagedError where a file cannot be read.
     """
@@ -202,7 +202,7 @@ def fold_units(folders: Sequence[Path], bounds: ListBounds, out: Path, memory_li
         except duckdb.OutOfMemoryException:
             if memory_limit is None:
                 raise
-            _fold(folders, bounds, out, None)  # the rows are the same: rather use more than fail
+            _fold(folders, bounds, out, None)  # the rows are the same: using more memory is better than failing
 
 
 def _fold(folders: Sequence[Path], bounds: ListBounds, out: Path, memory_limit: str | None) -> None:

@@ -156,7 +156,9 @@ class Ended:
         return self.code == -signal.SIGKILL
 
 
-_OPEN, _WRITES = "autointerp.store.connection:StoreConnection", "autointerp.store.writes:StoreWrites"
+_OPEN, _STORE = "autointerp.store.connection:StoreConnection", "autointerp.store.store:Store"
+_EVIDENCE, _FEATURES = "autointerp.store.evidence_file:StoreEvidence", "autointerp.store.features:StoreFeatures"
+_CALLS, _SCORES = "autointerp.store.calls:StoreCalls", "autointerp.store.scores:StoreScores"
 _LEDGER, _GROUPS = "autointerp.store.safety.row_ledger:RowLedger", "autointerp.store.group_writer:GroupWriter"
 _FOLDER, _IN_A_FOLDER = "autointerp.harvest.shards:HarvestFolder", r"^\w+\.(parquet|json)$"
 _FINDINGS = "autointerp.store.findings:StoreFindings"
@@ -165,7 +167,7 @@ _EXPLAIN, _SCORE = "autointerp.stages.labelling:explain", "autointerp.stages.lab
 
 POINTS = (
     Point("new store: while the file is made", "autointerp.store.connection:connect", "during", delay_s=0.0),
-    Point("new store: first migration committed", f"{_OPEN}._migrate"),
+    Point("new store: first migration committed", "autointerp.store.opening:migrate"),
     Point("new store: ledger not begun", f"{_LEDGER}.compact", "before"),
     Point("train: checkpoint not renamed", "os:replace", "before", 2, r"checkpoint\.safetensors"),
     Point("train: checkpoint renamed", "os:replace", "after", 1, r"checkpoint\.safetensors"),
@@ -174,7 +176,7 @@ POINTS = (
     Point("train: at its end, SAE not saved", "autointerp.stages.training:_keep_trained", "before"),
     Point("train: weights not renamed", "os:replace", "before", 1, r"sae_weights\.safetensors"),
     Point("train: weights renamed, no configuration", "os:replace", "after", 1, r"sae_weights\.safetensors"),
-    Point("train: metrics stored, not marked as trained", f"{_WRITES}.insert_metrics"),
+    Point("train: metrics stored, not marked as trained", f"{_FEATURES}.insert_metrics"),
     Point("train: mark not renamed", "os:replace", "before", 1, r"trained\.json"),
     Point("harvest: in a unit", "autointerp.harvest.unit:add_batch", "after", 4),
     Point("harvest: unit not renamed", "os:rename", "before", 2, "/units/u"),
@@ -183,12 +185,12 @@ POINTS = (
     Point("harvest: folded, units not deleted", "os:rename", "after", 1, "/folds/f"),
     Point("harvest: folded, a unit half deleted", "os:unlink", "after", 3, _IN_A_FOLDER, f"{_FOLDER}.fold"),
     Point("harvest: end of the corpus not noted", "os:replace", "before", 1, "n_units"),
-    Point("merge: before the vocabulary projection", f"{_WRITES}.insert_vocab_projection", "before"),
-    Point("merge: after the vocabulary projection", f"{_WRITES}.insert_vocab_projection"),
+    Point("merge: before the vocabulary projection", f"{_FEATURES}.insert_vocab_projection", "before"),
+    Point("merge: after the vocabulary projection", f"{_FEATURES}.insert_vocab_projection"),
     Point("merge: evidence half written", "autointerp.store.merge_units:_part", "after", 2),
     Point("merge: evidence not renamed", "os:replace", "before", 1, r"evidence\.duckdb\.new"),
-    Point("merge: evidence renamed, features not", f"{_OPEN}.replace_evidence"),
-    Point("merge: features not in the ledger", f"{_LEDGER}.append", "before", since=f"{_OPEN}.replace_evidence"),
+    Point("merge: evidence renamed, features not", f"{_EVIDENCE}.replace_evidence"),
+    Point("merge: features not in the ledger", f"{_LEDGER}.append", "before", since=f"{_EVIDENCE}.replace_evidence"),
     Point(
         "merged: units half deleted", "os:unlink", "after", 3, _IN_A_FOLDER,
         "autointerp.stages.harvesting:remove_leftovers",
@@ -199,14 +201,14 @@ POINTS = (
     Point("snapshot: not renamed", "os:replace", "before", 1, r"snapshot\.duckdb\.new"),
     Point("explain: before the request leaves", "autointerp.llm.transport:Transport.post", "before", 2, since=_EXPLAIN),
     Point("explain: reply there, not handed on", f"{_CLIENT}._record", "before", 2, since=_EXPLAIN),
-    Point("explain: in the commit", f"{_WRITES}._insert_calls", "after", 1, since=_EXPLAIN),
+    Point("explain: in the commit", f"{_CALLS}._insert_calls", "after", 1, since=_EXPLAIN),
     Point("explain: committed, not in the ledger", f"{_LEDGER}.append", "before", 1, since=_EXPLAIN),
     Point("explain: in the ledger, not read", f"{_LEDGER}.append", "after", 1, since=_EXPLAIN),
     Point("explain: between two labels", f"{_GROUPS}.explanation", "after", 1),
     Point("score: before the request leaves", "autointerp.llm.transport:Transport.post", "before", 5, since=_SCORE),
     Point("score: reply there, not handed on", f"{_CLIENT}._record", "before", 5, since=_SCORE),
-    Point("score: while it is committed", f"{_WRITES}.insert_group", "during", 2, since=_SCORE),
-    Point("score: rows in the commit", f"{_WRITES}._insert_scores", "after", 1),
+    Point("score: while it is committed", f"{_STORE}.insert_group", "during", 2, since=_SCORE),
+    Point("score: rows in the commit", f"{_SCORES}._insert_scores", "after", 1),
     Point("score: committed, not in the ledger", f"{_LEDGER}.append", "before", 2, since=_SCORE),
     Point("score: between the rows of a label", f"{_GROUPS}.score", "after", 1),
     Point("measure: first answers not written", f"{_FINDINGS}.insert_measurements", "before"),

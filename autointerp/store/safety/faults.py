@@ -1,4 +1,4 @@
-"""What a DuckDB error means for the user: one of this project's errors, with the exit code that goes with it."""
+"""What an error of DuckDB or the file system means for the user: one of this project's errors, with its exit code."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _FULL_ERRNO = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def from_duckdb(error: duckdb.Error, path: Path, opening: bool = False) -> AutointerpError:
-    """The project's error for `error`, met while working on the database at `path`.
+    """The project's error for `error`, which was raised while working on the database at `path`.
 
-    While opening, anything that is not a lock, a full disk or a permission is damage: DuckDB reports torn files under
-    many exception types (IOException, TransactionException, SerializationException, InternalException).
+    While opening, every fault is damage unless it is a lock, a full disk or a permission: DuckDB reports torn files by
+    many types of exception (IOException, TransactionException, SerializationException, InternalException).
     """
     text = str(error)
     low = text.lower()
@@ -57,7 +57,7 @@ def from_duckdb(error: duckdb.Error, path: Path, opening: bool = False) -> Autoi
 
 
 def way_out(file: Path) -> str:
-    """What a person does about `file`, which is damaged."""
+    """What to do about the damaged `file`, as a sentence for the user."""
     if file.name.endswith(".evidence.duckdb"):
         return (
             "Restore it from a backup, or let `autointerp recover` set it aside, after which `autointerp merge` or "
@@ -72,8 +72,8 @@ def way_out(file: Path) -> str:
 
 
 def _damaged_file(text: str, path: Path) -> Path:
-    """The database that the error `text` is about: the one at `path`, or one that goes with it and was read through the
-    same connection. DuckDB names the file that is too short; of a block it says only which checksum stands where."""
+    """The database that the error `text` is about: the one at `path`, or one that belongs to it and was read through
+    the same connection. DuckDB names a file that is too short; for a bad block it says only which checksum is where."""
     short = re.search(r'could not read enough bytes from file "([^"]+\.duckdb)"', text, re.IGNORECASE)
     if short:
         return path.with_name(Path(short[1]).name)

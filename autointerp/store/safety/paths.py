@@ -13,17 +13,17 @@ def evidence_path_of(path: Path) -> Path:
 
 
 def snapshot_path_of(path: Path) -> Path:
-    """X.duckdb -> X.snapshot.duckdb, in the same folder: what readers see while a run writes (snapshot.py)."""
+    """X.duckdb -> X.snapshot.duckdb, in the same folder: the copy that readers see while a run writes (snapshot.py)."""
     return path.with_name(path.name.removesuffix(".duckdb") + ".snapshot.duckdb")
 
 
 def unfinished_snapshot_of(path: Path) -> Path:
-    """Where a snapshot stands until it is whole."""
+    """Where a snapshot is made, until it is whole."""
     return path.with_name(snapshot_path_of(path).name + ".new")
 
 
 def refuse_own_file(store: Path, target: Path) -> None:
-    """InputError where a file that is to be written at `target` would take the place of one of the store's own."""
+    """Raises InputError where a file written to `target` would replace one of the store's own files."""
     place = target.parent.resolve() / target.name
     for path in (store, store.resolve()):
         main = path.parent.resolve() / path.name
@@ -34,7 +34,7 @@ def refuse_own_file(store: Path, target: Path) -> None:
 
 
 def real_path(path: Path | str) -> Path:
-    """The file that a link leads to: its WAL, ledger and evidence lie beside it, and opened through the link they would
-    not be found."""
+    """The file that a link leads to. Its WAL, ledger and evidence lie beside that file, and would not be found beside
+    the link."""
     path = Path(path)
     return path.resolve() if path.is_symlink() else path

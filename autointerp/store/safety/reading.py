@@ -1,4 +1,4 @@
-"""Opening a store to read: the main file, or while a run writes to it the snapshot that the run publishes."""
+"""Opening a store for reading: the main file or, while a run writes to it, the snapshot that the run publishes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TypeVar
 import duckdb
 
 from autointerp.errors import InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import attach_evidence, connect, evidence_of
+from autointerp.store.connection import connect
+from autointerp.store.evidence_file import attach_evidence, evidence_of
 from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import evidence_path_of, real_path, snapshot_path_of
 from autointerp.store.safety.row_ledger import RowLedger
@@ -18,14 +19,14 @@ from autointerp.store.store import Store
 
 _Opened = TypeVar("_Opened")
 _ATTEMPTS, _PAUSE_S = 3, 0.1
-"""A writer may end, or publish, between our looking for the one file and for the other."""
+"""A writer may end, or publish, after we looked for one file and before we look for the other."""
 
 
 def open_for_reading(path: Path | str, say: Callable[[str], None] | None = None) -> Store:
-    """The store at `path`, to read. Where another process writes to it, its newest snapshot, and `say` is told how old
-    that is (Store.snapshot_age_s). Nobody's replies (llm_calls.reply) are in a snapshot.
+    """The store at `path`, for reading. Where another process writes to it, this is its newest snapshot, and `say` is
+    told how old that is (Store.snapshot_age_s). A snapshot has no replies (llm_calls.reply).
 
-    Raises as Store.open does; StoreBusyError only where the writer publishes nothing (yet).
+    Raises what Store.open raises; StoreBusyError only where the writer has published nothing.
     """
     path = real_path(path)
 
@@ -41,7 +42,8 @@ def open_for_reading(path: Path | str, say: Callable[[str], None] | None = None)
 
 
 def connect_for_reading(path: Path, say: Callable[[str], None] | None = None) -> duckdb.DuckDBPyConnection:
-    """The same as a bare read-only connection, the evidence attached. Raises InputError where there is no store."""
+    """As `open_for_reading`, but a bare connection with the evidence attached. Raises InputError where there is no
+    store."""
     return _either(path, lambda: _connect_main(path), lambda: _connect_snapshot(path, say)[0])
 
 
@@ -85,13 +87,14 @@ def _connect_main(path: Path) -> duckdb.DuckDBPyConnection:
 
 
 def _connect_snapshot(path: Path, say: Callable[[str], None] | None) -> tuple[duckdb.DuckDBPyConnection, float]:
-    """A connection to the snapshot of the store at `path`, and up to how many seconds ago it is the whole truth.
+    """A connection to the snapshot of the store at `path`, and the snapshot's age in seconds.
 
-    Raises FileNotFoundError (none), StoreBusyError (not readable, or the evidence was replaced since), MismatchError
-    (of another store).
+    Raises FileNotFoundError (there is none), StoreBusyError (it cannot be read, or the evidence was replaced since),
+    MismatchError (it belongs to another store).
     """
     file = snapshot_path_of(path)
-    current_until = file.stat().st_mtime  # before opening: one that replaces it meanwhile is younger than we say
+    # Before opening: should a newer snapshot replace this one meanwhile, we name too high an age, never too low a one.
+    current_until = file.stat().st_mtime
     try:
         con = connect(file, read_only=True)
     except duckdb.Error as error:

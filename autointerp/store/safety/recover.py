@@ -1,8 +1,8 @@
 """`autointerp recover`: what to do with a store that refuses to open.
 
-Nothing is deleted. What stands in the way is set aside under another name (`X.quarantined-<UTC time>`) or copied there
-before it changes, rows that were committed and are gone are counted against the row ledger, and a main file with
-unreadable blocks stays where it is while all that can be read of it is copied into `X.recovered.duckdb`.
+Nothing is deleted. A file that stands in the way is moved to another name (`X.quarantined-<UTC time>`), or copied there
+before it changes. Committed rows that are gone are counted by the row ledger. A main file with unreadable blocks stays
+where it is, and all that can be read of it is copied into `X.recovered.duckdb`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 import duckdb
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import APPEND_ONLY, attach_evidence, connect, quoted
+from autointerp.store.connection import APPEND_ONLY, connect, quoted
+from autointerp.store.evidence_file import attach_evidence
 from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import evidence_path_of, real_path, snapshot_path_of
 from autointerp.store.safety.row_ledger import LedgerLine, RowLedger, fsync_folder
@@ -30,18 +31,18 @@ from autointerp.store.store import Store
 
 @dataclass(slots=True)
 class Recovery:
-    """What was found and done, or under dry_run would be."""
+    """What was found and done; under dry_run, what would be done."""
 
     lines: list[str] = field(default_factory=list)
     """For a person, in order."""
     lost: dict[str, int] = field(default_factory=dict)
     """Rows of each table (and 'commits') that the ledger promises and the store does not have."""
     recovered: Path | None = None
-    """The new file with all that could be read of a damaged main file; None where that one is whole."""
+    """The new file with all that could be read of a damaged main file; None where the main file is whole."""
     saved: list[SavedTable] = field(default_factory=list)
-    """What was copied into it."""
+    """What was copied into `recovered`."""
     is_sound: bool = False
-    """Nothing was wrong, nothing was changed."""
+    """Whether nothing was wrong; then nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,10 @@ class _Seen:
 
 
 def recover(path: Path | str, *, dry_run: bool = False) -> Recovery:
-    """Makes the store at `path` one that opens, as far as that can be done; with `dry_run` only says how.
+    """Makes the store at `path` open again, as far as that is possible; with `dry_run` only says how.
 
-    Raises InputError (no store, or none of ours), StoreBusyError (another process has it), DamagedError (nothing of it
-    can be read), DiskFullError.
+    Raises InputError (no store, or not one of ours), StoreBusyError (another process has it), DamagedError (nothing of
+    it can be read), DiskFullError.
     """
     path = real_path(path)
     with translated(path):
@@ -93,7 +94,7 @@ class _Recoverer:
         evidence_problem = self._look_at_evidence(seen, wal_bytes)
         ledger_problem = self._ledger_problem(seen)
         if problem is None and not self.done.lost and evidence_problem is None and ledger_problem is None:
-            with suppress(InputError):  # of an older version: the next run brings it up to date
+            with suppress(InputError):  # an older version wrote it: the next run brings it up to date
                 Store.open(self.path, read_only=True).close()
             self.done.is_sound = True
             self.say(
@@ -120,8 +121,8 @@ class _Recoverer:
     # --- looking ---------------------------------------------------------------------------------------------------
 
     def _look_at_main(self) -> tuple[_Seen | None, int | None, str | None]:
-        """What can be seen of the main file, with how many bytes of its WAL (None: all), and what is wrong with the
-        two, if anything is."""
+        """What can be read of the main file, with how many bytes of its WAL (None: all), and what is wrong with the two
+        files (None: nothing)."""
         try:
             seen = _look(self.path)
         except DamagedError as error:
@@ -130,7 +131,7 @@ class _Recoverer:
             return seen, None, "; ".join(f"{t}: {why}" for t, why in seen.unreadable.items()) or None
         if not self.wal.exists():
             return None, None, problem
-        # What stands in the WAL before the damage is whole: it is replayed from the beginning, commit by commit.
+        # The part of the WAL before the damage is whole: DuckDB replays it from the beginning, commit by commit.
         damage = re.search(r"entry at byte position (\d+)", problem)
         for n in dict.fromkeys((int(damage[1]) if damage else 0, 0)):
             with suppress(DamagedError), self._linked(n) as file:
@@ -139,14 +140,14 @@ class _Recoverer:
 
     @contextmanager
     def _linked(self, wal_bytes: int | None) -> Iterator[Path]:
-        """The main file under another name, where only the first bytes of its WAL lie beside it."""
+        """The main file in a folder with only the first `wal_bytes` of its WAL beside it. None: the file itself."""
         if wal_bytes is None:
             yield self.path
             return
         with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".recover-") as folder:
             file = Path(folder) / self.path.name
             try:
-                os.link(self.path.resolve(), file)  # of a symbolic link, what it leads to
+                os.link(self.path.resolve(), file)  # the file that a symbolic link leads to
             except OSError:  # a file system without hard links
                 shutil.copyfile(self.path, file)
             if wal_bytes:
@@ -155,7 +156,7 @@ class _Recoverer:
             yield file
 
     def _promised(self, seen: _Seen | None) -> LedgerLine | None:
-        """The ledger's last line, where it can be read and is this store's."""
+        """The ledger's last line; None where it cannot be read or belongs to another store."""
         try:
             promised = self.ledger.last()
         except DamagedError:
@@ -174,7 +175,7 @@ class _Recoverer:
         return None
 
     def _look_at_evidence(self, seen: _Seen, wal_bytes: int | None) -> str | None:
-        """What is wrong with the evidence file, as it would be attached; None where it is whole or not needed."""
+        """What is wrong with the evidence file, when it is attached; None where it is whole or not needed."""
         assert seen.state is not None
         try:
             with self._linked(wal_bytes) as file, translated(file, opening=True), connect(file, read_only=True) as con:
@@ -245,8 +246,8 @@ class _Recoverer:
             self._set_aside(snapshot)
 
     def _replace_evidence(self, problem: str) -> None:
-        """The evidence goes, and with it the rows of `features`, which say that it is there: so the next merge is made
-        instead of being skipped as done."""
+        """Sets the evidence aside, and empties `features`, whose rows say that the evidence is there: else the next
+        merge would be skipped as done."""
         self.say(f"the evidence cannot be used: {problem}")
         if self.evidence.exists():
             self._set_aside(self.evidence)
@@ -328,7 +329,7 @@ class _Recoverer:
         return "would be" if self.dry_run else "was"
 
     def _free_name(self, file: Path) -> Path:
-        """Where `file` goes when it is set aside."""
+        """The name that `file` gets when it is set aside."""
         name = f"{file.name}.quarantined-{self.stamp}"
         free, n = file.with_name(name), 2
         while free.exists():
@@ -352,7 +353,8 @@ class _Recoverer:
 
 
 def _look(file: Path) -> _Seen:
-    """Reads the database at `file` to the end. DamagedError where it does not open, InputError where it is no store."""
+    """Reads the database at `file` to the end. Raises DamagedError where it does not open, InputError where it is no
+    store."""
     with translated(file, opening=True):
         con = connect(file, read_only=True)
     with con:
@@ -381,15 +383,15 @@ def _look(file: Path) -> _Seen:
 
 
 def _refuse_if_held(path: Path) -> None:
-    """StoreBusyError where another process has the file open, be it only to read."""
+    """Raises StoreBusyError where another process has the file open, even if only for reading."""
     try:
         import fcntl
-    except ModuleNotFoundError:  # Windows lets nobody rename a file that is open: the work below fails by itself
+    except ModuleNotFoundError:  # Windows refuses to rename a file that is open, so recovering fails by itself
         return
     with open(path, "rb+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            with suppress(DamagedError):  # DuckDB's own message names the process, if that one writes
+            with suppress(DamagedError):  # DuckDB's own message names the process, if it is a writer
                 _look(path)
             raise StoreBusyError(f"{path} is in use by another process; end it, then recover") from None

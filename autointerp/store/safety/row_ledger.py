@@ -1,9 +1,9 @@
-"""A sidecar file that remembers how much the store held after every commit.
+"""A file beside the store that records how much the store held after every commit.
 
-DuckDB opens silently with fewer rows when its WAL was deleted or cut short. `X.duckdb.ledger` therefore gets one line,
-fsynced, after each commit: the number of the commit and the row counts of the tables that only ever grow. A store that
-holds less than its ledger says has lost acknowledged rows. A line is written after its commit, so a kill in between
-leaves the ledger behind the store, never ahead of it.
+DuckDB says nothing when its WAL was deleted or cut short; it opens with fewer rows. So after each commit one line is
+written to `X.duckdb.ledger` and fsynced: the number of the commit and the row counts of the tables that only grow. A
+store that holds less than its ledger says has lost acknowledged rows. A line is written after its commit, so a kill in
+between leaves the ledger behind the store, never ahead of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autointerp.errors import DamagedError
 from autointerp.store.safety.faults import from_os
 
 COMPACT_ABOVE = 4_000_000
-"""Bytes after which the file is rewritten with its last line only."""
+"""Bytes; a larger file is rewritten with its last line only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class LedgerLine:
     """Rows of each append-only table."""
 
     def deficit(self, actual: LedgerLine) -> dict[str, int]:
-        """What `actual` lacks: missing rows per table, and under 'commits' the missing transactions."""
+        """What `actual` lacks: missing rows by table, and missing transactions under 'commits'."""
         missing = {table: n - actual.rows.get(table, 0) for table, n in self.rows.items()}
         missing["commits"] = self.commit_number - actual.commit_number
         return {name: n for name, n in missing.items() if n > 0}
@@ -43,9 +43,10 @@ class RowLedger:
         return self.path.exists()
 
     def last(self) -> LedgerLine | None:
-        """The newest whole line; a torn last line (the process died while writing it) is passed over.
+        """The newest whole line; None where there is none. A torn last line (the process died while writing it) is
+        skipped.
 
-        Raises DamagedError when an earlier line is not readable.
+        Raises DamagedError where the newest whole line cannot be read.
         """
         try:
             raw = self.path.read_bytes()
@@ -53,7 +54,7 @@ class RowLedger:
             return None
         except OSError as error:
             raise from_os(error, self.path) from error
-        complete = raw.split(b"\n")[:-1]  # what follows the last line break was torn off, or is empty
+        complete = raw.split(b"\n")[:-1]  # what follows the last line break is torn, or empty
         if not complete:
             return None
         try:
@@ -67,7 +68,7 @@ class RowLedger:
             ) from error
 
     def check(self, actual: LedgerLine, store: Path) -> None:
-        """DamagedError when the store at `store`, which holds `actual`, has less than the ledger promises."""
+        """Raises DamagedError where the store at `store`, which holds `actual`, has less than the ledger promises."""
         promised = self.last()
         if promised is None:
             return

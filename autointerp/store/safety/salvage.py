@@ -11,7 +11,7 @@ from autointerp.store.connection import quoted
 from autointerp.store.store import Store
 
 _FEWEST_ROWS = 2048
-"""DuckDB reads so many rows at once; within them one unreadable block costs all."""
+"""DuckDB reads this many rows at once; one unreadable block costs all of them."""
 _NOT_COPIED = ("schema_migrations", "store_state", "snapshot_info")
 
 
@@ -25,11 +25,11 @@ class SavedTable:
 
 
 def salvage(source: Path, target: Path, store_id: str | None, commit_number: int) -> list[SavedTable]:
-    """Makes a store at `target` of every row of `source` (a store or a snapshot of one) that can be read, table by
-    table and, in a table with a damaged block, by ever smaller ranges of rows.
+    """Makes a store at `target` from every row of `source`, a store or a snapshot, that can be read: table by table
+    and, in a table with a damaged block, by ever smaller ranges of rows.
 
-    Of a snapshot, calls whose reply it left out are not copied: without the reply they are not answered. The new store
-    has the id that the source's evidence knows. Raises duckdb.Error where `source` cannot be opened at all.
+    A snapshot leaves out replies; its calls without a reply are not copied, since they would count as answered. The new
+    store has the id that the source's evidence names. Raises duckdb.Error where `source` cannot be opened at all.
     """
     saved = []
     with Store.open(target, create=True) as store:
@@ -47,7 +47,7 @@ def salvage(source: Path, target: Path, store_id: str | None, commit_number: int
             wanted = "true"
             if "snapshot_info" in held and table == "llm_calls":
                 wanted = "(reply IS NOT NULL OR status <> 'ok')"
-            if table == "settings":  # the new file has views of its own
+            if table == "settings":  # the new file has its own views
                 wanted = "name <> 'views_sha256'"
             saved.append(_copy_table(con, table, columns, wanted))
         try:
@@ -61,13 +61,13 @@ def salvage(source: Path, target: Path, store_id: str | None, commit_number: int
         con.execute("UPDATE store_state SET commit_number = greatest(commit_number, ?)", [commit_number])
         con.execute("DETACH damaged")
         con.execute("CHECKPOINT")
-    # It was written for the name under which the file was made; the first run on the finished store starts another.
+    # The ledger is named after the file as it was made; the first run on the finished store starts a new one.
     store.ledger.path.unlink(missing_ok=True)
     return saved
 
 
 def _common_columns(con: duckdb.DuckDBPyConnection, table: str) -> str:
-    """The columns that the table has in both files, quoted; '' where the new schema has no such table."""
+    """The columns that the table has in both files, quoted; empty where the new schema has no such table."""
     rows = con.execute(
         "SELECT column_name FROM duckdb_columns() WHERE table_name = $1 AND database_name = 'damaged' "
         "AND column_name IN (SELECT column_name FROM duckdb_columns() "
@@ -92,7 +92,7 @@ def _copy_table(con: duckdb.DuckDBPyConnection, table: str, columns: str, wanted
 def _copy_range(
     con: duckdb.DuckDBPyConnection, table: str, columns: str, wanted: str, low: int, high: int
 ) -> bool:  # fmt: skip
-    """Copies the rows low .. high-1; whether some could not be read."""
+    """Copies the rows low .. high-1. Returns whether some could not be read."""
     try:
         con.execute(
             f'INSERT INTO "{table}" ({columns}) SELECT {columns} FROM damaged."{table}" '

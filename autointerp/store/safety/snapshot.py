@@ -1,10 +1,10 @@
-"""Publishing for readers while a run writes: a copy of the main file beside it, made anew every so many seconds.
+"""Publishing the store for readers while a run writes: a copy of the main file, made anew every so many seconds.
 
-DuckDB lets nobody else open a file that a process writes to. `X.snapshot.duckdb` is a whole store file made by the
-writer itself: one read transaction copies every table, so it shows one commit and never half of one, while commits go
-on. Not copied are the replies of LLM calls (large, and needed by nobody but the ledger: NULL), indexes, and the
-evidence, which does not change and is shared; the snapshot notes which evidence it goes with. It is finished under
-another name, synced and renamed into place. Its time of modification says up to when it is the store's whole truth.
+DuckDB lets nobody else open a file that a process writes to. `X.snapshot.duckdb` is a whole store file that the writer
+itself makes: one read transaction copies every table while commits go on, so it shows one commit and never half of one.
+It leaves out the replies of LLM calls (large, and needed by the ledger only), the indexes, and the evidence, which does
+not change and is shared; the snapshot notes which evidence it belongs to. It is finished under another name, synced and
+renamed into place. Its time of modification says up to when it equals the store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Self
 import duckdb
 
 from autointerp.errors import AutointerpError, DiskFullError
-from autointerp.store.connection import connect, evidence_of, quoted, sql_file
+from autointerp.store.connection import connect, quoted, sql_file
+from autointerp.store.evidence_file import evidence_of, run_inside
 from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import snapshot_path_of, unfinished_snapshot_of
 from autointerp.store.safety.row_ledger import fsync_folder
@@ -31,15 +32,15 @@ from autointerp.store.store import Store
 _LEFT_OUT = {"llm_calls": "* REPLACE (NULL::VARCHAR AS reply)"}
 _SPARE_BYTES = 64 * 2**20
 _LARGEST_SHARE = 3
-"""Of this many seconds, one at most is spent copying; larger stores are published less often than asked for."""
+"""At most one of this many seconds is spent on copying, so a large store is published less often than asked for."""
 
 
 @contextmanager
 def open_for_writing(
     path: Path, *, create: bool = False, snapshot_seconds: float = 0.0, say: Callable[[str], None] | None = None
 ) -> Iterator[Store]:
-    """Store.open for a run: while the block lasts, readers find a snapshot that is at most `snapshot_seconds` old
-    (0: none). It goes when the store is closed and can be read itself."""
+    """Opens the store for a run. While the block lasts, readers find a snapshot that is at most `snapshot_seconds` old
+    (0: none). It is removed when the store is closed, since then the store itself can be read."""
     store = Store.open(path, create=create)
     publisher = SnapshotPublisher(store, snapshot_seconds, say) if snapshot_seconds > 0 else None
     try:
@@ -52,8 +53,8 @@ def open_for_writing(
 
 class SnapshotPublisher:
     """`with SnapshotPublisher(store, 60.0):` publishes from a thread of its own: at once, then every `seconds` if
-    something was committed, and right after new evidence. What goes wrong is told to `say` once and tried again; it
-    never ends the run."""
+    something was committed, and right after new evidence. A fault is told to `say` once, and publishing is tried again;
+    it never ends the run."""
 
     def __init__(self, store: Store, seconds: float, say: Callable[[str], None] | None = None) -> None:
         self._store = store
@@ -68,7 +69,7 @@ class SnapshotPublisher:
         self._commit_number = -1
         self.path = snapshot_path_of(store.path)
         self.took_s = 0.0
-        """Seconds from the instant that the last snapshot shows to its appearance."""
+        """Seconds that the last snapshot took, from the instant it shows until it was in place."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -87,7 +88,7 @@ class SnapshotPublisher:
             self._thread.join(0.05)
 
     def remove(self) -> None:
-        """Takes the snapshot away, unless another process has put its own in the place meanwhile."""
+        """Removes the snapshot, unless another process has put its own there meanwhile."""
         with suppress(OSError):
             found = self.path.stat()
             if (found.st_dev, found.st_ino) == self._published:
@@ -121,23 +122,23 @@ class SnapshotPublisher:
             self._say(message)
 
     def _confirm(self) -> bool:
-        """Whether the published snapshot is still all there is; if so, it now says so."""
+        """Whether the published snapshot still equals the store. If so, its time of modification becomes now."""
         now = time.time()
         if self._commit_number != self._store.commit_number:
             return False
         try:
             os.utime(self.path, (now, now))
-        except FileNotFoundError:  # somebody tidied up
+        except FileNotFoundError:  # somebody deleted it
             return False
         return True
 
     def publish(self) -> None:
-        """One snapshot, now. Raises DiskFullError, AutointerpError; the one before then stays."""
+        """Publishes one snapshot now. Raises DiskFullError or AutointerpError, and then the one before stays."""
         store, new = self._store, unfinished_snapshot_of(self._store.path)
         with translated(self.path):
             free, needed = shutil.disk_usage(store.path.parent).free, store.path.stat().st_size + _SPARE_BYTES
             if free < needed:
-                # A full disk while DuckDB folds a file together could take the run's own connection with it.
+                # A full disk during a checkpoint of DuckDB could break the run's own connection too.
                 raise DiskFullError(f"{free:,} bytes are free beside {store.path.name}, a copy needs {needed:,}")
             _unlink(new)
             try:
@@ -155,7 +156,7 @@ class SnapshotPublisher:
         self.took_s = time.time() - instant
 
     def _copy(self, new: Path) -> tuple[int, float]:
-        """All tables into the file `new`; the commit it shows, and when that was the last (seconds of the epoch)."""
+        """Copies all tables into the file `new`. Returns the commit that it shows, and when (seconds since 1970)."""
         store = self._store
         cursor = store.con.cursor()
         try:
@@ -165,7 +166,7 @@ class SnapshotPublisher:
                 instant = time.time()
                 cursor.begin()
                 commit_number = cursor.execute("SELECT commit_number FROM store_state").fetchall()[0][0]
-                facts = store.con.cursor()  # of its own: the long transaction must not hold on to the evidence
+                facts = store.con.cursor()  # a second cursor: the long transaction must not hold on to the evidence
                 try:
                     evidence = evidence_of(facts)
                     (main,) = facts.execute("SELECT current_database()").fetchall()[0]
@@ -200,13 +201,11 @@ class SnapshotPublisher:
 
 
 def _add_views(new: Path) -> None:
-    """The views, by a database instance of their own: they want an `evidence`, which the run may be replacing."""
+    """Adds the views, through a database instance of its own: they need an `evidence`, and the run may be replacing
+    it."""
     with connect(new) as con:
-        main = con.execute("SELECT current_database()").fetchall()[0][0]
         con.execute("ATTACH ':memory:' AS evidence")
-        con.execute("USE evidence")
-        con.execute(sql_file("evidence_schema.sql"))
-        con.execute(f"USE {_name(main)}")
+        run_inside(con, "evidence", sql_file("evidence_schema.sql"))
         con.execute(sql_file("views.sql"))
 
 

@@ -1,0 +1,133 @@
+"""The evidence file beside the main file: attached for reading, never changed, replaced as a whole by a merge."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import duckdb
+
+from autointerp.errors import AutointerpError, DamagedError, MismatchError
+from autointerp.store.connection import StoreConnection, connect, quoted, sql_file
+from autointerp.store.safety.faults import translated, way_out
+from autointerp.store.safety.row_ledger import fsync_folder
+
+_TABLES = ("harvest_info", "windows", "context_rows", "contexts")
+
+
+class StoreEvidence(StoreConnection):
+    """The store's attached evidence."""
+
+    def replace_evidence(self, new_file: Path) -> None:
+        """Puts a finished evidence file in the place of the old one, in one rename, and attaches it.
+
+        `new_file` must lie in the same folder (file system), be closed and checkpointed. Where it is refused or the
+        rename fails, the old evidence stays in place and attached.
+        """
+        if self.read_only:
+            raise AutointerpError(f"{self.path} was opened for reading only")
+        leftover = new_file.with_name(new_file.name + ".wal")
+        if leftover.exists():
+            raise AutointerpError(f"{new_file} is not checkpointed ({leftover.name} exists); close it first")
+        with translated(new_file, opening=True), open(new_file, "rb+") as file:
+            os.fsync(file.fileno())
+        with self.exclusive():
+            with translated(self.path):
+                self.con.execute("DETACH DATABASE IF EXISTS evidence")
+            try:
+                _check_file(new_file, self.store_id)
+                with translated(self.evidence_path):
+                    os.replace(new_file, self.evidence_path)
+                    fsync_folder(self.evidence_path.parent)
+                self.evidence_replaced.set()
+            finally:
+                attach_evidence(self.con, self.path, self.evidence_path, self.store_id)
+
+
+def attach_evidence(con: duckdb.DuckDBPyConnection, path: Path, evidence_path: Path, store_id: str) -> None:
+    """Attaches the evidence file to `con`, a connection to the store at `path`, as `evidence`. Before the first merge
+    an empty database in memory takes its place.
+
+    Raises DamagedError where features say that there must be evidence and the file is missing, unreadable or older
+    than they are; MismatchError where it was made for another store.
+    """
+    with translated(path):
+        con.execute("DETACH DATABASE IF EXISTS evidence")
+        needed = dict(con.execute("SELECT dictionary_id, max(harvest_id) FROM features GROUP BY ALL").fetchall())
+    if not evidence_path.exists():
+        if needed:
+            raise DamagedError(
+                f"{evidence_path} is missing, but {path.name} holds features harvested from it. Put the file back "
+                "beside the store; without one, `autointerp recover` says how to go on"
+            )
+        with translated(path):
+            con.execute("ATTACH ':memory:' AS evidence (READ_WRITE)")
+            run_inside(con, "evidence", sql_file("evidence_schema.sql"))
+        return
+    with translated(evidence_path, opening=True):
+        con.execute(f"ATTACH {quoted(str(evidence_path))} AS evidence (READ_ONLY)")
+        _check_attached(con, evidence_path, store_id)
+        held = dict(
+            con.execute("SELECT dictionary_id, max(harvest_id) FROM evidence.harvest_info GROUP BY ALL").fetchall()
+        )
+    # Evidence that is newer than the features comes from a merge that was cut off between the two files. It goes on
+    # when it is run again.
+    behind = [d for d, harvest in needed.items() if held.get(d, -1) < harvest]
+    if behind:
+        raise DamagedError(
+            f"{evidence_path} does not hold harvest {needed[behind[0]]}, which the features of dictionary "
+            f"{behind[0]} in {path.name} come from (it holds {held.get(behind[0], 'none')}): an older or foreign copy. "
+            "Restore the right file; without one, `autointerp recover` says how to go on"
+        )
+
+
+def evidence_of(con: duckdb.DuckDBPyConnection) -> str:
+    """What distinguishes the evidence attached to `con` from any other: the facts of every merge in it, as JSON."""
+    rows = con.execute(
+        "SELECT harvest_id, dictionary_id, n_contexts, created_at::VARCHAR FROM evidence.harvest_info ORDER BY ALL"
+    ).fetchall()
+    return json.dumps(rows)
+
+
+def run_inside(con: duckdb.DuckDBPyConnection, database: str, sql: str) -> None:
+    """Runs `sql` with the attached `database` as the current one, then goes back to the one before."""
+    row = con.execute("SELECT current_database()").fetchone()
+    assert row is not None
+    con.execute(f"USE {database}")
+    try:
+        con.execute(sql)
+    finally:
+        con.execute(f'USE "{row[0]}"')
+
+
+def _check_file(file: Path, store_id: str) -> None:
+    """Raises DamagedError unless `file` is a readable evidence file, MismatchError where it was made for another
+    store."""
+    with translated(file, opening=True):
+        con = connect()
+        try:
+            con.execute(f"ATTACH {quoted(str(file))} AS evidence (READ_ONLY)")
+            _check_attached(con, file, store_id)
+        finally:
+            con.close()
+
+
+def _check_attached(con: duckdb.DuckDBPyConnection, file: Path, store_id: str) -> None:
+    names = {
+        row[0]
+        for row in con.execute(
+            "SELECT table_name FROM information_schema.tables WHERE table_catalog = 'evidence'"
+        ).fetchall()
+    }
+    missing = [name for name in _TABLES if name not in names]
+    if missing:
+        raise DamagedError(f"{file} is not a whole evidence file: {', '.join(missing)} missing. {way_out(file)}")
+    other = con.execute(
+        "SELECT harvest_id FROM evidence.harvest_info WHERE store_id IS NOT NULL AND store_id <> ?", [store_id]
+    ).fetchall()
+    if other:
+        raise MismatchError(
+            f"{file} was merged for another store (harvest {other[0][0]}); put back the evidence file that belongs to "
+            "this one, or run harvest and merge again"
+        )

@@ -1,0 +1,69 @@
+"""Records made from the columns of a query by name, so that a new column of a table moves no value to another field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import duckdb
+
+from autointerp.errors import AutointerpError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Record = TypeVar("Record", bound="DataclassInstance")
+
+
+def field_names(record: type[DataclassInstance], without: Sequence[str] = ()) -> list[str]:
+    """The fields of a record that are columns: all of them, except those named in `without`."""
+    return [field.name for field in fields(record) if field.name not in without]
+
+
+def select_list(
+    record: type[DataclassInstance], table: str = "", *, without: Sequence[str] = (), **expressions: str
+) -> str:
+    """The SELECT list that gives a record its fields: each is the column of its name (of `table`, an alias), or what
+    `expressions` gives for it."""
+    prefix = f"{table}." if table else ""
+    names = field_names(record, without)
+    return ", ".join(f'{expressions[n]} AS "{n}"' if n in expressions else f'{prefix}"{n}"' for n in names)
+
+
+def read_records(
+    cursor: duckdb.DuckDBPyConnection, record: type[Record], *, without: Sequence[str] = ()
+) -> list[Record]:
+    """The rows of the query that `cursor` has just run, as records; a JSON column is parsed.
+
+    Raises AutointerpError unless the columns are the record's fields, except those in `without`, which keep their
+    defaults.
+    """
+    return [made for _, made in _read(cursor, record, None, without)]
+
+
+def read_keyed_records(
+    cursor: duckdb.DuckDBPyConnection, key: str, record: type[Record], *, without: Sequence[str] = ()
+) -> list[tuple[Any, Record]]:
+    """As `read_records`, for a query with one more column `key`: its value stands beside each record."""
+    return list(_read(cursor, record, key, without))
+
+
+def _read(
+    cursor: duckdb.DuckDBPyConnection, record: type[Record], key: str | None, without: Sequence[str]
+) -> Iterable[tuple[Any, Record]]:
+    columns = cursor.description or []
+    names = [column[0] for column in columns]
+    wanted = field_names(record, without) + ([] if key is None else [key])
+    if sorted(names) != sorted(wanted):
+        raise AutointerpError(
+            f"a query for {record.__name__} must give the columns {', '.join(wanted)}, not {', '.join(names)}"
+        )
+    is_json = [name for name, kind, *_ in columns if str(kind) == "JSON"]
+    for row in cursor.fetchall():
+        values = dict(zip(names, row, strict=True))
+        for name in is_json:
+            values[name] = None if values[name] is None else json.loads(values[name])
+        found = None if key is None else values.pop(key)
+        yield found, record(**values)

@@ -1,0 +1,107 @@
+"""Opening a store: nothing committed may be missing, the schema is brought up to date, the evidence is attached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import duckdb
+
+from autointerp.errors import DamagedError, InputError
+from autointerp.store.connection import StoreConnection, connect
+from autointerp.store.evidence_file import attach_evidence
+from autointerp.store.safety.faults import translated
+from autointerp.store.safety.paths import real_path, snapshot_path_of, unfinished_snapshot_of
+from autointerp.store.safety.row_ledger import RowLedger
+from autointerp.store.schema import is_ours, migrate, pending_migrations, refresh_views
+
+
+class StoreOpening(StoreConnection):
+    """The ways to open a store."""
+
+    @classmethod
+    def open(cls, path: Path | str, *, read_only: bool = False, create: bool = False) -> Self:
+        """Opens the store at `path`; with `create`, makes one where there is none.
+
+        Raises InputError (no such store, not one of ours), StoreBusyError (another process has it), DamagedError
+        (unreadable, written by a newer version, fewer rows than committed, evidence missing), DiskFullError,
+        MismatchError (the evidence file belongs to another store). A damaged file is never changed or deleted.
+        """
+        path = real_path(path)
+        ledger = RowLedger(path.with_name(path.name + ".ledger"))
+        wal = path.with_name(path.name + ".wal")
+        if not path.exists():
+            for left in (wal, ledger.path):
+                if left.exists():
+                    raise DamagedError(
+                        f"{path} is missing, but {left.name} beside it shows that it held a store. Restore the file, "
+                        "or let `autointerp recover` set aside what is left, to start a new one"
+                    )
+            if not create or read_only:
+                raise InputError(f"no store at {path}; `autointerp run` or `autointerp demo` makes one")
+            with translated(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+        elif not read_only and wal.exists():
+            # A writing connection folds the WAL into the file when it closes. A WAL that was cut short must be found
+            # before that, by a connection that changes nothing.
+            with translated(path, opening=True), connect(path, read_only=True) as con:
+                cls(path, con, True)._check_ledger()
+        with translated(path, opening=True):
+            con = connect(path, read_only=read_only)
+            if not read_only:  # a store that is refused below, because of its evidence say, stays as it is as well
+                con.execute("PRAGMA disable_checkpoint_on_shutdown")
+        store = cls(path, con, read_only)
+        try:
+            store._prepare()
+            if not read_only:  # leftovers of a run that was killed; readers must not take them for ours
+                new = unfinished_snapshot_of(path)
+                with translated(path):
+                    for leftover in (snapshot_path_of(path), new, new.with_name(new.name + ".wal")):
+                        leftover.unlink(missing_ok=True)
+                    con.execute("PRAGMA enable_checkpoint_on_shutdown")
+        except BaseException:
+            con.close()
+            raise
+        return store
+
+    @classmethod
+    def on_snapshot(cls, path: Path, con: duckdb.DuckDBPyConnection, age_s: float) -> Self:
+        """The store at `path` as its snapshot shows it. `con` is a connection to the snapshot, with evidence; `age_s`
+        is the snapshot's age in seconds (safety/reading.py)."""
+        store = cls(path, con, True)
+        store.snapshot_age_s = age_s
+        with translated(path, opening=True):
+            if pending_migrations(con, path):
+                raise InputError(f"the process that writes {path} is of an older version; wait until it has ended")
+            store._read_state()
+        return store
+
+    @classmethod
+    def check_rows(cls, path: Path, con: duckdb.DuckDBPyConnection) -> None:
+        """Raises DamagedError where `con`, a connection to the store at `path`, finds less than was committed."""
+        with translated(path, opening=True):
+            cls(path, con, True)._check_ledger()
+
+    def _check_ledger(self) -> None:
+        if is_ours(self.con, self.path):
+            self._read_state()
+            self.ledger.check(self._ledger_line(), self.path)
+
+    def _prepare(self) -> None:
+        with translated(self.path, opening=True):
+            self._check_ledger()
+            pending = pending_migrations(self.con, self.path)
+        if pending and self.read_only:
+            raise InputError(
+                f"{self.path} was written by an older version and has to be brought up to date; run a command that "
+                "writes to it once, such as `autointerp run`"
+            )
+        with translated(self.path):
+            for migration in pending:
+                migrate(self, migration)
+            self._counted = ()
+            self._read_state()
+        attach_evidence(self.con, self.path, self.evidence_path, self.store_id)
+        if not self.read_only:
+            refresh_views(self)
+            self.ledger.compact(self._ledger_line())
