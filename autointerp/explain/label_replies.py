@@ -7,13 +7,11 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from autointerp.records import ExplanationStatus
+from autointerp.ask.explanation_row import MAX_LABEL
+from autointerp.records import ExplanationStatus, Side
 
-Side = Literal["input", "output", "both"]
-MAX_LABEL = 300
-"""Characters."""
 _SEARCHED = 20_000
 """Characters at the end of a reply in which JSON is looked for: what is longer is no label."""
 

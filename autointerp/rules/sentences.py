@@ -14,12 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.records import FeatureEvidence, PromotedToken
 from autointerp.rules.patterns import Rule, Sample
 from autointerp.rules.token_facts import START, Facts
 from autointerp.rules.token_names import cased, group_of, is_word, listed, quoted, token_name
 
-MAX_LABEL = 300
 PROMOTES = "promotes "
 """How the last part begins, where it says what the feature promotes."""
 MIN_ACTIVE = 3
