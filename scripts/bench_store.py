@@ -165,6 +165,7 @@ def standard_library(limit: int = 4_000_000) -> list[str]:
 
 def make(path: Path, n: int) -> None:
     """The whole store at `path`."""
+    from autointerp.ask.prompts import load_template
     from autointerp.config import ScoreConfig
     from autointerp.score.simulation import template_of
 
