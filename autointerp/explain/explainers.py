@@ -1,16 +1,71 @@
-"""The explainers there are: the program's own, and those of other installed packages."""
+"""The explainers there are: the program's own, and those of other installed packages.
+
+Without an LLM:
+
+    patterns            the sentence of a rule learned from the contexts (see rules/patterns.py)
+    token_lookup        the tokens with the largest mean activation, the baseline of Bills et al. (2023)
+
+One question to an LLM about each feature, by the template prompts/explain/NAME.md:
+
+    contexts            the strongest contexts with their activations (MaxAct; Bills et al. 2023)
+    pruned              the least text that keeps each peak, and what each token is worth (Foote et al. 2023)
+    vocab_projection    next tokens that its decoder row promotes and suppresses
+    mutual_information  words tied to the feature, by its direction and by where it fires (Wu et al. 2025)
+    token_change        tokens that the model says more and less when it is clamped (Gur-Arieh et al. 2025)
+    contrastive         the strongest contexts, against silent contexts that look alike (hard negatives)
+    combined            all of that but the silent contexts, contexts drawn at random, and what came after the peaks
+                        (the "raw ensemble" of Gur-Arieh et al. 2025)
+
+Made of other labels: concat, best_of_n, revise (each in the file of its name).
+"""
 
 from __future__ import annotations
 
 from autointerp.explain.best_of_n import BestOfN
 from autointerp.explain.concat import Concat
+from autointerp.explain.evidence_sections import (
+    AFTER_PEAKS,
+    DRAWN,
+    EXCERPTS,
+    INPUT_WORDS,
+    IS_OUTPUT,
+    LOWERED,
+    PROMOTED,
+    PRUNED,
+    RAISED,
+    RELATED_WORDS,
+    SILENT,
+    SUPPRESSED,
+)
 from autointerp.explain.explainer import Explainer, named
-from autointerp.explain.one_call import ONE_CALL
+from autointerp.explain.one_call import OneCall
 from autointerp.explain.revise import Revise
-from autointerp.explain.rule_explainers import RULES
+from autointerp.explain.rule_explainers import RuleExplainer
 from autointerp.plugins import with_plugins
+from autointerp.rules.labels import PATTERNS, TOKEN_LOOKUP, by_patterns, by_token_lookup, settings_of
 
-BUILT_IN: tuple[Explainer, ...] = (*RULES, *ONE_CALL, Concat(), BestOfN(), Revise())
+BUILT_IN: tuple[Explainer, ...] = (
+    RuleExplainer(PATTERNS, (EXCERPTS, DRAWN, SILENT, PROMOTED), by_patterns, settings_of(PATTERNS)),
+    RuleExplainer(TOKEN_LOOKUP, (EXCERPTS, DRAWN, SILENT), by_token_lookup, settings_of(TOKEN_LOOKUP)),
+    OneCall("contexts", (EXCERPTS,), "input"),
+    OneCall("pruned", (PRUNED,), "input"),
+    OneCall("vocab_projection", (PROMOTED, SUPPRESSED), "output"),
+    OneCall("mutual_information", (RELATED_WORDS, INPUT_WORDS), "input"),
+    OneCall("token_change", (RAISED, LOWERED), "output"),
+    OneCall("contrastive", (EXCERPTS, SILENT), "input"),
+    OneCall(
+        "combined",
+        (
+            EXCERPTS, DRAWN, PRUNED, AFTER_PEAKS, PROMOTED, SUPPRESSED, RAISED, LOWERED, RELATED_WORDS, INPUT_WORDS,
+            IS_OUTPUT,
+        ),
+        listed=15,
+    ),
+    Concat(),
+    BestOfN(),
+    Revise(),
+)  # fmt: skip
+"""A further explainer is one entry here."""
 
 
 def explainers() -> tuple[Explainer, ...]:

@@ -1,16 +1,4 @@
-"""Explainers that ask an LLM once about each feature. They differ only in what they show it:
-
-    contexts            the strongest contexts with their activations (MaxAct; Bills et al. 2023)
-    pruned              the least text that keeps each peak, and what each token is worth (Foote et al. 2023)
-    vocab_projection    next tokens that its decoder row promotes and suppresses
-    mutual_information  words tied to the feature, by its direction and by where it fires (Wu et al. 2025)
-    token_change        tokens that the model says more and less when it is clamped (Gur-Arieh et al. 2025)
-    contrastive         the strongest contexts, against silent contexts that look alike (hard negatives)
-    combined            all of that but the silent contexts, contexts drawn at random, and what came after the peaks
-                        (the "raw ensemble" of Gur-Arieh et al. 2025)
-
-A further one is an entry here and a template prompts/explain/NAME.md.
-"""
+"""Explainers that ask an LLM once about each feature. They differ only in what they show it."""
 
 from __future__ import annotations
 
@@ -23,21 +11,7 @@ from autointerp.ask.prompts import load_template
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
 from autointerp.explain.asking import ask_labels, estimate_labels, in_reply_form
-from autointerp.explain.evidence_sections import (
-    AFTER_PEAKS,
-    DRAWN,
-    EXCERPTS,
-    INPUT_WORDS,
-    IS_OUTPUT,
-    LOWERED,
-    PROMOTED,
-    PRUNED,
-    RAISED,
-    RELATED_WORDS,
-    SILENT,
-    SUPPRESSED,
-    Section,
-)
+from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
 from autointerp.explain.label_question import LabelPrompt
 from autointerp.records import Side
@@ -85,21 +59,3 @@ class OneCall:
 
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:
         return [(run.config.model, estimate_labels(run, self._prompt(run), features))]
-
-
-ONE_CALL = (
-    OneCall("contexts", (EXCERPTS,), "input"),
-    OneCall("pruned", (PRUNED,), "input"),
-    OneCall("vocab_projection", (PROMOTED, SUPPRESSED), "output"),
-    OneCall("mutual_information", (RELATED_WORDS, INPUT_WORDS), "input"),
-    OneCall("token_change", (RAISED, LOWERED), "output"),
-    OneCall("contrastive", (EXCERPTS, SILENT), "input"),
-    OneCall(
-        "combined",
-        (
-            EXCERPTS, DRAWN, PRUNED, AFTER_PEAKS, PROMOTED, SUPPRESSED, RAISED, LOWERED, RELATED_WORDS, INPUT_WORDS,
-            IS_OUTPUT,
-        ),
-        listed=15,
-    ),
-)  # fmt: skip

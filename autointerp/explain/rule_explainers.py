@@ -1,8 +1,4 @@
-"""Explainers without an LLM: a function of a feature's evidence.
-
-patterns      the sentence of a rule learned from the contexts (see rules/patterns.py)
-token_lookup  the tokens with the largest mean activation, the baseline of Bills et al. (2023)
-"""
+"""Explainers without an LLM."""
 
 from __future__ import annotations
 
@@ -12,19 +8,10 @@ from dataclasses import dataclass
 from autointerp.ask.forecast import Estimate
 from autointerp.ask.job import RULE_BLOCK
 from autointerp.config import ExplainConfig
-from autointerp.explain.evidence_sections import DRAWN, EXCERPTS, PROMOTED, SILENT, Section
+from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import EVERY_CONTEXT, ExplainRun, OpenRun
 from autointerp.records import FeatureEvidence, Side
-from autointerp.rules.labels import (
-    PATTERNS,
-    TOKEN_LOOKUP,
-    RuleLabel,
-    by_patterns,
-    by_token_lookup,
-    rule_row,
-    settings_of,
-    settings_sha256,
-)
+from autointerp.rules.labels import RuleLabel, rule_row, settings_sha256
 
 
 @dataclass(frozen=True)
@@ -62,9 +49,3 @@ class RuleExplainer:
 
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:
         return []
-
-
-RULES = (
-    RuleExplainer(PATTERNS, (EXCERPTS, DRAWN, SILENT, PROMOTED), by_patterns, settings_of(PATTERNS)),
-    RuleExplainer(TOKEN_LOOKUP, (EXCERPTS, DRAWN, SILENT), by_token_lookup, settings_of(TOKEN_LOOKUP)),
-)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autointerp.config import ExplainConfig
+from autointerp.explain.explainers import BUILT_IN
 from autointerp.explain.label_question import LabelPrompt
-from autointerp.explain.one_call import ONE_CALL
+from autointerp.explain.one_call import OneCall
 from autointerp.explain.revise import REVISER
 
+ONE_CALL = tuple(one for one in BUILT_IN if isinstance(one, OneCall))
 LLM_EXPLAINERS = tuple(one.name for one in ONE_CALL)
 SIDES = {one.name: one.side for one in ONE_CALL if one.side is not None}
 
