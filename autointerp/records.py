@@ -12,6 +12,8 @@ Split = Literal["explain", "select", "report"]
 SPLITS: tuple[Split, ...] = ("explain", "select", "report")
 Kind = Literal["top", "sampled", "negative"]
 Tier = Literal["random", "same_token", "neighbour"]
+Side = Literal["input", "output", "both"]
+"""What a label describes: what the feature responds to, what it makes the model say, or both."""
 HEADLINE_SCORERS = (
     "simulation", "simulation_random", "simulation_calibrated", "detection", "fuzzing", "embedding", "surprisal",
     "generation", "output", "intervention", "intruder",
@@ -216,7 +218,7 @@ class Explanation:
     error: str | None = None
     rule: str | None = None
     """JSON of a machine-checkable rule, where the explainer makes one (`patterns`)."""
-    side: Literal["input", "output", "both"] | None = None
+    side: Side | None = None
     """What the text describes: what the feature responds to, what it makes the model say, or both. None: not known."""
     derived_from: list[str] | None = None
     """Ids of the explanations that this one was chosen from, joined from or revised from."""

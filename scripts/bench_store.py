@@ -165,8 +165,8 @@ def standard_library(limit: int = 4_000_000) -> list[str]:
 
 def make(path: Path, n: int) -> None:
     """Make the whole store at `path`."""
-    from autointerp.config import ExplainConfig, ScoreConfig
-    from autointerp.explain.explainers import LlmExplainer
+    from autointerp.ask.prompts import load_template
+    from autointerp.config import ScoreConfig
     from autointerp.score.simulation import template_of
 
     begun = time.monotonic()
@@ -174,7 +174,6 @@ def make(path: Path, n: int) -> None:
     def told(what: str) -> None:
         print(f"  {time.monotonic() - begun:6.0f} s  {what}", flush=True)
 
-    explain = ExplainConfig(explainer="contexts", model=MODEL)
     with Store.open(path, create=True) as store:
         store.add_corpus("the standard library", {}, "tok", 1, 1)
         store.add_dictionary(
@@ -201,7 +200,7 @@ def make(path: Path, n: int) -> None:
                 con.execute(_PROJECTION, [low, min(n, low + 100_000)])
         told("vocab_projection")
         templates = {
-            "explanations": LlmExplainer.named("contexts", explain, explain.seed, None).template.sha256,
+            "explanations": load_template("explain/contexts").sha256,
             "scores": template_of("numbers", None).sha256,
         }
         for table, sql in {"explanations": _LABELS, "scores": _SCORES, "llm_calls": _CALLS}.items():

@@ -42,7 +42,7 @@ from support.prefix_cache import PrefixCache, by_fours
 
 from autointerp.ask.job import Job
 from autointerp.config import BudgetConfig, ExplainConfig, LlmConfig, PriceConfig, ScoreConfig
-from autointerp.explain import composites
+from autointerp.explain import explaining
 from autointerp.llm.budget import Budget, cost_usd
 from autointerp.score import scoring
 from autointerp.store import Selection, Store
@@ -148,14 +148,14 @@ def measured(setting: Setting, source: Path, features: str, tokenize: Callable[[
             job = Job(store, row.dictionary_id, harvest_id, store.begin_run("cost table", {}, {}),
                       Selection(features=features), llm, Budget(BudgetConfig()))  # fmt: skip
             asked = replace(job, llm=replace(llm, prices={"reader": price.in_batch() if setting.batch else price}))
-            labels = composites.forecast_explain(asked, explain, score)
-            planned = composites.planned_labels(asked, explain, score)
+            labels = explaining.forecast_explain(asked, explain, score)
+            planned = explaining.planned_labels(asked, explain, score)
             scores = scoring.forecast_score(asked, explain.explainer, score, planned=planned)
             told = Counter(calls=labels.likely_calls + scores.likely_calls)
             told.update(most=labels.calls + scores.calls, input=labels.input_tokens + scores.input_tokens)
             told.update(microdollars=round(1e6 * ((labels.likely_usd or 0.0) + (scores.likely_usd or 0.0))))
             begun = time.perf_counter()
-            asyncio.run(composites.explain(job, explain, score))
+            asyncio.run(explaining.explain(job, explain, score))
             asyncio.run(scoring.score(job, explain.explainer, score))
             seconds = time.perf_counter() - begun
             probes, read = store.rows(

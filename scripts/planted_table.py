@@ -35,9 +35,8 @@ from support.planted_world import EXPLAINER, OUTPUT_EXPLAINER, PlantedWorld, bui
 
 from autointerp.config import METHODS, ExplainConfig, ScoreConfig
 from autointerp.config_file import load
-from autointerp.explain import composites
-from autointerp.explain.explainers import LLM_EXPLAINERS
-from autointerp.explain.explaining import COMPOSITES
+from autointerp.explain import explaining
+from autointerp.explain.explainers import BUILT_IN
 from autointerp.stages import gathering, labelling, pipeline
 from autointerp.stages.session import Session
 from autointerp.store import Store
@@ -142,12 +141,12 @@ class Lab:
             rows.append(["scorer", scorer, *self.spent(scoring(OUTPUT_EXPLAINER, scorer))])
         # After the scorers, which would score what these find.
         explained: list[list[str]] = []
-        for i, explainer in enumerate((*LLM_EXPLAINERS, *COMPOSITES)):
+        for i, explainer in enumerate(one.name for one in BUILT_IN if not one.is_free):
             # A seed of its own, so that a composite pays for its parts.
             def explain(url: str, explainer: str = explainer, seed: int = 100 * i) -> None:
                 made = ExplainConfig(explainer=explainer, model="oracle", base_url=url, seed=seed, shape_labels=False)
                 judge = replace(self.scoring(url), seed=seed)
-                asyncio.run(composites.explain(job(self.store, str(only)), made, judge))
+                asyncio.run(explaining.explain(job(self.store, str(only)), made, judge))
 
             explained.append(["explainer", explainer, *self.spent(explain)])
         return markdown([*rows[: 1 + len(METHODS)], *explained, *rows[1 + len(METHODS) :]])

@@ -24,7 +24,7 @@ from test_cli_app import run
 from autointerp.ask.forecast import Estimate, Forecast, budget_lines, duration, forecast_lines
 from autointerp.config import BudgetConfig, Config, ExplainConfig, LlmConfig, PriceConfig, ScoreConfig
 from autointerp.errors import InputError, StoppedError
-from autointerp.explain.composites import explain
+from autointerp.explain.explaining import explain
 from autointerp.llm.budget import Budget, cost_usd
 from autointerp.llm.replies import read_usage
 from autointerp.score.scoring import score

@@ -26,7 +26,8 @@ from support.llm_server import BrainReply, Fault, LlmServer
 from autointerp.ask.job import Job, Outcome
 from autointerp.config import BudgetConfig, ExplainConfig, PriceConfig, ScoreConfig
 from autointerp.errors import InputError, StoppedError
-from autointerp.explain.composites import TEMPERATURE, explain, forecast_explain
+from autointerp.explain.best_of_n import TEMPERATURE
+from autointerp.explain.explaining import explain, forecast_explain
 from autointerp.score.scoring import score
 from autointerp.store import Selection, Store
 

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.interpret_fixtures import evidence, rich_evidence
+from support.label_prompts import LLM_EXPLAINERS, SIDES, label_prompt
 
+from autointerp.ask.explanation_row import MAX_LABEL, evidence_sha256
 from autointerp.config import ExplainConfig
-from autointerp.explain.composites import JOINT, join_texts
-from autointerp.explain.explainers import LLM_EXPLAINERS, SIDES, LlmExplainer, hard_negatives
-from autointerp.explain.label_replies import MAX_LABEL, Label, parse_label
-from autointerp.rules.labels import evidence_sha256
+from autointerp.explain.concat import JOINT, join_texts
+from autointerp.explain.evidence_sections import hard_negatives
+from autointerp.explain.label_replies import Label, parse_label
 from autointerp.rules.sentences import side_of
 
 
@@ -70,7 +71,7 @@ def test_a_long_label_is_cut_at_a_word() -> None:
 
 @pytest.mark.parametrize("name", LLM_EXPLAINERS)
 def test_every_label_says_its_side(name: str) -> None:
-    explainer = LlmExplainer.named(name, ExplainConfig(model="m"), 0)
+    explainer = label_prompt(name, ExplainConfig(model="m"), 0)
     said = explainer.read("SIDE: both\nLABEL: names")
     assert said.side == SIDES.get(name, "both")
     assert explainer.read("LABEL: names").side == (None if name == "combined" else SIDES[name])
@@ -94,7 +95,7 @@ def test_a_patterns_sentence_says_its_side() -> None:
     ],
 )  # fmt: skip
 def test_missing_evidence_is_noticed(name: str, empty: tuple[str, ...]) -> None:
-    explainer = LlmExplainer.named(name, ExplainConfig(model="m"), 0)
+    explainer = label_prompt(name, ExplainConfig(model="m"), 0)
     assert explainer.missing(rich_evidence(0)) is None
     assert explainer.missing(replace(rich_evidence(0), **{field: [] for field in empty}))
     if len(empty) > 1:
@@ -102,7 +103,7 @@ def test_missing_evidence_is_noticed(name: str, empty: tuple[str, ...]) -> None:
 
 
 def test_only_pruned_contexts_that_keep_the_peak_are_evidence() -> None:
-    explainer = LlmExplainer.named("pruned", ExplainConfig(model="m"), 0)
+    explainer = label_prompt("pruned", ExplainConfig(model="m"), 0)
     assert "never shown" not in explainer.request(rich_evidence(0), 5).body["messages"][1]["content"]
     only = [p for p in rich_evidence(0).pruned if p.status == "not_kept"]
     assert explainer.missing(replace(rich_evidence(0), pruned=only))
@@ -112,7 +113,7 @@ def test_hard_negatives_come_first() -> None:
     tiers = [c.tier for c in hard_negatives(evidence(0).negatives, 6)]
     assert tiers == ["neighbour", "same_token", "neighbour", "same_token", "same_token", "random"]
     config = ExplainConfig(model="m", negatives=2)
-    shown = LlmExplainer.named("contrastive", config, 0).request(evidence(0), 3).body["messages"][1]["content"]
+    shown = label_prompt("contrastive", config, 0).request(evidence(0), 3).body["messages"][1]["content"]
     silent = shown.splitlines()[shown.splitlines().index("silent:") + 1 : -1]
     assert [json.loads(line) for line in silent] == [c.text for c in hard_negatives(evidence(0).negatives, 2)]
 
@@ -129,7 +130,7 @@ def test_joined_labels_keep_both_sides(first: str, second: str) -> None:
 
 def test_a_seed_is_another_request() -> None:
     first, second = (
-        LlmExplainer.named("contexts", ExplainConfig(model="m"), seed).request(evidence(0), 5) for seed in (0, 1)
+        label_prompt("contexts", ExplainConfig(model="m"), seed).request(evidence(0), 5) for seed in (0, 1)
     )
     assert first.sha256 != second.sha256
     assert "seed" not in first.body and second.body["seed"] == 1
@@ -137,7 +138,7 @@ def test_a_seed_is_another_request() -> None:
 
 def test_fields_of_the_endpoint() -> None:
     config = ExplainConfig(model="m", temperature=None, max_tokens=77, max_tokens_field="max_completion_tokens")
-    body = LlmExplainer.named("combined", config, 0).request(evidence(0), 5).body
+    body = label_prompt("combined", config, 0).request(evidence(0), 5).body
     assert body["max_completion_tokens"] == 77
     assert "temperature" not in body and "max_tokens" not in body
 

@@ -11,7 +11,7 @@ from support.llm_server import BrainReply, LlmServer
 
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.errors import InputError
-from autointerp.explain.composites import explain, forecast_explain
+from autointerp.explain.explaining import explain, forecast_explain
 from autointerp.score.scoring import score
 from autointerp.store import Store
 

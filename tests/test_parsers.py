@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 from support.llm_helpers import chat, completion, embedding
 
 from autointerp.ask.chat import ReplyError
+from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.ask.prompts import one_line
-from autointerp.explain.label_replies import MAX_LABEL, Label, parse_label
+from autointerp.explain.label_replies import Label, parse_label
 from autointerp.llm.endpoint_errors import BadReplyError
 from autointerp.llm.replies import (
     Envelope,

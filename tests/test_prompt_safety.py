@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 from support.interpret_fixtures import contexts as planted_contexts
+from support.label_prompts import LLM_EXPLAINERS, label_prompt
 
 from autointerp.ask.prompts import mark
 from autointerp.config import ExplainConfig, ScoreConfig
-from autointerp.explain.explainers import LLM_EXPLAINERS, LlmExplainer
 from autointerp.llm.capabilities import Capabilities
 from autointerp.llm.requests import Request
 from autointerp.records import (
@@ -137,7 +137,7 @@ def ask(request: Request) -> str:
 @pytest.mark.parametrize("name", LLM_EXPLAINERS)
 def test_injected_orders_do_not_change_labels(name: str) -> None:
     flipped = total = 0
-    explainer = LlmExplainer.named(name, ExplainConfig(model="m", explainer=name), seed=0)
+    explainer = label_prompt(name, ExplainConfig(model="m", explainer=name), seed=0)
     for injection in INJECTIONS.values():
         for feature in range(FEATURES):
             label = explainer.read(ask(explainer.request(evidence(feature, injection), 4)))
@@ -160,7 +160,7 @@ def test_a_prompt_that_pastes_text_is_taken_over() -> None:
 
 
 def test_without_injections_the_oracle_labels_by_the_evidence() -> None:
-    explainer = LlmExplainer.named("combined", ExplainConfig(model="m"), seed=0)
+    explainer = label_prompt("combined", ExplainConfig(model="m"), seed=0)
     for feature in range(FEATURES):
         label = explainer.read(ask(explainer.request(evidence(feature, " and"), 4)))
         assert label.text == f"the word {word_of(feature)}"
@@ -168,7 +168,7 @@ def test_without_injections_the_oracle_labels_by_the_evidence() -> None:
 
 def test_the_mark_of_a_request_cannot_be_known_by_its_text() -> None:
     """A text that holds the mark of the prompt without it changes the mark."""
-    explainer = LlmExplainer.named("contexts", ExplainConfig(model="m"), seed=0)
+    explainer = label_prompt("contexts", ExplainConfig(model="m"), seed=0)
     text = " and"
     for _ in range(5):
         asked = explainer.request(evidence(0, text), 4).body["messages"][1]["content"]

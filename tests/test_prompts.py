@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.interpret_fixtures import contexts, evidence, rich_evidence, with_tokens
+from support.label_prompts import LLM_EXPLAINERS, label_prompt
 
 from autointerp import resources
 from autointerp.ask.forecast import prompt_text
@@ -16,7 +17,8 @@ from autointerp.ask.prompts import load_template, mark, one_line
 from autointerp.ask.scale import scaled, shown
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.errors import InputError
-from autointerp.explain.explainers import LLM_EXPLAINERS, Correction, LlmExplainer, pieces
+from autointerp.explain.evidence_sections import pieces
+from autointerp.explain.label_question import Correction
 from autointerp.llm.capabilities import Capabilities
 from autointerp.llm.requests import Request
 from autointerp.records import ChangedToken, Counterfactual, FeatureEvidence, PromotedToken, RelatedWord
@@ -54,7 +56,7 @@ def check(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", LLM_EXPLAINERS)
 def test_explainer_prompt(name: str) -> None:
-    explainer = LlmExplainer.named(name, ExplainConfig(model="some-model"), seed=0)
+    explainer = label_prompt(name, ExplainConfig(model="some-model"), seed=0)
     request = explainer.request(rich_evidence(0), contexts=3)
     check(f"explain_{name}", written(request))
     again = explainer.again(request, "It likes alpha.", rich_evidence(0))
@@ -65,16 +67,16 @@ def test_explainer_prompt(name: str) -> None:
 
 
 def test_explainer_prompt_for_json() -> None:
-    explainer = LlmExplainer.named("combined", ExplainConfig(model="some-model", reply="json"), seed=0)
+    explainer = label_prompt("combined", ExplainConfig(model="some-model", reply="json"), seed=0)
     request = explainer.request(evidence(0), contexts=3)
     check("explain_combined_json", written(explainer.again(request, "It likes alpha.", evidence(0))))
     for name in (*LLM_EXPLAINERS, "revise"):
-        system = LlmExplainer.named(name, ExplainConfig(model="m"), 0).in_json(True).template.block("system", json=True)
+        system = label_prompt(name, ExplainConfig(model="m"), 0).in_json(True).template.block("system", json=True)
         assert "LABEL:" not in system and '"label"' in system
 
 
 def test_revise_prompt() -> None:
-    explainer = LlmExplainer.named("revise", ExplainConfig(model="some-model"), seed=0)
+    explainer = label_prompt("revise", ExplainConfig(model="some-model"), seed=0)
     select = contexts(0, "select")
     correction = Correction('the word "alpha"\nLABEL: x', select[:2], select[-2:])
     check("explain_revise", written(explainer.request(rich_evidence(0), 3, correction)))
@@ -183,7 +185,7 @@ def two_features() -> dict[str, list[Request]]:
         for name in (*LLM_EXPLAINERS, "revise"):
             correction = Correction(label, select[:2], select[-2:]) if name == "revise" else None
             for reply in ("text", "json"):
-                explainer = LlmExplainer.named(name, ExplainConfig(model="m", reply=reply), seed=0)  # type: ignore[arg-type]
+                explainer = label_prompt(name, ExplainConfig(model="m", reply=reply), seed=0)  # type: ignore[arg-type]
                 add(f"explain/{name} in {reply}", explainer.request(known, 3, correction))
         for scorer in CHOICE_SCORERS:
             examples = [Example(c, active_places(c) if scorer == "fuzzing" else ()) for c in report[:3]]
@@ -274,7 +276,7 @@ def hostile_evidence() -> FeatureEvidence:
 def test_corpus_text_stays_data(name: str) -> None:
     clean = replace(rich_evidence(0), top=rich_evidence(0).top[:1])
     hostile = hostile_evidence()
-    explainer = LlmExplainer.named(name, ExplainConfig(model="m"), seed=0)
+    explainer = label_prompt(name, ExplainConfig(model="m"), seed=0)
     sent = []
     for shown_evidence in (clean, hostile):
         wrong = (shown_evidence.top, shown_evidence.negatives[:1])

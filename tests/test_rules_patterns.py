@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from support.interpret_fixtures import RAW_MAX, WORDS, contexts, evidence, with_tokens
 
 from autointerp import stats
+from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.ask.scale import scaled
 from autointerp.records import Context, FeatureEvidence, PromotedToken
 from autointerp.rules import patterns
 from autointerp.rules.patterns import Rule, learn, sample_of, token_lookup, whole_words
-from autointerp.rules.sentences import MAX_LABEL, lookup_sentence, sentence
+from autointerp.rules.sentences import lookup_sentence, sentence
 from autointerp.rules.token_facts import facts_of, kind_of
 from autointerp.rules.token_names import group_of, listed, quoted, token_name
 

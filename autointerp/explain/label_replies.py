@@ -1,5 +1,5 @@
-"""The label in an explainer's reply: as JSON or as the line `LABEL:`, cleaned. Replies are not to be trusted: whatever
-comes back, what leaves here is one printable line of limited length, or a status."""
+"""Reads the label in an explainer's reply, as JSON or as the line `LABEL:`, and cleans it. Replies cannot be trusted:
+whatever comes back, what leaves here is one printable line of limited length, or a status."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from autointerp.records import ExplanationStatus
+from autointerp.ask.explanation_row import MAX_LABEL
+from autointerp.records import ExplanationStatus, Side
 
-Side = Literal["input", "output", "both"]
-MAX_LABEL = 300
-"""Characters."""
 _SEARCHED = 20_000
-"""Characters at the end of a reply in which JSON is looked for: what is longer is no label."""
+"""JSON is looked for in this many characters at the end of a reply; a longer object holds no label."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What was read from a reply: a text where status is 'ok', none otherwise."""
+    """What was read from a reply. There is a text where status is 'ok', and none otherwise."""
 
     status: ExplanationStatus
     text: str | None = None
     side: Side | None = None
-    """Where the reply says so: whether the text is of what the feature responds to, leads to, or both."""
+    """What the text describes, where the reply says so."""
 
 
 _MARKER = re.compile(r"^[ \t>*_#`]*label[*_`]*[ \t]*:[*_`]*(.*)$", re.IGNORECASE | re.MULTILINE)
@@ -73,7 +71,7 @@ def _label(raw: str, side: Side | None) -> Label:
 
 
 def _last_object(reply: str) -> tuple[int, dict[str, Any]] | None:
-    """(where it ends, the last outermost JSON object whose "label" is a string or null)."""
+    """The last outermost JSON object whose "label" is a string or null, as (where it ends, the object)."""
     begin = max(0, len(reply) - _SEARCHED)
     decoder = json.JSONDecoder()
     last: tuple[int, dict[str, Any]] | None = None
@@ -90,7 +88,8 @@ def _last_object(reply: str) -> tuple[int, dict[str, Any]] | None:
 
 
 def clean_label(text: str) -> str:
-    """One line of at most MAX_LABEL characters without control characters, URLs, or marks and quotes around it."""
+    """`text` as one line of at most MAX_LABEL characters, without control characters, URLs, and the marks and quotes
+    around it."""
     text = _URL.sub("", text)
     text = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
     text = re.sub(r" +", " ", text).strip(" *_")

@@ -1,83 +1,77 @@
-"""Labels made by rule, without an LLM, and the row that every label is written to."""
+"""Labels made by rule, without an LLM: `patterns` and the baseline `token_lookup`."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
+from autointerp.ask.explanation_row import blank_row, evidence_sha256
 from autointerp.ask.job import Job
 from autointerp.config import ExplainConfig
-from autointerp.records import Context, Explanation, FeatureEvidence, stable_id
+from autointerp.records import Explanation, FeatureEvidence, Side
 from autointerp.rules import patterns
 from autointerp.rules.sentences import lookup_sentence, sentence, side_of
 
-RULE_EXPLAINERS = ("patterns", "token_lookup")
 PATTERNS = "patterns"
+TOKEN_LOOKUP = "token_lookup"
+RULE_EXPLAINERS = (PATTERNS, TOKEN_LOOKUP)
+"""Explainers whose labels carry a rule (see patterns.Rule), so that they can be scored without an LLM."""
+
+
+@dataclass(frozen=True)
+class RuleLabel:
+    """What a rule says of one feature."""
+
+    text: str | None
+    """None: the rule finds nothing to say."""
+    side: Side | None = None
+    """What the text describes; needed where there is one."""
+    rule: str | None = None
+    """The rule as JSON (see patterns.Rule.to_json), where it is one that predicts activations."""
+
+
+def by_patterns(evidence: FeatureEvidence) -> RuleLabel:
+    """The sentence of the rule that best predicts where the feature fires."""
+    sample = patterns.sample_of(evidence)
+    rule = patterns.learn(sample)
+    return _rule_label(sentence(evidence, sample, rule), rule)
+
+
+def by_token_lookup(evidence: FeatureEvidence) -> RuleLabel:
+    """The tokens with the largest mean activation (the baseline of Bills et al. 2023)."""
+    rule = patterns.token_lookup(patterns.sample_of(evidence))
+    return _rule_label(lookup_sentence(rule), rule)
+
+
+def _rule_label(text: str | None, rule: patterns.Rule) -> RuleLabel:
+    return RuleLabel(text, None if text is None else side_of(text), rule.to_json())
 
 
 def rule_sha256(explainer: str) -> str:
-    """Stands for the template of an explainer without one: another set of tables is another explainer."""
-    settings = [explainer, patterns.RULE_VERSION, patterns.TABLES if explainer == "patterns" else patterns.TOKEN_LOOKUP]
-    return hashlib.sha256(repr(settings).encode()).hexdigest()
+    """Stands for the template of a rule explainer: with other tables it is another explainer."""
+    return settings_sha256(explainer, *settings_of(explainer))
+
+
+def settings_of(explainer: str) -> tuple[object, ...]:
+    """What the labels of `patterns` or `token_lookup` depend on besides the evidence."""
+    return patterns.RULE_VERSION, patterns.TABLES if explainer == PATTERNS else patterns.TOKEN_LOOKUP
+
+
+def settings_sha256(explainer: str, *settings: object) -> str:
+    """The digest of an explainer without a template, by its name and its settings."""
+    return hashlib.sha256(repr([explainer, *settings]).encode()).hexdigest()
 
 
 def rule_explanation(evidence: FeatureEvidence, job: Job, config: ExplainConfig, digest: str) -> Explanation:
-    sample = patterns.sample_of(evidence)
-    if config.explainer == "patterns":
-        rule = patterns.learn(sample)
-        text = sentence(evidence, sample, rule)
-    else:
-        rule = patterns.token_lookup(sample)
-        text = lookup_sentence(rule)
-    row = blank(job, evidence.feature, config, config.explainer, digest, evidence_sha256(evidence))
-    row = dataclasses.replace(row, status="abstained", rule=rule.to_json())
-    return row if text is None else dataclasses.replace(row, text=text, status="ok", side=side_of(text))
+    """The label of one feature by `patterns` or `token_lookup`, whichever is configured; not written yet."""
+    label = by_patterns(evidence) if config.explainer == PATTERNS else by_token_lookup(evidence)
+    return rule_row(label, evidence, job, config, digest)
 
 
-def blank(job: Job, feature: int, config: ExplainConfig, model: str, digest: str, evidence_digest: str) -> Explanation:
-    """The row of a label that is still to be found."""
-    key = (
-        job.dictionary_id, feature, job.harvest_id, config.explainer, model, digest, evidence_digest, config.seed,
-    )  # fmt: skip
-    return Explanation(
-        explanation_id=stable_id(*key),
-        dictionary_id=job.dictionary_id,
-        feature=feature,
-        harvest_id=job.harvest_id,
-        explainer=config.explainer,
-        model=model,
-        template_sha256=digest,
-        evidence_sha256=evidence_digest,
-        seed=config.seed,
-        text=None,
-        status="gave_up",
-    )
-
-
-def evidence_sha256(evidence: FeatureEvidence, contexts: int | None = None) -> str:
-    """Of what an explainer reads: the first `contexts` of each kind (None: all), and what else is known."""
-
-    def part(of: Sequence[Context]) -> list[Any]:
-        return [[c.document, c.position, c.tokens, [round(a, 6) for a in c.activations]] for c in of[:contexts]]
-
-    seen: list[Any] = [
-        part(evidence.top), part(evidence.sampled), part(evidence.negatives),
-        [[t.token, t.rank, t.sign] for t in (*evidence.promoted, *evidence.suppressed)],
-    ]  # fmt: skip
-    findings: dict[str, Any] = {
-        "pruned": [
-            [p.status, p.tokens, [round(i, 6) for i in p.importance],
-             [[c.position, c.substitute, c.kept] for c in p.counterfactuals]]
-            for p in evidence.pruned
-        ],
-        "changed": [[t.token, t.rank, t.sign] for t in evidence.changed],
-        "related_words": [w.word for w in evidence.related_words],
-        "input_words": [w.word for w in evidence.input_words],
-        "is_output": [] if evidence.is_output is None else [evidence.is_output],
-    }  # fmt: skip
-    # Absent findings leave no trace, so that labels made before there were any keep their digest.
-    seen += [[name, value] for name, value in findings.items() if value]
-    return hashlib.sha256(json.dumps(seen, ensure_ascii=True).encode()).hexdigest()
+def rule_row(label: RuleLabel, evidence: FeatureEvidence, job: Job, config: ExplainConfig, digest: str) -> Explanation:
+    """The row of a label made by rule; `digest` stands for the template."""
+    row = blank_row(job, config, evidence.feature, config.explainer, digest, evidence_sha256(evidence))
+    if label.text is None:
+        return dataclasses.replace(row, status="abstained", rule=label.rule)
+    return dataclasses.replace(row, text=label.text, status="ok", side=label.side, rule=label.rule)

@@ -1,14 +1,14 @@
-"""The explainer without an LLM: a rule learned from the evidence, and one sentence that says it in English.
+"""A rule that predicts where a feature fires, learned from its evidence without an LLM.
 
 The rule is a short sum of tables: predicted activation = base + table_1[facts] + table_2[facts] + ..., not below 0.
 Each table maps a few facts of a token (itself, the token before, the first word of its line, ... see token_facts.py)
-to a number, so a rule is data: JSON in `Explanation.rule`, and anyone can check it against any text. With one table
-of tokens it is the token-lookup baseline of Bills et al. (2023); with tables of preceding tokens it does what
-Neuron-to-Graph (Foote et al. 2023) does.
+to a number, so a rule is data: it is stored as JSON in `Explanation.rule`, and anyone can check it against any text.
+With one table of tokens it is the token-lookup baseline of Bills et al. (2023); with tables of preceding tokens it does
+what Neuron-to-Graph (Foote et al. 2023) does. sentences.py says a rule in English.
 
-Tables are chosen one at a time, each fitted to what the ones before leave unexplained, and weighted by how well it
-does on documents it was not fitted on (stagewise regression with cross-fitting). Means are shrunken towards zero
-correction, that is towards the shorter context: sum / (count + k). Negatives count as zeros.
+Tables are chosen one at a time. Each is fitted to what the tables before it leave unexplained, and weighted by how well
+it does on documents that it was not fitted on (stagewise regression with cross-fitting). Its means are shrunken towards
+no correction, that is towards the shorter context: sum / (count + k). Negatives count as zeros.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ TABLES: tuple[tuple[str, ...], ...] = (
 TOKEN_LOOKUP: tuple[tuple[str, ...], ...] = (("token",),)
 MAX_TABLES = 8
 MIN_GAIN = 0.003
-"""Share of the variance that a further table must explain on unseen documents."""
+"""Share of the variance that a further table must explain on documents it was not fitted on."""
 SHRINKAGE = (1.0, 4.0)
 """Candidates for k."""
 FOLDS = 10
 MIN_WEIGHT = 0.1
-"""Smaller corrections, in units of the 0..10 scale, are not stored."""
+"""Corrections smaller than this, on the 0..10 scale, are not stored."""
 MAX_ROWS = 150
-"""Largest corrections kept of one table."""
+"""Rows kept of one table: those with the largest corrections."""
 RULE_VERSION = 1
 
 Key = tuple[str, ...]
@@ -65,22 +65,22 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """`weights[values of the facts in `of`]` is added to the prediction; anything else adds nothing."""
+    """Adds `weights[the values of the facts named in `of`]` to the prediction, or nothing where that key is missing."""
 
     of: tuple[str, ...]
     weights: dict[Key, float]
     gain: float = 0.0
-    """Share of the variance it explained, beyond the tables before it, on documents it was not fitted on."""
+    """Share of the variance that it explains beyond the tables before it, on documents it was not fitted on."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Predicts a feature's activation, 0..10 of its maximum on the explain split, for each token of a text."""
+    """Predicts a feature's activation on each token of a text, as 0..10 of its maximum on the explain split."""
 
     base: float
     tables: list[Table] = field(default_factory=list)
     fit: float | None = None
-    """Correlation on the evidence's own documents, each predicted without itself; None where undefined."""
+    """Correlation on the documents of the evidence, each predicted by tables fitted without it. None: undefined."""
 
     def predict(self, tokens: Sequence[str]) -> list[float]:
         """One number, 0..10, per token."""
@@ -131,7 +131,7 @@ class Sample:
     following: list[str]
     """The token after each one; '' at the end of a context."""
     words: list[str]
-    """The whole word that each token stands in, as far as the context shows it; '' outside of words."""
+    """The whole word that each token is part of, as far as the context shows it; '' outside of words."""
     activations: NDArray[np.float64]
     """0..10."""
     documents: NDArray[np.int64]
@@ -140,6 +140,7 @@ class Sample:
 
 
 def sample_of(evidence: FeatureEvidence) -> Sample:
+    """The tokens of all contexts of the evidence, active and silent."""
     facts: list[Facts] = []
     following: list[str] = []
     words: list[str] = []
@@ -158,7 +159,7 @@ def sample_of(evidence: FeatureEvidence) -> Sample:
 
 
 def _distinct(contexts: Sequence[Context]) -> list[Context]:
-    """A tile that is both a top and a sampled context counts once."""
+    """The contexts, each once: a tile may be both a top and a sampled context."""
     seen: set[tuple[str, int, str]] = set()
     out = []
     for context in contexts:
@@ -170,7 +171,7 @@ def _distinct(contexts: Sequence[Context]) -> list[Context]:
 
 
 def whole_words(tokens: Sequence[str]) -> list[str]:
-    """For each token the word of the joined text that its first word character stands in."""
+    """For each token, the word of the joined text that its first word character belongs to."""
     starts: list[int] = []
     at = 0
     for token in tokens:
@@ -197,14 +198,14 @@ class _Column:
     """One candidate table's keys over the sample."""
 
     parts: list[tuple[list[str], NDArray[np.int64]]]
-    """For each fact of the table: its values, and which of them each key has."""
+    """For each fact of the table: its different values, and the index of the value that each key has."""
     ids: NDArray[np.int64]
     cells: NDArray[np.int64]
-    """Key and fold of each token, as one number."""
+    """The key and the fold of each token, as one number."""
     counts: NDArray[np.float64]
-    """Of each key."""
+    """How often each key occurs."""
     elsewhere: NDArray[np.float64]
-    """For each token: how often its key occurs in other folds."""
+    """For each token, how often its key occurs in other folds."""
 
     def key(self, i: int) -> Key:
         return tuple(values[codes[i]] for values, codes in self.parts)
@@ -233,7 +234,7 @@ def _columns(facts: Sequence[Facts], tables: Sequence[Key], fold: NDArray[np.int
 
 
 def learn(sample: Sample, tables: Sequence[Key] = TABLES, max_tables: int = MAX_TABLES) -> Rule:
-    """The rule that best predicts the sample's activations; without tables where nothing beats the mean."""
+    """The rule that best predicts the sample's activations. It has no tables where nothing beats the mean."""
     y = sample.activations
     if y.size == 0 or float(y.max()) <= 0.0:
         return Rule(0.0)
@@ -263,7 +264,7 @@ class _Candidate:
     index: int
     gain: float
     step: NDArray[np.float64]
-    """What it adds to each token's prediction, fitted without the token's fold."""
+    """What it adds to the prediction of each token, fitted without the token's fold."""
     weights: NDArray[np.float64]
 
 
@@ -289,7 +290,8 @@ def _best_table(
 
 
 def _without_crossfit(sample: Sample, tables: Sequence[Key]) -> Rule:
-    """All evidence from one document: shrunken means of the first table alone, and no estimate of the fit."""
+    """The rule where all evidence is from one document: shrunken means of the first table, without an estimate of the
+    fit."""
     y = sample.activations
     column = _columns(sample.facts, tables[:1], np.zeros(y.size, dtype=np.int64), 1)[0]
     sums = np.bincount(column.ids, weights=y - y.mean(), minlength=column.counts.size)
@@ -303,7 +305,7 @@ def _kept(column: _Column, weights: NDArray[np.float64]) -> dict[Key, float]:
 
 
 def token_lookup(sample: Sample) -> Rule:
-    """The baseline: each token's own shrunken mean activation, whatever stands around it."""
+    """The baseline of Bills et al. (2023): the shrunken mean activation of each token, whatever stands around it."""
     y = sample.activations
     if y.size == 0 or float(y.max()) <= 0.0:
         return Rule(0.0)

@@ -1,8 +1,8 @@
-"""The English sentence of a `patterns` explanation: what fires the feature, where, and what follows.
+"""The English sentence of a `patterns` label: what the feature fires on, where, and what follows.
 
-Written from the same sample as the rule, most informative part first: the tokens it fires on (or, where these vary and
-the token before does not, that token), what tells active from silent occurrences, what comes next, and what the
-feature promotes where the output evidence agrees with the text.
+It is written from the same sample as the rule, and its most informative part comes first: the tokens that the feature
+fires on (or the token before them, where they vary and that token does not). Then it says what tells active from silent
+occurrences, what comes next, and what the feature promotes, where the output evidence agrees with the text.
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ from typing import Literal
 
 import numpy as np
 
+from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.records import FeatureEvidence, PromotedToken
 from autointerp.rules.patterns import Rule, Sample
 from autointerp.rules.token_facts import START, Facts
 from autointerp.rules.token_names import cased, group_of, is_word, listed, quoted, token_name
 
-MAX_LABEL = 300
 PROMOTES = "promotes "
-"""How the last part begins, where it says what the feature promotes."""
+"""How the last part begins where it says what the feature promotes."""
 MIN_ACTIVE = 3
 """With fewer active tokens there is nothing to describe."""
 EMPHASIS = 1.5
-"""Active tokens weigh as their activation to this power: between a head count and looking at the strongest only."""
+"""The weight of an active token is its activation to this power. At 0 every token would count alike, and at large
+powers only the strongest."""
 LOOSE_BELOW = 0.4
-"""A rule whose fit is below this is called loose in its own sentence."""
+"""The sentence of a rule whose fit is below this begins with "loosely"."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """One value, and its share of the feature's total activation."""
+    """One value, and its share of the total weight."""
 
     value: str
     share: float
     shown: str
-    """Of the values that count as one, the heaviest."""
+    """The heaviest of the values that count as this one."""
 
 
 @dataclass(frozen=True)
 class Occurrences:
-    """Some tokens of the sample, weighted."""
+    """Some tokens of the sample, with their weights."""
 
     sample: Sample
     at: list[int]
     weights: list[float]
 
     def shares(self, of: Callable[[int], str], same: Callable[[str], str] = str) -> list[Share]:
-        """Shares of the values of `of` (a function of the position in the sample), largest first. Values for which
-        `same` is equal count as one."""
+        """The shares of the values of `of` (a function of the position in the sample), largest first. Values count as
+        one where `same` gives the same for them."""
         totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for i, weight in zip(self.at, self.weights, strict=True):
             value = of(i)
@@ -105,8 +106,8 @@ def sentence(evidence: FeatureEvidence, sample: Sample, rule: Rule) -> str | Non
 
 
 def _follows_something(active: Occurrences, rule: Rule) -> bool:
-    """Whether the token before says more than the tokens themselves: by the rule's first table, or because the tokens
-    vary and what stands before them does not."""
+    """Whether the token before says more than the active tokens do: because the rule's first table is about it, or
+    because the active tokens vary and what stands before them does not."""
     of = rule.tables[0].of
     if of in (("before",), ("kind", "before")):
         return True
@@ -117,7 +118,7 @@ def _follows_something(active: Occurrences, rule: Rule) -> bool:
 
 
 def fitted(parts: Sequence[str]) -> str:
-    """The parts joined, the last ones left out where the whole would be too long."""
+    """The parts joined. Where the whole would be too long, the last parts are left out."""
     kept = list(parts)
     while len(kept) > 1 and len("; ".join(kept)) > MAX_LABEL:
         kept.pop()
@@ -126,7 +127,8 @@ def fitted(parts: Sequence[str]) -> str:
 
 
 def _leading(shares: Sequence[Share], cover: float, most: int, least: float) -> list[Share] | None:
-    """The first few shares that together reach `cover`, each at least `least`; None where `most` do not suffice."""
+    """The first few shares that reach `cover` together, each of at least `least`. None where the first `most` do not
+    reach it."""
     chosen: list[Share] = []
     total = 0.0
     for share in shares[:most]:
@@ -179,7 +181,7 @@ def _is_blank(token: str) -> bool:
 
 
 def _group(noun: str, active: Occurrences) -> str:
-    """A group with its commonest members: 'numbers (mostly `0` and `1`)'."""
+    """The name of a group with its commonest members: 'numbers (mostly `0` and `1`)'."""
     within = active.where(lambda i: group_of(active.fact(i).token) == noun)
     if noun == "line breaks":
         return _line_breaks(within)
@@ -213,13 +215,13 @@ def _line_breaks(within: Occurrences) -> str:
 
 
 def _is_part(of: Occurrences, i: int) -> bool:
-    """Whether the token is only a part of the word it stands in."""
+    """Whether the token is only a part of its word."""
     core = of.fact(i).token.strip()
     return is_word(core) and len(of.sample.words[i]) > len(core)
 
 
 def _with_words(token: Share, active: Occurrences, most: int) -> str:
-    """A token's name; for a part of a word, with the words: '`is` (in `registered`, `permission`)'."""
+    """The name of a token. A part of a word is shown with its words: '`is` (in `registered`, `permission`)'."""
     name = token_name(token.shown)
     if not is_word(token.value):
         return name
@@ -242,9 +244,9 @@ def _with_words(token: Share, active: Occurrences, most: int) -> str:
 
 
 def _place(here: Occurrences, there: Occurrences, silent: Occurrences) -> str:
-    """What tells the active occurrences from the silent ones of the same tokens: ' after `(`, in comments'.
+    """What tells the active occurrences from silent ones: ' after `(`, in comments'.
 
-    `there` are those silent ones; where they are too few, all silent tokens stand in for them.
+    `there` holds the silent occurrences of the same tokens. Where they are too few, all silent tokens stand in.
     """
     base = there if len(there.at) >= 8 else silent
     options: list[tuple[float, str]] = []
@@ -284,7 +286,7 @@ def _continues_a_word(of: Occurrences, i: int) -> bool:
 
 
 def _befores(here: Occurrences) -> list[tuple[str, Callable[[Facts], bool], float]]:
-    """Ways to say what stands before: (text, test, the least share at which it is worth saying)."""
+    """Ways to say what stands before: (text, test, the smallest share at which it is worth saying)."""
     names = [s for s in here.befores()[:5] if s.value != START and not _is_blank(s.value)]
     out: list[tuple[str, Callable[[Facts], bool], float]] = []
     if names:
@@ -301,13 +303,14 @@ def _befores(here: Occurrences) -> list[tuple[str, Callable[[Facts], bool], floa
 
 
 def _overlap(text: str, other: str) -> bool:
-    """Two ways to name what stands before, or the line and its start, are one thing too many."""
+    """Whether both texts are about what stands before, about the line, or about brackets: one of them is enough."""
     about = [("after" in t, "line" in t, "inside" in t or "(`" in t) for t in (text, other)]
     return any(a and b for a, b in zip(*about, strict=True))
 
 
 def _after(active: Occurrences, silent: Occurrences) -> str | None:
-    """For a feature that follows certain tokens, whatever comes: 'what follows `import`, such as `os`'."""
+    """The sentence for a feature that fires after certain tokens, whatever comes: 'what follows `import`, for example
+    `os`'."""
     befores = [s for s in active.befores() if s.value != START]
     leading = _leading(befores, 0.5, 5, 0.06)
     if leading is not None:
@@ -342,7 +345,7 @@ def _following(active: Occurrences) -> str | None:
 
 
 def _promoted(promoted: Sequence[PromotedToken], active: Occurrences) -> str | None:
-    """Promoted tokens, where at least two of the ten strongest really do follow, and often."""
+    """Names promoted tokens where at least two of the ten strongest really do follow, and often."""
     best = [p.token for p in promoted[:10]]
     follows = {s.value: s.share for s in active.shares(lambda i: active.sample.following[i])}
     seen = [t for t in best if follows.get(t, 0.0) >= 0.03 and t.strip()]
@@ -353,12 +356,12 @@ def _promoted(promoted: Sequence[PromotedToken], active: Occurrences) -> str | N
 
 
 def side_of(text: str) -> Literal["input", "both"]:
-    """What a sentence describes: only where the last part says what it promotes more than what it fires on."""
+    """What a sentence describes: 'both' where its last part says what the feature promotes."""
     return "both" if text.rsplit("; ", 1)[-1].startswith(PROMOTES) else "input"
 
 
 def lookup_sentence(rule: Rule) -> str | None:
-    """The `token_lookup` baseline's label: its tokens."""
+    """The label by `token_lookup`: the tokens of its rule. None where the rule has none."""
     if not rule.tables or not rule.tables[0].weights:
         return None
     best = sorted(rule.tables[0].weights.items(), key=lambda item: -item[1])

@@ -7,8 +7,9 @@ from autointerp.rules.token_names import quoted, token_name
 from autointerp.store.shapes import ShapeFacts
 
 PLACE_RECALL_FROM = 0.8
-"""Share of the tokens at its places on which a position feature must fire to be labelled by them. Lower than a token's:
-it is estimated from the feature's density and the lengths of the stored windows."""
+"""A position feature is labelled by its places where it fires on at least this share of the tokens there. The share is
+estimated from the feature's density and the lengths of the stored windows, so the threshold is lower than that for
+tokens."""
 
 
 def describe(facts: ShapeFacts) -> tuple[str | None, str | None]:
@@ -17,8 +18,8 @@ def describe(facts: ShapeFacts) -> tuple[str | None, str | None]:
 
 
 def shape_text(facts: ShapeFacts) -> str | None:
-    """The label, or None where the shape does not explain the feature. That it fires nearly everywhere (dense), or
-    hardly ever (rare), is no explanation."""
+    """The label; None where the shape does not explain the feature. That it fires nearly everywhere (dense) or hardly
+    ever (rare) does not explain it."""
     if facts.kind == "token" and facts.unigram:
         return _token_text(facts.unigram)
     if facts.kind == "position" and facts.places is not None and (facts.place_recall or 0.0) >= PLACE_RECALL_FROM:
@@ -27,8 +28,8 @@ def shape_text(facts: ShapeFacts) -> str | None:
 
 
 def shape_rule(facts: ShapeFacts) -> str | None:
-    """JSON of the rule that the label states: the token's mean activation on the token, 0 elsewhere. A place in the
-    window is no fact of the text, so a label about places has no rule."""
+    """JSON of the rule that the label states: the feature's mean activation on its token, 0 elsewhere. A rule sees
+    the text alone and no places in the window, so a label about places has no rule."""
     if facts.kind != "token" or not facts.unigram:
         return None
     weight = round(min(10.0, 10.0 * facts.unigram_strength * (facts.unigram_recall or 0.0)), 3)
@@ -36,7 +37,7 @@ def shape_rule(facts: ShapeFacts) -> str | None:
 
 
 def _token_text(token: str) -> str:
-    """Spaces are part of a token and are shown with it: ` foo` and `foo` are two tokens."""
+    """Spaces belong to a token and are shown with it: ` foo` and `foo` are two tokens."""
     name = token_name(token) if not token.strip() or "\n" in token else quoted(token)
     return f"the token {name}" if name.startswith("`") else name
 

@@ -1,7 +1,7 @@
-"""What can be said of a token from the text up to and including it: the vocabulary of the `patterns` rule.
+"""Facts about a token that the text up to and including it decides: the vocabulary of the `patterns` rule.
 
-A causal model's activation on a token cannot depend on what follows, so neither do these facts. They are lexical and
-hold for any text (comments, strings, brackets and indentation are empty notions in prose and cost nothing there).
+A causal model's activation on a token cannot depend on what follows, so these facts do not either. They are lexical and
+hold for any text: in prose there are no comments, strings or indentation, and the facts about them cost nothing.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ START = "^"
 
 
 class Facts(NamedTuple):
-    """Of one token. Every field is a string, so that a rule can be stored and looked up as JSON."""
+    """The facts about one token. Every field is a string, so that a rule can be stored and looked up as JSON."""
 
     token: str
     folded: str
     """The token without surrounding white space and case: ` Self`, `self` and `SELF` are one."""
     kind: str
-    """Its shape, see `kind_of`."""
+    """Its shape (see `kind_of`)."""
     before: str
-    """The previous token."""
+    """The token before it."""
     before2: str
+    """The token before that."""
     before_kind: str
     before2_kind: str
     word: str
@@ -33,7 +34,7 @@ class Facts(NamedTuple):
     last_word: str
     """The last word that ended before this token or the word it belongs to."""
     line: str
-    """First word (or mark) of the line, '' where the line has none yet."""
+    """The first word (or mark) of the line; '' where the line has none yet."""
     indent: str
     """Columns of white space at the start of the line; '?' on a line that began before the context."""
     quoted: str
@@ -74,12 +75,12 @@ class _Lexed(NamedTuple):
     folded: str
     kind: str
     inside_word: bool
-    """Word characters only: it may continue the word before it."""
+    """It has word characters only, so it may continue the word before it."""
     tail: str
     """The word characters it ends with."""
     words: tuple[str, ...]
     marks: tuple[str, ...]
-    """Its characters that open or close brackets, strings or comments, and line breaks, in order."""
+    """Those of its characters that open or close brackets, strings or comments, and its line breaks, in order."""
     is_mark: bool
 
 
@@ -99,7 +100,7 @@ def _lex(token: str) -> _Lexed:
 
 
 class _Reader:
-    """Reads a context token by token and remembers what the facts need."""
+    """Reads a context token by token, and remembers what the facts depend on."""
 
     def __init__(self) -> None:
         self.word = ""
@@ -108,7 +109,7 @@ class _Reader:
         """First word or mark of the line; '?' on a line that began before the context."""
         self.indent = "?"
         self._line = ""
-        """The line so far, kept until its first word has ended."""
+        """The line so far; kept until its first word has ended."""
         self._beginning = False
         self.quoted = ""
         self.brackets: list[str] = []

@@ -14,8 +14,8 @@ _COUNTED = {" ": "space", "\t": "tab", "\r": "carriage return", "\f": "form feed
 
 
 def _spaces(text: str) -> str:
-    """White space in words: 'a line break', 'an empty line', '4 spaces'. How deep an indentation is stays out: a
-    tokenizer may leave its last space to the next token, and the number would mislead."""
+    """White space in words: 'a line break', 'an empty line', '4 spaces'. The depth of an indentation is not named: a
+    tokenizer may leave its last space to the next token, so the number would mislead."""
     if "\n" in text:
         name = "a line break" if text.count("\n") == 1 else "an empty line"
         return f"{name} with indentation" if text.rsplit("\n", 1)[1] else name
@@ -26,7 +26,7 @@ def _spaces(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` in backticks, short, on one line, without control characters; a backtick in words."""
+    """`text` in backticks: shortened, on one line, without control characters. A backtick itself is put in words."""
     visible = "".join(c if c.isprintable() else " " if unicodedata.category(c) == "Zs" else "·" for c in text)
     if len(visible) > MAX_SHOWN:
         visible = visible[: MAX_SHOWN - 1] + "…"
@@ -36,7 +36,7 @@ def quoted(text: str) -> str:
 
 
 def token_name(token: str) -> str:
-    """One token in words; `self` and ` self` are the same to a reader."""
+    """One token in words. `self` and ` self` have one name, since a reader cannot tell them apart."""
     core = token.strip()
     if not core:
         return _spaces(token) if token else "an incomplete character"
@@ -49,7 +49,8 @@ def token_name(token: str) -> str:
 
 
 def cased(token: str) -> str:
-    """`token` without case and surrounding spaces, line breaks kept: what `token_name` would call the same."""
+    """`token` in lower case and without the spaces around it, line breaks kept. Tokens that give the same have one
+    name, except for case."""
     core = token.strip()
     if not core:
         return token
@@ -59,7 +60,8 @@ def cased(token: str) -> str:
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
-    """'`a`, `b` and `c`', each once: several tokens may have one name, as line breaks with different indentation do."""
+    """'`a`, `b` and `c`', each once, since several tokens may have one name (line breaks before different indentations
+    do)."""
     names = list(dict.fromkeys(names))
     if len(names) < 2:
         return "".join(names)
@@ -76,7 +78,7 @@ _GROUPS: tuple[tuple[str, frozenset[str]], ...] = (
 
 
 def group_of(token: str) -> str:
-    """The plural noun for tokens of this shape."""
+    """The plural noun for tokens of the shape of this one."""
     kind = kind_of(token)
     core = token.strip()
     plain = {
@@ -108,5 +110,5 @@ def group_of(token: str) -> str:
 
 
 def is_word(token: str) -> bool:
-    """Whether it is a word or a part of one."""
+    """Whether the token is a word or a part of one."""
     return kind_of(token).lower() in ("word", "piece", "mixed")

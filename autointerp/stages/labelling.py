@@ -9,10 +9,11 @@ from pathlib import Path
 
 from autointerp.ask.forecast import Forecast, budget_lines, forecast_lines
 from autointerp.ask.job import NO_FAILURES, Job, Outcome
-from autointerp.config import Config, EndpointConfig, ExplainConfig
+from autointerp.config import Config, EndpointConfig
 from autointerp.errors import InputError, nearest
-from autointerp.explain import composites
+from autointerp.explain import explaining
 from autointerp.explain.explaining import check_explainer
+from autointerp.explain.explaining import methods_read as methods_read
 from autointerp.llm.budget import Budget as Budget
 from autointerp.llm.capabilities import honours_json_schema, probe
 from autointerp.llm.client import LlmClient
@@ -38,20 +39,6 @@ def check_control(control: str | None) -> None:
     known = tuple(dict.fromkeys((*CONTROLS, RANDOM_MODEL)))
     if control is not None and control not in known:
         raise InputError(f"no control {control!r}; there are {', '.join(known)}.{nearest(control, known)}")
-
-
-METHODS_READ = {
-    "pruned": ("pruning",),
-    "token_change": ("token_change",),
-    "mutual_information": ("mutual_information",),
-}
-"""Evidence methods without which an explainer has nothing to read."""
-
-
-def methods_read(config: ExplainConfig) -> tuple[str, ...]:
-    """The evidence methods that the configured explainer needs."""
-    composed = config.base if config.explainer in ("best_of_n", "revise") else config.explainer
-    return METHODS_READ.get(composed, ())
 
 
 def describe_shape(facts: ShapeFacts) -> tuple[str | None, str | None]:
@@ -111,7 +98,7 @@ def explain(
         return 0
     name = f"{row.name}: explaining with {config.explain.explainer}"
     with terminal.progress(name, None, "features") as update:
-        outcome = asyncio.run(composites.explain(_with_progress(job, update), config.explain, config.score))
+        outcome = asyncio.run(explaining.explain(_with_progress(job, update), config.explain, config.score))
     return _say_outcome(f"{row.name}: labels by {config.explain.explainer}", outcome, terminal)
 
 
@@ -152,8 +139,8 @@ def forecast(
         job = _priced(_job(config, store, row, selection, "dry-run", Budget(config.budget), prompts, terminal.say))
         planned: list[Explanation] = []
         if "explain" in stages:
-            found.append(("explain", composites.forecast_explain(job, config.explain, config.score)))
-            planned = composites.planned_labels(job, config.explain, config.score)
+            found.append(("explain", explaining.forecast_explain(job, config.explain, config.score)))
+            planned = explaining.planned_labels(job, config.explain, config.score)
         if "score" in stages:
             told = scoring.forecast_score(job, config.explain.explainer, config.score, control, planned)
             found.append(("score", told))

@@ -1,0 +1,118 @@
+"""Asking an LLM for labels: one question per feature, through a fixed pool of workers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+
+from autointerp.ask.explanation_row import blank_row, evidence_sha256
+from autointerp.ask.forecast import CHARACTERS_PER_TOKEN, Estimate
+from autointerp.ask.job import Blocks, run_pool
+from autointerp.ask.question import Asked, ask
+from autointerp.config import ExplainConfig
+from autointerp.explain.evidence_sections import SILENT
+from autointerp.explain.explainer import ExplainRun
+from autointerp.explain.label_question import Correction, LabelPrompt, LabelQuestion
+from autointerp.explain.label_replies import Label
+from autointerp.explain.plan import lacking_row
+from autointerp.llm.capabilities import honours_json_schema
+from autointerp.llm.client import LlmClient
+from autointerp.records import Explanation, ExplanationStatus, FeatureEvidence
+
+_LABEL_TOKENS = 60
+"""Tokens of a reply with a label and a few words before it, for forecasts; a model that thinks aloud writes more."""
+_REFUSALS: dict[str, ExplanationStatus] = {
+    "refused": "refused", "filtered": "filtered", "truncated": "truncated", "ctx_too_long": "ctx_too_long",
+}  # fmt: skip
+"""What an endpoint can say of a request, as a label's status."""
+
+
+async def in_reply_form(prompt: LabelPrompt, client: LlmClient) -> LabelPrompt:
+    """The prompt, asking for JSON where [explain] reply says so or, with 'auto', where the endpoint supports it."""
+    if prompt.config.reply != "auto":
+        return prompt
+    return prompt.in_json(await honours_json_schema(client))
+
+
+def evidence_for(run: ExplainRun, prompt: LabelPrompt, features: Sequence[int]) -> list[FeatureEvidence]:
+    """What the prompt may show of the features. Negatives of three tiers take turns in the store, so the hard ones
+    among them are as many as are shown only if up to three times as many are read."""
+    config = prompt.config
+    return run.evidence(features, max(config.contexts, 3 * config.negatives if SILENT in prompt.reads else 0))
+
+
+async def ask_labels(
+    run: ExplainRun, prompt: LabelPrompt, client: LlmClient, features: Sequence[int],
+    write: Callable[[Explanation], Awaitable[None]],
+) -> None:  # fmt: skip
+    """Asks about the features, one question each, and hands a row for each to `write`."""
+
+    async def work(evidence: FeatureEvidence) -> None:
+        await write(await ask_label(run, prompt, client, evidence))
+
+    blocks = Blocks(features, lambda block: evidence_for(run, prompt, block))
+    await run_pool(blocks, min(run.job.in_flight, len(features)), work, client.stop)
+
+
+async def ask_label(
+    run: ExplainRun, prompt: LabelPrompt, client: LlmClient, evidence: FeatureEvidence,
+    correction: Correction | None = None,
+) -> Explanation:  # fmt: skip
+    """The label of one feature, or the row that says why there is none; not written yet."""
+    config = prompt.config
+    digest = evidence_sha256(evidence, config.contexts)
+    row = blank_row(run.job, config, evidence.feature, config.model, prompt.template.sha256, digest)
+    lacks = prompt.missing(evidence)
+    if lacks is not None:
+        without = lacking_row(run.of(config), prompt.reads, evidence.feature)
+        return without or dataclasses.replace(row, status="abstained", error=lacks)
+    question = LabelQuestion(prompt, evidence, min(config.contexts, max(1, len(evidence.top))), correction)
+    asked = await ask(client, question)
+    label, last = _label(asked), asked.replies[-1]
+    shown = _contexts_shown(question, asked)
+    notes = []
+    if shown < question.contexts:
+        notes.append(f"shown {shown} contexts instead of {question.contexts}, the prompt was too long")
+    if label.status not in ("ok", "abstained"):
+        notes.append(last.error or f"no label in the reply {last.text[:200]!r}")
+    return dataclasses.replace(
+        row,
+        text=label.text,
+        status=label.status,
+        side=label.side,
+        error="; ".join(notes) or None,
+        input_tokens=sum(r.input_tokens for r in asked.replies),
+        output_tokens=sum(r.output_tokens for r in asked.replies),
+        cost_usd=sum(r.cost_usd for r in asked.replies),
+    )
+
+
+def _label(asked: Asked[Label]) -> Label:
+    """An answer as a label. Where the endpoint gave up, the next run asks again."""
+    if asked.value is not None:
+        return asked.value
+    asked_again = len(asked.replies) > 1 and asked.replies[-2].ok
+    if asked.status == "unparseable" or (asked_again and asked.status in _REFUSALS):
+        return Label("unparseable")  # the first reply counts: only asking once more was refused
+    return Label(_REFUSALS.get(asked.status, "gave_up"))
+
+
+def _contexts_shown(question: LabelQuestion, asked: Asked[Label]) -> int:
+    """The contexts in the last request, after all halvings."""
+    for reply in asked.replies[:-1]:
+        shorter = question.shorter() if reply.status == "ctx_too_long" else None
+        if shorter is None:
+            break
+        question = shorter
+    return question.contexts
+
+
+def estimate_labels(run: ExplainRun, prompt: LabelPrompt, features: Sequence[int]) -> Estimate:
+    """What asking about the features comes to, estimated from a few of them."""
+    if not features:
+        return Estimate()
+    config: ExplainConfig = prompt.config
+    some = evidence_for(run, prompt, features[:: max(1, len(features) // 16)])
+    asked = [prompt.request(e, config.contexts) for e in some]
+    written = len(asked) * min(_LABEL_TOKENS, config.max_tokens) * CHARACTERS_PER_TOKEN
+    return Estimate.of(asked, len(features) / len(asked), written)

@@ -1,0 +1,138 @@
+"""The question that an LLM explainer asks about one feature, and how its reply is read. No I/O here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from autointerp.ask.chat import ReplyError, chat_body
+from autointerp.ask.prompts import PromptTemplate, mark, one_line
+from autointerp.config import ExplainConfig
+from autointerp.explain.evidence_sections import Room, Section, lacking, pieces
+from autointerp.explain.label_replies import Label, parse_label
+from autointerp.llm.requests import Reply, Request
+from autointerp.records import Context, FeatureEvidence, Side
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What `revise` is shown: a label and the contexts of the select part on which it misled the judge."""
+
+    label: str
+    missed: Sequence[Context]
+    """Active contexts that were judged silent."""
+    false_alarms: Sequence[Context]
+    """Silent contexts that were judged active."""
+
+
+@dataclass(frozen=True)
+class LabelPrompt:
+    """One way to ask for a label: which evidence is shown, by which template, and with which settings."""
+
+    name: str
+    """Of the explainer."""
+    reads: tuple[Section, ...]
+    side: Side | None
+    """What its labels describe; None: the LLM is asked."""
+    listed: int
+    """Tokens or words shown of one kind."""
+    template: PromptTemplate
+    config: ExplainConfig
+    is_json: bool = False
+    """Ask for a JSON object instead of a `LABEL:` line."""
+
+    def in_json(self, is_json: bool) -> LabelPrompt:
+        return replace(self, is_json=is_json)
+
+    def missing(self, evidence: FeatureEvidence) -> str | None:
+        """Which evidence is lacking to ask about the feature, in words; None where there is enough."""
+        return lacking(self.name, self.reads, evidence)
+
+    def request(self, evidence: FeatureEvidence, contexts: int, correction: Correction | None = None) -> Request:
+        """The request about one feature, showing at most `contexts` of its strongest contexts."""
+        room = Room(contexts, self.config.random_contexts, self.config.negatives, self.listed)
+        values: dict[str, Any] = {section.name: section.shown(evidence, room) for section in self.reads}
+        if correction is not None:
+            scale = evidence.max_activation
+            values["label"] = one_line(correction.label)
+            values["missed"] = [one_line(pieces(c, scale)) for c in correction.missed]
+            values["false_alarms"] = [one_line(c.text) for c in correction.false_alarms]
+        fence = mark(self.config.seed, evidence.feature, values)
+        messages = [
+            {"role": "system", "content": self.template.block("system", json=self.is_json)},
+            {"role": "user", "content": self.template.block("user", mark=fence, **values)},
+        ]
+        return self._request(messages, evidence, sample=0)
+
+    def again(self, request: Request, reply: str, evidence: FeatureEvidence) -> Request:
+        """The request that asks once more after a reply without a label, and shows that reply."""
+        messages = [
+            *request.body["messages"],
+            {"role": "assistant", "content": reply},
+            {"role": "user", "content": self.template.block("again", json=self.is_json)},
+        ]
+        return self._request(messages, evidence, sample=request.sample)
+
+    def _request(self, messages: list[dict[str, str]], evidence: FeatureEvidence, sample: int) -> Request:
+        extra = {"response_format": response_format(self.side is None)} if self.is_json else {}
+        return Request(
+            "chat",
+            chat_body(self.config, messages, self.config.max_tokens, seed=self.config.seed, **extra),
+            "explain",
+            sample=sample,
+            dictionary_id=evidence.dictionary_id,
+            feature=evidence.feature,
+        )
+
+    def read(self, reply: str) -> Label:
+        """The label in a reply with its side: the explainer's own where it has one, else what the reply says."""
+        label = parse_label(reply)
+        side = label.side if self.side is None else self.side
+        return replace(label, side=side if label.status == "ok" else None)
+
+
+@dataclass(frozen=True)
+class LabelQuestion:
+    """A question for `ask.question.ask`: the label of one feature."""
+
+    prompt: LabelPrompt
+    evidence: FeatureEvidence
+    contexts: int
+    """Shown at most, of each kind."""
+    correction: Correction | None = None
+    halvings: int = 2
+    """How often the contexts may still be halved where the prompt is too long for the LLM."""
+
+    @cached_property
+    def request(self) -> Request:
+        return self.prompt.request(self.evidence, self.contexts, self.correction)
+
+    def read(self, reply: Reply) -> Label:
+        """Raises ReplyError where the reply holds no label. An abstention is one."""
+        label = self.prompt.read(reply.text)
+        if label.status == "unparseable":
+            raise ReplyError(label.status, f"no label in the reply {reply.text[:200]!r}")
+        return label
+
+    def again(self, reply: str, problem: str) -> Request:
+        return self.prompt.again(self.request, reply, self.evidence)
+
+    def shorter(self) -> LabelQuestion | None:
+        """The question with half of the contexts; None where it would be no shorter, or was halved often enough."""
+        if self.contexts == 1 or self.halvings == 0:
+            return None
+        half = replace(self, contexts=(self.contexts + 1) // 2, halvings=self.halvings - 1)
+        return None if half.request.sha256 == self.request.sha256 else half
+
+
+def response_format(asks_side: bool) -> dict[str, Any]:
+    """The schema of a reply, in the form in which OpenAI's and compatible endpoints take it."""
+    properties: dict[str, Any] = {"label": {"type": ["string", "null"]}}
+    if asks_side:
+        properties = {"side": {"type": "string", "enum": ["input", "output", "both"]}, **properties}
+    schema = {
+        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
+    }  # fmt: skip
+    return {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
