@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.interpret_fixtures import FILLERS, WORDS, World, contexts, job, planted_store, truth
+from support.interpret_fixtures import (
+    FILLERS,
+    MEASURED_SCORERS,
+    WORDS,
+    World,
+    contexts,
+    job,
+    planted_store,
+    truth,
+)
 from support.llm_server import BrainReply, Fault, LlmServer
 from test_prompts import HOSTILE, check, written
 
@@ -27,10 +36,9 @@ from autointerp.explain.explaining import explain
 from autointerp.records import Explanation, Measurement, MeasureTask
 from autointerp.score.auroc import auroc_rows, number_answer
 from autointerp.score.choices import DETECTION, choose_examples
+from autointerp.score.embedding import similarity_payload
 from autointerp.score.generation import MAX_TEXT, Author, Texts, generation_rows, read_texts, snippets
 from autointerp.score.intervention import gain_payload, intervention_rows
-from autointerp.score.local_embedding import similarity_payload
-from autointerp.score.measured_run import MEASURED_SCORERS
 from autointerp.score.output import (
     QUESTIONS,
     Choice,
