@@ -54,6 +54,7 @@ from autointerp.score.scoring import forecast_score, score
 from autointerp.score.steered_texts import PROMPTS, beginnings, prompts_for
 from autointerp.score.surprisal import surprisal_answers, surprisal_payload
 from autointerp.stages import labelling
+from autointerp.stages.labelling import Labelling
 from autointerp.store import Selection, Store
 from autointerp.terminal import Terminal
 
@@ -572,7 +573,7 @@ def test_a_person_is_told_what_waits(store: Store, capsys: pytest.CaptureFixture
     whole = Config(explain=ExplainConfig(explainer="combined", model="m"), score=config(None, "surprisal"))
     row = store.dictionary()
     for expected in ("6 wait for `autointerp measure`, then `autointerp score` again", "(method language_model): 6 ok"):
-        assert labelling.score(whole, store, row, Selection(), "run", Terminal(), dry_run=False) == 0
+        assert labelling.score(Labelling(whole, store, "run", Selection(), Terminal()), row) == 0
         assert expected in capsys.readouterr().err
         measure(store)
 

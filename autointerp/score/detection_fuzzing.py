@@ -62,10 +62,6 @@ class ChoiceScorer:
     name: str
     reads_label: bool = True
 
-    @property
-    def headlines(self) -> tuple[str, ...]:
-        return (self.name,)
-
     def needs(self, run: Run) -> Needs:
         return asks_llm(self.name, run.config)
 

@@ -187,7 +187,6 @@ def _similarity_answer(example: Example, cosine: float | None) -> Answer:
 @dataclass(frozen=True)
 class EmbeddingScorer:
     name: str = EMBEDDING
-    headlines: tuple[str, ...] = (EMBEDDING,)
     reads_label: bool = True
 
     def needs(self, run: Run) -> Needs:

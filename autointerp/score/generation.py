@@ -190,7 +190,6 @@ def failed_rows(identity: Identity, status: str, n: int, n_failed: int, error: s
 @dataclass(frozen=True)
 class GenerationScorer:
     name: str = GENERATION
-    headlines: tuple[str, ...] = (GENERATION,)
     reads_label: bool = True
 
     def needs(self, run: Run) -> Needs:

@@ -78,7 +78,6 @@ def failed_rows(identity: Identity, status: str, error: str | None, n: int = 0, 
 @dataclass(frozen=True)
 class InterventionScorer:
     name: str = INTERVENTION
-    headlines: tuple[str, ...] = (INTERVENTION,)
     reads_label: bool = True
 
     def needs(self, run: Run) -> Needs:

@@ -244,7 +244,6 @@ class Asking:
 @dataclass(frozen=True)
 class IntruderScorer:
     name: str = INTRUDER
-    headlines: tuple[str, ...] = (INTRUDER,)
     reads_label: bool = False
 
     def needs(self, run: Run) -> Needs:

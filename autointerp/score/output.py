@@ -268,7 +268,6 @@ class _Loader:
 @dataclass(frozen=True)
 class OutputScorer:
     name: str = OUTPUT
-    headlines: tuple[str, ...] = (OUTPUT,)
     reads_label: bool = True
 
     def needs(self, run: Run) -> Needs:

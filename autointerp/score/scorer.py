@@ -98,13 +98,8 @@ class Scorer(Protocol[Target_contra]):
 
     @property
     def name(self) -> str:
-        """`scores.scorer` of its main row, and its name in the configuration. Rows of parts of the score begin with it
-        and an underscore: "detection_sensitivity"."""
-
-    @property
-    def headlines(self) -> tuple[str, ...]:
-        """Names of its rows that are shown and compared by themselves, `name` first. Mostly `(name,)`. Each of them can
-        stand in the configuration."""
+        """`scores.scorer` of its own row, and its name in the configuration. The names of rows that are parts of the
+        score begin with it and an underscore: "detection_sensitivity"."""
 
     @property
     def reads_label(self) -> bool:

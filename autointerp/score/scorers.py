@@ -7,6 +7,7 @@ from typing import Any
 
 from autointerp.errors import InputError, nearest
 from autointerp.plugins import with_plugins
+from autointerp.records import HEADLINE_SCORERS
 from autointerp.score.detection_fuzzing import DETECTION_SCORER, FUZZING_SCORER
 from autointerp.score.embedding import EMBEDDING_SCORER
 from autointerp.score.generation import GENERATION_SCORER
@@ -33,27 +34,29 @@ BUILT_IN: tuple[Scorer[Any], ...] = (
 def scorers() -> tuple[Scorer[Any], ...]:
     """Every scorer there is. Raises InputError where an installed package's scorer cannot be used."""
     found = with_plugins(BUILT_IN, "scorers")
-    for added in found[len(BUILT_IN) :]:
+    for one in found:
         for other in found:
-            if other is not added and any(added.name.startswith(f"{name}_") for name in other.headlines):
+            if one.name.startswith(f"{other.name}_"):
                 raise InputError(
-                    f"an installed package has a scorer called {added.name!r}, but rows of that name are parts of the "
-                    f"scorer {other.name!r}; it needs another name"
+                    f"an installed package has a scorer called {one.name!r}, but rows of that name are parts of the "
+                    f"scorer {other.name!r}; one of them needs another name"
                 )
     return found
 
 
 def scorer_named(name: str) -> Scorer[Any]:
-    """The scorer with a row of this name. Raises InputError where there is none, and names the nearest one."""
-    found = scorers()
-    for scorer in found:
-        if name in scorer.headlines:
-            return scorer
-    names = [one for scorer in found for one in scorer.headlines]
-    raise InputError(f"no scorer {name!r}; there are {', '.join(names)}.{nearest(name, names)}")
+    """The scorer called `name`, or the one of whose rows `name` is a headline: simulation for simulation_calibrated.
+    Raises InputError where there is none, and names the nearest one."""
+    found = {scorer.name: scorer for scorer in scorers()}
+    for known in HEADLINE_SCORERS:
+        whole = next((scorer for scorer in BUILT_IN if known.startswith(f"{scorer.name}_")), None)
+        if whole is not None:
+            found[known] = whole
+    if name not in found:
+        raise InputError(f"no scorer {name!r}; there are {', '.join(found)}.{nearest(name, tuple(found))}")
+    return found[name]
 
 
 def configured(names: Sequence[str]) -> list[Scorer[Any]]:
     """The scorers that a configuration names, each once, in the order given; simulation where it names none."""
-    chosen = [scorer_named(name) for name in names or (BUILT_IN[0].name,)]
-    return [scorer for i, scorer in enumerate(chosen) if scorer not in chosen[:i]]
+    return list({scorer.name: scorer for scorer in map(scorer_named, names or (SIMULATION_SCORER.name,))}.values())

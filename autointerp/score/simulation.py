@@ -35,7 +35,7 @@ from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.rules.labels import RULE_EXPLAINERS
 from autointerp.rules.patterns import RULE_VERSION, Rule
-from autointerp.score.correlation import CALIBRATED, RANDOM_ONLY, SIMULATION, correlation, correlation_rows
+from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, estimate_of, need_model
 from autointerp.score.simulation_replies import DIGITS, UNKNOWN, expected_numbers, read_lines, read_prompt_logprobs
@@ -230,7 +230,6 @@ class SimulationScorer:
     LLM."""
 
     name: str = SIMULATION
-    headlines: tuple[str, ...] = (SIMULATION, RANDOM_ONLY, CALIBRATED)
     reads_label: bool = True
 
     def needs(self, run: Run) -> Needs:

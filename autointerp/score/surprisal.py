@@ -59,7 +59,6 @@ def _answer(example: Example, with_label: Any, without: Any) -> Answer:
 @dataclass(frozen=True)
 class SurprisalScorer:
     name: str = SURPRISAL
-    headlines: tuple[str, ...] = (SURPRISAL,)
     reads_label: bool = True
 
     def needs(self, run: Run) -> Needs:

@@ -16,7 +16,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.records import HEADLINE_SCORERS
+from autointerp.records import headline_of
 from autointerp.store.reads import StoreReads
 from autointerp.store.safety.faults import translated
 
@@ -208,7 +208,9 @@ def compared_scores(store: StoreReads, dictionary_id: int, *, strata: bool = Fal
     with translated(store.path):
         cursor = store.con.cursor()  # temporary tables are a cursor's own, and end with it
         try:
-            chosen = [dictionary_id, strata, list(HEADLINE_SCORERS)]
+            found = store.rows("SELECT DISTINCT scorer FROM scores WHERE dictionary_id = ?", [dictionary_id])
+            names = [name for (name,) in found]
+            chosen = [dictionary_id, strata, [name for name in names if headline_of(name, names) == name]]
             cursor.execute(_SCORES, chosen)
             cursor.execute(_LIFTS, chosen)
             yield Comparison(cursor, dictionary_id)
