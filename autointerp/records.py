@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,8 +18,22 @@ HEADLINE_SCORERS = (
     "simulation", "simulation_random", "simulation_calibrated", "detection", "fuzzing", "embedding", "surprisal",
     "generation", "output", "intervention", "intruder",
 )  # fmt: skip
-"""Values of `scores.scorer` that say how good a label is. Any other value is a stratum of one of these, such as
-"detection_sensitivity"."""
+"""Values of `scores.scorer` that say how good a label is, in the order in which they are shown. A row whose name begins
+with one of them and an underscore is a part of it: "detection_sensitivity". The scorers of other packages come after
+these, by their name."""
+
+
+def headline_of(scorer: str, among: Iterable[str] = ()) -> str:
+    """The scorer that a row is a part of, "detection" for "detection_sensitivity"; itself where it is no part.
+
+    `among`: the names of all rows at hand, by which parts of other packages' scorers are known.
+    """
+    if scorer in HEADLINE_SCORERS:
+        return scorer
+    known = [name for name in HEADLINE_SCORERS if scorer.startswith(f"{name}_")]
+    if known:
+        return max(known, key=len)
+    return min((name for name in among if scorer.startswith(f"{name}_")), key=len, default=scorer)
 
 
 @dataclass(frozen=True, slots=True)

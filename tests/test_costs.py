@@ -29,6 +29,7 @@ from autointerp.llm.budget import Budget, cost_usd
 from autointerp.llm.replies import read_usage
 from autointerp.score.scoring import score
 from autointerp.stages import labelling
+from autointerp.stages.labelling import Labelling
 from autointerp.store import Selection, Store
 from autointerp.store.pace import Latency, measured_latency
 from autointerp.store.safety.paths import snapshot_path_of
@@ -190,8 +191,12 @@ def settings_for(store: Store, url: str = "http://127.0.0.1:1/v1", **changed: An
     return Config(**parts)
 
 
+def labelling_of(config: Config, store: Store) -> Labelling:
+    return Labelling(config, store, "run", Selection(), Terminal())
+
+
 def told(store: Store, config: Config, capsys: pytest.CaptureFixture[str], **more: Any) -> tuple[list[Forecast], str]:
-    found = labelling.forecast(config, store, [store.dictionary()], Selection(), Terminal(), **more)
+    found = labelling.forecast(labelling_of(config, store), [store.dictionary()], **more)
     return found, capsys.readouterr().out
 
 
@@ -203,7 +208,7 @@ def test_a_whole_run_is_forecast_before_its_labels_exist(store: Store, capsys: p
         assert not server.requests
         row = store.dictionary()
         for stage in (labelling.explain, labelling.score):
-            assert stage(config, store, row, Selection(), "run", Terminal(), dry_run=False) == 0
+            assert stage(labelling_of(config, store), row) == 0
         done, _ = told(store, config, capsys)
     assert [f.calls for f in done] == [0, 0]
     for forecast, stages in ((labels, "('explain')"), (scores, "('simulate', 'detection', 'fuzzing', 'intruder')")):
@@ -230,7 +235,7 @@ def test_what_a_stop_rule_is_likely_to_save(store: Store, capsys: pytest.Capture
         assert scores.calls == 12 * len(WORDS) and 0.3 * scores.calls < scores.likely_calls < 0.95 * scores.calls
         assert f"likely: {scores.likely_calls:,} calls and $" in out
         for stage in (labelling.explain, labelling.score):
-            assert stage(config, store, store.dictionary(), Selection(), "run", Terminal(), dry_run=False) == 0
+            assert stage(labelling_of(config, store), store.dictionary()) == 0
         sent = store.rows("SELECT count(*) FROM llm_calls WHERE stage = 'detection'")[0][0]
         assert sent < scores.likely_calls, "this judge is always right"
         # Of the same labels under another seed, now that earlier scores are known to be perfect.

@@ -45,7 +45,7 @@ from autointerp.score.choices import read_answers
 from autointerp.score.generation import MAX_TEXT, Texts, read_texts
 from autointerp.score.intruder import read_place
 from autointerp.score.output import read_choice
-from autointerp.score.simulation import expected_numbers, read_lines, read_prompt_logprobs
+from autointerp.score.simulation_replies import expected_numbers, read_lines, read_prompt_logprobs
 
 T = TypeVar("T")
 EXAMPLES = 10_000

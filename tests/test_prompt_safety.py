@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from support.interpret_fixtures import CHOICE_SCORERS
 from support.interpret_fixtures import contexts as planted_contexts
 from support.label_prompts import LLM_EXPLAINERS, label_prompt
 
@@ -25,7 +26,7 @@ from autointerp.records import (
     PrunedContext,
     RelatedWord,
 )
-from autointerp.score.choices import CHOICE_SCORERS, Example, Judge, active_places
+from autointerp.score.choices import Example, Judge, active_places
 from autointerp.score.simulation import Simulator
 
 FEATURES = 25

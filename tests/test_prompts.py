@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.interpret_fixtures import contexts, evidence, rich_evidence, with_tokens
+from support.interpret_fixtures import CHOICE_SCORERS, contexts, evidence, rich_evidence, with_tokens
 from support.label_prompts import LLM_EXPLAINERS, label_prompt
 
 from autointerp import resources
@@ -22,7 +22,7 @@ from autointerp.explain.label_question import Correction
 from autointerp.llm.capabilities import Capabilities
 from autointerp.llm.requests import Request
 from autointerp.records import ChangedToken, Counterfactual, FeatureEvidence, PromotedToken, RelatedWord
-from autointerp.score.choices import CHOICE_SCORERS, Example, Judge, active_places
+from autointerp.score.choices import Example, Judge, active_places
 from autointerp.score.embedding import Embedder
 from autointerp.score.generation import Author
 from autointerp.score.intervention import gain_payload

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from support.store_fixtures import add_features, explanation, filled, score
 from test_cli_app import run
 
-from autointerp.records import Explanation
+from autointerp.records import Explanation, headline_of
 from autointerp.report.compare import label_words, word_f1
-from autointerp.report.show import headline_of, score_lines
+from autointerp.report.show import score_lines
 from autointerp.store import Store
 
 N = 8

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.interpret_fixtures import WORDS, World, choice_question, contexts, job, toss, with_tokens
+from support.interpret_fixtures import CHOICE_SCORERS, WORDS, World, choice_question, contexts, job, toss, with_tokens
 from support.llm_server import BrainReply, Fault, LlmServer
 
 from autointerp import stats
@@ -24,7 +24,6 @@ from autointerp.errors import InputError, StoppedError
 from autointerp.explain.explaining import explain
 from autointerp.records import Context, Explanation
 from autointerp.score.choices import (
-    CHOICE_SCORERS,
     DETECTION,
     FUZZING,
     Example,

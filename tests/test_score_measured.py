@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.interpret_fixtures import FILLERS, WORDS, World, contexts, job, planted_store, truth
+from support.interpret_fixtures import (
+    FILLERS,
+    MEASURED_SCORERS,
+    WORDS,
+    World,
+    contexts,
+    job,
+    planted_store,
+    truth,
+)
 from support.llm_server import BrainReply, Fault, LlmServer
 from test_prompts import HOSTILE, check, written
 
@@ -27,10 +36,9 @@ from autointerp.explain.explaining import explain
 from autointerp.records import Explanation, Measurement, MeasureTask
 from autointerp.score.auroc import auroc_rows, number_answer
 from autointerp.score.choices import DETECTION, choose_examples
+from autointerp.score.embedding import similarity_payload
 from autointerp.score.generation import MAX_TEXT, Author, Texts, generation_rows, read_texts, snippets
 from autointerp.score.intervention import gain_payload, intervention_rows
-from autointerp.score.local_embedding import similarity_payload
-from autointerp.score.measured_run import MEASURED_SCORERS
 from autointerp.score.output import (
     QUESTIONS,
     Choice,
@@ -46,6 +54,7 @@ from autointerp.score.scoring import forecast_score, score
 from autointerp.score.steered_texts import PROMPTS, beginnings, prompts_for
 from autointerp.score.surprisal import surprisal_answers, surprisal_payload
 from autointerp.stages import labelling
+from autointerp.stages.labelling import Labelling
 from autointerp.store import Selection, Store
 from autointerp.terminal import Terminal
 
@@ -564,7 +573,7 @@ def test_a_person_is_told_what_waits(store: Store, capsys: pytest.CaptureFixture
     whole = Config(explain=ExplainConfig(explainer="combined", model="m"), score=config(None, "surprisal"))
     row = store.dictionary()
     for expected in ("6 wait for `autointerp measure`, then `autointerp score` again", "(method language_model): 6 ok"):
-        assert labelling.score(whole, store, row, Selection(), "run", Terminal(), dry_run=False) == 0
+        assert labelling.score(Labelling(whole, store, "run", Selection(), Terminal()), row) == 0
         assert expected in capsys.readouterr().err
         measure(store)
 

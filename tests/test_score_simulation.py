@@ -14,14 +14,10 @@ from autointerp.ask.chat import ReplyError
 from autointerp.ask.scale import scaled
 from autointerp.llm.requests import TokenLogprob
 from autointerp.records import Context, Explanation, Prediction
-from autointerp.score.score_rows import Answer, Identity, calibrated_fit, correlation, score_rows
-from autointerp.score.simulation import (
-    choose_contexts,
-    expected_numbers,
-    is_random_only,
-    read_lines,
-    read_prompt_logprobs,
-)
+from autointerp.score.correlation import calibrated_fit, correlation, correlation_rows, is_random_only
+from autointerp.score.score_rows import Answer, Identity
+from autointerp.score.simulation import choose_contexts
+from autointerp.score.simulation_replies import expected_numbers, read_lines, read_prompt_logprobs
 
 TOKENS = [" the", " alpha", "\n", ' "x"']
 
@@ -233,7 +229,7 @@ def answers(part: str, predict: object = None, failed: dict[int, str] | None = N
 
 
 def test_the_rows_of_a_perfect_label() -> None:
-    found = score_rows(IDENTITY, answers("report"), answers("select"), 200)
+    found = correlation_rows(IDENTITY, answers("report"), answers("select"), 200)
     assert [(r.scorer, r.part, r.n) for r in found] == [
         ("simulation", "select", 18), ("simulation_calibrated", "report", 18), ("simulation_random", "report", 9),
         ("simulation", "report", 18),
@@ -257,7 +253,7 @@ def test_calibration_corrects_scale_but_not_order() -> None:
 
 
 def test_failed_contexts_are_counted_and_left_out() -> None:
-    found = score_rows(IDENTITY, answers("report", failed={0: "token_count", 7: "refused"}), None, 100)
+    found = correlation_rows(IDENTITY, answers("report", failed={0: "token_count", 7: "refused"}), None, 100)
     headline = found[-1]
     assert (headline.n, headline.n_failed, headline.status) == (18, 2, "ok")
     assert headline.value == pytest.approx(1.0)

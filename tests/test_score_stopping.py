@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.interpret_fixtures import WORDS, World, choice_question, contexts, fits, job, toss
+from support.interpret_fixtures import CHOICE_SCORERS, WORDS, World, choice_question, contexts, fits, job, toss
 from support.llm_server import BrainReply, Fault, LlmServer
 
 from autointerp.config import ScoreConfig
-from autointerp.score.choices import CHOICE_SCORERS, DETECTION, FUZZING, Example, batches, choose_examples
+from autointerp.score.choices import DETECTION, FUZZING, Example, batches, choose_examples
 from autointerp.score.scoring import forecast_score, score
 from autointerp.score.stopping import Look, decide, in_balance, interval_z, is_enough, plan, side
 from autointerp.store import Store

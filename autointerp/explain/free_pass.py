@@ -9,7 +9,8 @@ from autointerp.ask.job import Job
 from autointerp.ask.scale import scaled
 from autointerp.records import Explanation, Prediction
 from autointerp.rules.patterns import Rule
-from autointerp.score.score_rows import Answer, correlation
+from autointerp.score.correlation import correlation
+from autointerp.score.score_rows import Answer
 from autointerp.score.simulation import choose_contexts
 
 CONTEXTS = 10

@@ -14,7 +14,7 @@ from typing import Any
 from rich.markup import escape
 
 from autointerp.errors import InputError
-from autointerp.records import HEADLINE_SCORERS, Context, PromotedToken
+from autointerp.records import HEADLINE_SCORERS, Context, PromotedToken, headline_of
 from autointerp.report.show_evidence import evidence_lines
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.run_progress import run_progress
@@ -135,7 +135,9 @@ def score_lines(scores: Sequence[dict[str, Any]]) -> list[str]:
     latest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for score in sorted(scores, key=lambda s: s["created_at"]):
         latest[(score["scorer"], *_origin(score), score["control"])] = score
-    real = [s for s in latest.values() if s["control"] is None and headline_of(s["scorer"]) == s["scorer"]]
+    names = {score["scorer"] for score in latest.values()}
+    headline = {name: headline_of(name, names) for name in names}
+    real = [s for s in latest.values() if s["control"] is None and headline[s["scorer"]] == s["scorer"]]
     lines = []
     for score in sorted(real, key=lambda s: (s["part"], _place(s["scorer"]), *_origin(s))):
         same = [s for s in latest.values() if _origin(s) == _origin(score)]
@@ -149,18 +151,11 @@ def score_lines(scores: Sequence[dict[str, Any]]) -> list[str]:
         parts = {
             s["scorer"].removeprefix(f"{score['scorer']}_"): s
             for s in same
-            if s["control"] is None and s is not score and headline_of(s["scorer"]) == score["scorer"]
+            if s["control"] is None and s is not score and headline[s["scorer"]] == score["scorer"]
         }
         if parts:
             lines.append(f"       {_strata(parts)}")
     return lines
-
-
-def headline_of(scorer: str) -> str:
-    """The scorer that a row is a part of: "detection" of "detection_sensitivity"; itself where it is none's part."""
-    if scorer in HEADLINE_SCORERS:
-        return scorer
-    return max((h for h in HEADLINE_SCORERS if scorer.startswith(f"{h}_")), key=len, default=scorer)
 
 
 def _origin(score: dict[str, Any]) -> tuple[str, str, str]:

@@ -1,12 +1,12 @@
-"""Two scorers that ask a judge for yes or no on whole contexts (Paulo et al. 2024).
+"""The questions and rows of the two scorers that ask a judge for yes or no on whole contexts (Paulo et al. 2024).
 
     detection  the judge sees plain contexts and says in which the label's feature is active
     fuzzing    the judge sees contexts with marked tokens and says where the marks are right. In activating contexts
                the tokens with at least 0.3 of the context's maximum are marked; in silent ones, tokens at the places of
                an activating context's marks, so that neither their number nor where they stand gives the answer away
 
-No I/O here: contexts are chosen and put into batches, requests built, replies read and answers scored; choice_run.py
-asks. The method is 'answers': the judge's own 0 or 1 (see sequential.py for 'answers_sequential').
+No I/O here; the scorers are in detection_fuzzing.py. The scoring method is 'answers': the judge's own 0 or 1 (see
+stopping.py for 'answers_sequential').
 
 Rows of one label, `n` and `n_failed` counted in contexts:
 
@@ -23,7 +23,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -37,7 +37,6 @@ from autointerp.score.score_rows import Answer, Identity, Part, Result, obstacle
 
 DETECTION = "detection"
 FUZZING = "fuzzing"
-CHOICE_SCORERS = (DETECTION, FUZZING)
 ANSWERS = "answers"
 TIERS = ("random", "same_token", "neighbour")
 ACTIVE = 0.3
@@ -152,7 +151,7 @@ def batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
 
 @dataclass(frozen=True)
 class Judge:
-    """Builds requests and reads replies for one of CHOICE_SCORERS."""
+    """Builds requests and reads replies for detection or fuzzing."""
 
     scorer: str
     template: PromptTemplate
@@ -197,7 +196,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Batch:
-    """Contexts that are asked about in one request, as a question (see asking.py)."""
+    """Which of these contexts fit the label? The answer is a yes or no for each."""
 
     judge: Judge
     label: str
@@ -213,6 +212,12 @@ class Batch:
 
     def again(self, reply: str, problem: str) -> Request:
         return self.judge.again(self.request, reply, problem, self.examples, self.dictionary_id)
+
+    def halves(self) -> tuple[Batch, Batch] | None:
+        half = len(self.examples) // 2
+        if half == 0:
+            return None
+        return replace(self, examples=self.examples[:half]), replace(self, examples=self.examples[half:])
 
 
 def template_of(scorer: str, prompts: Path | None = None) -> PromptTemplate:

@@ -1,4 +1,4 @@
-"""Labels that wait for a score, with what they are scored on and, for a control, with whose label stands in for theirs.
+"""Controls: what a scorer is told in the place of a label.
 
     shuffled      another feature's label: what any label of this explainer scores
     empty         no label: what the scorer gives for nothing
@@ -12,70 +12,19 @@ The stand-ins are a function of labels and evidence alone, whatever features are
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import overload
 
 from autointerp.ask.job import Job
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
-from autointerp.records import Context, Explanation, stable_id
+from autointerp.records import Explanation, stable_id
 from autointerp.rules.labels import rule_explanation, rule_sha256
-from autointerp.score.score_rows import Part
-from autointerp.score.simulation import choose_contexts
 from autointerp.store import Selection
 
 LOOKUP = "token_lookup"
 CONTROLS = ("shuffled", "empty", LOOKUP, "random_model")
 _EVERY = 1000
 """More contexts than any harvest keeps."""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """One label and the held-out contexts it is scored on."""
-
-    explanation: Explanation
-    told: Explanation | None
-    """Whose label or rule the predictions are made from: its own, or a control's; None: the empty label."""
-    max_activation: float
-    report: list[Context]
-    select: list[Context] | None
-    """Only where a calibration is asked for."""
-
-    @property
-    def label(self) -> str:
-        """What a scorer is told of the feature; '' for the empty label."""
-        return "" if self.told is None else self.told.text or ""
-
-
-class SimulationLoader:
-    """Reads the contexts of a block of labels; called in a worker thread."""
-
-    def __init__(
-        self, job: Job, n: int, calibrated: bool, pending: Sequence[Explanation], told: Sequence[Explanation | None]
-    ) -> None:
-        self._job, self._n, self._pending, self._told = job, n, pending, told
-        self._parts: list[Part] = ["report", "select"] if calibrated else ["report"]
-
-    def __call__(self, places: list[int]) -> list[Labelled]:
-        job, n = self._job, self._n
-        features = list(dict.fromkeys(self._pending[i].feature for i in places))
-        scales = job.store.feature_evidence(job.dictionary_id, job.harvest_id, features, 0)
-        limits = {"top": n, "sampled": 2 * n, "negative": None}
-        contexts = {
-            part: job.store.contexts_of(job.dictionary_id, job.harvest_id, features, part, limits)
-            for part in self._parts
-        }
-        return [
-            Labelled(
-                self._pending[i],
-                self._told[i],
-                scales[self._pending[i].feature].max_activation,
-                choose_contexts(contexts["report"][self._pending[i].feature], n),
-                choose_contexts(contexts["select"][self._pending[i].feature], n) if "select" in contexts else None,
-            )
-            for i in places
-        ]
 
 
 def stand_ins(

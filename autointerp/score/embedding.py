@@ -1,26 +1,35 @@
-"""The embedding scorer (Paulo et al. 2024): does the label lie nearer to the contexts where its feature is active?
+"""`embedding` (Paulo et al. 2024): does the label lie nearer to the contexts where its feature is active?
 
-Label and contexts are embedded, and a context's score is the cosine of the two vectors. No judge is asked, so this is
-cheap, and a first look at many labels. The contexts are those that detection asks about (choices.choose_examples).
-
-No I/O here: requests are built, vectors compared and scored; embedding_run.py asks. The method is 'cosine'; the rows
-are those of auroc_rows.py.
+Label and contexts are embedded, and a context's number is the cosine of the two vectors; see auroc.py for the rows. No
+judge is asked, so this is cheap, and a first look at many labels. The contexts are those that detection asks about. The
+model is an endpoint's, or a sentence-transformers model on this machine, which `autointerp measure` runs. The scoring
+method is 'cosine' for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from autointerp.ask.chat import ReplyError
+from autointerp.ask.forecast import Estimate
+from autointerp.ask.job import BLOCK
 from autointerp.ask.prompts import PromptTemplate, load_template
+from autointerp.ask.question import Asked, Asker
 from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.llm.requests import Reply, Request
+from autointerp.records import Explanation, Score
+from autointerp.score.auroc import auroc_rows, number_answer
 from autointerp.score.choices import Example
+from autointerp.score.detection_fuzzing import ExampleLoader, Questioned
+from autointerp.score.measurements import ContextTasks, Measured, answers_of, listed, number
+from autointerp.score.score_rows import Answer
+from autointerp.score.scorer import MadeBy, Needs, Run, Work, a_few
 
 EMBEDDING = "embedding"
 COSINE = "cosine"
@@ -70,20 +79,20 @@ class Embedder:
         return self.template.block("text", text=example.context.text) or " "
 
     def label_question(self, label: str, dictionary_id: int, feature: int) -> Texts:
-        return self._texts([self.query(label)], dictionary_id, feature)
+        return Texts(self.request([self.query(label)], dictionary_id, feature))
 
-    def context_question(self, examples: Sequence[Example], dictionary_id: int) -> Texts:
+    def context_question(self, examples: Sequence[Example], dictionary_id: int) -> ContextTexts:
         """Says nothing of the label, so all labels of a feature share the request, and the ledger its reply."""
-        return self._texts([self.text(e) for e in examples], dictionary_id, examples[0].context.feature)
+        return ContextTexts(self, examples, dictionary_id)
 
-    def _texts(self, texts: list[str], dictionary_id: int, feature: int) -> Texts:
+    def request(self, texts: list[str], dictionary_id: int, feature: int) -> Request:
         body = {"model": self.endpoint.model, "input": texts, "encoding_format": "float"}
-        return Texts(Request("embeddings", body, EMBEDDING, dictionary_id=dictionary_id, feature=feature))
+        return Request("embeddings", body, EMBEDDING, dictionary_id=dictionary_id, feature=feature)
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A few texts to embed, as a question (see asking.py); its answer is a vector for each."""
+    """What are the vectors of these texts?"""
 
     request: Request
 
@@ -94,6 +103,32 @@ class Texts:
 
     def again(self, reply: str, problem: str) -> Request | None:
         return None  # the same texts have the same vectors
+
+
+@dataclass(frozen=True)
+class ContextTexts:
+    """What are the vectors of these contexts?"""
+
+    embedder: Embedder
+    examples: Sequence[Example]
+    dictionary_id: int
+
+    @property
+    def request(self) -> Request:
+        texts = [self.embedder.text(e) for e in self.examples]
+        return self.embedder.request(texts, self.dictionary_id, self.examples[0].context.feature)
+
+    def read(self, reply: Reply) -> list[list[float]]:
+        return Texts(self.request).read(reply)
+
+    def again(self, reply: str, problem: str) -> Request | None:
+        return None
+
+    def halves(self) -> tuple[ContextTexts, ContextTexts] | None:
+        half = len(self.examples) // 2
+        if half == 0:
+            return None
+        return replace(self, examples=self.examples[:half]), replace(self, examples=self.examples[half:])
 
 
 def template_of(prompts: Path | None = None) -> PromptTemplate:
@@ -121,3 +156,112 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
         raise ReplyError("zero_vector", "an embedding is all zeros")
     a, b = a / tops[0], b / tops[1]
     return float(np.clip((a @ b) / np.sqrt((a @ a) * (b @ b)), -1.0, 1.0))
+
+
+def similarity_payload(
+    label: str, examples: Sequence[Example], template: PromptTemplate, embedding_model: str
+) -> dict[str, Any]:
+    """The payload of a task of kind `similarity`."""
+    return {
+        "query": template.block("plain_query", label=label),
+        "texts": [e.context.text for e in examples],
+        "model": embedding_model,
+    }
+
+
+def similarity_answers(examples: Sequence[Example], result: dict[str, Any]) -> list[Answer]:
+    """The cosine of every context with the label."""
+    values = listed(result, "cosine", len(examples))
+    return [_similarity_answer(example, number(value)) for example, value in zip(examples, values, strict=True)]
+
+
+def _similarity_answer(example: Example, cosine: float | None) -> Answer:
+    if cosine is None:
+        return number_answer(example, None, "no_tokens", "the embedding is not a number")
+    return number_answer(example, cosine)
+
+
+# --- the scorer ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EmbeddingScorer:
+    name: str = EMBEDDING
+    reads_label: bool = True
+
+    def needs(self, run: Run) -> Needs:
+        check_model(run.config)
+        return Needs(measured=True) if is_local(run.config) else Needs(_endpoint(run.config))
+
+    def made_by(self, run: Run) -> tuple[MadeBy, ...]:
+        return (MadeBy(COSINE, run.config.embedding_model, template_of(run.job.prompts).sha256),)
+
+    async def start(self, run: Run, targets: Sequence[Explanation], asker: Asker | None) -> Work[Any]:
+        return self._local(run, targets) if asker is None else self._asking(run, targets, asker)
+
+    def _asking(self, run: Run, targets: Sequence[Explanation], asker: Asker) -> Work[Questioned]:
+        (by,) = self.made_by(run)
+        embedder = Embedder.of(_endpoint(run.config), run.job.prompts)
+
+        async def score(item: Questioned) -> list[Score]:
+            answers = await _answers(run, embedder, asker, item) if item.examples else []
+            return auroc_rows(run.identity(item.told.explanation, by), self.name, answers, run.config.bootstrap)
+
+        return Work(by, ExampleLoader(run, targets), score, calls=6)
+
+    def _local(self, run: Run, targets: Sequence[Explanation]) -> Work[Measured[Sequence[Example]]]:
+        (by,) = self.made_by(run)
+        template = template_of(run.job.prompts)
+
+        def payload(label: str, examples: Sequence[Example]) -> dict[str, Any]:
+            return similarity_payload(label, examples, template, run.config.embedding_model)
+
+        async def score(item: Measured[Sequence[Example]]) -> list[Score] | None:
+            answers = answers_of(item, similarity_answers)
+            identity = run.identity(item.told.explanation, by)
+            return None if answers is None else auroc_rows(identity, self.name, answers, run.config.bootstrap)
+
+        return Work(by, ContextTasks(run, targets, "similarity", payload), score, block=BLOCK)
+
+    def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
+        """The contexts of a feature are counted once for all its labels."""
+        if is_local(run.config):
+            return Estimate()
+        embedder = Embedder.of(_endpoint(run.config), run.job.prompts)
+        drawn = ExampleLoader(run, targets)(a_few(targets))
+        some = [item for item in drawn if item.examples]
+        labels, features = (n / len(drawn) for n in (len(targets), len({e.feature for e in targets})))
+        calls = labels * len(some) + features * sum(len(in_batches(item.examples)) for item in some)
+        read = labels * sum(len(embedder.query(item.told.label)) for item in some)
+        read += features * sum(len(embedder.text(e)) for item in some for e in item.examples)
+        return Estimate(calls, read)
+
+
+EMBEDDING_SCORER = EmbeddingScorer()
+
+
+def _endpoint(config: ScoreConfig) -> EndpointConfig:
+    """Where embeddings are asked for: the scorers' endpoint, with another model."""
+    return replace(config, model=config.embedding_model)
+
+
+async def _answers(run: Run, embedder: Embedder, asker: Asker, item: Questioned) -> list[Answer]:
+    dictionary_id, feature = run.job.dictionary_id, item.told.explanation.feature
+    label = await asker.ask(embedder.label_question(item.told.label, dictionary_id, feature))
+    if label.value is None:  # without it, its contexts' vectors are of no use
+        return [number_answer(e, None, label.status, label.error) for e in item.examples]
+    batches = [embedder.context_question(some, dictionary_id) for some in in_batches(item.examples)]
+    return [
+        _compared(label.value[0], example, asked, i)
+        for batch, asked in await asker.ask_divided(batches)
+        for i, example in enumerate(batch.examples)
+    ]
+
+
+def _compared(label: list[float], example: Example, asked: Asked[list[list[float]]], place: int) -> Answer:
+    if asked.value is None:
+        return number_answer(example, None, asked.status, asked.error)
+    try:
+        return number_answer(example, cosine(label, asked.value[place]))
+    except ReplyError as problem:
+        return number_answer(example, None, problem.status, str(problem))

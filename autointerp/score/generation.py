@@ -2,7 +2,7 @@
 
 An LLM writes a few texts that should activate the feature and as many near misses that should not; the model says how
 strongly the feature is active in each. Nothing of the corpus is asked about, so a label scores well only if it can be
-acted upon. The method is 'sentences'. No I/O here.
+acted upon. The scoring method is 'sentences'.
 
 Rows of one label; `n` and `n_failed` count texts, those without a counted token are failures:
 
@@ -18,20 +18,24 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autointerp import stats
 from autointerp.ask.chat import ReplyError, chat_body
+from autointerp.ask.forecast import Estimate
+from autointerp.ask.job import BLOCK
 from autointerp.ask.json_reply import last_object
 from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
+from autointerp.ask.question import Asker
 from autointerp.config import ScoreConfig
 from autointerp.llm.requests import Reply, Request
-from autointerp.records import Context, Score
+from autointerp.records import Context, Explanation, MeasureTask, Score
 from autointerp.score.choices import TIERS
-from autointerp.score.measured_tasks import counted_row, listed, number
-from autointerp.score.score_rows import Identity, Result
+from autointerp.score.measurements import listed, measure_task, number
+from autointerp.score.score_rows import Identity, Result, counted_row
+from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm, estimate_of
 
 GENERATION = "generation"
 SENTENCES = "sentences"
@@ -43,6 +47,8 @@ MAX_SNIPPET = 240
 """Characters of an excerpt."""
 _TOKENS_PER_TEXT = 60
 """Room in the reply."""
+_SENTENCE = 100
+"""Characters of a text that is not written yet, for forecasts."""
 _PARTS = ("_sensitivity", "_specificity", "_success", "")
 
 
@@ -55,7 +61,7 @@ class Texts:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """Of a task of kind `activations`."""
+        """The payload of a task of kind `activations`."""
         return {"texts": [*self.active, *self.silent]}
 
 
@@ -110,6 +116,26 @@ class Author:
         return read_texts(reply.text, self.config.sentences)
 
 
+@dataclass(frozen=True)
+class TextsQuestion:
+    """Which texts should activate the feature of this label, and which should not?"""
+
+    author: Author
+    told: Told
+    dictionary_id: int
+
+    @property
+    def request(self) -> Request:
+        excerpts = snippets(self.told.contexts)
+        return self.author.request(self.told.label, excerpts, self.dictionary_id, self.told.explanation.feature)
+
+    def read(self, reply: Reply) -> Texts:
+        return self.author.read(reply)
+
+    def again(self, reply: str, problem: str) -> Request:
+        return self.author.again(self.request, reply, problem)
+
+
 def read_texts(text: str, count: int) -> Texts:
     """The last JSON object of a reply that holds the two lists. Raises ReplyError ('no_sentences', 'sentence_count')
     where there is none, or one of its lists does not hold exactly `count` texts."""
@@ -159,3 +185,76 @@ def generation_rows(identity: Identity, texts: Texts, result: dict[str, Any]) ->
 def failed_rows(identity: Identity, status: str, n: int, n_failed: int, error: str | None) -> list[Score]:
     """The same rows where there is nothing to score."""
     return [counted_row(identity, GENERATION + part, Result(status), n, n_failed, error) for part in _PARTS]
+
+
+@dataclass(frozen=True)
+class GenerationScorer:
+    name: str = GENERATION
+    reads_label: bool = True
+
+    def needs(self, run: Run) -> Needs:
+        return Needs(asks_llm(self.name, run.config).endpoint, measured=True)
+
+    def made_by(self, run: Run) -> tuple[MadeBy, ...]:
+        template = load_template(f"score/{GENERATION}", run.job.prompts)
+        return (MadeBy(SENTENCES, run.config.model, template.sha256),)
+
+    async def start(self, run: Run, targets: Sequence[Explanation], asker: Asker | None) -> Work[Told]:
+        """Texts that an LLM wrote come back out of the call ledger, so the run after the measurement asks for the same
+        tasks as the run before it."""
+        assert asker is not None, self.name
+        (by,), author, tasks = self.made_by(run), Author.of(run.config, run.job.prompts), _Tasks(run)
+        n = 2 * run.config.sentences
+
+        async def score(item: Told) -> list[Score] | None:
+            identity = run.identity(item.explanation, by)
+            asked = await asker.ask(TextsQuestion(author, item, run.job.dictionary_id))
+            if asked.value is None:
+                return failed_rows(identity, asked.status, n, n, asked.error)
+            task = measure_task(item.explanation, "activations", asked.value.payload)
+            found = run.job.store.measurements_of([task.task_id]).get(task.task_id)
+            if found is None:
+                tasks.add(task)
+                return None
+            if found.status != "ok":
+                return failed_rows(identity, found.status, n, n, found.error)
+            return generation_rows(identity, asked.value, found.result or {})
+
+        return Work(by, _excerpts(run, targets), score, block=BLOCK, finish=tasks.write)
+
+    def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
+        """Texts that wait for the model are paid for already, and not in it."""
+        author = Author.of(run.config, run.job.prompts)
+        some = _excerpts(run, targets)(a_few(targets))
+        requests = [TextsQuestion(author, item, run.job.dictionary_id).request for item in some]
+        requests = [r for r in requests if run.job.store.find_call(r.sha256, r.sample) is None]
+        return estimate_of(requests, len(requests) * 2 * run.config.sentences * _SENTENCE, targets)
+
+
+GENERATION_SCORER = GenerationScorer()
+
+
+def _excerpts(run: Run, labels: Sequence[Explanation]) -> Labels:
+    """Labels with silent contexts of the select part, which show the corpus's style."""
+    return Labels(replace(run, part="select"), labels, {"negative": None})
+
+
+@dataclass
+class _Tasks:
+    """Tasks that are not written yet: a commit for each would cost more than all else about it."""
+
+    run: Run
+    waiting: list[MeasureTask] = field(default_factory=list)
+
+    def add(self, task: MeasureTask) -> None:
+        self.waiting.append(task)
+        if len(self.waiting) >= BLOCK:
+            self.write()
+
+    def write(self) -> None:
+        """Also where the run was stopped: what was asked by then can be measured meanwhile. A store that failed (full
+        disk) has said so to whoever wrote to it first."""
+        store = self.run.job.store
+        if store.failed is None:
+            store.insert_tasks(self.waiting)
+        self.waiting = []

@@ -1,7 +1,7 @@
 """`intervention`: does turning the feature up make the model write what the label says (Paulo et al. 2024)?
 
-A language model reads each continuation (see steering.py) and says how likely the label is as its description: the mean
-log-probability per token of the label, nats. No judge is asked; the method is 'label_gain'. No I/O here.
+A language model reads each continuation (see steered_texts.py) and says how likely the label is as its description: the
+mean log-probability per token of the label, nats. No judge is asked; the scoring method is 'label_gain'.
 
 Rows of one label; `n` counts beginnings. Intervals are Student's over the beginnings, of which there are few:
 
@@ -12,13 +12,21 @@ Rows of one label; `n` counts beginnings. Intervals are Student's over the begin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from autointerp import stats
-from autointerp.ask.prompts import PromptTemplate
-from autointerp.records import Score
-from autointerp.score.measured_tasks import counted_row, listed, number
-from autointerp.score.score_rows import Identity, Result
+from autointerp.ask.forecast import Estimate
+from autointerp.ask.job import BLOCK
+from autointerp.ask.prompts import PromptTemplate, load_template
+from autointerp.ask.question import Asker
+from autointerp.records import Explanation, Measurement, Score
+from autointerp.score.measurements import Measured, asked_and_answered, listed, measure_task, number
+from autointerp.score.score_rows import Identity, Result, counted_row
+from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work
+from autointerp.score.steered_texts import pool_of, prompts_for, steering_payload
+from autointerp.score.surprisal import SUBJECT_MODEL
 
 INTERVENTION = "intervention"
 LABEL_GAIN = "label_gain"
@@ -26,7 +34,7 @@ _PARTS = ("_gain", "_random", "")
 
 
 def gain_payload(label: str, steering: dict[str, Any], template: PromptTemplate, language_model: str) -> dict[str, Any]:
-    """Of a task of kind `label_gain`. The template's {text} and {label} are for the measurer to fill in."""
+    """The payload of a task of kind `label_gain`. The template's {text} and {label} are for the measurer to fill in."""
     return {
         "steering": steering,
         "template": template.block("gain"),
@@ -65,3 +73,50 @@ def _mean(values: list[float]) -> Result:
 def failed_rows(identity: Identity, status: str, error: str | None, n: int = 0, n_failed: int = 0) -> list[Score]:
     """The same rows where there is nothing to score."""
     return [counted_row(identity, INTERVENTION + part, Result(status), n, n_failed, error) for part in _PARTS]
+
+
+@dataclass(frozen=True)
+class InterventionScorer:
+    name: str = INTERVENTION
+    reads_label: bool = True
+
+    def needs(self, run: Run) -> Needs:
+        return Needs(measured=True)
+
+    def made_by(self, run: Run) -> tuple[MadeBy, ...]:
+        template = load_template(f"score/{INTERVENTION}", run.job.prompts)
+        return (MadeBy(LABEL_GAIN, run.config.language_model or SUBJECT_MODEL, template.sha256),)
+
+    async def start(self, run: Run, targets: Sequence[Explanation], asker: Asker | None) -> Work[Measured[list[str]]]:
+        (by,) = self.made_by(run)
+        template = load_template(f"score/{INTERVENTION}", run.job.prompts)
+        labels, pool = Labels(run, targets), pool_of(run.job, run.config.seed)
+
+        def load(places: list[int]) -> list[Measured[list[str]]]:
+            return asked_and_answered(run.job, [item(told) for told in labels(places)])
+
+        def item(told: Told) -> Measured[list[str]]:
+            prompts = prompts_for(pool, told.explanation.feature)
+            if not prompts:
+                return Measured(told, prompts, measurement=Measurement("", "no_contexts"))
+            if not told.label.strip():
+                return Measured(told, prompts, measurement=Measurement("", "empty_label"))
+            steering = steering_payload(prompts, run.config)
+            payload = gain_payload(told.label, steering, template, run.config.language_model)
+            return Measured(told, prompts, measure_task(told.explanation, "label_gain", payload))
+
+        async def score(item: Measured[list[str]]) -> list[Score] | None:
+            found, identity = item.measurement, run.identity(item.told.explanation, by)
+            if found is None:
+                return None
+            if found.status != "ok":
+                return failed_rows(identity, found.status, found.error)
+            return intervention_rows(identity, len(item.about), found.result or {})
+
+        return Work(by, load, score, block=BLOCK)
+
+    def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
+        return Estimate()
+
+
+INTERVENTION_SCORER = InterventionScorer()

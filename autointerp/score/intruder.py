@@ -1,11 +1,10 @@
-"""The intruder scorer: is there anything to be said of a feature at all? No label is involved.
+"""`intruder`: is there anything to be said of a feature at all? No label is involved.
 
 A judge sees a few excerpts in all of which but one the feature is active, and says which one does not belong. Where
 even a judge who may compare cannot tell, the contexts have nothing in common that text shows, and no label can score
 well: the score is a ceiling for those of labels, and a flag for features that are several things at once.
 
-No I/O here: questions are drawn, requests built, replies read and answers scored; intruder_run.py asks. The excerpts
-are plain text: marked tokens would give away which excerpts are active. The method is 'choice'.
+The excerpts are plain text: marked tokens would give away which excerpts are active. The scoring method is 'choice'.
 
 Rows of one feature, label-free (explanation_id NULL); `n` and `n_failed` counted in questions:
 
@@ -27,13 +26,15 @@ from pathlib import Path
 
 from autointerp import stats
 from autointerp.ask.chat import ReplyError, chat_body
+from autointerp.ask.forecast import CHARACTERS_PER_TOKEN, Estimate
 from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
-from autointerp.ask.question import Asked
+from autointerp.ask.question import Asked, Asker
 from autointerp.config import EndpointConfig
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Prediction, Score, stable_id
 from autointerp.score.choices import silent_in_turn
 from autointerp.score.score_rows import Answer, Identity, Result, obstacle
+from autointerp.score.scorer import MadeBy, Needs, Run, Work, a_few, asks_llm, estimate_of
 
 INTRUDER = "intruder"
 ACCURACY = "intruder_accuracy"
@@ -129,7 +130,7 @@ class IntruderJudge:
 
 @dataclass(frozen=True)
 class IntruderQuestion:
-    """One lineup as a question (see asking.py); its answer is a place, from 0."""
+    """Which excerpt does not belong? The answer is its place, from 0."""
 
     judge: IntruderJudge
     lineup: Lineup
@@ -227,3 +228,59 @@ def beyond_chance(share: stats.Estimate, chance: float) -> stats.Estimate:
         return None if p is None else (p - chance) / (1 - chance)
 
     return stats.Estimate(gained(share.value), gained(share.low), gained(share.high), share.n)
+
+
+# --- the scorer ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asking:
+    """One feature and the questions about it; none where its contexts are too few."""
+
+    feature: int
+    lineups: list[Lineup]
+
+
+@dataclass(frozen=True)
+class IntruderScorer:
+    name: str = INTRUDER
+    reads_label: bool = False
+
+    def needs(self, run: Run) -> Needs:
+        return asks_llm(self.name, run.config)
+
+    def made_by(self, run: Run) -> tuple[MadeBy, ...]:
+        return (MadeBy(CHOICE, run.config.model, template_of(run.job.prompts).sha256),)
+
+    async def start(self, run: Run, targets: Sequence[int], asker: Asker | None) -> Work[Asking]:
+        assert asker is not None, self.name
+        (by,), config = self.made_by(run), run.config
+        judge = IntruderJudge.of(config, config.seed, run.job.prompts)
+
+        async def score(item: Asking) -> list[Score]:
+            asked = await asker.ask_all(
+                IntruderQuestion(judge, lineup, run.job.dictionary_id) for lineup in item.lineups
+            )
+            answers = [answer_of(lineup, one) for lineup, one in zip(item.lineups, asked, strict=True)]
+            return intruder_rows(run.identity(item.feature, by), answers, config.intruder_shown)
+
+        return Work(by, lambda places: _load(run, [targets[i] for i in places]), score, calls=2 * config.contexts)
+
+    def estimate(self, run: Run, targets: Sequence[int]) -> Estimate:
+        judge = IntruderJudge.of(run.config, run.config.seed, run.job.prompts)
+        some = _load(run, [targets[i] for i in a_few(targets)])
+        requests = [judge.request(lineup, run.job.dictionary_id) for item in some for lineup in item.lineups]
+        return estimate_of(requests, CHARACTERS_PER_TOKEN * len(requests), targets)
+
+
+INTRUDER_SCORER = IntruderScorer()
+
+
+def _load(run: Run, features: Sequence[int]) -> list[Asking]:
+    job, config, most = run.job, run.config, 2 * run.config.contexts
+    limits = {"top": most, "sampled": None, "negative": None}
+    contexts = job.store.contexts_of(job.dictionary_id, job.harvest_id, features, run.part, limits)
+    return [
+        Asking(f, draw_lineups(contexts[f], config.intruder_shown, most, config.seed, job.dictionary_id))
+        for f in features
+    ]

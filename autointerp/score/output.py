@@ -3,8 +3,8 @@ al. 2025)?
 
 The model continues a few beginnings as usual and with the feature clamped so far that its next-token distribution moves
 by `score.steering_kl` nats per token. A judge sees both and picks, among the label and other features' labels, the one
-that fits what changed; QUESTIONS times, each time among others or in another order. The method is 'choose_label'.
-No I/O here.
+that fits what changed; QUESTIONS times, each time among others or in another order. The scoring method is
+'choose_label'.
 
 Rows of one label; `n` and `n_failed` count questions. The questions share the same texts, so an interval tells of the
 judge and the other labels, not of how another push would have gone:
@@ -26,18 +26,26 @@ from typing import Any
 
 from autointerp import stats
 from autointerp.ask.chat import ReplyError, chat_body
+from autointerp.ask.forecast import Estimate
+from autointerp.ask.job import BLOCK
 from autointerp.ask.json_reply import last_object
 from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
+from autointerp.ask.question import Asked, Asker
 from autointerp.config import ScoreConfig
 from autointerp.llm.requests import Reply, Request
-from autointerp.records import Explanation, Score, stable_id
-from autointerp.score.measured_tasks import counted_row, listed, obstacle_of
-from autointerp.score.score_rows import Identity, Result
+from autointerp.records import Explanation, Measurement, Score, stable_id
+from autointerp.score.controls import every_label
+from autointerp.score.measurements import Measured, answered, asked_and_answered, listed, measure_task
+from autointerp.score.score_rows import Identity, Result, counted_row, obstacle_of
+from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm, estimate_of
+from autointerp.score.steered_texts import pool_of, prompts_for, steering_payload
 
 OUTPUT = "output"
 CHOOSE_LABEL = "choose_label"
 QUESTIONS = 5
 _PARTS = ("_accuracy", "_random", "")
+_TOKEN, _CHOICE = 4, 14
+"""Characters of what is not written yet, for forecasts: a steered token, a judge's choice."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +149,26 @@ class Chooser:
         body = chat_body(self.config, messages, self.config.max_tokens, seed=self.config.seed)
         return Request("chat", body, OUTPUT, dictionary_id=dictionary_id, feature=feature)
 
-    def read(self, reply: Reply, question: Question) -> Choice:
-        """Whether the label asked for was picked. Raises ReplyError."""
-        return Choice(read_choice(reply.text, len(question.labels)) == question.right)
+
+@dataclass(frozen=True)
+class LabelQuestion:
+    """Which label fits what changed in the texts? The answer is whether the right one was picked."""
+
+    chooser: Chooser
+    question: Question
+    texts: Sequence[ShownText]
+    dictionary_id: int
+    feature: int
+
+    @property
+    def request(self) -> Request:
+        return self.chooser.request(self.question, self.texts, self.dictionary_id, self.feature)
+
+    def read(self, reply: Reply) -> bool:
+        return read_choice(reply.text, len(self.question.labels)) == self.question.right
+
+    def again(self, reply: str, problem: str) -> Request:
+        return self.chooser.again(self.request, reply, problem, self.question)
 
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,3}")
@@ -198,3 +223,117 @@ def _share(choices: Sequence[Choice]) -> Result:
 def _failures(choices: Sequence[Choice]) -> tuple[int, str | None]:
     failed = [c for c in choices if c.right is None]
     return len(failed), failed[0].error if failed else None
+
+
+# --- the scorer ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What one label is asked about: beginnings that the model continues, and labels to choose from."""
+
+    prompts: list[str]
+    questions: list[Question]
+
+
+class _Loader:
+    """Reads labels with their questions and what the model was made to write."""
+
+    def __init__(self, run: Run, labels: Sequence[Explanation]) -> None:
+        self._run = run
+        self._labels = Labels(run, labels)
+        self._every = every_label(run.job, run.explainer)
+        self._pool = pool_of(run.job, run.config.seed)
+
+    def __call__(self, places: Sequence[int]) -> list[Measured[Steered]]:
+        return asked_and_answered(self._run.job, self.unasked(places))
+
+    def unasked(self, places: Sequence[int]) -> list[Measured[Steered]]:
+        """With their tasks; nothing is written."""
+        return [self._item(told) for told in self._labels(places)]
+
+    def _item(self, told: Told) -> Measured[Steered]:
+        config, own = self._run.config, told.explanation
+        prompts = prompts_for(self._pool, own.feature)
+        if not prompts:
+            return Measured(told, Steered([], []), measurement=Measurement("", "no_contexts"))
+        excluded = frozenset({own.feature} if told.told is None else {own.feature, told.told.feature})
+        questions = draw_questions(own, told.label, self._every, excluded, config.distractors, config.seed)
+        if not questions:
+            return Measured(told, Steered(prompts, []), measurement=Measurement("", "no_distractors"))
+        task = measure_task(own, "steering", steering_payload(prompts, config), shared=True)
+        return Measured(told, Steered(prompts, questions), task)
+
+
+@dataclass(frozen=True)
+class OutputScorer:
+    name: str = OUTPUT
+    reads_label: bool = True
+
+    def needs(self, run: Run) -> Needs:
+        return Needs(asks_llm(self.name, run.config).endpoint, measured=True)
+
+    def made_by(self, run: Run) -> tuple[MadeBy, ...]:
+        template = load_template(f"score/{OUTPUT}", run.job.prompts)
+        return (MadeBy(CHOOSE_LABEL, run.config.model, template.sha256),)
+
+    async def start(self, run: Run, targets: Sequence[Explanation], asker: Asker | None) -> Work[Measured[Steered]]:
+        assert asker is not None, self.name
+        (by,), chooser = self.made_by(run), Chooser.of(run.config, run.job.prompts)
+
+        async def score(item: Measured[Steered]) -> list[Score] | None:
+            found, identity = item.measurement, run.identity(item.told.explanation, by)
+            if found is None:
+                return None
+            if found.status != "ok":
+                return failed_rows(identity, found.status, found.error)
+            own, floor = _questions(run, chooser, item, *shown_texts(item.about.prompts, found.result or {}))
+            choices = [_choice(asked) for asked in await asker.ask_all([*own, *floor])]
+            options = len(item.about.questions[0].labels)
+            return output_rows(identity, options, choices[: len(own)], choices[len(own) :])
+
+        # Every question is asked about the feature's texts and about a random feature's.
+        return Work(by, _Loader(run, targets), score, calls=2 * QUESTIONS, block=BLOCK)
+
+    def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
+        """What the labels still need of the endpoint, measured or not. Answers that were paid for are not in it."""
+        chooser, load = Chooser.of(run.config, run.job.prompts), _Loader(run, targets)
+        items = answered(run.job, load.unasked(a_few(targets)))
+        requests = [question.request for item in items for question in _expected(run, chooser, item)]
+        requests = [r for r in requests if run.job.store.find_call(r.sha256, r.sample) is None]
+        return estimate_of(requests, len(requests) * _CHOICE, targets)
+
+
+OUTPUT_SCORER = OutputScorer()
+
+
+def _questions(
+    run: Run, chooser: Chooser, item: Measured[Steered], own: Sequence[ShownText],
+    others: Sequence[Sequence[ShownText]],
+) -> tuple[list[LabelQuestion], list[LabelQuestion]]:  # fmt: skip
+    """The questions about the feature's own texts, and those about random features' texts."""
+    feature = item.told.explanation.feature
+    first, floor = (
+        [LabelQuestion(chooser, question, texts, run.job.dictionary_id, feature) for question, texts in pairs]
+        for pairs in asked_about(item.about.questions, own, others)
+    )
+    return first, floor
+
+
+def _expected(run: Run, chooser: Chooser, item: Measured[Steered]) -> list[LabelQuestion]:
+    """The questions about one label; with filling in place of texts that the model has not written yet."""
+    found, prompts = item.measurement, item.about.prompts
+    if found is None:
+        filling = "x" * (_TOKEN * run.config.steered_tokens)
+        own = [ShownText(prompt, filling, filling) for prompt in prompts]
+        others = [own]
+    elif found.status == "ok":
+        own, others = shown_texts(prompts, found.result or {})
+    else:
+        return []
+    first, floor = _questions(run, chooser, item, own, others)
+    return [*first, *floor]
+
+
+def _choice(asked: Asked[bool]) -> Choice:
+    return Choice(asked.value, asked.status, asked.error)

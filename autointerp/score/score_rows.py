@@ -1,34 +1,20 @@
-"""From predictions to score rows. No I/O here.
+"""Rows of the table `scores`: whose they are, what they were made by, and when there is no value. No I/O here.
 
-    simulation             pooled Pearson correlation over the tokens of N top + N sampled + N negative contexts of one
-                           part, with a bootstrap over documents: the headline score on `report`
-    simulation_random      the same over the sampled and the random-tier negative ones among them: what the label says
-                           of ordinary text, without the strongest contexts
-    simulation_calibrated  1 - sum (t - (a p + b))^2 / sum (t - mean t)^2 over the report contexts, where t is the truth
-                           and p the prediction per token, and (a, b) the least-squares line fitted on `select`. Unlike
-                           a correlation it asks for the right size, and may be negative
-
-`n` counts the contexts a score asked about, all kinds together (N = n / 3 for `simulation`), `n_failed` those without a
-prediction; the value is over the others. It is None with a status where it is not defined ('constant_truth',
-'constant_prediction', 'no_contexts'), where an endpoint gave up on a context ('gave_up': asked again by the next run),
-and where more than half of the contexts failed (the commonest of their statuses).
+A value is None with a status where it is not defined ('constant_truth', 'constant_prediction', 'no_contexts'), where an
+endpoint gave up on a context ('gave_up': the next run asks again), and where more than half of the contexts failed (the
+commonest of their statuses). What `n` and `n_failed` count is said by every scorer; mostly it is contexts.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from autointerp import stats
 from autointerp.records import Context, Explanation, Prediction, Score, stable_id
-from autointerp.score.simulation import is_random_only
 
-SIMULATION = "simulation"
-RANDOM_ONLY = "simulation_random"
-CALIBRATED = "simulation_calibrated"
-SIMULATION_SCORERS = (SIMULATION, RANDOM_ONLY, CALIBRATED)
 Part = Literal["select", "report"]
 
 
@@ -46,7 +32,7 @@ class Identity:
     """What all score rows of one label and run share, or of one feature where no label is scored."""
 
     explanation: Explanation | None
-    """None: of a label-free scorer; `feature` then says whose score it is."""
+    """None for a label-free scorer; `feature` then says whose score it is."""
     harvest_id: int
     method: str
     control: str | None
@@ -97,67 +83,28 @@ class Identity:
 
 @dataclass(frozen=True)
 class Result:
+    """A value with its interval, or the status that says why there is none."""
+
     status: str
     estimate: stats.Estimate = stats.Estimate(None, None, None, 0)
 
 
-def score_rows(
-    identity: Identity, report: Sequence[Answer], select: Sequence[Answer] | None, n_boot: int
-) -> list[Score]:
-    """All rows of one label, the headline last: where it stands, the others do."""
-    seed = identity.seed
-    rows = []
-    if select is not None:
-        rows.append(identity.row(SIMULATION, "select", select, correlation(select, n_boot, seed), keep=True))
-        calibrated = calibrated_fit(select, report, n_boot, seed)
-        rows.append(identity.row(CALIBRATED, "report", report, calibrated, keep=False))
-    ordinary = [a for a in report if is_random_only(a.context)]
-    rows.append(identity.row(RANDOM_ONLY, "report", ordinary, correlation(ordinary, n_boot, seed), keep=False))
-    rows.append(identity.row(SIMULATION, "report", report, correlation(report, n_boot, seed), keep=True))
-    return rows
-
-
 def obstacle(answers: Sequence[Answer]) -> str | None:
-    """The status of a score that cannot be taken, or None."""
-    if not answers:
-        return "no_contexts"
-    failed = Counter(a.prediction.status for a in answers if a.prediction.status != "ok")
+    """The status of a score over these answers that cannot be taken, or None."""
+    return obstacle_of([a.prediction.status for a in answers]) if answers else "no_contexts"
+
+
+def obstacle_of(statuses: Sequence[str]) -> str | None:
+    """The status of a score over answers of these statuses that cannot be taken, or None: 'gave_up' where an endpoint
+    gave up on one (the next run asks again), or the commonest failure where more than half failed."""
+    failed = Counter(status for status in statuses if status != "ok")
     if failed["gave_up"]:
         return "gave_up"
-    if 2 * failed.total() > len(answers):
-        return failed.most_common(1)[0][0]
-    return None
+    return failed.most_common(1)[0][0] if 2 * failed.total() > len(statuses) else None
 
 
-def _series(answers: Sequence[Answer]) -> tuple[list[list[float]], list[list[float]], list[str]]:
-    usable = [(a.prediction.truth, a.prediction.predicted, a.context.document) for a in answers]
-    good = [(t, p, d) for t, p, d in usable if p is not None]
-    return [t for t, _, _ in good], [p for _, p, _ in good], [d for _, _, d in good]
-
-
-def correlation(answers: Sequence[Answer], n_boot: int, seed: int) -> Result:
-    """Pooled Pearson correlation with its bootstrap interval."""
-    why = obstacle(answers)
-    if why is not None:
-        return Result(why)
-    truth, predicted, documents = _series(answers)
-    estimate = stats.pooled_correlation(truth, predicted, documents, n_boot, seed)
-    if estimate.value is not None:
-        return Result("ok", estimate)
-    flat = [t for context in truth for t in context]
-    return Result("constant_truth" if stats.is_constant(flat) else "constant_prediction")
-
-
-def calibrated_fit(select: Sequence[Answer], report: Sequence[Answer], n_boot: int, seed: int) -> Result:
-    """R squared on `report` of predictions calibrated on `select`."""
-    why = obstacle(select) or obstacle(report)
-    if why is not None:
-        return Result(why)
-    truth, predicted, _ = _series(select)
-    slope, intercept = stats.linear_calibration(
-        [p for context in predicted for p in context], [t for context in truth for t in context]
-    )
-    truth, predicted, documents = _series(report)
-    calibrated = [[slope * p + intercept for p in context] for context in predicted]
-    estimate = stats.pooled_r_squared(truth, calibrated, documents, n_boot, seed)
-    return Result("constant_truth") if estimate.value is None else Result("ok", estimate)
+def counted_row(
+    identity: Identity, scorer: str, result: Result, n: int, n_failed: int = 0, error: str | None = None
+) -> Score:
+    """A row without predictions, whose `n` counts something other than contexts."""
+    return replace(identity.row(scorer, "report", [], result, keep=False), n=n, n_failed=n_failed, error=error)

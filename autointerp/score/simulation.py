@@ -1,7 +1,6 @@
-"""The simulation scorer (Bills et al. 2023): predict each token's activation from the label, correlate with the truth.
+"""`simulation` (Bills et al. 2023): predict each token's activation from the label, correlate with the truth.
 
-No I/O here: contexts are chosen, requests built, replies read and predictions scored; score_run.py asks. Four methods,
-recorded in `scores.method` and never averaged together:
+The rows are those of correlation.py. Four scoring methods, never averaged together:
 
     prompt_logprobs     one forward pass of a completions endpoint: every activation in the prompt is a question mark,
                         and the digits' logprobs at those places give an expected value for every token at once
@@ -9,36 +8,45 @@ recorded in `scores.method` and never averaged together:
     numbers             the same reply without logprobs: the numbers themselves
     rule                no LLM: the rule that came with the label (`patterns`)
 
-Predictions and truth are on the 0..10 scale of scale.py. In prompts for completions the scale is 0..9 (and the
+Predictions and truth are on the 0..10 scale of ask/scale.py. In prompts for completions the scale is 0..9 (and the
 expected value is stretched by 10/9): a "10" would be one token for some tokenizers and two for others, and two cannot
 be read in one pass.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from autointerp.ask.chat import ReplyError, chat_body
+from autointerp.ask.chat import chat_body
+from autointerp.ask.forecast import CHARACTERS_PER_TOKEN, Estimate
+from autointerp.ask.job import RULE_BLOCK
 from autointerp.ask.prompts import PromptTemplate, load_template, one_line
-from autointerp.ask.scale import TOP
-from autointerp.config import EndpointConfig
+from autointerp.ask.question import Asked, Asker
+from autointerp.ask.scale import TOP, scaled
+from autointerp.config import EndpointConfig, ScoreConfig
+from autointerp.errors import InputError
 from autointerp.llm.capabilities import Capabilities, prompt_logprob_fields
-from autointerp.llm.requests import Reply, Request, TokenLogprob
-from autointerp.records import Context
+from autointerp.llm.requests import Reply, Request
+from autointerp.records import Context, Explanation, Prediction, Score
+from autointerp.rules.labels import RULE_EXPLAINERS
+from autointerp.rules.patterns import RULE_VERSION, Rule
+from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
+from autointerp.score.score_rows import Answer
+from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, estimate_of, need_model
+from autointerp.score.simulation_replies import DIGITS, UNKNOWN, expected_numbers, read_lines, read_prompt_logprobs
 
 LLM_METHODS = ("prompt_logprobs", "generated_logprobs", "numbers")
 RULE = "rule"
+RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}".encode()).hexdigest()
+"""Stands for the template where no prompt is involved."""
+HALVINGS = 2
+"""How often the worked examples are halved for an endpoint whose context they do not fit."""
 KINDS = ("top", "sampled", "negative")
-UNKNOWN = "?"
-DIGITS = 9
-"""Largest activation in prompts for completions."""
 
 
 # --- which contexts -------------------------------------------------------------------------------------------------
@@ -70,11 +78,6 @@ def _mixed_tiers(negatives: Sequence[Context], n: int) -> list[Context]:
     half = (n + 1) // 2
     take = max(min(half, len(random)), n - len(near))
     return [*random[:take], *near[: n - take]]
-
-
-def is_random_only(context: Context) -> bool:
-    """Whether a context counts for the random-only score: a uniform sample of activating, or of silent tiles."""
-    return context.kind == "sampled" or context.tier == "random"
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
@@ -165,6 +168,36 @@ class Simulator:
         return expected_numbers(reply.text, reply.token_logprobs, lines)
 
 
+@dataclass(frozen=True)
+class SimulationQuestion:
+    """How active is the feature on each token of one context? The answer is a number from 0 to 10 for each."""
+
+    simulator: Simulator
+    label: str
+    context: Context
+    dictionary_id: int
+    examples: int | None = None
+    """Worked examples that are shown; None: all."""
+    halved: int = 0
+
+    @property
+    def request(self) -> Request:
+        return self.simulator.request(self.label, self.context, self.dictionary_id, self.examples)
+
+    def read(self, reply: Reply) -> list[float]:
+        return self.simulator.read(reply, self.context)
+
+    def again(self, reply: str, problem: str) -> Request | None:
+        return self.simulator.again(self.request, reply, problem, self.context, self.dictionary_id)
+
+    def shorter(self) -> SimulationQuestion | None:
+        """With half of the worked examples."""
+        shown = len(self.simulator.template.examples) if self.examples is None else self.examples
+        if shown == 0 or self.halved == HALVINGS:
+            return None
+        return replace(self, examples=shown // 2, halved=self.halved + 1)
+
+
 def template_of(method: str, prompts: Path | None = None) -> PromptTemplate:
     """The chat methods share one prompt."""
     name = "simulation_completions" if method == "prompt_logprobs" else "simulation_chat"
@@ -176,154 +209,155 @@ def _numbers(example: Mapping[str, Any]) -> list[int]:
     return [active.get(i, 0) for i in range(len(example["tokens"]))]
 
 
-# --- replies --------------------------------------------------------------------------------------------------------
-
-
-def read_prompt_logprobs(rows: Sequence[TokenLogprob] | None, n_tokens: int) -> list[float]:
-    """Expected activations from the logprobs at the question marks of the prompt's last `n_tokens` lines.
-
-    Lines are counted from the end: tokens of the prompt are JSON on one line, so a line break or a tab of the text can
-    only be the prompt's own, however the endpoint spells its first token or incomplete characters.
-    """
-    if not rows:
-        raise ReplyError("no_logprobs", "the reply has no logprobs of the prompt")
-    text = "".join(row.token for row in rows)
-    owners = [i for i, row in enumerate(rows) for _ in row.token]
-    end = len(text.rstrip())
-    starts = [m.end() for m in re.finditer(r"\n", text[:end])][-n_tokens:]
-    if len(starts) < n_tokens:
-        raise ReplyError("token_count", f"the prompt's logprobs have {len(starts)} lines, {n_tokens} were asked for")
-    out = []
-    for start, stop in zip(starts, [*starts[1:], end + 1], strict=True):
-        at = text.rfind("\t", start, stop) + 1
-        if at == 0 or text[at : at + 1] != UNKNOWN:
-            raise ReplyError("token_mismatch", f"no question mark in a line of the prompt: {text[start:stop]!r}")
-        weights = _digit_weights(rows[owners[at]].top, DIGITS)
-        out.append(_expected(weights) * TOP / DIGITS)
-    return out
-
-
-_SPELLED = {str(number): number for number in range(TOP + 1)}
-
-
-def _digit_weights(top: Sequence[tuple[str, float]], largest: int) -> dict[int, float]:
-    """Probability of each number among the alternatives, spellings with white space around it added up."""
-    weights: dict[int, float] = {}
-    for token, logprob in top:
-        core = token.strip()
-        if core in _SPELLED and _SPELLED[core] <= largest:
-            weights[_SPELLED[core]] = weights.get(_SPELLED[core], 0.0) + math.exp(min(0.0, logprob))
-    return weights
-
-
-def _expected(weights: Mapping[int, float]) -> float:
-    whole = sum(weights.values())
-    if whole <= 0.0:
-        raise ReplyError("no_logprobs", "no number is among the likely tokens where one should stand")
-    # Rounding may carry a mean past the largest number.
-    return min(sum(number * weight for number, weight in weights.items()) / whole, max(weights))
+# --- the scorer -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of a chat reply. `at` is where its number begins in the reply's text."""
+class Simulated:
+    """One label, and the contexts on which its feature is simulated."""
 
-    number: float
-    at: int
-    digits: str
-
-
-_NUMBER = re.compile(r"(?<=[\t :|=])-?[0-9]+(?:\.[0-9]+)?$")
-_SEPARATORS = (":", "|", "=")
-_LONGEST_NUMBER = 40
-"""Characters at the end of a line in which its number is looked for, so that no line takes long."""
-MAX_STRAY_TOKENS = 0.1
-"""Share of lines whose token may come back misspelt; more of them mean that the lines are out of step."""
+    told: Told
+    max_activation: float
+    """The feature's largest activation on the explain split: what a 10 stands for."""
+    report: list[Context]
+    select: list[Context] | None
+    """None where no context of the select part is asked about."""
 
 
-def read_lines(text: str, tokens: Sequence[str]) -> list[Line]:
-    """The reply's lines, one per token. Raises ReplyError where they are not exactly that."""
-    lines: list[Line] = []
-    stray = 0
-    at = 0
-    for raw in text.split("\n"):
-        start, at = at, at + len(raw) + 1
-        if not raw.strip() or raw.strip().startswith("```"):
-            continue
-        line = raw.rstrip("\r").rstrip(" \t")
-        match = _NUMBER.search(line, max(0, len(line) - _LONGEST_NUMBER))
-        head = line[: match.start()] if match else ""
-        token = head.rstrip(" \t")
-        if match is None or not token or head in _SEPARATORS:
-            raise ReplyError("token_count", f"the line {raw.strip()[:60]!r} is not a token, a tab and a number")
-        number = float(match[0])
-        if not 0.0 <= number <= TOP:
-            raise ReplyError("bad_number", f"{match[0]} is not a number from 0 to {TOP}")
-        if len(lines) < len(tokens):
-            stray += not _same_token(token, tokens[len(lines)])
-        lines.append(Line(number, start + match.start(), match[0]))
-    if len(lines) != len(tokens):
-        raise ReplyError("token_count", f"it has {len(lines)} lines, not {len(tokens)}")
-    if stray > MAX_STRAY_TOKENS * len(tokens):
-        raise ReplyError("token_mismatch", f"{stray} of {len(tokens)} lines do not repeat the token given")
-    return lines
+@dataclass(frozen=True)
+class SimulationScorer:
+    """Labels that carry a rule are simulated by it, for free, unless the configuration names a method that asks an
+    LLM."""
+
+    name: str = SIMULATION
+    reads_label: bool = True
+
+    def needs(self, run: Run) -> Needs:
+        if is_by_rule(run):
+            return Needs()
+        need_model(run.config, f"labels by {run.explainer!r} are scored by an LLM")
+        return Needs(run.config, probes=True)
+
+    def made_by(self, run: Run) -> tuple[MadeBy, ...]:
+        if is_by_rule(run):
+            return (MadeBy(RULE, RULE, RULE_SHA256),)
+        methods = LLM_METHODS if run.config.method == "auto" else (run.config.method,)
+        return tuple(_made_by(method, run) for method in methods)
+
+    async def start(self, run: Run, targets: Sequence[Explanation], asker: Asker | None) -> Work[Simulated]:
+        if asker is None:
+            return self._by_rule(run, targets)
+        found = await asker.capabilities()
+        config = run.config
+        simulator = Simulator.of(choose_method(config, found), config, found, config.seed, run.job.prompts)
+        by = _made_by(simulator.method, run)
+
+        async def answers(item: Simulated, contexts: Sequence[Context]) -> list[Answer]:
+            asked = await asker.ask_all(
+                SimulationQuestion(simulator, item.told.label, context, run.job.dictionary_id) for context in contexts
+            )
+            return [_answer(c, item.max_activation, a) for c, a in zip(contexts, asked, strict=True)]
+
+        async def score(item: Simulated) -> list[Score]:
+            report = await answers(item, item.report)
+            return _rows(run, by, item, report, await answers(item, item.select or ()))
+
+        load = _Loader(run, targets, is_calibrated=CALIBRATED in config.scorers)
+        return Work(by, load, score, calls=3 * config.contexts, notes=found.notes)
+
+    def _by_rule(self, run: Run, targets: Sequence[Explanation]) -> Work[Simulated]:
+        (by,) = self.made_by(run)
+
+        async def score(item: Simulated) -> list[Score]:
+            told = item.told.told
+            rule = Rule(0.0) if told is None else Rule.from_json(told.rule or "")
+            report, select = (
+                [_answer(c, item.max_activation, Asked(rule.predict(c.tokens), "ok")) for c in contexts]
+                for contexts in (item.report, item.select or ())
+            )
+            return _rows(run, by, item, report, select)
+
+        return Work(by, _Loader(run, targets, is_calibrated=True), score, block=RULE_BLOCK)
+
+    def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
+        """One call per context. Which method an endpoint supports is not known before it is asked; where none is
+        configured, `numbers` is reckoned with, whose prompts are those of generated_logprobs."""
+        config = run.config
+        method = "numbers" if config.method == "auto" else config.method
+        guess = Capabilities(True, True, method != "numbers", 20, method == "prompt_logprobs", 20, "prompt_logprobs")
+        simulator = Simulator.of(method, config, guess, config.seed, run.job.prompts)
+        some = _Loader(run, targets, is_calibrated=CALIBRATED in config.scorers)(a_few(targets))
+        asked = [(item.told.label, context) for item in some for context in (*item.report, *(item.select or ()))]
+        requests = [simulator.request(label, context, run.job.dictionary_id) for label, context in asked]
+        written = float(sum(len(context.text) + 6 * len(context.tokens) for _, context in asked))
+        if method == "prompt_logprobs":
+            written = len(asked) * CHARACTERS_PER_TOKEN
+        return estimate_of(requests, written, targets)
 
 
-def _same_token(written: str, token: str) -> bool:
-    """Whether what stands before a number and white space is the token, as JSON or plain, perhaps with a separator."""
-    candidates = [written]
-    if written.endswith(_SEPARATORS):
-        candidates.append(written[:-1].rstrip(" \t"))
-    return any(_plain(one).strip() == token.strip() for one in candidates)
+SIMULATION_SCORER = SimulationScorer()
 
 
-def _plain(written: str) -> str:
-    if not written.startswith('"'):
-        return written
-    try:
-        return str(json.loads(written))
-    except json.JSONDecodeError:
-        return written
+def is_by_rule(run: Run) -> bool:
+    """Whether labels are simulated by their own rule: where their explainer makes rules, no method that asks an LLM is
+    configured, and the score is one to report."""
+    return run.explainer in RULE_EXPLAINERS and run.config.method == "auto" and run.part == "report"
 
 
-def expected_numbers(text: str, rows: Sequence[TokenLogprob] | None, lines: Sequence[Line]) -> list[float]:
-    """Expected value over the alternatives at each line's number.
-
-    Where the tokenizer writes 10 as "1" and "0", the mass of "1" is split by the probability of "0" after it if the
-    reply says it (P(10) = P(1) P(0|1)); where another number was written, nothing is known of what would have followed
-    a "1", and it counts as 1 or 10, whichever is nearer to the number written.
-    """
-    if not rows:
-        raise ReplyError("no_logprobs", "the reply has no logprobs of its tokens")
-    if "".join(row.token for row in rows) != text:
-        # An endpoint may trim the text of a reply; the rows are then searched for where it begins.
-        joined = "".join(row.token for row in rows)
-        shift = joined.find(text)
-        if not text or shift < 0:
-            raise ReplyError("no_logprobs", "the logprobs are not those of the reply's text")
-    else:
-        shift = 0
-    owners = [i for i, row in enumerate(rows) for _ in row.token]
-    places = [owners[line.at + shift] for line in lines]
-    ten_is_one_token = any(row.token.strip() == "10" for row in rows) or any(
-        alternative.strip() == "10" for place in places for alternative, _ in rows[place].top
-    )
-    out = []
-    for place, line in zip(places, lines, strict=True):
-        weights = _digit_weights(rows[place].top, TOP)
-        if 1 in weights and not ten_is_one_token:
-            of_ten = _share_of_ten(rows, place, line)
-            one = weights[1]
-            weights = {**weights, 1: one * (1.0 - of_ten), 10: one * of_ten}
-        out.append(_expected(weights))
-    return out
+def choose_method(config: ScoreConfig, found: Capabilities) -> str:
+    """The configured method, or the best the endpoint supports. InputError where it supports none, or not that one."""
+    usable = found.methods
+    why = "; ".join(found.notes) or "no reason was given"
+    if not usable:
+        raise InputError(f"{config.model} at {config.base_url} supports no way to simulate: {why}")
+    if config.method == "auto":
+        return usable[0]
+    if config.method not in usable:
+        raise InputError(
+            f"score.method is {config.method!r}, but {config.model} at {config.base_url} supports "
+            f"{', '.join(usable)}: {why}"
+        )
+    return config.method
 
 
-def _share_of_ten(rows: Sequence[TokenLogprob], place: int, line: Line) -> float:
-    """P(0 | 1) at a number's place: how much of the "1" there means 10."""
-    if not line.digits.startswith("1"):
-        return 1.0 if line.number > 5.5 else 0.0
-    following = rows[place + 1] if place + 1 < len(rows) else None
-    if following is None or not following.top:
-        return 1.0 if line.digits == "10" else 0.0
-    return min(1.0, sum(math.exp(min(0.0, lp)) for token, lp in following.top if token.startswith("0")))
+class _Loader:
+    def __init__(self, run: Run, labels: Sequence[Explanation], is_calibrated: bool) -> None:
+        self._run, self._is_calibrated = run, is_calibrated and run.part == "report"
+        n = run.config.contexts
+        self._limits: dict[str, int | None] = {"top": n, "sampled": 2 * n, "negative": None}
+        self._labels = Labels(run, labels, self._limits)
+
+    def __call__(self, places: list[int]) -> list[Simulated]:
+        job, n = self._run.job, self._run.config.contexts
+        told = self._labels(places)
+        features = list(dict.fromkeys(one.explanation.feature for one in told))
+        scales = job.store.feature_evidence(job.dictionary_id, job.harvest_id, features, 0)
+        select: Mapping[int, Sequence[Context]] = {}
+        if self._is_calibrated:
+            select = job.store.contexts_of(job.dictionary_id, job.harvest_id, features, "select", self._limits)
+        found = []
+        for one in told:
+            feature = one.explanation.feature
+            chosen = choose_contexts(one.contexts, n)
+            calibrating = choose_contexts(select[feature], n) if self._is_calibrated else None
+            if self._run.part == "select":
+                chosen, calibrating = [], chosen
+            found.append(Simulated(one, scales[feature].max_activation, chosen, calibrating))
+        return found
+
+
+def _made_by(method: str, run: Run) -> MadeBy:
+    return MadeBy(method, run.config.model, template_of(method, run.job.prompts).sha256)
+
+
+def _answer(context: Context, max_activation: float, asked: Asked[list[float]]) -> Answer:
+    truth = scaled(context.activations, max_activation)
+    return Answer(context, Prediction(context.context_id, truth, asked.value, asked.status), asked.error)
+
+
+def _rows(run: Run, by: MadeBy, item: Simulated, report: Sequence[Answer], select: Sequence[Answer]) -> list[Score]:
+    identity, config = run.identity(item.told.explanation, by), run.config
+    if run.part == "select":
+        result = correlation(select, config.bootstrap, config.seed)
+        return [identity.row(SIMULATION, "select", select, result, keep=True)]
+    return correlation_rows(identity, report, None if item.select is None else select, config.bootstrap)

@@ -1,5 +1,4 @@
 """How `output` and `intervention` ask for steered text: which beginnings the model continues, and how far it is pushed.
-No I/O here.
 
 The beginnings are those of silent texts of other features, the same for (almost) all features of a dictionary: neutral
 for the feature at hand, and of the corpus's own kind, whatever that is. They are of the `select` part, as everything
@@ -12,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from autointerp.ask.job import Job
 from autointerp.config import ScoreConfig
 from autointerp.records import Context
+from autointerp.store import Selection
 
 PROMPTS = 3
 """Beginnings that are continued (as published: Paulo et al. 2024, Gur-Arieh et al. 2025)."""
@@ -46,13 +47,19 @@ def beginnings(contexts: Mapping[int, Sequence[Context]]) -> list[tuple[int, str
     return [(feature, text) for text, feature in once.items()]
 
 
+def pool_of(job: Job, seed: int) -> list[tuple[int, str]]:
+    """`beginnings` of the dictionary, from the silent texts of POOL features drawn with `seed`."""
+    features = job.store.selected_features(job.dictionary_id, Selection(random=POOL, seed=seed))
+    return beginnings(job.store.contexts_of(job.dictionary_id, job.harvest_id, features, "select", {"negative": None}))
+
+
 def prompts_for(pool: Sequence[tuple[int, str]], feature: int) -> list[str]:
     """Up to PROMPTS beginnings, none of them from the feature's own contexts."""
     return [text for of, text in pool if of != feature][:PROMPTS]
 
 
 def steering_payload(prompts: Sequence[str], config: ScoreConfig) -> dict[str, Any]:
-    """Of a task of kind `steering`."""
+    """The payload of a task of kind `steering`."""
     return {
         "prompts": list(prompts),
         "kl": config.steering_kl,

@@ -1,4 +1,4 @@
-"""When a label of `detection` or `fuzzing` has been asked about enough. No I/O here; choice_run.py asks.
+"""When a label has been asked about enough by `detection` or `fuzzing`. No I/O here; detection_fuzzing.py asks.
 
 A label's requests are asked in rounds of ROUND. After each round ("look") it is left alone
 

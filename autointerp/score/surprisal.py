@@ -3,20 +3,26 @@ al. 2024)?
 
 A context's number is the mean nats per token that the label saves: those of its tokens after a beginning without the
 label, less those after a beginning with it. The score is how well this number tells activating from silent contexts
-(AUROC; see auroc_rows.py for the rows). The contexts are those that detection asks about. The method is
-'language_model'; no LLM endpoint is asked. No I/O here.
+(AUROC; see auroc.py for the rows). The contexts are those that detection asks about. The scoring method is
+'language_model'; no LLM endpoint is asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from autointerp.ask.prompts import PromptTemplate
-from autointerp.score.auroc import number_answer
+from autointerp.ask.forecast import Estimate
+from autointerp.ask.job import BLOCK
+from autointerp.ask.prompts import PromptTemplate, load_template
+from autointerp.ask.question import Asker
+from autointerp.records import Explanation, Score
+from autointerp.score.auroc import auroc_rows, number_answer
 from autointerp.score.choices import Example
-from autointerp.score.measured_tasks import listed, number
+from autointerp.score.measurements import ContextTasks, Measured, answers_of, listed, number
 from autointerp.score.score_rows import Answer
+from autointerp.score.scorer import MadeBy, Needs, Run, Work
 
 SURPRISAL = "surprisal"
 LANGUAGE_MODEL = "language_model"
@@ -27,7 +33,7 @@ SUBJECT_MODEL = "subject model"
 def surprisal_payload(
     label: str, examples: Sequence[Example], template: PromptTemplate, language_model: str
 ) -> dict[str, Any]:
-    """Of a task of kind `surprisal`: the beginning with the label, then the one without."""
+    """The payload of a task of kind `surprisal`: the beginning with the label, then the one without."""
     # On one line, as in the other beginning; what the language model reads is no order to it.
     described = template.block("described", label=" ".join(label.split()))
     return {
@@ -48,3 +54,38 @@ def _answer(example: Example, with_label: Any, without: Any) -> Answer:
     if told is None or untold is None:
         return number_answer(example, None, "no_tokens", "the language model reads no token in it")
     return number_answer(example, untold - told)
+
+
+@dataclass(frozen=True)
+class SurprisalScorer:
+    name: str = SURPRISAL
+    reads_label: bool = True
+
+    def needs(self, run: Run) -> Needs:
+        return Needs(measured=True)
+
+    def made_by(self, run: Run) -> tuple[MadeBy, ...]:
+        template = load_template(f"score/{SURPRISAL}", run.job.prompts)
+        return (MadeBy(LANGUAGE_MODEL, run.config.language_model or SUBJECT_MODEL, template.sha256),)
+
+    async def start(
+        self, run: Run, targets: Sequence[Explanation], asker: Asker | None
+    ) -> Work[Measured[Sequence[Example]]]:
+        (by,) = self.made_by(run)
+        template = load_template(f"score/{SURPRISAL}", run.job.prompts)
+
+        def payload(label: str, examples: Sequence[Example]) -> dict[str, Any]:
+            return surprisal_payload(label, examples, template, run.config.language_model)
+
+        async def score(item: Measured[Sequence[Example]]) -> list[Score] | None:
+            answers = answers_of(item, surprisal_answers)
+            identity = run.identity(item.told.explanation, by)
+            return None if answers is None else auroc_rows(identity, self.name, answers, run.config.bootstrap)
+
+        return Work(by, ContextTasks(run, targets, "surprisal", payload), score, block=BLOCK)
+
+    def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
+        return Estimate()
+
+
+SURPRISAL_SCORER = SurprisalScorer()

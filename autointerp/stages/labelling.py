@@ -1,10 +1,12 @@
-"""The stages that label: explaining and scoring, for one dictionary of an open store. Neither torch nor a tokenizer."""
+"""The stages that label: explaining and scoring, for one dictionary of an open store. Neither needs torch or a
+tokenizer."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from autointerp.ask.forecast import Forecast, budget_lines, forecast_lines
@@ -14,13 +16,14 @@ from autointerp.errors import InputError, nearest
 from autointerp.explain import explaining
 from autointerp.explain.explaining import check_explainer
 from autointerp.explain.explaining import methods_read as methods_read
-from autointerp.llm.budget import Budget as Budget
+from autointerp.llm.budget import Budget
 from autointerp.llm.capabilities import honours_json_schema, probe
 from autointerp.llm.client import LlmClient
 from autointerp.records import CallRecord, Explanation
 from autointerp.rules import shape_labels
 from autointerp.score import scoring
 from autointerp.score.controls import CONTROLS
+from autointerp.score.scorers import scorers
 from autointerp.store.pace import measured_latency
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.run_progress import written_by
@@ -47,8 +50,8 @@ def describe_shape(facts: ShapeFacts) -> tuple[str | None, str | None]:
 
 
 def dictionaries(store: Store, config: Config, dictionary: str | None) -> list[DictionaryRow]:
-    """Those to work on: the one named, else those of the configuration's [[sae]] tables that the store holds, else
-    (a configuration without any) all of them."""
+    """The dictionaries to work on: the one named; else those of the configuration's [[sae]] tables that the store
+    holds; all of them where the configuration has no [[sae]] table. Raises InputError where there is none."""
     if dictionary is not None:
         return [store.dictionary(dictionary)]
     names = {sae.dictionary for sae in config.sae}
@@ -59,69 +62,58 @@ def dictionaries(store: Store, config: Config, dictionary: str | None) -> list[D
     return found
 
 
-def _job(
-    config: Config, store: Store, row: DictionaryRow, selection: Selection, run_id: str, budget: Budget,
-    prompts: Path | None, say: Callable[[str], None],
-) -> Job:  # fmt: skip
-    harvest_id = store.current_harvest(row.dictionary_id)
-    if harvest_id is None:
-        raise InputError(f"{row.name} was not harvested yet; run `autointerp harvest` first")
-    return Job(
-        store=store,
-        dictionary_id=row.dictionary_id,
-        harvest_id=harvest_id,
-        run_id=run_id,
-        selection=selection,
-        llm=config.llm,
-        budget=budget,
-        prompts=prompts,
-        say=say,
-    )
+@dataclass(frozen=True)
+class Labelling:
+    """What explaining and scoring share while one command runs."""
+
+    config: Config
+    store: Store
+    run_id: str
+    selection: Selection
+    """The features to label."""
+    terminal: Terminal
+    prompts: Path | None = None
+    """A folder of templates instead of the program's own."""
+
+    @cached_property
+    def budget(self) -> Budget:
+        """What the command may spend, on all dictionaries together."""
+        return Budget(self.config.budget)
+
+    def job(self, row: DictionaryRow) -> Job:
+        """The work on one dictionary. Raises InputError where it was not harvested yet."""
+        harvest_id = self.store.current_harvest(row.dictionary_id)
+        if harvest_id is None:
+            raise InputError(f"{row.name} was not harvested yet; run `autointerp harvest` first")
+        return Job(
+            store=self.store,
+            dictionary_id=row.dictionary_id,
+            harvest_id=harvest_id,
+            run_id=self.run_id,
+            selection=self.selection,
+            llm=self.config.llm,
+            budget=self.budget,
+            prompts=self.prompts,
+            say=self.terminal.say,
+        )
 
 
-def explain(
-    config: Config,
-    store: Store,
-    row: DictionaryRow,
-    selection: Selection,
-    run_id: str,
-    terminal: Terminal,
-    dry_run: bool,
-    budget: Budget | None = None,
-    prompts: Path | None = None,
-) -> int:
-    """Describe what has no description; how many rows failed. `prompts`: a folder of templates instead of the
-    program's own."""
-    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget), prompts, terminal.say)
-    if dry_run:
-        forecast(config, store, [row], selection, terminal, ("explain",), prompts=prompts)
-        return 0
+def explain(labelling: Labelling, row: DictionaryRow) -> int:
+    """Labels the chosen features that have no label yet; how many rows failed."""
+    config, terminal, job = labelling.config, labelling.terminal, labelling.job(row)
     name = f"{row.name}: explaining with {config.explain.explainer}"
     with terminal.progress(name, None, "features") as update:
         outcome = asyncio.run(explaining.explain(_with_progress(job, update), config.explain, config.score))
     return _say_outcome(f"{row.name}: labels by {config.explain.explainer}", outcome, terminal)
 
 
-def score(
-    config: Config,
-    store: Store,
-    row: DictionaryRow,
-    selection: Selection,
-    run_id: str,
-    terminal: Terminal,
-    dry_run: bool,
-    budget: Budget | None = None,
-    control: str | None = None,
-    prompts: Path | None = None,
-) -> int:
-    """Score the configured explainer's descriptions that have no score, or under a `control` what stands in for them;
+def score(labelling: Labelling, row: DictionaryRow, control: str | None = None) -> int:
+    """Scores the configured explainer's labels that have no score yet, or what stands in for them under a `control`;
     how many rows failed."""
-    check_explainer(config.explain.explainer)
-    job = _job(config, store, row, selection, run_id, budget or Budget(config.budget), prompts, terminal.say)
+    config, terminal = labelling.config, labelling.terminal
     explainer = config.explain.explainer
-    if dry_run:
-        forecast(config, store, [row], selection, terminal, ("score",), control, prompts)
-        return 0
+    check_explainer(explainer)
+    job = labelling.job(row)
     what = explainer if control is None else f"{explainer} under the control {control}"
     with terminal.progress(f"{row.name}: scoring {what}", None, "labels") as update:
         outcome = asyncio.run(scoring.score(_with_progress(job, update), explainer, config.score, control))
@@ -129,14 +121,18 @@ def score(
 
 
 def forecast(
-    config: Config, store: Store, rows: Sequence[DictionaryRow], selection: Selection, terminal: Terminal,
-    stages: Sequence[str] = ("explain", "score"), control: str | None = None, prompts: Path | None = None,
-) -> list[Forecast]:  # fmt: skip
-    """Print what the stages would ask of the endpoint for these dictionaries, and which budget would end them early.
+    labelling: Labelling,
+    rows: Sequence[DictionaryRow],
+    stages: Sequence[str] = ("explain", "score"),
+    control: str | None = None,
+) -> list[Forecast]:
+    """Prints what the stages would ask of the endpoint for these dictionaries, and which budget would end them early.
     Where both stages are named, the labels that the first would make are among those that the second scores."""
+    config, store, terminal = labelling.config, labelling.store, labelling.terminal
+    check_explainer(config.explain.explainer)
     found: list[tuple[str, Forecast]] = []
     for row in rows:
-        job = _priced(_job(config, store, row, selection, "dry-run", Budget(config.budget), prompts, terminal.say))
+        job = _priced(labelling.job(row))
         planned: list[Explanation] = []
         if "explain" in stages:
             found.append(("explain", explaining.forecast_explain(job, config.explain, config.score)))
@@ -156,7 +152,7 @@ def forecast(
 
 
 def _priced(job: Job) -> Job:
-    """With the batch API's prices where the calls would go through it."""
+    """The job with the batch API's prices, where its calls would go through that API."""
     if not job.llm.batch:
         return job
     prices = {model: price.in_batch() for model, price in job.llm.prices.items()}
@@ -183,8 +179,7 @@ def _say_outcome(what: str, outcome: Outcome, terminal: Terminal) -> int:
 
 
 def say_summary(store: Store, run_id: str, command: str, seconds: float, terminal: Terminal) -> None:
-    """One last line for whoever reads the log of a job: what the command has labelled, scored and spent, however it
-    ended."""
+    """Prints the last line of a command's log: what it has labelled, scored and spent, however it ended."""
     done = written_by(store, run_id)
     labelled, scored, spent = done.labels["ok"], done.scores["ok"], done.spent
     failed = sum(n for status, n in (done.labels + done.scores).items() if status not in NO_FAILURES)
@@ -198,14 +193,14 @@ def say_summary(store: Store, run_id: str, command: str, seconds: float, termina
 
 
 def show_in_labels(config: Config, store: Store, row: DictionaryRow) -> None:
-    """Make the configured explainer, and the first configured scorer that scores labels, those that the view `labels`
-    shows."""
-    scorer = next((s for s in config.score.scorers if s not in scoring.LABEL_FREE), None)
-    store.set_label_choice(row.dictionary_id, config.explain.explainer, scorer)
+    """Makes the view `labels` show the configured explainer, and the first configured scorer that scores labels."""
+    label_free = {scorer.name for scorer in scorers() if not scorer.reads_label}
+    shown = next((name for name in config.score.scorers if name not in label_free), None)
+    store.set_label_choice(row.dictionary_id, config.explain.explainer, shown)
 
 
 async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:
-    """What the endpoint was found to support: a few short calls, which are paid for like any others."""
+    """What the endpoint supports, in words. Takes a few short calls, which are paid for like any others."""
     async with LlmClient(endpoint, config.llm, Budget(config.budget), Unrecorded(), "doctor") as client:
         found = await probe(client)
         in_json = found.chat and await honours_json_schema(client)
@@ -217,7 +212,7 @@ async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:
 
 
 class Unrecorded:
-    """A call ledger that keeps nothing: a check-up is no part of any store."""
+    """A call ledger that keeps nothing: what a check asks belongs to no store."""
 
     def find(self, request_sha256: str, sample: int) -> CallRecord | None:
         return None

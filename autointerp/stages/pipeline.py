@@ -23,7 +23,7 @@ from autointerp.config_file import as_dict
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
 from autointerp.stages import labelling
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
-from autointerp.stages.labelling import RANDOM_MODEL, Budget
+from autointerp.stages.labelling import RANDOM_MODEL, Labelling
 from autointerp.store.leakage import LeakageReport, check_leakage
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.safety.paths import refuse_own_file
@@ -91,15 +91,15 @@ def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]
 
 @contextmanager
 def _labelling(
-    config: Config, command: str, terminal: Terminal, selection: Selection, dry_run: bool
-) -> Iterator[tuple[Store, str]]:
-    """As _recorded; for a dry run the store to read, which leaves no row in `runs`."""
+    config: Config, command: str, selection: Selection, terminal: Terminal, prompts: Path | None, dry_run: bool
+) -> Iterator[Labelling]:
+    """As _recorded; for a dry run with the store open for reading, which leaves no row in `runs`."""
     if dry_run:
         with Store.open(Path(config.store.path), read_only=True) as store:
-            yield store, "dry-run"
+            yield Labelling(config, store, "dry-run", selection, terminal, prompts)
         return
-    with _recorded(config, command, terminal, create=False, selection=selection, is_summed_up=True) as opened:
-        yield opened
+    with _recorded(config, command, terminal, create=False, selection=selection, is_summed_up=True) as (store, run_id):
+        yield Labelling(config, store, run_id, selection, terminal, prompts)
 
 
 @contextmanager
@@ -248,19 +248,19 @@ def explain(
     is_configured: bool = True,
     prompts: Path | None = None,
 ) -> None:
-    """Describe features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless
-    it was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's
-    own, here and below."""
-    with _labelling(config, "explain", terminal, selection, dry_run) as (store, run_id):
-        rows = labelling.dictionaries(store, config, dictionary)
+    """Labels features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless it
+    was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's own,
+    here and below."""
+    with _labelling(config, "explain", selection, terminal, prompts, dry_run) as work:
+        rows = labelling.dictionaries(work.store, config, dictionary)
         if dry_run:
-            labelling.forecast(config, store, rows, selection, terminal, ("explain",), prompts=prompts)
+            labelling.forecast(work, rows, ("explain",))
             return
-        failed, budget = 0, Budget(config.budget)
+        failed = 0
         for row in rows:
             if is_configured:
-                labelling.show_in_labels(config, store, row)
-            failed += labelling.explain(config, store, row, selection, run_id, terminal, False, budget, prompts)
+                labelling.show_in_labels(config, work.store, row)
+            failed += labelling.explain(work, row)
         _complain(failed)
 
 
@@ -273,17 +273,20 @@ def score(
     control: str | None = None,
     prompts: Path | None = None,
 ) -> None:
-    """Score descriptions of one dictionary, or of all in the store; under a `control`, what stands in for them."""
+    """Scores labels of one dictionary, or of all in the store; under a `control`, what stands in for them."""
     labelling.check_control(control)
-    with _labelling(config, "score", terminal, selection, dry_run) as (store, run_id):
-        failed, budget = 0, Budget(config.budget)
-        for row in labelling.dictionaries(store, config, dictionary):
+    with _labelling(config, "score", selection, terminal, prompts, dry_run) as work:
+        failed = 0
+        for row in labelling.dictionaries(work.store, config, dictionary):
             if control == RANDOM_MODEL:
                 if row.name.endswith(random_name("")):
                     continue
-                row = _random_sister(store, row)
-            shown = None if control == RANDOM_MODEL else control
-            failed += labelling.score(config, store, row, selection, run_id, terminal, dry_run, budget, shown, prompts)
+                row = _random_sister(work.store, row)
+            told = None if control == RANDOM_MODEL else control
+            if dry_run:
+                labelling.forecast(work, [row], ("score",), told)
+            else:
+                failed += labelling.score(work, row, told)
         _complain(failed)
 
 
@@ -330,8 +333,8 @@ def run(
     control: str | None = None,
     prompts: Path | None = None,
 ) -> None:
-    """All stages in order; each skips what is done. Under the control `random_model` all of it happens on the model
-    with random weights, as dictionaries of their own; other controls concern the scores alone."""
+    """Runs all stages in order; each skips what is done. Under the control `random_model` all of them run on the model
+    with random weights and make dictionaries of their own; other controls concern the scores alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("torchrun starts several processes, and only `autointerp train` shares its work among them")
     labelling.check_control(control)
@@ -343,42 +346,27 @@ def run(
         _forecast_run(config, dictionary, saes, selection, terminal, prompts)
         return
     with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
+        work = Labelling(config, store, run_id, selection, terminal, prompts)
         worked = _gpu_stages(config, saes, store, selection, terminal)
-        failed, budget = 0, Budget(config.budget)
+        failed = 0
         for sae in saes:
             row = store.dictionary(sae.dictionary)
             before = store.row_counts()
             labelling.show_in_labels(config, store, row)
-            failed += labelling.explain(config, store, row, selection, run_id, terminal, False, budget, prompts)
-            for shown in dict.fromkeys((None, control)):
-                failed += _score_and_measure(
-                    config, store, row, sae, selection, run_id, terminal, budget, shown, prompts
-                )
+            failed += labelling.explain(work, row)
+            for told in dict.fromkeys((None, control)):
+                failed += _score_and_measure(work, row, sae, told)
             worked = worked or store.row_counts() != before
         if not worked:
             terminal.say("everything was done already; nothing to do")
         _complain(failed)
 
 
-def _score_and_measure(
-    config: Config,
-    store: Store,
-    row: DictionaryRow,
-    sae: SaeConfig,
-    selection: Selection,
-    run_id: str,
-    terminal: Terminal,
-    budget: Budget,
-    control: str | None,
-    prompts: Path | None,
-) -> int:
-    """Score; where scorers asked something of the model, measure it and let them judge. How many rows failed."""
-
-    def score() -> int:
-        return labelling.score(config, store, row, selection, run_id, terminal, False, budget, control, prompts)
-
-    failed = score()
-    asked = store.tasks_to_measure(row.dictionary_id, store.selected_features(row.dictionary_id, selection))
+def _score_and_measure(work: Labelling, row: DictionaryRow, sae: SaeConfig, control: str | None) -> int:
+    """Scores; where scorers asked something of the model, measures it and lets them judge. How many rows failed."""
+    failed = labelling.score(work, row, control)
+    store, terminal = work.store, work.terminal
+    asked = store.tasks_to_measure(row.dictionary_id, store.selected_features(row.dictionary_id, work.selection))
     if not asked:
         return failed
     try:
@@ -388,8 +376,8 @@ def _score_and_measure(
         return failed
     from autointerp.stages import measuring
 
-    measuring.measure(gpu_session(config, terminal), store, sae, selection)
-    return failed + score()
+    measuring.measure(gpu_session(work.config, terminal), store, sae, work.selection)
+    return failed + labelling.score(work, row, control)
 
 
 def _gpu_stages(
@@ -428,7 +416,7 @@ def _forecast_run(
         return
     with Store.open(Path(config.store.path), read_only=True) as store:
         rows = labelling.dictionaries(store, config, dictionary)
-        labelling.forecast(config, store, rows, selection, terminal, prompts=prompts)
+        labelling.forecast(Labelling(config, store, "dry-run", selection, terminal, prompts), rows)
 
 
 def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal, as_json: bool = False) -> None:

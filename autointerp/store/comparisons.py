@@ -16,7 +16,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.records import HEADLINE_SCORERS
+from autointerp.records import headline_of
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import read_records
 
@@ -213,8 +213,10 @@ class Comparison:
 def compared_scores(store: StoreConnection, dictionary_id: int, *, strata: bool = False) -> Iterator[Comparison]:
     """The dictionary's scores, gathered once in temporary tables. `strata`: those of all scorers, not only of the
     headline scorers."""
+    found = store.rows("SELECT DISTINCT scorer FROM scores WHERE dictionary_id = ?", [dictionary_id])
+    names = [name for (name,) in found]
     with store.cursor() as cursor:
-        chosen = [dictionary_id, strata, list(HEADLINE_SCORERS)]
+        chosen = [dictionary_id, strata, [name for name in names if headline_of(name, names) == name]]
         cursor.execute(_SCORES, chosen)
         cursor.execute(_LIFTS, chosen)
         yield Comparison(cursor, dictionary_id)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from autointerp.records import HEADLINE_SCORERS
+from autointerp.records import HEADLINE_SCORERS, headline_of
 from autointerp.store.rows import Spent
 from autointerp.store.selection import Selection, is_chosen
 from autointerp.store.store import Store
@@ -88,8 +88,11 @@ class Written:
 
 def written_by(store: Store, run_id: str) -> Written:
     """What the running command has written: nobody else writes, so every row since its start is its own."""
-    whole = [s for s in HEADLINE_SCORERS if not any(s.startswith(f"{other}_") for other in HEADLINE_SCORERS)]
     since = "created_at >= (SELECT started_at FROM runs WHERE run_id = ?)"
+    names = [name for (name,) in store.rows(f"SELECT DISTINCT scorer FROM scores WHERE {since}", [run_id])]
+    headlines = [name for name in names if headline_of(name, names) == name]
+    others = (*HEADLINE_SCORERS, *headlines)
+    whole = [name for name in headlines if not any(name.startswith(f"{other}_") for other in others)]
     labels = store.rows(f"SELECT status, count(*) FROM explanations WHERE {since} GROUP BY ALL", [run_id])
     scores = store.rows(
         f"SELECT status, count(*) FROM scores WHERE {since} AND part = 'report' AND scorer IN (SELECT unnest(?)) "

@@ -186,12 +186,23 @@ JOIN dictionaries AS d USING (dictionary_id)
 GROUP BY p.dictionary_id, d.name, p.explainer, p.model, p.scorer, p.method, p.control, p.scorer_model
 ORDER BY p.dictionary_id, p.scorer, p.method, p.control NULLS FIRST, mean_score DESC NULLS LAST;
 
--- The same without the strata of detection and fuzzing (sensitivity by decile, ...): records.HEADLINE_SCORERS.
+-- The same without the parts of scores (sensitivity by decile, ...): records.HEADLINE_SCORERS, and of the scorers of other
+-- packages whatever is not a part of another row.
 CREATE OR REPLACE VIEW explainer_leaderboard AS
+WITH headline AS (
+    SELECT unnest([
+        'simulation', 'simulation_random', 'simulation_calibrated', 'detection', 'fuzzing', 'embedding', 'surprisal',
+        'generation', 'output', 'intervention', 'intruder'
+    ]) AS scorer
+),
+part AS (
+    SELECT DISTINCT one.scorer
+    FROM scores AS one
+    JOIN (FROM headline UNION SELECT DISTINCT scorer FROM scores) AS whole
+        ON starts_with(one.scorer, whole.scorer || '_')
+    WHERE one.scorer NOT IN (FROM headline)
+)
 SELECT *
 FROM explainer_leaderboard_strata
-WHERE scorer IN (
-    'simulation', 'simulation_random', 'simulation_calibrated', 'detection', 'fuzzing', 'embedding', 'surprisal',
-    'generation', 'output', 'intervention', 'intruder'
-)
+WHERE scorer NOT IN (FROM part)
 ORDER BY dictionary_id, scorer, method, control NULLS FIRST, mean_score DESC NULLS LAST;

@@ -43,6 +43,9 @@ T = 16
 """Tokens in a context."""
 PER_KIND = 8
 SPLITS: list[Split] = ["explain", "select", "report"]
+CHOICE_SCORERS = ("detection", "fuzzing")
+MEASURED_SCORERS = ("generation", "output", "surprisal", "intervention", "embedding")
+"""Scorers that need the language model too; `embedding` is one of them with a model on this machine."""
 
 
 def truth(feature: int, tokens: list[str]) -> list[float]:
