@@ -17,7 +17,8 @@ from test_cli_app import run
 
 from autointerp.records import Explanation
 from autointerp.report.compare import label_words, word_f1
-from autointerp.report.show import headline_of, score_lines
+from autointerp.report.score_groups import headline_of
+from autointerp.report.show import score_lines
 from autointerp.store import Store
 
 N = 8

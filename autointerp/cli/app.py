@@ -24,8 +24,10 @@ from autointerp.cli.config_template import config_template
 from autointerp.config import Config, environment_overrides, load
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, StoreBusyError
 from autointerp.log import Capture, Log, LogFormat
-from autointerp.report import compare, show
-from autointerp.report import status as status_report
+from autointerp.report.compare import print_comparison
+from autointerp.report.search import print_search
+from autointerp.report.show import print_feature
+from autointerp.report.status import print_status
 from autointerp.store.query import run_query
 from autointerp.store.safety.recover import recover as recover_store
 from autointerp.store.selection import Selection
@@ -448,7 +450,7 @@ def status(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """What is done, pending, failed and spent."""
-    status_report.print_status(_store_path(config, store), as_json, Terminal(verbose, log_format))
+    print_status(_store_path(config, store), as_json, Terminal(verbose, log_format))
 
 
 @app.command("show")
@@ -464,7 +466,7 @@ def show_command(
 ) -> None:
     """One feature as a person wants to read it."""
     path = _store_path(config, store)
-    show.print_feature(path, feature, dictionary, contexts, as_json, Terminal(verbose, log_format))
+    print_feature(path, feature, dictionary, contexts, as_json, Terminal(verbose, log_format))
 
 
 @app.command("compare")
@@ -487,7 +489,7 @@ def compare_command(
 ) -> None:
     """Compare explainers, and each with its controls, on the features that both scored."""
     path, terminal = _store_path(config, store), Terminal(verbose, log_format)
-    compare.print_comparison(path, dictionary, against, agreement, strata, form.value, terminal)
+    print_comparison(path, dictionary, against, agreement, strata, form.value, terminal)
 
 
 @app.command()
@@ -502,7 +504,7 @@ def search(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Find features by their label."""
-    show.print_search(_store_path(config, store), text, dictionary, limit, as_json, Terminal(verbose, log_format))
+    print_search(_store_path(config, store), text, dictionary, limit, as_json, Terminal(verbose, log_format))
 
 
 @app.command()
