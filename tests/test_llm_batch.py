@@ -323,7 +323,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from autointerp.llm import batch_transport
 from autointerp.store import Store
-from autointerp.store.batches import StoreBatches
+from autointerp.store.llm_batches import StoreBatches
 from test_llm_batch import Asked, texts
 import os, signal
 

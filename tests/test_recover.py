@@ -16,7 +16,7 @@ from support.interpret_fixtures import WORDS, World, copy_of, job
 from support.llm_server import LlmServer
 from support.store_fixtures import add_features, call, child, write_evidence
 
-from autointerp.cli.app import app
+from autointerp.cli import app
 from autointerp.config import ExplainConfig
 from autointerp.errors import DamagedError, InputError, StoreBusyError
 from autointerp.explain.explaining import explain

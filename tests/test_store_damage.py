@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.damaged_store import EVIDENCE, LEDGER, MAIN, WAL, bytes_of, content, killed_store, told_of
 
-from autointerp.cli.app import app
+from autointerp.cli import app
 from autointerp.store.safety.reading import open_for_reading
 
 SHARE = 1 if os.environ.get("AUTOINTERP_DAMAGE") == "all" else 6

@@ -20,7 +20,7 @@ from support.interpret_fixtures import WORDS, World
 from support.llm_server import LlmServer
 from support.store_fixtures import ROOT, child, filled, write_evidence
 
-from autointerp.cli.app import app
+from autointerp.cli import app
 from autointerp.config import CorpusConfig, HarvestConfig
 from autointerp.harvest.memory import disk_needed
 from autointerp.sae.formats import save_saelens

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.store_fixtures import add_features, call, filled, write_evidence
 
-from autointerp.cli.app import app
+from autointerp.cli import app
 from autointerp.errors import DamagedError, InputError, MismatchError, StoreBusyError
 from autointerp.store import Store
 from autointerp.store.query import run_query

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autointerp.cli.app import app
+from autointerp.cli import app
 from autointerp.store import Store
 from autointerp.store.group_writer import GroupWriter
 from autointerp.store.safety.faults import translated

@@ -241,7 +241,7 @@ class FaultServer:
     it must be importable from the folder of the tests."""
 
     ledger: Path
-    brain: str = "interpret_fixtures:World"
+    brain: str = "support.interpret_fixtures:World"
     seed: int = 0
     rate: float = 0.0
     lasting: float = 0.0
@@ -317,7 +317,7 @@ def _known(ledger: Path) -> tuple[int, Counter[str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ledger", type=Path, required=True)
-    parser.add_argument("--brain", default="interpret_fixtures:World")
+    parser.add_argument("--brain", default="support.interpret_fixtures:World")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--lasting", type=float, default=0.0)
