@@ -119,8 +119,8 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def bare_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of planted features and their contexts (see interpret_fixtures.py), without labels. Copy it."""
-    from support.interpret_fixtures import planted_store
+    """A store of planted features and their contexts (see known_words.py), without labels. Copy it."""
+    from support.known_words import planted_store
 
     path = tmp_path_factory.mktemp("bare") / "planted.duckdb"
     planted_store(path).close()
@@ -130,7 +130,7 @@ def bare_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def labelled_world(bare_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a label of every feature by `combined`: the word it fires on."""
-    from support.interpret_fixtures import World, copy_of, job
+    from support.known_words import World, copy_of, job
     from support.llm_server import LlmServer
 
     from autointerp.config import ExplainConfig
@@ -152,7 +152,7 @@ def planted(labelled_world: Path) -> Path:
 @pytest.fixture
 def store(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short_waits: None) -> Iterator[Store]:
     """A planted store to work on, and a key for the test server."""
-    from support.interpret_fixtures import copy_of
+    from support.known_words import copy_of
 
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     with copy_of(planted, tmp_path / "x.duckdb") as opened:

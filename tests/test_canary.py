@@ -20,7 +20,7 @@ from typing import Any
 import duckdb
 import pytest
 from support.commands import run
-from support.interpret_fixtures import World
+from support.known_words import World
 from support.llm_server import BrainReply, Fault, LlmServer
 
 RANDOM = "Zq7x/Rk2+Vw9mTn4Lb8Yd3Gf6Hs1Jc5P"

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.commands import run
-from support.interpret_fixtures import WORDS, World, copy_of, job, planted_store
+from support.known_words import WORDS, World, copy_of, job, planted_store
 from support.llm_helpers import ask_all, chat, client_for
 from support.llm_server import BrainReply, LlmServer
 from support.prefix_cache import PrefixCache

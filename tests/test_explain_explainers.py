@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.interpret_fixtures import evidence, rich_evidence
+from support.known_words import evidence, rich_evidence
 
 from autointerp.config import ExplainConfig
 from autointerp.explain.composites import JOINT, join_texts

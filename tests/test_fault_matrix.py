@@ -24,7 +24,7 @@ import pytest
 import torch
 from support.commands import run, write_config, write_corpus
 from support.fault_server import PASSING, WORDS, Entry, FaultServer
-from support.interpret_fixtures import WORDS as PLANTED
+from support.known_words import WORDS as PLANTED
 from support.ledger_invariants import (
     LABELS,
     SCORES,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.batch_client import Asked, texts
 from support.batch_server import BatchServer
 from support.commands import run
-from support.interpret_fixtures import World, copy_of, job, planted_store
+from support.known_words import World, copy_of, job, planted_store
 from support.llm_helpers import chat, completion, embedding
 from support.llm_server import BrainReply, Fault, Kind, LlmServer, bag_of_words
 from support.store_fixtures import add_dictionary

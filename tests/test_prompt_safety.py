@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from support.interpret_fixtures import contexts as planted_contexts
+from support.known_words import contexts as planted_contexts
 
 from autointerp.ask.prompts import mark
 from autointerp.config import ExplainConfig, ScoreConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.hostile_text import HOSTILE
-from support.interpret_fixtures import contexts, evidence, rich_evidence, with_tokens
+from support.known_words import contexts, evidence, rich_evidence, with_tokens
 from support.prompt_snapshots import SNAPSHOTS, check, written
 
 from autointerp import resources

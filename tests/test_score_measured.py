@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.hostile_text import HOSTILE
-from support.interpret_fixtures import FILLERS, WORDS, World, contexts, job, planted_store, truth
+from support.known_words import FILLERS, WORDS, World, contexts, job, planted_store, truth
 from support.llm_server import BrainReply, Fault, LlmServer
 from support.prompt_snapshots import check, written
 
