@@ -37,7 +37,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.batch_server import BatchServer
-from support.interpret_fixtures import World
+from support.known_words import World
 from support.prefix_cache import PrefixCache, by_fours
 
 from autointerp.ask.job import Job

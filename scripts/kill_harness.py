@@ -20,7 +20,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from conftest import TRAINING_TEXT, VOCAB, save_model
 from support.fault_server import PASSING, FaultServer
 from support.kill_harness import (
     STAGES,
@@ -32,6 +31,7 @@ from support.kill_harness import (
     what_is_wrong,
     write_corpus,
 )
+from support.small_models import TRAINING_TEXT, VOCAB, save_model
 
 SLOW = ("hang", "slow_loris", "huge", "huge_declared", "408", "502")
 """Faults that take a long time."""

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from support.fault_server import PASSING, WORDS, FaultServer  # noqa: E402
-from support.interpret_fixtures import WORDS as FEATURES  # noqa: E402
-from support.interpret_fixtures import planted_store  # noqa: E402
+from support.known_words import WORDS as FEATURES  # noqa: E402
+from support.known_words import planted_store  # noqa: E402
 from support.ledger_invariants import (  # noqa: E402
     LABELS,
     SCORES,

@@ -19,9 +19,9 @@ from typing import Any
 
 import duckdb
 import pytest
-from support.interpret_fixtures import World
+from support.commands import run
+from support.known_words import World
 from support.llm_server import BrainReply, Fault, LlmServer
-from test_cli_app import run
 
 RANDOM = "Zq7x/Rk2+Vw9mTn4Lb8Yd3Gf6Hs1Jc5P"
 KEY = f"sk-canary-{RANDOM}"

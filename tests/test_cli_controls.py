@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_cli_app import run, write_config, write_corpus
+from support.commands import run, write_config, write_corpus
 
 from autointerp.store import Store
 

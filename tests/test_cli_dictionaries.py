@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-from tests.test_cli_app import CONFIG, run, write_corpus
+from support.commands import CONFIG, run, write_corpus
 
 SEVERAL = CONFIG.replace(
     "[train]",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli_app import run
+from support.commands import run
 
 from autointerp.cli.schedule import ScheduledRun, calendar_lines, crontab_line, parse_cron, systemd_units
 from autointerp.errors import InputError

@@ -6,9 +6,9 @@ import random
 from typing import Any
 
 import pytest
-from conftest import END, byte_level_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.small_models import END, byte_level_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from autointerp.config import CorpusConfig

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.interpret_fixtures import WORDS, World, copy_of, job, planted_store
+from support.commands import run
+from support.known_words import WORDS, World, copy_of, job, planted_store
 from support.llm_helpers import ask_all, chat, client_for
 from support.llm_server import BrainReply, LlmServer
 from support.prefix_cache import PrefixCache
-from test_cli_app import run
 
 from autointerp.ask.forecast import Estimate, Forecast, budget_lines, duration, forecast_lines
 from autointerp.config import BudgetConfig, Config, ExplainConfig, LlmConfig, PriceConfig, ScoreConfig

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import run, write_config, write_corpus
 from support.llm_helpers import MemoryLedger, chat, client_for
 from support.llm_server import BrainReply, Fault, LlmServer
-from test_cli_app import run, write_config, write_corpus
 
 from autointerp.config import BudgetConfig
 from autointerp.config_file import from_table, load

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TRAINING_TEXT
+from support.small_models import TRAINING_TEXT
 from transformers import PreTrainedTokenizerBase
 
 from autointerp.config import EvidenceConfig, ModelConfig

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import VOCAB, byte_fallback_tokenizer, save_model
+from support.small_models import VOCAB, byte_fallback_tokenizer, save_model
 
 from autointerp.config import EvidenceConfig, ModelConfig
 from autointerp.corpus.token_text import TokenText

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.interpret_fixtures import WORDS, World
+from support.known_words import WORDS, World
 from support.llm_server import LlmServer
 
 from autointerp.cli.app import main

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.interpret_fixtures import (
+from support.known_words import (
     WORDS,
     World,
     fits,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.interpret_fixtures import evidence, rich_evidence
+from support.known_words import evidence, rich_evidence
 from support.label_prompts import LLM_EXPLAINERS, SIDES, label_prompt
 
 from autointerp.ask.explanation_row import MAX_LABEL, evidence_sha256

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from support.interpret_fixtures import copy_of, job, planted_store
+from support.known_words import copy_of, job, planted_store
 from support.llm_server import BrainReply, LlmServer
 
 from autointerp.config import ExplainConfig, ScoreConfig

@@ -22,8 +22,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.commands import run, write_config, write_corpus
 from support.fault_server import PASSING, WORDS, Entry, FaultServer
-from support.interpret_fixtures import WORDS as PLANTED
+from support.known_words import WORDS as PLANTED
 from support.ledger_invariants import (
     LABELS,
     SCORES,
@@ -35,7 +36,6 @@ from support.ledger_invariants import (
     underbooked,
     zeros_for_failures,
 )
-from test_cli_app import run, write_config, write_corpus
 
 from autointerp.llm import client, limits, retry
 from autointerp.sae import families

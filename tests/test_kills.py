@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from conftest import TRAINING_TEXT
 from support.fault_server import FaultServer
 from support.kill_harness import (
     POINTS,
@@ -24,6 +23,7 @@ from support.kill_harness import (
     what_is_wrong,
 )
 from support.kill_harness import write_corpus as write_texts
+from support.small_models import TRAINING_TEXT
 
 PASSING = {"429": 2, "500": 2, "503": 1, "529": 1, "reset": 1, "short_body": 1, "truncated_json": 1, "html": 1,
            "error_200": 1, "empty_choices": 1, "no_message": 1}  # fmt: skip

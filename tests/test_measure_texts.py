@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.small_models import END
 
 from autointerp.config import CorpusConfig, ModelConfig
 from autointerp.corpus.token_text import TokenText
@@ -19,7 +20,6 @@ from autointerp.model.token_batches import Halving
 from autointerp.records import Split, Window, WorkUnit
 from autointerp.sae.sae import Sae
 from autointerp.tasks import NotMeasured
-from tests.conftest import END
 
 POINT = Hookpoint.parse("transformer.h.1")
 CORPUS = CorpusConfig(context_length=12)

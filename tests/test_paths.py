@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import run
 from support.store_fixtures import filled
-from test_cli_app import run
 
 from autointerp.config_file import from_table
 from autointerp.errors import InputError

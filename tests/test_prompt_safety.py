@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from support.interpret_fixtures import CHOICE_SCORERS
-from support.interpret_fixtures import contexts as planted_contexts
+from support.known_words import CHOICE_SCORERS
+from support.known_words import contexts as planted_contexts
 from support.label_prompts import LLM_EXPLAINERS, label_prompt
 
 from autointerp.ask.prompts import mark

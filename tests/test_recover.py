@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.damaged_store import ALIVE, CALLS, EVIDENCE, IN_FILE, IN_WAL, LEDGER, MAIN, WAL, bytes_of, content, group
 from support.damaged_store import killed_store as make_killed_store
-from support.interpret_fixtures import WORDS, World, copy_of, job
+from support.known_words import WORDS, World, copy_of, job
 from support.llm_server import LlmServer
 from support.store_fixtures import add_features, call, child, write_evidence
 

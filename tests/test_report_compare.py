@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import run
 from support.store_fixtures import add_features, explanation, filled, score
-from test_cli_app import run
 
 from autointerp.records import Explanation, headline_of
 from autointerp.report.compare import label_words, word_f1

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import run
 from support.store_fixtures import explanation, filled
-from test_cli_app import run
 
 from autointerp.records import Measurement, MeasureTask
 from autointerp.store import Store

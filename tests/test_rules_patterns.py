@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.interpret_fixtures import RAW_MAX, WORDS, contexts, evidence, with_tokens
+from support.known_words import RAW_MAX, WORDS, contexts, evidence, with_tokens
 
 from autointerp import stats
 from autointerp.ask.explanation_row import MAX_LABEL

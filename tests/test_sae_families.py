@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_sae_trainer import CONFIG
-from test_sae_trainer import vectors as vectors_of_width
+from support.sae_training import CONFIG
+from support.sae_training import vectors as vectors_of_width
 from torch import Tensor
 from torch.nn import functional as F
 

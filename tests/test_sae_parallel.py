@@ -6,39 +6,24 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from test_sae_trainer import CONFIG, vectors
+from support.sae_training import SPECS, train_together
 
 from autointerp.sae import files
-from autointerp.sae.buffer import ArraySource
-from autointerp.sae.trainer import Trainer
-from autointerp.sae.training_run import SaeSpec
-
-TOGETHER = replace(CONFIG, tokens=60 * 64, dead_after=300)
-SPECS = [SaeSpec(name, name, 64, 4) for name in ("topk", "batchtopk", "relu", "jumprelu")]
 
 WORKER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from autointerp.sae import parallel
-from test_sae_parallel import run
+from support.sae_training import train_together
 parallel.start()
-run(Path(sys.argv[1]))
+train_together(Path(sys.argv[1]))
 parallel.stop()
 """
-
-
-def run(folder: Path) -> None:
-    jobs = [(spec, folder / spec.name) for spec in SPECS]
-    trainer = Trainer(ArraySource(vectors(1500), block=100), TOGETHER, jobs, log_every=1)
-    for learner in trainer.learners:
-        learner.run.weights["b_enc"].data[:6] -= 3.0  # some are silent at first: AuxK and waking are shared too
-    trainer.train()
 
 
 def torchrun(folder: Path, script: Path, n: int = 2) -> subprocess.CompletedProcess[str]:
@@ -60,7 +45,7 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     script.write_text(WORKER)
     done = torchrun(tmp_path / "two", script)
     assert done.returncode == 0, done.stderr[-3000:]
-    run(tmp_path / "one")
+    train_together(tmp_path / "one")
     for spec in SPECS:
         one, two = (files.read_tensors(tmp_path / n / spec.name / "checkpoint.safetensors") for n in ("one", "two"))
         for name in ("encoder", "b_enc", "decoder", "b_dec"):

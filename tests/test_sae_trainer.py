@@ -15,46 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from support.sae_training import CONFIG, One, trainer, vectors
 from torch import Tensor
 from torch.nn import functional as F
 
-from autointerp.config import TrainConfig
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError
 from autointerp.sae.buffer import ArraySource, ShuffledBatches
 from autointerp.sae.codes import topk_codes
-from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import Trainer
-from autointerp.sae.training_run import SaeRun, SaeSpec, default_lr
-
-CONFIG = TrainConfig(
-    tokens=30 * 64, batch_size=64, buffer_vectors=512, warmup_steps=5, checkpoint_every=10, dead_after=400, seed=3
-)
-
-
-def vectors(n: int, d: int = 16, n_directions: int = 40, seed: int = 0, scale: float = 1.0) -> Tensor:
-    """[n, d]: sums of about 3 of `n_directions` fixed unit directions, plus a mean that is far from zero."""
-    directions = F.normalize(torch.randn(n_directions, d, generator=torch.Generator().manual_seed(99)), dim=1)
-    g = torch.Generator().manual_seed(seed)
-    active = torch.rand(n, n_directions, generator=g) < 3 / n_directions
-    return scale * ((active * (0.5 + torch.rand(n, n_directions, generator=g))) @ directions + 2.0)
-
-
-class One(Trainer):
-    """A trainer of one SAE."""
-
-    @property
-    def run(self) -> SaeRun:
-        return self.learners[0].run
-
-    @property
-    def sae(self) -> Sae:
-        return self.train()[0]
-
-
-def trainer(folder: Path, data: Tensor | None = None, config: TrainConfig = CONFIG, **settings: Any) -> One:
-    source = ArraySource(vectors(1500) if data is None else data, block=100)
-    spec = SaeSpec("x", settings.pop("architecture", "topk"), 64, settings.pop("k", 4))
-    return One(source, config, [(spec, folder)], **{"log_every": 1, **settings})
+from autointerp.sae.training_run import SaeSpec, default_lr
 
 
 def losses(folder: Path) -> list[float]:
@@ -239,7 +208,7 @@ import os, signal, sys
 from pathlib import Path
 from autointerp.sae import files
 sys.path.insert(0, sys.argv[2])
-from test_sae_trainer import trainer
+from support.sae_training import trainer
 
 saves, really = [], {"replace": os.replace, "save_file": files.save_file}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.interpret_fixtures import WORDS, World, choice_question, job, planted_store
+from support.known_words import WORDS, World, choice_question, job, planted_store
 from support.llm_server import LlmServer
 
 from autointerp.config import ExplainConfig, ScoreConfig

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.interpret_fixtures import WORDS, World, contexts, job
+from support.known_words import WORDS, World, contexts, job
 from support.llm_server import BrainReply, Fault, LlmServer, bag_of_words
 
 from autointerp import stats

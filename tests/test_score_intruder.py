@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.interpret_fixtures import (
+from support.known_words import (
     WORDS,
     World,
     any_one,

@@ -14,18 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.interpret_fixtures import (
-    FILLERS,
-    MEASURED_SCORERS,
-    WORDS,
-    World,
-    contexts,
-    job,
-    planted_store,
-    truth,
-)
+from support.hostile_text import HOSTILE
+from support.known_words import FILLERS, MEASURED_SCORERS, WORDS, World, contexts, job, planted_store, truth
 from support.llm_server import BrainReply, Fault, LlmServer
-from test_prompts import HOSTILE, check, written
+from support.prompt_snapshots import check, written
 
 from autointerp.ask.chat import ReplyError
 from autointerp.ask.job import Outcome

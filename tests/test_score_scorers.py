@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.interpret_fixtures import WORDS, World, copy_of, job
+from support.known_words import WORDS, World, copy_of, job
 from support.llm_server import BrainReply, Fault, LlmServer
 from test_cli_app import run as command
 

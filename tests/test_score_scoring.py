@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.interpret_fixtures import RAW_MAX, WORDS, World, coin, job, question
+from support.known_words import RAW_MAX, WORDS, World, coin, job, question
 from support.llm_server import BrainReply, Fault, LlmServer
 
 from autointerp.ask.job import Job, Outcome

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from support.interpret_fixtures import RAW_MAX, contexts, near
+from support.known_words import RAW_MAX, contexts, near
 
 from autointerp.ask.chat import ReplyError
 from autointerp.ask.scale import scaled

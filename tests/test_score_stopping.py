@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.interpret_fixtures import CHOICE_SCORERS, WORDS, World, choice_question, contexts, fits, job, toss
+from support.known_words import CHOICE_SCORERS, WORDS, World, choice_question, contexts, fits, job, toss
 from support.llm_server import BrainReply, Fault, LlmServer
 
 from autointerp.config import ScoreConfig

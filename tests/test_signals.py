@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.interpret_fixtures import World, copy_of
+from support.known_words import World, copy_of
 from support.llm_server import LlmServer
 
 from autointerp.store import Store

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.commands import run
+from support.planted_tokens import BIAS, WORDS, planted_in, table
+from support.sentence_folder import write_folder
 
 from autointerp.config_file import from_table
 from autointerp.corpus.windows import token_ids
@@ -19,9 +22,6 @@ from autointerp.stages.measuring import KL_TOKENS, KL_WINDOWS, measure
 from autointerp.stages.session import Session
 from autointerp.store import Selection, Store
 from autointerp.terminal import Terminal
-from tests.test_cli_app import run
-from tests.test_measure_similarity import write_folder
-from tests.test_planted import BIAS, WORDS, planted, table  # noqa: F401 - a fixture
 
 KL = 0.005
 STEERING = {"prompts": ["the harbour", "I"], "kl": KL, "n_tokens": 4, "n_random": 2, "temperature": 0.75, "seed": 3}
@@ -30,7 +30,8 @@ TEMPLATE = "{text}\nThis is about {label}"
 
 
 @pytest.fixture(scope="module")
-def base(planted: Path, tiny_gpt2: Path) -> Path:  # noqa: F811
+def base(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    planted = planted_in(tmp_path_factory.mktemp("planted"), tiny_gpt2)
     write_config(planted, tiny_gpt2)
     write_folder(planted / "bert")
     return planted

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from support.failing_disk import GROUPS, NEW_EVIDENCE
-from support.interpret_fixtures import WORDS, World
+from support.known_words import WORDS, World
 from support.llm_server import LlmServer
 from support.store_fixtures import ROOT, child, filled, write_evidence
 
@@ -111,7 +111,7 @@ def test_a_run_whose_disk_fills_up_stops_asking(bare_world: Path, tmp_path: Path
         from autointerp.config import ExplainConfig
         from autointerp.explain.explaining import explain
         from autointerp.store import Store
-        from support.interpret_fixtures import job
+        from support.known_words import job
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         store = Store.open(sys.argv[1])
         config = ExplainConfig(explainer="combined", model="test-model", base_url=sys.argv[2], reply="text")

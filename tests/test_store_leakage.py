@@ -12,10 +12,10 @@ import duckdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.commands import run
+from support.slow_shingles import slow_pairs
 from support.store_fixtures import add_dictionary, add_features, explanation, prediction, score
-from test_cli_app import run
-from test_layers import run_without_torch
-from test_store_near_duplicates import slow_pairs
+from support.without_torch import run_without_torch
 
 from autointerp.errors import InputError
 from autointerp.store import Store, leakage

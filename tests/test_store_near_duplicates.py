@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.slow_shingles import slow_pairs
 
 from autointerp.store import near_duplicates
 from autointerp.store.near_duplicates import Shingles, indexed, near_pairs, runs, shingles_of, spans
@@ -16,23 +17,6 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=8)
 def made(sequences: list[list[int]], n: int) -> Shingles:
     tokens = np.array([t for s in sequences for t in s], dtype=np.int64)
     return shingles_of(tokens, np.array([len(s) for s in sequences], dtype=np.int64), n)
-
-
-def slow_shingles(sequence: list[int], n: int) -> set[tuple[int, ...]]:
-    width = min(n, len(sequence))
-    return {tuple(sequence[i : i + width]) for i in range(len(sequence) - width + 1)} if sequence else set()
-
-
-def slow_pairs(
-    queries: list[list[int]], held: list[list[int]], n: int, threshold: float
-) -> dict[tuple[int, int], float]:
-    found = {}
-    for i, query in enumerate(queries):
-        for j, other in enumerate(held):
-            a, b = slow_shingles(query, n), slow_shingles(other, n)
-            if a and b and len(a & b) / len(a | b) > threshold:
-                found[i, j] = len(a & b) / len(a | b)
-    return found
 
 
 @given(SEQUENCES, SEQUENCES, st.integers(1, 5), st.sampled_from([0.0, 0.2, 1 / 3, 0.5, 0.9]), st.integers(1, 30))

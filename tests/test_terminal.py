@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli_app import run
+from support.commands import run
 
 from autointerp import terminal
 from autointerp.cli import app

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import END, byte_fallback_tokenizer, byte_level_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.small_models import END, byte_fallback_tokenizer, byte_level_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from autointerp.corpus.token_text import TokenText, tokenizer_sha256

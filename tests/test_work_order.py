@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.interpret_fixtures import copy_of, job
+from support.known_words import copy_of, job
 from support.llm_server import BrainReply, LlmServer
 from support.store_fixtures import explanation, score
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from autointerp.config_file import load
-from autointerp.report import show
+from autointerp.report.label_table import print_labels
 from autointerp.resources import data_folder
 from autointerp.stages import pipeline
 from autointerp.store.selection import Selection
@@ -61,6 +61,6 @@ def run_demo(out: Path, tokens: int | None, terminal: Terminal) -> None:
     begun = time.monotonic()
     config = load(path)
     pipeline.run(config, None, Selection(), terminal)
-    show.print_labels(Path(config.store.path), "demo", terminal)
+    print_labels(Path(config.store.path), "demo", terminal)
     terminal.say(f"done in {time.monotonic() - begun:.0f} s; everything is in {out}")
     terminal.say(f'look further: cd {out} && autointerp show 0   or   autointerp query "SELECT * FROM labels LIMIT 5"')

@@ -25,7 +25,9 @@ from autointerp.cli.options import (
 from autointerp.errors import InputError
 from autointerp.log import LogFormat
 from autointerp.report.compare import print_comparison
-from autointerp.report.show import print_feature, print_search, print_status
+from autointerp.report.search import print_search
+from autointerp.report.show import print_feature
+from autointerp.report.status import print_status
 from autointerp.store.query import run_query
 from autointerp.terminal import Terminal
 

@@ -1,31 +1,31 @@
 """`autointerp compare`: explainers against one another and against their controls, paired over the same features; and
-how far labels and scorers agree.
+how well labels and scorers agree.
 
-Differences are means over the features that both sides have a score for; their 95 % intervals come from a bootstrap
-over features. Intervals are of one comparison each: of twenty without any difference, one leaves zero out.
+A difference is the mean over the features that both sides have a score for; its 95 % interval comes from a bootstrap
+over features. Each interval is for one comparison alone: of twenty comparisons without any difference, one excludes 0.
 
-Similarity of labels is the F1 of their sets of words, lower-cased, without stop words: it needs no embeddings and knows
-no synonyms, so it is a lower bound on how far labels say the same.
+The similarity of two labels is the F1 of their sets of words, lower-cased and without stop words. It needs no
+embeddings and knows no synonyms, so it is a lower bound on how much the labels say the same.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from autointerp import stats
 from autointerp.errors import InputError, nearest
+from autointerp.report.show_json import as_json_text
 from autointerp.store.comparisons import Comparison, Contender, Kind, LabelRow, Paired, compared_scores
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal
@@ -57,17 +57,18 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """One number about how far labels, or scorers, agree."""
+    """One number that tells how well labels, or scorers, agree."""
 
     measure: str
     """label_similarity: F1 of the words of two labels of one feature. score_sd: standard deviation of their scores.
-    rank_correlation: Spearman's, of two scorers over the same labels."""
+    rank_correlation: Spearman's rank correlation of two scorers over the same labels."""
     among: str
-    """What differs between the two labels, all else equal: seed, template, explainer, model. Or: scorer."""
+    """What differs between the two labels while all else is equal: seed, template, explainer or model. For
+    rank_correlation: scorer."""
     explainer: str
     scorer: str
     n: int
-    """Features; labels for rank_correlation."""
+    """Number of features; of labels for rank_correlation."""
     value: float | None
     ci_low: float | None
     ci_high: float | None
@@ -77,9 +78,10 @@ class Agreement:
 
 
 def differences(found: Comparison, against: str | None = None) -> list[Difference]:
-    """Every pair of explainers for every kind of score, or each explainer against one; then each against its controls.
+    """Compares every pair of explainers for every kind of score, or each explainer with `against`; then each explainer
+    with its controls.
 
-    Raises InputError where `against` names none.
+    Raises InputError where `against` names no explainer that has scored labels.
     """
     contenders = found.contenders()
     names = contender_names(contenders)
@@ -111,13 +113,14 @@ def _pairs(
 
 
 def contender_names(contenders: Iterable[Contender]) -> dict[Contender, str]:
-    """The explainer's name, with its model's where several models explain."""
+    """Names each contender by its explainer, and by its model too where several models are behind one explainer."""
     every = list(contenders)
     times = Counter(c.explainer for c in every)
     return {c: c.explainer if times[c.explainer] == 1 else f"{c.explainer} ({c.model})" for c in every}
 
 
 def difference(kind: Kind, a: str, b: str, paired: Paired) -> Difference:
+    """The paired difference of a and b (names to show). The numbers are None where no feature has both scores."""
     delta = paired.a - paired.b
     found = stats.mean_interval(delta)
     n = found.n
@@ -133,12 +136,13 @@ def difference(kind: Kind, a: str, b: str, paired: Paired) -> Difference:
 
 
 def agreement(found: Comparison) -> list[Agreement]:
-    """How stable labels are, by what was changed, and how alike scorers rank them."""
+    """How stable labels are when one thing about their making changes, and how alike scorers rank them."""
     return [*label_agreement(found), *scorer_agreement(found)]
 
 
 def label_agreement(found: Comparison) -> list[Agreement]:
-    """Over features that have labels which differ in one thing only; every feature counts once, by its pairs' mean."""
+    """Similarity and spread of scores over features with labels that were made in ways that differ in one thing. Every
+    feature counts once, with the mean over its pairs of labels."""
     similar: dict[tuple[str, str], list[float]] = defaultdict(list)
     spread: dict[tuple[str, str, Kind], list[float]] = defaultdict(list)
     for labels in found.labels():
@@ -172,7 +176,8 @@ def _agreement(measure: str, among: str, explainer: str, scorer: str, values: Se
 
 
 def scorer_agreement(found: Comparison) -> list[Agreement]:
-    """For every two kinds of score: of each explainer's labels, and of all. The interval resamples features."""
+    """Rank correlation of every two kinds of score, over each explainer's labels and over all labels. The interval
+    resamples features, so two labels of one feature are drawn together."""
     names = contender_names(found.contenders())
     groups: list[tuple[str, Contender | None]] = [(name, c) for c, name in names.items()]
     if len(groups) > 1:
@@ -200,8 +205,9 @@ def _both_names(a: LabelRow, b: LabelRow) -> str:
 
 
 def what_varies(a: LabelRow, b: LabelRow) -> str | None:
-    """seed, template, explainer or model: the one thing in which two labels' making differs; None where it is several
-    or nothing. Another explainer has another template and other evidence, and where it asks no LLM another model."""
+    """The one thing in which the making of two labels differs: seed, template, explainer or model. None where nothing
+    differs, or several things do. Another explainer has another template and other evidence, and where it asks no LLM
+    another model, so those do not count beside it."""
     if a.harvest_id != b.harvest_id:
         return None
     one, other = a.contender, b.contender
@@ -230,12 +236,12 @@ STOP_WORDS = frozenset(
         "where", "which", "with", "word", "words",
     }
 )  # fmt: skip
-"""Left out of a label's words, the labels' own commonplaces among them."""
+"""Words that say nothing about a label, among them those that nearly every label holds."""
 
 
 def label_words(text: str) -> frozenset[str]:
-    """Words of a label, lower-cased; what it quotes in backticks counts as one. Stop words only where there is nothing
-    else."""
+    """The words of a label, lower-cased; what it quotes in backticks counts as one word. Stop words are left out unless
+    the label holds nothing else."""
     found = {(quoted or plain).strip().lower() for quoted, plain in _WORD.findall(text)} - {""}
     return frozenset(found - STOP_WORDS or found)
 
@@ -252,7 +258,10 @@ def print_comparison(
     path: Path, dictionary: str | None, against: str | None, agree: bool, strata: bool, form: CompareFormat,
     terminal: Terminal,
 ) -> None:  # fmt: skip
-    """Raises InputError: no such dictionary, no such explainer."""
+    """Prints differences, or with `agree` how well labels and scorers agree. `strata`: also the parts of scores.
+
+    Raises InputError where the store has no such dictionary, or no scored labels by `against`.
+    """
     with (
         open_for_reading(path, terminal.say) as store,
         compared_scores(store, store.dictionary(dictionary).dictionary_id, strata=strata) as found,
@@ -260,23 +269,26 @@ def print_comparison(
         rows: Sequence[Difference | Agreement]
         rows = agreement(found) if agree else differences(found, against)
         scored = bool(found.contenders())
-    columns = [f.name for f in fields(Agreement if agree else Difference)]
-    _print_rows(columns, [asdict(row) for row in rows], form, terminal)
+    _print_rows(Agreement if agree else Difference, rows, form, terminal)
     if not rows:
         terminal.say(_why_empty(agree, scored))
 
 
-def _print_rows(columns: list[str], rows: list[dict[str, Any]], form: CompareFormat, terminal: Terminal) -> None:
+def _print_rows(
+    kind: type[Difference] | type[Agreement], rows: Sequence[Difference | Agreement], form: CompareFormat,
+    terminal: Terminal,
+) -> None:  # fmt: skip
+    columns = [field.name for field in fields(kind)]
     if form == "json":
-        terminal.result(json.dumps(rows, ensure_ascii=False, indent=1))
+        terminal.result(as_json_text(rows))
     elif form == "csv":
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(astuple(row) for row in rows)
         terminal.result(text.getvalue().rstrip("\n"))
     elif rows:
-        terminal.table(columns, [[row[column] for column in columns] for row in rows])
+        terminal.table(columns, [astuple(row) for row in rows])
 
 
 def _why_empty(agree: bool, scored: bool) -> str:

@@ -1,28 +1,36 @@
-"""What a person reads of a store: one feature's page, search hits, the table of labels, the status."""
+"""`autointerp show`: the page of one feature on a terminal."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 
 from autointerp.errors import InputError
-from autointerp.records import HEADLINE_SCORERS, Context, PromotedToken, headline_of
+from autointerp.records import Context, Kind, PromotedToken, Split
+from autointerp.report.page import FeatureFacts, FeaturePage, load_page
+from autointerp.report.score_groups import ScoreGroup, ScorePart, ScoreRow, score_groups
 from autointerp.report.show_evidence import evidence_lines
-from autointerp.store.rows import DictionaryRow
-from autointerp.store.run_progress import run_progress
+from autointerp.report.show_json import as_json_text, findings_rows, page_rows
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal, visible
 
-_LABEL_COLUMNS = ("feature", "label", "score", "ci_low", "ci_high", "density")
-_DECILE = re.compile(r"_decile_\d")
+SHOWN_TOKENS = 8
+"""Promoted or suppressed tokens on one line."""
+MARKED = 0.3
+"""In a pipe, tokens with more than this share of the context's largest activation are marked."""
+SIDES = {"input": "what it responds to", "output": "what it makes the model say", "both": "both sides"}
+SECTIONS: tuple[tuple[Split, Kind, str], ...] = (
+    ("explain", "top", "strongest contexts"),
+    ("explain", "sampled", "contexts drawn at random from those where it fires"),
+    ("report", "top", "held out: strongest contexts"),
+    ("explain", "negative", "silent, though alike"),
+)
+_BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+_DECILE = re.compile(r"decile_(\d)")
 _SHADES = (
     (0.75, "black on bright_yellow"),
     (0.5, "black on yellow"),
@@ -32,185 +40,120 @@ _SHADES = (
 """Style of a token by its share of the feature's maximum: the first threshold it exceeds."""
 
 
-def print_labels(path: Path, dictionary: str, terminal: Terminal, rows: int = 20) -> None:
-    """The summary that ends a demo: how many features of each status, how well they score, the best of them."""
-    with open_for_reading(path, terminal.say) as store:
-        summary = store.label_summary(store.dictionary(dictionary).dictionary_id)
-        best = store.best_labels(store.dictionary(dictionary).dictionary_id, rows)
-    counts = ", ".join(f"{n} {status}" for status, n in summary["features"].items())
-    terminal.result(f"{dictionary}: {counts}; {summary['labelled']} labelled, {summary['scored']} scored")
-    for row in summary["scores"]:
-        terminal.result(
-            f"{row['explainer']} / {row['scorer']} ({row['method']}): mean {row['mean_score']:.3f} "
-            f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}] over {row['n']} features, "
-            f"{row['n_without_score']} without a score"
-        )
-    terminal.table(
-        _LABEL_COLUMNS, [[r[c] for c in _LABEL_COLUMNS] for r in best], title=f"the {len(best)} best-scored features"
-    )
-
-
-def print_search(path: Path, text: str, dictionary: str | None, limit: int, as_json: bool, terminal: Terminal) -> None:
-    """Labels that hold words of `text`."""
-    with open_for_reading(path, terminal.say) as store:
-        chosen = store.dictionary(dictionary).dictionary_id if dictionary else None
-        found = store.search_labels(text, chosen, limit)
-    if as_json:
-        terminal.result(_json(found))
-        return
-    if not found:
-        terminal.say(f"no label mentions {text!r}")
-        return
-    columns = ("name", *_LABEL_COLUMNS)
-    terminal.table(columns, [[row[c] for c in columns] for row in found])
-
-
 def print_feature(
     path: Path, feature: str, dictionary: str | None, contexts: int, as_json: bool, terminal: Terminal
 ) -> None:
-    """Everything about one feature. `feature` is NUMBER or NAME:NUMBER."""
+    """Prints everything about one feature. `feature` is NUMBER or NAME:NUMBER.
+
+    Raises InputError where it is neither, or the store has no such dictionary or feature.
+    """
     name, _, number = feature.rpartition(":")
     if not number.isdigit():
         raise InputError(f"{feature!r} is not a feature; write a number, or NAME:NUMBER to name the dictionary")
     with open_for_reading(path, terminal.say) as store:
         row = store.dictionary(name or dictionary)
-        page = store.feature_page(row.dictionary_id, int(number), contexts)
+        page = load_page(store, row.dictionary_id, int(number), contexts)
     if as_json:
-        terminal.result(_json(page))
+        terminal.result(as_json_text(page_rows(page)))
         return
-    _print_page(row, page, contexts, terminal)
+    _print_page(page, terminal)
 
 
-def _print_page(row: DictionaryRow, page: dict[str, Any], limit: int, terminal: Terminal) -> None:
-    facts, label = page["feature"], page["label"]
-    say = terminal.result
-    say(f"[bold]{escape(row.name)}:{facts['feature']}[/bold]  {escape(row.model)} {escape(row.hookpoint)}"
-        if terminal.out.is_terminal
-        else f"{row.name}:{facts['feature']}  {row.model} {row.hookpoint}", markup=True)  # fmt: skip
+def _print_page(page: FeaturePage, terminal: Terminal) -> None:
+    facts, say = page.facts, terminal.result
+    where = f"{page.dictionary.model} {page.dictionary.hookpoint}"
+    if terminal.out.is_terminal:
+        say(f"[bold]{escape(page.name)}[/bold]  {escape(where)}", markup=True)
+    else:
+        say(f"{page.name}  {where}")
     say(
-        f"{facts['status']}; fires in {_percent(facts['density'])} of tiles and on {_percent(facts['token_density'])} "
-        f"of tokens; maximum {facts['max_activation']:.3g}, mean {facts['mean_activation']:.3g}"
+        f"{facts.status}; fires in {_percent(facts.density)} of tiles and on {_percent(facts.token_density)} "
+        f"of tokens; maximum {facts.max_activation:.3g}, mean {facts.mean_activation:.3g}"
     )
     say("")
-    if label["label"]:
-        say(f"label  {visible(label['label'])}")
-        say(f"       by {label['explainer']} ({label['model'] or 'no LLM'}){_origin_of(label, page['explanations'])}")
-    else:
-        say(f"label  none ({label['explanation_status'] or 'not explained yet'})")
-    for line in score_lines([s for s in page["scores"] if s["explanation_id"] in (label["explanation_id"], None)]):
+    for line in (*_label_lines(page), *(line for group in page.label_scores for line in _group_lines(group))):
         say(line)
-    _print_tokens("promotes", page["promoted"], terminal)
-    _print_tokens("suppresses", page["suppressed"], terminal)
-    _print_histogram(facts, terminal)
-    for line in evidence_lines(page):
+    for line in (*_token_lines(page), *_histogram_lines(facts), *evidence_lines(findings_rows(page))):
         say(line)
-    for split, kind, title in (
-        ("explain", "top", "strongest contexts"),
-        ("explain", "sampled", "contexts drawn at random from those where it fires"),
-        ("report", "top", "held out: strongest contexts"),
-        ("explain", "negative", "silent, though alike"),
-    ):
-        chosen = [c for c in page["contexts"] if c.split == split and c.kind == kind][:limit]
-        if chosen:
+    for split, kind, title in SECTIONS:
+        if chosen := page.contexts_of(split, kind):
             say("")
             say(title)
             for context in chosen:
-                _print_context(context, facts["max_activation"], terminal)
+                _print_context(context, facts.max_activation, terminal)
 
 
-def _origin_of(label: dict[str, Any], explanations: Sequence[dict[str, Any]]) -> str:
-    """Which side of the feature its label describes, and from which other labels it was made."""
-    known = {row["explanation_id"]: row for row in explanations}
-    shown = known.get(label["explanation_id"], {})
-    side = {"input": "what it responds to", "output": "what it makes the model say", "both": "both sides"}
-    told = f"; says {side[shown['side']]}" if shown.get("side") in side else ""
-    parts = [known[i]["explainer"] if i in known else i for i in shown.get("derived_from") or ()]
-    counts = ", ".join(f"{n} by {name}" for name, n in Counter(parts).items())
-    return told + (f"; made of {len(parts)} labels: {counts}" if parts else "")
+def _label_lines(page: FeaturePage) -> list[str]:
+    """The label and who made it, of what."""
+    label, explanation = page.label, page.shown_explanation
+    if not label.label:
+        return [f"label  none ({label.explanation_status or 'not explained yet'})"]
+    side = SIDES.get(explanation.side or "") if explanation else None
+    told = f"; says {side}" if side else ""
+    if parts := page.made_of:
+        counts = ", ".join(f"{n} by {name}" for name, n in Counter(parts).items())
+        told += f"; made of {len(parts)} labels: {counts}"
+    return [f"label  {visible(label.label)}", f"       by {label.explainer} ({label.model or 'no LLM'}){told}"]
 
 
-def score_lines(scores: Sequence[dict[str, Any]]) -> list[str]:
-    """One label's rows of `scores`, in any order, as text: a line per scorer with its controls at the end, and where
-    the score has parts a second line with those. Of several rows of one kind (seeds) the latest counts."""
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for score in sorted(scores, key=lambda s: s["created_at"]):
-        latest[(score["scorer"], *_origin(score), score["control"])] = score
-    names = {score["scorer"] for score in latest.values()}
-    headline = {name: headline_of(name, names) for name in names}
-    real = [s for s in latest.values() if s["control"] is None and headline[s["scorer"]] == s["scorer"]]
-    lines = []
-    for score in sorted(real, key=lambda s: (s["part"], _place(s["scorer"]), *_origin(s))):
-        same = [s for s in latest.values() if _origin(s) == _origin(score)]
-        floors = [f"{s['control']} {_number(s)}" for s in same if s["control"] and s["scorer"] == score["scorer"]]
-        interval = "" if score["ci_low"] is None else f" [{score['ci_low']:.2f}, {score['ci_high']:.2f}]"
-        beside = f"; {', '.join(sorted(floors))}" if floors else ""
-        lines.append(
-            f"score  {_number(score)}{interval}  {score['scorer']}, {score['method']}, on {score['part']}; "
-            f"n {score['n']}, {score['n_failed']} failed{beside}"
-        )
-        parts = {
-            s["scorer"].removeprefix(f"{score['scorer']}_"): s
-            for s in same
-            if s["control"] is None and s is not score and headline[s["scorer"]] == score["scorer"]
-        }
-        if parts:
-            lines.append(f"       {_strata(parts)}")
+def score_lines(scores: Sequence[ScoreRow]) -> list[str]:
+    """The scores of one label, given in any order, as text: a line for each scorer that ends with its controls, and a
+    second line where the score has parts."""
+    return [line for group in score_groups(scores) for line in _group_lines(group)]
+
+
+def _group_lines(group: ScoreGroup) -> list[str]:
+    score = group.score
+    controls = sorted(f"{control.control} {_number(control)}" for control in group.controls)
+    interval = "" if score.ci_low is None else f" [{score.ci_low:.2f}, {score.ci_high:.2f}]"
+    beside = f"; {', '.join(controls)}" if controls else ""
+    lines = [
+        f"score  {_number(score)}{interval}  {score.scorer}, {score.method}, on {score.part}; "
+        f"n {score.n}, {score.n_failed} failed{beside}"
+    ]
+    if group.parts:
+        lines.append(f"       {', '.join(_part(part) for part in group.parts)}")
     return lines
 
 
-def _origin(score: dict[str, Any]) -> tuple[str, str, str]:
-    return score["part"], score["method"], score["model"]
+def _part(part: ScorePart) -> str:
+    """One part with those below it in brackets: `specificity 0.97 (random 1.00, same token 0.90)`."""
+    deciles = {match[1]: one for one in part.parts if (match := _DECILE.fullmatch(one.name))}
+    inside = [f"{_words(one)} {_number(one.score)}" for one in part.parts if one not in deciles.values()]
+    if deciles:
+        told = ", ".join(f"{decile}: {_number(one.score)}" for decile, one in deciles.items())
+        inside.insert(0, f"deciles {told}")
+    return f"{_words(part)} {_number(part.score)}" + (f" ({', '.join(inside)})" if inside else "")
 
 
-def _place(scorer: str) -> tuple[int, str]:
-    known = HEADLINE_SCORERS.index(scorer) if scorer in HEADLINE_SCORERS else len(HEADLINE_SCORERS)
-    return known, scorer
+def _words(part: ScorePart) -> str:
+    return part.name.replace("_", " ")
 
 
-def _number(score: dict[str, Any]) -> str:
-    return score["status"] if score["value"] is None else f"{score['value']:.2f}"
+def _number(score: ScoreRow) -> str:
+    return score.status if score.value is None else f"{score.value:.2f}"
 
 
-def _strata(parts: dict[str, dict[str, Any]]) -> str:
-    """Parts by name as text; one whose name goes on another's in brackets behind that one:
-
-    sensitivity 0.92 (deciles 0: 0.80, 9: 1.00), specificity 0.97 (random 1.00, same token 0.90)
-    """
-    roots = [name for name in sorted(parts) if not any(name.startswith(f"{other}_") for other in parts)]
-    told = []
-    for root in roots:
-        below = sorted(name for name in parts if name.startswith(f"{root}_"))
-        deciles = [
-            f"{name.rpartition('_')[2]}: {_number(parts[name])}" for name in below if _DECILE.fullmatch(name, len(root))
-        ]
-        rest = [
-            f"{name.removeprefix(f'{root}_').replace('_', ' ')} {_number(parts[name])}"
-            for name in below
-            if not _DECILE.fullmatch(name, len(root))
-        ]
-        inside = [*([f"deciles {', '.join(deciles)}"] if deciles else []), *rest]
-        told.append(f"{root.replace('_', ' ')} {_number(parts[root])}" + (f" ({', '.join(inside)})" if inside else ""))
-    return ", ".join(told)
+def _token_lines(page: FeaturePage) -> list[str]:
+    both = (("promotes", page.promoted), ("suppresses", page.suppressed))
+    return [f"{word}  {'  '.join(_token(t) for t in tokens[:SHOWN_TOKENS])}" for word, tokens in both if tokens]
 
 
-def _print_tokens(word: str, tokens: Sequence[PromotedToken], terminal: Terminal) -> None:
-    if tokens:
-        shown = "  ".join(f"{visible(repr(t.token)[1:-1])} {t.logit:+.2f}" for t in tokens[:8])
-        terminal.result(f"{word}  {shown}")
+def _token(token: PromotedToken) -> str:
+    return f"{visible(repr(token.token)[1:-1])} {token.logit:+.2f}"
 
 
-def _print_histogram(facts: dict[str, Any], terminal: Terminal) -> None:
-    counts, edges = facts["histogram_counts"], facts["histogram_edges"]
-    if not counts:
-        return
-    blocks = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
-    largest = max(counts)
-    bars = "".join(blocks[min(7, int(8 * n / largest))] if n else " " for n in counts)
-    terminal.result(f"activations  {edges[0]:.2g} {bars} {edges[-1]:.2g}")
+def _histogram_lines(facts: FeatureFacts) -> list[str]:
+    found = facts.histogram
+    if found is None:
+        return []
+    largest = max(found.counts)
+    bars = "".join(_BLOCKS[min(7, int(8 * n / largest))] if n else " " for n in found.counts)
+    return [f"activations  {found.edges[0]:.2g} {bars} {found.edges[-1]:.2g}"]
 
 
 def _print_context(context: Context, scale: float, terminal: Terminal) -> None:
-    """One context on one line: shaded on a terminal, <<marked>> in a pipe, where colours do not reach."""
+    """Prints one context on one line: shaded on a terminal, <<marked>> in a pipe, where colours do not reach."""
     where = f"{context.document}@{context.position}"
     peak = f"{context.max_activation:6.2f}"
     if terminal.out.is_terminal:
@@ -221,7 +164,7 @@ def _print_context(context: Context, scale: float, terminal: Terminal) -> None:
         terminal.out.print(f"  {peak}  {shaded}  [dim]{escape(visible(where))}[/dim]", soft_wrap=True)
         return
     marked = "".join(
-        f"<<{visible(t)}>>" if a > 0.3 * context.max_activation > 0 else visible(t)
+        f"<<{visible(t)}>>" if a > MARKED * context.max_activation > 0 else visible(t)
         for t, a in zip(context.tokens, context.activations, strict=True)
     )
     terminal.result(f"  {peak}  {marked}  ({visible(where)})")
@@ -233,114 +176,3 @@ def _shade(share: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
-
-
-def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
-    """What is done, pending, failed and spent."""
-    with open_for_reading(path, terminal.say) as store:
-        status = {**store.status(), "last_run": run_progress(store)}
-    if as_json:
-        terminal.result(_json(status))
-        return
-    for d in status["dictionaries"]:
-        counts = ", ".join(f"{n:,} {name}" for name, n in d["features"].items()) or "not harvested yet"
-        terminal.result(f"{d['name']}: {d['model']} {d['hookpoint']}, {d['d_sae']:,} features: {counts}")
-        for row in d["explanations"]:
-            terminal.result(
-                f"  labels by {row['explainer']} ({row['model'] or 'no LLM'}): {row['n']:,} {row['status']}"
-            )
-        for row in d["scores"]:
-            mean = "" if row["mean"] is None else f", mean {row['mean']:.3f}"
-            control = f", control {row['control']}" if row["control"] else ""
-            terminal.result(
-                f"  scores by {row['scorer']} ({row['method']}, {row['part']}{control}): "
-                f"{row['n']:,} {row['status']}{mean}"
-            )
-        if d["methods"]:
-            terminal.result(f"  evidence: {_methods(d['methods'])}")
-        terminal.result(f"  pending: {d['without_label']:,} features without a label")
-        if d["to_measure"]:
-            kinds = ", ".join(f"{n:,} {kind}" for kind, n in d["to_measure"].items())
-            terminal.result(
-                f"  to measure: {kinds}; `autointerp measure` answers them, then `autointerp score` goes on"
-            )
-    spent = status["spent"]
-    terminal.result(
-        f"spent: {spent['requests']:,} requests, {spent['input_tokens']:,} input{_cached(spent)} and "
-        f"{spent['output_tokens']:,} output tokens, ${spent['usd']:.4f}"
-    )
-    newest, run = next(iter(status["runs"]), None), status["last_run"]
-    if newest and newest["status"] == "running" and (run is None or newest["run_id"] != run["run_id"]):
-        terminal.result(f"running: {newest['command']}; no call of it is in what is read here yet")
-    if run is not None:
-        for line in _progress_lines(run):
-            terminal.result(line)
-    if status["spend_by_stage"]:
-        columns = ("name", "stage", "model", "n_calls", "n_not_ok", "input_tokens", "output_tokens", "cost_usd")
-        terminal.table(columns, [[r[c] for c in columns] for r in status["spend_by_stage"]])
-    for row in status["runs"][:5]:
-        code = "" if row["exit_code"] is None else f", exit code {row['exit_code']}"
-        terminal.result(f"run {row['started_at'][:19]} UTC  {row['command']}: {row['status']}{code}")
-
-
-def _cached(spent: dict[str, Any]) -> str:
-    """Which share of the input an endpoint's prefix cache served, where it tells."""
-    if not spent["cached_tokens"]:
-        return ""
-    return f" ({100 * spent['cached_tokens'] / max(1, spent['input_tokens']):.0f} % of the input cached)"
-
-
-def _progress_lines(run: dict[str, Any]) -> list[str]:
-    """Spent, remaining, pace and expected end of a run."""
-    paces = [f"{run['calls_per_minute']:,.0f} calls"]
-    paces += [f"{run[name]['per_minute']:,.0f} {name}" for name in ("labels", "scores") if name in run]
-    lines = [
-        f"last run: {run['command']} ({run['status']}), ${run['usd']:.4f} for {run['requests']:,} requests; "
-        f"{', '.join(paces)} a minute, ${60 * run['usd_per_minute']:.2f} an hour"
-    ]
-    left = "; ".join(f"{name} {_amount(name, n)}" for name, n in run["remaining"].items())
-    lines.append(f"  left of its budget: {left or 'no budget was set'}")
-    if run["status"] != "running":
-        return lines
-    pending = " and ".join(f"{run[name]['pending']:,} {name}" for name in ("labels", "scores") if name in run)
-    if run["expected_end"] is None:
-        return [*lines, f"  to do: {pending}; how fast is not known yet"]
-    end = _to_the_minute(run["expected_end"])
-    if run["minutes_left"] is None:
-        return [*lines, f"  to do: {pending}; how fast is not known yet; budget.{run['ends_by']} would end it {end}"]
-    how = "all of it done" if run["ends_by"] == "done" else f"ended by budget.{run['ends_by']}"
-    return [*lines, f"  to do: {pending}; expected end at this pace {end}, {how}"]
-
-
-def _amount(budget: str, left: Any) -> str:
-    """What is left of one budget; a deadline that is no point in time as it was set."""
-    if budget != "deadline":
-        return f"{left:,.4f}" if budget == "max_usd" else f"{left:,}"
-    with suppress(ValueError):
-        return _to_the_minute(str(left))
-    return str(left)
-
-
-def _to_the_minute(moment: str) -> str:
-    return datetime.fromisoformat(moment).astimezone().isoformat(sep=" ", timespec="minutes")
-
-
-def _methods(rows: Sequence[dict[str, Any]]) -> str:
-    """Methods with the number of features: "pruning 9 (and 1 no_contexts), shape 1,024"."""
-    counts: dict[str, dict[str, int]] = {}
-    for row in rows:
-        counts.setdefault(row["method"], {})[row["status"]] = row["n"]
-    told = []
-    for method, statuses in counts.items():
-        failed = ", ".join(f"{n:,} {status}" for status, n in statuses.items() if status != "ok")
-        told.append(f"{method} {statuses.get('ok', 0):,}" + (f" (and {failed})" if failed else ""))
-    return ", ".join(told)
-
-
-def _json(value: Any) -> str:
-    def plain(item: Any) -> Any:
-        if hasattr(item, "__dataclass_fields__"):
-            return {name: getattr(item, name) for name in item.__dataclass_fields__}
-        return str(item)
-
-    return json.dumps(value, default=plain, ensure_ascii=False, indent=1)

@@ -1,6 +1,6 @@
 """The loopback server of llm_server.py as a process of its own that misbehaves by a seed and keeps its own books.
 
-    with FaultServer(tmp_path / "server.jsonl", brain="support.interpret_fixtures:World", seed=7, rate=0.05) as server:
+    with FaultServer(tmp_path / "server.jsonl", brain="support.known_words:World", seed=7, rate=0.05) as server:
         ... EndpointConfig(base_url=server.url) ...
     entries = read_ledger(tmp_path / "server.jsonl")
 
@@ -241,7 +241,7 @@ class FaultServer:
     it must be importable from the folder of the tests."""
 
     ledger: Path
-    brain: str = "support.interpret_fixtures:World"
+    brain: str = "support.known_words:World"
     seed: int = 0
     rate: float = 0.0
     lasting: float = 0.0
@@ -317,7 +317,7 @@ def _known(ledger: Path) -> tuple[int, Counter[str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ledger", type=Path, required=True)
-    parser.add_argument("--brain", default="support.interpret_fixtures:World")
+    parser.add_argument("--brain", default="support.known_words:World")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--lasting", type=float, default=0.0)

@@ -35,7 +35,7 @@ from typing import Any, Literal
 import duckdb
 
 from support.fault_server import Entry
-from support.interpret_fixtures import World, coin
+from support.known_words import World, coin
 
 CONNECTIONS = 6
 CONFIG = """

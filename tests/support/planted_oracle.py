@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from support.interpret_fixtures import World
+from support.known_words import World
 from support.llm_server import BrainReply, Fault
 from support.planted_features import (
     ADJECTIVES,

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
+
+import pytest
 
 from autointerp.ask.job import Job, Outcome
 from autointerp.config import BudgetConfig, LlmConfig, ScoreConfig
 from autointerp.llm.budget import Budget
+from autointerp.measure.texts import Maxima, feature_maxima
 from autointerp.score.scoring import score
 from autointerp.stages import measuring
 from autointerp.stages.session import Session
@@ -17,6 +21,8 @@ from support.planted_features import QUALITIES, Planted, Quality
 
 Means = dict[tuple[str, str, Quality | None], float]
 """(scorer, kind, quality of the label, or None where no label is involved) -> mean of the scores on `report`."""
+DIGITS = 5
+"""Decimals of a planted activation that float32 gets right: its error is at most 2e-6."""
 
 
 def job(store: Store, features: str | None = None) -> Job:
@@ -30,14 +36,29 @@ def job(store: Store, features: str | None = None) -> Job:
 def score_and_measure(
     session: Session, store: Store, explainer: str, config: ScoreConfig, features: str | None = None
 ) -> Outcome:
-    """Ask, measure, judge."""
+    """Ask, measure, judge.
+
+    Many texts have the same activation by a feature's law, above all those of a dense feature. Float32 tells them apart
+    in the last bits, and in which order depends on the machine's BLAS; so what is measured is rounded, and ties are
+    ties everywhere.
+    """
     outcome = asyncio.run(score(job(store, features), explainer, config))
     if outcome.waiting:
-        measuring.measure(session, store, session.config.sae[0], Selection())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(measuring, "feature_maxima", _rounded_maxima)
+            measuring.measure(session, store, session.config.sae[0], Selection())
         judged = asyncio.run(score(job(store, features), explainer, config))
         outcome.statuses += judged.statuses
         outcome.waiting = judged.waiting
     return outcome
+
+
+def _rounded_maxima(*asked: Any) -> list[Any]:
+    found = feature_maxima(*asked)
+    for one in found:
+        if isinstance(one, Maxima):
+            one.maximum = [None if value is None else round(value, DIGITS) for value in one.maximum]
+    return list(found)
 
 
 def means(store: Store, features: Sequence[Planted]) -> Means:

@@ -27,12 +27,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import planted_features as planted
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from autointerp.records import Explanation, stable_id
+from support import planted_features as planted
 from support.planted_features import (
     CLASSES,
     END,

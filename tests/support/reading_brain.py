@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from support.interpret_fixtures import World
+from support.known_words import World
 
 ERRS = 0.05
 

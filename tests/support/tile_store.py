@@ -11,7 +11,7 @@ import numpy as np
 
 from autointerp.store import Store
 from autointerp.store.connection import sql_file
-from support.interpret_fixtures import _load
+from support.known_words import _load
 from support.store_fixtures import add_dictionary
 
 TILE = 16

@@ -1,5 +1,5 @@
-"""A planted world for the tests of explaining and scoring: features that fire on known words, their evidence in a real
-store, and brains for the test server that answer from the truth, at random, or wrongly."""
+"""Features that fire on known words: their evidence in a real store, and brains for the test server that answer from
+the truth, at random, or wrongly."""
 
 from __future__ import annotations
 

@@ -1,0 +1,61 @@
+"""SAEs trained on vectors that are sums of known directions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autointerp.config import TrainConfig
+from autointerp.sae.buffer import ArraySource
+from autointerp.sae.sae import Sae
+from autointerp.sae.trainer import Trainer
+from autointerp.sae.training_run import SaeRun, SaeSpec
+
+CONFIG = TrainConfig(
+    tokens=30 * 64, batch_size=64, buffer_vectors=512, warmup_steps=5, checkpoint_every=10, dead_after=400, seed=3
+)
+
+
+def vectors(n: int, d: int = 16, n_directions: int = 40, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """[n, d]: sums of about 3 of `n_directions` fixed unit directions, plus a mean that is far from zero."""
+    directions = F.normalize(torch.randn(n_directions, d, generator=torch.Generator().manual_seed(99)), dim=1)
+    g = torch.Generator().manual_seed(seed)
+    active = torch.rand(n, n_directions, generator=g) < 3 / n_directions
+    return scale * ((active * (0.5 + torch.rand(n, n_directions, generator=g))) @ directions + 2.0)
+
+
+class One(Trainer):
+    """A trainer of one SAE."""
+
+    @property
+    def run(self) -> SaeRun:
+        return self.learners[0].run
+
+    @property
+    def sae(self) -> Sae:
+        return self.train()[0]
+
+
+def trainer(folder: Path, data: Tensor | None = None, config: TrainConfig = CONFIG, **settings: Any) -> One:
+    source = ArraySource(vectors(1500) if data is None else data, block=100)
+    spec = SaeSpec("x", settings.pop("architecture", "topk"), 64, settings.pop("k", 4))
+    return One(source, config, [(spec, folder)], **{"log_every": 1, **settings})
+
+
+TOGETHER = replace(CONFIG, tokens=60 * 64, dead_after=300)
+
+SPECS = [SaeSpec(name, name, 64, 4) for name in ("topk", "batchtopk", "relu", "jumprelu")]
+
+
+def train_together(folder: Path) -> None:
+    """Trains SPECS in one run, as one of several processes where torch's launcher started some."""
+    jobs = [(spec, folder / spec.name) for spec in SPECS]
+    trainer = Trainer(ArraySource(vectors(1500), block=100), TOGETHER, jobs, log_every=1)
+    for learner in trainer.learners:
+        learner.run.weights["b_enc"].data[:6] -= 3.0  # some are silent at first: AuxK and waking are shared too
+    trainer.train()
