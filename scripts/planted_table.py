@@ -33,7 +33,8 @@ from support.planted_oracle import Oracle
 from support.planted_scores import Means, job, means, score_and_measure
 from support.planted_world import EXPLAINER, OUTPUT_EXPLAINER, PlantedWorld, build, corpus_words, insert_labels
 
-from autointerp.config import METHODS, ExplainConfig, ScoreConfig, load
+from autointerp.config import ExplainConfig, ScoreConfig, load
+from autointerp.evidence.methods import BUILT_IN
 from autointerp.explain import composites
 from autointerp.explain.explainers import LLM_EXPLAINERS
 from autointerp.explain.explaining import COMPOSITES
@@ -45,6 +46,7 @@ from autointerp.terminal import Terminal
 KINDS = ("single", "context", "position", "output", "polysemantic", "dense", "duplicate")
 ON_INPUT = ("simulation", "detection", "fuzzing", "embedding", "surprisal", "generation")
 ON_OUTPUT = ("output", "intervention")
+METHOD_NAMES = tuple(method.name for method in BUILT_IN)
 DOCUMENTS = 360
 DEFAULTS: dict[str, object] = {
     "corpus.context_length": 128,
@@ -77,7 +79,7 @@ def tables(folder: Path, quality: float, seed: int) -> str:
     bag = save_bag_model(folder / "bag", corpus_words(seed, DOCUMENTS))
     with Store.open(Path(config.store.path)) as store:
         session = Session(config, terminal)
-        for method in METHODS:
+        for method in METHOD_NAMES:
             gathering.gather(session, store, config.sae[0], [method], labelling.describe_shape)
         lab = Lab(world, session, store, str(bag), quality)
         # One feature's costs first, while nothing has been asked yet.
@@ -113,7 +115,7 @@ class Lab:
         """Of one feature, an output feature, since it has labels of both sides."""
         rows = [["of", "method", "calls", "input tokens", "output tokens", "model forwards", "model tokens"]]
         n = len({feature for (feature,) in self.store.rows("SELECT feature FROM method_runs")})
-        for method in METHODS:
+        for method in METHOD_NAMES:
             ((forwards, tokens),) = self.store.rows(
                 "SELECT sum(n_forwards), sum(n_tokens) FROM method_runs WHERE method = ?", [method]
             )
@@ -149,7 +151,7 @@ class Lab:
                 asyncio.run(composites.explain(job(self.store, str(only)), made, judge))
 
             explained.append(["explainer", explainer, *self.spent(explain)])
-        return markdown([*rows[: 1 + len(METHODS)], *explained, *rows[1 + len(METHODS) :]])
+        return markdown([*rows[: 1 + len(METHOD_NAMES)], *explained, *rows[1 + len(METHOD_NAMES) :]])
 
     def spent(self, work: Callable[[str], None], logprobs: tuple[str, ...] = ()) -> list[str]:
         """What the work adds to the ledger and to the measurements; questions about what the endpoint can do are asked

@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
     "errors": set(),
     "records": set(),
-    "tasks": {"records"},
+    "tasks": {"errors", "records"},
     "plugins": {"errors"},
     "deadline": {"errors"},
     "config": {"errors", "deadline"},
@@ -38,14 +38,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "harvest": GROUND | {"corpus", "model", "sae", "store"},
     "steer": GROUND | {"corpus", "model", "sae"},
     "measure": GROUND | {"corpus", "model", "sae", "steer"},
-    "evidence": GROUND | {"corpus", "model", "sae", "store", "harvest", "steer", "measure"},
+    "evidence": GROUND | {"log", "corpus", "model", "sae", "store", "harvest", "steer", "measure"},
     "evaluate": GROUND | {"corpus", "model", "sae"},
     # both: each file of `stages` belongs to one side, and pipeline runs them in turn
     "stages": GROUND
     | {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate"}
     | {"llm", "store", "ask", "rules", "score", "explain", "terminal"},
     # for people
-    "report": GROUND | {"store", "terminal"},
+    "report": GROUND | {"store", "evidence", "terminal"},
     "cli": GROUND | {"stages", "report", "store", "terminal", "log"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -126,7 +126,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Refuse())
 import autointerp.cli.app, autointerp.cli.doctor
-import autointerp.report.show, autointerp.stages.labelling, autointerp.stages.pipeline
+import autointerp.report.show, autointerp.stages.labelling, autointerp.stages.pipeline, autointerp.evidence.methods
 from autointerp.cli.app import main
 try:
     main({argv!r})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from autointerp.records import ShapeFacts
 from autointerp.rules.patterns import Rule, Table
 from autointerp.rules.token_names import quoted, token_name
-from autointerp.store.shapes import ShapeFacts
 
 PLACE_RECALL_FROM = 0.8
 """Share of the tokens at its places on which a position feature must fire to be labelled by them. Lower than a token's:
@@ -12,7 +12,7 @@ it is estimated from the feature's density and the lengths of the stored windows
 
 
 def describe(facts: ShapeFacts) -> tuple[str | None, str | None]:
-    """(text, rule) for `store.shapes.find_shapes`."""
+    """(text, rule) for `evidence.shape.find_shapes`."""
     return shape_text(facts), shape_rule(facts)
 
 

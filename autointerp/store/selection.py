@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +87,9 @@ def parse_features(text: str) -> list[tuple[int, int]]:
     return ranges
 
 
-def check_condition(condition: str) -> None:
-    """InputError unless `condition` is one SQL expression that reads nothing but the store's own tables.
+def check_condition(condition: str, more_tables: Collection[str] = ()) -> None:
+    """InputError unless `condition` is one SQL expression that reads nothing but the store's own tables, those that
+    evidence methods of other packages brought to it (`more_tables`) included.
 
     The text is parsed by DuckDB, never run: as the only WHERE clause of a statement that we build, in brackets, where
     anything that ends the expression early, adds a statement, or names a table function or a file shows in the parse;
@@ -125,7 +126,8 @@ def check_condition(condition: str) -> None:
             raise InputError(f"--where {condition!r}: a condition takes no parameters (?, $1)")
         if kind == "BASE_TABLE":
             table = inner["table_name"]
-            known = table in _TABLES and inner["schema_name"] in ("", "main", "evidence") and not inner["catalog_name"]
+            is_ours = table in _TABLES or table in more_tables
+            known = is_ours and inner["schema_name"] in ("", "main", "evidence") and not inner["catalog_name"]
             if not known and not (table in with_names and not inner["schema_name"]):
                 raise InputError(f"--where {condition!r}: {table!r} is not a table of the store")
 
@@ -163,7 +165,7 @@ class StoreSelections(StoreReads):
             conditions.append("(" + " OR ".join("feature BETWEEN ? AND ?" for _ in ranges) + ")")
             parameters = [bound for pair in ranges for bound in pair]
         if selection.where is not None:
-            check_condition(selection.where)
+            check_condition(selection.where, {table.name for table in self.finding_tables()})
             source = _SELECTABLE
             conditions.append(f"(\n{selection.where}\n)")
         for name in ("random", "limit"):

@@ -1,0 +1,39 @@
+"""The evidence method `output_statistic`: whether a feature acts on the output.
+
+logit_tails.py says what is measured on its vocabulary projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from autointerp.config import EvidenceConfig
+from autointerp.evidence.method import Found, Study, fields_of, no_output_space
+from autointerp.store.finding_tables import OUTPUT_STATISTICS, Row
+
+
+class OutputStatistic:
+    """One row of output_statistics for every feature."""
+
+    name = "output_statistic"
+    table = OUTPUT_STATISTICS
+    scope: Literal["dictionary"] = "dictionary"
+
+    def settings(self, config: EvidenceConfig) -> Mapping[str, object]:
+        return fields_of(config, "seed")
+
+    def find(self, study: Study, features: Sequence[int]) -> Found:
+        from autointerp.evidence.logit_tails import output_statistics
+
+        found = output_statistics(study.model(), study.weights(), study.text(), study.alive(), study.evidence.seed)
+        return no_output_space(features) if found is None else Found(found)
+
+    def page(self, rows: Sequence[Row]) -> list[str]:
+        """output  its promoted tokens stand out: kurtosis 41.2 (1 in 100 random directions exceeds 1.3), skew +3.7"""
+        lines = []
+        for found in rows:
+            acts = "its promoted tokens stand out" if found["is_output"] else "its promoted tokens do not stand out"
+            chance = f"1 in 100 random directions exceeds {found['threshold']:.1f}"
+            lines.append(f"output  {acts}: kurtosis {found['kurtosis']:.1f} ({chance}), skew {found['skew']:+.1f}")
+        return lines
