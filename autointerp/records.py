@@ -354,7 +354,7 @@ class MeasureTask:
     explanation_id: str | None
     """None where the answer does not depend on the label."""
     kind: str
-    """activations, surprisal, similarity, steering, label_gain: which measurement (see measure_stage.py)."""
+    """activations, surprisal, similarity, steering, label_gain: which measurement (see tasks.py)."""
     payload: dict[str, Any]
     """JSON: texts and settings."""
 

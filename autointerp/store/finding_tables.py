@@ -72,8 +72,10 @@ class FindingTable:
     def check(self) -> None:
         """InputError unless every name and type can stand in SQL as it is."""
         declared = f"the table of the evidence method {self.method!r}"
-        names = [self.name, *self.columns, *(name.removeprefix("-") for name in self.order)]
-        for name in (*names, *([self.other_feature] if self.other_feature else [])):
+        used = [name.removeprefix("-") for name in self.order]
+        if self.other_feature is not None:
+            used.append(self.other_feature)
+        for name in (self.name, *self.columns, *used):
             if not _NAME.fullmatch(name):
                 raise InputError(f"{declared}: {name!r} is no name of small letters, digits and underscores")
         for name, kind in self.columns.items():
@@ -85,10 +87,9 @@ class FindingTable:
             raise InputError(f"{declared}: a feature's page shows something else under that name")
         if not self.columns or set(self.columns) & set(KEYS):
             raise InputError(f"{declared} must have columns, and none of them may be called {', '.join(KEYS)}")
-        known = {*self.columns, *KEYS}
-        lacking = [name for name in names[1:] if name not in known]
-        if lacking or (self.other_feature and self.other_feature not in known):
-            raise InputError(f"{declared} has no column {(lacking or [self.other_feature])[0]!r}")
+        unknown = [name for name in used if name not in self.columns and name not in KEYS]
+        if unknown:
+            raise InputError(f"{declared} has no column {unknown[0]!r}")
 
     def noted(self) -> str:
         """JSON of what a reader needs to know of a method's own table."""
