@@ -38,7 +38,8 @@ def _rows(found: Any) -> list[Mapping[str, Any]]:
 def _lines_of(name: str, method: Method | None, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if method is not None:
         return method.page(rows)
-    return [f"{name}  {', '.join(f'{column} {value}' for column, value in row.items())}" for row in rows[:MOST_ROWS]]
+    shown = [{column: value for column, value in row.items() if column != "harvest_id"} for row in rows[:MOST_ROWS]]
+    return [f"{name}  {', '.join(f'{column} {value}' for column, value in row.items())}" for row in shown]
 
 
 def _failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
