@@ -262,7 +262,7 @@ class SteeringAnswer:
     def parse_result(cls, result: Mapping[str, Any], n_prompts: int) -> Self:
         others = [
             SteeredByOther(
-                *(_member(one, name) for name in ("feature", "strength", "kl")), _listed(one, "texts", n_prompts)
+                _member(one, "feature"), _member(one, "strength"), _member(one, "kl"), _listed(one, "texts", n_prompts)
             )
             for one in result.get("random", [])
         ]
