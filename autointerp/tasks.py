@@ -7,9 +7,10 @@ here for each kind of task, one for each kind of answer. Both travel as JSON:
     activations   texts                                        max, n_tokens: a number (or null) for each text
     surprisal     prefixes, texts, language_model              nll: for each prefix a number for each text
     similarity    query, texts, model                          cosine: a number for each text
-    steering      prompts, kl, n_tokens, n_random,             strength, kl, clean, steered, random: for each prompt a
-                  temperature, seed                            text; the same for each random feature
-    label_gain    steering, template, label, language_model    clean, steered, random: a number for each prompt
+    steering      prompts, kl, n_tokens, n_random,             strength, kl, clean, steered: a text for each prompt;
+                  temperature, seed                            random: feature, strength, kl and texts of each one
+    label_gain    steering, template, label, language_model    clean, steered, random: a number for each prompt; random
+                                                               holds a list for each random feature
 
 A payload was written by another stage, perhaps of another version, so nothing in it is believed: what does not fit is
 NotMeasured("bad_task", ...), which says what is wrong with which field. A result that does not fit is AutointerpError:
@@ -223,7 +224,7 @@ class SimilarityAnswer:
     """One entry for each text."""
 
     cosine: Sequence[Number]
-    """Of the text's vector with the query's, -1 to 1."""
+    """Cosine of the text's vector with the query's, -1 to 1."""
 
     def result(self) -> dict[str, Any]:
         return asdict(self)
@@ -277,7 +278,7 @@ class LabelGainAnswer:
     clean: Sequence[Number]
     steered: Sequence[Number]
     random: Sequence[Sequence[Number]]
-    """The same for each random feature."""
+    """One list for each random feature."""
 
     def result(self) -> dict[str, Any]:
         return asdict(self)

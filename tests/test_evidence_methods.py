@@ -181,9 +181,7 @@ def test_a_strangers_method_is_gathered_shown_and_asked_for(
         assert store.features_with_findings("longest", 1) == set(range(N_FEATURES))
 
 
-def test_its_findings_stay_readable_without_its_package(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_its_findings_stay_readable_without_its_package(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Store.open(path) as store:
         store.add_finding_table(Longest.table)
         columns = {"feature": [3], "token": [" x\n"], "characters": [3]}

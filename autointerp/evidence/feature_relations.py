@@ -2,8 +2,8 @@
 
     decoder          cosine of the decoder rows
     coactive         Jaccard index of the tokens on which they fire: n_ij / (n_i + n_j - n_ij)
-    correlated       Pearson correlation of their activations over tokens, the largest above 0
-    anticorrelated   the same, the most negative
+    correlated       Pearson correlation of their activations over tokens; the largest above 0
+    anticorrelated   Pearson correlation of their activations over tokens; the most negative
 
 The last three are taken over a stretch of the explain split. Only the sparse codes of its tokens are kept, and their
 products are formed for a block of features at a time. Activations are not negative, so two features that never fire

@@ -4,9 +4,9 @@
     z_t     = (delta_t - mean of delta_t over random features) / their standard deviation
 
 Every feature, the random ones included, is clamped to the value that moves the next-token distribution by the same KL.
-Tokens are ranked by z and not by delta: some tokens' logits move far under any push off the usual activations, so that
+Tokens are ranked by z and not by delta. The logits of some tokens move far under any push off the usual activations, so
 by delta alone every feature seems to promote (or suppress) them. Random pushes of the same size move such a token as
-well: its deviation is large, or its mean is, and its z small.
+well, so its deviation or its mean is large and its z is small.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TokenShift:
 
 @dataclass(frozen=True, slots=True)
 class TokenChange:
-    """What was found of one feature. No rows where the status is not 'ok'."""
+    """What was found about one feature. There are no rows where the status is not 'ok'."""
 
     feature: int
     strength: Strength
@@ -134,8 +134,8 @@ class _Shift:
 def _baseline(
     shift: _Shift, scales: Mapping[int, float], config: EvidenceConfig, seed: int, pool: Sequence[int]
 ) -> tuple[list[int], np.ndarray]:
-    """(features, their deltas): one random feature more than are compared with, for a feature that is among them. Those
-    that do not reach the KL are replaced by the next ones of the pool, in its random order."""
+    """(random features, their deltas). There is one feature more than a comparison needs, as a feature may be among
+    them. A feature that does not reach the KL is replaced by the next one of the pool, in its random order."""
     order = [sorted(set(pool))[i] for i in np.random.default_rng(seed).permutation(len(set(pool)))]
     wanted = config.change_random + 1
     chosen: list[Strength] = []

@@ -50,7 +50,7 @@ class Found:
 
 
 def nothing_found(features: Sequence[int], status: str, error: str) -> Found:
-    """The same reason for all features why there are no findings."""
+    """No findings for any of the features, all for one reason."""
     return Found({}, [MethodRun(feature, status, error) for feature in features])
 
 

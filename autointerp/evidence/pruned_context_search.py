@@ -55,11 +55,11 @@ class Pruned:
 
 @dataclass(slots=True)
 class _Case:
-    """A context on its way. Places are those in the window's ids."""
+    """A context while it is pruned. Places are indices into the window's ids."""
 
     source: StoredContext
     places: list[int]
-    """Of the tokens that count, up to the peak, which is the last."""
+    """Places of the tokens that count, up to the peak, which is the last one."""
     full: float
     longest: int
     """The longest left context tried, in tokens that count."""
@@ -219,7 +219,7 @@ def _result(case: _Case, mode: Literal["delete", "mask"], text: TokenText) -> Pr
 
 
 class _Reader:
-    """Runs sequences through the model, each different one once, and books them to the cases that asked."""
+    """Runs sequences through the model, each different one once, and books their cost to the cases that asked."""
 
     def __init__(self, loaded: LoadedModel, sae: Sae, point: Hookpoint, batch_tokens: int) -> None:
         self.loaded, self.sae, self.point, self.batch_tokens = loaded, sae, point, batch_tokens

@@ -1,22 +1,22 @@
-"""What the numbers alone say of a feature, before any LLM is asked: one token, one place in the window, everywhere.
+"""The evidence method `shape`: what the numbers alone say about a feature, before any LLM is asked.
 
-All of it is read from the explain split. Sampled contexts are uniform over the tiles in which a feature fires, so the
-active tokens in them stand for all of its active tokens.
+It reads the explain split alone. Sampled contexts are uniform over the tiles in which a feature fires, so the active
+tokens in them stand for all of its active tokens.
 
     unigram_purity        share of the active tokens that are the commonest one
     unigram_recall        share of that token's occurrences, in sampled contexts and in negatives (of which one tier is
                           drawn to hold the feature's token without it firing), on which the feature fires
-    position_dependence   (I(fires; place) - I0) / (H(fires) - I0), not below 0: the share of the uncertainty about
-                          whether a token is active that its place in the window removes. I is taken from the token
-                          density, the places of the active tokens, and those that the corpus's windows have. With
+    position_dependence   (I(fires; place) - I0) / (H(fires) - I0), not below 0: the place of a token in the window
+                          removes this share of the uncertainty about whether the token is active. I follows from the
+                          token density, the places of the active tokens and the places in the corpus's windows. With
                           few samples I is above 0 by chance; I0 is its mean over random placings of as many tokens.
 
-A feature is of the first kind in this list that fits it:
+A feature gets the first kind in this list that fits it:
 
     rare       the store's status: too few contexts for any claim
     token      purity above 0.9 and recall of at least 0.9; one without the other is an over-broad label
-    position   dependence of at least 0.8. That is what a feature reaches which fires on 9 of 10 tokens at one place and
-               for which that place makes up 9 of 10 active tokens (0.81 in windows of 128 tokens, 0.83 in 1,024)
+    position   dependence of at least 0.8. A feature that fires on 9 of 10 tokens at one place, and has 9 of 10 active
+               tokens there, reaches 0.81 in windows of 128 tokens and 0.83 in windows of 1,024
     dense      it fires on more than a tenth of all tokens
     other
 """

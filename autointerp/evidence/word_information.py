@@ -9,15 +9,14 @@ must also single out the feature among all features. With e_w the mean of the ou
     mode paper    p(w|c) log p(c|w)                     as published, on L as it is (temperatures of 1), highest first
     mode pmi      p(w|c) (log p(c|w) - log p(c))        with p(c) = 1 / number of features
 
-No published score is above 0, so the paper's order is led by words with p(w|c) near 0 as well as by those with p(c|w)
-near 1: words are *selected* there by a sum from which the constant entropy of the features was dropped, and for a
-selection it is no constant. Pointwise mutual information puts it back. Its p(c) is uniform because p(c|w) is a softmax
-over weights, in which a feature that fires often weighs no more than another; a prior from densities would only rank
-by rarity.
+No published score is above 0, so words with p(w|c) near 0 lead the paper's order as well as words with p(c|w) near 1.
+The paper selects words by a sum from which it dropped the entropy of the features as constant, and for a selection it is
+not constant. Pointwise mutual information puts it back. Its p(c) is uniform because p(c|w) is a softmax over weights, in
+which a feature that fires often weighs no more than another one; a prior from densities would only rank by rarity.
 
-Dot products have the scale of the weights, with which a softmax may be one word or all of them alike. In mode pmi each
-feature's logits are therefore centred and divided by their deviation over the vocabulary, which is a temperature of
-its own for each feature.
+Dot products have the scale of the weights, and at that scale a softmax may give all to one word or the same to each. In
+mode pmi each feature's logits are therefore centred and divided by their deviation over the vocabulary, which gives each
+feature a temperature of its own.
 """
 
 from __future__ import annotations

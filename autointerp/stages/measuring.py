@@ -24,7 +24,7 @@ from autointerp.model.token_batches import Halving
 from autointerp.records import Measurement, MeasureTask, stable_id
 from autointerp.sae.sae import Sae
 from autointerp.stages.session import Session, matching_sae
-from autointerp.steer.steered import Steered, SteeredTexts
+from autointerp.steer.continuations import Steered, SteeredTexts
 from autointerp.steer.steering import Steerer
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
@@ -136,7 +136,7 @@ class Models:
         self.config = session.config
         self.batch_tokens = session.config.model.batch_tokens
         self.halving = Halving()
-        """Of the subject model."""
+        """How far batches of the subject model were halved."""
         self._steered: dict[str, Steered | NotMeasured] = {}
         self._language_models: dict[str, tuple[LoadedModel, Halving]] = {}
         self._encoders: dict[str, SentenceEncoder] = {}
