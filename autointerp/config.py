@@ -239,11 +239,6 @@ class HarvestConfig:
             _check(getattr(self, name) >= 1, f"harvest.{name} must be 1 or more, not {getattr(self, name)}")
 
 
-METHODS = (
-    "shape", "words", "neighbours", "output_statistic", "mutual_information", "pruning", "token_change",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class EvidenceConfig:
     """[evidence]: what is found out about features beyond the harvest (see the table method_runs)."""
@@ -282,8 +277,6 @@ class EvidenceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.methods if name not in METHODS]
-        _check(not unknown, f"evidence.methods: no method {unknown[:1]}; there are {', '.join(METHODS)}")
         _check(0 < self.prune_keep <= 1, f"evidence.prune_keep must lie in 0..1, not {self.prune_keep}")
         _check(self.change_kl > 0, f"evidence.change_kl must be positive, not {self.change_kl}")
         for name in ("relation_tokens", "related", "mi_words", "words", "pruned_contexts", "prune_longest",

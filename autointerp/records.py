@@ -14,6 +14,7 @@ Kind = Literal["top", "sampled", "negative"]
 Tier = Literal["random", "same_token", "neighbour"]
 Side = Literal["input", "output", "both"]
 """What a label describes: what the feature responds to, what it makes the model say, or both."""
+ShapeKind = Literal["token", "position", "dense", "rare", "other"]
 HEADLINE_SCORERS = (
     "simulation", "simulation_random", "simulation_calibrated", "detection", "fuzzing", "embedding", "surprisal",
     "generation", "output", "intervention", "intruder",
@@ -165,10 +166,32 @@ class RelatedWord:
 
 
 @dataclass(frozen=True, slots=True)
+class ShapeFacts:
+    """The numbers that decide a feature's shape (see evidence/shape.py)."""
+
+    feature: int
+    kind: ShapeKind
+    unigram: str | None
+    """The token on which it fires most."""
+    unigram_purity: float | None
+    unigram_recall: float | None
+    unigram_strength: float
+    """Mean activation where it fires on that token, as a share of its maximum on the explain split."""
+    position_dependence: float | None
+    places: tuple[int, int] | None
+    """First and last place of the shortest stretch of a window that holds most of the active tokens. The text's first
+    token is at place 1; what was put before it for the model (a BOS) has none."""
+    place_recall: float | None
+    """Share of the tokens in that stretch on which it fires, at most 1."""
+    is_dense: bool
+    is_rare: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureShape:
     """What the numbers alone say about a feature. `text` is the label where they say enough, else None."""
 
-    kind: Literal["token", "position", "dense", "rare", "other"]
+    kind: ShapeKind
     unigram: str | None
     """The token on which it fires most."""
     unigram_purity: float | None
@@ -349,7 +372,7 @@ class MeasureTask:
     explanation_id: str | None
     """None where the answer does not depend on the label."""
     kind: str
-    """activations, surprisal, similarity, steering, label_gain: which measurement (see stages/measuring.py)."""
+    """activations, surprisal, similarity, steering, label_gain: which measurement (see tasks.py)."""
     payload: dict[str, Any]
     """JSON: texts and settings."""
 

@@ -1,17 +1,34 @@
-"""What scorers ask of the model, read from a task's JSON and checked: one class per kind of task.
+"""What scorers ask of the model, and what it answers: the one contract between asking, measuring and judging.
 
-A payload was written by another stage, perhaps of another version, so nothing of it is believed: what does not fit is
-`NotMeasured("bad_task", ...)`, which says what is wrong with which field.
+A scorer asks (a task is a row in the store), `autointerp measure` answers (another row), the scorer judges. One class
+here for each kind of task, one for each kind of answer. Both travel as JSON:
+
+    kind          payload                                      result
+    activations   texts                                        max, n_tokens: a number (or null) for each text
+    surprisal     prefixes, texts, language_model              nll: for each prefix a number for each text
+    similarity    query, texts, model                          cosine: a number for each text
+    steering      prompts, kl, n_tokens, n_random,             strength, kl, clean, steered: a text for each prompt;
+                  temperature, seed                            random: feature, strength, kl and texts of each one
+    label_gain    steering, template, label, language_model    clean, steered, random: a number for each prompt; random
+                                                               holds a list for each random feature
+
+A payload was written by another stage, perhaps of another version, so nothing in it is believed: what does not fit is
+NotMeasured("bad_task", ...), which says what is wrong with which field. A result that does not fit is AutointerpError:
+the two sides disagree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal, Self
+
+from autointerp.errors import AutointerpError
 
 Status = Literal["bad_task", "nonfinite", "kl_not_reached"]
+Number = float | None
+"""A finite number, or None where there is none."""
 
 
 class NotMeasured(Exception):
@@ -22,35 +39,68 @@ class NotMeasured(Exception):
         self.status, self.error = status, error
 
 
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Activations:
     """How strongly does the task's feature fire on each text?"""
 
+    kind: ClassVar = "activations"
     texts: list[str]
+
+    def payload(self) -> dict[str, Any]:
+        return _payload(self)
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any]) -> Self:
+        return cls(_texts(payload, "texts"))
 
 
 @dataclass(frozen=True, slots=True)
 class Surprisal:
     """How badly is each text predicted after each prefix?"""
 
+    kind: ClassVar = "surprisal"
     prefixes: list[str]
     texts: list[str]
     language_model: str
+    """A hub id or folder; "" is the subject model."""
+
+    def payload(self) -> dict[str, Any]:
+        return _payload(self)
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any]) -> Self:
+        return cls(_texts(payload, "prefixes"), _texts(payload, "texts"), _text(payload, "language_model"))
 
 
 @dataclass(frozen=True, slots=True)
 class Similarity:
     """How near is each text to the query, by a sentence embedding?"""
 
+    kind: ClassVar = "similarity"
     query: str
     texts: list[str]
     model: str
+    """local:FOLDER or local:PACKAGE."""
+
+    def payload(self) -> dict[str, Any]:
+        return _payload(self)
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any]) -> Self:
+        model = _text(payload, "model")
+        if not model.removeprefix("local:") or not model.startswith("local:"):
+            raise _bad(f"model must be local:FOLDER or local:PACKAGE, not {model!r}")
+        return cls(_text(payload, "query"), _texts(payload, "texts"), model)
 
 
 @dataclass(frozen=True, slots=True)
 class Steering:
     """What does the model write after each prompt: untouched, steered by the feature, by random ones?"""
 
+    kind: ClassVar = "steering"
     prompts: list[str]
     kl: float
     """Nats per token by which steering moves the next-token distribution."""
@@ -59,83 +109,219 @@ class Steering:
     temperature: float
     seed: int
 
+    def payload(self) -> dict[str, Any]:
+        return _payload(self)
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any]) -> Self:
+        return cls(
+            prompts=_texts(payload, "prompts"),
+            kl=_number(payload, "kl", above=0.0),
+            n_tokens=_whole(payload, "n_tokens", least=1),
+            n_random=_whole(payload, "n_random", least=0),
+            temperature=_number(payload, "temperature", least=0.0),
+            seed=_whole(payload, "seed"),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LabelGain:
     """How likely is the label after what the model writes when it is steered?"""
 
-    steering: dict[str, Any]
-    """The payload of a Steering, for a cache's key."""
-    steered: Steering
-    before: str
-    """Of the template: what stands before the text."""
-    after: str
-    """What stands between text and label."""
+    kind: ClassVar = "label_gain"
+    steering: Steering
+    template: str
+    """Holds {text} once and ends with {label}."""
     label: str
     language_model: str
+    """A hub id or folder; "" is the subject model."""
+
+    @property
+    def before(self) -> str:
+        """What stands before the text in the template."""
+        return self.template.partition("{text}")[0]
+
+    @property
+    def after(self) -> str:
+        """What stands between text and label in the template."""
+        return self.template.partition("{text}")[2].removesuffix("{label}")
+
+    def payload(self) -> dict[str, Any]:
+        return {**_payload(self), "steering": self.steering.payload()}
+
+    @classmethod
+    def parse(cls, payload: Mapping[str, Any]) -> Self:
+        template, label = _text(payload, "template"), _text(payload, "label")
+        before, has_text, rest = template.partition("{text}")
+        after, has_label, end = rest.partition("{label}")
+        if not has_text or not has_label or end or "{text}" in after or "{label}" in before:
+            raise _bad(f"template must hold {{text}} once and end with {{label}}, not {template!r}")
+        if not label.strip():
+            raise _bad("label is empty")
+        steering = _field(payload, "steering")
+        if not isinstance(steering, dict):
+            raise _bad(f"steering must be an object, not {type(steering).__name__}")
+        return cls(Steering.parse(steering), template, label, _text(payload, "language_model"))
 
 
 Asked = Activations | Surprisal | Similarity | Steering | LabelGain
+KINDS: tuple[type[Asked], ...] = (Activations, Surprisal, Similarity, Steering, LabelGain)
 
 
 def parse(kind: str, payload: Any) -> Asked:
     """The task. Raises NotMeasured (bad_task)."""
-    readers: dict[str, Callable[[Mapping[str, Any]], Asked]] = {
-        "activations": _activations,
-        "surprisal": _surprisal,
-        "similarity": _similarity,
-        "steering": _steering,
-        "label_gain": _label_gain,
-    }
-    if kind not in readers:
-        raise _bad(f"no measurement is called {kind!r}; there are {', '.join(readers)}")
+    classes = {asked.kind: asked for asked in KINDS}
+    if kind not in classes:
+        raise _bad(f"no measurement is called {kind!r}; there are {', '.join(classes)}")
     if not isinstance(payload, dict):
         raise _bad(f"the payload must be an object, not {type(payload).__name__}")
-    return readers[kind](payload)
+    return classes[kind].parse(payload)
+
+
+def _payload(task: Asked) -> dict[str, Any]:
+    """The fields as they are: the hash of a payload is a task's id, so nothing is converted."""
+    return {one.name: getattr(task, one.name) for one in fields(task)}
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationsAnswer:
+    """One entry for each text."""
+
+    max: Sequence[Number]
+    """Largest activation on a counted token, raw units, 0 where the feature is silent; None: no counted token."""
+    n_tokens: Sequence[int]
+    """Counted tokens. May be empty in an answer that is read: nothing is judged by it."""
+
+    def result(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def parse_result(cls, result: Mapping[str, Any], n_texts: int) -> Self:
+        n_tokens = _listed(result, "n_tokens", n_texts) if "n_tokens" in result else []
+        return cls(_numbers(result, "max", n_texts), n_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class SurprisalAnswer:
+    """For each prefix one entry for each text."""
+
+    nll: Sequence[Sequence[Number]]
+    """Mean nats per token of the text's own tokens after the prefix."""
+
+    def result(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def parse_result(cls, result: Mapping[str, Any], n_prefixes: int, n_texts: int) -> Self:
+        return cls([_numbers({"nll": row}, "nll", n_texts) for row in _listed(result, "nll", n_prefixes)])
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarityAnswer:
+    """One entry for each text."""
+
+    cosine: Sequence[Number]
+    """Cosine of the text's vector with the query's, -1 to 1."""
+
+    def result(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def parse_result(cls, result: Mapping[str, Any], n_texts: int) -> Self:
+        return cls(_numbers(result, "cosine", n_texts))
+
+
+@dataclass(frozen=True, slots=True)
+class SteeredByOther:
+    """What the model writes when another feature steers it equally far."""
+
+    feature: int
+    strength: float
+    kl: float
+    texts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringAnswer:
+    """For each prompt a text: what was written after it, the prompt itself not included."""
+
+    strength: float
+    """What the feature was held at, raw units."""
+    kl: float
+    """Nats per token, reached with it."""
+    clean: list[str]
+    steered: list[str]
+    random: list[SteeredByOther]
+
+    def result(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def parse_result(cls, result: Mapping[str, Any], n_prompts: int) -> Self:
+        others = [
+            SteeredByOther(
+                _member(one, "feature"), _member(one, "strength"), _member(one, "kl"), _listed(one, "texts", n_prompts)
+            )
+            for one in result.get("random", [])
+        ]
+        clean, steered = _listed(result, "clean", n_prompts), _listed(result, "steered", n_prompts)
+        return cls(_member(result, "strength"), _member(result, "kl"), clean, steered, others)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelGainAnswer:
+    """For each prompt the mean log-probability per token of the label after what was written, nats."""
+
+    clean: Sequence[Number]
+    steered: Sequence[Number]
+    random: Sequence[Sequence[Number]]
+    """One list for each random feature."""
+
+    def result(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def parse_result(cls, result: Mapping[str, Any], n_prompts: int) -> Self:
+        others = [_numbers({"random": one}, "random", n_prompts) for one in result.get("random", [])]
+        return cls(_numbers(result, "clean", n_prompts), _numbers(result, "steered", n_prompts), others)
+
+
+Answer = ActivationsAnswer | SurprisalAnswer | SimilarityAnswer | SteeringAnswer | LabelGainAnswer
+
+
+def _member(result: Mapping[str, Any], key: str) -> Any:
+    if key not in result:
+        raise AutointerpError(f"a measurement lacks {key!r}")
+    return result[key]
+
+
+def _listed(result: Mapping[str, Any], key: str, n: int) -> list[Any]:
+    """The list of `n` values under `key` of a result. Raises AutointerpError where it is none."""
+    values = result.get(key)
+    if not isinstance(values, list) or len(values) != n:
+        raise AutointerpError(f"a measurement's {key!r} should be a list of {n} values, not {str(values)[:80]}")
+    return values
+
+
+def _numbers(result: Mapping[str, Any], key: str, n: int) -> list[Number]:
+    return [_finite(value) for value in _listed(result, key, n)]
+
+
+def _finite(value: Any) -> Number:
+    """`value` where it is a finite number, else None: what could not be measured."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+# --- reading a payload ------------------------------------------------------------------------------------------------
 
 
 def _bad(error: str) -> NotMeasured:
     return NotMeasured("bad_task", error)
-
-
-def _activations(payload: Mapping[str, Any]) -> Activations:
-    return Activations(_texts(payload, "texts"))
-
-
-def _surprisal(payload: Mapping[str, Any]) -> Surprisal:
-    return Surprisal(_texts(payload, "prefixes"), _texts(payload, "texts"), _text(payload, "language_model"))
-
-
-def _similarity(payload: Mapping[str, Any]) -> Similarity:
-    model = _text(payload, "model")
-    if not model.removeprefix("local:") or not model.startswith("local:"):
-        raise _bad(f"model must be local:FOLDER or local:PACKAGE, not {model!r}")
-    return Similarity(_text(payload, "query"), _texts(payload, "texts"), model)
-
-
-def _steering(payload: Mapping[str, Any]) -> Steering:
-    return Steering(
-        prompts=_texts(payload, "prompts"),
-        kl=_number(payload, "kl", above=0.0),
-        n_tokens=_whole(payload, "n_tokens", least=1),
-        n_random=_whole(payload, "n_random", least=0),
-        temperature=_number(payload, "temperature", least=0.0),
-        seed=_whole(payload, "seed"),
-    )
-
-
-def _label_gain(payload: Mapping[str, Any]) -> LabelGain:
-    template, label = _text(payload, "template"), _text(payload, "label")
-    before, has_text, rest = template.partition("{text}")
-    after, has_label, end = rest.partition("{label}")
-    if not has_text or not has_label or end or "{text}" in after or "{label}" in before:
-        raise _bad(f"template must hold {{text}} once and end with {{label}}, not {template!r}")
-    if not label.strip():
-        raise _bad("label is empty")
-    steering = _field(payload, "steering")
-    if not isinstance(steering, dict):
-        raise _bad(f"steering must be an object, not {type(steering).__name__}")
-    return LabelGain(steering, _steering(steering), before, after, label, _text(payload, "language_model"))
 
 
 def _field(payload: Mapping[str, Any], name: str) -> Any:

@@ -33,10 +33,10 @@ from support.planted_oracle import Oracle
 from support.planted_scores import Means, job, means, score_and_measure
 from support.planted_world import EXPLAINER, OUTPUT_EXPLAINER, PlantedWorld, build, corpus_words, insert_labels
 
-from autointerp.config import METHODS, ExplainConfig, ScoreConfig
+from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.config_file import load
-from autointerp.explain import explaining
-from autointerp.explain.explainers import BUILT_IN
+from autointerp.evidence import methods
+from autointerp.explain import explainers, explaining
 from autointerp.stages import gathering, labelling, pipeline
 from autointerp.stages.session import Session
 from autointerp.store import Store
@@ -45,6 +45,7 @@ from autointerp.terminal import Terminal
 KINDS = ("single", "context", "position", "output", "polysemantic", "dense", "duplicate")
 ON_INPUT = ("simulation", "detection", "fuzzing", "embedding", "surprisal", "generation")
 ON_OUTPUT = ("output", "intervention")
+METHOD_NAMES = tuple(method.name for method in methods.BUILT_IN)
 DOCUMENTS = 360
 DEFAULTS: dict[str, object] = {
     "corpus.context_length": 128,
@@ -77,7 +78,7 @@ def tables(folder: Path, quality: float, seed: int) -> str:
     bag = save_bag_model(folder / "bag", corpus_words(seed, DOCUMENTS))
     with Store.open(Path(config.store.path)) as store:
         session = Session(config, terminal)
-        for method in METHODS:
+        for method in METHOD_NAMES:
             gathering.gather(session, store, config.sae[0], [method], labelling.describe_shape)
         lab = Lab(world, session, store, str(bag), quality)
         # One feature's costs first, while nothing has been asked yet.
@@ -113,7 +114,7 @@ class Lab:
         """Of one feature, an output feature, since it has labels of both sides."""
         rows = [["of", "method", "calls", "input tokens", "output tokens", "model forwards", "model tokens"]]
         n = len({feature for (feature,) in self.store.rows("SELECT feature FROM method_runs")})
-        for method in METHODS:
+        for method in METHOD_NAMES:
             ((forwards, tokens),) = self.store.rows(
                 "SELECT sum(n_forwards), sum(n_tokens) FROM method_runs WHERE method = ?", [method]
             )
@@ -141,7 +142,7 @@ class Lab:
             rows.append(["scorer", scorer, *self.spent(scoring(OUTPUT_EXPLAINER, scorer))])
         # After the scorers, which would score what these find.
         explained: list[list[str]] = []
-        for i, explainer in enumerate(one.name for one in BUILT_IN if not one.is_free):
+        for i, explainer in enumerate(one.name for one in explainers.BUILT_IN if not one.is_free):
             # A seed of its own, so that a composite pays for its parts.
             def explain(url: str, explainer: str = explainer, seed: int = 100 * i) -> None:
                 made = ExplainConfig(explainer=explainer, model="oracle", base_url=url, seed=seed, shape_labels=False)
@@ -149,7 +150,7 @@ class Lab:
                 asyncio.run(explaining.explain(job(self.store, str(only)), made, judge))
 
             explained.append(["explainer", explainer, *self.spent(explain)])
-        return markdown([*rows[: 1 + len(METHODS)], *explained, *rows[1 + len(METHODS) :]])
+        return markdown([*rows[: 1 + len(METHOD_NAMES)], *explained, *rows[1 + len(METHOD_NAMES) :]])
 
     def spent(self, work: Callable[[str], None], logprobs: tuple[str, ...] = ()) -> list[str]:
         """What the work adds to the ledger and to the measurements; questions about what the endpoint can do are asked

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from autointerp.config import EvidenceConfig, ModelConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import token_ids
-from autointerp.evidence import mutual_information as module
-from autointerp.evidence.mutual_information import mutual_information, vocabulary, word_embeddings
+from autointerp.evidence import word_information as module
+from autointerp.evidence.word_information import mutual_information, vocabulary, word_embeddings
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.records import Split, Window
 from autointerp.sae.sae import Sae

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from support.evidence_helpers import BATCH_TOKENS, POINT, Setup, dense_activations
 
 from autointerp.config import EvidenceConfig
-from autointerp.evidence import neighbours as module
-from autointerp.evidence.neighbours import (
+from autointerp.evidence import feature_relations as module
+from autointerp.evidence.feature_relations import (
     FEWEST_TOKENS,
     TokenCodes,
     explain_windows,

@@ -11,8 +11,8 @@ from scipy.stats import kurtosis, skew
 
 from autointerp.config import ModelConfig
 from autointerp.corpus.token_text import TokenText
-from autointerp.evidence import output_statistic as module
-from autointerp.evidence.output_statistic import output_statistics
+from autointerp.evidence import logit_tails as module
+from autointerp.evidence.logit_tails import output_statistics
 from autointerp.harvest.vocab_projection import Unembedding
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.sae.sae import Sae

@@ -13,7 +13,7 @@ from support.small_models import VOCAB, byte_fallback_tokenizer, save_model
 from autointerp.config import EvidenceConfig, ModelConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError
-from autointerp.evidence.pruning import mask_id, prune
+from autointerp.evidence.pruned_context_search import mask_id, prune
 from autointerp.model.hooks import Hookpoint, activations_at
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.records import Counterfactual

@@ -10,7 +10,7 @@ from torch import Tensor
 from autointerp.config import EvidenceConfig, ModelConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError
-from autointerp.evidence.token_change import SMALLEST_DEVIATION, token_change
+from autointerp.evidence.logit_shifts import SMALLEST_DEVIATION, token_change
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.sae.sae import Sae

@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
     "errors": set(),
     "records": set(),
-    "tasks": {"records"},
+    "tasks": {"errors", "records"},
     "plugins": {"errors"},
     "deadline": {"errors"},
     "config": {"errors", "deadline"},
@@ -41,14 +41,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "harvest": GROUND | {"corpus", "model", "sae", "store"},
     "steer": GROUND | {"corpus", "model", "sae"},
     "measure": GROUND | {"corpus", "model", "sae", "steer"},
-    "evidence": GROUND | {"corpus", "model", "sae", "store", "harvest", "steer", "measure"},
+    "evidence": GROUND | {"log", "corpus", "model", "sae", "store", "harvest", "steer", "measure"},
     "evaluate": GROUND | {"corpus", "model", "sae"},
     # both: each file of `stages` belongs to one side, and pipeline runs them in turn
     "stages": GROUND
     | {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate"}
     | {"llm", "store", "ask", "rules", "score", "explain", "terminal"},
     # for people
-    "report": GROUND | {"store", "terminal"},
+    "report": GROUND | {"store", "evidence", "terminal"},
     "cli": GROUND | {"stages", "report", "store", "terminal", "log"},
     "__main__": {"cli"},
     "__init__": set(),

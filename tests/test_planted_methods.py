@@ -31,8 +31,9 @@ from support.planted_world import (
     insert_labels,
 )
 
-from autointerp.config import METHODS, ExplainConfig, ScoreConfig
+from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.config_file import load
+from autointerp.evidence.methods import BUILT_IN
 from autointerp.explain.explaining import explain
 from autointerp.stages import gathering, labelling
 from autointerp.stages.session import Session
@@ -85,7 +86,7 @@ def store(world: PlantedWorld, session: Session) -> Iterator[Store]:
     sae = session.config.sae[0]
     clamped = ",".join(str(f.feature) for kind in CLAMPED for f in world.of_kind(kind)[:3])
     with harvested(world.folder) as opened:
-        for method in METHODS:
+        for method in (method.name for method in BUILT_IN):
             chosen = Selection(features=clamped if method == "token_change" else None)
             gathering.gather(session, opened, sae, [method], labelling.describe_shape, chosen)
         insert_labels(opened, [f for kind in JUDGED for f in world.of_kind(kind)[: 3 if kind == "output" else 2]])

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autointerp.records import ShapeFacts
 from autointerp.rules.patterns import Rule
 from autointerp.rules.shape_labels import describe
-from autointerp.store.shapes import ShapeFacts
 
 
 def facts(kind: str, unigram: str = " foo", places: tuple[int, int] = (1, 1), recall: float = 1.0) -> ShapeFacts:

@@ -33,6 +33,7 @@ def run_doctor(config: Config, terminal: Terminal) -> None:
         check("corpus", session.describe_corpus)
         for sae in config.sae:
             check(f"SAE {sae.dictionary}", lambda sae=sae: session.describe_sae(sae))  # type: ignore[misc]
+    check("evidence methods", lambda: pipeline.describe_methods(config))
     path = Path(config.store.path)
     check("store", lambda: _store(path, terminal.say))
     for stage, endpoint in (("explain", config.explain), ("score", config.score)):

@@ -1,8 +1,8 @@
-"""How likely a text is after another one, by a language model: the surprisal of contexts, the likelihood of labels.
+"""How likely a language model finds a text after another one: the surprisal of contexts, the likelihood of labels.
 
-Both are the mean negative log-probability, in nats, of the text's own tokens; what stands before it is only read. The
-tokens of the text are the same whatever stands before it, or two means could not be compared: prefix and text are
-tokenised apart, and a text that is too long loses its end (never the prefix).
+Both are the mean negative log-probability, in nats, of the text's own tokens; the model only reads what stands before
+it. The text must have the same tokens whatever stands before it, or two means could not be compared. So prefix and text
+are tokenised apart, and a text that is too long loses its end, while the prefix stays whole.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from autointerp.records import Window
 from autointerp.tasks import LabelGain, NotMeasured, Surprisal
 
 MOST_TOKENS = 4096
-"""Of one sequence, where the model itself would take more."""
+"""Longest sequence that is read, even where the model would take more."""
 # Logits are the largest tensors here: elements of one batch's, and of one block that is made float32.
 _LOGITS_CPU, _LOGITS_DEVICE, _BLOCK = 1 << 24, 1 << 28, 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """Ids that are read, then ids whose probability is asked for. Neither is empty."""
+    """Ids that the model reads, then ids whose probability is asked for. Neither is empty."""
 
     prefix: list[int]
     ids: list[int]
@@ -48,7 +48,7 @@ class Likelihoods:
 
 
 def longest_sequence(loaded: LoadedModel) -> int:
-    """Tokens that the model reads at once."""
+    """How many tokens the model reads at once, at most."""
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     return min(int(positions), MOST_TOKENS) if positions else MOST_TOKENS
 
@@ -75,8 +75,8 @@ def label_likelihood(
     loaded: LoadedModel, asked: Sequence[tuple[LabelGain, Sequence[Sequence[str]]]], batch_tokens: int,
     halving: Halving,
 ) -> list[Likelihoods | NotMeasured]:  # fmt: skip
-    """Mean log-probability per token of the label, where it stands in its template after each text (a list per list
-    of texts). NotMeasured and errors as of `surprisal`."""
+    """Mean log-probability per token of the label, where it stands in its template after each text: a list for each
+    list of texts. NotMeasured and errors are those of `surprisal`."""
     plans: list[Plan | NotMeasured] = []
     for task, arms in asked:
         try:
@@ -142,7 +142,7 @@ def _room(loaded: LoadedModel, prefixes: Sequence[Sequence[int]]) -> int:
 def _measured(
     loaded: LoadedModel, plans: Sequence[Plan | NotMeasured], batch_tokens: int, halving: Halving
 ) -> list[Likelihoods | NotMeasured]:
-    """Every plan's sequences in common batches."""
+    """Measures the sequences of all plans in common batches."""
     flat = [one for plan in plans if not isinstance(plan, NotMeasured) for row in plan for one in row]
     values = iter(mean_nll(loaded, flat, batch_tokens, halving))
     results: list[Likelihoods | NotMeasured] = []

@@ -34,7 +34,7 @@ POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
 
 @dataclass(slots=True)
 class Cosines:
-    """Of one query with its texts, -1 to 1."""
+    """Cosines of one query with its texts, -1 to 1."""
 
     values: list[float]
     n_forwards: int = 0

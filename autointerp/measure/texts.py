@@ -1,4 +1,4 @@
-"""How strongly features fire on texts that are not of the corpus: sentences an LLM wrote, texts a user brings.
+"""How strongly features fire on texts from outside the corpus: sentences that an LLM wrote, texts that a user brings.
 
 A text is one window, made as the corpus's are: the same BOS rule, cut off at the context length. Tokens that never
 count in the harvest (BOS, special and excluded tokens) do not count here either.
@@ -47,7 +47,7 @@ def feature_maxima(
 ) -> list[Maxima | NotMeasured]:  # fmt: skip
     """One result for each (feature, texts). The model reads a text once, whatever number of features asks for it.
 
-    Of `corpus` count context_length and prepend_bos. `excluded_ids`: see TokenText.excluded_ids. NotMeasured
+    `corpus` gives context_length and prepend_bos. `excluded_ids`: see TokenText.excluded_ids. NotMeasured
     (nonfinite) where the vectors of one of the texts, or the feature on it, are NaN or infinite; (bad_task) where the
     dictionary has no such feature. Raises errors.OutOfMemoryError where halving the batches no longer helps.
     """

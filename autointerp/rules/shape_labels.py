@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from autointerp.records import ShapeFacts
 from autointerp.rules.patterns import Rule, Table
 from autointerp.rules.token_names import quoted, token_name
-from autointerp.store.shapes import ShapeFacts
 
 PLACE_RECALL_FROM = 0.8
 """A position feature is labelled by its places where it fires on at least this share of the tokens there. The share is
@@ -13,7 +13,7 @@ tokens."""
 
 
 def describe(facts: ShapeFacts) -> tuple[str | None, str | None]:
-    """(text, rule) for `store.shapes.find_shapes`."""
+    """(text, rule) for `evidence.shape.find_shapes`."""
     return shape_text(facts), shape_rule(facts)
 
 

@@ -19,7 +19,7 @@ from autointerp.explain.explaining import methods_read as methods_read
 from autointerp.llm.budget import Budget
 from autointerp.llm.capabilities import honours_json_schema, probe
 from autointerp.llm.client import LlmClient
-from autointerp.records import CallRecord, Explanation
+from autointerp.records import CallRecord, Explanation, ShapeFacts
 from autointerp.rules import shape_labels
 from autointerp.score import scoring
 from autointerp.score.controls import CONTROLS
@@ -28,7 +28,6 @@ from autointerp.store.pace import measured_latency
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.run_progress import written_by
 from autointerp.store.selection import Selection
-from autointerp.store.shapes import ShapeFacts
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 

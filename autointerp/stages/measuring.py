@@ -1,23 +1,15 @@
-"""The stage between asking and judging: what scorers have asked of the model is measured and kept in the store.
+"""The stage between asking and judging: the model answers what scorers have asked, and the answers go into the store.
 
-A task and its answer are JSON (see records.MeasureTask):
-
-    activations   {texts}                                     -> {max, n_tokens}: a number (or null) for each text
-    surprisal     {prefixes, texts, language_model}           -> {nll}: for each prefix a number for each text
-    similarity    {query, texts, model}                       -> {cosine}: a number for each text
-    steering      {prompts, kl, n_tokens, n_random,           -> {strength, kl, clean, steered, random}: for each
-                   temperature, seed}                            prompt a text; of a random feature the same
-    label_gain    {steering, template, label, language_model} -> {clean, steered, random}: a number for each text
-
-A task that cannot be answered gets a status that says why (tasks.NotMeasured), never a number. What a configuration or
-an installation lacks (a model that is not there) ends the command instead, and its tasks stay to be measured.
+tasks.py holds the contract. A task that cannot be answered gets a status that says why (tasks.NotMeasured), never a
+number. What a configuration or an installation lacks (a model that is not there) ends the command instead, and its
+tasks stay to be measured.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,24 +24,57 @@ from autointerp.model.token_batches import Halving
 from autointerp.records import Measurement, MeasureTask, stable_id
 from autointerp.sae.sae import Sae
 from autointerp.stages.session import Session, matching_sae
-from autointerp.steer.steered import Steered, SteeredTexts
+from autointerp.steer.continuations import Steered, SteeredTexts
 from autointerp.steer.steering import Steerer
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
-from autointerp.tasks import Asked, LabelGain, NotMeasured, Similarity, Steering, Surprisal, parse
+from autointerp.tasks import (
+    Activations,
+    ActivationsAnswer,
+    Answer,
+    Asked,
+    LabelGain,
+    LabelGainAnswer,
+    NotMeasured,
+    Similarity,
+    SimilarityAnswer,
+    SteeredByOther,
+    Steering,
+    SteeringAnswer,
+    Surprisal,
+    SurprisalAnswer,
+    parse,
+)
 
-AT_ONCE = {"activations": 32, "steering": 8, "label_gain": 8, "surprisal": 4, "similarity": 16}
-"""Tasks measured together and then committed, in the order in which kinds are measured: those that read the subject
-model first. A run that is killed loses at most so many."""
 KL_WINDOWS, KL_TOKENS = 8, 32
 """Windows of the explain split, and tokens of each, on which the KL of steering is matched."""
 
-Measured = Sequence[tuple[MeasureTask, Any]]
-"""Tasks with their payloads as read by `parse`."""
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One task's answer and what it cost."""
+
+    answer: Answer
+    n_forwards: int
+    """Sequences that a model read."""
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one kind of task is answered."""
+
+    name: str
+    at_once: int
+    """Tasks answered together and then committed: a kill loses no more."""
+    answers: Callable[[Models, Sequence[tuple[int, Any]]], list[Answered | NotMeasured]]
+    """One result for each (feature, task); the tasks name the same further model."""
+    further_model: Callable[[Any], str] = lambda task: ""
+    """The model that a task names besides the subject model: its tasks go together, so that it is loaded once."""
 
 
 def measure(session: Session, store: Store, sae: SaeConfig, selection: Selection) -> int:
-    """Measure what was asked and not measured yet of the chosen features; how many tasks were measured.
+    """Answer what was asked about the chosen features and not answered yet; how many tasks were measured.
 
     Raises MismatchError where SAE or model are not those of the store; InputError where a model that a task names is
     not there; errors.OutOfMemoryError. What was measured until then is kept.
@@ -60,10 +85,9 @@ def measure(session: Session, store: Store, sae: SaeConfig, selection: Selection
     if not tasks:
         session.terminal.say(f"{sae.dictionary}: nothing to measure")
         return 0
-    measurer = _Measurer(session, store, sae, dictionary_id)
     statuses: Counter[str] = Counter()
     with session.terminal.progress(f"{sae.dictionary}: measuring", len(tasks), "tasks") as update:
-        for kind, measured in measurer.run(tasks):
+        for kind, measured in _measurements(Models(session, store, sae, dictionary_id), tasks):
             store.insert_measurements(measured)
             statuses.update(one.status for one in measured)
             update(sum(statuses.values()), note=kind)
@@ -74,7 +98,37 @@ def measure(session: Session, store: Store, sae: SaeConfig, selection: Selection
     return len(tasks)
 
 
-class _Measurer:
+def _measurements(models: Models, tasks: Sequence[MeasureTask]) -> Iterator[tuple[str, list[Measurement]]]:
+    """(kind, measurements) of a few tasks at a time."""
+    parsed: dict[str, list[tuple[MeasureTask, Asked]]] = {kind.name: [] for kind in KINDS}
+    bad: list[Measurement] = []
+    for task in tasks:
+        try:
+            asked = parse(task.kind, task.payload)
+        except NotMeasured as reason:
+            bad.append(_measurement(task, reason))
+            continue
+        parsed[task.kind].append((task, asked))
+    if bad:
+        yield "bad tasks", bad
+    for kind in KINDS:
+        groups: dict[str, list[tuple[MeasureTask, Asked]]] = {}
+        for task, asked in parsed[kind.name]:
+            groups.setdefault(kind.further_model(asked), []).append((task, asked))
+        for group in groups.values():
+            for start in range(0, len(group), kind.at_once):
+                block = group[start : start + kind.at_once]
+                found = kind.answers(models, [(task.feature, asked) for task, asked in block])
+                yield kind.name, [_measurement(task, one) for (task, _), one in zip(block, found, strict=True)]
+
+
+def _measurement(task: MeasureTask, found: Answered | NotMeasured) -> Measurement:
+    if isinstance(found, NotMeasured):
+        return Measurement(task.task_id, found.status, None, found.error)
+    return Measurement(task.task_id, "ok", found.answer.result(), None, found.n_forwards, found.n_tokens)
+
+
+class Models:
     """The models that one command needs, each loaded when the first task needs it."""
 
     def __init__(self, session: Session, store: Store, sae: SaeConfig, dictionary_id: int) -> None:
@@ -82,37 +136,10 @@ class _Measurer:
         self.config = session.config
         self.batch_tokens = session.config.model.batch_tokens
         self.halving = Halving()
-        """Of the subject model."""
+        """How far batches of the subject model were halved."""
         self._steered: dict[str, Steered | NotMeasured] = {}
         self._language_models: dict[str, tuple[LoadedModel, Halving]] = {}
         self._encoders: dict[str, SentenceEncoder] = {}
-
-    def run(self, tasks: Sequence[MeasureTask]) -> Iterator[tuple[str, list[Measurement]]]:
-        """(kind, measurements) of a few tasks at a time."""
-        parsed: dict[str, list[tuple[MeasureTask, Asked]]] = {kind: [] for kind in AT_ONCE}
-        bad: list[Measurement] = []
-        for task in tasks:
-            try:
-                payload = parse(task.kind, task.payload)
-            except NotMeasured as reason:
-                bad.append(_failed(task, reason))
-                continue
-            parsed[task.kind].append((task, payload))
-        if bad:
-            yield "bad tasks", bad
-        work: dict[str, Callable[[Any], list[Measurement]]] = {
-            "activations": self.activations,
-            "steering": self.steering,
-            "label_gain": self.label_gain,
-            "surprisal": self.surprisal,
-            "similarity": self.similarity,
-        }
-        for kind, at_once in AT_ONCE.items():
-            for group in _by_model(parsed[kind]):
-                for start in range(0, len(group), at_once):
-                    yield kind, work[kind](group[start : start + at_once])
-
-    # --- what the kinds need ---------------------------------------------------------------------------------------
 
     @cached_property
     def subject(self) -> tuple[LoadedModel, Sae]:
@@ -154,53 +181,8 @@ class _Measurer:
             self._encoders[name] = SentenceEncoder(name, resolve_device(self.config.model.device))
         return self._encoders[name]
 
-    # --- the kinds -------------------------------------------------------------------------------------------------
-
-    def activations(self, tasks: Measured) -> list[Measurement]:
-        loaded, weights = self.subject
-        asked = [(task.feature, payload.texts) for task, payload in tasks]
-        found = feature_maxima(
-            loaded, weights, self.session.points(self.sae)[0], asked, self.config.corpus, self.excluded,
-            self.batch_tokens, self.halving,
-        )  # fmt: skip
-        return [
-            _failed(task, one)
-            if isinstance(one, NotMeasured)
-            else _ok(task, {"max": one.maximum, "n_tokens": one.n_tokens}, one.n_forwards, one.n_read)
-            for (task, _), one in zip(tasks, found, strict=True)
-        ]
-
-    def surprisal(self, tasks: Measured) -> list[Measurement]:
-        loaded, halving = self.language_model(tasks[0][1].language_model)
-        found = surprisal(loaded, [payload for _, payload in tasks], self.batch_tokens, halving)
-        return [
-            _failed(task, one)
-            if isinstance(one, NotMeasured)
-            else _ok(task, {"nll": one.rows}, one.n_forwards, one.n_tokens)
-            for (task, _), one in zip(tasks, found, strict=True)
-        ]
-
-    def similarity(self, tasks: Measured) -> list[Measurement]:
-        encoder = self.encoder(tasks[0][1].model)
-        found = similarities(encoder, [payload for _, payload in tasks], self.batch_tokens)
-        return [
-            _failed(task, one)
-            if isinstance(one, NotMeasured)
-            else _ok(task, {"cosine": one.values}, one.n_forwards, one.n_tokens)
-            for (task, _), one in zip(tasks, found, strict=True)
-        ]
-
-    def steering(self, tasks: Measured) -> list[Measurement]:
-        found = self._steer([(task.feature, payload) for task, payload in tasks])
-        return [
-            _failed(task, one)
-            if isinstance(one, NotMeasured)
-            else _ok(task, _steering_result(one), one.n_forwards, one.n_tokens)
-            for (task, _), one in zip(tasks, found, strict=True)
-        ]
-
-    def _steer(self, tasks: Sequence[tuple[int, Steering]]) -> list[Steered | NotMeasured]:
-        """Each (feature, payload) is steered once in a command; the second time it costs nothing."""
+    def steer(self, tasks: Sequence[tuple[int, Steering]]) -> list[Steered | NotMeasured]:
+        """Steers each (feature, task) once in a command; the second time it costs nothing."""
         keys = [stable_id(feature, asdict(asked)) for feature, asked in tasks]
         new = {key: task for key, task in zip(keys, tasks, strict=True) if key not in self._steered}
         if new:
@@ -225,50 +207,76 @@ class _Measurer:
                 self._steered[key] = replace(found, n_forwards=0, n_tokens=0)
         return results
 
-    def label_gain(self, tasks: Measured) -> list[Measurement]:
-        steered = self._steer([(task.feature, payload.steered) for task, payload in tasks])
-        loaded, halving = self.language_model(tasks[0][1].language_model)
-        asked = [
-            (payload, one.arms()) for (_, payload), one in zip(tasks, steered, strict=True) if isinstance(one, Steered)
-        ]
-        likelihoods = iter(label_likelihood(loaded, asked, self.batch_tokens, halving))
-        results = []
-        for (task, _), texts in zip(tasks, steered, strict=True):
-            found = texts if isinstance(texts, NotMeasured) else next(likelihoods)
-            if isinstance(texts, NotMeasured) or isinstance(found, NotMeasured):
-                assert isinstance(found, NotMeasured)
-                results.append(_failed(task, found))
-                continue
-            clean, own, *random = found.rows
-            n_forwards, n_tokens = texts.n_forwards + found.n_forwards, texts.n_tokens + found.n_tokens
-            results.append(_ok(task, {"clean": clean, "steered": own, "random": random}, n_forwards, n_tokens))
-        return results
+
+# --- how each kind is answered ----------------------------------------------------------------------------------------
 
 
-def _by_model(tasks: Measured) -> list[list[tuple[MeasureTask, Any]]]:
-    """The tasks of each further model by themselves, so that every model is loaded once."""
-    groups: dict[str, list[tuple[MeasureTask, Any]]] = {}
-    for task, payload in tasks:
-        name = payload.model if isinstance(payload, Similarity) else ""
-        if isinstance(payload, Surprisal | LabelGain):
-            name = payload.language_model
-        groups.setdefault(name, []).append((task, payload))
-    return list(groups.values())
+def _activations(models: Models, tasks: Sequence[tuple[int, Activations]]) -> list[Answered | NotMeasured]:
+    loaded, weights = models.subject
+    found = feature_maxima(
+        loaded, weights, models.session.points(models.sae)[0], [(feature, asked.texts) for feature, asked in tasks],
+        models.config.corpus, models.excluded, models.batch_tokens, models.halving,
+    )  # fmt: skip
+    return [
+        one
+        if isinstance(one, NotMeasured)
+        else Answered(ActivationsAnswer(one.maximum, one.n_tokens), one.n_forwards, one.n_read)
+        for one in found
+    ]
 
 
-def _steering_result(steered: Steered) -> dict[str, Any]:
-    return {
-        "strength": steered.own.strength,
-        "kl": steered.own.kl,
-        "clean": steered.clean,
-        "steered": steered.own.texts,
-        "random": [asdict(arm) for arm in steered.random],
-    }
+def _surprisal(models: Models, tasks: Sequence[tuple[int, Surprisal]]) -> list[Answered | NotMeasured]:
+    loaded, halving = models.language_model(tasks[0][1].language_model)
+    found = surprisal(loaded, [asked for _, asked in tasks], models.batch_tokens, halving)
+    return [
+        one if isinstance(one, NotMeasured) else Answered(SurprisalAnswer(one.rows), one.n_forwards, one.n_tokens)
+        for one in found
+    ]
 
 
-def _ok(task: MeasureTask, result: dict[str, Any], n_forwards: int, n_tokens: int) -> Measurement:
-    return Measurement(task.task_id, "ok", result, None, n_forwards, n_tokens)
+def _similarity(models: Models, tasks: Sequence[tuple[int, Similarity]]) -> list[Answered | NotMeasured]:
+    found = similarities(models.encoder(tasks[0][1].model), [asked for _, asked in tasks], models.batch_tokens)
+    return [
+        one if isinstance(one, NotMeasured) else Answered(SimilarityAnswer(one.values), one.n_forwards, one.n_tokens)
+        for one in found
+    ]
 
 
-def _failed(task: MeasureTask, reason: NotMeasured) -> Measurement:
-    return Measurement(task.task_id, reason.status, None, reason.error)
+def _steering(models: Models, tasks: Sequence[tuple[int, Steering]]) -> list[Answered | NotMeasured]:
+    return [
+        one if isinstance(one, NotMeasured) else Answered(_steering_answer(one), one.n_forwards, one.n_tokens)
+        for one in models.steer(tasks)
+    ]
+
+
+def _steering_answer(steered: Steered) -> SteeringAnswer:
+    own, others = steered.own, [SteeredByOther(arm.feature, arm.strength, arm.kl, arm.texts) for arm in steered.random]
+    return SteeringAnswer(own.strength, own.kl, steered.clean, own.texts, others)
+
+
+def _label_gain(models: Models, tasks: Sequence[tuple[int, LabelGain]]) -> list[Answered | NotMeasured]:
+    steered = models.steer([(feature, asked.steering) for feature, asked in tasks])
+    loaded, halving = models.language_model(tasks[0][1].language_model)
+    read = [(asked, one.arms()) for (_, asked), one in zip(tasks, steered, strict=True) if isinstance(one, Steered)]
+    likelihoods = iter(label_likelihood(loaded, read, models.batch_tokens, halving))
+    results: list[Answered | NotMeasured] = []
+    for texts in steered:
+        found = texts if isinstance(texts, NotMeasured) else next(likelihoods)
+        if isinstance(texts, NotMeasured) or isinstance(found, NotMeasured):
+            assert isinstance(found, NotMeasured)
+            results.append(found)
+            continue
+        clean, own, *others = found.rows
+        n_forwards, n_tokens = texts.n_forwards + found.n_forwards, texts.n_tokens + found.n_tokens
+        results.append(Answered(LabelGainAnswer(clean, own, others), n_forwards, n_tokens))
+    return results
+
+
+KINDS = (
+    Kind(Activations.kind, 32, _activations),
+    Kind(Steering.kind, 8, _steering),
+    Kind(LabelGain.kind, 8, _label_gain, lambda task: str(task.language_model)),
+    Kind(Surprisal.kind, 4, _surprisal, lambda task: str(task.language_model)),
+    Kind(Similarity.kind, 16, _similarity, lambda task: str(task.model)),
+)
+"""In the order in which they are measured: those that read the subject model first."""

@@ -21,6 +21,7 @@ from autointerp import __version__
 from autointerp.config import Config, SaeConfig
 from autointerp.config_file import as_dict
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
+from autointerp.evidence.methods import check_methods
 from autointerp.stages import labelling
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
 from autointerp.stages.labelling import RANDOM_MODEL, Labelling
@@ -165,6 +166,7 @@ def harvest(
     dry_run: bool = False,
 ) -> None:
     """Collect evidence; one shard of several never touches the store, a single one is merged at once."""
+    check_methods(config.evidence.methods)
     session = gpu_session(config, terminal)
     from autointerp.stages import harvesting
 
@@ -204,6 +206,7 @@ def measure(
     """Run the evidence methods that were not run yet on the chosen features (those of the configuration, those that
     its explainer reads, and `methods`), then answer what scorers have asked of the model; how many tasks were
     measured."""
+    check_methods((*config.evidence.methods, *methods))
     require_torch()
     from autointerp.stages import measuring
 
@@ -226,8 +229,14 @@ def _gather(
     return any(found)
 
 
+def describe_methods(config: Config) -> str:
+    """The evidence methods that are run, for `doctor`. InputError where one of those named is not there."""
+    return ", ".join(method.name for method in check_methods(config.evidence.methods)) or "none"
+
+
 def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
     """Merge finished shards into the store."""
+    check_methods(config.evidence.methods)
     require_torch()
     from autointerp.stages import harvesting
 
@@ -338,6 +347,7 @@ def run(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("torchrun starts several processes, and only `autointerp train` shares its work among them")
     labelling.check_control(control)
+    check_methods(config.evidence.methods)
     saes = chosen_saes(config, dictionary)
     if control == RANDOM_MODEL:
         config = with_random_weights(config, saes)

@@ -5,7 +5,7 @@
 at every position that counts, with the feature's own activation z_i there, its decoder row d_i and, for a dictionary
 that reads each vector scaled by itself, that scale s. Only the one feature's part of x changes: what the dictionary
 does not explain (the error term) stays, so a feature clamped to the activation it has changes nothing (Templeton et
-al. 2024). Of a transcoder, z_i comes from the input hookpoint and x is the output hookpoint's activation, in the same
+al. 2024). With a transcoder, z_i comes from the input hookpoint and x is the output hookpoint's activation in the same
 pass. BOS, excluded ids and padding are never touched.
 
 Many features are clamped side by side: every row of a batch has a feature and a value of its own.

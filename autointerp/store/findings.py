@@ -1,4 +1,4 @@
-"""What evidence methods found beyond the harvest, and what scorers ask of the model: writing and reading.
+"""Findings of evidence methods, and what scorers ask of the model: writing and reading.
 
 A method's rows and its rows in `method_runs` are written in one transaction, so a feature either has both or neither.
 """
@@ -6,38 +6,20 @@ A method's rows and its rows in `method_runs` are written in one transaction, so
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autointerp.errors import AutointerpError
-from autointerp.records import (
-    ChangedToken,
-    Counterfactual,
-    FeatureShape,
-    Measurement,
-    MeasureTask,
-    PrunedContext,
-    RelatedWord,
-)
+from autointerp.errors import AutointerpError, InputError
+from autointerp.records import FeatureShape, Measurement, MeasureTask
 from autointerp.store.connection import StoreConnection
+from autointerp.store.finding_tables import BUILT_IN, NOTED, FindingTable, Row, tables_in
 from autointerp.store.values import as_json, clean
-
-TABLE_OF: dict[str, str] = {
-    "shape": "feature_shapes",
-    "words": "input_words",
-    "neighbours": "neighbours",
-    "output_statistic": "output_statistics",
-    "mutual_information": "mutual_information",
-    "pruning": "pruned_contexts",
-    "token_change": "token_changes",
-}
-"""Where each method's findings are."""
 
 
 @dataclass(frozen=True, slots=True)
 class MethodRun:
-    """That a method was run on a feature, and what came of it."""
+    """One method was run on one feature, and how that ended."""
 
     feature: int
     status: str = "ok"
@@ -50,16 +32,54 @@ class MethodRun:
 class StoreFindings(StoreConnection):
     # --- evidence methods ------------------------------------------------------------------------------------------
 
+    def finding_tables(self) -> list[FindingTable]:
+        """The tables of the built-in methods, then those that other methods brought to this store."""
+        return tables_in(self)
+
+    def finding_table(self, method: str) -> FindingTable:
+        """Raises InputError where no method of that name has a table in this store."""
+        for table in self.finding_tables():
+            if table.method == method:
+                return table
+        raise InputError(f"{self.path} has no table of an evidence method {method!r}")
+
+    def add_finding_table(self, table: FindingTable) -> None:
+        """Makes a method's own table where the store does not have it yet; a built-in one is there.
+
+        Raises InputError: it cannot be made as it is declared, its name is taken, or the store holds the method's table
+        with other columns.
+        """
+        if table in BUILT_IN:
+            return
+        table.check()
+        held = next((held for held in self.finding_tables() if held.method == table.method), None)
+        if held is not None and held.noted() == table.noted():
+            return
+        if held is not None:
+            raise InputError(
+                f"{self.path} holds findings of the evidence method {table.method!r} in a table {held.name} that is "
+                "declared otherwise by the version that is installed; that version must name a new method"
+            )
+        with self.transaction() as con:
+            taken = con.execute(
+                "SELECT 1 FROM information_schema.tables WHERE table_catalog = current_database() AND table_name = ?",
+                [table.name],
+            ).fetchall()
+            if taken:
+                raise InputError(f"the evidence method {table.method!r} wants a table {table.name}, which there is")
+            con.execute(table.create_sql())
+            con.execute("INSERT INTO settings VALUES (NULL, ?, ?)", [NOTED + table.method, table.noted()])
+
     def replace_findings(
         self, method: str, dictionary_id: int, harvest_id: int, settings_sha256: str, runs: Sequence[MethodRun],
         columns: Mapping[str, Sequence[Any]],
     ) -> None:  # fmt: skip
-        """Sets what `method` found of the features in `runs`, whatever an earlier run had found of them.
+        """Sets what `method` found of the features in `runs`, and removes what an earlier run had found of them.
 
         `columns`: those of the method's table, without dictionary_id and harvest_id; equally long, in any order of
-        features, all of which are in `runs`.
+        features, all of which are in `runs`. A table of the method's own was added by `add_finding_table`.
         """
-        table = TABLE_OF[method]
+        table = self.finding_table(method).name
         features = [run.feature for run in runs]
         stray = set(columns.get("feature", ())) - set(features)
         if stray:
@@ -107,11 +127,14 @@ class StoreFindings(StoreConnection):
         return {int(feature) for (feature,) in found}
 
     def features_with_findings(self, method: str, dictionary_id: int) -> set[int]:
-        """Features of which `method` (one of TABLE_OF, or vocab_projection) found anything; of pruning, only what keeps
-        the peak counts."""
-        table = TABLE_OF.get(method, "vocab_projection")
-        kept = " AND status = 'ok'" if method == "pruning" else ""
-        found = self.rows(f"SELECT DISTINCT feature FROM {table} WHERE dictionary_id = ?{kept}", [dictionary_id])
+        """Features of which `method` (an evidence method, or vocab_projection) found anything that says something."""
+        name, found_where = "vocab_projection", "true"
+        if method != "vocab_projection":
+            table = self.finding_table(method)
+            name, found_where = table.name, table.found_where
+        found = self.rows(
+            f"SELECT DISTINCT feature FROM {name} WHERE dictionary_id = ? AND {found_where}", [dictionary_id]
+        )
         return {int(feature) for (feature,) in found}
 
     def shape_labels(self, dictionary_id: int) -> dict[int, FeatureShape]:
@@ -123,77 +146,60 @@ class StoreFindings(StoreConnection):
         )
         return {int(feature): FeatureShape(*values) for feature, *values in found}
 
-    def findings_of(self, dictionary_id: int, features: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Per feature the fields of FeatureEvidence that evidence methods fill; where they found nothing, none."""
+    def findings(self, table: FindingTable, dictionary_id: int, features: Sequence[int]) -> dict[int, list[Row]]:
+        """The rows of a method's table by feature, each by column name and in the table's order. Features without any
+        have no entry."""
         wanted = [int(f) for f in features]
-        result: dict[int, dict[str, Any]] = {f: {} for f in wanted}
-        if not wanted:
-            return result
-        key = [dictionary_id, min(wanted), max(wanted), wanted]
-
-        def rows(columns: str, table: str, order: str) -> list[tuple[Any, ...]]:
-            return self.rows(
-                f"SELECT feature, {columns} FROM {table} WHERE dictionary_id = ? AND feature BETWEEN ? AND ? "
-                f"AND feature IN (SELECT unnest(?::INTEGER[])) ORDER BY {order}",
-                key,
+        result: dict[int, list[Row]] = {}
+        if wanted:
+            found = self.dicts(
+                f"SELECT * EXCLUDE (dictionary_id) FROM {table.name} WHERE dictionary_id = ? "
+                "AND feature BETWEEN ? AND ? AND feature IN (SELECT unnest(?::INTEGER[])) "
+                f"ORDER BY {table.order_by()}",
+                [dictionary_id, min(wanted), max(wanted), wanted],
             )
+            for row in found:
+                result.setdefault(row["feature"], []).append(row)
+        return result
 
-        for feature, context_id, mode, tokens, importance, activation, full, status, tried in rows(
-            "context_id, mode, tokens, importance, activation, full_activation, status, counterfactuals",
-            "pruned_contexts", "feature, rank",
-        ):  # fmt: skip
-            counterfactuals = [Counterfactual(**one) for one in tried]
-            pruned = PrunedContext(
-                feature, context_id, mode, tokens, importance, activation, full, status, counterfactuals
-            )
-            result[feature].setdefault("pruned", []).append(pruned)
-        for feature, *values in rows("token, sign, rank, delta, z", "token_changes", "feature, sign DESC, rank"):
-            result[feature].setdefault("changed", []).append(ChangedToken(*values))
-        for feature, *values in rows("word, rank, score", "mutual_information", "feature, rank"):
-            result[feature].setdefault("related_words", []).append(RelatedWord(*values))
-        for feature, *values in rows("word, rank, pmi", "input_words", "feature, rank"):
-            result[feature].setdefault("input_words", []).append(RelatedWord(*values))
-        shape = "kind, unigram, unigram_purity, position_dependence, text, rule"
-        for feature, *values in rows(shape, "feature_shapes", "feature"):
-            result[feature]["shape"] = FeatureShape(*values)
-        for feature, is_output in rows("is_output", "output_statistics", "feature"):
-            result[feature]["is_output"] = is_output
+    def findings_of(self, dictionary_id: int, features: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """For every feature asked for, the fields of FeatureEvidence that evidence methods fill; without those for
+        which nothing was found."""
+        result: dict[int, dict[str, Any]] = {int(f): {} for f in features}
+        for table in BUILT_IN:
+            if table.fills is not None and table.read is not None:
+                for feature, rows in self.findings(table, dictionary_id, list(result)).items():
+                    result[feature][table.fills] = table.read(rows)
         return result
 
     def findings_page(self, dictionary_id: int, feature: int) -> dict[str, Any]:
-        """The same of one feature for a reader, and what only a reader wants: dicts by column, lists in order of rank.
+        """The findings on one feature for a reader, and what only a reader wants: dicts by column, in order of rank.
 
-        Keys: shape, output_statistic (None where the method found nothing); pruned, changed (said more, then less),
-        related_words, input_words; neighbours (by relation, each with its own label); method_runs.
+        Keys: those of every method's table (see FindingTable.page_key), a list of rows each, or one row (None where
+        there is none) of a table that has one row for a feature; and method_runs.
         """
+        page: dict[str, Any] = {}
+        for table in self.finding_tables():
+            rows = [
+                {name: value for name, value in row.items() if name != "feature"}
+                for row in self.findings(table, dictionary_id, [feature]).get(feature, [])
+            ]
+            if table.other_feature is not None:
+                labels = self._labels(dictionary_id, {row[table.other_feature] for row in rows})
+                rows = [{**row, "label": labels[row[table.other_feature]]} for row in rows]
+            page[table.page_key] = next(iter(rows), None) if table.is_single else rows
+        page["method_runs"] = self.dicts(
+            "SELECT * EXCLUDE (dictionary_id, feature) FROM method_runs WHERE dictionary_id = ? AND feature = ? "
+            "ORDER BY method",
+            [dictionary_id, feature],
+        )
+        return page
 
-        def rows(table: str, order: str) -> list[dict[str, Any]]:
-            return self.dicts(
-                f"SELECT * EXCLUDE (dictionary_id, feature) FROM {table} "
-                f"WHERE dictionary_id = ? AND feature = ? ORDER BY {order}",
-                [dictionary_id, feature],
-            )
-
-        neighbours = rows("neighbours", "relation, rank")
-        # One at a time: a single feature is looked up, where a list of them is picked out of all labels.
-        labels = {
-            neighbour: self.rows(
-                "SELECT label FROM labels WHERE dictionary_id = ? AND feature = ?", [dictionary_id, neighbour]
-            )
-            for neighbour in {row["neighbour"] for row in neighbours}
-        }
-        return {
-            "shape": next(iter(rows("feature_shapes", "kind")), None),
-            "output_statistic": next(iter(rows("output_statistics", "kurtosis")), None),
-            "neighbours": [
-                {**row, "label": next((label for (label,) in labels[row["neighbour"]]), None)} for row in neighbours
-            ],
-            "pruned": rows("pruned_contexts", "rank"),
-            "changed": rows("token_changes", "sign DESC, rank"),
-            "related_words": rows("mutual_information", "rank"),
-            "input_words": rows("input_words", "rank"),
-            "method_runs": rows("method_runs", "method"),
-        }
+    def _labels(self, dictionary_id: int, features: Iterable[int]) -> dict[int, str | None]:
+        """The label of each feature, looked up one at a time: a list would be picked out of all labels."""
+        sql = "SELECT label FROM labels WHERE dictionary_id = ? AND feature = ?"
+        found = {feature: self.rows(sql, [dictionary_id, feature]) for feature in features}
+        return {feature: rows[0][0] if rows else None for feature, rows in found.items()}
 
     def method_counts(self, dictionary_id: int) -> list[dict[str, Any]]:
         """method, status and n: on how many features a method was run, and what came of it."""

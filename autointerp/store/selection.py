@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import duckdb
 
 from autointerp.errors import AutointerpError, InputError, nearest
 from autointerp.store.connection import StoreConnection, connect
+from autointerp.store.finding_tables import tables_in
 from autointerp.store.labels_left import LabelsLeft
 
 _TABLES = frozenset(
@@ -87,8 +88,9 @@ def parse_features(text: str) -> list[tuple[int, int]]:
     return ranges
 
 
-def check_condition(condition: str) -> None:
-    """Raises InputError unless `condition` is one SQL expression that reads nothing but the store's own tables.
+def check_condition(condition: str, more_tables: Collection[str] = ()) -> None:
+    """Raises InputError unless `condition` is one SQL expression that reads nothing but the store's own tables, those
+    that evidence methods of other packages brought to it (`more_tables`) included.
 
     DuckDB parses the text and never runs it. It is parsed twice: in brackets, as the only WHERE clause of a statement
     that we build, where the parse shows anything that ends the expression early, adds a statement, or names a table
@@ -125,7 +127,8 @@ def check_condition(condition: str) -> None:
             raise InputError(f"--where {condition!r}: a condition takes no parameters (?, $1)")
         if kind == "BASE_TABLE":
             table = inner["table_name"]
-            known = table in _TABLES and inner["schema_name"] in ("", "main", "evidence") and not inner["catalog_name"]
+            is_ours = table in _TABLES or table in more_tables
+            known = is_ours and inner["schema_name"] in ("", "main", "evidence") and not inner["catalog_name"]
             if not known and not (table in with_names and not inner["schema_name"]):
                 raise InputError(f"--where {condition!r}: {table!r} is not a table of the store")
 
@@ -164,7 +167,7 @@ class StoreSelections(StoreConnection):
             conditions.append("(" + " OR ".join("feature BETWEEN ? AND ?" for _ in ranges) + ")")
             parameters = [bound for pair in ranges for bound in pair]
         if selection.where is not None:
-            check_condition(selection.where)
+            check_condition(selection.where, {table.name for table in tables_in(self)})
             source = _SELECTABLE
             conditions.append(f"(\n{selection.where}\n)")
         for name in ("random", "limit"):

@@ -196,7 +196,7 @@ POINTS = (
         "autointerp.stages.harvesting:remove_leftovers",
     ),  # fmt: skip
     Point("gather: between methods", f"{_FINDINGS}.replace_findings", "after", 2),
-    Point("gather: pruned, not written", "autointerp.stages.gathering:prune"),
+    Point("gather: pruned, not written", "autointerp.evidence.pruned_context_search:prune"),
     Point("snapshot: while it is copied", f"{_SNAPSHOT}._copy", "during", delay_s=0.02),
     Point("snapshot: not renamed", "os:replace", "before", 1, r"snapshot\.duckdb\.new"),
     Point("explain: before the request leaves", "autointerp.llm.transport:Transport.post", "before", 2, since=_EXPLAIN),
@@ -237,6 +237,7 @@ def _preload() -> None:
     import torch
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast  # noqa: F401
 
+    import autointerp.evidence.pruned_context_search
     import autointerp.stages.gathering
     import autointerp.stages.harvesting
     import autointerp.stages.measuring

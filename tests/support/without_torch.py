@@ -17,7 +17,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Refuse())
 import autointerp.cli.app, autointerp.cli.doctor
-import autointerp.report.show, autointerp.stages.labelling, autointerp.stages.pipeline
+import autointerp.report.show, autointerp.stages.labelling, autointerp.stages.pipeline, autointerp.evidence.methods
 from autointerp.cli.app import main
 try:
     main({argv!r})

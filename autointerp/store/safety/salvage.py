@@ -8,6 +8,7 @@ from pathlib import Path
 import duckdb
 
 from autointerp.store.connection import quoted
+from autointerp.store.finding_tables import NOTED, from_note
 from autointerp.store.store import Store
 
 _FEWEST_ROWS = 2048
@@ -40,6 +41,7 @@ def salvage(source: Path, target: Path, store_id: str | None, commit_number: int
             for row in con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'damaged'").fetchall()
         }
         con.execute("DELETE FROM settings")
+        _make_finding_tables(con)
         for table in sorted(held - set(_NOT_COPIED)):
             columns = _common_columns(con, table)
             if not columns:
@@ -64,6 +66,17 @@ def salvage(source: Path, target: Path, store_id: str | None, commit_number: int
     # The ledger is named after the file as it was made; the first run on the finished store starts a new one.
     store.ledger.path.unlink(missing_ok=True)
     return saved
+
+
+def _make_finding_tables(con: duckdb.DuckDBPyConnection) -> None:
+    """Makes the tables that evidence methods of other packages brought to the damaged store, as far as its settings can
+    be read: the schema does not know them."""
+    try:
+        notes = con.execute("SELECT value FROM damaged.settings WHERE starts_with(name, ?)", [NOTED]).fetchall()
+    except duckdb.Error:
+        return
+    for (note,) in notes:
+        con.execute(from_note(note).create_sql())
 
 
 def _common_columns(con: duckdb.DuckDBPyConnection, table: str) -> str:

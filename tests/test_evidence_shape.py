@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tile_store import tile_store
 
+from autointerp.evidence import shape as module
+from autointerp.evidence.shape import find_shapes, position_dependence, shape_facts
+from autointerp.records import ShapeFacts
 from autointerp.rules.patterns import Rule
 from autointerp.rules.shape_labels import describe
 from autointerp.store import Store
-from autointerp.store import shapes as module
 from autointerp.store.findings import MethodRun
-from autointerp.store.shapes import ShapeFacts, find_shapes, position_dependence, shape_facts
 
 FILLERS = [" the", " a", " of", ",", " is", " tree", " seven", " (", ")", " ünï", " foo", " bar",
            " red", " green", " blue", " wide", " low", " old", " new", " far"]  # fmt: skip

@@ -1,15 +1,15 @@
-"""Words whose presence goes with a feature's firing: an input-side label from counts alone.
+"""The evidence method `words`: words whose presence goes with a feature's firing, found by counting.
 
 A context holds a word when the word begins at or before the peak's token: what comes later cannot have made a causal
-model's feature fire. The word that the peak stands in is read to its end. Contexts are the feature's sampled ones,
-which are uniform over the tiles in which it fires. They are compared with tiles of the corpus at large: the negatives
-of tier `random` of every feature together, each once (a feature's own are silent tiles only, but all features' are
-uniform as far as no feature fires nearly everywhere).
+model's feature fire. The word in which the peak stands is read to its end. The contexts are the feature's sampled
+ones, which are uniform over the tiles in which it fires. The background is the corpus at large: the negatives of tier
+`random` of all features together, each tile once. (One feature's negatives are silent tiles only; those of all features
+together are uniform, as long as no feature fires nearly everywhere.)
 
-The longer a text, the more words it holds, so the tiles are read as far as the contexts are: if a feature's contexts
-reach l_1 .. l_n tokens, a word's share of the background is the mean over j of its share of the tiles cut after l_j
-tokens (of those tiles that have as many). This is the expectation over cutting each tile at a random one of the
-feature's lengths, without the noise.
+The longer a text is, the more words it holds. So the background's tiles are read as far as the contexts are: if a
+feature's contexts reach l_1 .. l_n tokens, a word's share of the background is the mean over j of its share of the tiles
+cut after l_j tokens, among the tiles that are as long. Cutting each tile at a random one of the feature's lengths would
+give this share on average, but with noise.
 
     pmi   log P(word | fires) / P(word), nats; half an occurrence is added to every cell
     G     2 sum O log(O / E) over the 2 x 2 table (contexts, background) x (with, without the word); p from chi-squared
@@ -22,12 +22,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp.config import EvidenceConfig
+from autointerp.evidence.method import Found, Study, fields_of
+from autointerp.evidence.page_lines import words_line
+from autointerp.store.finding_tables import INPUT_WORDS, Row
+from autointerp.store.sampled_tokens import last_feature, random_tiles, texts_up_to_peak, tile_texts
 from autointerp.store.store import Store
 
 BACKGROUND_TILES = 8192
@@ -35,19 +40,34 @@ BACKGROUND_TILES = 8192
 SIGNIFICANT = 0.05
 FEWEST_CONTEXTS = 2
 FEATURES_AT_ONCE = 512
-_AHEAD = 8
-"""Tokens read beyond the tile to complete a word."""
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
-Columns = dict[str, list[Any]]
+
+class Words:
+    """The evidence method: up to `words` rows of input_words for every feature."""
+
+    name = "words"
+    table = INPUT_WORDS
+    scope: Literal["dictionary"] = "dictionary"
+
+    def settings(self, config: EvidenceConfig) -> Mapping[str, object]:
+        return fields_of(config, "words")
+
+    def find(self, study: Study, features: Sequence[int]) -> Found:
+        return Found(find_input_words(study.store, study.dictionary_id, study.harvest_id, study.evidence.words))
+
+    def page(self, rows: Sequence[Row]) -> list[str]:
+        return words_line("words where it fires", rows, "pmi")
 
 
 def find_input_words(
     store: Store, dictionary_id: int, harvest_id: int, n_words: int, features: Sequence[int] | None = None
-) -> Columns:
+) -> dict[str, list[Any]]:
     """Columns feature, rank, word, pmi, g, p_value, n_with_word of the table `input_words`, for the given features or
     all: up to `n_words` words of each, the largest G first."""
-    columns: Columns = {name: [] for name in ("feature", "rank", "word", "pmi", "g", "p_value", "n_with_word")}
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("feature", "rank", "word", "pmi", "g", "p_value", "n_with_word")
+    }
     background = Background(_background_tiles(store, dictionary_id, harvest_id))
     if not background.n_tiles:
         return columns
@@ -158,43 +178,12 @@ def benjamini_hochberg(p: NDArray[np.float64], n_tests: int) -> NDArray[np.float
     return adjusted
 
 
-_BACKGROUND = """
-    SELECT DISTINCT c.window_id, c."offset", c.length
-    FROM evidence.context_rows AS c
-    WHERE c.dictionary_id = ? AND c.harvest_id = ? AND c.split = 'explain' AND c.tier = 'random'
-    ORDER BY c.window_id, c."offset"
-"""
-_TILES = f"""
-    WITH chosen AS (SELECT unnest(?::BIGINT[]) AS window_id, unnest(?::INTEGER[]) AS "offset",
-        unnest(?::INTEGER[]) AS length)
-    SELECT w.tokens[c."offset" + 1 : c."offset" + c.length],
-        array_to_string(w.tokens[c."offset" + c.length + 1 : c."offset" + c.length + {_AHEAD}], ''),
-        CASE WHEN c."offset" > w.n_prefix THEN w.tokens[c."offset"] ELSE '' END
-    FROM chosen AS c JOIN evidence.windows AS w USING (window_id)
-    ORDER BY c.window_id, c."offset"
-"""
-# The tokens up to the peak; the tile's own end plays no part.
-_UP_TO_PEAK = f"""
-    WITH chosen AS (
-        SELECT c.feature, c.rank, w.tokens, w.n_prefix, c."offset", c.position - w.start + w.n_prefix + 1 AS "end"
-        FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id)
-        WHERE c.dictionary_id = ? AND c.harvest_id = ? AND c.split = 'explain' AND c.kind = 'sampled'
-            AND c.feature BETWEEN ? AND ?
-            AND (?::INTEGER[] IS NULL OR c.feature IN (SELECT unnest(?::INTEGER[])))
-    )
-    SELECT feature, tokens["offset" + 1 : "end"], array_to_string(tokens["end" + 1 : "end" + {_AHEAD}], ''),
-        CASE WHEN "offset" > n_prefix THEN tokens["offset"] ELSE '' END
-    FROM chosen ORDER BY feature, rank
-"""
-
-
 def _background_tiles(store: Store, dictionary_id: int, harvest_id: int) -> list[tuple[list[str], str, str]]:
-    tiles = store.rows(_BACKGROUND, [dictionary_id, harvest_id])
+    tiles = random_tiles(store, dictionary_id, harvest_id)
     if len(tiles) > BACKGROUND_TILES:
         spread = np.linspace(0, len(tiles) - 1, BACKGROUND_TILES).round().astype(np.int64)
         tiles = [tiles[i] for i in spread]
-    windows, offsets, lengths = ([row[i] for row in tiles] for i in range(3))
-    return [(tokens, ahead, before or "") for tokens, ahead, before in store.rows(_TILES, [windows, offsets, lengths])]
+    return [(tile.tokens, tile.ahead, tile.before) for tile in tile_texts(store, tiles)]
 
 
 def _contexts(
@@ -202,15 +191,13 @@ def _contexts(
 ) -> Iterator[tuple[int, list[tuple[dict[str, int], int]]]]:
     """(feature, for each of its sampled contexts its words and length) of every feature that has any, in order."""
     wanted = None if features is None else sorted({int(f) for f in features})
-    rows = store.rows("SELECT max(feature) FROM features WHERE dictionary_id = ?", [dictionary_id])
-    last = -1 if rows[0][0] is None else int(rows[0][0])
-    for low in range(0, last + 1, FEATURES_AT_ONCE):
+    for low in range(0, last_feature(store, dictionary_id) + 1, FEATURES_AT_ONCE):
         high = low + FEATURES_AT_ONCE - 1
         own = None if wanted is None else [f for f in wanted if low <= f <= high]
         if own == []:
             continue
         found: dict[int, list[tuple[dict[str, int], int]]] = {}
-        key = [dictionary_id, harvest_id, low, high, own, own or []]
-        for feature, tokens, ahead, before in store.rows(_UP_TO_PEAK, key):
-            found.setdefault(feature, []).append((words_in(tokens, ahead, before or ""), len(tokens)))
+        for feature, text in texts_up_to_peak(store, dictionary_id, harvest_id, low, high, own):
+            words = words_in(text.tokens, text.ahead, text.before)
+            found.setdefault(feature, []).append((words, len(text.tokens)))
         yield from found.items()

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, chi2_contingency, false_discovery_control
 from support.tile_store import TILE, tile_store
 
+from autointerp.evidence import words as module
+from autointerp.evidence.words import Background, find_input_words, words_in, words_of
 from autointerp.store import Store
-from autointerp.store import input_words as module
 from autointerp.store.findings import MethodRun
-from autointerp.store.input_words import Background, find_input_words, words_in, words_of
 
 VOCABULARY = [f" {a}{b}" for a in ("ba", "do", "ki", "lu", "me") for b in ("ran", "tol", "pis", "zem", "fug", "wad")]
 FILLERS = [" the", " the", " the", " of", ",", ".", " 7"]

@@ -1,22 +1,22 @@
-"""What the numbers alone say of a feature, before any LLM is asked: one token, one place in the window, everywhere.
+"""The evidence method `shape`: what the numbers alone say about a feature, before any LLM is asked.
 
-All of it is read from the explain split. Sampled contexts are uniform over the tiles in which a feature fires, so the
-active tokens in them stand for all of its active tokens.
+It reads the explain split alone. Sampled contexts are uniform over the tiles in which a feature fires, so the active
+tokens in them stand for all of its active tokens.
 
     unigram_purity        share of the active tokens that are the commonest one
     unigram_recall        share of that token's occurrences, in sampled contexts and in negatives (of which one tier is
                           drawn to hold the feature's token without it firing), on which the feature fires
-    position_dependence   (I(fires; place) - I0) / (H(fires) - I0), not below 0: the share of the uncertainty about
-                          whether a token is active that its place in the window removes. I is taken from the token
-                          density, the places of the active tokens, and those that the corpus's windows have. With
+    position_dependence   (I(fires; place) - I0) / (H(fires) - I0), not below 0: the place of a token in the window
+                          removes this share of the uncertainty about whether the token is active. I follows from the
+                          token density, the places of the active tokens and the places in the corpus's windows. With
                           few samples I is above 0 by chance; I0 is its mean over random placings of as many tokens.
 
-A feature is of the first kind in this list that fits it:
+A feature gets the first kind in this list that fits it:
 
     rare       the store's status: too few contexts for any claim
     token      purity above 0.9 and recall of at least 0.9; one without the other is an over-broad label
-    position   dependence of at least 0.8. That is what a feature reaches which fires on 9 of 10 tokens at one place and
-               for which that place makes up 9 of 10 active tokens (0.81 in windows of 128 tokens, 0.83 in 1,024)
+    position   dependence of at least 0.8. A feature that fires on 9 of 10 tokens at one place, and has 9 of 10 active
+               tokens there, reaches 0.81 in windows of 128 tokens and 0.83 in windows of 1,024
     dense      it fires on more than a tenth of all tokens
     other
 """
@@ -24,16 +24,19 @@ A feature is of the first kind in this list that fits it:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp.config import EvidenceConfig
+from autointerp.evidence.method import Describe, Found, Study
+from autointerp.evidence.page_lines import token_text
+from autointerp.records import ShapeFacts, ShapeKind
+from autointerp.store.finding_tables import FEATURE_SHAPES, Row
+from autointerp.store.sampled_tokens import FiringFeature, active_tokens, firing_features, occurrences, window_lengths
 from autointerp.store.store import Store
-
-ShapeKind = Literal["token", "position", "dense", "rare", "other"]
 
 PURE_ABOVE, RECALL_FROM, POSITION_FROM, DENSE_ABOVE = 0.9, 0.9, 0.8, 0.1
 FEWEST_TOKENS = 10
@@ -45,29 +48,32 @@ PLACE_SHARE = 0.9
 FEATURES_AT_ONCE = 512
 
 
-@dataclass(frozen=True, slots=True)
-class ShapeFacts:
-    """What is known of a feature's shape; None where it has no sampled context."""
+class Shape:
+    """The evidence method: one row of feature_shapes for every feature that has a sampled context."""
 
-    feature: int
-    kind: ShapeKind
-    unigram: str | None
-    unigram_purity: float | None
-    unigram_recall: float | None
-    unigram_strength: float
-    """Mean activation where it fires on that token, as a share of its maximum on the explain split."""
-    position_dependence: float | None
-    places: tuple[int, int] | None
-    """First and last place of the shortest stretch of a window that holds PLACE_SHARE of the active tokens. The text's
-    first token is at place 1; what was put before it for the model (a BOS) has none."""
-    place_recall: float | None
-    """Share of the tokens in that stretch on which it fires, at most 1."""
-    is_dense: bool
-    is_rare: bool
+    name = "shape"
+    table = FEATURE_SHAPES
+    scope: Literal["dictionary"] = "dictionary"
 
+    def settings(self, config: EvidenceConfig) -> Mapping[str, object]:
+        return {}
 
-Describe = Callable[[ShapeFacts], tuple[str | None, str | None]]
-"""(text, rule) of a feature, None where its shape does not explain it: see interpret/shape_labels.py."""
+    def find(self, study: Study, features: Sequence[int]) -> Found:
+        return Found(find_shapes(study.store, study.dictionary_id, study.harvest_id, study.describe_shape))
+
+    def page(self, rows: Sequence[Row]) -> list[str]:
+        """shape  other; 34 % of its active tokens are ` raise`; position dependence 0.02"""
+        lines = []
+        for shape in rows:
+            told = [shape["kind"]]
+            told += [word for word in ("dense", "rare") if shape[f"is_{word}"] and word != shape["kind"]]
+            if shape["unigram_purity"] is not None:
+                unigram = token_text(shape["unigram"] or "")
+                told.append(f"{100 * shape['unigram_purity']:.0f} % of its active tokens are `{unigram}`")
+            if shape["position_dependence"] is not None:
+                told.append(f"position dependence {shape['position_dependence']:.2f}")
+            lines.append(f"shape  {'; '.join(told)}")
+        return lines
 
 
 def find_shapes(
@@ -85,22 +91,17 @@ def shape_facts(
     store: Store, dictionary_id: int, harvest_id: int, features: Sequence[int] | None = None
 ) -> list[ShapeFacts]:
     """In the order of features. See `find_shapes`."""
-    rows = store.rows(
-        "SELECT feature, status, token_density, explain_max_activation FROM features WHERE dictionary_id = ? "
-        "AND status <> 'dead' AND (?::INTEGER[] IS NULL OR feature IN (SELECT unnest(?::INTEGER[]))) ORDER BY feature",
-        [dictionary_id, None if features is None else list(features), list(features or [])],
-    )
+    firing = firing_features(store, dictionary_id, features)
     tokens_at = _tokens_at_places(store, harvest_id)
     facts = []
-    for low in range(0, len(rows), FEATURES_AT_ONCE):
-        block = rows[low : low + FEATURES_AT_ONCE]
-        seen = _active_tokens(store, dictionary_id, harvest_id, [row[0] for row in block])
+    for low in range(0, len(firing), FEATURES_AT_ONCE):
+        block = firing[low : low + FEATURES_AT_ONCE]
+        seen = _active_tokens(store, dictionary_id, harvest_id, [one.feature for one in block])
         top = {feature: active.unigram for feature, active in seen.items() if active.n_tokens}
-        recalls = _recalls(store, dictionary_id, harvest_id, top)
-        for feature, status, density, largest in block:
-            if feature in seen:
-                recall = recalls.get(feature)
-                facts.append(_facts(feature, status, density, largest, seen[feature], recall, tokens_at))
+        recalls = {feature: fired / n for feature, n, fired in occurrences(store, dictionary_id, harvest_id, top) if n}
+        facts += [
+            _facts(one, seen[one.feature], recalls.get(one.feature), tokens_at) for one in block if one.feature in seen
+        ]
     return facts
 
 
@@ -119,38 +120,10 @@ class _Active:
         return min(self.by_token, key=lambda token: (-self.by_token[token][0], token))
 
 
-_CHOSEN = """
-    SELECT c.feature, c.positions, c."values", c."offset" - w.n_prefix + 1 AS first_place,
-        w.tokens[c."offset" + 1 : c."offset" + c.length] AS tokens
-    FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id)
-    WHERE c.dictionary_id = ? AND c.harvest_id = ? AND c.split = 'explain' AND c.kind IN (SELECT unnest(?::VARCHAR[]))
-        AND c.feature BETWEEN ? AND ? AND c.feature IN (SELECT unnest(?::INTEGER[]))
-"""
-_ACTIVE = f"""
-    WITH chosen AS ({_CHOSEN}),
-    active AS (
-        SELECT feature, first_place + unnest(positions) AS place, unnest("values") AS "value",
-            unnest(list_transform(positions, lambda p: tokens[p + 1])) AS token
-        FROM chosen
-    )
-    SELECT feature, token, place, count(*), sum("value") FROM active GROUP BY feature, token, place
-    ORDER BY feature, token, place
-"""
-_RECALL = f"""
-    WITH chosen AS ({_CHOSEN}),
-    unigrams AS (SELECT unnest(?::INTEGER[]) AS feature, unnest(?::VARCHAR[]) AS token)
-    SELECT feature, sum(len(list_filter(c.tokens, lambda t: t = u.token))),
-        sum(len(list_filter(c.positions, lambda p: c.tokens[p + 1] = u.token)))
-    FROM chosen AS c JOIN unigrams AS u USING (feature)
-    GROUP BY feature
-"""
-
-
 def _active_tokens(store: Store, dictionary_id: int, harvest_id: int, features: Sequence[int]) -> dict[int, _Active]:
-    """Of those of the features that have a sampled context on the explain split."""
-    key = [dictionary_id, harvest_id, ["sampled"], min(features), max(features), list(features)]
+    """The active tokens of those features that have a sampled context on the explain split."""
     found: dict[int, _Active] = defaultdict(_Active)
-    for feature, token, place, n, total in store.rows(_ACTIVE, key):
+    for feature, token, place, n, total in active_tokens(store, dictionary_id, harvest_id, features):
         active = found[feature]
         count, activation = active.by_token.get(token, (0, 0.0))
         active.by_token[token] = count + n, activation + total
@@ -159,44 +132,28 @@ def _active_tokens(store: Store, dictionary_id: int, harvest_id: int, features: 
     return found
 
 
-def _recalls(store: Store, dictionary_id: int, harvest_id: int, unigrams: dict[int, str]) -> dict[int, float]:
-    """For each feature, the share of its unigram's occurrences on which it fires."""
-    if not unigrams:
-        return {}
-    features = list(unigrams)
-    key = [dictionary_id, harvest_id, ["sampled", "negative"], min(features), max(features), features]
-    rows = store.rows(_RECALL, [*key, features, list(unigrams.values())])
-    return {feature: fired / occurrences for feature, occurrences, fired in rows if occurrences}
-
-
 def _tokens_at_places(store: Store, harvest_id: int) -> NDArray[np.float64]:
     """[longest window]: at index i, how many of the stored explain windows have a token at place i + 1."""
-    rows = store.rows(
-        "SELECT len(w.token_ids) - w.n_prefix, count(*) FROM evidence.windows AS w "
-        "JOIN harvests AS h USING (corpus_id) WHERE h.harvest_id = ? AND w.split = 'explain' GROUP BY ALL",
-        [harvest_id],
-    )
+    rows = window_lengths(store, harvest_id)
     windows_of_length = np.zeros(max((n for n, _ in rows), default=0) + 1)
     for n, windows in rows:
         windows_of_length[n] = windows
     return np.cumsum(windows_of_length[::-1])[::-1][1:]
 
 
-def _facts(
-    feature: int, status: str, density: float, largest: float, active: _Active, recall: float | None,
-    tokens_at: NDArray[np.float64],
-) -> ShapeFacts:  # fmt: skip
+def _facts(one: FiringFeature, active: _Active, recall: float | None, tokens_at: NDArray[np.float64]) -> ShapeFacts:
     unigram = active.unigram
     n, total = active.by_token[unigram]
     purity = n / active.n_tokens
     counts = np.zeros(len(tokens_at))
     for place, m in active.by_place.items():
         counts[place - 1] = m
-    dependence = position_dependence(counts, tokens_at, density, seed=feature)
+    density, largest = one.token_density, one.largest
+    dependence = position_dependence(counts, tokens_at, density, seed=one.feature)
     places = _shortest_stretch(counts)
     share = float(tokens_at[places[0] - 1 : places[1]].sum() / tokens_at.sum())
     held = float(counts[places[0] - 1 : places[1]].sum() / counts.sum())
-    is_dense, is_rare = density > DENSE_ABOVE, status == "rare"
+    is_dense, is_rare = density > DENSE_ABOVE, one.status == "rare"
     kind: ShapeKind = "dense" if is_dense else "other"
     if is_rare:
         kind = "rare"
@@ -207,7 +164,7 @@ def _facts(
         elif dependence >= POSITION_FROM:
             kind = "position"
     return ShapeFacts(
-        feature, kind, unigram, purity, recall, total / n / largest if largest > 0 else 0.0, dependence, places,
+        one.feature, kind, unigram, purity, recall, total / n / largest if largest > 0 else 0.0, dependence, places,
         min(1.0, density * held / share), is_dense, is_rare,
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""What the model writes when a feature steers it, beside what it writes untouched and when random features do.
+"""What the model writes when a feature steers it, beside what it writes untouched and under random features.
 
-All steering moves the model's next-token distribution equally far (the asked KL, in nats per token, on the first
-tokens of some windows of the explain split), so that a feature's texts are compared with those of controls that
-disturb the model as much. A random feature that cannot be turned up that far is replaced by another one.
+All steering moves the model's next-token distribution equally far: by the KL that is asked for, in nats per token, on
+the first tokens of some windows of the explain split. So a feature's texts are compared with those of controls that
+disturb the model as much. A random feature that does not reach this KL is replaced by another one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_DRAWN = 4
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """The texts of one feature's steering."""
+    """The texts that the model writes while one feature steers it."""
 
     feature: int
     strength: float
@@ -39,7 +39,7 @@ class Arm:
 
 @dataclass(slots=True)
 class Steered:
-    """One task's texts: for each prompt what was written after it, the prompt itself not included."""
+    """The texts of one task: for each prompt what the model wrote after it, without the prompt."""
 
     own: Arm
     clean: list[str]
@@ -48,26 +48,26 @@ class Steered:
     n_tokens: int = 0
 
     def arms(self) -> list[list[str]]:
-        """Texts: clean, steered, then of each random feature."""
+        """The texts written without steering, with it, then under each random feature."""
         return [self.clean, self.own.texts, *(arm.texts for arm in self.random)]
 
 
 class SteeredTexts:
-    """Steers for tasks one after another; strengths are found once for each feature and KL."""
+    """Steers the model for one task after another. It finds a feature's strength once for each KL."""
 
     def __init__(
         self, loaded: LoadedModel, steerer: Steerer, text: TokenText, prefix: Sequence[int], kl_ids: Tensor,
         firing: Mapping[int, tuple[str, float]],
     ) -> None:  # fmt: skip
-        """`prefix`: ids before every prompt (a BOS). `kl_ids` [P, T]: what the KL is taken over. `firing`: status and
-        largest activation of every feature that fires."""
+        """`prefix`: ids before every prompt (a BOS). `kl_ids` [P, T]: the prompts over which the KL is taken. `firing`:
+        status and largest activation of every feature that fires."""
         self.loaded, self.steerer, self.text = loaded, steerer, text
         self.prefix, self.kl_ids, self.firing = list(prefix), kl_ids, firing
         self.live = [feature for feature, (status, _) in firing.items() if status == "live"]
         self._strengths: dict[tuple[int, float], Strength] = {}
 
     def prepare(self, tasks: Sequence[tuple[int, Steering]]) -> None:
-        """Find in common batches what strengths the tasks of (feature, payload) will need."""
+        """Finds the strengths that these (feature, task) will need, in common batches."""
         for kl in dict.fromkeys(asked.kl for _, asked in tasks):
             wanted = []
             for feature, asked in tasks:
@@ -76,8 +76,8 @@ class SteeredTexts:
             self._find(wanted, kl)
 
     def measure(self, feature: int, asked: Steering) -> Steered:
-        """Raises NotMeasured: bad_task (the feature never fires, too few features, a prompt that does not fit),
-        kl_not_reached, nonfinite."""
+        """The texts of one task. Raises NotMeasured: bad_task (the feature never fires, there are too few features, a
+        prompt does not fit), kl_not_reached, nonfinite."""
         if feature not in self.firing:
             raise NotMeasured(
                 "bad_task", f"feature {feature} never fires, so there is nothing to scale its steering by"
@@ -103,7 +103,7 @@ class SteeredTexts:
         return Steered(made[0], clean, made[1:], n_forwards, n_tokens)
 
     def _drawn(self, feature: int, asked: Steering) -> list[int]:
-        """Random features in the order in which they are tried. A function of the seed, the feature and the live
+        """Random features in the order in which they are tried: a function of the seed, the feature and the live
         features alone."""
         others = [other for other in self.live if other != feature]
         rng = random.Random(stable_id("random features", asked.seed, feature))
@@ -149,7 +149,7 @@ class SteeredTexts:
         return prompts
 
     def _written(self, ids: Sequence[int]) -> str:
-        """Up to where the model ends the text. Other special tokens are left out: they are no text."""
+        """The text up to where the model ended it, without other special tokens."""
         end = self.loaded.tokenizer.eos_token_id
         kept = list(ids[: ids.index(end)] if end in ids else ids)
         return "".join(self.text.tokens([i for i in kept if i not in self.text.special_ids]))
