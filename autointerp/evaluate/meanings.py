@@ -70,8 +70,8 @@ MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 """(prefixes of the metrics, heading, text)."""
 
 GENERAL = (
-    "Intervals are 95 % intervals, from resampling what the column n counts (documents, texts, features, letters). They "
-    "do not cover another training seed, another corpus or another model.",
+    "Intervals are 95 % intervals, from resampling what the column n counts (documents, texts, features, letters). "
+    "They do not cover another training seed, another corpus or another model.",
     "A dash means that the data do not define the number; the note says why.",
 )
 
