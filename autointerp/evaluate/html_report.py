@@ -80,7 +80,7 @@ def render(report: ReportData) -> str:
     )
     shown = report.dictionaries
     metrics = {str(row["metric"]) for dictionary in shown for row in dictionary.metrics}
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template("html_report.html.j2").render(
         title=report.title,
         facts=report.facts,
         remarks=report.remarks,
