@@ -37,7 +37,7 @@ class ModelConfig:
     device_map: str | None = None
     """Passed on to transformers, for models larger than one device (needs accelerate)."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Load the weights through bitsandbytes, which has to be installed."""
+    """none, or 8bit or 4bit weights, loaded through bitsandbytes, which has to be installed."""
     batch_tokens: int = 8192
     """Tokens in one forward pass, padding included. Halved, at most four times, when memory runs out."""
     random_weights: int | None = None
@@ -63,7 +63,7 @@ class CorpusConfig:
     source: str = ""
     """File, folder, glob, `hf:owner/dataset[:config][@split]`, or `stdlib` (the standard library's source text)."""
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    """auto: by the file's suffix."""
+    """text, jsonl, parquet, or auto: by the file's suffix."""
     text_field: str = "text"
     """Field or column that holds the text (jsonl, parquet, hf)."""
     chat_field: str | None = None
@@ -76,7 +76,7 @@ class CorpusConfig:
     context_length: int = 128
     """Tokens in one window (one input of the model), the BOS included."""
     prepend_bos: Literal["auto", "always", "never"] = "auto"
-    """auto: where the tokenizer has a BOS token. A prepended BOS is never counted or stored as text."""
+    """always, never, or auto: if the tokenizer has a BOS token. A prepended BOS is never counted or stored as text."""
     exclude_tokens: tuple[str, ...] = ()
     """Token strings that never count, besides BOS, EOS, padding and other special tokens."""
     max_tokens: int | None = None
@@ -120,7 +120,8 @@ class SaeConfig:
     """A saved SAE: folder, file, or hf:owner/name@revision//folder. None: train one and save it in
     `<store folder>/sae/<name>`."""
     format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
-    """The tool that wrote the files at `path`. auto: recognised by what is in them."""
+    """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai, or auto:
+    recognised by what is in them."""
     architecture: str = "topk"
     """What to train: topk, batchtopk, matryoshka, relu, p_anneal, gated or jumprelu."""
     d_sae: int | None = None
@@ -198,8 +199,8 @@ class TrainConfig:
     checkpoint_every: int = 1000
     """Steps between two checkpoints."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the encoder's matrix product in training; all else is float32. auto: bfloat16 on a GPU, float32
-    elsewhere."""
+    """Precision of the encoder's matrix product in training; all else is float32. float32, bfloat16, or auto: bfloat16
+    on a GPU, else float32."""
     seed: int = 0
     """Seed of the initial weights and of the shuffling."""
 
@@ -346,7 +347,7 @@ class ExplainConfig(EndpointConfig):
     samples: int = 3
     """Labels that best_of_n chooses from."""
     validator: Literal["detection", "fuzzing", "simulation"] = "detection"
-    """Scorer by which best_of_n and revise judge labels, on the select part."""
+    """Scorer (detection, fuzzing or simulation) by which best_of_n and revise judge labels, on the select part."""
     mistakes: int = 8
     """Wrongly judged contexts that `revise` shows."""
     shape_labels: bool = True
@@ -355,7 +356,7 @@ class ExplainConfig(EndpointConfig):
     """A feature keeps its `patterns` label, without an LLM, where that label's simulation score on the select part is
     at least this (0.9, say)."""
     reply: Literal["auto", "json", "text"] = "auto"
-    """json asks for a reply that follows a JSON schema; auto does so where the endpoint supports it."""
+    """text, json (asks for a reply that follows a JSON schema), or auto: json where the endpoint supports it."""
     seed: int = 0
     """A label belongs to its seed: another seed asks for another label. Unless 0, it is sent to the endpoint."""
 
@@ -378,7 +379,8 @@ class ScoreConfig(EndpointConfig):
     fuzzing, embedding, intruder (judges the feature, without its label). With the model too: surprisal, generation,
     output, intervention. The view `labels` shows the first scorer named here."""
     method: Literal["auto", "prompt_logprobs", "generated_logprobs", "numbers"] = "auto"
-    """How simulation asks; recorded with every score. auto: the best that the endpoint supports, in this order."""
+    """How simulation asks, recorded with every score: prompt_logprobs, generated_logprobs or numbers. auto: the first
+    of these that the endpoint supports."""
     contexts: int = 10
     """N: simulation reads N top, N sampled and N negative contexts; detection and fuzzing read 2 N activating and 2 N
     negative ones."""
