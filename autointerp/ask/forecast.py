@@ -126,8 +126,8 @@ class Duration:
 
 def duration(forecast: Forecast, llm: LlmConfig, latencies: Mapping[str, Latency | None]) -> Duration:
     """How long the calls take without a batch: the time that the rate limits impose, or that of the calls in flight
-    together, whichever is longer. `latencies`: what was measured for each model; a call that writes more than those did is
-    expected to take longer in proportion."""
+    together, whichever is longer. `latencies`: what was measured for each model; a call that writes more than those did
+    is expected to take longer in proportion."""
     flight, told = 0.0, []
     for model, calls, written in forecast.calls_by_model:
         wanted, found = _assumed_seconds(written / max(1, calls)), latencies.get(model)
