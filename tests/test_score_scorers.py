@@ -199,8 +199,8 @@ def test_a_stranger_s_scorer_runs_through_the_commands(
         config = tmp_path / "autointerp.toml"
         config.write_text(
             f'[explain]\nexplainer = "combined"\nreply = "text"\n{endpoint}[score]\n'
-            f'scorers = ["certainty", "detection"]\ncontexts = 4\n{endpoint}'
-            f'[llm]\nrequests_per_minute = 60000\n[store]\npath = "{tmp_path / "x.duckdb"}"\n'
+            f'scorers = ["certainty", "detection"]\ncontexts = 4\n{endpoint}[llm]\nrequests_per_minute = 60000\n'
+            f'[store]\npath = "{tmp_path / "x.duckdb"}"\n'
         )
         given = ("-c", str(config))
         assert command(capsys, "explain", *given)[0] == 0

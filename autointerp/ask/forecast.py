@@ -1,7 +1,7 @@
-"""What work would ask of an endpoint, reckoned from requests as they would really be rendered; nothing is sent.
+"""Forecasts of calls, tokens, cost and time. Nothing is sent.
 
-A few of the pending features (or labels) are taken, evenly spaced, their requests built, and the characters counted.
-Second tries, probes and requests halved for length are not in it.
+Requests are built for a few of the pending features (or labels), evenly spaced, as they would really be sent, and their
+characters are counted. Second tries, probes and requests halved for length are not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHARACTERS_PER_TOKEN = 3.5
 
 
 def prompt_text(request: Request) -> str:
-    """What the LLM reads, in order."""
+    """All that the LLM reads of a request, in order."""
     if "prompt" in request.body:
         return str(request.body["prompt"])
     if "messages" in request.body:
@@ -30,19 +30,20 @@ def prompt_text(request: Request) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Calls of one kind to one model. Everything but `likely` is the most that it can come to, in characters."""
+    """Calls of one kind to one model. Everything but `likely` is an upper bound, in characters."""
 
     calls: float = 0.0
     read: float = 0.0
     shared: float = 0.0
-    """Of `read`, what stands at the beginning of every one of these prompts: a prefix cache has to read it once."""
+    """The part of `read` that every prompt begins with: a prefix cache reads it once."""
     written: float = 0.0
     likely: float = 1.0
-    """Share of it that is to be expected, where a stop rule may end the asking early."""
+    """Share of the calls to expect where a stop rule may end the asking early."""
 
     @classmethod
     def of(cls, requests: Sequence[Request], times: float, written: float, likely: float = 1.0) -> Estimate:
-        """Of `times` as many calls as there are `requests`, whose replies have `written` characters together."""
+        """The estimate for `times` as many calls as there are `requests`, whose replies have `written` characters
+        together."""
         texts = [prompt_text(request) for request in requests]
         calls = times * len(texts)
         common = len(os.path.commonprefix(texts)) if len(texts) > 1 else 0
@@ -60,13 +61,13 @@ class Forecast:
     usd: float | None
     """At the full input price; None where the model has no price in the configuration."""
     free: int = 0
-    """Of the features, those that get a label by shape or rule, without a call."""
+    """Features that get a label by shape or rule, without a call."""
     shared_tokens: int = 0
-    """Of the input tokens, those in a fixed beginning that an earlier call had too."""
+    """Input tokens in a fixed beginning that an earlier call had too."""
     cached_usd: float | None = None
     """`usd` where a prefix cache serves those; None where the configuration has no cached price."""
     likely_calls: int = 0
-    """Those to be expected, where a stop rule may end the asking early; else `calls`."""
+    """Calls to expect where a stop rule may end the asking early; else `calls`."""
     likely_usd: float | None = None
     calls_by_model: tuple[tuple[str, int, int], ...] = ()
     """(model, calls, output tokens) for every model that is asked."""
@@ -75,7 +76,7 @@ class Forecast:
     def of(
         cls, prices: Mapping[str, PriceConfig], features: int, parts: Iterable[tuple[str, Estimate]], free: int = 0
     ) -> Forecast:
-        """Of (model, estimate) pairs; the cost is known if the price of every model that is asked is."""
+        """The forecast for (model, estimate) pairs. The cost is known if the price of every model asked is known."""
         asked = [(model, estimate) for model, estimate in parts if estimate.calls > 0]
         read = shared = written = calls = 0
         likely_calls = full_usd = cached_usd = likely_usd = 0.0
@@ -109,7 +110,7 @@ class Forecast:
 
 _DAY_S = 86_400.0
 _FIRST_TOKEN_S, _TOKENS_PER_S = 1.0, 40.0
-"""A middling hosted model: how long a call takes as far as nothing was measured."""
+"""How long a call takes where nothing was measured: those of a middling hosted model."""
 
 
 def _assumed_seconds(output_tokens: float) -> float:
@@ -120,13 +121,13 @@ def _assumed_seconds(output_tokens: float) -> float:
 class Duration:
     seconds: float
     why: str
-    """What bounds it, in words."""
+    """What limits the speed, in words."""
 
 
 def duration(forecast: Forecast, llm: LlmConfig, latencies: Mapping[str, Latency | None]) -> Duration:
-    """How long the calls take without a batch: as long as the rate limits hold them up, or as the calls that are in
-    flight together take. `latencies`: what was measured of each model; a call that writes more than those did is
-    reckoned to take longer in proportion."""
+    """How long the calls take without a batch: the time that the rate limits impose, or that of the calls in flight
+    together, whichever is longer. `latencies`: what was measured for each model; a call that writes more than those did
+    is expected to take longer in proportion."""
     flight, told = 0.0, []
     for model, calls, written in forecast.calls_by_model:
         wanted, found = _assumed_seconds(written / max(1, calls)), latencies.get(model)
@@ -181,7 +182,7 @@ def forecast_lines(name: str, forecast: Forecast, llm: LlmConfig, latencies: Map
 def budget_lines(
     forecasts: Sequence[Forecast], llm: LlmConfig, budget: BudgetConfig, latencies: Mapping[str, Latency | None]
 ) -> list[str]:
-    """Which budgets, deadline included, will end the work before all of it is done, and about where."""
+    """Which budgets, the deadline included, will end the work early, and about where; one line each."""
     calls = sum(f.likely_calls for f in forecasts)
     if not calls:
         return []

@@ -1,4 +1,5 @@
-"""What the explain and the score run share: the way to the store, a fixed pool of workers, and how a run ended."""
+"""What explaining and scoring share: one dictionary's job, the way to the store, a fixed pool of workers, and how a run
+ended."""
 
 from __future__ import annotations
 
@@ -25,13 +26,13 @@ Progress = Callable[[int, int], None]
 BLOCK = 64
 """Features whose evidence is read in one query."""
 RULE_BLOCK = 256
-"""The same where no LLM is asked: the texts of contexts lie anywhere in a large store, and a query for more of them
-takes hardly longer."""
+"""Features read in one query where no LLM is asked: the texts of contexts lie anywhere in a large store, and a query
+for more of them takes hardly longer."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One dictionary's labelling or scoring: where, which features, and within what bounds."""
+    """The labelling or scoring of one dictionary: in which store, of which features, within what bounds."""
 
     store: Store
     dictionary_id: int
@@ -44,7 +45,7 @@ class Job:
     """Folder of templates; None: the program's own."""
     progress: Progress | None = None
     say: Callable[[str], None] | None = None
-    """Told, one line each, what becomes of batches."""
+    """Called with one line whenever something becomes of a batch."""
 
     @property
     def in_flight(self) -> int:
@@ -68,15 +69,14 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What a run wrote, by status. `pending` is what there was to do; nothing of it was done before."""
+    """What a run wrote, by status. `pending` is how much there was to do when it began."""
 
     pending: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     method: str | None = None
-    """How scores were made."""
+    """How scores were made: the scoring methods, with commas between them."""
     waiting: int = 0
-    """Labels whose score waits for `autointerp measure`: what it asks of the model is written down. Part of pending,
-    and neither done nor failed."""
+    """Labels whose score waits for `autointerp measure`. They are part of `pending`, neither done nor failed."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -85,7 +85,7 @@ class Outcome:
 
     @property
     def failed(self) -> int:
-        """Rows that an endpoint's failure or an unusable reply left without text or value."""
+        """Rows without text or value because an endpoint failed or a reply was unusable."""
         return sum(n for status, n in self.statuses.items() if status not in NO_FAILURES)
 
 
@@ -95,7 +95,7 @@ NO_FAILURES = frozenset(
         "no_distractors",
     }
 )  # fmt: skip
-"""Statuses that tell of the feature or its label, not of something that went wrong."""
+"""Statuses that say something about the feature or its label, not that something went wrong."""
 
 
 class StoreLedger:
@@ -134,7 +134,7 @@ class StoreBatchBook:
 
 
 def _silent(line: str) -> None:
-    """Nobody listens."""
+    """For a job without a listener."""
 
 
 class Blocks(Generic[Item]):

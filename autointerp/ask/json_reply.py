@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 _LONGEST = 40_000
-"""Characters of a reply that are looked at, its last ones: no answer asked for here comes near."""
+"""Only the last so many characters of a reply are looked at: no answer that is asked for is nearly as long."""
 
 
 def last_object(text: str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:

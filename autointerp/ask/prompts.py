@@ -1,9 +1,9 @@
 """Prompt templates: loading, rendering, and the two ways in which recorded text is kept from being read as orders.
 
-A template is a Jinja2 file of named blocks (system, user, ...), rendered one by one with StrictUndefined. Whatever
-comes from a corpus, a model or an LLM goes into it as JSON on one line, so that it can neither end a line nor forge a
-marker; long evidence also stands between two lines with a mark that depends on the evidence itself, so that no text
-can contain the mark of the request it appears in.
+A template is a Jinja2 file of named blocks (system, user, ...), rendered one by one with StrictUndefined. Text from a
+corpus, a model or an LLM goes into it as JSON on one line, so that it can neither end a line nor forge a marker. Long
+evidence also stands between two lines with a mark that depends on the evidence itself, so that no text can contain the
+mark of the request it appears in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one scale on which activations leave this program for an LLM, and on which predictions come back."""
+"""The one scale on which an LLM reads activations and predicts them."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def scaled(activations: Sequence[float], max_activation: float) -> list[float]:
 
 
 def shown(activations: Sequence[float], max_activation: float) -> list[int]:
-    """The same as integers 0..10, rounded up, so that a token on which the feature is active never shows as 0."""
+    """`scaled` as integers 0..10, rounded up, so that a token on which the feature is active never shows as 0."""
     return [min(TOP, math.ceil(a - 1e-6)) if a > 0 else 0 for a in scaled(activations, max_activation)]

@@ -1,10 +1,10 @@
 """Score rows of scorers that give every context one number, the larger the better the label fits it. No I/O here.
 
     embedding                AUROC of the activating against the silent contexts, ties counted half
-    embedding_random         the same against the silent ones of one tier (random, same_token, neighbour); only tiers
-                             that were asked about
+    embedding_random         AUROC against the silent ones of one tier (random, same_token, neighbour); only tiers that
+                             were asked about
 
-`n` and `n_failed` count contexts. The interval is from a bootstrap over documents (see stats.auroc_interval). Of every
+`n` and `n_failed` count contexts. The interval is from a bootstrap over documents (see stats.auroc_interval). For every
 context the truth is kept (1 activating, 0 silent) and the number, as the prediction.
 """
 
@@ -19,7 +19,7 @@ from autointerp.score.score_rows import Answer, Identity, Result, obstacle
 
 
 def number_answer(example: Example, said: float | None, status: str = "ok", error: str | None = None) -> Answer:
-    """The number given to one context; `said` None where there is none, and `status` then says why."""
+    """The number given to one context. Where there is none, `said` is None and `status` says why."""
     predicted = None if said is None else [said]
     truth = [float(example.active)]
     return Answer(example.context, Prediction(example.context.context_id, truth, predicted, status), error)

@@ -12,9 +12,9 @@ Rows of one label, `n` and `n_failed` counted in contexts:
 
     detection                      balanced accuracy, (sensitivity + specificity) / 2
     detection_sensitivity          share of the activating contexts that the judge found
-    detection_sensitivity_decile_9 the same of one decile (0 weakest .. 9 strongest); only deciles that were shown
+    detection_sensitivity_decile_9 sensitivity in one decile (0 weakest .. 9 strongest); only deciles that were shown
     detection_specificity          share of the silent contexts that the judge left alone
-    detection_specificity_random   the same of one tier (random, same_token, neighbour); only tiers that were shown
+    detection_specificity_random   specificity in one tier (random, same_token, neighbour); only tiers that were shown
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FUZZING = "fuzzing"
 ANSWERS = "answers"
 TIERS = ("random", "same_token", "neighbour")
 ACTIVE = 0.3
-"""Share of a context's maximum from which a token counts as active."""
+"""A token counts as active from this share of the context's maximum."""
 
 
 # --- which contexts, and what is marked in them ----------------------------------------------------------------------
@@ -139,8 +139,8 @@ def _visible(context: Context) -> list[int]:
 
 
 def batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """Runs of at most `size`, as even as can be: a last request with one example would be another kind of question.
-    The order was shuffled over all examples, so how many of a batch are activating is left to chance."""
+    """Runs of at most `size` examples, of almost equal length: a last request with one example would be another kind of
+    question. The order was shuffled over all examples, so how many of a batch are activating is left to chance."""
     count = -(-len(examples) // size)
     edges = [i * len(examples) // count for i in range(count + 1)] if count else [0]
     return [list(examples[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
@@ -283,7 +283,7 @@ def _is_nested(text: str, start: int, end: int) -> bool:
 
 
 def answer_of(example: Example, said: bool | None, status: str, error: str | None = None) -> Answer:
-    """What was answered about one example; `said` None where nothing was, and `status` then says why."""
+    """The judge's answer about one example. Where there is none, `said` is None and `status` says why."""
     predicted = None if said is None else [float(said)]
     truth = [float(example.active)]
     return Answer(example.context, Prediction(example.context.context_id, truth, predicted, status), error)
@@ -292,7 +292,8 @@ def answer_of(example: Example, said: bool | None, status: str, error: str | Non
 def choice_rows(
     identity: Identity, scorer: str, answers: Sequence[Answer], part: Part = "report", z: float = stats.Z95
 ) -> list[Score]:
-    """All rows of one label, the headline last: where it stands, the others do. `z`: of the intervals."""
+    """All rows of one label, the scorer's own row last: where it stands, the others do. `z`: standard errors on either
+    side of an interval."""
     active = [a for a in answers if _truth(a)]
     silent = [a for a in answers if not _truth(a)]
     deciles: dict[int, list[Answer]] = defaultdict(list)

@@ -30,8 +30,8 @@ _EVERY = 1000
 def stand_ins(
     job: Job, explainer: str, seed: int, control: str | None, pending: Sequence[Explanation]
 ) -> Sequence[Explanation | None]:
-    """For every pending label the one that is told in its place: itself where there is no control. InputError where
-    there is nothing that can stand in."""
+    """For every pending label, the label that a scorer is told in its place: itself where there is no control. Raises
+    InputError where nothing can stand in."""
     if control == LOOKUP:
         return LookupLabels(job, seed, pending)
     if control == "empty":
@@ -43,8 +43,8 @@ def stand_ins(
 
 
 def _donors(job: Job, explainer: str, seed: int) -> dict[str, Explanation]:
-    """For every label of the dictionary another feature's: the next one in an order drawn with `seed`. A function of
-    the labels alone, whatever features are chosen. InputError where there are fewer than two features."""
+    """For every label of the dictionary, another feature's label: the next one in an order drawn with `seed`. It
+    depends on the labels alone, whatever features are chosen. Raises InputError where there are fewer than two features."""
     ordered = sorted(every_label(job, explainer), key=lambda e: stable_id(seed, e.explanation_id))
     donors = {}
     for i, own in enumerate(ordered):
@@ -63,15 +63,15 @@ def _after(ordered: Sequence[Explanation], i: int) -> Iterator[Explanation]:
 
 
 def every_label(job: Job, explainer: str) -> Sequence[Explanation]:
-    """The dictionary's labels by `explainer`, of whatever features are chosen: the latest of each explaining model."""
+    """The latest label by `explainer` and each explaining model for every feature, whatever features are chosen."""
     return job.store.explanations_to_score(
         job.dictionary_id, explainer, "", None, "", "", "report", Selection(), control="shuffled"
     )
 
 
 class LookupLabels(Sequence[Explanation | None]):
-    """For every pending label that of `token_lookup` for the same feature: the store's, where it is of this harvest,
-    else one made from the evidence when it is looked at (in a loader's worker thread), and not stored."""
+    """For every pending label, the label by `token_lookup` for the same feature: the store's where it is of this
+    harvest, else one made from the evidence when it is looked at (in a loader's worker thread), which is not stored."""
 
     def __init__(self, job: Job, seed: int, pending: Sequence[Explanation]) -> None:
         self._job = job

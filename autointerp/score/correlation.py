@@ -2,8 +2,8 @@
 
     simulation             pooled Pearson correlation over the tokens of N top + N sampled + N negative contexts of one
                            part, with a bootstrap over documents: the headline score on `report`
-    simulation_random      the same over the sampled and the random-tier negative ones among them: what the label says
-                           of ordinary text, without the strongest contexts
+    simulation_random      that correlation over the sampled and the random-tier negative ones among them: what the
+                           label says of ordinary text, without the strongest contexts
     simulation_calibrated  1 - sum (t - (a p + b))^2 / sum (t - mean t)^2 over the report contexts, where t is the truth
                            and p the prediction per token, and (a, b) the least-squares line fitted on `select`. Unlike
                            a correlation it asks for the right size, and may be negative

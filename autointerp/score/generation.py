@@ -66,8 +66,8 @@ class Texts:
 
 
 def snippets(contexts: Iterable[Context]) -> list[str]:
-    """Up to SNIPPETS excerpts without the feature: of silent contexts, random ones first, since those of the other
-    tiers would give the feature's surroundings away."""
+    """Up to SNIPPETS excerpts of silent contexts: random ones first, since those of the other tiers would give the
+    feature's surroundings away."""
     silent = [c for c in contexts if c.kind == "negative" and c.text.strip()]
     silent.sort(key=lambda c: (TIERS.index(c.tier or "random"), c.rank, c.context_id))
     return [c.text[:MAX_SNIPPET] for c in silent[:SNIPPETS]]
@@ -183,7 +183,7 @@ def generation_rows(identity: Identity, texts: Texts, result: dict[str, Any]) ->
 
 
 def failed_rows(identity: Identity, status: str, n: int, n_failed: int, error: str | None) -> list[Score]:
-    """The same rows where there is nothing to score."""
+    """The rows of a label that cannot be scored."""
     return [counted_row(identity, GENERATION + part, Result(status), n, n_failed, error) for part in _PARTS]
 
 

@@ -7,7 +7,7 @@ Rows of one label; `n` counts beginnings. Intervals are Student's over the begin
 
     intervention         the gain below less that of random features: 0 where any push to the same KL does as well
     intervention_gain    mean over the beginnings of (after steered text) - (after the usual text)
-    intervention_random  the same with text steered by random features to the same KL, their mean
+    intervention_random  the gain with text steered by random features to the same KL, their mean
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _mean(values: list[float]) -> Result:
 
 
 def failed_rows(identity: Identity, status: str, error: str | None, n: int = 0, n_failed: int = 0) -> list[Score]:
-    """The same rows where there is nothing to score."""
+    """The rows of a label that cannot be scored."""
     return [counted_row(identity, INTERVENTION + part, Result(status), n, n_failed, error) for part in _PARTS]
 
 

@@ -11,8 +11,8 @@ judge and the other labels, not of how another push would have gone:
 
     output           (accuracy - 1/k) / (1 - 1/k) with k labels to choose from: 0 is chance, 1 always right
     output_accuracy  share of the questions in which the label was picked (Wilson)
-    output_random    the same for texts steered by random features to the same KL, with the same labels to choose from:
-                     how often the label is picked where it has nothing to do with the texts
+    output_random    that share for texts steered by random features to the same KL, with the same labels to choose
+                     from: how often the label is picked where it has nothing to do with the texts
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def output_rows(identity: Identity, options: int, own: Sequence[Choice], others:
 
 
 def failed_rows(identity: Identity, status: str, error: str | None) -> list[Score]:
-    """The same rows where there is nothing to ask about."""
+    """The rows of a label that cannot be asked about."""
     return [counted_row(identity, OUTPUT + part, Result(status), 0, error=error) for part in _PARTS]
 
 
