@@ -101,7 +101,8 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from autointerp.config import HarvestConfig
     from autointerp.harvest.merge import CorpusFacts, bounds_of, merge
     from autointerp.harvest.shards import HarvestFolder
-    from autointerp.harvest.text_pass import Job, harvest
+    from autointerp.harvest.target import Target
+    from autointerp.harvest.text_pass import harvest, unit_settings
     from autointerp.model.hooks import Hookpoint, activations_at
     from autointerp.store.store import Store
 
@@ -114,7 +115,8 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
         root = Path(temporary)
         folder = HarvestFolder(root / "work", {"bench": 1}, bounds_of(config))
         units = work_units(tokens, args.tokens, args.corpus)
-        harvest(loaded, [Job(point, sae, folder)], units, text, config, batch_tokens=args.batch_tokens)
+        settings = unit_settings(loaded, text, config, args.batch_tokens, ())
+        harvest(loaded, [Target(point, sae, folder)], units, settings)
         harvested = clock.read("harvest_")
         work = disk_bytes(root / "work")
         with Store.open(root / "x.duckdb", create=True) as store:
