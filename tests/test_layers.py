@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
-GROUND = {"errors", "records", "config", "stats", "resources", "deadline", "tasks", "plugins"}
+GROUND = {"errors", "records", "config", "stats", "resources", "deadline", "tasks", "plugins", "progress"}
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
     "errors": set(),
@@ -23,7 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stats": set(),
     "resources": {"errors"},
     "log": set(),
-    "terminal": {"log"},
+    "progress": set(),
+    "terminal": {"log", "progress"},
     # without torch
     "llm": GROUND,
     "store": GROUND,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from test_cli_app import run
 
 from autointerp import terminal
-from autointerp.cli.app import app
+from autointerp.cli import app
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError
 from autointerp.log import ENVIRONMENT, Capture, Log, LogFormat
 from autointerp.terminal import Terminal

@@ -169,17 +169,14 @@ def harvest(
 
     saes = chosen_saes(config, dictionary)
     if dry_run:
-        for sae in saes:
-            harvesting.forecast_harvest(session, sae)
+        harvesting.forecast_harvest(session, saes)
         return
     if num_shards > 1:
-        for sae in saes:
-            harvesting.harvest_shard(session, sae, shard_index, num_shards)
+        harvesting.harvest_shard(session, saes, shard_index, num_shards)
         terminal.say(f"shard {shard_index} of {num_shards} is done; run `autointerp merge` when all are")
         return
     with _recorded(config, "harvest", terminal) as (store, _):
-        for sae in saes:
-            harvesting.harvest_and_merge(session, store, sae)
+        harvesting.harvest_and_merge(session, store, saes)
         _gather(session, store, saes, Selection())
 
 
@@ -233,8 +230,7 @@ def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
     with _recorded(config, "merge", terminal) as (store, _):
         session = gpu_session(config, terminal)
         saes = chosen_saes(config, dictionary)
-        for sae in saes:
-            harvesting.merge(session, store, sae)
+        harvesting.merge(session, store, saes)
         _gather(session, store, saes, Selection())
 
 
@@ -408,8 +404,7 @@ def _gpu_stages(
 
     session = gpu_session(config, terminal)
     worked = training.train(session, store, saes)
-    for sae in saes:
-        worked = harvesting.harvest_and_merge(session, store, sae) or worked
+    worked = harvesting.harvest_and_merge(session, store, saes) or worked
     return _gather(session, store, saes, selection) or worked
 
 
@@ -420,8 +415,7 @@ def _forecast_run(
     session = gpu_session(config, terminal)
     from autointerp.stages import harvesting
 
-    for sae in saes:
-        harvesting.forecast_harvest(session, sae)
+    harvesting.forecast_harvest(session, saes)
     if not Path(config.store.path).exists():
         terminal.result("labels: calls and cost are known once the harvest has filled the store")
         return
