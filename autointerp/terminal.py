@@ -32,6 +32,9 @@ _LISTEN_EVERY_S = 4.0
 class Progress(Protocol):
     def __call__(self, done: int, of: int | None = None, note: str = "") -> None: ...
 
+    def begin_at(self, done: int) -> None:
+        """So much was done by earlier runs: it says nothing of this one's speed."""
+
 
 class Terminal:
     """Where one command writes. Whether stdout (results) and stderr (the work) are terminals decides the form.
@@ -118,7 +121,10 @@ class Terminal:
         the total, by earlier runs.
         """
         if self.is_live and not self._steps.has_bar:
-            with _bar(self.err, what, total, unit) as show, self._steps.step(_Step(what, total, unit, done, show)) as step:
+            with (
+                _bar(self.err, what, total, unit) as show,
+                self._steps.step(_Step(what, total, unit, done, show, is_bar=True)) as step,
+            ):
                 yield step
             return
         with self._steps.step(_Step(what, total, unit, done, self._say_standing)) as step:
@@ -149,11 +155,11 @@ class Terminal:
 
     def _log_standing(self, standing: Standing) -> None:
         now = datetime.now().astimezone()
-        counted = {"done": standing.done, "total": standing.total, "unit": standing.unit or None}
+        done = standing.done if standing.is_counted else None
         self.log.write(
-            standing.line(now), event="progress", what=standing.what, **(counted if standing.is_counted else {}),
-            seconds=round(standing.seconds, 3), rate=standing.rate, expected_end=iso(standing.expected_end(now)),
-            note=standing.note or None,
+            standing.line(now), event="progress", what=standing.what, done=done, total=standing.total,
+            unit=standing.unit or None, seconds=round(standing.seconds, 3), rate=standing.rate,
+            expected_end=iso(standing.expected_end(now)), note=standing.note or None,
         )  # fmt: skip
 
 
@@ -177,7 +183,6 @@ def _bar(console: Console, what: str, total: int | None, unit: str) -> Iterator[
             note = escape(visible(standing.note))
             bar.update(task, completed=standing.done, total=standing.total, note=note, pace=pace)
 
-        show.is_bar = True  # type: ignore[attr-defined]
         yield show
 
 
@@ -186,20 +191,23 @@ class _Step:
 
     def __init__(
         self, what: str, total: int | None, unit: str, done: int, show: Callable[[Standing], None],
-        is_counted: bool = True,
+        is_counted: bool = True, is_bar: bool = False,
     ) -> None:  # fmt: skip
         self._what, self._total, self._unit, self._begun_at = what, total, unit, done
         self._done, self._note, self._is_counted = done, "", is_counted
         self._begun = time.monotonic()
         self.show = show
         self.steps: _Steps | None = None
-        self.is_bar: bool = getattr(show, "is_bar", False)
+        self.is_bar = is_bar
 
     def standing(self) -> Standing:
         seconds = time.monotonic() - self._begun
         return Standing(
             self._what, self._done, self._total, self._unit, seconds, self._begun_at, self._note, self._is_counted
         )
+
+    def begin_at(self, done: int) -> None:
+        self._begun_at = self._done = done
 
     def __call__(self, done: int, of: int | None = None, note: str = "") -> None:
         self._done, self._note = done, note
@@ -210,7 +218,7 @@ class _Step:
 
 
 class _Steps:
-    """The steps in work, the innermost last. While there are any, a thread sees to it that nothing is silent for long."""
+    """The steps in work, the innermost last. While there are any, a thread sees to it that none is silent for long."""
 
     def __init__(self, every_s: float) -> None:
         self.every_s = every_s

@@ -1,4 +1,4 @@
-"""A unit that is killed at any batch goes on from its state with the same tables; a state that does not fit is not used."""
+"""A unit killed at any batch goes on from its state with the same tables; a state that does not fit is not used."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from autointerp.config import Config, environment_overrides, load
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, StoreBusyError
 from autointerp.log import Capture, Log, LogFormat
 from autointerp.report import compare, show
+from autointerp.report.status import print_status
 from autointerp.store.query import run_query
 from autointerp.store.safety.recover import recover as recover_store
 from autointerp.store.selection import Selection
@@ -447,7 +448,7 @@ def status(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """What is done, pending, failed and spent."""
-    show.print_status(_store_path(config, store), as_json, Terminal(verbose, log_format))
+    print_status(_store_path(config, store), as_json, Terminal(verbose, log_format))
 
 
 @app.command("show")

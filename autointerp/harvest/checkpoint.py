@@ -1,8 +1,8 @@
 """The state of a work unit that is not finished, so that a kill costs minutes however long a unit takes.
 
-One file for each dictionary and unit, `<root>/partial/u00000012.npz`: arrays of numbers (never pickle), a CRC-32 of each
-one (the zip format's), and a header that says what they belong to. It is written to another name, flushed and renamed,
-so it is whole or not there; a file that cannot be read, or belongs to something else, is not used.
+One file for each dictionary and unit, `<root>/partial/u00000012.npz`: arrays of numbers (never pickle), a CRC-32 of
+each one (the zip format's), and a header that says what they belong to. It is written to another name, flushed and
+renamed, so it is whole or not there; a file that cannot be read, or belongs to something else, is not used.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def _state(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> UnitS
             tables.append({})
         tables[number][column] = arrays[f"part{i}"]
     unfinished = {
-        name.removeprefix("pass."): torch.from_numpy(array) for name, array in arrays.items() if name.startswith("pass.")
+        name.removeprefix("pass."): torch.from_numpy(array)
+        for name, array in arrays.items()
+        if name.startswith("pass.")
     }
     split, block, batch = header["place"]
     return UnitState((int(split), int(block), int(batch)), parts, unfinished, int(header["halvings"]))
@@ -163,9 +165,7 @@ class Checkpoints:
     def is_due(self) -> bool:
         return self._clock() - self._last >= self._pause_s
 
-    def read(
-        self, target: Target, unit: WorkUnit, batch_tokens: int, device: torch.device
-    ) -> UnitState | None:
+    def read(self, target: Target, unit: WorkUnit, batch_tokens: int, device: torch.device) -> UnitState | None:
         """The state in which an earlier run left the unit, where there is one that fits."""
         path = target.folder.checkpoint(unit.index)
         if not path.exists():

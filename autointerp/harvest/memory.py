@@ -109,8 +109,8 @@ def weight_bytes(sae: Sae) -> int:
 def share_a_pass(
     saes: Sequence[Sae], config: HarvestConfig, batch_tokens: int, device: torch.device
 ) -> list[list[int]]:
-    """The dictionaries (by index, in order) in groups that fit into half the free memory together, weights included: each
-    group is one pass over the text. One that does not fit alone is a group of its own, harvested in feature blocks."""
+    """The dictionaries (by index, in order) in groups that fit into half the free memory together, weights included.
+    Each group is one pass over the text. One that does not fit alone is a group of its own, harvested in blocks."""
     room = SHARE_OF_FREE * free_bytes(device)
     groups: list[list[int]] = []
     used = 0

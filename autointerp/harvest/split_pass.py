@@ -166,7 +166,9 @@ class SplitPass:
         self.peaks.cut()
         self.samples.cut()
         self.log.sort()
-        return {f"{part}.{name}": getattr(getattr(self, part), name) for part, names in _STATE.items() for name in names}
+        return {
+            f"{part}.{name}": getattr(getattr(self, part), name) for part, names in _STATE.items() for name in names
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from the `state` of another pass over the same windows and block; call it before `add`."""

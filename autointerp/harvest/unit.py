@@ -279,18 +279,23 @@ def encoded(sae: Sae, counted: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def _check_finite(work: _Work) -> None:
-    parts, name = work.parts, work.target.name
+    parts, name = work.parts, f"{work.target.name}: " if work.target.name else ""
     n_tokens = sum(parts.n_tokens.values()) + parts.n_nonfinite
     if parts.n_nonfinite > MOST_NONFINITE * n_tokens:
         raise AutointerpError(
-            f"{name + ': ' if name else ''}{parts.n_nonfinite} of {n_tokens} tokens have NaN or infinite activations (more than "
+            f"{name}{parts.n_nonfinite} of {n_tokens} tokens have NaN or infinite activations (more than "
             f"{MOST_NONFINITE:.1%}). Try model.dtype = float32 or bfloat16, and check that the SAE's weights belong to "
             "this hookpoint"
         )
 
 
 def _unit_tables(
-    unit: WorkUnit, parts: EvidenceParts, split_of: np.ndarray, documents: np.ndarray, keys: np.ndarray, slots: np.ndarray
+    unit: WorkUnit,
+    parts: EvidenceParts,
+    split_of: np.ndarray,
+    documents: np.ndarray,
+    keys: np.ndarray,
+    slots: np.ndarray,
 ) -> dict[str, Columns]:
     tables = parts.joined()
     kept = slots >= 0

@@ -41,7 +41,7 @@ from autointerp.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the harvests of all dictionaries share: hashing a large corpus or model takes a while, so it is done once."""
+    """What the harvests of all dictionaries share. Hashing a large corpus or model takes a while: it is done once."""
 
     fingerprint: str
     corpus_key: list[Any]

@@ -24,6 +24,7 @@ from autointerp.stages import labelling
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
 from autointerp.stages.labelling import RANDOM_MODEL, Budget
 from autointerp.store.leakage import LeakageReport, check_leakage
+from autointerp.store.progress_file import ProgressFile
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.safety.paths import refuse_own_file
 from autointerp.store.safety.reading import open_for_reading
@@ -113,7 +114,11 @@ def _recorded(
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = config.store.snapshot_seconds
     chosen = {} if selection is None else {"selection": as_dict(selection)}
-    with open_for_writing(path, create=create, snapshot_seconds=seconds, say=terminal.say) as store:
+    with (
+        terminal.working(f"running {command}"),
+        open_for_writing(path, create=create, snapshot_seconds=seconds, say=terminal.say) as store,
+        _told(path, command, terminal),
+    ):
         run_id = store.begin_run(command, {**as_dict(config), **chosen}, _versions())
 
         def sum_up() -> None:
@@ -136,6 +141,17 @@ def _recorded(
             raise
         sum_up()
         store.finish_run(run_id, "ok", 0)
+
+
+@contextmanager
+def _told(path: Path, command: str, terminal: Terminal, part: str = "") -> Iterator[None]:
+    """While it lasts, `autointerp status` in another process tells how the command gets on."""
+    with ProgressFile(path, command, part) as progress_file:
+        terminal.watch(progress_file)
+        try:
+            yield
+        finally:
+            terminal.watch(None)
 
 
 def train(config: Config, dictionary: str | None, terminal: Terminal) -> None:
@@ -172,7 +188,11 @@ def harvest(
         harvesting.forecast_harvest(session, saes)
         return
     if num_shards > 1:
-        harvesting.harvest_shard(session, saes, shard_index, num_shards)
+        path = Path(config.store.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = f"shard-{shard_index}-of-{num_shards}"
+        with terminal.working("running harvest"), _told(path, "harvest", terminal, part):
+            harvesting.harvest_shard(session, saes, shard_index, num_shards)
         terminal.say(f"shard {shard_index} of {num_shards} is done; run `autointerp merge` when all are")
         return
     with _recorded(config, "harvest", terminal) as (store, _):
@@ -430,7 +450,7 @@ def verify(config: Config, dictionary: str | None, sample: int, terminal: Termin
     require_torch()
     from autointerp.stages import verifying
 
-    with Store.open(Path(config.store.path), read_only=True) as store:
+    with terminal.working("verifying"), Store.open(Path(config.store.path), read_only=True) as store:
         saes = chosen_saes(config, dictionary)
         reports = [check_leakage(store, store.dictionary(sae.dictionary)) for sae in saes]
         _print_leakage(reports, terminal, as_json)

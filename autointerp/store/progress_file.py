@@ -1,8 +1,8 @@
 """How a running command gets on, for `autointerp status` in another process: a small JSON file beside the store.
 
-The store itself cannot say it: a writer holds it alone, a shard of a harvest never opens it, and before the first harvest
-there is none. The file is replaced whole every few seconds and goes when the command ends. One that stays was left by a
-process that was killed, which its PID and that process's start tell.
+The store itself cannot say it: a writer holds it alone, a shard of a harvest never opens it, and before the first
+harvest there is none. The file is replaced whole every few seconds and goes when the command ends. One that stays was
+left by a process that was killed; the PID in it and the time at which that process began tell.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ WRITE_EVERY_S = 2.0
 SILENT_AFTER_S = 120.0
 """A process on another machine that has not written for so long is not known to run."""
 FORMAT = 1
+_UNKNOWN = "unknown"
+"""When a process began, where the system does not say."""
 
 
 class ProgressFile:
@@ -110,10 +112,13 @@ def read_progress(store: Path) -> list[CommandProgress]:
 
 
 def _state_of(facts: dict[str, Any]) -> str:
-    if facts["host"] != platform.node():
+    is_here = facts["host"] == platform.node()
+    if is_here and not _start_of(int(facts["pid"])):
+        return "killed"
+    if not is_here or facts["process_started"] == _UNKNOWN:
         age_s = time.time() - datetime.fromisoformat(facts["updated_at"]).timestamp()
         return "running" if age_s < SILENT_AFTER_S else "silent"
-    return "running" if _start_of(int(facts["pid"])) == facts["process_started"] != "" else "killed"
+    return "running" if _start_of(int(facts["pid"])) == facts["process_started"] else "killed"
 
 
 def _start_of(pid: int) -> str:
@@ -133,10 +138,11 @@ def _start_of(pid: int) -> str:
 
 
 def _is_there(pid: int) -> str:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except OSError:
-        pass
-    return "alive"
+    if os.name != "nt":  # where the signal 0 is none
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return ""
+        except OSError:
+            pass
+    return _UNKNOWN
