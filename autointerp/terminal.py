@@ -6,40 +6,54 @@ Results go to stdout, everything about the work itself to stderr (see log.py), s
 from __future__ import annotations
 
 import io
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from autointerp.log import Level, Log, LogFormat
 from autointerp.log import visible as visible
+from autointerp.progress import Standing, iso
 
 _LOG_EVERY_S = 10.0
-"""Seconds between plain progress lines."""
+"""Seconds between lines about one step."""
+_LISTEN_EVERY_S = 4.0
+"""Seconds after which whoever watches hears of a step that has no updates."""
 
 
 class Progress(Protocol):
     def __call__(self, done: int, of: int | None = None, note: str = "") -> None: ...
 
+    def begin_at(self, done: int) -> None:
+        """So much was done by earlier runs: it says nothing of this one's speed."""
+
 
 class Terminal:
-    """Where one command writes. `plain` is decided by whether stdout (results) or stderr (progress) is a terminal."""
+    """Where one command writes. Whether stdout (results) and stderr (the work) are terminals decides the form.
 
-    def __init__(self, verbose: bool = False, log_format: LogFormat = LogFormat.text) -> None:
+    `every_s`: work that lasts is never silent for longer, on a terminal and in a log.
+    """
+
+    def __init__(
+        self, verbose: bool = False, log_format: LogFormat = LogFormat.text, every_s: float | None = None
+    ) -> None:
         self.out = Console(highlight=False)
         self.err = Console(stderr=True, highlight=False)
         self.verbose = verbose
         self.log = Log(log_format)
+        self._steps = _Steps(_LOG_EVERY_S if every_s is None else every_s)
 
     def silent(self) -> Terminal:
         """One that writes nothing: for the processes beside the first."""
-        other = Terminal()
+        other = Terminal(every_s=0)
         other.out = other.err = Console(quiet=True, file=io.StringIO())
         other.log = Log(quiet=True)
         return other
@@ -50,6 +64,7 @@ class Terminal:
             return self
         other = Terminal(self.verbose)
         other.out, other.err, other.log = Console(quiet=True, file=io.StringIO()), self.err, self.log
+        other._steps = self._steps
         return other
 
     @property
@@ -59,6 +74,7 @@ class Terminal:
 
     def say(self, message: str, event: str = "message", level: Level = "info", **fields: Any) -> None:
         """One line about the work. `event` and `fields` are for a log in JSON."""
+        self._steps.spoken()
         if self.is_live:
             self.err.print(escape(visible(message)))
         else:
@@ -99,51 +115,170 @@ class Terminal:
             self.out.file.write(line.rstrip() + "\n")
 
     @contextmanager
-    def progress(self, what: str, total: int | None, unit: str = "") -> Iterator[Progress]:
-        """Yields the Progress to update. A bar on a terminal, a line every ten seconds in a log."""
-        if not self.is_live:
-            yield _LoggedProgress(self.log, what, total, unit)
+    def progress(self, what: str, total: int | None, unit: str = "", done: int = 0) -> Iterator[Progress]:
+        """Yields the Progress to update. A bar on a terminal, lines in a log: at most one every `every_s` seconds while
+        there are updates, and one every `every_s` seconds where there are none. `what`: "DICTIONARY: doing". `done`: of
+        the total, by earlier runs.
+        """
+        if self.is_live and not self._steps.has_bar:
+            with (
+                _bar(self.err, what, total, unit) as show,
+                self._steps.step(_Step(what, total, unit, done, show, is_bar=True)) as step,
+            ):
+                yield step
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+        with self._steps.step(_Step(what, total, unit, done, self._say_standing)) as step:
+            yield step
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """For a step that cannot say how far it is: says that it is still in work every `every_s` seconds, unless
+        something else is said. `what`: "DICTIONARY: doing", or "doing"."""
+
+        def tell(standing: Standing) -> None:
+            if not self._steps.has_bar:
+                self._say_standing(standing)
+
+        with self._steps.step(_Step(what, None, "", 0, tell, is_counted=False)):
+            yield
+
+    def watch(self, listener: Callable[[Standing], None] | None) -> None:
+        """`listener` is told how the innermost step stands, at every update and every few seconds; None: nobody is."""
+        self._steps.listener = listener
+
+    def _say_standing(self, standing: Standing) -> None:
+        now = datetime.now().astimezone()
+        if self.is_live:
+            self.err.print(escape(visible(standing.line(now))))
+        else:
+            self._log_standing(standing)
+
+    def _log_standing(self, standing: Standing) -> None:
+        now = datetime.now().astimezone()
+        done = standing.done if standing.is_counted else None
+        self.log.write(
+            standing.line(now), event="progress", what=standing.what, done=done, total=standing.total,
+            unit=standing.unit or None, seconds=round(standing.seconds, 3), rate=standing.rate,
+            expected_end=iso(standing.expected_end(now)), note=standing.note or None,
+        )  # fmt: skip
+
+
+@contextmanager
+def _bar(console: Console, what: str, total: int | None, unit: str) -> Iterator[Callable[[Standing], None]]:
+    """A bar that moves by itself; yields what sets it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[pace]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with RichProgress(*columns, console=console) as bar:
+        task = bar.add_task(escape(visible(what)), total=total, note="", pace="")
+
+        def show(standing: Standing) -> None:
+            pace = standing.pace(datetime.now().astimezone()).removeprefix(", ")
+            note = escape(visible(standing.note))
+            bar.update(task, completed=standing.done, total=standing.total, note=note, pace=pace)
+
+        yield show
+
+
+class _Step:
+    """Something in work. Called as a Progress."""
+
+    def __init__(
+        self, what: str, total: int | None, unit: str, done: int, show: Callable[[Standing], None],
+        is_counted: bool = True, is_bar: bool = False,
+    ) -> None:  # fmt: skip
+        self._what, self._total, self._unit, self._begun_at = what, total, unit, done
+        self._done, self._note, self._is_counted = done, "", is_counted
+        self._begun = time.monotonic()
+        self.show = show
+        self.steps: _Steps | None = None
+        self.is_bar = is_bar
+
+    def standing(self) -> Standing:
+        seconds = time.monotonic() - self._begun
+        return Standing(
+            self._what, self._done, self._total, self._unit, seconds, self._begun_at, self._note, self._is_counted
         )
-        with RichProgress(*columns, console=self.err) as bar:
-            task = bar.add_task(escape(visible(what)), total=total, note="")
 
-            def update(done: int, of: int | None = None, note: str = "") -> None:
-                bar.update(task, completed=done, note=escape(visible(note)))
-                if of is not None:
-                    bar.update(task, total=of)
-
-            yield update
-
-
-class _LoggedProgress:
-    """Progress as log lines: at most one every ten seconds, and one at the end."""
-
-    def __init__(self, log: Log, what: str, total: int | None, unit: str) -> None:
-        self._log, self._what, self._total, self._unit = log, what, total, unit
-        self._begun = self._last = time.monotonic()
+    def begin_at(self, done: int) -> None:
+        self._begun_at = self._done = done
 
     def __call__(self, done: int, of: int | None = None, note: str = "") -> None:
-        total, now = of if of is not None else self._total, time.monotonic()
-        at_end = bool(total) and done == total
-        if now - self._last < _LOG_EVERY_S and not at_end:
-            return
-        self._last = now
-        share = f" of {total:,} ({done / total:.0%})" if total else ""
-        seconds = now - self._begun
-        self._log.write(
-            f"{self._what}: {done:,}{share} {self._unit} in {seconds:.0f} s {note}".rstrip(),
-            event="progress", what=self._what, done=done, total=total, unit=self._unit or None,
-            seconds=round(seconds, 3), note=note or None,
-        )  # fmt: skip
+        self._done, self._note = done, note
+        if of is not None:
+            self._total = of
+        if self.steps is not None:
+            self.steps.updated(self, is_at_end=bool(self._total) and done == self._total)
+
+
+class _Steps:
+    """The steps in work, the innermost last. While there are any, a thread sees to it that none is silent for long."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self.listener: Callable[[Standing], None] | None = None
+        self._steps: list[_Step] = []
+        self._last = time.monotonic()
+        self._over: threading.Event | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def has_bar(self) -> bool:
+        return any(step.is_bar for step in self._steps)
+
+    def spoken(self) -> None:
+        """Something was said just now."""
+        self._last = time.monotonic()
+
+    @contextmanager
+    def step(self, step: _Step) -> Iterator[_Step]:
+        step.steps = self
+        with self._lock:
+            self._steps.append(step)
+            self._last = time.monotonic()
+            if self.every_s > 0 and self._over is None:
+                self._over = threading.Event()
+                threading.Thread(target=self._speak, args=(self._over,), name="progress", daemon=True).start()
+        self._listen(step)
+        try:
+            yield step
+        finally:
+            with self._lock:
+                self._steps.remove(step)
+                if not self._steps and self._over is not None:
+                    self._over.set()
+                    self._over = None
+
+    def updated(self, step: _Step, is_at_end: bool) -> None:
+        if step.is_bar or is_at_end or time.monotonic() - self._last >= self.every_s:
+            self._show(step)
+        self._listen(step)
+
+    def _show(self, step: _Step) -> None:
+        with self._lock:
+            self._last = time.monotonic()
+            step.show(step.standing())
+
+    def _listen(self, step: _Step) -> None:
+        listener = self.listener
+        if listener is not None:
+            listener(step.standing())
+
+    def _speak(self, over: threading.Event) -> None:
+        while not over.wait(min(self.every_s, _LISTEN_EVERY_S) / 2):
+            with self._lock:
+                if over.is_set() or not self._steps:
+                    continue
+                step = self._steps[-1]
+                if time.monotonic() - self._last >= self.every_s:
+                    self._show(step)
+            self._listen(step)
 
 
 def cell_text(value: Any) -> str:

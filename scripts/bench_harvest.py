@@ -10,6 +10,8 @@ merge into a store with contexts and negatives). The ratio that counts is ours /
 
     --corpus short            documents of 24 tokens (peers only know whole windows; compare with `limit`)
     --features 131072         a random SAE of so many features in the place of the workload's
+    --dictionaries 3          needs no WORK: harvest of so many dictionaries in one pass over that of one, on a model of
+                              GPT-2's size with random weights; the ratio of CPU seconds
     --flat                    ours on --tokens and on ten times as many (the corpus again, as new documents): memory
 """
 
@@ -29,7 +31,9 @@ from typing import Any
 
 UNIT_TOKENS = 600_000  # about corpus.unit_characters of source text
 SHORT = 24
+OWN_SIDES = ("ours", "limit", "shared")
 HOOK = "transformer.h.2"
+DEMO_MODEL = Path(__file__).parents[1] / "data" / "demo_model"
 
 
 def documents(tokens: Any, n_windows: int, corpus: str) -> Iterator[tuple[int, list[int], int, bool]]:
@@ -101,7 +105,8 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from autointerp.config import HarvestConfig
     from autointerp.harvest.merge import CorpusFacts, bounds_of, merge
     from autointerp.harvest.shards import HarvestFolder
-    from autointerp.harvest.text_pass import Job, harvest
+    from autointerp.harvest.target import Target
+    from autointerp.harvest.text_pass import harvest, unit_settings
     from autointerp.model.hooks import Hookpoint, activations_at
     from autointerp.store.store import Store
 
@@ -114,7 +119,8 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
         root = Path(temporary)
         folder = HarvestFolder(root / "work", {"bench": 1}, bounds_of(config))
         units = work_units(tokens, args.tokens, args.corpus)
-        harvest(loaded, [Job(point, sae, folder)], units, text, config, batch_tokens=args.batch_tokens)
+        settings = unit_settings(loaded, text, config, args.batch_tokens, ())
+        harvest(loaded, [Target(point, sae, folder)], units, settings)
         harvested = clock.read("harvest_")
         work = disk_bytes(root / "work")
         with Store.open(root / "x.duckdb", create=True) as store:
@@ -127,6 +133,53 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
         both = clock.read("")
         disk = disk_bytes(root) - work
     return {**both, **harvested, "rss_before_mb": before, "disk_bytes": disk, "work_bytes": work, **counts}
+
+
+def shared(args: argparse.Namespace) -> dict[str, float]:
+    """Harvest, without the merge, of `--dictionaries` dictionaries of 4,096 features in one pass. The first reads the
+    last layer, so that the model's share is the same for any number."""
+    import numpy as np
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from autointerp.config import HarvestConfig, ModelConfig
+    from autointerp.corpus.token_text import TokenText, tokenizer_sha256
+    from autointerp.harvest.merge import bounds_of
+    from autointerp.harvest.shards import HarvestFolder
+    from autointerp.harvest.target import Target
+    from autointerp.harvest.text_pass import harvest, unit_settings
+    from autointerp.model.hooks import Hookpoint, activations_at
+    from autointerp.model.load import LoadedModel, load_tokenizer
+    from autointerp.sae.sae import Sae
+
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(ModelConfig(name=str(DEMO_MODEL)))
+    sizes = GPT2Config(vocab_size=len(tokenizer), n_layer=12, n_embd=768, n_head=12, n_positions=256)
+    model = GPT2LMHeadModel(sizes).eval().requires_grad_(False)
+    loaded = LoadedModel(
+        model, tokenizer, torch.device("cpu"), torch.float32, "bench", "random:0", tokenizer_sha256(tokenizer)
+    )
+    tokens = np.random.default_rng(0).zipf(1.3, (args.tokens // 128, 128)) % len(tokenizer)
+    config, points = HarvestConfig(), [f"transformer.h.{layer}" for layer in (11, 7, 11, 3)]
+
+    def sae(seed: int) -> Sae:
+        rows = torch.randn(4096, 768, generator=torch.Generator().manual_seed(seed))
+        rows = torch.nn.functional.normalize(rows, dim=1)
+        return Sae(rows.T.contiguous(), torch.zeros(4096), rows, torch.zeros(768), k=32)
+
+    activations_at(loaded, Hookpoint.parse(points[0]), torch.zeros(4, 128, dtype=torch.int64))
+    with tempfile.TemporaryDirectory(dir=args.out) as temporary:
+        targets = [
+            Target(
+                Hookpoint.parse(points[i % len(points)]), sae(i),
+                HarvestFolder(Path(temporary) / str(i), {"bench": i}, bounds_of(config)),
+            )
+            for i in range(args.dictionaries)
+        ]  # fmt: skip
+        settings = unit_settings(loaded, TokenText(tokenizer), config, args.batch_tokens, ())
+        before, clock = peak_mb(), Clock()
+        harvest(loaded, targets, work_units(tokens, args.tokens, "windows"), settings)
+        return {**clock.read(""), "rss_before_mb": before, "disk_bytes": disk_bytes(Path(temporary))}
 
 
 def limit(args: argparse.Namespace) -> dict[str, float]:
@@ -161,17 +214,19 @@ def disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def run_side(args: argparse.Namespace, side: str, tokens: int) -> dict[str, Any]:
+def run_side(args: argparse.Namespace, side: str, tokens: int, dictionaries: int = 1) -> dict[str, Any]:
     """One side in a process of its own."""
-    shared = ["--workload", str(args.workload), "--out", str(args.out), "--tokens", str(tokens)]
-    shared += ["--threads", str(args.threads)]
-    if side in ("ours", "limit"):
-        command = [sys.executable, __file__, "--only", side, "--corpus", args.corpus, *shared]
+    common = ["--out", str(args.out), "--tokens", str(tokens), "--threads", str(args.threads)]
+    if args.workload:
+        common += ["--workload", str(args.workload)]
+    if side in OWN_SIDES:
+        command = [sys.executable, __file__, "--only", side, "--corpus", args.corpus, *common]
+        command += ["--dictionaries", str(dictionaries)]
         command += ["--features", str(args.features), "--batch-tokens", str(args.batch_tokens), "--hook", args.hook]
     else:
-        command = [args.peers_python, "-B", "harvest.py", side, *shared]
+        command = [args.peers_python, "-B", "harvest.py", side, *common]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
-    cwd = None if side in ("ours", "limit") else args.peers_bench
+    cwd = None if side in OWN_SIDES else args.peers_bench
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
@@ -192,7 +247,7 @@ def table(rows: dict[str, dict[str, Any]], base: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", type=Path, required=True)
+    parser.add_argument("--workload", type=Path)
     parser.add_argument("--peers-bench", type=Path)
     parser.add_argument("--peers-python")
     parser.add_argument("--tokens", type=int, default=1 << 20)
@@ -201,21 +256,28 @@ def main() -> None:
     parser.add_argument("--hook", default=HOOK, help="transformer.drop reads the embeddings: little but our own work")
     parser.add_argument("--corpus", choices=("windows", "short"), default="windows")
     parser.add_argument("--features", type=int, default=0, help="of a random SAE; 0: the workload's SAE")
+    parser.add_argument("--dictionaries", type=int, help="in one pass, over one of them")
     parser.add_argument("--flat", action="store_true")
     parser.add_argument("--without", nargs="*", default=[], help="sides to leave out")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--only", choices=("ours", "limit"), help="run one side in this process")
+    parser.add_argument("--only", choices=OWN_SIDES, help="run one side in this process")
     args = parser.parse_args()
-    args.workload, args.out = args.workload.resolve(), args.out.resolve()
+    if not args.workload and not args.dictionaries:
+        parser.error("name a --workload, or --dictionaries")
+    args.workload, args.out = args.workload and args.workload.resolve(), args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.only:
         import torch
 
         torch.set_num_threads(args.threads)
-        result = {"ours": ours, "limit": limit}[args.only](args)
+        result = {"ours": ours, "limit": limit, "shared": shared}[args.only](args)
         print("RESULT " + json.dumps({**result, "peak_rss_mb": peak_mb(), "tokens": args.tokens}))
         return
-    if args.flat:
+    if args.dictionaries:
+        counts = (1, args.dictionaries)
+        rows = {f"{n} in one pass": run_side(args, "shared", args.tokens, n) for n in counts}
+        base = next(iter(rows))
+    elif args.flat:
         rows = {f"{n:,} tokens": run_side(args, "ours", n) for n in (args.tokens, 10 * args.tokens)}
         base = next(iter(rows))
     else:

@@ -107,7 +107,8 @@ def make_store(workload: Path, path: Path, tokens: int) -> None:
     from autointerp.config import HarvestConfig
     from autointerp.harvest.merge import CorpusFacts, bounds_of, merge
     from autointerp.harvest.shards import HarvestFolder
-    from autointerp.harvest.text_pass import Job, harvest
+    from autointerp.harvest.target import Target
+    from autointerp.harvest.text_pass import harvest, unit_settings
     from autointerp.model.hooks import Hookpoint
     from autointerp.store.store import Store
 
@@ -116,7 +117,8 @@ def make_store(workload: Path, path: Path, tokens: int) -> None:
     config = HarvestConfig(top_contexts=30, sampled_contexts=60, negatives=20)
     folder = HarvestFolder(path.parent / "work", {"bench": 1}, bounds_of(config))
     units = work_units(ids, tokens, "windows")
-    harvest(loaded, [Job(Hookpoint.parse(HOOK), sae, folder)], units, text, config, batch_tokens=2048)
+    settings = unit_settings(loaded, text, config, 2048, ())
+    harvest(loaded, [Target(Hookpoint.parse(HOOK), sae, folder)], units, settings)
     with Store.open(path, create=True) as store:
         dictionary_id = store.add_dictionary(
             name="bench", model="m", revision="r", hookpoint=HOOK, architecture="topk", d_in=sae.d_in,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -109,6 +110,99 @@ def test_every_kind_of_dictionary_is_harvested_labelled_and_scored(
     assert all(row["n"] > 10 and row["labelled"] > 5 and row["score"] > 0.3 for row in rows), rows
     code, out, err = run(capsys, "verify", "-c", config, "--sample", "50")
     assert code == 0, err
+
+
+def tables_of(folder: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Every table of both files but runs, without times. Training metrics are none of the harvest's."""
+    found = {}
+    with duckdb.connect(str(folder / "tiny.duckdb"), read_only=True) as con:
+        con.execute(f"ATTACH '{folder / 'tiny.evidence.duckdb'}' AS evidence (READ_ONLY)")
+        tables = con.execute(
+            "SELECT database_name, table_name FROM duckdb_tables() WHERE NOT internal ORDER BY ALL"
+        ).fetchall()
+        for database, table in tables:
+            if table in ("runs", "store_state", "evidence_state"):
+                continue
+            columns = con.execute(
+                "SELECT column_name FROM duckdb_columns() WHERE database_name = ? AND table_name = ? "
+                "AND data_type NOT LIKE 'TIMESTAMP%' AND column_name <> 'store_id'",
+                [database, table],
+            ).fetchall()
+            listed = ", ".join(f'"{name}"' for (name,) in columns)
+            found[table] = con.execute(f'SELECT {listed} FROM "{database}"."{table}" ORDER BY ALL').fetchall()
+    return found
+
+
+def harvested(project: Path, folder: Path, *commands: tuple[str, ...]) -> dict[str, list[tuple[object, ...]]]:
+    shutil.copytree(project, folder)
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "autointerp", *command, "-c", str(folder / "autointerp.toml")],
+            capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    return tables_of(folder)
+
+
+KILLED = """
+import itertools, os, sys
+from autointerp.harvest import checkpoint, unit
+from autointerp.cli.app import main
+class Always(checkpoint.Checkpoints):
+    def is_due(self):
+        return True
+from autointerp.harvest import text_pass
+text_pass.Checkpoints = Always
+forward, calls = unit.activations_at_all, itertools.count()
+def dying(*arguments):
+    if next(calls) == {after}:
+        os._exit(9)
+    return forward(*arguments)
+unit.activations_at_all = dying
+main(["harvest", "-c", {config!r}])
+"""
+
+
+def test_three_dictionaries_in_one_pass_are_as_one_after_another(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At two hookpoints; also where the pass is killed inside a unit, and where one of them is there already."""
+    names = ("tiny", "jump", "mlp")
+    apart = harvested(project, tmp_path / "apart", *(("harvest", "--dictionary", name) for name in names))
+    assert len({row[0] for row in apart["harvests"]}) == 3 and apart["context_rows"] and apart["windows"]
+    together = harvested(project, tmp_path / "together", ("harvest",))
+    assert together == apart
+
+    shutil.copytree(project, tmp_path / "killed")
+    config = str(tmp_path / "killed" / "autointerp.toml")
+    for after in (5, 11):
+        code = KILLED.format(after=after, config=config)
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=280).returncode == 9
+        assert len(list((tmp_path / "killed").rglob("partial/*.npz"))) == 3
+    code_, _, err = run(capsys, "harvest", "-c", config)
+    assert code_ == 0 and err.count("goes on inside work unit") == 3, err
+    assert "tiny, jump, mlp: harvested" in err
+    assert tables_of(tmp_path / "killed") == apart
+
+    one_there = harvested(project, tmp_path / "one", ("harvest", "--dictionary", "tiny"), ("harvest",))
+    assert one_there == apart
+
+
+def test_a_dry_run_tells_who_shares_a_pass(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "harvest", "-c", str(project / "autointerp.toml"), "--dry-run")
+    assert code == 0, err
+    assert "one pass over the text for tiny, jump, mlp: about " in out and out.count("pass(es) over the text") == 3
+
+
+def test_what_does_not_fit_together_is_harvested_in_groups(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(project, tmp_path / "copy")
+    config = str(tmp_path / "copy" / "autointerp.toml")
+    monkeypatch.setattr("autointerp.harvest.memory.share_a_pass", lambda saes, *_: [[0, 1], [2]])
+    code, _, err = run(capsys, "harvest", "-c", config)
+    assert code == 0 and "2 passes over the text (tiny, jump; mlp)" in err, err
+    assert "tiny, jump: harvested" in err and "mlp: harvested" in err
 
 
 def brought(project: Path, folder: Path, **metadata: object) -> Path:

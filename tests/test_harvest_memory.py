@@ -46,3 +46,22 @@ def test_nothing_grows_with_the_corpus() -> None:
     assert small == large
     more = estimate(model, dataclasses.replace(CONFIG, top_contexts=40), CorpusConfig(), 64)
     assert more.per_feature > small.per_feature and more.evidence_file > small.evidence_file
+
+
+def test_dictionaries_share_a_pass_as_far_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    saes, cpu = [sae(n) for n in (1000, 500, 500, 4000)], torch.device("cpu")
+    needed = [
+        memory.weight_bytes(one) + memory.fixed_bytes(one, 64, cpu) + one.d_sae * bytes_per_feature(CONFIG)
+        for one in saes
+    ]
+    for room, groups in (
+        (sum(needed), [[0, 1, 2, 3]]),
+        (sum(needed) - 1, [[0, 1, 2], [3]]),
+        (needed[0] + needed[1], [[0, 1], [2], [3]]),
+        (0, [[0], [1], [2], [3]]),
+    ):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, room=room: 2 * room)
+        assert memory.share_a_pass(saes, CONFIG, 64, cpu) == groups
+    blocked = dataclasses.replace(CONFIG, feature_block=100)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: sum(needed))
+    assert memory.share_a_pass(saes, blocked, 64, cpu) == [[0, 1, 2, 3]]

@@ -10,7 +10,7 @@ import pytest
 
 from autointerp.errors import DamagedError, InputError, MismatchError
 from autointerp.harvest.shards import HarvestFolder
-from autointerp.harvest.unit import UnitEvidence
+from autointerp.harvest.unit_evidence import UnitEvidence
 from autointerp.store.unit_tables import TABLES, ListBounds
 
 BOUNDS = ListBounds(4, 4, 8)

@@ -15,7 +15,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.evidence_helpers import (
-    BATCH_TOKENS,
     POINT,
     SMALL,
     Expected,
@@ -28,7 +27,8 @@ from support.evidence_helpers import (
 
 from autointerp.errors import AutointerpError
 from autointerp.harvest.recompute import recompute
-from autointerp.harvest.text_pass import Job, Shard, harvest
+from autointerp.harvest.target import Target
+from autointerp.harvest.text_pass import PassWatch, Shard
 from autointerp.harvest.unit import encoded
 from autointerp.records import SPLITS
 from autointerp.sae.sae import Sae
@@ -209,16 +209,13 @@ def test_killed_resumed_and_folded(setup: Setup, whole: Path, kills: list[int], 
         for after in kills:
             folder = setup.folder(root / "work")
 
-            def die(unit: int, _: object, after: int = after) -> None:
+            def die(unit: int, after: int = after) -> None:
                 runs.append(unit)
                 if unit >= after:
                     raise Killed
 
             with suppress(Killed):
-                harvest(
-                    setup.loaded, [Job(POINT, setup.sae, folder)], setup.source, setup.text, SMALL,
-                    batch_tokens=BATCH_TOKENS, on_unit=die,
-                )  # fmt: skip
+                setup.harvest(folder, watch=PassWatch(on_unit=die))
             folder.fold(at_least=fold_at)
         setup.harvest(setup.folder(root / "work"))
         setup.folder(root / "work").fold(at_least=fold_at)
@@ -245,8 +242,7 @@ def test_small_tables_and_buffers_give_the_same_tables(
 
 def test_several_dictionaries_share_a_pass_and_a_store(setup: Setup, whole: Path, tmp_path: Path) -> None:
     folders = [setup.folder(tmp_path / name) for name in "ab"]
-    jobs = [Job(POINT, setup.sae, folder) for folder in folders]
-    harvest(setup.loaded, jobs, setup.source, setup.text, SMALL, batch_tokens=BATCH_TOKENS)
+    setup.harvest_all([Target(POINT, setup.sae, folder) for folder in folders])
     with Store.open(tmp_path / "x.duckdb", create=True) as store:
         first = setup.merge(store, folders[0], name="a")
         second = setup.merge(store, folders[1], name="b")
@@ -283,7 +279,7 @@ def test_nonfinite_activations_are_counted_and_left_out_or_abort(setup: Setup, t
     sae.share = 0.3
     folder = setup.folder(tmp_path / "bad")
     with pytest.raises(AutointerpError, match="NaN or infinite"):
-        harvest(setup.loaded, [Job(POINT, sae, folder)], setup.source, setup.text, SMALL, batch_tokens=BATCH_TOKENS)
+        setup.harvest_all([Target(POINT, sae, folder)])
     assert folder.pieces() == []
     counted = torch.ones(2, 8, dtype=torch.bool)
     x = torch.randn(2, 8, setup.sae.d_in)

@@ -13,7 +13,9 @@ from support.without_torch import TORCH_SIDE, run_without_torch
 
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
-GROUND = {"errors", "records", "config", "config_file", "stats", "resources", "deadline", "tasks", "plugins"}
+GROUND = {
+    "errors", "records", "config", "config_file", "stats", "resources", "deadline", "tasks", "plugins", "progress",
+}  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
     "errors": set(),
@@ -26,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stats": set(),
     "resources": {"errors"},
     "log": set(),
-    "terminal": {"log"},
+    "progress": set(),
+    "terminal": {"log", "progress"},
     # without torch
     "llm": GROUND,
     "store": GROUND,

@@ -325,3 +325,31 @@ def test_a_transcoder_reads_some_columns_and_writes_others(tmp_path: Path) -> No
         last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
         assert unexplained[skip] == pytest.approx(last["reconstruction"], rel=0.3)  # the scales are folded back
     assert unexplained[False] < 0.5 and unexplained[True] < 0.05
+
+
+def test_a_checkpoint_is_written_by_time_too(tmp_path: Path) -> None:
+    """Of a slow model's steps a thousand may be hours; the losses are the same."""
+    config = replace(CONFIG, checkpoint_every=10_000)
+
+    def interrupt(step: int, _: int) -> None:
+        if step == 13:
+            raise KeyboardInterrupt
+
+    trainer(tmp_path / "whole", config=config).train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "cut", config=config, checkpoint_every_s=0.0, on_progress=interrupt).train()
+    again = trainer(tmp_path / "cut", config=config)
+    assert again.step == 13
+    again.train()
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    quick = trainer(tmp_path / "quick", config=config, on_progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        quick.train()
+    assert not quick.learners[0].checkpoint.exists()
+
+
+def test_filling_the_buffer_is_told(tmp_path: Path) -> None:
+    filled: list[tuple[int, int]] = []
+    trainer(tmp_path / "x", on_fill=lambda vectors, of: filled.append((vectors, of))).train()
+    blocks = [of for vectors, of in filled if vectors == of]
+    assert sum(blocks) == CONFIG.tokens and filled[:2] == [(100, 512), (200, 512)]

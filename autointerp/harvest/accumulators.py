@@ -206,11 +206,12 @@ class ActivationLog:
 
     def _ranges(self, feature: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
         """Where each (feature, tokens start .. end-1) begins and ends in `key`."""
-        self._sort()
+        self.sort()
         base = feature << self._shift
         return torch.searchsorted(self.key, base | start), torch.searchsorted(self.key, base | (end - 1), right=True)
 
-    def _sort(self) -> None:
+    def sort(self) -> None:
+        """Put the gathered triples among the others: afterwards `key` and `value` are all there is, in order."""
         if self._new:
             key = torch.cat([self.key, *(k for k, _ in self._new)])
             value = torch.cat([self.value, *(v for _, v in self._new)])

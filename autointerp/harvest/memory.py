@@ -6,6 +6,7 @@ Nothing here grows with the number of tokens; the bounds are per feature, per un
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from autointerp.config import CorpusConfig, HarvestConfig
 from autointerp.errors import DiskFullError
 from autointerp.harvest.accumulators import TILE_BITS, TOKEN_BITS, n_bins
+from autointerp.harvest.shards import PARTIAL
 from autointerp.harvest.split_pass import TABLE_BYTES_CPU, TABLE_BYTES_DEVICE, Block
 from autointerp.harvest.unit import POOL_WINDOWS_PER_UNIT
 from autointerp.sae.sae import Sae
@@ -99,6 +101,32 @@ def feature_blocks(sae: Sae, config: HarvestConfig, batch_tokens: int) -> tuple[
     return tuple(Block(low, min(low + size, sae.d_sae)) for low in range(0, sae.d_sae, size))
 
 
+def weight_bytes(sae: Sae) -> int:
+    """Device bytes of the dictionary itself."""
+    return 4 * sae.d_sae * (sae.d_in + sae.d_out)
+
+
+def share_a_pass(
+    saes: Sequence[Sae], config: HarvestConfig, batch_tokens: int, device: torch.device
+) -> list[list[int]]:
+    """The dictionaries (by index, in order) in groups that fit into half the free memory together, weights included.
+    Each group is one pass over the text. One that does not fit alone is a group of its own, harvested in blocks."""
+    room = SHARE_OF_FREE * free_bytes(device)
+    groups: list[list[int]] = []
+    used = 0
+    for i, sae in enumerate(saes):
+        n_features = min(config.feature_block or sae.d_sae, sae.d_sae)
+        state = fixed_bytes(sae, batch_tokens, device) + n_features * bytes_per_feature(config)
+        needed = weight_bytes(sae) + state
+        if groups and used + needed <= room:
+            groups[-1].append(i)
+            used += needed
+        else:
+            groups.append([i])
+            used = needed
+    return groups
+
+
 def evidence_bytes(n_features: int, config: HarvestConfig, corpus: CorpusConfig) -> int:
     """Bytes of a dictionary's evidence once all lists are full."""
     contexts = 3 * (config.top_contexts + config.sampled_contexts + 3 * config.negatives)
@@ -120,7 +148,7 @@ def still_needed(needed: int, work: Path) -> int:
     """Of disk_needed's bytes those still to be written: units in the folder `work` are there already where a harvest
     goes on, the new evidence file is not."""
     held = 0
-    for path in work.rglob("*"):
+    for path in (path for path in work.rglob("*") if PARTIAL not in path.parts):
         with suppress(OSError):  # another shard's process has just folded it
             held += path.stat().st_size
     return max(int(needed / DISK_MARGIN), needed - held)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,10 +40,11 @@ class Deviation:
 
 def recompute(
     loaded: LoadedModel, hookpoint: Hookpoint, sae: Sae, contexts: Sequence[StoredContext], batch_tokens: int,
-    excluded_ids: frozenset[int],
+    excluded_ids: frozenset[int], on_windows: Callable[[int, int], None] = lambda done, of: None,
 ) -> Deviation:  # fmt: skip
     """Run each context's window through the model and compare its feature on the context's tokens, silent ones
-    included. `excluded_ids` (TokenText.excluded_ids) never count and are left out."""
+    included. `excluded_ids` (TokenText.excluded_ids) never count and are left out. `on_windows` is called after each
+    batch with the windows that are done and their number."""
     windows: dict[int, Window] = {}
     by_window: dict[int, list[StoredContext]] = {}
     for context in contexts:
@@ -52,7 +53,7 @@ def recompute(
     window_ids = list(windows)
     batches = make_batches([windows[i] for i in window_ids], batch_tokens, loaded.pad_id)
     worst, absolute, relative, n_values = None, 0.0, 0.0, 0
-    halving = Halving()
+    halving, n_done = Halving(), 0
     for batch in batches:
         for part, found in halving.run(
             batch.to(loaded.device), lambda p: activations_at_all(loaded, [hookpoint], p.ids)
@@ -66,6 +67,8 @@ def recompute(
                     absolute = max(absolute, difference)
                     if scale > 0 and difference / scale > relative:
                         relative, worst = difference / scale, context.context_id
+        n_done += len(batch.windows)
+        on_windows(n_done, len(window_ids))
     return Deviation(len(contexts), n_values, absolute, relative, TOLERANCE[loaded.dtype], worst)
 
 

@@ -4,6 +4,7 @@
     <root>/n_units.json         how many units the corpus has, once somebody has read to its end
     <root>/units/u00000012/     tables (store/unit_tables.py) and unit.json; complete, or not there at all
     <root>/folds/f00000000-7/   the tables of several units as one, and unit.json naming them
+    <root>/partial/             the state of units in work (checkpoint.py)
 
 A folder is written under another name, flushed to disk and renamed, and renamed again before it is deleted, so a kill
 leaves at most one unit undone and none in part. Several processes may share a root as long as each takes its own units
@@ -24,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.errors import DamagedError, InputError, MismatchError
-from autointerp.harvest.unit import UnitEvidence
+from autointerp.harvest.unit_evidence import UnitEvidence
 from autointerp.store.safety.faults import from_os
 from autointerp.store.safety.row_ledger import fsync_folder
 from autointerp.store.unit_tables import TABLES, ListBounds, fold_units, write_unit
 
 FOLD_EVERY = 8
 """Unit folders that a process gathers before it folds them; bounds the disk that a long harvest needs."""
+PARTIAL = "partial"
 _MANIFEST = "unit.json"
 
 
@@ -52,7 +54,9 @@ class HarvestFolder:
         with _written(root):
             for folder in (self._units, self._folds):
                 folder.mkdir(parents=True, exist_ok=True)
-        self._check_identity(json.loads(json.dumps(dict(identity), default=str)))
+        self.identity: Mapping[str, Any] = json.loads(json.dumps(dict(identity), default=str))
+        """What the units depend on."""
+        self._check_identity(dict(self.identity))
         self._done = {unit for piece in self.pieces() for unit in piece.units}
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
@@ -72,6 +76,10 @@ class HarvestFolder:
     def is_done(self, unit: int) -> bool:
         """Whether the unit was complete when this object was made, or written by it since."""
         return unit in self._done
+
+    def checkpoint(self, unit: int) -> Path:
+        """Where the state of a unit in work is kept."""
+        return self.root / PARTIAL / f"u{unit:08d}.npz"
 
     def pieces(self) -> list[Piece]:
         """The complete folders, each unit in exactly one of them. Raises DamagedError where two folds overlap."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,14 @@ from autointerp.harvest.tiles import SplitWindows, feature_seeds
 Columns = dict[str, np.ndarray]
 DOCUMENT_LIST, TEXT_LIST, SAMPLE_LIST = 1, 2, 4
 """Bits of candidates.lists: best peaks of documents, best peaks of texts, sampled tiles."""
+_STATE = {
+    "counts": ("tokens", "tiles", "sums", "peaks"),
+    "peaks": ("threshold", "feature", "packed", "lists"),
+    "samples": ("threshold", "feature", "key", "tile", "packed"),
+    "log": ("key", "value"),
+    "pool": ("masks",),
+}
+"""The tensors that hold what a SplitPass has accumulated."""
 TABLE_BYTES_CPU, TABLE_BYTES_DEVICE = 1 << 25, 1 << 28
 """Bytes of the dense [tiles, features] table that one slab of windows is reduced in."""
 
@@ -62,7 +71,7 @@ class SplitPass:
         self.peaks = PeakLists(len(block), sizes.top, windows)
         self.samples = SampleLists(len(block), sizes.sampled, device)
         self._token_bits = (len(windows) * windows.width).bit_length()
-        self._log = ActivationLog(self._token_bits, device)
+        self.log = ActivationLog(self._token_bits, device)
         self.pool = TilePool(len(block), pooled, windows.grid.per_window)
         self._seeds = feature_seeds(block.low, block.high, seed, device)
         budget = TABLE_BYTES_CPU if device.type == "cpu" else TABLE_BYTES_DEVICE
@@ -97,8 +106,8 @@ class SplitPass:
         self._take_tiles(table, slab, accepted)
         flags = accepted.view(-1)[row * n_features + feature]
         chosen = where(flags)
-        self._log.add(feature[chosen], token[chosen], value[chosen])
-        if self._log.is_full:
+        self.log.add(feature[chosen], token[chosen], value[chosen])
+        if self.log.is_full:
             self._forget()
 
     def _cleared_table(self, size: int) -> Tensor:
@@ -137,7 +146,7 @@ class SplitPass:
         self.samples.cut()
         spans = [self._peak_spans(), self._tile_spans()]
         feature, start, end = (torch.cat([span[i] for span in spans]) for i in range(3))
-        self._log.keep(feature, start, end)
+        self.log.keep(feature, start, end)
 
     def _peak_spans(self) -> tuple[Tensor, Tensor, Tensor]:
         """(feature, first token, token after the last) of the kept peaks' snippets."""
@@ -150,6 +159,22 @@ class SplitPass:
         window = self.samples.tile // self._windows.grid.per_window
         start, end = self._windows.tile_span(self.samples.tile)
         return self.samples.feature, window * self._windows.width + start, window * self._windows.width + end
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything accumulated so far, the tensors themselves. It depends on the batches that were added and on when
+        this was called; the columns that `finish` gives do not."""
+        self.peaks.cut()
+        self.samples.cut()
+        self.log.sort()
+        return {
+            f"{part}.{name}": getattr(getattr(self, part), name) for part, names in _STATE.items() for name in names
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the `state` of another pass over the same windows and block; call it before `add`."""
+        for part, names in _STATE.items():
+            for name in names:
+                setattr(getattr(self, part), name, state[f"{part}.{name}"].to(self.device))
 
     def finish(self) -> dict[str, Columns]:
         """Columns of candidates, activations, stats, token_bins, tile_bins and pool (see store/unit_tables.py)."""
@@ -179,7 +204,7 @@ class SplitPass:
             "text_hash": text,
             "sample_key": torch.cat([torch.full_like(self.peaks.packed, -1), self.samples.key]),
         }
-        owner, token, value = self._log.within(feature, start, end)
+        owner, token, value = self.log.within(feature, start, end)
         activations = {"candidate": owner, "position": token - start[owner], "value": value}
         tables = {"candidates": candidates, "activations": activations, **self._count_tables()}
         return {name: {c: _numpy(t) for c, t in columns.items()} for name, columns in tables.items()}

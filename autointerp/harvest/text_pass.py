@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,15 +13,16 @@ import torch
 from autointerp.config import CorpusConfig, HarvestConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError
+from autointerp.harvest.checkpoint import KEEP_EVERY_S, Checkpoints
 from autointerp.harvest.memory import feature_blocks
-from autointerp.harvest.shards import HarvestFolder
+from autointerp.harvest.target import Target
 from autointerp.harvest.text_hash import TokenHashes
-from autointerp.harvest.unit import Target, UnitEvidence, UnitSettings, evidence_device, harvest_unit
+from autointerp.harvest.unit import UnitSettings, UnitWatch, evidence_device, harvest_unit
+from autointerp.harvest.unit_evidence import UnitEvidence
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Halving
 from autointerp.records import SPLITS, WorkUnit
-from autointerp.sae.sae import Sae
 from autointerp.store.unit_tables import working_memory
 
 FORMAT = 1
@@ -31,15 +33,6 @@ CPU_BATCH_TOKENS = 2048
 
 Units = Callable[[Callable[[int], bool]], Iterator[WorkUnit]]
 """Gives the corpus's units; called with a function that says which indices are wanted (corpus.windows.work_units)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One dictionary to harvest."""
-
-    hookpoint: Hookpoint
-    sae: Sae
-    folder: HarvestFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,60 +98,77 @@ def identity_without_model(
     }
 
 
+@dataclass(frozen=True, slots=True)
+class PassWatch:
+    """Who is told while a pass runs, and how often the state of a unit is kept."""
+
+    on_tokens: Callable[[int, int], None] = lambda unit, tokens: None
+    """Called after each batch: the unit, and how many tokens this call has read."""
+    on_unit: Callable[[int], None] = lambda unit: None
+    """Called when a unit is complete and on the disk."""
+    on_kept: Callable[[], None] = lambda: None
+    """Called when the state of a long unit has just been written: it is a moment to stop at."""
+    say: Callable[[str], None] = lambda message: None
+    keep_every_s: float = KEEP_EVERY_S
+    clock: Callable[[], float] = time.monotonic
+
+
 def harvest(
     loaded: LoadedModel,
-    jobs: Sequence[Job],
+    targets: Sequence[Target],
     units: Units,
-    text: TokenText,
-    config: HarvestConfig,
-    *,
-    batch_tokens: int,
-    exclude_tokens: Iterable[str] = (),
+    settings: UnitSettings,
     shard: Shard | None = None,
-    on_unit: Callable[[int, Mapping[str, int]], None] = lambda unit, totals: None,
+    watch: PassWatch | None = None,
 ) -> HarvestReport:
-    """Harvest this shard's units of the corpus into the jobs' folders; units that are there already are skipped.
+    """Harvest this shard's units of the corpus into the targets' folders, all targets in one pass over the text.
 
-    Several jobs (dictionaries on one model) share each forward pass. `on_unit` is called after each unit with its
-    totals (n_tokens_explain, ...; those of the first job that lacked it). Raises AutointerpError (too many NaN
-    activations), DiskFullError, errors.OutOfMemoryError, and whatever reading the corpus raises; finished units stay.
+    A target skips the units that its folder has, and goes on inside one that an earlier run left. Targets without
+    `blocks` get those that memory allows. Raises AutointerpError (too many NaN activations), DiskFullError,
+    errors.OutOfMemoryError, and whatever reading the corpus raises; finished units stay.
     """
-    shard = shard or Shard()
-    settings = unit_settings(loaded, text, config, batch_tokens, exclude_tokens)
-    blocks = {id(job): feature_blocks(job.sae, config, batch_tokens) for job in jobs}
-    halving = Halving()
-    n_seen, n_done, n_tokens, n_nonfinite = 0, 0, 0, 0
+    shard, watch = shard or Shard(), watch or PassWatch()
+    targets = [
+        target if target.blocks
+        else replace(target, blocks=feature_blocks(target.sae, settings.config, settings.batch_tokens))
+        for target in targets
+    ]  # fmt: skip
+    halving, checkpoints = Halving(), Checkpoints(watch.keep_every_s, watch.say, watch.clock)
+    n_seen, n_done, n_tokens, n_nonfinite, n_read = 0, 0, 0, 0, 0
 
-    def lacking(unit: int) -> list[Job]:
-        return [job for job in jobs if not job.folder.is_done(unit)]
+    def lacking(unit: int) -> list[Target]:
+        return [target for target in targets if not target.folder.is_done(unit)]
 
     def wanted(unit: int) -> bool:
         nonlocal n_seen
         n_seen = max(n_seen, unit + 1)
         return unit % shard.count == shard.index and bool(lacking(unit))
 
-    def take(unit: WorkUnit) -> Mapping[str, int]:
+    def take(unit: WorkUnit) -> None:
         """A function of its own so that one unit's evidence is gone before the next unit begins."""
         nonlocal n_done, n_tokens, n_nonfinite
         todo = lacking(unit.index)
-        targets = [Target(job.hookpoint, job.sae, blocks[id(job)]) for job in todo]
-        results = harvest_unit(loaded, targets, unit, settings, halving)
-        for job, evidence in zip(todo, results, strict=True):
+        checkpoints.begin()
+        unit_watch = UnitWatch(checkpoints, lambda tokens: watch.on_tokens(unit.index, n_read + tokens), watch.on_kept)
+        results = harvest_unit(loaded, todo, unit, settings, halving, unit_watch)
+        for target, evidence in zip(todo, results, strict=True):
             evidence.totals["halvings"] = halving.halvings
-            job.folder.write(evidence)
+            target.folder.write(evidence)
+            checkpoints.remove(target, unit.index)
         n_done += 1
         n_tokens += tokens_of(results[0])
         n_nonfinite += sum(evidence.totals["n_nonfinite"] for evidence in results)
-        return results[0].totals
 
     for unit in units(wanted):
-        index, totals = unit.index, take(unit)
+        index = unit.index
+        take(unit)
+        n_read += sum(len(window.token_ids) - window.n_prefix for window in unit.windows)
         del unit
-        for job in jobs:
-            job.folder.fold(shard.index, shard.count, memory_limit=working_memory(job.sae.d_sae, threads=1))
-        on_unit(index, totals)
-    for job in jobs:
-        job.folder.set_n_units(n_seen)
+        for target in targets:
+            target.folder.fold(shard.index, shard.count, memory_limit=working_memory(target.sae.d_sae, threads=1))
+        watch.on_unit(index)
+    for target in targets:
+        target.folder.set_n_units(n_seen)
     return HarvestReport(n_done, n_tokens, n_nonfinite, halving.halvings)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -12,14 +12,17 @@ from torch import Tensor
 
 from autointerp.config import HarvestConfig
 from autointerp.errors import AutointerpError
+from autointerp.harvest.checkpoint import BEGIN, Checkpoints, Place, UnitState
 from autointerp.harvest.order import where
 from autointerp.harvest.split_pass import Block, Columns, ListSizes, SplitPass
+from autointerp.harvest.target import Target
 from autointerp.harvest.text_hash import TokenHashes
 from autointerp.harvest.tiles import SplitWindows, document_ordinals, pool_keys
+from autointerp.harvest.unit_evidence import EvidenceParts, UnitEvidence
 from autointerp.model.hooks import Hookpoint, activations_at_all
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
-from autointerp.records import SPLITS, Window, WorkUnit
+from autointerp.records import SPLITS, Split, Window, WorkUnit
 from autointerp.sae.sae import Sae
 from autointerp.store.merge_units import bounds_of
 
@@ -27,15 +30,6 @@ POOL_WINDOWS_PER_UNIT = 1024
 """Most windows per split that one unit gives to the pool of negatives: what its active tiles cost on disk."""
 MOST_NONFINITE = 1e-3
 """Share of a unit's tokens whose activations may be NaN or infinite."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One dictionary to harvest, and the features processed in one pass over a unit."""
-
-    hookpoint: Hookpoint
-    sae: Sae
-    blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +50,144 @@ class UnitSettings:
         return ListSizes(bounds.top, bounds.sampled)
 
 
-@dataclass(slots=True)
-class UnitEvidence:
-    """Everything kept of one unit: plain columns (see store/unit_tables.py) and totals."""
-
-    index: int
-    tables: dict[str, Columns] = field(default_factory=dict)
-    totals: dict[str, int] = field(default_factory=dict)
-
-
 def evidence_device(device: torch.device) -> torch.device:
     """Where the accumulators live: with the model, except on MPS, which lacks 64-bit floats."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
+@dataclass(slots=True)
+class _Work:
+    """One target in the unit."""
+
+    target: Target
+    parts: EvidenceParts
+    place: Place
+    """What comes next; everything before is in `parts` and `split_pass`."""
+    unfinished: dict[str, Tensor]
+    """The state of the split pass that an earlier run left; taken when its place is reached."""
+    split_pass: SplitPass | None = None
+
+    def state(self, halvings: int) -> UnitState:
+        unfinished = self.split_pass.state() if self.split_pass is not None else self.unfinished
+        return UnitState(self.place, self.parts, unfinished, halvings)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitWatch:
+    """Who is told while a unit is in work, and where its state is kept."""
+
+    checkpoints: Checkpoints | None = None
+    """None: nothing is kept of a unit that is not finished."""
+    on_tokens: Callable[[int], None] = lambda tokens: None
+    """Called after each batch with the tokens of the unit that are done, over all splits and passes."""
+    on_kept: Callable[[], None] = lambda: None
+    """Called when the unit's state has just been written: what it raises costs nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _SplitOfUnit:
+    """One split of the unit in work."""
+
+    code: int
+    windows: SplitWindows
+    pooled: Tensor
+    """bool [w]: the windows that negatives are drawn from."""
+
+
+class _UnitPass:
+    """One unit, all its targets: runs the model and hands out its activations."""
+
+    def __init__(
+        self, loaded: LoadedModel, targets: Sequence[Target], unit: WorkUnit, settings: UnitSettings, halving: Halving,
+        watch: UnitWatch,
+    ) -> None:  # fmt: skip
+        self._loaded, self._unit, self._settings, self._halving = loaded, unit, settings, halving
+        self._watch, self._tokens_done = watch, 0.0
+        self.works = [self._begun(target) for target in targets]
+
+    def _begun(self, target: Target) -> _Work:
+        keeper = self._watch.checkpoints
+        state = None
+        if keeper is not None:
+            state = keeper.read(target, self._unit, self._settings.batch_tokens, self._loaded.device)
+        if state is None:
+            return _Work(target, EvidenceParts(), BEGIN, {})
+        self._halving.halvings = max(self._halving.halvings, state.halvings)
+        return _Work(target, state.parts, state.place, state.unfinished)
+
+    def run(self, split: _SplitOfUnit) -> None:
+        """All blocks of features of one split. Targets with several blocks need a forward pass for each."""
+        batches = make_batches(split.windows.windows, self._settings.batch_tokens, self._loaded.pad_id)
+        for work in self.works:
+            if work.place <= (split.code, 0, 0):
+                work.parts.add(split.code, {"pool_tiles": _pool_tiles(split.windows, split.pooled.numpy())})
+        n_passes = max(len(work.target.blocks) for work in self.works)
+        for number in range(n_passes):
+            active = [work for work in self.works if self._begin_block(work, split, number)]
+            for i, batch in enumerate(batches):
+                here = (split.code, number, i)
+                turn = [work for work in active if work.place <= here]
+                if turn:
+                    self._run_batch(turn, batch, number, SPLITS[split.code])
+                for work in turn:
+                    work.place = (split.code, number, i + 1)
+                self._tokens_done += int((batch.lengths - batch.prefixes).sum()) / n_passes
+                self._watch.on_tokens(int(self._tokens_done))
+                self._keep()
+            for work in active:
+                self._finish_block(work, split.code, number)
+
+    def _begin_block(self, work: _Work, split: _SplitOfUnit, number: int) -> bool:
+        """Whether the target has anything left to do in this block of its features."""
+        if number >= len(work.target.blocks) or work.place[:2] > (split.code, number):
+            return False
+        config = self._settings.config
+        block = work.target.blocks[number]
+        work.split_pass = SplitPass(split.windows, split.pooled, block, self._settings.sizes, config.seed)
+        if work.unfinished:
+            work.split_pass.restore(work.unfinished)
+            work.unfinished = {}
+        return True
+
+    def _run_batch(self, turn: Sequence[_Work], batch: Batch, number: int, split: Split) -> None:
+        points = list(dict.fromkeys(work.target.hookpoint for work in turn))
+
+        def forward(part: Batch) -> dict[Hookpoint, Tensor]:
+            return dict(zip(points, activations_at_all(self._loaded, points, part.ids), strict=True))
+
+        for part, activations in self._halving.run(batch.to(self._loaded.device), forward):
+            counted = eligible(part, self._settings.excluded_ids)
+            for work in turn:
+                target, parts = work.target, work.parts
+                assert work.split_pass is not None
+                x = activations[target.hookpoint]
+                n_tokens, n_bad = add_batch(work.split_pass, target.sae, target.blocks[number], part, counted, x)
+                if number == 0:
+                    parts.n_tokens[split] += n_tokens
+                    parts.n_nonfinite += n_bad
+
+    def _finish_block(self, work: _Work, code: int, number: int) -> None:
+        assert work.split_pass is not None
+        _check_finite(work)
+        work.parts.add(code, work.split_pass.finish())
+        work.split_pass, work.place = None, (code, number + 1, 0)
+
+    def _keep(self) -> None:
+        keeper = self._watch.checkpoints
+        if keeper is None or not keeper.is_due():
+            return
+        states = ((work.target, work.state(self._halving.halvings)) for work in self.works)
+        keeper.write(states, self._unit, self._settings.batch_tokens, self._loaded.device)
+        self._watch.on_kept()
+
+
 def harvest_unit(
-    loaded: LoadedModel, targets: Sequence[Target], unit: WorkUnit, settings: UnitSettings, halving: Halving
-) -> list[UnitEvidence]:
-    """One result per target. Several targets share the forward pass (one for each block of features).
+    loaded: LoadedModel, targets: Sequence[Target], unit: WorkUnit, settings: UnitSettings, halving: Halving,
+    watch: UnitWatch | None = None,
+) -> list[UnitEvidence]:  # fmt: skip
+    """One result per target, whose `blocks` must be set. All targets share the forward pass, which stops at the deepest
+    hookpoint (one pass for each block of features where a target has several). Goes on where an earlier run left the
+    unit, if `watch` keeps checkpoints.
 
     Raises AutointerpError where more than MOST_NONFINITE of the tokens have NaN or infinite activations,
     errors.OutOfMemoryError where halving the batches no longer helps.
@@ -81,7 +195,7 @@ def harvest_unit(
     split_of = np.array([SPLITS.index(w.split) for w in unit.windows], dtype=np.int64)
     documents = document_ordinals(unit.windows)
     keys = pool_keys(unit.windows, settings.config.seed)
-    results = [_Parts() for _ in targets]
+    running = _UnitPass(loaded, targets, unit, settings, halving, watch or UnitWatch())
     totals = {"n_documents": unit.n_documents, "n_windows": len(unit.windows)}
     slots = np.full(len(unit.windows), -1, dtype=np.int64)
     for code, split in enumerate(SPLITS):
@@ -95,12 +209,12 @@ def harvest_unit(
         pooled[np.argsort(keys[ordinal], kind="stable")[:n_pooled]] = True
         slots[ordinal[pooled]] = np.arange(int(pooled.sum()))
         totals[f"n_tiles_{split}"] = windows.n_tiles
-        for part in results:
-            part.add(code, {"pool_tiles": _pool_tiles(windows, pooled)})
-        _harvest_split(loaded, targets, windows, torch.from_numpy(pooled), settings, halving, code, results)
+        running.run(_SplitOfUnit(code, windows, torch.from_numpy(pooled)))
     return [
-        UnitEvidence(unit.index, _unit_tables(unit, part, split_of, documents, keys, slots), totals | part.totals())
-        for part in results
+        UnitEvidence(
+            unit.index, _unit_tables(unit, work.parts, split_of, documents, keys, slots), totals | work.parts.totals()
+        )
+        for work in running.works
     ]
 
 
@@ -123,71 +237,6 @@ def _pool_tiles(windows: SplitWindows, pooled: np.ndarray) -> Columns:
         "text_hash": windows.tile_hash[tile],
     }
     return {name: column[usable].cpu().numpy() for name, column in columns.items()}
-
-
-class _Parts:
-    """The columns of one target's splits and blocks, before they are joined."""
-
-    def __init__(self) -> None:
-        self.tables: dict[str, list[Columns]] = {}
-        self.n_tokens, self.n_nonfinite = dict.fromkeys(SPLITS, 0), 0
-
-    def add(self, code: int, tables: dict[str, Columns]) -> None:
-        for name, columns in tables.items():
-            n = len(next(iter(columns.values())))
-            if name != "activations":
-                columns["split"] = np.full(n, code, dtype=np.int8)
-            else:
-                before = sum(len(part["feature"]) for part in self.tables.get("candidates", [])[:-1])
-                columns["candidate"] = columns["candidate"] + before
-            self.tables.setdefault(name, []).append(columns)
-
-    def joined(self) -> dict[str, Columns]:
-        joined = {
-            name: {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
-            for name, parts in self.tables.items()
-        }
-        if "candidates" in joined:
-            joined["candidates"]["candidate"] = np.arange(len(joined["candidates"]["feature"]))
-        return joined
-
-    def totals(self) -> dict[str, int]:
-        return {f"n_tokens_{split}": n for split, n in self.n_tokens.items()} | {"n_nonfinite": self.n_nonfinite}
-
-
-def _harvest_split(
-    loaded: LoadedModel,
-    targets: Sequence[Target],
-    windows: SplitWindows,
-    pooled: Tensor,
-    settings: UnitSettings,
-    halving: Halving,
-    code: int,
-    results: list[_Parts],
-) -> None:
-    batches = make_batches(windows.windows, settings.batch_tokens, loaded.pad_id)
-    for number in range(max(len(target.blocks) for target in targets)):
-        active = [(target, part) for target, part in zip(targets, results, strict=True) if number < len(target.blocks)]
-        passes = [
-            SplitPass(windows, pooled, target.blocks[number], settings.sizes, settings.config.seed)
-            for target, _ in active
-        ]
-        points = [target.hookpoint for target, _ in active]
-
-        def forward(part: Batch, points: list[Hookpoint] = points) -> list[Tensor]:
-            return activations_at_all(loaded, points, part.ids)
-
-        for batch in batches:
-            for part, activations in halving.run(batch.to(loaded.device), forward):
-                counted = eligible(part, settings.excluded_ids)
-                for (target, parts), split_pass, x in zip(active, passes, activations, strict=True):
-                    n_tokens, n_bad = add_batch(split_pass, target.sae, target.blocks[number], part, counted, x)
-                    if number == 0:
-                        parts.n_tokens[SPLITS[code]] += n_tokens
-                        parts.n_nonfinite += n_bad
-        for (_, parts), split_pass in zip(active, passes, strict=True):
-            _check_finite(parts)
-            parts.add(code, split_pass.finish())
 
 
 def add_batch(
@@ -230,18 +279,24 @@ def encoded(sae: Sae, counted: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tenso
     return row[entry], position[entry], feature, value, len(row) - n_bad_codes, n_bad
 
 
-def _check_finite(parts: _Parts) -> None:
+def _check_finite(work: _Work) -> None:
+    parts, name = work.parts, f"{work.target.name}: " if work.target.name else ""
     n_tokens = sum(parts.n_tokens.values()) + parts.n_nonfinite
     if parts.n_nonfinite > MOST_NONFINITE * n_tokens:
         raise AutointerpError(
-            f"{parts.n_nonfinite} of {n_tokens} tokens have NaN or infinite activations (more than "
+            f"{name}{parts.n_nonfinite} of {n_tokens} tokens have NaN or infinite activations (more than "
             f"{MOST_NONFINITE:.1%}). Try model.dtype = float32 or bfloat16, and check that the SAE's weights belong to "
             "this hookpoint"
         )
 
 
 def _unit_tables(
-    unit: WorkUnit, parts: _Parts, split_of: np.ndarray, documents: np.ndarray, keys: np.ndarray, slots: np.ndarray
+    unit: WorkUnit,
+    parts: EvidenceParts,
+    split_of: np.ndarray,
+    documents: np.ndarray,
+    keys: np.ndarray,
+    slots: np.ndarray,
 ) -> dict[str, Columns]:
     tables = parts.joined()
     kept = slots >= 0

@@ -96,17 +96,19 @@ def hooked(
     capture: list[Tensor] | None = None,
     edit: Edit | None = None,
     stop: bool | Callable[[], bool] = False,
+    copy: bool = False,
 ) -> Iterator[None]:
     """While active, every call of the module appends its activation to `capture`, replaces it by `edit(activation)`,
     and ends the forward pass, and with it the `with` block, if `stop` is true or returns true.
 
-    `capture` gets the activation before the edit: the tensor itself, not a copy.
+    `capture` gets the activation before the edit: the tensor itself, or with `copy` a copy, which modules that run
+    afterwards cannot write into.
     """
     module = resolve(model, hookpoint)
 
     def visit(tensor: Tensor) -> Tensor | None:
         if capture is not None:
-            capture.append(tensor)
+            capture.append(tensor.clone() if copy else tensor)
         new = edit(tensor) if edit is not None else None
         if stop() if callable(stop) else stop:
             raise _Stop
@@ -153,9 +155,11 @@ def activations_at_all(loaded: LoadedModel, hookpoints: Sequence[Hookpoint], inp
     """
     captured: list[list[Tensor]] = [[] for _ in hookpoints]
     ids = input_ids.to(loaded.device, non_blocking=True)
+    # With one hookpoint nothing runs afterwards. With several, some models add later results in place.
+    copy = len(hookpoints) > 1
     with torch.inference_mode(), ExitStack() as stack:
         for point, found in zip(hookpoints, captured, strict=True):
-            stack.enter_context(hooked(loaded.model, point, capture=found, stop=lambda: all(captured)))
+            stack.enter_context(hooked(loaded.model, point, capture=found, stop=lambda: all(captured), copy=copy))
         _caller(loaded.model, hookpoints)(input_ids=ids, use_cache=False)
     return [_shaped(found, point, ids.shape) for found, point in zip(captured, hookpoints, strict=True)]
 

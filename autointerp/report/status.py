@@ -1,26 +1,71 @@
-"""`autointerp status`: what is done, pending, failed and spent."""
+"""`autointerp status`: what is done, pending, failed and spent, and how a running command gets on."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from autointerp.errors import InputError, StoreBusyError
+from autointerp.progress import clock, duration, per_second
 from autointerp.report.show_json import as_json_text
+from autointerp.store.progress_file import CommandProgress, read_progress
 from autointerp.store.run_progress import run_progress
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal
 
 
 def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
-    """What is done, pending, failed and spent."""
-    with open_for_reading(path, terminal.say) as store:
-        status = {**store.status(), "last_run": run_progress(store)}
+    """What is done, pending, failed and spent, and how a running command gets on. Where the store cannot be read but a
+    command works for it, the latter alone. Raises what open_for_reading does where there is neither."""
+    working = read_progress(path)
+    try:
+        with open_for_reading(path, terminal.say) as store:
+            status = {**store.status(), "last_run": run_progress(store)}
+    except (InputError, StoreBusyError) as error:
+        if not working:
+            raise
+        status, unreadable = {}, str(error)
+    else:
+        unreadable = ""
+    status["working"] = [one.as_dict() for one in working]
     if as_json:
-        terminal.result(as_json_text(status))
+        terminal.result(as_json_text(status | ({"unreadable": unreadable} if unreadable else {})))
         return
+    for one in working:
+        terminal.result(working_line(one, datetime.now().astimezone()))
+    if unreadable:
+        terminal.say(unreadable)
+        return
+    _print_store(status, terminal)
+
+
+def working_line(one: CommandProgress, now: datetime) -> str:
+    """One line about a command that runs, or was killed: what it works on, how far it is, when it will be done."""
+    facts = one.facts
+    name = f"{facts['command']}{' (' + facts['part'] + ')' if facts['part'] else ''}"
+    where = (
+        f"process {facts['pid']}" if facts["host"] == platform.node() else f"process {facts['pid']} on {facts['host']}"
+    )
+    step = ": ".join(filter(None, (facts["dictionary"], facts["stage"])))
+    if facts["done"] is not None:
+        of = f" of {facts['total']:,} ({facts['done'] / facts['total']:.0%})" if facts["total"] else ""
+        step += f", {facts['done']:,}{of} {facts['unit'] or ''}".rstrip()
+    if one.state != "running":
+        how = "was killed at" if one.state == "killed" else "has not been heard of since"
+        last = _to_the_minute(facts["updated_at"])
+        return f"{name}: {where} {how} {last}, in {step}; run again, it goes on from what was kept"
+    pace = "" if facts["rate"] is None else f", {per_second(facts['rate'])}"
+    if facts["expected_end"] is not None:
+        pace += f", end about {clock(datetime.fromisoformat(facts['expected_end']).astimezone(), now)}"
+    note = f" ({facts['note']})" if facts["note"] else ""
+    return f"{name}: {where} is at {step} since {duration(facts['seconds'])}{pace}{note}"
+
+
+def _print_store(status: dict[str, Any], terminal: Terminal) -> None:
     for d in status["dictionaries"]:
         counts = ", ".join(f"{n:,} {name}" for name, n in d["features"].items()) or "not harvested yet"
         terminal.result(f"{d['name']}: {d['model']} {d['hookpoint']}, {d['d_sae']:,} features: {counts}")
@@ -49,7 +94,8 @@ def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
         f"{spent['output_tokens']:,} output tokens, ${spent['usd']:.4f}"
     )
     newest, run = next(iter(status["runs"]), None), status["last_run"]
-    if newest and newest["status"] == "running" and (run is None or newest["run_id"] != run["run_id"]):
+    is_told = any(one["state"] == "running" for one in status["working"])
+    if newest and newest["status"] == "running" and not is_told and (run is None or newest["run_id"] != run["run_id"]):
         terminal.result(f"running: {newest['command']}; no call of it is in what is read here yet")
     if run is not None:
         for line in _progress_lines(run):

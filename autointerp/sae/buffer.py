@@ -7,7 +7,7 @@ block began is remembered, so a restart reads from there and hands out exactly t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -49,13 +49,16 @@ class ArraySource:
 class ShuffledBatches:
     """`n_batches` batches of `batch_size` vectors from `source`, shuffled within blocks of about `buffer_vectors`.
 
-    Holds one block, in the type and on the device in which the source gives its vectors. Raises InputError where the
-    source has no vectors, MismatchError where their width is not its d_in.
+    `on_fill` is called while a block is gathered with the vectors it has and will have: with a large model that takes
+    minutes. Holds one block, in the type and on the device in which the source gives its vectors. Raises InputError
+    where the source has no vectors, MismatchError where their width is not its d_in.
     """
 
     def __init__(
-        self, source: ActivationSource, *, batch_size: int, buffer_vectors: int, n_batches: int, seed: int
-    ) -> None:
+        self, source: ActivationSource, *, batch_size: int, buffer_vectors: int, n_batches: int, seed: int,
+        on_fill: Callable[[int, int], None] = lambda vectors, of: None,
+    ) -> None:  # fmt: skip
+        self._on_fill = on_fill
         self.source, self.batch_size, self.n_batches, self.seed = source, batch_size, n_batches, seed
         self.buffer_batches = min(n_batches, max(1, buffer_vectors // batch_size))
         self.served = 0
@@ -109,6 +112,7 @@ class ShuffledBatches:
                 self._rest, self._next = vectors[len(part) :], (self._next[0], self._next[1] + len(part))
             else:
                 self._rest, self._next = None, (self._after, 0)
+            self._on_fill(filled, wanted)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + block_index)
         assert self._buffer is not None
         self._held = block_index

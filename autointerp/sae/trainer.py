@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from autointerp.sae.sae import Sae
 from autointerp.sae.training_run import Metrics, SaeRun, SaeSpec
 
 MAX_BAD_STEPS = 3
+CHECKPOINT_EVERY_S = 300.0
+"""Seconds after which a checkpoint is written even if its step has not come."""
 
 OnMetrics = Callable[[str, int, Metrics], None]
 
@@ -55,9 +58,12 @@ class Trainer:
     """Trains the `jobs` (what to train, its folder) on vectors of `source`; continues from checkpoints found there.
 
     `on_metrics(name, step, metrics)` is called with every line that goes to a metrics.jsonl, `on_progress(step, steps)`
-    after every step. Raises InputError (no vectors, impossible sizes), MismatchError (a checkpoint of another
-    configuration), DamagedError (a checkpoint that cannot be read), DiskFullError, and AutointerpError when a loss is
-    not a number three steps in a row; the last checkpoints are kept.
+    after every step, `on_fill(vectors, of)` while the shuffle buffer is filled. Checkpoints are written every
+    `config.checkpoint_every` steps, after `checkpoint_every_s` seconds, and at the end.
+
+    Raises InputError (no vectors, impossible sizes), MismatchError (a checkpoint of another configuration),
+    DamagedError (a checkpoint that cannot be read), DiskFullError, and AutointerpError when a loss is not a number
+    three steps in a row; the last checkpoints are kept.
     """
 
     def __init__(
@@ -69,13 +75,15 @@ class Trainer:
         device: str | torch.device = "cpu",
         on_metrics: OnMetrics | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        on_fill: Callable[[int, int], None] = lambda vectors, of: None,
         log_every: int = 50,
+        checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     ) -> None:
         if config.batch_size % parallel.world_size():
             raise InputError(
                 f"train.batch_size ({config.batch_size}) must be a multiple of the {parallel.world_size()} processes"
             )
-        self.config, self.log_every = config, log_every
+        self.config, self.log_every, self.checkpoint_every_s = config, log_every, checkpoint_every_s
         self.on_metrics, self.on_progress = on_metrics, on_progress
         self.device = torch.device(device)
         self.steps = max(1, config.tokens // config.batch_size)
@@ -85,6 +93,7 @@ class Trainer:
             buffer_vectors=config.buffer_vectors,
             n_batches=self.steps,
             seed=config.seed,
+            on_fill=on_fill,
         )
         self.learners = [
             _Learner(SaeRun(spec, config, source.d_in, self.steps, self.device), folder) for spec, folder in jobs
@@ -107,13 +116,16 @@ class Trainer:
         if parallel.is_first():
             for learner in self.learners:
                 learner.folder.mkdir(parents=True, exist_ok=True)
+        last = time.monotonic()
         for vectors in self.batches:
             for learner in self.learners:
                 if learner.run.index == self.step:
                     self._train_on(learner, vectors)
             self.step += 1
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
+            is_due = time.monotonic() - last >= self.checkpoint_every_s
+            if is_due or self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
                 self.save_checkpoints()
+                last = time.monotonic()
             if self.on_progress is not None:
                 self.on_progress(self.step, self.steps)
         parallel.barrier()

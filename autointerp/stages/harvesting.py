@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from autointerp.config import SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.sources import corpus_fingerprint
 from autointerp.corpus.splits import require_all_splits
 from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError
-from autointerp.harvest import memory
-from autointerp.harvest import text_pass as evidence
+from autointerp.harvest import memory, text_pass
 from autointerp.harvest.merge import CorpusFacts
 from autointerp.harvest.merge import merge as merge_harvest
 from autointerp.harvest.shards import HarvestFolder, may_hold, remove_folder
+from autointerp.harvest.target import Target
 from autointerp.harvest.vocab_projection import vocab_projection
 from autointerp.model.hooks import hidden_size_at
 from autointerp.records import SPLITS, WorkUnit
@@ -39,24 +39,40 @@ from autointerp.store.merge_units import bounds_of, remove_leftovers
 from autointerp.store.store import Store
 
 
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the harvests of all dictionaries share. Hashing a large corpus or model takes a while: it is done once."""
+
+    fingerprint: str
+    corpus_key: list[Any]
+    model_key: list[Any]
+
+    @classmethod
+    def of(cls, session: Session) -> _Facts:
+        with session.terminal.working("reading the corpus and the model for their hashes"):
+            key = corpus_key(session.config)
+            return cls(key[0], key, model_key(session.config))
+
+
 class _Plan:
     """One dictionary's harvest: what it reads, where its units wait, and the key by which a finished one is known."""
 
-    def __init__(self, session: Session, sae: SaeConfig) -> None:
+    def __init__(self, session: Session, sae: SaeConfig, facts: _Facts) -> None:
         config = session.config
         self.session, self.sae = session, sae
-        self.fingerprint = corpus_fingerprint(config.corpus)
+        self.fingerprint = facts.fingerprint
         folder = session.sae_folder(sae)
         if not folder.exists():
             raise InputError(
                 f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table"
             )
-        self.sae_sha256 = sae_sha256(folder, sae.format)
+        with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
+            self.sae_sha256 = sae_sha256(folder, sae.format)
         self.key = digest(
             {
-                "model": [*model_key(config), config.model.batch_tokens],
+                "model": [*facts.model_key, config.model.batch_tokens],
                 "sae": [sae.hookpoint, self.sae_sha256],
-                "corpus": corpus_key(config),
+                "corpus": facts.corpus_key,
                 "harvest": asdict(config.harvest),
             }
         )
@@ -73,7 +89,7 @@ class _Plan:
         """What a merge that was killed has left in the work folder. Units of a harvest with other settings stay: they
         wait for the rest of it."""
         config, folder = self.session.config, self.session.work_folder(self.sae)
-        facts = evidence.identity_without_model(
+        facts = text_pass.identity_without_model(
             self.sae_sha256, placeless(config.corpus), self.fingerprint, config.harvest, config.model.batch_tokens
         )
         if may_hold(folder, facts):
@@ -81,7 +97,7 @@ class _Plan:
 
     def folder(self, sha256: str) -> HarvestFolder:
         config, loaded = self.session.config, self.session.model()
-        identity = evidence.identity(
+        identity = text_pass.identity(
             loaded,
             self.session.point(self.sae.hookpoint),
             sha256,
@@ -93,132 +109,221 @@ class _Plan:
         return HarvestFolder(self.session.work_folder(self.sae), identity, bounds_of(config.harvest))
 
 
-def harvest_shard(session: Session, sae: SaeConfig, shard_index: int, num_shards: int) -> None:
-    """Harvest one shard's work units into the work folder. The store is not touched."""
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """One dictionary whose SAE is loaded and whose folder is open."""
+
+    plan: _Plan
+    weights: Sae
+    sha256: str
+    folder: HarvestFolder
+
+    @classmethod
+    def of(cls, plan: _Plan) -> _Ready:
+        weights, sha256 = loaded_sae(plan.session, plan.sae)
+        return cls(plan, weights, sha256, plan.folder(sha256))
+
+    @property
+    def target(self) -> Target:
+        return Target(self.plan.session.point(self.plan.sae.hookpoint), self.weights, self.folder, self.name)
+
+    @property
+    def name(self) -> str:
+        return self.plan.sae.dictionary
+
+
+def harvest_shard(session: Session, saes: Sequence[SaeConfig], shard_index: int, num_shards: int) -> None:
+    """Harvest one shard's work units into the work folders. The store is not touched."""
     session.check_corpus()
-    plan = _Plan(session, sae)
-    _check_room(session, sae)
-    weights, sha256 = loaded_sae(session, sae)
-    _harvest_units(session, sae, weights, plan.folder(sha256), evidence.Shard(shard_index, num_shards))
+    facts = _Facts.of(session)
+    for group in _groups(session, [_Plan(session, sae, facts) for sae in saes]):
+        _harvest_units(session, [_Ready.of(plan) for plan in group], text_pass.Shard(shard_index, num_shards))
 
 
-def harvest_and_merge(session: Session, store: Store, sae: SaeConfig) -> bool:
-    """Harvest and merge unless the store holds this very harvest; whether anything was done."""
-    plan = _Plan(session, sae)
-    if plan.is_merged(store):
-        session.terminal.say(f"{sae.dictionary}: harvested already")
-        remove_leftovers(store)
-        plan.remove_work()
+def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig]) -> bool:
+    """Harvest and merge the dictionaries whose very harvest the store does not hold; whether anything was done. They
+    share the model's pass over the text, as far as memory allows."""
+    facts, todo = _Facts.of(session), []
+    for sae in saes:
+        plan = _Plan(session, sae, facts)
+        if plan.is_merged(store):
+            session.terminal.say(f"{sae.dictionary}: harvested already")
+            remove_leftovers(store)
+            plan.remove_work()
+        else:
+            todo.append(plan)
+    if not todo:
         return False
     session.check_corpus()
-    _check_room(session, sae)
+    for group in _groups(session, todo):
+        _harvest_group(session, store, group)
+    return True
+
+
+def _harvest_group(session: Session, store: Store, group: Sequence[_Plan]) -> None:
+    """A function of its own so that the weights are gone before those of the next group are loaded."""
+    ready = [_prepared(store, plan) for plan in group]
+    _harvest_units(session, ready, text_pass.Shard())
+    for one in ready:
+        _merge(session, store, one)
+
+
+def _prepared(store: Store, plan: _Plan) -> _Ready:
+    session, sae = plan.session, plan.sae
     weights, sha256 = loaded_sae(session, sae)
     if sae.path:
-        warn_of_misfit(session, sae, weights)
+        with session.terminal.working(f"{sae.dictionary}: trying the SAE on the first tokens"):
+            warn_of_misfit(session, sae, weights)
     dictionary_id_of(session, store, sae, weights, sha256)  # a taken name is refused before the work, not after it
     folder = plan.folder(sha256)
     folder.remove_leftovers()
-    _harvest_units(session, sae, weights, folder, evidence.Shard())
-    _merge(session, store, plan, weights, sha256, folder)
-    return True
+    return _Ready(plan, weights, sha256, folder)
 
 
-def _check_room(session: Session, sae: SaeConfig) -> None:
-    """DiskFullError where the disk cannot take the harvest: said before the model is loaded, not hours later."""
+def _groups(session: Session, plans: Sequence[_Plan]) -> list[list[_Plan]]:
+    """The dictionaries that are harvested in one pass together. Raises DiskFullError where the disk cannot take them:
+    said before the model is loaded, not hours later."""
+    sizes = [_sizes(session, plan.sae) for plan in plans]
+    _check_room(session, [(plan.sae, size) for plan, size in zip(plans, sizes, strict=True)])
+    groups = _share_a_pass(session, sizes)
+    if len(groups) > 1:
+        listed = "; ".join(", ".join(plans[i].sae.dictionary for i in group) for group in groups)
+        session.terminal.say(
+            f"the dictionaries do not fit into memory together: {len(groups)} passes over the text ({listed})"
+        )
+    return [[plans[i] for i in group] for group in groups]
+
+
+def _share_a_pass(session: Session, sizes: Sequence[Sae]) -> list[list[int]]:
+    if len(sizes) == 1:
+        return [[0]]
     config = session.config
-    needed = memory.disk_needed(load_sae(session.sae_folder(sae), sae.format), config.harvest, config.corpus)
-    needed = memory.still_needed(needed, session.work_folder(sae))
-    memory.check_disk(Path(config.store.path).parent, needed, sae.dictionary)
+    return memory.share_a_pass(sizes, config.harvest, config.model.batch_tokens, session.model().device)
 
 
-def merge(session: Session, store: Store, sae: SaeConfig) -> bool:
+def _sizes(session: Session, sae: SaeConfig) -> Sae:
+    """The SAE's shapes, without its weights."""
+    with session.terminal.working(f"{sae.dictionary}: loading the SAE"):
+        return load_sae(session.sae_folder(sae), sae.format).to("meta")
+
+
+def _check_room(session: Session, saes: Sequence[tuple[SaeConfig, Sae]]) -> None:
+    """DiskFullError where the disk cannot take the harvests of all of them."""
+    config, needed = session.config, 0
+    for sae, size in saes:
+        whole = memory.disk_needed(size, config.harvest, config.corpus)
+        needed += memory.still_needed(whole, session.work_folder(sae))
+    names = ", ".join(sae.dictionary for sae, _ in saes)
+    memory.check_disk(Path(config.store.path).parent, needed, names)
+
+
+def merge(session: Session, store: Store, saes: Sequence[SaeConfig]) -> bool:
     """Merge the shards' units into the store; whether anything was done."""
-    plan = _Plan(session, sae)
-    if plan.is_merged(store):
-        session.terminal.say(f"{sae.dictionary}: merged already")
-        remove_leftovers(store)
-        return False
-    _check_room(session, sae)
-    weights, sha256 = loaded_sae(session, sae)
-    _merge(session, store, plan, weights, sha256, plan.folder(sha256))
-    return True
+    facts, worked = _Facts.of(session), False
+    for sae in saes:
+        plan = _Plan(session, sae, facts)
+        if plan.is_merged(store):
+            session.terminal.say(f"{sae.dictionary}: merged already")
+            remove_leftovers(store)
+            continue
+        _check_room(session, [(sae, _sizes(session, sae))])
+        _merge(session, store, _Ready.of(plan))
+        worked = True
+    return worked
 
 
-def _harvest_units(
-    session: Session, sae: SaeConfig, weights: Sae, folder: HarvestFolder, shard: evidence.Shard
-) -> None:
+def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.Shard) -> None:
+    """One pass over the text for all of `ready`, in this shard's units."""
     config, terminal, loaded = session.config, session.terminal, session.model()
     report = CorpusReport()
+    names = ", ".join(one.name for one in ready)
+    total = None if config.corpus.max_tokens is None else -(-config.corpus.max_tokens // shard.count)
+    held = min(_tokens_held(one.folder, shard) for one in ready)
 
     def units(wanted: Callable[[int], bool]) -> Iterator[WorkUnit]:
         return session.units(report=report, wanted=wanted)
 
-    seen = 0
-    with terminal.progress(f"{sae.dictionary}: harvesting", config.corpus.max_tokens, "tokens") as update:
-
-        def on_unit(unit: int, totals: Mapping[str, int]) -> None:
-            nonlocal seen
-            seen += sum(totals[f"n_tokens_{split}"] for split in SPLITS)
-            update(seen, note=f"unit {unit}")
-            session.deadline.check()  # the unit is kept, and the next run begins after it
-
-        done = evidence.harvest(
-            loaded,
-            [evidence.Job(session.point(sae.hookpoint), weights, folder)],
-            units,
-            TokenText(loaded.tokenizer),
-            config.harvest,
-            batch_tokens=config.model.batch_tokens,
-            exclude_tokens=config.corpus.exclude_tokens,
-            shard=shard,
-            on_unit=on_unit,
+    with terminal.progress(f"{names}: harvesting", total, "tokens", done=held) as update:
+        watch = text_pass.PassWatch(
+            on_tokens=lambda unit, tokens: update(held + tokens, note=f"unit {unit}"),
+            on_unit=lambda unit: session.deadline.check(),  # the unit is kept, and the next run begins after it
+            on_kept=session.deadline.check,
+            say=terminal.say,
         )
+        settings = text_pass.unit_settings(
+            loaded, TokenText(loaded.tokenizer), config.harvest, config.model.batch_tokens, config.corpus.exclude_tokens
+        )
+        done = text_pass.harvest(loaded, [one.target for one in ready], units, settings, shard, watch)
     require_all_splits(report)
     terminal.say(
-        f"{sae.dictionary}: harvested {done.n_tokens:,} tokens in {done.n_units} work units, from "
+        f"{names}: harvested {done.n_tokens:,} tokens in {done.n_units} work units, from "
         f"{report.n_documents:,} documents"
     )
     if report.n_skipped:
-        terminal.say(f"{sae.dictionary}: skipped {report.skipped_summary()}")
+        terminal.say(f"{names}: skipped {report.skipped_summary()}")
     if done.n_nonfinite:
-        terminal.say(f"{sae.dictionary}: {done.n_nonfinite:,} tokens left out for NaN or infinite activations")
+        terminal.say(f"{names}: {done.n_nonfinite:,} tokens left out for NaN or infinite activations")
     if done.halvings:
-        terminal.say(f"{sae.dictionary}: memory ran out, batches were halved {done.halvings} times")
+        terminal.say(f"{names}: memory ran out, batches were halved {done.halvings} times")
 
 
-def _merge(session: Session, store: Store, plan: _Plan, weights: Sae, sha256: str, folder: HarvestFolder) -> None:
-    config, terminal, loaded, sae = session.config, session.terminal, session.model(), plan.sae
-    dictionary_id = dictionary_id_of(session, store, sae, weights, sha256)
+def _tokens_held(folder: HarvestFolder, shard: text_pass.Shard) -> int:
+    """Tokens of this shard's units that are harvested already."""
+    own = (piece for piece in folder.pieces() if all(unit % shard.count == shard.index for unit in piece.units))
+    return sum(piece.totals.get(f"n_tokens_{split}", 0) for piece in own for split in SPLITS)
+
+
+def _merge(session: Session, store: Store, ready: _Ready) -> None:
+    config, terminal, loaded = session.config, session.terminal, session.model()
+    plan, weights, name = ready.plan, ready.weights, ready.name
+    dictionary_id = dictionary_id_of(session, store, plan.sae, weights, ready.sha256)
     text = TokenText(loaded.tokenizer)
     # The projection first: the features' rows, written last, are what marks a harvest as merged.
-    projection = vocab_projection(loaded, weights, text, config.harvest.vocab_tokens)
-    if projection is not None:
-        store.insert_vocab_projection(
-            dictionary_id, **{f.name: getattr(projection, f.name) for f in fields(projection)}
-        )
+    with terminal.working(f"{name}: projecting the features onto the vocabulary"):
+        projection = vocab_projection(loaded, weights, text, config.harvest.vocab_tokens)
+        if projection is not None:
+            columns = {f.name: getattr(projection, f.name) for f in fields(projection)}
+            store.insert_vocab_projection(dictionary_id, **columns)
     corpus = CorpusFacts(
         config.corpus.source, {**asdict(config.corpus), "fingerprint": plan.fingerprint}, loaded.tokenizer_sha256
     )
-    counts = merge_harvest(store, dictionary_id, folder, weights, text, config.harvest, corpus, key=plan.key)
-    listed = ", ".join(f"{n:,} {name}" for name, n in counts.items())
-    terminal.say(f"{sae.dictionary}: merged into {store.path.name}: {listed}")
-    remove_folder(session.work_folder(sae))
+    with terminal.working(f"{name}: merging"):
+        counts = merge_harvest(store, dictionary_id, ready.folder, weights, text, config.harvest, corpus, key=plan.key)
+    listed = ", ".join(f"{n:,} {counted}" for counted, n in counts.items())
+    terminal.say(f"{name}: merged into {store.path.name}: {listed}")
+    remove_folder(session.work_folder(plan.sae))
 
 
-def forecast_harvest(session: Session, sae: SaeConfig) -> None:
-    """Print what a harvest would need in memory and on disk."""
-    config, folder = session.config, session.sae_folder(sae)
-    if (folder / "cfg.json").exists():
-        weights, _ = loaded_sae(session, sae)
-    else:
-        width = hidden_size_at(session.model(), session.point(sae.hookpoint))
-        weights = _untrained(width, d_sae_of(sae, width), sae.k)
-    needed = memory.estimate(weights, config.harvest, config.corpus, config.model.batch_tokens)
-    session.terminal.result(
-        f"{sae.dictionary}: harvest of {needed.n_features:,} features needs about {_megabytes(needed.device)} of "
-        f"memory beside the model, {needed.n_passes} pass(es) over the text, and at most "
-        f"{_megabytes(needed.evidence_file)} on disk"
-    )
+def forecast_harvest(session: Session, saes: Sequence[SaeConfig]) -> None:
+    """Print what a harvest would need in memory and on disk, and which dictionaries share a pass over the text."""
+    config, estimates, sizes = session.config, [], []
+    for sae in saes:
+        weights = _known_sizes(session, sae)
+        needed = memory.estimate(weights, config.harvest, config.corpus, config.model.batch_tokens)
+        session.terminal.result(
+            f"{sae.dictionary}: harvest of {needed.n_features:,} features needs about {_megabytes(needed.device)} of "
+            f"memory beside the model, {needed.n_passes} pass(es) over the text, and at most "
+            f"{_megabytes(needed.evidence_file)} on disk"
+        )
+        estimates.append(needed)
+        sizes.append(weights)
+    if len(saes) == 1:
+        return
+    for group in _share_a_pass(session, sizes):
+        names = ", ".join(saes[i].dictionary for i in group)
+        together = sum(estimates[i].device + memory.weight_bytes(sizes[i]) for i in group)
+        session.terminal.result(
+            f"one pass over the text for {names}: about {_megabytes(together)} of memory beside the model, the "
+            "dictionaries' weights included"
+        )
+
+
+def _known_sizes(session: Session, sae: SaeConfig) -> Sae:
+    """The SAE, or one of the sizes that training will give it."""
+    if (session.sae_folder(sae) / "cfg.json").exists():
+        return loaded_sae(session, sae)[0]
+    width = hidden_size_at(session.model(), session.point(sae.hookpoint))
+    return _untrained(width, d_sae_of(sae, width), sae.k)
 
 
 def _untrained(d_in: int, d_sae: int, k: int) -> Sae:

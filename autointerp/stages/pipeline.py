@@ -26,6 +26,7 @@ from autointerp.stages import labelling
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
 from autointerp.stages.labelling import RANDOM_MODEL, Labelling
 from autointerp.store.leakage import LeakageReport, check_leakage
+from autointerp.store.progress_file import ProgressFile
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.safety.paths import refuse_own_file
 from autointerp.store.safety.reading import open_for_reading
@@ -115,7 +116,11 @@ def _recorded(
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = config.store.snapshot_seconds
     chosen = {} if selection is None else {"selection": as_dict(selection)}
-    with open_for_writing(path, create=create, snapshot_seconds=seconds, say=terminal.say) as store:
+    with (
+        terminal.working(f"running {command}"),
+        open_for_writing(path, create=create, snapshot_seconds=seconds, say=terminal.say) as store,
+        _told(path, command, terminal),
+    ):
         run_id = store.begin_run(command, {**as_dict(config), **chosen}, _versions())
 
         def sum_up() -> None:
@@ -138,6 +143,17 @@ def _recorded(
             raise
         sum_up()
         store.finish_run(run_id, "ok", 0)
+
+
+@contextmanager
+def _told(path: Path, command: str, terminal: Terminal, part: str = "") -> Iterator[None]:
+    """While it lasts, `autointerp status` in another process tells how the command gets on."""
+    with ProgressFile(path, command, part) as progress_file:
+        terminal.watch(progress_file)
+        try:
+            yield
+        finally:
+            terminal.watch(None)
 
 
 def train(config: Config, dictionary: str | None, terminal: Terminal) -> None:
@@ -172,17 +188,18 @@ def harvest(
 
     saes = chosen_saes(config, dictionary)
     if dry_run:
-        for sae in saes:
-            harvesting.forecast_harvest(session, sae)
+        harvesting.forecast_harvest(session, saes)
         return
     if num_shards > 1:
-        for sae in saes:
-            harvesting.harvest_shard(session, sae, shard_index, num_shards)
+        path = Path(config.store.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = f"shard-{shard_index}-of-{num_shards}"
+        with terminal.working("running harvest"), _told(path, "harvest", terminal, part):
+            harvesting.harvest_shard(session, saes, shard_index, num_shards)
         terminal.say(f"shard {shard_index} of {num_shards} is done; run `autointerp merge` when all are")
         return
     with _recorded(config, "harvest", terminal) as (store, _):
-        for sae in saes:
-            harvesting.harvest_and_merge(session, store, sae)
+        harvesting.harvest_and_merge(session, store, saes)
         _gather(session, store, saes, Selection())
 
 
@@ -243,8 +260,7 @@ def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
     with _recorded(config, "merge", terminal) as (store, _):
         session = gpu_session(config, terminal)
         saes = chosen_saes(config, dictionary)
-        for sae in saes:
-            harvesting.merge(session, store, sae)
+        harvesting.merge(session, store, saes)
         _gather(session, store, saes, Selection())
 
 
@@ -407,8 +423,7 @@ def _gpu_stages(
 
     session = gpu_session(config, terminal)
     worked = training.train(session, store, saes)
-    for sae in saes:
-        worked = harvesting.harvest_and_merge(session, store, sae) or worked
+    worked = harvesting.harvest_and_merge(session, store, saes) or worked
     return _gather(session, store, saes, selection) or worked
 
 
@@ -419,8 +434,7 @@ def _forecast_run(
     session = gpu_session(config, terminal)
     from autointerp.stages import harvesting
 
-    for sae in saes:
-        harvesting.forecast_harvest(session, sae)
+    harvesting.forecast_harvest(session, saes)
     if not Path(config.store.path).exists():
         terminal.result("labels: calls and cost are known once the harvest has filled the store")
         return
@@ -435,7 +449,7 @@ def verify(config: Config, dictionary: str | None, sample: int, terminal: Termin
     require_torch()
     from autointerp.stages import verifying
 
-    with Store.open(Path(config.store.path), read_only=True) as store:
+    with terminal.working("verifying"), Store.open(Path(config.store.path), read_only=True) as store:
         saes = chosen_saes(config, dictionary)
         reports = [check_leakage(store, store.dictionary(sae.dictionary)) for sae in saes]
         _print_leakage(reports, terminal, as_json)

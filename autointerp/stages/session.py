@@ -44,7 +44,8 @@ class Session:
         if self._loaded is None:
             if not self.config.model.name:
                 raise InputError("the configuration names no model; set [model] name to a hub id or a folder")
-            self._loaded = load_model(self.config.model)
+            with self.terminal.working(f"loading {self.config.model.name}"):
+                self._loaded = load_model(self.config.model)
             self.terminal.detail(
                 f"model {self._loaded.name} on {self._loaded.device}, {str(self._loaded.dtype).removeprefix('torch.')}"
             )
@@ -176,7 +177,8 @@ def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
     folder = session.sae_folder(sae)
     if not folder.exists():
         raise InputError(f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table")
-    weights, sha256 = load_sae(folder, sae.format), sae_sha256(folder, sae.format)
+    with session.terminal.working(f"{sae.dictionary}: loading the SAE"):
+        weights, sha256 = load_sae(folder, sae.format), sae_sha256(folder, sae.format)
     loaded = session.model()
     point, output = session.points(sae)
     for what, width, where in (("reads", weights.d_in, point), ("writes", weights.d_out, output or point)):
@@ -198,7 +200,8 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
     row, folder = store.dictionary(sae.dictionary), session.sae_folder(sae)
     if not folder.exists():
         raise InputError(f"there is no SAE at {folder}, with which the store's dictionary {row.name!r} was made")
-    sha256 = sae_sha256(folder, sae.format)
+    with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
+        sha256 = sae_sha256(folder, sae.format)
     if sha256 != row.sae_sha256:
         raise MismatchError(
             f"the SAE at {folder} has sha256 {sha256[:16]}..., the store's dictionary {row.name!r} was made with "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from autointerp.config import Config, SaeConfig
 from autointerp.errors import MismatchError, OutOfMemoryError
@@ -31,6 +32,7 @@ from autointerp.stages.session import (
     model_key,
 )
 from autointerp.store.store import Store
+from autointerp.terminal import Progress, Terminal
 
 
 def _training_key(config: Config, sae: SaeConfig) -> str:
@@ -61,7 +63,8 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     and only it writes.
     """
     config, terminal = session.config, session.terminal
-    keys = {sae.dictionary: _training_key(config, sae) for sae in saes if not sae.path}
+    with terminal.working("reading the corpus and the model for their hashes"):
+        keys = {sae.dictionary: _training_key(config, sae) for sae in saes if not sae.path}
     todo = [sae for sae in saes if not sae.path and not _is_trained(session, sae, keys[sae.dictionary])]
     if not todo:
         return False
@@ -75,7 +78,8 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     steps = max(1, config.train.tokens // config.train.batch_size)
     n_features = ", ".join(f"{spec.d_sae:,}" for spec in specs)
     names = ", ".join(spec.name for spec in specs)
-    with terminal.progress(f"{names}: training {n_features} features", steps, "steps") as update:
+    what = f"{names}: training {n_features} features"
+    with terminal.progress(what, steps, "steps") as update, _Filling(terminal, names) as on_fill:
 
         def on_progress(step: int, _: int) -> None:
             notes = (f"loss {m['loss']:.3f}, L0 {m['l0']:.0f}, dead {m['dead']:.1%}" for m in last.values())
@@ -92,7 +96,9 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 device=loaded.device,
                 on_metrics=lambda name, step, metrics: last.update({name: metrics}),
                 on_progress=on_progress,
+                on_fill=on_fill,
             )
+            update.begin_at(trainer.step)
             trained = trainer.train()
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -106,6 +112,33 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
         for sae, weights in zip(todo, trained, strict=True):
             _keep_trained(session, store, sae, weights, keys[sae.dictionary])
     return True
+
+
+class _Filling:
+    """Progress while the shuffle buffer is filled: a step of its own, which begins again at every refill."""
+
+    def __init__(self, terminal: Terminal, names: str) -> None:
+        self._terminal, self._names = terminal, names
+        self._stack = ExitStack()
+        self._update: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def __call__(self, vectors: int, of: int) -> None:
+        if vectors >= of:
+            self._stack.close()
+            self._update = None
+        elif self._update is None:
+            step = self._terminal.progress(f"{self._names}: filling the shuffle buffer", of, "vectors", done=vectors)
+            self._update = self._stack.enter_context(step)
+        else:
+            self._update(vectors)
 
 
 def _is_trained(session: Session, sae: SaeConfig, key: str) -> bool:

@@ -8,10 +8,7 @@ from autointerp.config import SaeConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.errors import AutointerpError, InputError
 from autointerp.harvest.recompute import recompute
-from autointerp.stages.session import (
-    Session,
-    matching_sae,
-)
+from autointerp.stages.session import Session, matching_sae
 from autointerp.store.contexts import stored_contexts
 from autointerp.store.store import Store
 
@@ -21,14 +18,15 @@ def verify(session: Session, store: Store, sae: SaeConfig, sample: int, leaks: S
     (exit 1) where a recomputed activation differs beyond the tolerance, or a law of the store does not hold. `leaks`:
     what the leakage check found broken, reported with the rest."""
     terminal, (row, weights), loaded = session.terminal, matching_sae(session, store, sae), session.model()
-    broken = [*store.check(), *leaks]
+    with terminal.working(f"{row.name}: checking the rows"):
+        broken = [*store.check(), *leaks]
     excluded = TokenText(loaded.tokenizer).excluded_ids(session.config.corpus.exclude_tokens)
     contexts = stored_contexts(store, row.dictionary_id, sample)
     if not contexts:
         raise InputError(f"{row.name} has no stored contexts to verify; run `autointerp harvest` first")
-    deviation = recompute(
-        loaded, session.point(sae.hookpoint), weights, contexts, session.config.model.batch_tokens, excluded
-    )
+    point, batch_tokens = session.point(sae.hookpoint), session.config.model.batch_tokens
+    with terminal.progress(f"{row.name}: recomputing", None, "windows") as update:
+        deviation = recompute(loaded, point, weights, contexts, batch_tokens, excluded, update)
     terminal.result(
         f"{row.name}: recomputed {deviation.n_contexts} contexts ({deviation.n_activations:,} tokens): largest "
         f"deviation {deviation.absolute:.2g}, {deviation.relative:.2g} of the peak (tolerance {deviation.tolerance:g})"

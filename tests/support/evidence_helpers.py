@@ -17,8 +17,9 @@ from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import token_ids
 from autointerp.harvest.merge import CorpusFacts, bounds_of, merge
 from autointerp.harvest.shards import HarvestFolder
+from autointerp.harvest.target import Target
 from autointerp.harvest.text_hash import BASE, name_hash
-from autointerp.harvest.text_pass import Job, Shard, harvest, identity
+from autointerp.harvest.text_pass import PassWatch, Shard, harvest, identity, unit_settings
 from autointerp.model.hooks import Hookpoint, activations_at
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.model.token_batches import eligible, make_batches
@@ -97,9 +98,18 @@ class Setup:
         what = identity(self.loaded, POINT, "sha", CorpusConfig(source="x"), "print", config, BATCH_TOKENS)
         return HarvestFolder(root, what, bounds_of(config))
 
-    def harvest(self, folder: HarvestFolder, config: HarvestConfig = SMALL, shard: Shard | None = None) -> None:
-        jobs = [Job(POINT, self.sae, folder)]
-        harvest(self.loaded, jobs, self.source, self.text, config, batch_tokens=BATCH_TOKENS, shard=shard)
+    def harvest(
+        self, folder: HarvestFolder, config: HarvestConfig = SMALL, shard: Shard | None = None,
+        watch: PassWatch | None = None,
+    ) -> None:  # fmt: skip
+        self.harvest_all([Target(POINT, self.sae, folder)], config, shard, watch)
+
+    def harvest_all(
+        self, targets: Sequence[Target], config: HarvestConfig = SMALL, shard: Shard | None = None,
+        watch: PassWatch | None = None,
+    ) -> None:  # fmt: skip
+        settings = unit_settings(self.loaded, self.text, config, BATCH_TOKENS, ())
+        harvest(self.loaded, targets, self.source, settings, shard, watch)
 
     def store(self, path: Path, folder: HarvestFolder, config: HarvestConfig = SMALL) -> Path:
         with Store.open(path, create=True) as store:

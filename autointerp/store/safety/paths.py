@@ -22,6 +22,12 @@ def unfinished_snapshot_of(path: Path) -> Path:
     return path.with_name(snapshot_path_of(path).name + ".new")
 
 
+def progress_path_of(path: Path, part: str = "") -> Path:
+    """X.duckdb -> X.duckdb.progress: how the running command gets on (store/progress_file.py). `part` names one of
+    several processes that work for the store at once."""
+    return path.with_name(f"{path.name}.progress{part and '.' + part}")
+
+
 def refuse_own_file(store: Path, target: Path) -> None:
     """Raises InputError where a file written to `target` would replace one of the store's own files."""
     place = target.parent.resolve() / target.name
@@ -29,7 +35,8 @@ def refuse_own_file(store: Path, target: Path) -> None:
         main = path.parent.resolve() / path.name
         own = [main, evidence_path_of(main), snapshot_path_of(main), unfinished_snapshot_of(main)]
         own += [file.with_name(file.name + ".wal") for file in own] + [main.with_name(main.name + ".ledger")]
-        if place in own:
+        is_progress = place.parent == main.parent and place.name.startswith(progress_path_of(main).name)
+        if place in own or is_progress:
             raise InputError(f"{target} belongs to the store {store}; write to another file")
 
 
