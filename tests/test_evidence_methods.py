@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from support.commands import run
 from support.interpret_fixtures import planted_store
-from test_cli_app import run
-from test_layers import TORCH_SIDE
+from support.without_torch import TORCH_SIDE
 
 from autointerp import plugins
 from autointerp.config import EvidenceConfig, SaeConfig, from_table
