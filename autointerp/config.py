@@ -70,9 +70,9 @@ class CorpusConfig:
     """Field that holds a list of {role, content}, used instead of text_field and rendered with the model's own chat
     template."""
     id_field: str | None = None
-    """Field that holds a document's id. None: documents are named by path and index."""
+    """Field that holds a document's id. Default: documents are named by path and index."""
     document_separator: str | None = None
-    """Plain text files only: the string between two documents. None: one file is one document."""
+    """Plain text files only: the string between two documents. Default: one file is one document."""
     context_length: int = 128
     """Tokens in one window (one input of the model), the BOS included."""
     prepend_bos: Literal["auto", "always", "never"] = "auto"
@@ -80,7 +80,7 @@ class CorpusConfig:
     exclude_tokens: tuple[str, ...] = ()
     """Token strings that never count, besides BOS, EOS, padding and other special tokens."""
     max_tokens: int | None = None
-    """Stop after about this many tokens, at the end of a document. None: read the whole corpus."""
+    """Stop after about this many tokens, at the end of a document. Default: read the whole corpus."""
     unit_characters: int = 2_000_000
     """Least size of a work unit, in characters. A work unit is a run of documents that are harvested, committed and
     sharded together."""
@@ -117,7 +117,7 @@ class SaeConfig:
     output_hookpoint: str | None = None
     """Transcoders only: the module whose activations are reconstructed."""
     path: str | None = None
-    """A saved SAE: folder, file, or hf:owner/name@revision//folder. None: train one and save it in
+    """A saved SAE: folder, file, or hf:owner/name@revision//folder. Default: train one and save it in
     `<store folder>/sae/<name>`."""
     format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
     """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai, or auto:
@@ -131,8 +131,8 @@ class SaeConfig:
     k: int = 32
     """Number of features active on one token: exactly k for topk, on average for all others."""
     penalty: float | None = None
-    """relu, p_anneal, gated, jumprelu: weight of the sparsity penalty. None: adjusted in training until k features are
-    active."""
+    """relu, p_anneal, gated, jumprelu: weight of the sparsity penalty. Default: adjusted in training until k features
+    are active."""
     decoder_norm_penalty: bool = False
     """relu, p_anneal: weight the penalty by the norms of the decoder rows, which training then leaves free."""
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -184,11 +184,11 @@ class TrainConfig:
     batch_size: int = 2048
     """Activation vectors in one step."""
     lr: float | None = None
-    """Peak learning rate of Adam. None: 7e-4 / sqrt(d_sae / 2^14)."""
+    """Peak learning rate of Adam. Default: 7e-4 / sqrt(d_sae / 2^14)."""
     warmup_steps: int = 200
     """Steps over which the learning rate rises linearly to its peak."""
     decay_share: float = 0.5
-    """Last share of the steps, over which the learning rate falls linearly to zero."""
+    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
     buffer_vectors: int = 131_072
     """Activation vectors held for shuffling."""
     auxk_alpha: float = 1 / 32
@@ -231,7 +231,7 @@ class HarvestConfig:
     rare_below: int = 10
     """A feature with fewer activating tiles than this on the explain split is `rare`."""
     feature_block: int | None = None
-    """Features processed in one pass over the corpus. None: all, unless they would not fit into memory."""
+    """Features processed in one pass over the corpus. Default: all, unless they would not fit into memory."""
     seed: int = 0
     """Seed of the sampled contexts and of the negatives."""
 
@@ -463,7 +463,7 @@ class LlmConfig:
 
     requests_per_minute: float = 600.0
     tokens_per_minute: float | None = None
-    """None: no limit."""
+    """Default: no limit."""
     max_connections: int = 64
     """Most calls in flight at once."""
     timeout: float = 120.0
