@@ -10,13 +10,14 @@ must also single out the feature among all features. With e_w the mean of the ou
     mode pmi      p(w|c) (log p(c|w) - log p(c))        with p(c) = 1 / number of features
 
 No published score is above 0, so words with p(w|c) near 0 lead the paper's order as well as words with p(c|w) near 1.
-The paper selects words by a sum from which it dropped the entropy of the features as constant, and for a selection it is
-not constant. Pointwise mutual information puts it back. Its p(c) is uniform because p(c|w) is a softmax over weights, in
-which a feature that fires often weighs no more than another one; a prior from densities would only rank by rarity.
+The paper selects words by a sum from which it dropped the entropy of the features as constant, and for a selection it
+is not constant. Pointwise mutual information puts it back. Its p(c) is uniform because p(c|w) is a softmax over
+weights, in which a feature that fires often weighs no more than another one; a prior from densities would only rank by
+rarity.
 
 Dot products have the scale of the weights, and at that scale a softmax may give all to one word or the same to each. In
-mode pmi each feature's logits are therefore centred and divided by their deviation over the vocabulary, which gives each
-feature a temperature of its own.
+mode pmi each feature's logits are therefore centred and divided by their deviation over the vocabulary, which gives
+each feature a temperature of its own.
 """
 
 from __future__ import annotations

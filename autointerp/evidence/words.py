@@ -2,14 +2,14 @@
 
 A context holds a word when the word begins at or before the peak's token: what comes later cannot have made a causal
 model's feature fire. The word in which the peak stands is read to its end. The contexts are the feature's sampled ones,
-which are uniform over the tiles in which it fires. The background is the corpus at large: the negatives of tier `random`
-of all features together, each tile once. (One feature's negatives are silent tiles only; those of all features together
-are uniform, as long as no feature fires nearly everywhere.)
+which are uniform over the tiles in which it fires. The background is the corpus at large: the negatives of tier
+`random` of all features together, each tile once. (One feature's negatives are silent tiles only; those of all features
+together are uniform, as long as no feature fires nearly everywhere.)
 
 The longer a text is, the more words it holds. So the background's tiles are read as far as the contexts are: if a
-feature's contexts reach l_1 .. l_n tokens, a word's share of the background is the mean over j of its share of the tiles
-cut after l_j tokens, among the tiles that are as long. Cutting each tile at a random one of the feature's lengths would
-give this share on average, but with noise.
+feature's contexts reach l_1 .. l_n tokens, a word's share of the background is the mean over j of its share of the
+tiles cut after l_j tokens, among the tiles that are as long. Cutting each tile at a random one of the feature's lengths
+would give this share on average, but with noise.
 
     pmi   log P(word | fires) / P(word), nats; half an occurrence is added to every cell
     G     2 sum O log(O / E) over the 2 x 2 table (contexts, background) x (with, without the word); p from chi-squared
