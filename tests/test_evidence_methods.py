@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from support.commands import run
 from support.interpret_fixtures import planted_store
-from support.without_torch import TORCH_SIDE
 
 from autointerp import plugins
 from autointerp.config import EvidenceConfig, SaeConfig, from_table
@@ -29,6 +28,7 @@ from autointerp.store.safety.salvage import salvage
 from autointerp.terminal import Terminal
 
 N_FEATURES = 6
+NEEDS_TORCH = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub", "datasets", "scipy"}
 
 
 class Longest:
@@ -139,7 +139,7 @@ def test_the_methods_import_where_torch_is_not_installed() -> None:
 import importlib.abc, sys
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {TORCH_SIDE | {"scipy"}!r}:
+        if name.split(".")[0] in {NEEDS_TORCH!r}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
 from autointerp.evidence.methods import methods

@@ -1,4 +1,4 @@
-"""What the model writes when a feature steers it, beside what it writes untouched and under random features.
+"""What the model writes when a feature steers it, when nothing does, and when random features do.
 
 All steering moves the model's next-token distribution equally far: by the KL that is asked for, in nats per token, on
 the first tokens of some windows of the explain split. So a feature's texts are compared with those of controls that

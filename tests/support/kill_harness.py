@@ -237,7 +237,11 @@ def _preload() -> None:
     import torch
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast  # noqa: F401
 
+    import autointerp.evidence.feature_relations
+    import autointerp.evidence.logit_shifts
+    import autointerp.evidence.logit_tails
     import autointerp.evidence.pruned_context_search
+    import autointerp.evidence.word_information
     import autointerp.stages.gathering
     import autointerp.stages.harvesting
     import autointerp.stages.measuring
