@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from pathlib import Path
 
 import duckdb
 import pytest
-from support.store_fixtures import add_dictionary, add_features, child, filled, write_evidence
+from support.store_fixtures import add_dictionary, add_features, call, child, filled, write_evidence
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
 from autointerp.store import Store, schema
@@ -320,3 +322,18 @@ def test_replace_evidence_keeps_the_old_one_when_refused(tmp_path: Path) -> None
 def test_only_the_store_package_holds_sql_files() -> None:
     assert re.search(r"CREATE VIEW contexts", sql_file("evidence_schema.sql"))
     assert [version for version, _, _ in migrations()] == list(range(1, len(migrations()) + 1))
+
+
+def test_a_store_that_nobody_holds_is_closed_at_once(tmp_path: Path) -> None:
+    """A cycle of references would keep the file open until the garbage collector comes by."""
+    path = tmp_path / "x.duckdb"
+    store = Store.open(path, create=True)
+    store.insert_calls([call(1)])
+    assert store.find_call(call(1).request_sha256, 0) == call(1)
+    held = weakref.ref(store)
+    gc.disable()
+    try:
+        del store
+        assert held() is None
+    finally:
+        gc.enable()

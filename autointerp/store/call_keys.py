@@ -20,18 +20,19 @@ class CallKeys:
     """The keys of all recorded calls: a sorted array, and a set of the newest ones. One thread may ask while another
     adds."""
 
-    def __init__(self, recorded: Callable[[], np.ndarray]) -> None:
-        """`recorded`: reads the keys from the store, uint64 and ascending. Called once, when they are first needed."""
-        self._recorded = recorded
+    def __init__(self) -> None:
         self._sorted: np.ndarray | None = None
         self._new: set[int] = set()
         self._lock = threading.Lock()
 
-    def may_hold(self, request_sha256: str) -> bool:
-        """False: the request was never recorded. True: the table must be looked at, as two hashes may share a key."""
+    def may_hold(self, request_sha256: str, recorded: Callable[[], np.ndarray]) -> bool:
+        """False: the request was never recorded. True: the table must be looked at, as two hashes may share a key.
+
+        `recorded` reads the keys in the store, uint64 and ascending; it is called once, when they are first needed.
+        """
         with self._lock:
             if self._sorted is None:
-                self._sorted = self._recorded()
+                self._sorted = recorded()
             key = call_key(request_sha256)
             at = int(np.searchsorted(self._sorted, np.uint64(key)))
             return key in self._new or (at < len(self._sorted) and int(self._sorted[at]) == key)

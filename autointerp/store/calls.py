@@ -44,7 +44,7 @@ class StoreCalls(StoreConnection):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._call_keys = CallKeys(self._recorded_call_keys)
+        self._call_keys = CallKeys()
 
     def insert_calls(self, calls: Sequence[CallRecord]) -> None:
         """Adds paid calls. A call recorded before stays, unless it had given up; what a second reply cost is added."""
@@ -59,8 +59,8 @@ class StoreCalls(StoreConnection):
         for call in calls:
             key = (call.request_sha256, call.sample)
             merged[key] = _merged(merged[key], call) if key in merged else call
-        old = [c for c in merged.values() if self._call_keys.may_hold(c.request_sha256)]
-        new = [c for c in merged.values() if not self._call_keys.may_hold(c.request_sha256)]
+        old = [c for c in merged.values() if self._may_hold(c.request_sha256)]
+        new = [c for c in merged.values() if not self._may_hold(c.request_sha256)]
         # ON CONFLICT costs four times as much as the rest of a commit, and more the larger the table is.
         for calls_alike, conflict in ((new, ""), (old, _MERGE_CALL)):
             if calls_alike:
@@ -69,7 +69,7 @@ class StoreCalls(StoreConnection):
 
     def find_call(self, request_sha256: str, sample: int) -> CallRecord | None:
         """The recorded outcome of a request; None where it has to be sent (never sent, or given up before)."""
-        if not self._call_keys.may_hold(request_sha256):
+        if not self._may_hold(request_sha256):
             return None
         found = self.records(
             CallRecord,
@@ -90,6 +90,9 @@ class StoreCalls(StoreConnection):
             "WHERE ?::VARCHAR IS NULL OR run_id = ?",
             [run_id, run_id],
         )[0]
+
+    def _may_hold(self, request_sha256: str) -> bool:
+        return self._call_keys.may_hold(request_sha256, self._recorded_call_keys)
 
     def _recorded_call_keys(self) -> np.ndarray:
         """call_key of every recorded call, ascending, as DuckDB gives it, without a Python object for each."""

@@ -166,7 +166,7 @@ _SNAPSHOT, _CLIENT = "autointerp.store.safety.snapshot:SnapshotPublisher", "auto
 _EXPLAIN, _SCORE = "autointerp.stages.labelling:explain", "autointerp.stages.labelling:score"
 
 POINTS = (
-    Point("new store: while the file is made", "autointerp.store.connection:connect", "during", delay_s=0.0),
+    Point("new store: while the file is made", "autointerp.store.opening:connect", "during", delay_s=0.0),
     Point("new store: first migration committed", "autointerp.store.opening:migrate"),
     Point("new store: ledger not begun", f"{_LEDGER}.compact", "before"),
     Point("train: checkpoint not renamed", "os:replace", "before", 2, r"checkpoint\.safetensors"),
