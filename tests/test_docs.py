@@ -19,7 +19,8 @@ from support.store_fixtures import explanation, filled, score
 
 from autointerp import errors
 from autointerp.cli.app import app
-from autointerp.config import Config, SaeConfig, load
+from autointerp.config import Config, SaeConfig
+from autointerp.config_file import load
 from autointerp.plugins import Group
 from autointerp.store import Store
 from autointerp.store.query import run_query

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from test_cli_app import run, write_config, write_corpus
+from support.commands import run, write_config, write_corpus
 
-from autointerp.config import load
+from autointerp.config_file import load
 from autointerp.harvest import unit as unit_module
 from autointerp.log import LogFormat
 from autointerp.progress import Standing

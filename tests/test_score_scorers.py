@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import run as command
 from support.known_words import WORDS, World, copy_of, job
 from support.llm_server import BrainReply, Fault, LlmServer
-from test_cli_app import run as command
 
 from autointerp import plugins, stats
 from autointerp.ask.chat import ReplyError, chat_body
