@@ -44,7 +44,8 @@ def stand_ins(
 
 def _donors(job: Job, explainer: str, seed: int) -> dict[str, Explanation]:
     """For every label of the dictionary, another feature's label: the next one in an order drawn with `seed`. It
-    depends on the labels alone, whatever features are chosen. Raises InputError where there are fewer than two features."""
+    depends on the labels alone, whatever features are chosen. Raises InputError where there are fewer than two
+    features."""
     ordered = sorted(every_label(job, explainer), key=lambda e: stable_id(seed, e.explanation_id))
     donors = {}
     for i, own in enumerate(ordered):
