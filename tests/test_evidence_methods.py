@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import run
-from support.interpret_fixtures import planted_store
+from support.known_words import planted_store
 from support.without_torch import TORCH_SIDE
 
 from autointerp import plugins
