@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from autointerp.config import from_table
+from autointerp.config_file import from_table
 from autointerp.model.load import load_model, load_tokenizer
 from autointerp.sae.formats import save_saelens
 from autointerp.sae.sae import Sae
