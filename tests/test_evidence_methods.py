@@ -13,7 +13,8 @@ from support.commands import run
 from support.known_words import planted_store
 
 from autointerp import plugins
-from autointerp.config import EvidenceConfig, SaeConfig, from_table
+from autointerp.config import EvidenceConfig, SaeConfig
+from autointerp.config_file import from_table
 from autointerp.errors import DamagedError, InputError
 from autointerp.evidence.method import Found, Study
 from autointerp.evidence.methods import BUILT_IN, check_methods, methods
