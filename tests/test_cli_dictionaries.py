@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.commands import CONFIG, run, write_corpus
+
+from autointerp.cli.app import main
+from autointerp.harvest import unit
+from autointerp.harvest.checkpoint import Checkpoints
 
 SEVERAL = CONFIG.replace(
     "[train]",
@@ -112,8 +119,8 @@ def test_every_kind_of_dictionary_is_harvested_labelled_and_scored(
     assert code == 0, err
 
 
-def tables_of(folder: Path) -> dict[str, list[tuple[object, ...]]]:
-    """Every table of both files but runs, without times. Training metrics are none of the harvest's."""
+def tables_of(folder: Path) -> dict[str, list[str]]:
+    """Every table of both files but runs and the store's own state, without times and places."""
     found = {}
     with duckdb.connect(str(folder / "tiny.duckdb"), read_only=True) as con:
         con.execute(f"ATTACH '{folder / 'tiny.evidence.duckdb'}' AS evidence (READ_ONLY)")
@@ -129,63 +136,80 @@ def tables_of(folder: Path) -> dict[str, list[tuple[object, ...]]]:
                 [database, table],
             ).fetchall()
             listed = ", ".join(f'"{name}"' for (name,) in columns)
-            found[table] = con.execute(f'SELECT {listed} FROM "{database}"."{table}" ORDER BY ALL').fetchall()
+            rows = con.execute(f'SELECT {listed} FROM "{database}"."{table}" ORDER BY ALL').fetchall()
+            found[table] = [repr(row).replace(str(folder), "") for row in rows]  # NaN equals itself
     return found
 
 
-def harvested(project: Path, folder: Path, *commands: tuple[str, ...]) -> dict[str, list[tuple[object, ...]]]:
+def copied(project: Path, folder: Path) -> str:
+    """The configuration of a copy of the project."""
     shutil.copytree(project, folder)
-    for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "autointerp", *command, "-c", str(folder / "autointerp.toml")],
-            capture_output=True, text=True, timeout=280,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    return tables_of(folder)
+    with (folder / "autointerp.toml").open("a") as config:
+        config.write('[evidence]\nmethods = ["shape"]\n')
+    return str(folder / "autointerp.toml")
 
 
-KILLED = """
-import itertools, os, sys
-from autointerp.harvest import checkpoint, unit
-from autointerp.cli.app import main
-class Always(checkpoint.Checkpoints):
-    def is_due(self):
-        return True
-from autointerp.harvest import text_pass
-text_pass.Checkpoints = Always
-forward, calls = unit.activations_at_all, itertools.count()
-def dying(*arguments):
-    if next(calls) == {after}:
-        os._exit(9)
-    return forward(*arguments)
-unit.activations_at_all = dying
-main(["harvest", "-c", {config!r}])
-"""
+@pytest.fixture(scope="module")
+def apart(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The tables of three passes, one after another."""
+    folder = tmp_path_factory.mktemp("apart") / "copy"
+    config = copied(project, folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("autointerp.harvest.memory.share_a_pass", lambda saes, *_: [[0], [1], [2]])
+        with pytest.raises(SystemExit) as end:
+            main(["harvest", "-c", config])
+    assert end.value.code in (0, None)
+    tables = tables_of(folder)
+    assert len(tables["harvests"]) == 3 and tables["context_rows"] and tables["windows"] and tables["features"]
+    return tables
 
 
+@pytest.mark.parametrize("first", [(), ("--dictionary", "tiny")], ids=["all", "one is there already"])
 def test_three_dictionaries_in_one_pass_are_as_one_after_another(
-    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """At two hookpoints; also where the pass is killed inside a unit, and where one of them is there already."""
-    names = ("tiny", "jump", "mlp")
-    apart = harvested(project, tmp_path / "apart", *(("harvest", "--dictionary", name) for name in names))
-    assert len({row[0] for row in apart["harvests"]}) == 3 and apart["context_rows"] and apart["windows"]
-    together = harvested(project, tmp_path / "together", ("harvest",))
-    assert together == apart
+    project: Path, apart: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    first: tuple[str, ...],
+) -> None:  # fmt: skip
+    config = copied(project, tmp_path / "copy")
+    if first:
+        assert run(capsys, "harvest", "-c", config, *first)[0] == 0
+    code, _, err = run(capsys, "harvest", "-c", config)
+    assert code == 0, err
+    assert f"{'jump, mlp' if first else 'tiny, jump, mlp'}: harvested" in err
+    assert ("tiny: harvested already" in err) == bool(first)
+    found = tables_of(tmp_path / "copy")
+    if first:  # shapes depend on the windows that the store holds when they are taken
+        del found["feature_shapes"]
+    assert found == {table: apart[table] for table in found}
 
-    shutil.copytree(project, tmp_path / "killed")
-    config = str(tmp_path / "killed" / "autointerp.toml")
-    for after in (5, 11):
-        code = KILLED.format(after=after, config=config)
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=280).returncode == 9
-        assert len(list((tmp_path / "killed").rglob("partial/*.npz"))) == 3
-    code_, _, err = run(capsys, "harvest", "-c", config)
-    assert code_ == 0 and err.count("goes on inside work unit") == 3, err
-    assert "tiny, jump, mlp: harvested" in err
-    assert tables_of(tmp_path / "killed") == apart
 
-    one_there = harvested(project, tmp_path / "one", ("harvest", "--dictionary", "tiny"), ("harvest",))
-    assert one_there == apart
+class Killed(BaseException):
+    """Stands for a signal: nothing catches it."""
+
+
+def test_a_pass_killed_inside_a_unit_goes_on_there(
+    project: Path, apart: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = copied(project, tmp_path / "copy")
+    monkeypatch.setattr(Checkpoints, "is_due", lambda self: True)
+    forward = unit.activations_at_all
+    for after in (3, 6):
+        calls = itertools.count()
+
+        def dying(*arguments: Any, calls: Iterator[int] = calls, after: int = after) -> Any:
+            if next(calls) == after:
+                raise Killed
+            return forward(*arguments)
+
+        monkeypatch.setattr(unit, "activations_at_all", dying)
+        with pytest.raises(Killed):
+            main(["harvest", "-c", config])
+        assert len(list((tmp_path / "copy").rglob("partial/*.npz"))) == 3
+    monkeypatch.setattr(unit, "activations_at_all", forward)
+    capsys.readouterr()
+    code, _, err = run(capsys, "harvest", "-c", config)
+    assert code == 0 and err.count("goes on inside work unit") == 3, err
+    assert tables_of(tmp_path / "copy") == apart
 
 
 def test_a_dry_run_tells_who_shares_a_pass(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ correlations, and no dense row is ever needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,15 +66,18 @@ class Relations:
 
 def relations(
     loaded: LoadedModel, sae: Sae, point: Hookpoint, windows: Iterable[Sequence[Window]], config: EvidenceConfig,
-    excluded_ids: Tensor, batch_tokens: int, alive: np.ndarray,
+    excluded_ids: Tensor, batch_tokens: int, alive: np.ndarray, *, on_tokens: Callable[[int], None] = lambda n: None,
 ) -> Relations:  # fmt: skip
     """Columns feature, relation, rank, neighbour, value of the table `neighbours`, for the `alive` features (bool
     [d_sae]): a dead feature has no neighbours and is nobody's.
 
     `windows`: those of each work unit in turn; the explain split's are used, and no unit is asked for once
     `config.relation_tokens` tokens are there. `excluded_ids`: int64 on the model's device, ids that never count.
+    `on_tokens` hears after every batch how many tokens are encoded.
     """
-    codes = token_codes(loaded, sae, point, windows, config.relation_tokens, excluded_ids, batch_tokens)
+    codes = token_codes(
+        loaded, sae, point, windows, config.relation_tokens, excluded_ids, batch_tokens, on_tokens=on_tokens
+    )
     rows = [
         *_decoder_rows(sae.W_dec, config.related, alive),
         *firing_relations(codes, config.related, alive),
@@ -98,12 +101,13 @@ Related = tuple[int, str, np.ndarray, np.ndarray]
 
 def token_codes(
     loaded: LoadedModel, sae: Sae, point: Hookpoint, windows: Iterable[Sequence[Window]], n_tokens: int,
-    excluded_ids: Tensor, batch_tokens: int,
+    excluded_ids: Tensor, batch_tokens: int, *, on_tokens: Callable[[int], None] = lambda n: None,
 ) -> TokenCodes:  # fmt: skip
     """The codes of at most `n_tokens` tokens (but at least one window) of the explain split.
 
     A unit that holds more than is wanted gives windows spread evenly over it, so that a few long documents at its
-    beginning do not stand for the corpus. Raises errors.OutOfMemoryError where halving the batches no longer helps.
+    beginning do not stand for the corpus. `on_tokens` hears after every batch how many tokens are encoded. Raises
+    errors.OutOfMemoryError where halving the batches no longer helps.
     """
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [
         (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
@@ -118,6 +122,7 @@ def token_codes(
             parts.append((token.cpu().numpy(), feature.cpu().numpy(), value.float().cpu().numpy()))
             size += counted.numel()
             n_encoded += n_good
+            on_tokens(n_encoded)
         halvings = batches.halvings
         n_windows += len(chosen)
     tokens, features, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))

@@ -9,6 +9,7 @@ and whatever needs torch, inside `find` only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -76,6 +77,9 @@ class Study:
     units: Callable[[], Iterator[WorkUnit]]
     """The corpus, with the windows of all splits."""
     describe_shape: Describe
+    counting: Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
+    """counting(total, unit): a context in which the method says how much is done. A method that lasts and reports
+    nothing is only said to be still in work."""
     _made: dict[Callable[[Study], Any], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -41,10 +41,11 @@ class Neighbours:
 
         point, _ = study.points()
         excluded = torch.tensor(sorted(study.excluded_ids()), dtype=torch.int64)
-        found = relations(
-            study.model(), study.weights(), point, study.windows(), study.evidence, excluded, study.batch_tokens,
-            study.alive(),
-        )  # fmt: skip
+        with study.counting(study.evidence.relation_tokens, "tokens") as update:
+            found = relations(
+                study.model(), study.weights(), point, study.windows(), study.evidence, excluded, study.batch_tokens,
+                study.alive(), on_tokens=update,
+            )  # fmt: skip
         return Found(found.columns, n_forwards=found.n_windows, n_tokens=found.n_tokens)
 
     def page(self, rows: Sequence[Row]) -> list[str]:

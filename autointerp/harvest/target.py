@@ -20,4 +20,4 @@ class Target:
     name: str = ""
     """For messages."""
     blocks: tuple[Block, ...] = ()
-    """The features processed in each pass over a unit. None: as many as fit into memory."""
+    """The features processed in each pass over a unit. Empty: `harvest` chooses them by the memory that is free."""

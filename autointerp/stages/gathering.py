@@ -6,6 +6,7 @@ and for SQL, and the table method_runs says on which features it was run.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import cache
 
@@ -21,8 +22,12 @@ from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 
 BLOCK = 64
-"""Features that one call of a method of scope "feature" gets. Its findings are written together: a kill loses no more.
-token_change steers the random features that it compares with once for each block."""
+"""Features that one call of a method of scope "feature" gets at most. Its findings are written together: a kill loses no
+more. token_change steers the random features that it compares with once for each block."""
+FIRST_BLOCK = 16
+"""Features of the first block, which shows how long the model takes."""
+BLOCK_SECONDS = 120.0
+"""About how long a block may take: a kill costs no more, however slow the model is."""
 VERSION = 1
 """Raised when a built-in method finds something else with the same settings."""
 
@@ -82,12 +87,14 @@ def _study(session: Session, store: Store, sae: SaeConfig, describe: Describe) -
         points=lambda: session.points(sae),
         units=session.units,
         describe_shape=describe,
+        counting=lambda total, unit: session.terminal.progress(f"{row.name}: reading text", total, unit),
     )
 
 
 def _at_once(session: Session, study: Study, method: Method, settings: str) -> None:
     features = study.living()
-    found = method.find(study, features)
+    with session.terminal.working(f"{study.dictionary.name}: {method.name}"):
+        found = method.find(study, features)
     columns = _of_features(found.columns, set(features))
     _write(study, method, settings, _runs(found, features), columns)
     n = len(next(iter(columns.values()), ()))
@@ -95,16 +102,22 @@ def _at_once(session: Session, study: Study, method: Method, settings: str) -> N
 
 
 def _in_blocks(session: Session, study: Study, method: Method, settings: str, pending: Sequence[int]) -> None:
-    name = f"{study.dictionary.name}: {method.name}"
+    name, done, size = f"{study.dictionary.name}: {method.name}", 0, FIRST_BLOCK
     with session.terminal.progress(name, len(pending), "features") as update:
-        for start in range(0, len(pending), BLOCK):
-            block = pending[start : start + BLOCK]
+        while done < len(pending):
+            block, begun = pending[done : done + size], time.monotonic()
             found = method.find(study, block)
             _write(study, method, settings, _runs(found, block), found.columns)
-            done = start + len(block)
+            done += len(block)
             update(done)
             if done < len(pending):
                 session.deadline.check()
+            size = next_block(len(block), time.monotonic() - begun)
+
+
+def next_block(n: int, seconds: float) -> int:
+    """Features of the next block, after `n` took so long: at most BLOCK, and about BLOCK_SECONDS of work."""
+    return min(BLOCK, max(1, int(n * BLOCK_SECONDS / max(seconds, 1e-9))))
 
 
 def _runs(found: Found, features: Sequence[int]) -> Sequence[MethodRun]:
