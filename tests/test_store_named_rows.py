@@ -55,6 +55,8 @@ def test_columns_are_matched_by_name(store: Store) -> None:
 def test_columns_that_are_not_the_fields_are_refused(store: Store, columns: str) -> None:
     with pytest.raises(AutointerpError, match="Small must give the columns b, a, facts"):
         store.records(Small, f"SELECT {columns}")
+    with pytest.raises(AutointerpError, match="only the last fields of Small"):
+        store.records(Small, "SELECT 1 AS a, NULL AS facts", without=("b",))
 
 
 def test_select_lists_are_the_fields() -> None:

@@ -237,7 +237,7 @@ class StoreConnection:
     ) -> list[Record]:
         """All rows of a query as records, made by column name (see named_rows.py; `select_list` writes the columns).
 
-        Raises AutointerpError unless the columns are the record's fields, except those in `without`.
+        Raises AutointerpError unless the columns are the record's fields, except its last fields in `without`.
         """
         with self._reading() as con:
             return read_records(con.execute(sql, list(parameters)), record, without=without)
