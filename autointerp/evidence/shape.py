@@ -92,7 +92,7 @@ def shape_facts(
 ) -> list[ShapeFacts]:
     """In the order of features. See `find_shapes`."""
     firing = firing_features(store, dictionary_id, features)
-    tokens_at = _tokens_at_places(store, harvest_id)
+    tokens_at = _tokens_at_places(store, dictionary_id, harvest_id)
     facts = []
     for low in range(0, len(firing), FEATURES_AT_ONCE):
         block = firing[low : low + FEATURES_AT_ONCE]
@@ -132,9 +132,9 @@ def _active_tokens(store: Store, dictionary_id: int, harvest_id: int, features: 
     return found
 
 
-def _tokens_at_places(store: Store, harvest_id: int) -> NDArray[np.float64]:
-    """[longest window]: at index i, how many of the stored explain windows have a token at place i + 1."""
-    rows = window_lengths(store, harvest_id)
+def _tokens_at_places(store: Store, dictionary_id: int, harvest_id: int) -> NDArray[np.float64]:
+    """[longest window]: at index i, how many explain windows that hold a context have a token at place i + 1."""
+    rows = window_lengths(store, dictionary_id, harvest_id)
     windows_of_length = np.zeros(max((n for n, _ in rows), default=0) + 1)
     for n, windows in rows:
         windows_of_length[n] = windows

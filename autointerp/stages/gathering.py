@@ -22,8 +22,8 @@ from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 
 BLOCK = 64
-"""Features that one call of a method of scope "feature" gets at most. Its findings are written together: a kill loses no
-more. token_change steers the random features that it compares with once for each block."""
+"""Features that one call of a method of scope "feature" gets at most. Its findings are written together: a kill loses
+no more. token_change steers the random features that it compares with once for each block."""
 FIRST_BLOCK = 16
 """Features of the first block, which shows how long the model takes."""
 BLOCK_SECONDS = 120.0

@@ -124,12 +124,13 @@ def occurrences(
     return store.rows(_RECALL, [*key, features, list(token_of.values())])
 
 
-def window_lengths(store: Store, harvest_id: int) -> list[tuple[int, int]]:
-    """(length in tokens of its own text, stored windows of that length) of the harvest's corpus."""
+def window_lengths(store: Store, dictionary_id: int, harvest_id: int) -> list[tuple[int, int]]:
+    """(length in tokens of its own text, windows of that length) of the windows that hold a context of this harvest:
+    what other dictionaries keep of the same corpus changes nothing."""
     return store.rows(
-        "SELECT len(w.token_ids) - w.n_prefix, count(*) FROM evidence.windows AS w "
-        "JOIN harvests AS h USING (corpus_id) WHERE h.harvest_id = ? AND w.split = 'explain' GROUP BY ALL",
-        [harvest_id],
+        "SELECT len(token_ids) - n_prefix, count(*) FROM evidence.windows WHERE split = 'explain' AND window_id IN ("
+        "SELECT window_id FROM evidence.context_rows WHERE dictionary_id = ? AND harvest_id = ?) GROUP BY ALL",
+        [dictionary_id, harvest_id],
     )
 
 
