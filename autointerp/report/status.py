@@ -62,7 +62,7 @@ def working_line(one: CommandProgress, now: datetime) -> str:
     if facts["expected_end"] is not None:
         pace += f", end about {clock(datetime.fromisoformat(facts['expected_end']).astimezone(), now)}"
     note = f" ({facts['note']})" if facts["note"] else ""
-    return f"{name}: {where} is at {step} since {duration(facts['seconds'])}{pace}{note}"
+    return f"{name}: {where} is at {step}, for {duration(facts['seconds'])} now{pace}{note}"
 
 
 def _print_store(status: dict[str, Any], terminal: Terminal) -> None:
