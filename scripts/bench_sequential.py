@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from autointerp import stats
 from autointerp.config import ScoreConfig
 from autointerp.records import Context
-from autointerp.score.choices import Example, batches
+from autointerp.score.detection_questions import Example, batches
 from autointerp.score.stopping import ROUND, Look, in_balance, interval_z, is_enough, side
 from autointerp.store import Store
 

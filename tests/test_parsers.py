@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
 import unicodedata
@@ -41,14 +42,14 @@ from autointerp.llm.replies import (
 )
 from autointerp.llm.requests import Request, TokenLogprob
 from autointerp.llm.transport import error_in_ok_reply
-from autointerp.score.choices import read_answers
+from autointerp.score.detection_questions import read_answers
 from autointerp.score.generation import MAX_TEXT, Texts, read_texts
 from autointerp.score.intruder import read_place
 from autointerp.score.output import read_choice
 from autointerp.score.simulation_replies import expected_numbers, read_lines, read_prompt_logprobs
 
 T = TypeVar("T")
-EXAMPLES = 10_000
+EXAMPLES = int(os.environ.get("AUTOINTERP_FUZZ_EXAMPLES", "2000"))
 
 
 class Dice:

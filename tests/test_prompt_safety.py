@@ -26,7 +26,7 @@ from autointerp.records import (
     PrunedContext,
     RelatedWord,
 )
-from autointerp.score.choices import Example, Judge, active_places
+from autointerp.score.detection_questions import Example, Judge, active_places
 from autointerp.score.simulation import Simulator
 
 FEATURES = 25

@@ -24,7 +24,7 @@ from autointerp.explain.label_question import Correction
 from autointerp.llm.capabilities import Capabilities
 from autointerp.llm.requests import Request
 from autointerp.records import ChangedToken, Counterfactual, FeatureEvidence, PromotedToken, RelatedWord
-from autointerp.score.choices import Example, Judge, active_places
+from autointerp.score.detection_questions import Example, Judge, active_places
 from autointerp.score.embedding import Embedder
 from autointerp.score.generation import Author
 from autointerp.score.intervention import gain_payload

@@ -23,7 +23,7 @@ from autointerp.errors import InputError, StoppedError
 from autointerp.explain.explaining import explain
 from autointerp.records import Explanation
 from autointerp.score.auroc import auroc_result, auroc_rows, number_answer
-from autointerp.score.choices import DETECTION, choose_examples
+from autointerp.score.detection_questions import DETECTION, choose_examples
 from autointerp.score.embedding import EMBEDDING, INPUTS_PER_CALL, cosine, in_batches, is_local
 from autointerp.score.score_rows import Answer, Identity
 from autointerp.score.scoring import forecast_score, score

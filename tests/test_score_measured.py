@@ -27,7 +27,7 @@ from autointerp.errors import AutointerpError, InputError, StoppedError
 from autointerp.explain.explaining import explain
 from autointerp.records import Explanation, Measurement, MeasureTask
 from autointerp.score.auroc import auroc_rows, number_answer
-from autointerp.score.choices import DETECTION, choose_examples
+from autointerp.score.detection_questions import DETECTION, choose_examples
 from autointerp.score.embedding import similarity_payload
 from autointerp.score.generation import MAX_TEXT, Author, Texts, generation_rows, read_texts, snippets
 from autointerp.score.intervention import gain_payload, intervention_rows

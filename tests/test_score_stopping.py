@@ -19,7 +19,7 @@ from support.known_words import CHOICE_SCORERS, WORDS, World, choice_question, c
 from support.llm_server import BrainReply, Fault, LlmServer
 
 from autointerp.config import ScoreConfig
-from autointerp.score.choices import DETECTION, FUZZING, Example, batches, choose_examples
+from autointerp.score.detection_questions import DETECTION, FUZZING, Example, batches, choose_examples
 from autointerp.score.scoring import forecast_score, score
 from autointerp.score.stopping import Look, decide, in_balance, interval_z, is_enough, plan, side
 from autointerp.store import Store

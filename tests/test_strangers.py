@@ -20,6 +20,7 @@ from support.llm_server import BrainReply, Fault, LlmServer
 from autointerp import stats
 from autointerp.ask.chat import ReplyError, chat_body
 from autointerp.ask.forecast import Estimate
+from autointerp.ask.prompts import one_line
 from autointerp.ask.question import Asker
 from autointerp.config import EvidenceConfig, ScoreConfig
 from autointerp.evidence.method import Found, Study
@@ -41,7 +42,8 @@ class HowLikely:
 
     @property
     def request(self) -> Request:
-        asked = f"Label: {self.item.label}\nText: {self.item.contexts[0].text}\nThe chance that it fits, from 0 to 1:"
+        label, text = one_line(self.item.label), one_line(self.item.contexts[0].text)
+        asked = f"Label: {label}\nText: {text}\nThe chance that the label fits the text, from 0 to 1, as a number:"
         body = chat_body(self.config, [{"role": "user", "content": asked}], max_tokens=10)
         explanation = self.item.explanation
         return Request("chat", body, "chance", dictionary_id=explanation.dictionary_id, feature=explanation.feature)

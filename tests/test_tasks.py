@@ -11,7 +11,7 @@ from support.known_words import contexts
 from autointerp.ask.prompts import load_template
 from autointerp.config import ScoreConfig
 from autointerp.errors import AutointerpError
-from autointerp.score.choices import DETECTION, choose_examples
+from autointerp.score.detection_questions import DETECTION, choose_examples
 from autointerp.score.embedding import similarity_payload
 from autointerp.score.intervention import gain_payload
 from autointerp.score.steered_texts import steering_payload

@@ -20,8 +20,8 @@ from autointerp.config import ScoreConfig
 from autointerp.errors import InputError
 from autointerp.llm.client import LlmClient
 from autointerp.records import Context, Explanation, Score
-from autointerp.score.choices import TIERS
 from autointerp.score.correlation import SIMULATION
+from autointerp.score.detection_questions import TIERS
 from autointerp.score.scorer import Run, Scorer
 from autointerp.score.scorers import scorer_named
 from autointerp.score.scoring import score_through

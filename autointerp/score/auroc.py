@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from autointerp import stats
 from autointerp.records import Prediction, Score
-from autointerp.score.choices import TIERS, Example
+from autointerp.score.detection_questions import TIERS, Example
 from autointerp.score.score_rows import Answer, Identity, Result, obstacle
 
 

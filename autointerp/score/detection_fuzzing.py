@@ -1,7 +1,8 @@
 """`detection` and `fuzzing`: a judge says of a few contexts at a time which of them fit the label (Paulo et al. 2024).
 
-The two differ in what the judge sees: plain contexts, or contexts with marked tokens (see choices.py, also for the
-rows). Where a stop rule is configured, a label is asked about in rounds until it is clear enough (see stopping.py).
+The two differ in what the judge sees: plain contexts, or contexts with marked tokens (see detection_questions.py, also
+for the rows). Where a stop rule is configured, a label is asked about in rounds until it is clear enough (see
+stopping.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from autointerp.ask.forecast import Estimate
 from autointerp.ask.question import Asker
 from autointerp.records import Explanation, Score
-from autointerp.score.choices import (
+from autointerp.score.detection_questions import (
     DETECTION,
     FUZZING,
     Batch,
@@ -20,8 +21,8 @@ from autointerp.score.choices import (
     Judge,
     answer_of,
     batches,
-    choice_rows,
     choose_examples,
+    detection_rows,
     template_of,
 )
 from autointerp.score.score_rows import Answer
@@ -90,7 +91,7 @@ class ChoiceScorer:
                     break
             identity = run.identity(item.told.explanation, by)
             every = [answer for one in rounds for answer in one]
-            return choice_rows(identity, self.name, every, run.part, interval_z(config, len(planned)))
+            return detection_rows(identity, self.name, every, run.part, interval_z(config, len(planned)))
 
         calls = ROUND if stops_early(config) else -(-4 * config.contexts // config.examples_per_call)
         return Work(by, ExampleLoader(run, targets, self.name), score, calls)

@@ -25,8 +25,8 @@ from autointerp.errors import InputError
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Explanation, Score
 from autointerp.score.auroc import auroc_rows, number_answer
-from autointerp.score.choices import Example
 from autointerp.score.detection_fuzzing import ExampleLoader, Questioned
+from autointerp.score.detection_questions import Example
 from autointerp.score.measurements import ContextTasks, Measured, answers_of, listed, number
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import MadeBy, Needs, Run, Work, a_few

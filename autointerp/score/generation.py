@@ -32,7 +32,7 @@ from autointerp.ask.question import Asker
 from autointerp.config import ScoreConfig
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, MeasureTask, Score
-from autointerp.score.choices import TIERS
+from autointerp.score.detection_questions import TIERS
 from autointerp.score.measurements import listed, measure_task, number
 from autointerp.score.score_rows import Identity, Result, counted_row
 from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm, estimate_of

@@ -32,7 +32,7 @@ from autointerp.ask.question import Asked, Asker
 from autointerp.config import EndpointConfig
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Prediction, Score, stable_id
-from autointerp.score.choices import silent_in_turn
+from autointerp.score.detection_questions import silent_in_turn
 from autointerp.score.score_rows import Answer, Identity, Result, obstacle
 from autointerp.score.scorer import MadeBy, Needs, Run, Work, a_few, asks_llm, estimate_of
 

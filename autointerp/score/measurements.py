@@ -33,8 +33,8 @@ from autointerp.ask.job import Job
 from autointerp.errors import AutointerpError
 from autointerp.records import Explanation, Measurement, MeasureTask, stable_id
 from autointerp.score.auroc import number_answer
-from autointerp.score.choices import Example
 from autointerp.score.detection_fuzzing import ExampleLoader, Questioned
+from autointerp.score.detection_questions import Example
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import Run, Told
 

@@ -35,7 +35,7 @@ from statistics import NormalDist
 from autointerp import stats
 from autointerp.config import ScoreConfig
 from autointerp.records import stable_id
-from autointerp.score.choices import ANSWERS, Example, batches
+from autointerp.score.detection_questions import ANSWERS, Example, batches
 from autointerp.score.score_rows import Answer
 
 ANSWERS_SEQUENTIAL = "answers_sequential"

@@ -19,7 +19,7 @@ from autointerp.ask.prompts import PromptTemplate, load_template
 from autointerp.ask.question import Asker
 from autointerp.records import Explanation, Score
 from autointerp.score.auroc import auroc_rows, number_answer
-from autointerp.score.choices import Example
+from autointerp.score.detection_questions import Example
 from autointerp.score.measurements import ContextTasks, Measured, answers_of, listed, number
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import MadeBy, Needs, Run, Work

@@ -289,7 +289,7 @@ def answer_of(example: Example, said: bool | None, status: str, error: str | Non
     return Answer(example.context, Prediction(example.context.context_id, truth, predicted, status), error)
 
 
-def choice_rows(
+def detection_rows(
     identity: Identity, scorer: str, answers: Sequence[Answer], part: Part = "report", z: float = stats.Z95
 ) -> list[Score]:
     """All rows of one label, the scorer's own row last: where it stands, the others do. `z`: standard errors on either

@@ -23,7 +23,7 @@ from autointerp.config import BudgetConfig, ExplainConfig, PriceConfig, ScoreCon
 from autointerp.errors import InputError, StoppedError
 from autointerp.explain.explaining import explain
 from autointerp.records import Context, Explanation
-from autointerp.score.choices import (
+from autointerp.score.detection_questions import (
     DETECTION,
     FUZZING,
     Example,
@@ -32,8 +32,8 @@ from autointerp.score.choices import (
     balanced,
     batches,
     borrowed_places,
-    choice_rows,
     choose_examples,
+    detection_rows,
     pieces,
     read_answers,
 )
@@ -191,7 +191,7 @@ def answers(said: Any = None, failed: dict[int, str] | None = None) -> list[Answ
 
 
 def test_the_rows_of_a_perfect_label() -> None:
-    rows = choice_rows(IDENTITY, DETECTION, answers())
+    rows = detection_rows(IDENTITY, DETECTION, answers())
     assert [(r.scorer.removeprefix("detection"), r.n) for r in rows] == [
         ("_sensitivity_decile_0", 4), ("_sensitivity_decile_4", 2), ("_sensitivity_decile_9", 2),
         ("_specificity_random", 3), ("_specificity_same_token", 3), ("_specificity_neighbour", 2),
@@ -207,14 +207,14 @@ def test_the_rows_of_a_perfect_label() -> None:
 
 def test_a_constant_judge_scores_a_half() -> None:
     for said, sensitivity in ((True, 1.0), (False, 0.0)):
-        rows = {r.scorer: r for r in choice_rows(IDENTITY, DETECTION, answers(lambda _, s=said: s))}
+        rows = {r.scorer: r for r in detection_rows(IDENTITY, DETECTION, answers(lambda _, s=said: s))}
         assert rows["detection"].value == 0.5
         assert rows["detection_sensitivity"].value == sensitivity
         assert rows["detection_specificity_neighbour"].value == 1.0 - sensitivity
 
 
 def test_failures_are_counted_and_never_answers() -> None:
-    rows = {r.scorer: r for r in choice_rows(IDENTITY, DETECTION, answers(failed={0: "answer_count", 1: "refused"}))}
+    rows = {r.scorer: r for r in detection_rows(IDENTITY, DETECTION, answers(failed={0: "answer_count", 1: "refused"}))}
     headline = rows["detection"]
     assert (headline.n, headline.n_failed, headline.value, headline.status) == (16, 2, 1.0, "ok")
     assert rows["detection_sensitivity"].n_failed == rows["detection_specificity"].n_failed == 1
@@ -225,7 +225,7 @@ def test_failures_are_counted_and_never_answers() -> None:
     one_class = balanced(answers(failed=dict.fromkeys(range(0, 16, 2), "truncated")))
     assert one_class.status == "constant_truth" and one_class.estimate.value is None
     assert balanced([]).status == "no_contexts"
-    assert [(r.status, r.value) for r in choice_rows(IDENTITY, DETECTION, [])] == [("no_contexts", None)] * 3
+    assert [(r.status, r.value) for r in detection_rows(IDENTITY, DETECTION, [])] == [("no_contexts", None)] * 3
 
 
 def test_the_interval_covers_the_truth() -> None:
