@@ -27,11 +27,12 @@ from autointerp.records import ChangedToken, Counterfactual, FeatureEvidence, Pr
 from autointerp.score.detection_questions import Example, Judge, active_places
 from autointerp.score.embedding import Embedder
 from autointerp.score.generation import Author
-from autointerp.score.intervention import gain_payload
+from autointerp.score.intervention import gain_asked
 from autointerp.score.intruder import IntruderJudge, IntruderQuestion, Lineup
 from autointerp.score.output import Chooser, Question, ShownText
 from autointerp.score.simulation import LLM_METHODS, Simulator
-from autointerp.score.surprisal import surprisal_payload
+from autointerp.score.surprisal import surprisal_asked
+from autointerp.tasks import Steering
 
 EVERYTHING = Capabilities(True, True, True, 5, True, 20, "prompt_logprobs")
 
@@ -331,12 +332,10 @@ def test_a_broken_template_is_an_input_error(tmp_path: Path) -> None:
 def test_what_a_language_model_is_given_to_read() -> None:
     """surprisal and intervention: the subject model's own input, measured and not answered."""
     shown = [Example(contexts(0, "report")[0])]
-    surprisal = surprisal_payload("the word `alpha`", shown, load_template("score/surprisal"), "")
-    check(
-        "surprisal", "".join(f"{prefix}{surprisal['texts'][0]}<<end of input>>\n" for prefix in surprisal["prefixes"])
-    )
-    gain = gain_payload("the word `alpha`", {}, load_template("score/intervention"), "")
-    check("intervention", gain["template"] + "<<end of input>>\n")
+    surprisal = surprisal_asked("the word `alpha`", shown, load_template("score/surprisal"), "")
+    check("surprisal", "".join(f"{prefix}{surprisal.texts[0]}<<end of input>>\n" for prefix in surprisal.prefixes))
+    gain = gain_asked("the word `alpha`", Steering([], 0.5, 20, 3, 0.75, 0), load_template("score/intervention"), "")
+    check("intervention", gain.template + "<<end of input>>\n")
 
 
 def test_every_template_has_a_snapshot() -> None:

@@ -28,9 +28,9 @@ from autointerp.explain.explaining import explain
 from autointerp.records import Explanation, Measurement, MeasureTask
 from autointerp.score.auroc import auroc_rows, number_answer
 from autointerp.score.detection_questions import DETECTION, choose_examples
-from autointerp.score.embedding import similarity_payload
+from autointerp.score.embedding import similarity_asked
 from autointerp.score.generation import MAX_TEXT, Author, Texts, generation_rows, read_texts, snippets
-from autointerp.score.intervention import gain_payload, intervention_rows
+from autointerp.score.intervention import gain_asked, intervention_rows
 from autointerp.score.output import (
     QUESTIONS,
     Choice,
@@ -44,10 +44,11 @@ from autointerp.score.output import (
 from autointerp.score.score_rows import Identity
 from autointerp.score.scoring import forecast_score, score
 from autointerp.score.steered_texts import PROMPTS, beginnings, prompts_for
-from autointerp.score.surprisal import surprisal_answers, surprisal_payload
+from autointerp.score.surprisal import surprisal_answers, surprisal_asked
 from autointerp.stages import labelling
 from autointerp.stages.labelling import Labelling
 from autointerp.store import Selection, Store
+from autointerp.tasks import Steering
 from autointerp.terminal import Terminal
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -94,13 +95,15 @@ def test_texts_and_labels_stay_data() -> None:
 
 def test_what_a_language_model_reads() -> None:
     examples = choose_examples(DETECTION, contexts(0, "report"), 2, 0, 1)
-    payload = surprisal_payload("{{ the }}\nword", examples, load_template("score/surprisal"), "gpt2")
+    payload = surprisal_asked("{{ the }}\nword", examples, load_template("score/surprisal"), "gpt2").payload()
     described, undescribed = payload["prefixes"]
     assert described.endswith("in common: {{ the }} word\n") and undescribed.endswith("things\n")
     assert payload["texts"] == [e.context.text for e in examples] and payload["language_model"] == "gpt2"
-    gain = gain_payload(" the\nword ", {"kl": 0.5}, load_template("score/intervention"), "")
+    steering = Steering(["a"], 0.5, 20, 3, 0.75, 0)
+    gain = gain_asked(" the\nword ", steering, load_template("score/intervention"), "").payload()
     assert gain["label"] == "the word" and gain["template"].endswith("{label}") and "\n{text}\n" in gain["template"]
-    similar = similarity_payload("the word", examples, load_template("score/embedding"), "local:models/mini")
+    mini = "local:models/mini"
+    similar = similarity_asked("the word", examples, load_template("score/embedding"), mini).payload()
     assert (similar["query"], similar["model"]) == ("the word", "local:models/mini")
 
 

@@ -12,10 +12,10 @@ from autointerp.ask.prompts import load_template
 from autointerp.config import ScoreConfig
 from autointerp.errors import AutointerpError
 from autointerp.score.detection_questions import DETECTION, choose_examples
-from autointerp.score.embedding import similarity_payload
-from autointerp.score.intervention import gain_payload
-from autointerp.score.steered_texts import steering_payload
-from autointerp.score.surprisal import surprisal_payload
+from autointerp.score.embedding import similarity_asked
+from autointerp.score.intervention import gain_asked
+from autointerp.score.steered_texts import steering_asked
+from autointerp.score.surprisal import surprisal_asked
 from autointerp.tasks import (
     KINDS,
     ActivationsAnswer,
@@ -35,13 +35,20 @@ CONFIG = ScoreConfig(model="m", language_model="gpt2", embedding_model="local:mi
 def asked_by_scorers() -> dict[str, dict[str, Any]]:
     """One payload of each kind, as scorers build it."""
     examples = choose_examples(DETECTION, contexts(0, "report"), 2, 0, 1)
-    steering = steering_payload(["def f", "import"], CONFIG)
+    steering = steering_asked(["def f", "import"], CONFIG)
+
+    def asked(ask: Any, prompt: str, model: str | None) -> dict[str, Any]:
+        payload: dict[str, Any] = ask("a word", examples, load_template(f"score/{prompt}"), model).payload()
+        return payload
+
     return {
         "activations": {"texts": ["a", "b"]},
-        "surprisal": surprisal_payload("a word", examples, load_template("score/surprisal"), CONFIG.language_model),
-        "similarity": similarity_payload("a word", examples, load_template("score/embedding"), CONFIG.embedding_model),
-        "steering": steering,
-        "label_gain": gain_payload("a word", steering, load_template("score/intervention"), CONFIG.language_model),
+        "surprisal": asked(surprisal_asked, "surprisal", CONFIG.language_model),
+        "similarity": asked(similarity_asked, "embedding", CONFIG.embedding_model),
+        "steering": steering.payload(),
+        "label_gain": gain_asked(
+            "a word", steering, load_template("score/intervention"), CONFIG.language_model
+        ).payload(),
     }
 
 
@@ -62,8 +69,8 @@ def test_the_template_of_a_label_is_cut_around_the_text() -> None:
 
 def test_numbers_of_a_payload_are_not_converted() -> None:
     """A configuration may say steering_kl = 1: a task whose payload says 1.0 would have another id."""
-    asked = steering_payload(["a"], ScoreConfig(model="m", steering_kl=1))
-    assert json.dumps(Steering(**asked).payload()) == json.dumps(asked)
+    asked = steering_asked(["a"], ScoreConfig(model="m", steering_kl=1)).payload()
+    assert '"kl": 1,' in json.dumps(asked) and json.dumps(Steering(**asked).payload()) == json.dumps(asked)
 
 
 ANSWERS: list[tuple[Any, tuple[int, ...], dict[str, Any]]] = [

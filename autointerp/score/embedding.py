@@ -27,9 +27,10 @@ from autointerp.records import Explanation, Score
 from autointerp.score.auroc import auroc_rows, number_answer
 from autointerp.score.detection_fuzzing import ExampleLoader, Questioned
 from autointerp.score.detection_questions import Example
-from autointerp.score.measurements import ContextTasks, Measured, answers_of, listed, number
+from autointerp.score.measurements import ContextTasks, Measured, answers_of
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import MadeBy, Needs, Run, Work, a_few
+from autointerp.tasks import Similarity, SimilarityAnswer
 
 EMBEDDING = "embedding"
 COSINE = "cosine"
@@ -158,21 +159,21 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     return float(np.clip((a @ b) / np.sqrt((a @ a) * (b @ b)), -1.0, 1.0))
 
 
-def similarity_payload(
+def similarity_asked(
     label: str, examples: Sequence[Example], template: PromptTemplate, embedding_model: str
-) -> dict[str, Any]:
-    """The payload of a task of kind `similarity`."""
-    return {
-        "query": template.block("plain_query", label=label),
-        "texts": [e.context.text for e in examples],
-        "model": embedding_model,
-    }
+) -> Similarity:
+    """The contexts beside the label."""
+    return Similarity(
+        query=template.block("plain_query", label=label),
+        texts=[e.context.text for e in examples],
+        model=embedding_model,
+    )
 
 
 def similarity_answers(examples: Sequence[Example], result: dict[str, Any]) -> list[Answer]:
     """The cosine of every context with the label."""
-    values = listed(result, "cosine", len(examples))
-    return [_similarity_answer(example, number(value)) for example, value in zip(examples, values, strict=True)]
+    cosines = SimilarityAnswer.parse_result(result, len(examples)).cosine
+    return [_similarity_answer(*one) for one in zip(examples, cosines, strict=True)]
 
 
 def _similarity_answer(example: Example, cosine: float | None) -> Answer:
@@ -213,15 +214,15 @@ class EmbeddingScorer:
         (by,) = self.made_by(run)
         template = template_of(run.job.prompts)
 
-        def payload(label: str, examples: Sequence[Example]) -> dict[str, Any]:
-            return similarity_payload(label, examples, template, run.config.embedding_model)
+        def ask(label: str, examples: Sequence[Example]) -> Similarity:
+            return similarity_asked(label, examples, template, run.config.embedding_model)
 
         async def score(item: Measured[Sequence[Example]]) -> list[Score] | None:
             answers = answers_of(item, similarity_answers)
             identity = run.identity(item.told.explanation, by)
             return None if answers is None else auroc_rows(identity, self.name, answers, run.config.bootstrap)
 
-        return Work(by, ContextTasks(run, targets, "similarity", payload), score, block=BLOCK)
+        return Work(by, ContextTasks(run, targets, ask), score, block=BLOCK)
 
     def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
         """The contexts of a feature are counted once for all its labels."""

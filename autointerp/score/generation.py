@@ -33,9 +33,10 @@ from autointerp.config import ScoreConfig
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, MeasureTask, Score
 from autointerp.score.detection_questions import TIERS
-from autointerp.score.measurements import listed, measure_task, number
+from autointerp.score.measurements import measure_task
 from autointerp.score.score_rows import Identity, Result, counted_row
 from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm, estimate_of
+from autointerp.tasks import Activations, ActivationsAnswer
 
 GENERATION = "generation"
 SENTENCES = "sentences"
@@ -60,9 +61,9 @@ class Texts:
     silent: list[str]
 
     @property
-    def payload(self) -> dict[str, Any]:
-        """The payload of a task of kind `activations`."""
-        return {"texts": [*self.active, *self.silent]}
+    def asked(self) -> Activations:
+        """What the model is asked about them."""
+        return Activations([*self.active, *self.silent])
 
 
 def snippets(contexts: Iterable[Context]) -> list[str]:
@@ -160,7 +161,7 @@ def clean_text(text: str) -> str:
 
 def generation_rows(identity: Identity, texts: Texts, result: dict[str, Any]) -> list[Score]:
     """All rows of one label, the headline last: where it stands, the others do."""
-    largest = [number(value) for value in listed(result, "max", len(texts.active) + len(texts.silent))]
+    largest = ActivationsAnswer.parse_result(result, len(texts.active) + len(texts.silent)).max
     sides = largest[: len(texts.active)], largest[len(texts.active) :]
     active, silent = ([value for value in side if value is not None] for side in sides)
     failed = [sum(value is None for value in side) for side in sides]
@@ -211,7 +212,7 @@ class GenerationScorer:
             asked = await asker.ask(TextsQuestion(author, item, run.job.dictionary_id))
             if asked.value is None:
                 return failed_rows(identity, asked.status, n, n, asked.error)
-            task = measure_task(item.explanation, "activations", asked.value.payload)
+            task = measure_task(item.explanation, asked.value.asked)
             found = run.job.store.measurements_of([task.task_id]).get(task.task_id)
             if found is None:
                 tasks.add(task)

@@ -22,36 +22,30 @@ from autointerp.ask.job import BLOCK
 from autointerp.ask.prompts import PromptTemplate, load_template
 from autointerp.ask.question import Asker
 from autointerp.records import Explanation, Measurement, Score
-from autointerp.score.measurements import Measured, asked_and_answered, listed, measure_task, number
+from autointerp.score.measurements import Measured, asked_and_answered, measure_task
 from autointerp.score.score_rows import Identity, Result, counted_row
 from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work
-from autointerp.score.steered_texts import pool_of, prompts_for, steering_payload
+from autointerp.score.steered_texts import pool_of, prompts_for, steering_asked
 from autointerp.score.surprisal import SUBJECT_MODEL
+from autointerp.tasks import LabelGain, LabelGainAnswer, Steering
 
 INTERVENTION = "intervention"
 LABEL_GAIN = "label_gain"
 _PARTS = ("_gain", "_random", "")
 
 
-def gain_payload(label: str, steering: dict[str, Any], template: PromptTemplate, language_model: str) -> dict[str, Any]:
-    """The payload of a task of kind `label_gain`. The template's {text} and {label} are for the measurer to fill in."""
-    return {
-        "steering": steering,
-        "template": template.block("gain"),
-        "label": " ".join(label.split()),
-        "language_model": language_model,
-    }
+def gain_asked(label: str, steering: Steering, template: PromptTemplate, language_model: str) -> LabelGain:
+    """How likely the label is after each steered text. Whoever measures fills in the template's {text} and {label}."""
+    return LabelGain(steering, template.block("gain"), " ".join(label.split()), language_model)
 
 
 def intervention_rows(identity: Identity, n_prompts: int, result: dict[str, Any]) -> list[Score]:
     """All rows of one label, the headline last: where it stands, the others do. A beginning without a number for any
     of its texts is a failure."""
-    clean = [number(value) for value in listed(result, "clean", n_prompts)]
-    steered = [number(value) for value in listed(result, "steered", n_prompts)]
-    others = [[number(v) for v in listed({"random": one}, "random", n_prompts)] for one in result.get("random", [])]
+    answer = LabelGainAnswer.parse_result(result, n_prompts)
     gains: list[float] = []
     floors: list[float] = []
-    for usual, pushed, *elsewhere in zip(clean, steered, *others, strict=True):
+    for usual, pushed, *elsewhere in zip(answer.clean, answer.steered, *answer.random, strict=True):
         known = [value for value in elsewhere if value is not None]
         if usual is not None and pushed is not None and len(known) == len(elsewhere):
             gains.append(pushed - usual)
@@ -101,9 +95,9 @@ class InterventionScorer:
                 return Measured(told, prompts, measurement=Measurement("", "no_contexts"))
             if not told.label.strip():
                 return Measured(told, prompts, measurement=Measurement("", "empty_label"))
-            steering = steering_payload(prompts, run.config)
-            payload = gain_payload(told.label, steering, template, run.config.language_model)
-            return Measured(told, prompts, measure_task(told.explanation, "label_gain", payload))
+            steering = steering_asked(prompts, run.config)
+            asked = gain_asked(told.label, steering, template, run.config.language_model)
+            return Measured(told, prompts, measure_task(told.explanation, asked))
 
         async def score(item: Measured[list[str]]) -> list[Score] | None:
             found, identity = item.measurement, run.identity(item.told.explanation, by)

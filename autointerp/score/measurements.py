@@ -3,45 +3,29 @@
 A scorer writes tasks into the store, `autointerp measure` answers them, and the next run of the scorer judges. Nothing
 is remembered between the two runs but the store: a task is named by its own content, so that the second run finds the
 very tasks of the first.
-
-Kinds of tasks, payload -> result, all JSON (texts and numbers, no tensors):
-
-    activations  {"texts": [str]}                        -> {"max": [float or null], "n_tokens": [int]}
-                 largest activation of the task's feature on the counted tokens of each text; null where it has none
-    surprisal    {"prefixes": [str, str], "texts": [str], "language_model": str}
-                                                         -> {"nll": [[float per text] per prefix]}
-                 mean nats per token of the text's own tokens after the prefix; language_model "" is the subject model
-    similarity   {"query": str, "texts": [str], "model": folder}
-                                                         -> {"cosine": [float]}
-    steering     {"prompts": [str], "kl": float, "n_tokens": int, "n_random": int, "temperature": float, "seed": int}
-                 -> {"strength": float, "kl": float, "clean": [str], "steered": [str],
-                     "random": [{"feature": int, "strength": float, "kl": float, "texts": [str]}]}
-                 one continuation per prompt, without the prompt; status 'kl_not_reached' where steering cannot reach it
-    label_gain   {"steering": payload of steering, "template": str, "label": str, "language_model": str}
-                 -> {"clean": [float], "steered": [float], "random": [[float]]}
-                 mean log-probability per token of the label in the template, after each continuation of `steering`
+What is asked and answered is said in tasks.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from autointerp.ask.job import Job
-from autointerp.errors import AutointerpError
 from autointerp.records import Explanation, Measurement, MeasureTask, stable_id
 from autointerp.score.auroc import number_answer
 from autointerp.score.detection_fuzzing import ExampleLoader, Questioned
 from autointerp.score.detection_questions import Example
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import Run, Told
+from autointerp.tasks import Asked
 
 
-def measure_task(label: Explanation, kind: str, payload: dict[str, Any], shared: bool = False) -> MeasureTask:
+def measure_task(label: Explanation, asked: Asked, shared: bool = False) -> MeasureTask:
     """The task for one label; the same question about the same feature is one task. `shared`: it does not depend on
     the label at all."""
+    kind, payload = asked.kind, asked.payload()
     return MeasureTask(
         task_id=stable_id(kind, label.dictionary_id, label.feature, payload),
         dictionary_id=label.dictionary_id,
@@ -50,22 +34,6 @@ def measure_task(label: Explanation, kind: str, payload: dict[str, Any], shared:
         kind=kind,
         payload=payload,
     )
-
-
-def listed(result: Mapping[str, Any], key: str, n: int) -> list[Any]:
-    """The list of `n` values under `key` of a measurement. Raises AutointerpError where there is none: what asked and
-    what answered disagree."""
-    values = result.get(key)
-    if not isinstance(values, list) or len(values) != n:
-        raise AutointerpError(f"a measurement's {key!r} should be a list of {n} values, not {str(values)[:80]}")
-    return values
-
-
-def number(value: Any) -> float | None:
-    """`value` where it is a finite number; None where it could not be measured."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
 
 
 Detail = TypeVar("Detail")
@@ -102,12 +70,9 @@ def answered(job: Job, items: Sequence[Measured[Detail]]) -> list[Measured[Detai
 class ContextTasks:
     """Reads labels with the contexts that detection asks about, and writes one task for each label."""
 
-    def __init__(
-        self, run: Run, labels: Sequence[Explanation], kind: str,
-        payload: Callable[[str, Sequence[Example]], dict[str, Any]],
-    ) -> None:  # fmt: skip
-        """`payload`: from the label and the contexts to what is asked."""
-        self._job, self._kind, self._payload = run.job, kind, payload
+    def __init__(self, run: Run, labels: Sequence[Explanation], ask: Callable[[str, Sequence[Example]], Asked]) -> None:
+        """`ask`: from the label and the contexts to what is asked."""
+        self._job, self._ask = run.job, ask
         self._examples = ExampleLoader(run, labels)
 
     def __call__(self, places: Sequence[int]) -> list[Measured[Sequence[Example]]]:
@@ -116,8 +81,8 @@ class ContextTasks:
     def _item(self, one: Questioned) -> Measured[Sequence[Example]]:
         if not one.examples:
             return Measured(one.told, one.examples, measurement=Measurement("", "no_contexts"))
-        payload = self._payload(one.told.label, one.examples)
-        return Measured(one.told, one.examples, measure_task(one.told.explanation, self._kind, payload))
+        asked = self._ask(one.told.label, one.examples)
+        return Measured(one.told, one.examples, measure_task(one.told.explanation, asked))
 
 
 def answers_of(

@@ -35,10 +35,11 @@ from autointerp.config import ScoreConfig
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Explanation, Measurement, Score, stable_id
 from autointerp.score.controls import every_label
-from autointerp.score.measurements import Measured, answered, asked_and_answered, listed, measure_task
+from autointerp.score.measurements import Measured, answered, asked_and_answered, measure_task
 from autointerp.score.score_rows import Identity, Result, counted_row, obstacle_of
 from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm, estimate_of
-from autointerp.score.steered_texts import pool_of, prompts_for, steering_payload
+from autointerp.score.steered_texts import pool_of, prompts_for, steering_asked
+from autointerp.tasks import SteeringAnswer
 
 OUTPUT = "output"
 CHOOSE_LABEL = "choose_label"
@@ -96,13 +97,12 @@ class ShownText:
 
 def shown_texts(prompts: Sequence[str], result: dict[str, Any]) -> tuple[list[ShownText], list[list[ShownText]]]:
     """What a steering measurement holds to be shown: the feature's own texts, and those of each random feature."""
-    clean = listed(result, "clean", len(prompts))
+    answer = SteeringAnswer.parse_result(result, len(prompts))
 
     def beside(changed: Sequence[str]) -> list[ShownText]:
-        return [ShownText(*one) for one in zip(prompts, clean, changed, strict=True)]
+        return [ShownText(*one) for one in zip(prompts, answer.clean, changed, strict=True)]
 
-    others = [beside(listed(one, "texts", len(prompts))) for one in result.get("random", [])]
-    return beside(listed(result, "steered", len(prompts))), others
+    return beside(answer.steered), [beside(other.texts) for other in answer.random]
 
 
 def asked_about(
@@ -261,7 +261,7 @@ class _Loader:
         questions = draw_questions(own, told.label, self._every, excluded, config.distractors, config.seed)
         if not questions:
             return Measured(told, Steered(prompts, []), measurement=Measurement("", "no_distractors"))
-        task = measure_task(own, "steering", steering_payload(prompts, config), shared=True)
+        task = measure_task(own, steering_asked(prompts, config), shared=True)
         return Measured(told, Steered(prompts, questions), task)
 
 

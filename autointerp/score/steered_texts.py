@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
 
 from autointerp.ask.job import Job
 from autointerp.config import ScoreConfig
 from autointerp.records import Context
 from autointerp.store import Selection
+from autointerp.tasks import Steering
 
 PROMPTS = 3
 """Beginnings that are continued (as published: Paulo et al. 2024, Gur-Arieh et al. 2025)."""
@@ -58,13 +58,13 @@ def prompts_for(pool: Sequence[tuple[int, str]], feature: int) -> list[str]:
     return [text for of, text in pool if of != feature][:PROMPTS]
 
 
-def steering_payload(prompts: Sequence[str], config: ScoreConfig) -> dict[str, Any]:
-    """The payload of a task of kind `steering`."""
-    return {
-        "prompts": list(prompts),
-        "kl": config.steering_kl,
-        "n_tokens": config.steered_tokens,
-        "n_random": RANDOM_FEATURES,
-        "temperature": TEMPERATURE,
-        "seed": config.seed,
-    }
+def steering_asked(prompts: Sequence[str], config: ScoreConfig) -> Steering:
+    """How the model continues these beginnings: untouched, steered by the feature, and by random features."""
+    return Steering(
+        prompts=list(prompts),
+        kl=config.steering_kl,
+        n_tokens=config.steered_tokens,
+        n_random=RANDOM_FEATURES,
+        temperature=TEMPERATURE,
+        seed=config.seed,
+    )

@@ -20,9 +20,10 @@ from autointerp.ask.question import Asker
 from autointerp.records import Explanation, Score
 from autointerp.score.auroc import auroc_rows, number_answer
 from autointerp.score.detection_questions import Example
-from autointerp.score.measurements import ContextTasks, Measured, answers_of, listed, number
+from autointerp.score.measurements import ContextTasks, Measured, answers_of
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import MadeBy, Needs, Run, Work
+from autointerp.tasks import Surprisal, SurprisalAnswer
 
 SURPRISAL = "surprisal"
 LANGUAGE_MODEL = "language_model"
@@ -30,30 +31,29 @@ SUBJECT_MODEL = "subject model"
 """Stands in `scores.model` where score.language_model is not set."""
 
 
-def surprisal_payload(
+def surprisal_asked(
     label: str, examples: Sequence[Example], template: PromptTemplate, language_model: str
-) -> dict[str, Any]:
-    """The payload of a task of kind `surprisal`: the beginning with the label, then the one without."""
+) -> Surprisal:
+    """The contexts after the beginning with the label, and after the one without."""
     # On one line, as in the other beginning; what the language model reads is no order to it.
     described = template.block("described", label=" ".join(label.split()))
-    return {
-        "prefixes": [described, template.block("undescribed")],
-        "texts": [e.context.text for e in examples],
-        "language_model": language_model,
-    }
+    return Surprisal(
+        prefixes=[described, template.block("undescribed")],
+        texts=[e.context.text for e in examples],
+        language_model=language_model,
+    )
 
 
 def surprisal_answers(examples: Sequence[Example], result: dict[str, Any]) -> list[Answer]:
     """Nats per token that the label saves, for every context."""
-    with_label, without = (listed({"nll": one}, "nll", len(examples)) for one in listed(result, "nll", 2))
+    with_label, without = SurprisalAnswer.parse_result(result, 2, len(examples)).nll
     return [_answer(*one) for one in zip(examples, with_label, without, strict=True)]
 
 
-def _answer(example: Example, with_label: Any, without: Any) -> Answer:
-    told, untold = number(with_label), number(without)
-    if told is None or untold is None:
+def _answer(example: Example, with_label: float | None, without: float | None) -> Answer:
+    if with_label is None or without is None:
         return number_answer(example, None, "no_tokens", "the language model reads no token in it")
-    return number_answer(example, untold - told)
+    return number_answer(example, without - with_label)
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,15 @@ class SurprisalScorer:
         (by,) = self.made_by(run)
         template = load_template(f"score/{SURPRISAL}", run.job.prompts)
 
-        def payload(label: str, examples: Sequence[Example]) -> dict[str, Any]:
-            return surprisal_payload(label, examples, template, run.config.language_model)
+        def ask(label: str, examples: Sequence[Example]) -> Surprisal:
+            return surprisal_asked(label, examples, template, run.config.language_model)
 
         async def score(item: Measured[Sequence[Example]]) -> list[Score] | None:
             answers = answers_of(item, surprisal_answers)
             identity = run.identity(item.told.explanation, by)
             return None if answers is None else auroc_rows(identity, self.name, answers, run.config.bootstrap)
 
-        return Work(by, ContextTasks(run, targets, "surprisal", payload), score, block=BLOCK)
+        return Work(by, ContextTasks(run, targets, ask), score, block=BLOCK)
 
     def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
         return Estimate()
