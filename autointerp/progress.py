@@ -1,4 +1,4 @@
-"""How far a step of the work is, how fast it goes and when it will end: the same for a log, a bar and `status`."""
+"""The progress of a step of the work: how far it is, its speed, and its expected end, for a log, a bar and `status`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ LONGEST_S = 366 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One step at one moment."""
+    """The progress of one step at one moment."""
 
     what: str
-    """ "DICTIONARY: doing", or only what is done."""
+    """ "DICTIONARY: doing", or just "doing"."""
     done: int
     total: int | None
-    """None where it is not known."""
+    """None if the total is not known."""
     unit: str
     seconds: float
-    """Since the step began in this process."""
+    """Seconds since the step began in this process."""
     begun_at: int = 0
-    """What an earlier run had done already; it says nothing of this one's speed."""
+    """How much an earlier run had done; it does not count towards this run's speed."""
     note: str = ""
     is_counted: bool = True
     """False for a step that cannot say how far it is."""
@@ -36,13 +36,13 @@ class Standing:
 
     @property
     def rate(self) -> float | None:
-        """Units a second; None while nothing was done."""
+        """Units a second; None until something is done."""
         new = self.done - self.begun_at
         return new / self.seconds if self.is_counted and new > 0 and self.seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        """At this rate; None where rate or total are not known, or more was done than the total."""
+        """Seconds left at this rate; None if rate or total is not known, or if more was done than the total."""
         if self.rate is None or self.total is None or self.done > self.total:
             return None
         return min((self.total - self.done) / self.rate, LONGEST_S)
@@ -52,8 +52,8 @@ class Standing:
         return None if left is None else now + timedelta(seconds=left)
 
     def line(self, now: datetime) -> str:
-        """As text: "a: training: 200 of 1,000 (20%) steps in 40 s, 5 a second, end about 14:32 loss 0.3". `now` in the
-        zone in which times are shown."""
+        """The standing as text: "a: training: 200 of 1,000 (20%) steps in 40 s, 5 a second, end about 14:32 loss 0.3".
+        Times are shown in the time zone of `now`."""
         if not self.is_counted:
             subject = f"{self.dictionary}: " if self.dictionary else ""
             return f"{subject}still {self.stage}, {duration(self.seconds)}"
@@ -62,7 +62,7 @@ class Standing:
         return f"{counted} in {duration(self.seconds)}{self.pace(now)} {self.note}".rstrip()
 
     def pace(self, now: datetime) -> str:
-        """ ", 5 a second, end about 14:32", as far as it is known."""
+        """ ", 5 a second, end about 14:32", or the part of it that is known."""
         told = "" if self.rate is None else f", {per_second(self.rate)}"
         end = self.expected_end(now)
         return told if end is None or self.done == self.total else f"{told}, end about {clock(end, now)}"
@@ -82,7 +82,7 @@ def duration(seconds: float) -> str:
 
 
 def clock(moment: datetime, now: datetime) -> str:
-    """The time of day; with the date where that is another."""
+    """The time of day, with the date if it is not the date of `now`."""
     return f"{moment:%H:%M}" if moment.date() == now.date() else f"{moment:%Y-%m-%d %H:%M}"
 
 

@@ -1,6 +1,6 @@
-"""How results and progress reach a person: tables and bars on a terminal, plain lines when piped.
+"""Shows results and progress to a person: as tables and bars on a terminal, as plain lines when piped.
 
-Results go to stdout, everything about the work itself to stderr (see log.py), so that a pipe gets only the answer.
+Results go to stdout, and everything about the work itself goes to stderr (see log.py), so a pipe gets only the answer.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from autointerp.log import visible as visible
 from autointerp.progress import Standing, iso
 
 _LOG_EVERY_S = 10.0
-"""Seconds between lines about one step."""
+"""Seconds between two lines about one step."""
 _LISTEN_EVERY_S = 4.0
-"""Seconds after which whoever watches hears of a step that has no updates."""
+"""Seconds after which the listener is told of a step that has no updates."""
 
 
 class Progress(Protocol):
     def __call__(self, done: int, of: int | None = None, note: str = "") -> None: ...
 
     def begin_at(self, done: int) -> None:
-        """So much was done by earlier runs: it says nothing of this one's speed."""
+        """Says how much earlier runs did; it does not count towards this run's speed."""
 
 
 class Terminal:
-    """Where one command writes. Whether stdout (results) and stderr (the work) are terminals decides the form.
+    """The output of one command. Its form depends on whether stdout (results) and stderr (the work) are terminals.
 
-    `every_s`: work that lasts is never silent for longer, on a terminal and in a log.
+    `every_s`: long work is never silent for more seconds than this, on a terminal or in a log.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Terminal:
         self._steps = _Steps(_LOG_EVERY_S if every_s is None else every_s)
 
     def silent(self) -> Terminal:
-        """One that writes nothing: for the processes beside the first."""
+        """A Terminal that writes nothing, for all processes but the first."""
         other = Terminal(every_s=0)
         other.out = other.err = Console(quiet=True, file=io.StringIO())
         other.log = Log(quiet=True)
         return other
 
     def without_results(self, when: bool = True) -> Terminal:
-        """One that only tells about the work: its results come in another form."""
+        """A Terminal that shows only the work, for a command that gives its results in another form."""
         if not when:
             return self
         other = Terminal(self.verbose)
@@ -73,7 +73,7 @@ class Terminal:
         return self.err.is_terminal and not self.log.is_for_programs
 
     def say(self, message: str, event: str = "message", level: Level = "info", **fields: Any) -> None:
-        """One line about the work. `event` and `fields` are for a log in JSON."""
+        """Writes one line about the work. `event` and `fields` are for a log in JSON."""
         self._steps.spoken()
         if self.is_live:
             self.err.print(escape(visible(message)))
@@ -81,7 +81,7 @@ class Terminal:
             self.log.write(message, level, event, **fields)
 
     def warn(self, message: str) -> None:
-        """Something that a person should look at, though the work goes on."""
+        """Writes a warning, which a person should read although the work goes on."""
         self.say(message if self.log.is_for_programs else f"WARNING {message}", level="warning")
 
     def detail(self, message: str) -> None:
@@ -89,14 +89,14 @@ class Terminal:
             self.say(message, level="debug")
 
     def result(self, text: str, markup: bool = False) -> None:
-        """Text of the answer itself. Markup (colours, highlights) only ever reaches a terminal."""
+        """Writes text of the answer itself. Markup (colours, highlights) is shown only on a terminal."""
         if self.out.is_terminal:
             self.out.print(text if markup else escape(text))
         else:
             self.out.file.write(text + "\n")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-        """A table: ruled and folded on a terminal, aligned and unfolded in a pipe."""
+        """Writes a table: with rules and folded cells on a terminal, aligned and unfolded in a pipe."""
         cells = [[cell_text(value) for value in row] for row in rows]
         if self.out.is_terminal:
             table = Table(title=title, title_justify="left", header_style="bold")
@@ -116,9 +116,9 @@ class Terminal:
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str = "", done: int = 0) -> Iterator[Progress]:
-        """Yields the Progress to update. A bar on a terminal, lines in a log: at most one every `every_s` seconds while
-        there are updates, and one every `every_s` seconds where there are none. `what`: "DICTIONARY: doing". `done`: of
-        the total, by earlier runs.
+        """Yields the Progress to update. A terminal shows a bar; a log gets lines, at most one every `every_s` seconds
+        while there are updates, and one every `every_s` seconds without updates. `what` is "DICTIONARY: doing"; `done`
+        is how much of the total earlier runs did.
         """
         if self.is_live and not self._steps.has_bar:
             with (
@@ -132,8 +132,8 @@ class Terminal:
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """For a step that cannot say how far it is: says that it is still in work every `every_s` seconds, unless
-        something else is said. `what`: "DICTIONARY: doing", or "doing"."""
+        """For a step that cannot say how far it is. Says every `every_s` seconds that it is still at work, unless
+        something else is said. `what` is "DICTIONARY: doing", or "doing"."""
 
         def tell(standing: Standing) -> None:
             if not self._steps.has_bar:
@@ -143,7 +143,7 @@ class Terminal:
             yield
 
     def watch(self, listener: Callable[[Standing], None] | None) -> None:
-        """`listener` is told how the innermost step stands, at every update and every few seconds; None: nobody is."""
+        """Tells `listener` the standing of the innermost step at every update and every few seconds. None ends that."""
         self._steps.listener = listener
 
     def _say_standing(self, standing: Standing) -> None:
@@ -165,7 +165,7 @@ class Terminal:
 
 @contextmanager
 def _bar(console: Console, what: str, total: int | None, unit: str) -> Iterator[Callable[[Standing], None]]:
-    """A bar that moves by itself; yields what sets it."""
+    """Shows a bar that moves by itself, and yields the function that sets it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -187,7 +187,7 @@ def _bar(console: Console, what: str, total: int | None, unit: str) -> Iterator[
 
 
 class _Step:
-    """Something in work. Called as a Progress."""
+    """One step of the work. It is called as a Progress."""
 
     def __init__(
         self, what: str, total: int | None, unit: str, done: int, show: Callable[[Standing], None],
@@ -218,7 +218,8 @@ class _Step:
 
 
 class _Steps:
-    """The steps in work, the innermost last. While there are any, a thread sees to it that none is silent for long."""
+    """The running steps, the innermost last. While there are any, a thread makes sure that they are not silent for
+    long."""
 
     def __init__(self, every_s: float) -> None:
         self.every_s = every_s
@@ -233,7 +234,7 @@ class _Steps:
         return any(step.is_bar for step in self._steps)
 
     def spoken(self) -> None:
-        """Something was said just now."""
+        """Records that something has just been said."""
         self._last = time.monotonic()
 
     @contextmanager
@@ -282,7 +283,7 @@ class _Steps:
 
 
 def cell_text(value: Any) -> str:
-    """A value as a table shows it: floats to three digits, None as a dash, control characters made visible."""
+    """A value as a table shows it: floats with three digits, None as a dash, control characters made visible."""
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -1,7 +1,7 @@
-"""What is kept of a stream of (token, feature, value) triples: counts, and bounded lists of the best and of a sample.
+"""Reduces a stream of (token, feature, value) triples to counts and bounded lists: the best ones, and a random sample.
 
 All state is tensors on the device, for one split of one work unit and one block of features. Every result is a set
-chosen by a total order, so it depends on the triples alone and not on how they came in batches.
+chosen by a total order, so it depends on the triples alone and not on how they were batched.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from autointerp.harvest.text_hash import mix
 from autointerp.harvest.tiles import SplitWindows
 
 OCTAVE_LOW, OCTAVE_HIGH = -16, 20
-"""Histograms reach from 2^-16 to 2^20, with one bin below and one above."""
+"""Histograms span 2^-16 to 2^20, with one bin below and one above."""
 TOKEN_BITS, TILE_BITS = 2, 3
-"""An octave is cut into 2^bits bins of equal width: the leading bits of a float's mantissa, so binning is exact."""
+"""An octave has 2^bits bins of equal width. A float's bin is its mantissa's leading bits, so binning is exact."""
 SUM_SCALE = float(1 << 24)
-"""Activations are summed as integers of this fraction, so that sums do not depend on their order."""
+"""Activations are summed as integer multiples of 1 / SUM_SCALE, so that sums do not depend on their order."""
 SUM_LIMIT = float(1 << 30)
-"""Larger activations enter the sum as this (a sum of 2^63 / 2^24 / 2^30 of them still fits)."""
+"""Larger activations enter the sum as this value (2^63 / 2^24 / 2^30 of them still fit into an int64)."""
 BUFFER_ROWS = 1 << 18
-"""Rows a list gathers before it is cut back, at least."""
+"""A list gathers at least this many rows before it is cut back."""
 ACT_ROWS = 1 << 20
-"""Rows the activation log gathers before it is cut back, at least; sorting it is the peak of a unit's memory."""
+"""The activation log gathers at least this many rows before it is cut back. Sorting it is a unit's memory peak."""
 _TOKEN_MASK = (1 << 32) - 1
 
 
@@ -34,7 +34,7 @@ def n_bins(bits: int) -> int:
 
 
 def bin_edges(bits: int) -> np.ndarray:
-    """float64 [n_bins - 1]: bin i holds edges[i-1] <= value < edges[i]; the first everything below, the last above."""
+    """float64 [n_bins - 1]. Bin i holds edges[i-1] <= value < edges[i]; the first and last bins are open-ended."""
     index = np.arange(((OCTAVE_HIGH - OCTAVE_LOW) << bits) + 1)
     octave, part = index >> bits, index & (1 << bits) - 1
     return np.ldexp(1.0 + part / (1 << bits), octave + OCTAVE_LOW)
@@ -47,7 +47,7 @@ def bins_of(float_bits: Tensor, bits: int) -> Tensor:
 
 
 def packed_peaks(float_bits: Tensor, token: Tensor) -> Tensor:
-    """One int64 that orders peaks by value, then earliest token (of the split's windows, below 2^32)."""
+    """One int64 that orders peaks by value, then by earliest token (its number in the split's windows, below 2^32)."""
     return (float_bits.long() << 32) + (_TOKEN_MASK - token)
 
 
@@ -56,7 +56,7 @@ def peak_token(packed: Tensor) -> Tensor:
 
 
 def peak_value(packed: Tensor) -> Tensor:
-    """float32."""
+    """The peaks' activations, float32."""
     return (packed >> 32).int().view(torch.float32)
 
 
@@ -83,30 +83,30 @@ class Counts:
 
 
 class PeakLists:
-    """Per feature: the windows' peaks that are among the `size` best of (a) each document's best peak, (b) each snippet
-    text's best peak. Order: value descending, then earlier in the unit."""
+    """Keeps two lists of window peaks for each feature: the best peaks of the `size` best documents, and the best peaks
+    of the `size` best snippet texts. Both are ordered by descending value, then by place in the unit."""
 
     def __init__(self, n_features: int, size: int, windows: SplitWindows) -> None:
         self._size, self._windows = size, windows
         device = windows.ids.device
         self.threshold = torch.zeros(n_features, dtype=torch.int64, device=device)
-        """[features] packed peak: only a larger one can enter either list."""
+        """[features]: only a packed peak above this can enter either list."""
         self.feature = torch.zeros(0, dtype=torch.int64, device=device)
         self.packed = torch.zeros(0, dtype=torch.int64, device=device)
         self.lists = torch.zeros(0, dtype=torch.int8, device=device)
-        """Bit 0: in the documents' list, bit 1: in the texts' list."""
+        """Bit 0 is set for peaks in the documents' list, bit 1 for those in the texts' list."""
         self._new: list[tuple[Tensor, Tensor]] = []
         self._gathered = 0
 
     def add(self, feature: Tensor, packed: Tensor) -> None:
-        """Peaks above `threshold`, at most one per feature and window in all."""
+        """Add peaks above `threshold`. Each (feature, window) pair may be added only once."""
         self._new.append((feature, packed))
         self._gathered += len(feature)
         if self._gathered > max(BUFFER_ROWS, len(self.feature)):
             self.cut()
 
     def cut(self) -> None:
-        """Keep what is in a list; afterwards the columns are sorted by feature and order."""
+        """Keep only the peaks that are in a list, and sort the columns by feature and order."""
         feature = torch.cat([self.feature, *(f for f, _ in self._new)])
         packed = torch.cat([self.packed, *(p for _, p in self._new)])
         self._new, self._gathered = [], 0
@@ -132,26 +132,26 @@ class PeakLists:
 
 
 class SampleLists:
-    """Per feature: the `size` activating tiles with the smallest keys, one tile per key (the first in the unit)."""
+    """Keeps each feature's `size` activating tiles with the smallest keys, one tile per key (the first in the unit)."""
 
     def __init__(self, n_features: int, size: int, device: torch.device) -> None:
         self._size = size
         self.threshold = torch.full((n_features,), torch.iinfo(torch.int64).max, device=device)
-        """[features]: only a key that is not larger can enter."""
+        """[features]: only a key up to this can enter."""
         self.feature = torch.zeros(0, dtype=torch.int64, device=device)
         self.key, self.tile, self.packed = self.feature.clone(), self.feature.clone(), self.feature.clone()
         self._new: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._gathered = 0
 
     def add(self, feature: Tensor, key: Tensor, tile: Tensor, packed: Tensor) -> None:
-        """`packed` is the tile's peak."""
+        """Add tiles; `packed` holds their peaks."""
         self._new.append((feature, key, tile, packed))
         self._gathered += len(feature)
         if self._gathered > max(BUFFER_ROWS, len(self.feature)):
             self.cut()
 
     def cut(self) -> None:
-        """Keep what is in the lists; afterwards the columns are sorted by feature and key."""
+        """Keep only the tiles that are in a list, and sort the columns by feature and key."""
         held = (self.feature, self.key, self.tile, self.packed)
         feature, key, tile, packed = (torch.cat([old, *(new[i] for new in self._new)]) for i, old in enumerate(held))
         self._new, self._gathered = [], 0
@@ -171,7 +171,7 @@ class SampleLists:
 
 
 class ActivationLog:
-    """The (feature, token, value) triples of every (feature, window) pair that was in a list when its window passed."""
+    """Logs the (feature, token, value) triples of each (feature, window) pair that entered a list."""
 
     def __init__(self, token_bits: int, device: torch.device) -> None:
         self._shift = token_bits
@@ -190,13 +190,13 @@ class ActivationLog:
         return self._gathered > max(ACT_ROWS, len(self.key) // 2)
 
     def within(self, feature: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(range, token, value) of the triples of each (feature, tokens start .. end-1), in order of token."""
+        """The triples in each range (feature, tokens start .. end-1), as (range, token, value) in order of token."""
         low, high = self._ranges(feature, start, end)
         owner, index = expand_ranges(low, high)
         return owner, self.key[index] & ((1 << self._shift) - 1), self.value[index]
 
     def keep(self, feature: Tensor, start: Tensor, end: Tensor) -> None:
-        """Forget all triples outside these ranges (which may repeat or overlap)."""
+        """Forget all triples outside these ranges, which may repeat or overlap."""
         low, high = self._ranges(feature, start, end)
         change = torch.zeros(len(self.key) + 1, dtype=torch.int64, device=self.key.device)
         ones = torch.ones_like(low)
@@ -211,7 +211,7 @@ class ActivationLog:
         return torch.searchsorted(self.key, base | start), torch.searchsorted(self.key, base | (end - 1), right=True)
 
     def sort(self) -> None:
-        """Put the gathered triples among the others: afterwards `key` and `value` are all there is, in order."""
+        """Merge the gathered triples into `key` and `value`, which then hold all triples in order."""
         if self._new:
             key = torch.cat([self.key, *(k for k, _ in self._new)])
             value = torch.cat([self.value, *(v for _, v in self._new)])
@@ -221,13 +221,13 @@ class ActivationLog:
 
 
 class TilePool:
-    """Which features are active in which tiles of the pool's windows: bitmaps [groups of 64 tiles, features]."""
+    """Records in which tiles of the pool's windows each feature is active: bitmaps [groups of 64 tiles, features]."""
 
     def __init__(self, n_features: int, pooled: Tensor, per_window: int) -> None:
-        """`pooled`: bool [w]. The pool's windows get numbers in order: tile t of the j-th is bit j * per_window + t."""
+        """`pooled` (bool [w]) marks the pool's windows. Tile t of the j-th one is bit j * per_window + t."""
         slot = pooled.long().cumsum(0) - 1
         self.slot = torch.where(pooled, slot, -1)
-        """[w]: number in the pool, -1 outside it."""
+        """[w]: each window's number in the pool, or -1 outside it."""
         tile = torch.arange(len(pooled) * per_window, device=pooled.device)
         window = tile // per_window
         self._address = torch.where(pooled[window], slot[window] * per_window + tile - window * per_window, -1)
@@ -235,7 +235,7 @@ class TilePool:
         self.masks = torch.zeros(-(-n_tiles // 64), n_features, dtype=torch.int64, device=pooled.device)
 
     def add(self, feature: Tensor, tile: Tensor) -> None:
-        """Active pairs, none of them twice in all."""
+        """Add active pairs. Each pair may be added only once."""
         address = self._address[tile]
         inside = where(address >= 0)
         if len(inside) < len(address):

@@ -1,8 +1,8 @@
-"""The state of a work unit that is not finished, so that a kill costs minutes however long a unit takes.
+"""Saves the state of an unfinished work unit, so that a kill costs minutes however long the unit takes.
 
-One file for each dictionary and unit, `<root>/partial/u00000012.npz`: arrays of numbers (never pickle), a CRC-32 of
-each one (the zip format's), and a header that says what they belong to. It is written to another name, flushed and
-renamed, so it is whole or not there; a file that cannot be read, or belongs to something else, is not used.
+Each dictionary and unit has one file, `<root>/partial/u00000012.npz`. It holds numeric arrays (never pickle), the zip
+format's CRC-32 of each one, and a header that says what they belong to. It is written under another name, flushed and
+renamed, so it is either whole or absent. A file that is unreadable or belongs to something else is not used.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from autointerp.records import WorkUnit
 from autointerp.sae.files import write_atomically
 
 KEEP_EVERY_S = 120.0
-"""Seconds of work after which the state of a unit is written."""
+"""Seconds of work between writes of a unit's state."""
 MOST_TIME_SHARE = 0.1
-"""Of the time, at most this share goes into writing: large states are written less often."""
+"""The largest share of the time that goes into writing; large states are written less often."""
 FORMAT = 1
 _HEADER = "header"
 
 Place = tuple[int, int, int]
-"""How far a unit is: number of the split, of the block of features, of the batch that comes next."""
+"""How far a unit has got: the numbers of the split, the block of features and the next batch."""
 BEGIN: Place = (0, 0, 0)
 
 
 @dataclass(slots=True)
 class UnitState:
-    """One dictionary in a unit, up to `place`."""
+    """What one dictionary has gathered in a unit, up to `place`."""
 
     place: Place
     parts: EvidenceParts
-    """Of the splits and blocks that are finished."""
+    """The evidence of the finished splits and blocks."""
     unfinished: dict[str, Tensor]
-    """SplitPass.state() of the split and block that `place` lies in; empty between two."""
+    """SplitPass.state() for the split and block that contain `place`; empty between two blocks."""
     halvings: int
 
 
@@ -73,7 +73,7 @@ def identity_of(target: Target, unit: WorkUnit, batch_tokens: int, device: torch
 
 
 def write_state(path: Path, identity: Mapping[str, Any], state: UnitState) -> None:
-    """Raises DiskFullError, OSError; the file before then stays."""
+    """Write the state to `path`. Raises DiskFullError or OSError, and then leaves an earlier file in place."""
     arrays: dict[str, np.ndarray] = {}
     columns: list[tuple[str, int, str]] = []
     for table, parts in state.parts.tables.items():
@@ -103,7 +103,7 @@ def write_state(path: Path, identity: Mapping[str, Any], state: UnitState) -> No
 
 
 def read_state(path: Path, identity: Mapping[str, Any]) -> tuple[UnitState | None, str]:
-    """The state at `path`, or None and the reason why it cannot be used ("" where there is none)."""
+    """The state at `path`, or None and the reason why it cannot be used ("" if the file does not exist)."""
     if not path.exists():
         return None, ""
     try:
@@ -118,10 +118,10 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> tuple[UnitState | Non
 
 
 def _array(file: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Raises BadZipFile where the checksum does not fit."""
+    """The named array. Raises BadZipFile if its checksum is wrong."""
     with file.open(name) as member:
         array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
-        member.read()  # to the end, where the checksum is compared
+        member.read()  # zipfile compares the checksum at the end
     return array
 
 
@@ -144,8 +144,8 @@ def _state(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> UnitS
 
 
 class Checkpoints:
-    """When to write the states of the unit in work, and where they are. Call `begin` for each unit, then `is_due` after
-    each batch. `say` is told of states that are used or refused, and once if they cannot be written."""
+    """Decides when to write the current unit's states, and reads and writes them. Call `begin` for each unit, then
+    `is_due` after each batch. `say` reports states that are used or refused, and once if they cannot be written."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Checkpoints:
         return self._clock() - self._last >= self._pause_s
 
     def read(self, target: Target, unit: WorkUnit, batch_tokens: int, device: torch.device) -> UnitState | None:
-        """The state in which an earlier run left the unit, where there is one that fits."""
+        """The state in which an earlier run left the unit; None if there is no usable one."""
         path = target.folder.checkpoint(unit.index)
         if not path.exists():
             return None
@@ -181,7 +181,7 @@ class Checkpoints:
     def write(
         self, states: Iterator[tuple[Target, UnitState]], unit: WorkUnit, batch_tokens: int, device: torch.device
     ) -> None:
-        """A disk that is full of them does not end the work: the unit may still find room."""
+        """Write the states. A full disk does not end the work, since the finished unit may still fit."""
         begun = self._clock()
         for target, state in states:
             path = target.folder.checkpoint(unit.index)
@@ -203,8 +203,8 @@ class Checkpoints:
 
     @staticmethod
     def remove(target: Target, unit: int) -> None:
-        """The unit is finished, its state of no more use."""
+        """Delete the state of a unit that is finished."""
         path = target.folder.checkpoint(unit)
         with suppress(OSError):
             path.unlink()
-            path.parent.rmdir()  # where it was the last
+            path.parent.rmdir()  # fails while other units' states are there

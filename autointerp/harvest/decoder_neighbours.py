@@ -1,4 +1,4 @@
-"""Each feature's nearest features by the cosine of their decoder rows, in blocks of rows."""
+"""Finds each feature's nearest features by the cosine of their decoder rows, in blocks of rows."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK_ELEMENTS = 1 << 24
-"""Similarities held at once."""
+"""Number of similarities held in memory at once."""
 
 
 def decoder_neighbours(W_dec: Tensor, n: int) -> Tensor:
-    """int64 [d_sae, min(n, d_sae - 1)] on CPU: the features whose decoder rows have the largest cosine with each
-    feature's, nearest first. W_dec [d_sae, d_out] may have any norm and float dtype."""
+    """For each feature, the features whose decoder rows have the largest cosine with its own, nearest first: int64
+    [d_sae, min(n, d_sae - 1)] on CPU. The rows of W_dec [d_sae, d_out] may have any norm and float dtype."""
     return decoder_cosines(W_dec, n)[1]
 
 
 @torch.no_grad()
 def decoder_cosines(W_dec: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """(cosines float32, features int64), both [d_sae, min(n, d_sae - 1)] on CPU: see `decoder_neighbours`."""
+    """`decoder_neighbours` with its cosines: (float32, int64), both [d_sae, min(n, d_sae - 1)] on CPU."""
     d_sae = len(W_dec)
     n = min(n, d_sae - 1)
     if n <= 0:

@@ -1,6 +1,6 @@
-"""What a harvest needs in memory, on disk and in passes over the model: for --dry-run and for feature blocks.
+"""Estimates what a harvest needs: memory, disk and passes of the model. --dry-run and feature blocks use it.
 
-Nothing here grows with the number of tokens; the bounds are per feature, per unit and per batch.
+Memory does not grow with the number of tokens; it is bounded per feature, per unit and per batch.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from autointerp.sae.sae import Sae
 
 CHARACTERS_PER_TOKEN = 3.5
 PEAK_BYTES, SAMPLE_BYTES, ACTIVATION_BYTES = 17, 32, 12
-"""One row of the lists and of the activation log."""
+"""Bytes of one row of the peak lists, of the sample lists and of the activation log."""
 WORKING_COPIES = 3
-"""A list is cut by sorting itself and as many new rows again: copies of it that exist at once."""
+"""Copies of a list that exist at once: cutting it sorts the list together with as many new rows."""
 ACTIVE_TOKENS = 8
-"""Tokens on which a feature is active in one kept context, on average; measured 2 to 6 on small TopK SAEs."""
+"""Mean number of tokens on which a feature is active in a kept context; 2 to 6 were measured on small TopK SAEs."""
 BYTES_PER_CONTEXT = 48 + 6 * ACTIVE_TOKENS
 USUAL_L0 = 64
-"""Features active at once in an SAE that chooses by thresholds: it does not say."""
+"""Active features per token assumed for an SAE with thresholds, whose file does not say."""
 SHARE_OF_FREE = 0.5
 DISK_MARGIN = 1.5
-"""Of the evidence file: the harvested units that wait for the merge, and what the merge spills."""
+"""Factor on the evidence file's size, for harvested units that wait for the merge and for what the merge spills."""
 FALLBACK_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes, as upper bounds for typical SAEs."""
+    """What one harvest needs, in bytes: upper bounds for typical SAEs."""
 
     per_feature: int
-    """State of one feature on the device."""
+    """Device bytes of one feature's state."""
     fixed: int
-    """Tables and encoder output of one batch on the device."""
+    """Device bytes of one batch's tables and encoder output."""
     n_features: int
     evidence_file: int
-    """The store's evidence for this dictionary, once all lists are full."""
+    """Bytes of this dictionary's evidence in the store when all lists are full."""
     n_passes: int
-    """Passes of the model over each unit: one for each block of features."""
+    """Forward passes over each unit, one for each block of features."""
 
     @property
     def device(self) -> int:
-        """With the blocks chosen."""
+        """Device bytes with the chosen blocks."""
         return self.fixed + self.per_feature * -(-self.n_features // self.n_passes)
 
 
 def bytes_per_feature(config: HarvestConfig) -> int:
-    """Device bytes of one feature's counts, lists and activation log, for one split of one unit."""
+    """Device bytes that one feature's counts, lists and activation log take, for one split of one unit."""
     counts = 4 * (n_bins(TOKEN_BITS) + n_bins(TILE_BITS)) + 5 * 8
     peaks, samples = 4 * config.top_contexts, 2 * config.sampled_contexts  # documents' and texts' lists; sample
     lists = WORKING_COPIES * (peaks * PEAK_BYTES + samples * SAMPLE_BYTES)
@@ -75,7 +75,7 @@ def fixed_bytes(sae: Sae, batch_tokens: int, device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had on the device."""
+    """Free memory on the device, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "cpu":
@@ -89,8 +89,8 @@ def free_bytes(device: torch.device) -> int:
 
 
 def feature_blocks(sae: Sae, config: HarvestConfig, batch_tokens: int) -> tuple[Block, ...]:
-    """All features in one block, or in equal ones: of `feature_block`, else as few as fit into half the free memory.
-    The evidence is the same either way; each block costs a forward pass of its own."""
+    """Splits the features into equal blocks of at most `feature_block`, or else into the fewest that fit into half the
+    free memory. The evidence does not depend on the blocks; each one costs its own forward pass."""
     device = sae.W_enc.device
     if config.feature_block is not None:
         n_blocks = -(-sae.d_sae // config.feature_block)
@@ -102,15 +102,15 @@ def feature_blocks(sae: Sae, config: HarvestConfig, batch_tokens: int) -> tuple[
 
 
 def weight_bytes(sae: Sae) -> int:
-    """Device bytes of the dictionary itself."""
+    """Device bytes of the dictionary's weights."""
     return 4 * sae.d_sae * (sae.d_in + sae.d_out)
 
 
 def share_a_pass(
     saes: Sequence[Sae], config: HarvestConfig, batch_tokens: int, device: torch.device
 ) -> list[list[int]]:
-    """The dictionaries (by index, in order) in groups that fit into half the free memory together, weights included.
-    Each group is one pass over the text. One that does not fit alone is a group of its own, harvested in blocks."""
+    """Groups the dictionaries (by index, in order) so that each group fits into half the free memory, weights included.
+    A group shares one pass over the text. A dictionary too large for that gets its own group, harvested in blocks."""
     room = SHARE_OF_FREE * free_bytes(device)
     groups: list[list[int]] = []
     used = 0
@@ -128,14 +128,14 @@ def share_a_pass(
 
 
 def evidence_bytes(n_features: int, config: HarvestConfig, corpus: CorpusConfig) -> int:
-    """Bytes of a dictionary's evidence once all lists are full."""
+    """Bytes of a dictionary's evidence when all lists are full."""
     contexts = 3 * (config.top_contexts + config.sampled_contexts + 3 * config.negatives)
     windows = 3 * config.negative_pool_windows * corpus.context_length * 8
     return n_features * contexts * BYTES_PER_CONTEXT + windows
 
 
 def disk_needed(sae: Sae, config: HarvestConfig, corpus: CorpusConfig) -> int:
-    """Bytes that must be free for a harvest and its merge: full lists, or less where the text is too short for them."""
+    """Bytes that a harvest and its merge need free: full lists, or less if the text is too short to fill them."""
     needed = evidence_bytes(sae.d_sae, config, corpus)
     if corpus.max_tokens is not None:
         firings = corpus.max_tokens * (sae.k or USUAL_L0)
@@ -145,8 +145,8 @@ def disk_needed(sae: Sae, config: HarvestConfig, corpus: CorpusConfig) -> int:
 
 
 def still_needed(needed: int, work: Path) -> int:
-    """Of disk_needed's bytes those still to be written: units in the folder `work` are there already where a harvest
-    goes on, the new evidence file is not."""
+    """How many of disk_needed's bytes are still to be written. A resumed harvest already has units in the folder
+    `work`, but not the new evidence file."""
     held = 0
     for path in (path for path in work.rglob("*") if PARTIAL not in path.parts):
         with suppress(OSError):  # another shard's process has just folded it
@@ -155,7 +155,8 @@ def still_needed(needed: int, work: Path) -> int:
 
 
 def check_disk(folder: Path, needed: int, name: str) -> None:
-    """DiskFullError where the file system on which `folder` lies, or will, has not so many bytes free."""
+    """Raise DiskFullError if fewer than `needed` bytes are free on the file system of `folder`, which may not exist
+    yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""From a finished harvest folder to the store: what the merge's SQL cannot know without the SAE and the tokenizer."""
+"""Merges a finished harvest folder into the store, and adds what SQL cannot know without the SAE and the tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["CorpusFacts", "bounds_of", "merge", "merge_source", "summed"]
 
 @dataclass(frozen=True, slots=True)
 class CorpusFacts:
-    """The corpora row of the text that was harvested."""
+    """The row of table corpora for the harvested text."""
 
     source: str
     config: Mapping[str, Any]
@@ -34,7 +34,7 @@ class CorpusFacts:
 
 
 def summed(pieces: list[Piece]) -> dict[str, int]:
-    """The totals of all units; `halvings` is the largest."""
+    """The totals over all units; `halvings` is the largest value instead of the sum."""
     totals: dict[str, int] = {}
     for piece in pieces:
         for name, n in piece.totals.items():
@@ -44,7 +44,7 @@ def summed(pieces: list[Piece]) -> dict[str, int]:
 
 def merge_source(pieces: list[Piece], sae: Sae, text: TokenText, config: HarvestConfig) -> MergeSource:
     totals = summed(pieces)
-    # Dead features are nobody's neighbour: they are active in no tile, and may be most of a large dictionary.
+    # Dead features are left out as neighbours: they are active in no tile, and may be most of a large dictionary.
     alive = active_features([piece.path for piece in pieces])
     nearest = alive[decoder_neighbours(sae.W_dec[torch.from_numpy(alive)], config.neighbours).numpy()]
     return MergeSource(
@@ -76,10 +76,10 @@ def merge(
     key: str = "",
     threads: int | None = None,
 ) -> dict[str, int]:
-    """Put a finished harvest into the store: corpus, harvest and features rows, and a new evidence file. Run again, it
-    gives the same rows under the same ids. `key` is kept with the harvest: the caller knows by it that it is done.
+    """Put a finished harvest into the store: corpus, harvest and features rows, and a new evidence file. A second call
+    gives equal rows under equal ids. `key` is stored with the harvest, so that the caller can see that it is done.
 
-    Returns counts (contexts, windows, features by status). Raises InputError where units are missing, and what
+    Returns counts (contexts, windows, features by status). Raises InputError if units are missing, and whatever
     `merge_units` raises.
     """
     pieces = folder.complete()

@@ -1,4 +1,4 @@
-"""Ranks, first occurrences and ranges over sorted columns: what the bounded lists are made of."""
+"""Ranks, first occurrences and ranges over sorted columns, from which the bounded lists are built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def where(mask: Tensor) -> Tensor:
-    """Indices of the true (nonzero) entries of a 1-D tensor. numpy's is several times as fast on CPU."""
+    """Indices of the true (nonzero) entries of a 1-D tensor. On CPU it uses numpy, which is several times as fast."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.nonzero().squeeze(1)
@@ -21,14 +21,14 @@ def sorted_by(group: Tensor, order_key: Tensor, *, descending: bool = False) -> 
 
 
 def run_starts(group: Tensor) -> Tensor:
-    """bool [n]: the first of each run of equal entries."""
+    """bool [n]: true at the first entry of each run of equal entries."""
     starts = torch.ones(len(group), dtype=torch.bool, device=group.device)
     torch.ne(group[1:], group[:-1], out=starts[1:])
     return starts
 
 
 def first_of_each(value: Tensor) -> Tensor:
-    """bool [n]: the first entry with its value."""
+    """bool [n]: true at the first entry with each value."""
     ordered, order = value.sort(stable=True)
     first = torch.zeros(len(value), dtype=torch.bool, device=value.device)
     first[order[where(run_starts(ordered))]] = True
@@ -36,7 +36,7 @@ def first_of_each(value: Tensor) -> Tensor:
 
 
 def rank_in_group(group: Tensor, counted: Tensor) -> Tensor:
-    """int64 [n]: how many counted rows of its (sorted) group stand before each row."""
+    """int64 [n]: the number of counted rows before each row in its group. `group` must be sorted."""
     before = counted.long().cumsum(0) - counted.long()
     starts = where(run_starts(group))
     lengths = torch.diff(starts, append=starts.new_tensor([len(group)]))
@@ -44,7 +44,7 @@ def rank_in_group(group: Tensor, counted: Tensor) -> Tensor:
 
 
 def expand_ranges(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """(which range, index) for every index low[i] .. high[i]-1 of every range i, in order."""
+    """(range i, index) for every index low[i] .. high[i]-1 of every range i, in order."""
     lengths = high - low
     owner = torch.repeat_interleave(torch.arange(len(low), device=low.device), lengths)
     first = lengths.cumsum(0) - lengths

@@ -1,4 +1,4 @@
-"""Recompute stored activations from the model and the SAE alone, and say how far they are off."""
+"""Recomputes stored activations from the model and the SAE alone, and measures how far the stored ones deviate."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from autointerp.sae.sae import Sae
 from autointerp.store.contexts import StoredContext
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Largest deviation accepted, as a share of the larger activation or of the context's peak, by the model's dtype: other
-batch shapes and other kernels round differently, and a TopK's last places may change hands."""
+"""The largest accepted Deviation.relative, by the model's dtype. Other batch shapes and kernels round differently, and
+the weakest features that a TopK chooses may then change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """How far recomputed activations are from the stored ones, over all tokens of the sampled contexts."""
+    """How far stored activations are from recomputed ones, over all tokens of the sampled contexts."""
 
     n_contexts: int
     n_activations: int
     absolute: float
-    """Largest difference, raw units."""
+    """The largest difference, in raw units."""
     relative: float
-    """Largest difference as a share of the stored peak of its window's feature (of the recomputed one where the
-    stored context is silent)."""
+    """The largest difference as a share of the peak: the larger one of the context's stored peak and the feature's
+    recomputed peak in the window."""
     tolerance: float
     worst_context: int | None
 
@@ -42,9 +42,9 @@ def recompute(
     loaded: LoadedModel, hookpoint: Hookpoint, sae: Sae, contexts: Sequence[StoredContext], batch_tokens: int,
     excluded_ids: frozenset[int], on_windows: Callable[[int, int], None] = lambda done, of: None,
 ) -> Deviation:  # fmt: skip
-    """Run each context's window through the model and compare its feature on the context's tokens, silent ones
-    included. `excluded_ids` (TokenText.excluded_ids) never count and are left out. `on_windows` is called after each
-    batch with the windows that are done and their number."""
+    """Run each context's window through the model and compare its feature on the context's tokens, silent tokens
+    included. Tokens in `excluded_ids` (TokenText.excluded_ids) are not compared. `on_windows` is called after each
+    batch with the number of windows done and the number of all windows."""
     windows: dict[int, Window] = {}
     by_window: dict[int, list[StoredContext]] = {}
     for context in contexts:
@@ -73,7 +73,7 @@ def recompute(
 
 
 def _difference(context: StoredContext, recomputed: torch.Tensor, excluded_ids: frozenset[int]) -> tuple[float, float]:
-    """(largest difference, scale) of one context against its feature's activations [t] over the whole window."""
+    """Compares one context with its feature's activations [t] over the whole window: (largest difference, scale)."""
     span = slice(context.offset, context.offset + context.length)
     stored = torch.zeros(context.length)
     stored[torch.tensor(context.positions, dtype=torch.int64)] = torch.tensor(context.values)

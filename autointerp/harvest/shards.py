@@ -1,14 +1,14 @@
-"""The folder a harvest works in: one Parquet folder per finished unit, folded now and then into one.
+"""A harvest's work folder: one Parquet folder per finished unit; now and then several are folded into one.
 
-    <root>/identity.json        what the units depend on; another identity is refused
-    <root>/n_units.json         how many units the corpus has, once somebody has read to its end
-    <root>/units/u00000012/     tables (store/unit_tables.py) and unit.json; complete, or not there at all
-    <root>/folds/f00000000-7/   the tables of several units as one, and unit.json naming them
-    <root>/partial/             the state of units in work (checkpoint.py)
+    <root>/identity.json        what the units depend on; a harvest with another identity is refused
+    <root>/n_units.json         the number of units of the corpus, once a process has read to its end
+    <root>/units/u00000012/     tables (store/unit_tables.py) and unit.json; either complete or absent
+    <root>/folds/f00000000-7/   the joined tables of several units, and unit.json, which names them
+    <root>/partial/             the state of unfinished units (checkpoint.py)
 
-A folder is written under another name, flushed to disk and renamed, and renamed again before it is deleted, so a kill
-leaves at most one unit undone and none in part. Several processes may share a root as long as each takes its own units
-(shards).
+A folder is written under another name, flushed to disk and renamed, and renamed again before it is deleted. A kill
+therefore costs at most one unit and leaves no part of one. Several processes may share a root if each takes its own
+units (a shard).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from autointerp.store.safety.row_ledger import fsync_folder
 from autointerp.store.unit_tables import TABLES, ListBounds, fold_units, write_unit
 
 FOLD_EVERY = 8
-"""Unit folders that a process gathers before it folds them; bounds the disk that a long harvest needs."""
+"""Unit folders that a process gathers before it folds them. This bounds the disk that a long harvest needs."""
 PARTIAL = "partial"
 _MANIFEST = "unit.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A complete folder: its units and their summed totals."""
+    """A complete folder, with its units and their summed totals."""
 
     path: Path
     units: tuple[int, ...]
@@ -46,7 +46,7 @@ class Piece:
 
 
 class HarvestFolder:
-    """One dictionary's harvested units. Raises MismatchError where the folder holds another harvest's units."""
+    """One dictionary's harvested units. Raises MismatchError if the folder holds another harvest's units."""
 
     def __init__(self, root: Path, identity: Mapping[str, Any], bounds: ListBounds) -> None:
         self.root, self._bounds = root, bounds
@@ -55,7 +55,7 @@ class HarvestFolder:
             for folder in (self._units, self._folds):
                 folder.mkdir(parents=True, exist_ok=True)
         self.identity: Mapping[str, Any] = json.loads(json.dumps(dict(identity), default=str))
-        """What the units depend on."""
+        """Everything the units depend on."""
         self._check_identity(dict(self.identity))
         self._done = {unit for piece in self.pieces() for unit in piece.units}
 
@@ -74,17 +74,17 @@ class HarvestFolder:
         )
 
     def is_done(self, unit: int) -> bool:
-        """Whether the unit was complete when this object was made, or written by it since."""
+        """Whether the unit was complete when this object was made, or has been written by it since."""
         return unit in self._done
 
     def checkpoint(self, unit: int) -> Path:
-        """Where the state of a unit in work is kept."""
+        """The file that keeps the state of an unfinished unit."""
         return self.root / PARTIAL / f"u{unit:08d}.npz"
 
     def pieces(self) -> list[Piece]:
-        """The complete folders, each unit in exactly one of them. Raises DamagedError where two folds overlap."""
+        """The complete folders; each unit is in exactly one of them. Raises DamagedError if two folds overlap."""
         folds = _pieces(self._folds.glob("f*"))
-        # A process that was stopped between writing a larger fold and deleting what it holds leaves both.
+        # A process stopped between writing a larger fold and deleting the folders it replaces leaves both.
         folds = [f for f in folds if not any(set(f.units) < set(g.units) for g in folds)]
         folded = [unit for fold in folds for unit in fold.units]
         if len(folded) != len(set(folded)):
@@ -96,7 +96,7 @@ class HarvestFolder:
         return folds + [piece for piece in _pieces(self._units.glob("u*")) if not inside.issuperset(piece.units)]
 
     def write(self, evidence: UnitEvidence) -> None:
-        """Make the unit's folder, complete and on the disk. Raises DiskFullError."""
+        """Write the unit's folder to the disk, whole. Raises DiskFullError."""
         target = self._units / f"u{evidence.index:08d}"
         if not target.exists():
             with self._new_folder(target) as folder:
@@ -111,7 +111,7 @@ class HarvestFolder:
         at_least: int = FOLD_EVERY,
         memory_limit: str | None = None,
     ) -> None:
-        """Put this shard's unit folders and its earlier fold into one folder, where there are `at_least` units."""
+        """Join this shard's unit folders and its earlier fold into one folder, once it has `at_least` unit folders."""
         own = [p for p in self.pieces() if all(unit % num_shards == shard_index for unit in p.units)]
         if sum(p.path.parent == self._units for p in own) < at_least:
             return
@@ -127,7 +127,7 @@ class HarvestFolder:
             remove_folder(piece.path)
 
     def set_n_units(self, n_units: int) -> None:
-        """Record the length of the corpus. Raises MismatchError where it was another before: the text has changed."""
+        """Record the length of the corpus. Raises MismatchError if another length is recorded: the text has changed."""
         path = self.root / "n_units.json"
         if not path.exists():
             write_json(path, {"n_units": n_units})
@@ -140,12 +140,12 @@ class HarvestFolder:
 
     @property
     def n_units(self) -> int | None:
-        """Units of the corpus; None until it was read to its end."""
+        """The number of units of the corpus; None until it has been read to its end."""
         path = self.root / "n_units.json"
         return int(_read_json(path)["n_units"]) if path.exists() else None
 
     def complete(self) -> list[Piece]:
-        """All pieces of a finished harvest. Raises InputError, naming what is missing, where it is not finished."""
+        """All pieces of a finished harvest. If it is not finished, raises InputError, which names what is missing."""
         pieces, n_units = self.pieces(), self.n_units
         done = {unit for piece in pieces for unit in piece.units}
         if n_units is None:
@@ -164,8 +164,8 @@ class HarvestFolder:
 
     @contextmanager
     def _new_folder(self, target: Path) -> Iterator[Path]:
-        """A folder to fill; renamed to `target` once everything in it is on the disk. Where another process was
-        first, the new one is dropped: both hold the same."""
+        """A folder to fill, which is renamed to `target` once all its content is on the disk. If another process was
+        first, the new folder is dropped, since both have equal content."""
         folder = self.root / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
         try:
             with _written(folder):
@@ -186,7 +186,7 @@ class HarvestFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def remove_leftovers(self) -> None:
-        """Delete half-written folders of processes that were killed. Only while no other process harvests here."""
+        """Delete half-written folders of killed processes. Call it only while no other process harvests here."""
         for folder in (self.root, self._units, self._folds):
             for path in folder.glob(".tmp-*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -201,8 +201,8 @@ def _written(path: Path) -> Iterator[None]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder, and what a process that was killed while it did so has left of it. At no moment does a part of
-    it stand under its name."""
+    """Delete a folder, and what a killed process has left of it. The folder is renamed first, so no part of it is ever
+    found under its name."""
     with suppress(OSError):  # it is not there
         os.rename(folder, folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}"))
     for renamed in folder.parent.glob(f".tmp-{glob.escape(folder.name)}-*"):
@@ -210,7 +210,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def may_hold(root: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether nothing in the folder `root` says that it is of a harvest whose identity lacks these facts."""
+    """Whether `root` may hold a harvest with these facts: false only if its identity file says otherwise."""
     if not (root / "identity.json").exists():
         return True
     found = _read_json(root / "identity.json")
@@ -218,7 +218,7 @@ def may_hold(root: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a small file so that it is whole or not there."""
+    """Write a small file so that it is either whole or absent."""
     new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with _written(path):
         try:
@@ -244,7 +244,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _pieces(paths: Iterable[Path]) -> list[Piece]:
-    """In the order of their names, without those that another process (shard) has just folded and deleted."""
+    """The pieces in order of name. Folders that another process (shard) has just folded and deleted are left out."""
     found = []
     for path in sorted(paths):
         try:

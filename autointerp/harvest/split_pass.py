@@ -1,4 +1,4 @@
-"""One split of one work unit, one block of features: batches of sparse codes in, columns of evidence out."""
+"""Turns batches of sparse codes into columns of evidence, for one split of a work unit and one block of features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from autointerp.harvest.tiles import SplitWindows, feature_seeds
 
 Columns = dict[str, np.ndarray]
 DOCUMENT_LIST, TEXT_LIST, SAMPLE_LIST = 1, 2, 4
-"""Bits of candidates.lists: best peaks of documents, best peaks of texts, sampled tiles."""
+"""The bits of candidates.lists: best peaks of documents, best peaks of texts, and sampled tiles."""
 _STATE = {
     "counts": ("tokens", "tiles", "sums", "peaks"),
     "peaks": ("threshold", "feature", "packed", "lists"),
@@ -35,14 +35,14 @@ _STATE = {
     "log": ("key", "value"),
     "pool": ("masks",),
 }
-"""The tensors that hold what a SplitPass has accumulated."""
+"""The tensors that hold a SplitPass's accumulated state."""
 TABLE_BYTES_CPU, TABLE_BYTES_DEVICE = 1 << 25, 1 << 28
-"""Bytes of the dense [tiles, features] table that one slab of windows is reduced in."""
+"""Size of the dense [tiles, features] table in which one slab of windows is reduced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The features low .. high-1."""
+    """The range of features low .. high-1."""
 
     low: int
     high: int
@@ -53,7 +53,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class ListSizes:
-    """Entries kept per feature, split and unit: more than the store asks for, as some texts are dropped later."""
+    """Entries kept per feature, split and unit: more than the store needs, since some texts are dropped later."""
 
     top: int
     sampled: int
@@ -63,7 +63,7 @@ class SplitPass:
     """Accumulates one split. Call `add` for each batch, then `finish` once."""
 
     def __init__(self, windows: SplitWindows, pooled: Tensor, block: Block, sizes: ListSizes, seed: int) -> None:
-        """`pooled`: bool [w], the windows whose active tiles are all recorded."""
+        """`pooled` (bool [w]) marks the windows of which every active tile is recorded."""
         device = self.device = windows.ids.device
         pooled = pooled.to(device)
         self._windows, self._block = windows, block
@@ -79,8 +79,8 @@ class SplitPass:
         self._table = torch.zeros(0, dtype=torch.int64, device=device)
 
     def add(self, batch_windows: Tensor, row: Tensor, position: Tensor, feature: Tensor, value: Tensor) -> None:
-        """One batch. `batch_windows` [b]: its windows' places in the split. Triples [n], ordered by `row` (into
-        batch_windows); `feature` counts from the block's first; every value is finite and positive."""
+        """Add one batch. `batch_windows` [b] gives its windows' places in the split. The triples [n] are ordered by
+        `row`, an index into batch_windows; `feature` counts from the block's first; values are finite and positive."""
         n_windows = len(batch_windows)
         if n_windows <= self._slab_windows:
             self._add_slab(batch_windows, row, position, feature, value)
@@ -116,7 +116,7 @@ class SplitPass:
         return self._table[:size].zero_()
 
     def _take_peaks(self, peaks: Tensor, slab: Tensor) -> Tensor:
-        """Offer the windows' peaks [slab, features]; returns which pairs were taken."""
+        """Offers the windows' peaks [slab, features] to the lists. Returns which pairs were taken."""
         torch.maximum(self.counts.peaks, peaks.amax(0), out=self.counts.peaks)
         accepted = peaks > self.peaks.threshold
         taken = where(accepted.view(-1))
@@ -124,7 +124,8 @@ class SplitPass:
         return accepted
 
     def _take_tiles(self, table: Tensor, slab: Tensor, accepted: Tensor) -> None:
-        """Count and offer the active tiles of a table [slab * tiles, features]; marks the taken ones in `accepted`."""
+        """Counts the active tiles of a table [slab * tiles, features], offers them, and marks taken ones in
+        `accepted`."""
         n_features, per_window = len(self._block), self._windows.grid.per_window
         active = where(table)
         tile_row = active // n_features
@@ -141,7 +142,7 @@ class SplitPass:
         accepted.view(-1)[slab_row[taken] * n_features + feature] = True
 
     def _forget(self) -> None:
-        """Drop the logged triples of pairs that are in no list any more."""
+        """Drops the logged triples of pairs that are no longer in any list."""
         self.peaks.cut()
         self.samples.cut()
         spans = [self._peak_spans(), self._tile_spans()]
@@ -149,7 +150,7 @@ class SplitPass:
         self.log.keep(feature, start, end)
 
     def _peak_spans(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(feature, first token, token after the last) of the kept peaks' snippets."""
+        """The snippets of the kept peaks, as (feature, first token, token after the last)."""
         token = peak_token(self.peaks.packed)
         window = token // self._windows.width
         start, end = self._windows.snippet_span(window, token - window * self._windows.width)
@@ -161,8 +162,8 @@ class SplitPass:
         return self.samples.feature, window * self._windows.width + start, window * self._windows.width + end
 
     def state(self) -> dict[str, Tensor]:
-        """Everything accumulated so far, the tensors themselves. It depends on the batches that were added and on when
-        this was called; the columns that `finish` gives do not."""
+        """Everything accumulated so far (the tensors themselves, not copies). How it is laid out depends on the batches
+        and on when this is called; the columns that `finish` returns do not."""
         self.peaks.cut()
         self.samples.cut()
         self.log.sort()
@@ -171,13 +172,13 @@ class SplitPass:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from the `state` of another pass over the same windows and block; call it before `add`."""
+        """Continue from the `state` of another pass over the same windows and block. Call it before `add`."""
         for part, names in _STATE.items():
             for name in names:
                 setattr(getattr(self, part), name, state[f"{part}.{name}"].to(self.device))
 
     def finish(self) -> dict[str, Columns]:
-        """Columns of candidates, activations, stats, token_bins, tile_bins and pool (see store/unit_tables.py)."""
+        """The columns of candidates, activations, stats, token_bins, tile_bins and pool (see store/unit_tables.py)."""
         self.peaks.cut()
         self.samples.cut()
         feature, start, end = (torch.cat(pair) for pair in zip(self._peak_spans(), self._tile_spans(), strict=True))

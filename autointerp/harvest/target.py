@@ -1,4 +1,4 @@
-"""What a harvest works on: one dictionary and the folder that its units go to."""
+"""The target of a harvest: one dictionary and the folder for its units."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ class Target:
     sae: Sae
     folder: HarvestFolder
     name: str = ""
-    """For messages."""
+    """The dictionary's name, for messages."""
     blocks: tuple[Block, ...] = ()
-    """The features processed in each pass over a unit. Empty: `harvest` chooses them by the memory that is free."""
+    """The features processed in each pass over a unit. If empty, `harvest` chooses them by the free memory."""

@@ -1,9 +1,9 @@
 """64-bit hashes of any stretch of a window's text, for many stretches at once.
 
-A polynomial over the text's bytes, sum_k (byte_k + 1) BASE^k mod 2^64: the hash of a stretch is the difference of two
-prefix sums, shifted back by a power of BASE's inverse. It is a hash of the text, not of the token ids, so the same text
-in another tokenisation has the same hash. Text is what is shown: a character whose bytes several tokens share belongs
-to the last of them. Everything is int64 with wrap-around.
+The hash is a polynomial over the text's bytes, sum_k (byte_k + 1) BASE^k mod 2^64. The hash of a stretch is the
+difference of two prefix sums, shifted back by a power of BASE's inverse. It hashes the text, not the token ids, so
+equal texts have equal hashes in every tokenisation. The text is the one that is shown: a character whose bytes several
+tokens share belongs to the last of them. All arithmetic is int64 with wrap-around.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 
 BASE = 0x9E3779B97F4A7C15
-"""Odd, so that it has an inverse mod 2^64."""
+"""It is odd, so that it has an inverse mod 2^64."""
 _INVERSE = pow(BASE, -1, 1 << 64)
 _MIX = (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)
 _LOW_31 = (1 << 31) - 1
 MOST_RUNS = 1 << 16
-"""Runs of split tokens whose hashes are remembered."""
+"""Number of runs of split tokens whose hashes are cached."""
 KEY_BITS = 63
-"""Keys for sampling are uniform in 0 .. 2^63-1, so that signed comparison orders them."""
+"""Sampling keys are uniform in 0 .. 2^63-1, so that signed comparison orders them."""
 
 
 def signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit number."""
+    """The int64 that has the bits of this unsigned 64-bit number."""
     return (value & (1 << 64) - 1) - ((value & 1 << 63) << 1)
 
 
 def mix(x: Tensor) -> Tensor:
-    """MurmurHash3's 64-bit finaliser on int64 (a bijection): every input bit moves every output bit."""
+    """MurmurHash3's 64-bit finaliser on int64. It is a bijection in which every input bit affects every output bit."""
     x = x ^ ((x >> 33) & _LOW_31)
     for factor in _MIX:
         x = x * signed(factor)
@@ -41,12 +41,12 @@ def mix(x: Tensor) -> Tensor:
 
 
 def key(x: Tensor) -> Tensor:
-    """A uniform sampling key, 0 .. 2^63-1, from a mixed int64."""
+    """Makes a uniform sampling key, 0 .. 2^63-1, from a mixed int64."""
     return (x >> 1) & ((1 << KEY_BITS) - 1)
 
 
 def name_hash(*parts: object) -> int:
-    """A signed 64-bit hash of a few values, the same in every process."""
+    """A signed 64-bit hash of a few values, equal in every process."""
     return signed(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little"))
 
 
@@ -66,9 +66,9 @@ def polynomial(raw: bytes) -> int:
 
 
 class TokenHashes:
-    """Each token's polynomial hash and its length in bytes, [vocabulary] int64, from the tokens' byte strings.
+    """Each token's polynomial hash and length in bytes, both [vocabulary] int64, from the tokens' byte strings.
 
-    `decode` gives the strings of a run of the tokens in `split` (those that are no whole characters by themselves).
+    `split` names the tokens that are not whole characters by themselves; `decode` gives the strings of a run of them.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class TokenHashes:
         self._is_split = np.zeros(len(lengths), dtype=bool)
         self._is_split[list(split)] = True
         self.pad_id = int(np.argmin(self._is_split))
-        """An id to pad windows with: it joins no run of split tokens."""
+        """An id to pad windows with. It is not a split token, so it joins no run of them."""
         self._decode = decode
         self._runs: dict[tuple[int, ...], list[tuple[int, int]]] = {}
 
     def prefixes(self, ids: Tensor) -> TextPrefixes:
-        """Of windows ids [w, t], padded with `pad_id` (no stretch that is asked for may contain padding)."""
+        """The prefix sums of windows ids [w, t], padded with `pad_id`. No hashed stretch may contain padding."""
         n, t = ids.shape
         hashes, lengths = self.hash[ids], self.length[ids]
         if self._decode is not None:
@@ -108,8 +108,8 @@ class TokenHashes:
         return TextPrefixes(sums, offsets, torch.from_numpy(powers(n_powers, _INVERSE)).to(ids.device))
 
     def _join_characters(self, ids: Tensor, hashes: Tensor, lengths: Tensor) -> None:
-        """Put the hashes of jointly decoded strings in the place of those of split tokens' bytes. A token that is no
-        whole character belongs to a run of such tokens, and the run decodes by itself."""
+        """Replaces the hashes of split tokens' bytes by those of jointly decoded strings. A token that is not a whole
+        character belongs to a run of such tokens, and each run is decoded by itself."""
         width = ids.shape[1]
         flat = ids.flatten().cpu().numpy()
         place = np.flatnonzero(self._is_split[flat])
@@ -125,7 +125,7 @@ class TokenHashes:
         hashes.view(-1)[index], lengths.view(-1)[index] = values[:, 0], values[:, 1]
 
     def _run(self, run: tuple[int, ...]) -> list[tuple[int, int]]:
-        """(hash, length in bytes) of each of the run's strings."""
+        """The (hash, length in bytes) of each string of the run."""
         known = self._runs.get(run)
         if known is None:
             assert self._decode is not None
@@ -136,14 +136,14 @@ class TokenHashes:
 
 
 class TextPrefixes:
-    """Prefix sums of a set of windows."""
+    """The prefix sums of a set of windows."""
 
     def __init__(self, sums: Tensor, offsets: Tensor, inverse_powers: Tensor) -> None:
         self._width = sums.shape[1]
         self._sums, self._offsets, self._inverse = sums.flatten(), offsets.flatten(), inverse_powers
 
     def hash(self, window: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        """Of the text of tokens start .. end-1 of each window: int64 [n]."""
+        """The hash of the text of tokens start .. end-1 of each window, int64 [n]."""
         first, last = window * self._width + start, window * self._width + end
         begin = self._offsets[first]
         shifted = (self._sums[last] - self._sums[first]) * self._inverse[begin]

@@ -1,4 +1,4 @@
-"""The streaming pass: work units in, folders of evidence out. Resumes by skipping units that are done."""
+"""The streaming pass, which turns work units into folders of evidence. It resumes by skipping finished units."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from autointerp.records import SPLITS, WorkUnit
 from autointerp.store.unit_tables import working_memory
 
 FORMAT = 1
-"""Raised when the meaning of a unit's tables changes, so that older folders are refused."""
+"""To be incremented when the meaning of a unit's tables changes, so that older folders are refused."""
 
 CPU_BATCH_TOKENS = 2048
-"""On CPU larger batches only leave the cache: 8,192 tokens of a 4 x 256 GPT-2 took 1.2 times as long as 2,048."""
+"""Larger batches do not fit the CPU's cache: with 8,192 tokens a 4 x 256 GPT-2 took 1.2 times as long as with 2,048."""
 
 Units = Callable[[Callable[[int], bool]], Iterator[WorkUnit]]
-"""Gives the corpus's units; called with a function that says which indices are wanted (corpus.windows.work_units)."""
+"""Yields the corpus's units (corpus.windows.work_units). Its argument tells whether a unit, by index, is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Every `count`-th unit, beginning with number `index`."""
+    """A shard takes every `count`-th unit, beginning with number `index`."""
 
     index: int = 0
     count: int = 1
@@ -49,13 +49,13 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class HarvestReport:
-    """What one call of `harvest` did."""
+    """The counts of one call of `harvest`."""
 
     n_units: int
-    """Units harvested now (not those found done)."""
+    """Units harvested by this call, without those that were done already."""
     n_tokens: int
     n_nonfinite: int
-    """Tokens left out for NaN or infinite activations, over all dictionaries."""
+    """Tokens left out for NaN or infinite activations, summed over all dictionaries."""
     halvings: int
     """How often memory ran out and batches were halved."""
 
@@ -69,7 +69,7 @@ def identity(
     config: HarvestConfig,
     batch_tokens: int,
 ) -> dict[str, Any]:
-    """Everything that the units of a harvest depend on; a folder with another identity is refused."""
+    """Everything that a harvest's units depend on. A folder with another identity is refused."""
     return {
         "format": FORMAT,
         "model": loaded.name,
@@ -84,9 +84,9 @@ def identity(
 def identity_without_model(
     sae_sha256: str, corpus: CorpusConfig, corpus_fingerprint: str, config: HarvestConfig, batch_tokens: int
 ) -> dict[str, Any]:
-    """The part of it that is known before the model is loaded."""
+    """The part of `identity` that is known before the model is loaded."""
     kept = dataclasses.asdict(config)
-    # What only the merge uses, or what changes nothing.
+    # These settings are used by the merge alone, or change no result.
     for name in ("negatives", "neighbours", "vocab_tokens", "rare_below", "feature_block"):
         del kept[name]
     return {
@@ -100,14 +100,14 @@ def identity_without_model(
 
 @dataclass(frozen=True, slots=True)
 class PassWatch:
-    """Who is told while a pass runs, and how often the state of a unit is kept."""
+    """The callbacks of a running pass, and how often the state of a unit is saved."""
 
     on_tokens: Callable[[int, int], None] = lambda unit, tokens: None
-    """Called after each batch: the unit, and how many tokens this call has read."""
+    """Called after each batch with the unit and the number of tokens that this call has read."""
     on_unit: Callable[[int], None] = lambda unit: None
-    """Called when a unit is complete and on the disk."""
+    """Called with each unit once it is complete and on the disk."""
     on_kept: Callable[[], None] = lambda: None
-    """Called when the state of a long unit has just been written: it is a moment to stop at."""
+    """Called when the state of a long unit has just been written, which is a good moment to stop."""
     say: Callable[[str], None] = lambda message: None
     keep_every_s: float = KEEP_EVERY_S
     clock: Callable[[], float] = time.monotonic
@@ -123,9 +123,9 @@ def harvest(
 ) -> HarvestReport:
     """Harvest this shard's units of the corpus into the targets' folders, all targets in one pass over the text.
 
-    A target skips the units that its folder has, and goes on inside one that an earlier run left. Targets without
-    `blocks` get those that memory allows. Raises AutointerpError (too many NaN activations), DiskFullError,
-    errors.OutOfMemoryError, and whatever reading the corpus raises; finished units stay.
+    A target skips the units that its folder holds, and continues inside a unit that an earlier run left unfinished.
+    Targets without `blocks` get those that memory allows. Raises AutointerpError (too many NaN activations),
+    DiskFullError, errors.OutOfMemoryError, and whatever reading the corpus raises; finished units are kept.
     """
     shard, watch = shard or Shard(), watch or PassWatch()
     targets = [
@@ -145,7 +145,7 @@ def harvest(
         return unit % shard.count == shard.index and bool(lacking(unit))
 
     def take(unit: WorkUnit) -> None:
-        """A function of its own so that one unit's evidence is gone before the next unit begins."""
+        """Harvests one unit. It is a separate function so that the unit's evidence is freed before the next begins."""
         nonlocal n_done, n_tokens, n_nonfinite
         todo = lacking(unit.index)
         checkpoints.begin()
@@ -179,7 +179,7 @@ def tokens_of(evidence: UnitEvidence) -> int:
 def unit_settings(
     loaded: LoadedModel, text: TokenText, config: HarvestConfig, batch_tokens: int, exclude_tokens: Iterable[str]
 ) -> UnitSettings:
-    """With tensors on the model's device. Raises InputError for an entry of exclude_tokens that is no token."""
+    """The settings, with tensors on the model's device. Raises InputError if an entry of exclude_tokens is no token."""
     excluded = sorted(text.excluded_ids(exclude_tokens))
     return UnitSettings(
         config,

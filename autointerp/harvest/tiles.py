@@ -15,7 +15,7 @@ from autointerp.records import Window
 
 
 def document_ordinals(windows: Sequence[Window]) -> np.ndarray:
-    """int64 [n]: which document of the unit each window belongs to, counted in the unit's order."""
+    """int64 [n]: the number of each window's document, counted in the unit's order."""
     ordinals = np.zeros(len(windows), dtype=np.int64)
     for i in range(1, len(windows)):
         last, this = windows[i - 1], windows[i]
@@ -24,8 +24,8 @@ def document_ordinals(windows: Sequence[Window]) -> np.ndarray:
 
 
 def pool_keys(windows: Sequence[Window], seed: int) -> np.ndarray:
-    """int64 [n], uniform in 0..2^63-1: a function of each window's document name and start. The windows with the
-    smallest keys are those that negatives are drawn from."""
+    """int64 [n], uniform in 0..2^63-1. A window's key depends on its document's name and its start. Negatives are drawn
+    from the windows with the smallest keys."""
     names: dict[str, int] = {}
     hashes = np.fromiter(
         (names.setdefault(w.document, name_hash(seed, w.document)) for w in windows), np.int64, len(windows)
@@ -36,19 +36,19 @@ def pool_keys(windows: Sequence[Window], seed: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
-    """How windows are cut into tiles of `tile_tokens`, from the first token that is not a prefix; the last may be
+    """Cuts windows into tiles of `tile_tokens` tokens, from the first token after the prefix. The last tile may be
     shorter."""
 
     tile_tokens: int
     per_window: int
-    """Tiles of the longest window: tile `t` of window `w` has the number w * per_window + t."""
+    """The longest window's number of tiles. Tile `t` of window `w` has the number w * per_window + t."""
 
 
 class SplitWindows:
     """All windows of one split of a unit, in the unit's order, on the device.
 
-    All int64: ids [w, t] padded on the right, length [w] (prefix included), prefix [w], ordinal [w] (place in the
-    unit), document [w] (the unit's documents, counted from 0).
+    The tensors are int64: ids [w, t] padded on the right, length [w] (prefix included), prefix [w], ordinal [w] (place
+    in the unit), document [w] (number of the document in the unit, from 0).
     """
 
     def __init__(
@@ -77,16 +77,16 @@ class SplitWindows:
         position = torch.arange(self.width, device=device)
         within = (position - self.prefix[:, None]).clamp(min=0)
         self.tile_in_window = within // tile_tokens
-        """[w, t]: which tile of its window each token lies in."""
+        """[w, t]: the number of each token's tile in its window."""
         tile = torch.arange(len(windows) * self.grid.per_window, device=device)
         self.tile_hash = self._text.hash(tile // self.grid.per_window, *self.tile_span(tile))
-        """[w * per_window] int64: hash of each tile's text (meaningless for tiles beyond a window's end)."""
+        """[w * per_window] int64: the hash of each tile's text (meaningless for tiles beyond a window's end)."""
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def tile_span(self, tile: Tensor) -> tuple[Tensor, Tensor]:
-        """(start, end) of each numbered tile in its window's tokens; empty beyond the window's end."""
+        """(start, end) of each numbered tile in its window's tokens. Tiles beyond the window's end are empty."""
         window = tile // self.grid.per_window
         length = self.length[window]
         start = self.prefix[window] + (tile - window * self.grid.per_window) * self.grid.tile_tokens
@@ -94,8 +94,8 @@ class SplitWindows:
         return start, torch.minimum(start + self.grid.tile_tokens, length)
 
     def snippet_span(self, window: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-        """(start, end) of the stretch of tile_tokens around each peak, moved so that it stays inside the window's
-        corpus tokens (shorter only where the window is)."""
+        """(start, end) of the tile_tokens tokens around each peak, shifted to lie inside the window's corpus tokens. A
+        snippet is shorter only if the window is."""
         length, prefix = self.length[window], self.prefix[window]
         start = torch.minimum(peak - self.grid.tile_tokens // 2, length - self.grid.tile_tokens)
         start = torch.maximum(start, prefix)
@@ -106,6 +106,6 @@ class SplitWindows:
 
 
 def feature_seeds(low: int, high: int, seed: int, device: torch.device) -> Tensor:
-    """int64 [high - low]: each feature's own hash, so that features draw independent samples."""
+    """int64 [high - low]: a hash for each feature, so that features draw independent samples."""
     features = torch.arange(low, high, dtype=torch.int64, device=device)
     return mix(mix(features + signed(0x9E3779B97F4A7C15)) ^ name_hash("sample", seed))

@@ -1,4 +1,4 @@
-"""Harvest of one work unit: forward, encode, accumulate. A function of the unit and the settings alone."""
+"""Harvests one work unit: forward, encode, accumulate. The result depends on the unit and the settings alone."""
 
 from __future__ import annotations
 
@@ -27,44 +27,44 @@ from autointerp.sae.sae import Sae
 from autointerp.store.merge_units import bounds_of
 
 POOL_WINDOWS_PER_UNIT = 1024
-"""Most windows per split that one unit gives to the pool of negatives: what its active tiles cost on disk."""
+"""The most windows per split that one unit gives to the pool of negatives; their active tiles cost disk space."""
 MOST_NONFINITE = 1e-3
-"""Share of a unit's tokens whose activations may be NaN or infinite."""
+"""The largest share of a unit's tokens that may have NaN or infinite activations."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitSettings:
-    """What the evidence of a unit depends on, besides the model, the SAE and the text."""
+    """Everything that a unit's evidence depends on besides the model, the SAE and the text."""
 
     config: HarvestConfig
     batch_tokens: int
     excluded_ids: Tensor
-    """int64 on the model's device: ids that never count."""
+    """Ids of tokens that never count, int64 on the model's device."""
     hashes: TokenHashes
-    """On the device where evidence is gathered (see `evidence_device`)."""
+    """The token hashes, on the device where evidence is gathered (see `evidence_device`)."""
 
     @property
     def sizes(self) -> ListSizes:
-        """As long as the lists that a merge reads."""
+        """The lengths of the lists that a merge reads."""
         bounds = bounds_of(self.config)
         return ListSizes(bounds.top, bounds.sampled)
 
 
 def evidence_device(device: torch.device) -> torch.device:
-    """Where the accumulators live: with the model, except on MPS, which lacks 64-bit floats."""
+    """The device of the accumulators: the model's, except for MPS, which lacks 64-bit floats."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 @dataclass(slots=True)
 class _Work:
-    """One target in the unit."""
+    """The progress of one target in the unit."""
 
     target: Target
     parts: EvidenceParts
     place: Place
-    """What comes next; everything before is in `parts` and `split_pass`."""
+    """The next batch; everything before it is in `parts` and `split_pass`."""
     unfinished: dict[str, Tensor]
-    """The state of the split pass that an earlier run left; taken when its place is reached."""
+    """The split pass's state that an earlier run left. It is restored when its place is reached."""
     split_pass: SplitPass | None = None
 
     def state(self, halvings: int) -> UnitState:
@@ -74,28 +74,28 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class UnitWatch:
-    """Who is told while a unit is in work, and where its state is kept."""
+    """The callbacks while a unit is harvested, and where its state is saved."""
 
     checkpoints: Checkpoints | None = None
-    """None: nothing is kept of a unit that is not finished."""
+    """If None, the state of an unfinished unit is not saved."""
     on_tokens: Callable[[int], None] = lambda tokens: None
-    """Called after each batch with the tokens of the unit that are done, over all splits and passes."""
+    """Called after each batch with the number of the unit's tokens that are done, over all splits and passes."""
     on_kept: Callable[[], None] = lambda: None
-    """Called when the unit's state has just been written: what it raises costs nothing."""
+    """Called when the unit's state has just been written, so if it raises, no work is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class _SplitOfUnit:
-    """One split of the unit in work."""
+    """One split of the current unit."""
 
     code: int
     windows: SplitWindows
     pooled: Tensor
-    """bool [w]: the windows that negatives are drawn from."""
+    """bool [w]: true for the windows from which negatives are drawn."""
 
 
 class _UnitPass:
-    """One unit, all its targets: runs the model and hands out its activations."""
+    """Runs the model over one unit and hands its activations to all targets."""
 
     def __init__(
         self, loaded: LoadedModel, targets: Sequence[Target], unit: WorkUnit, settings: UnitSettings, halving: Halving,
@@ -116,7 +116,7 @@ class _UnitPass:
         return _Work(target, state.parts, state.place, state.unfinished)
 
     def run(self, split: _SplitOfUnit) -> None:
-        """All blocks of features of one split. Targets with several blocks need a forward pass for each."""
+        """Harvest all blocks of features of one split. A target with several blocks needs a forward pass for each."""
         batches = make_batches(split.windows.windows, self._settings.batch_tokens, self._loaded.pad_id)
         for work in self.works:
             if work.place <= (split.code, 0, 0):
@@ -185,12 +185,12 @@ def harvest_unit(
     loaded: LoadedModel, targets: Sequence[Target], unit: WorkUnit, settings: UnitSettings, halving: Halving,
     watch: UnitWatch | None = None,
 ) -> list[UnitEvidence]:  # fmt: skip
-    """One result per target, whose `blocks` must be set. All targets share the forward pass, which stops at the deepest
-    hookpoint (one pass for each block of features where a target has several). Goes on where an earlier run left the
-    unit, if `watch` keeps checkpoints.
+    """Harvests the unit: one result per target, whose `blocks` must be set. All targets share the forward pass, which
+    stops at the deepest hookpoint; if a target has several blocks of features, each block needs its own pass. If
+    `watch` has checkpoints, it continues where an earlier run left the unit.
 
-    Raises AutointerpError where more than MOST_NONFINITE of the tokens have NaN or infinite activations,
-    errors.OutOfMemoryError where halving the batches no longer helps.
+    Raises AutointerpError if more than MOST_NONFINITE of the tokens have NaN or infinite activations, and
+    errors.OutOfMemoryError if halving the batches no longer helps.
     """
     split_of = np.array([SPLITS.index(w.split) for w in unit.windows], dtype=np.int64)
     documents = document_ordinals(unit.windows)
@@ -219,8 +219,8 @@ def harvest_unit(
 
 
 def _pool_tiles(windows: SplitWindows, pooled: np.ndarray) -> Columns:
-    """The tiles of the pool's windows that may serve as negatives. A short last tile says too little about a text,
-    unless it is all there is."""
+    """The tiles of the pool's windows that may serve as negatives. A short last tile is left out unless it is the
+    window's only one, since it says too little about a text."""
     per_window = windows.grid.per_window
     slot = np.flatnonzero(pooled)
     tile = torch.from_numpy((slot[:, None] * per_window + np.arange(per_window)).ravel()).to(windows.ids.device)
@@ -242,7 +242,7 @@ def _pool_tiles(windows: SplitWindows, pooled: np.ndarray) -> Columns:
 def add_batch(
     split_pass: SplitPass, sae: Sae, block: Block, batch: Batch, counted: Tensor, x: Tensor
 ) -> tuple[int, int]:
-    """Encode the counted tokens of x [b, t, d] and accumulate them: (tokens that entered, tokens with NaN or inf)."""
+    """Encode the counted tokens of x [b, t, d] and accumulate them. Returns (tokens added, tokens with NaN or inf)."""
     *triples, n_tokens, n_bad = encoded(sae, counted, x)
     device = split_pass.device
     row, position, feature, value = (column.to(device) for column in triples)
@@ -255,9 +255,9 @@ def add_batch(
 
 
 def encoded(sae: Sae, counted: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
-    """(row, position, feature, value) of every active feature on the counted tokens of x [b, t, d], ordered by row,
-    then position; how many tokens that are; and how many were left out for a NaN or an infinity."""
-    counted = counted.to(x.device)  # a model spread over devices
+    """(row, position, feature, value, tokens encoded, tokens left out for a NaN or an infinity). The first four list
+    every active feature on the counted tokens of x [b, t, d], ordered by row, then position."""
+    counted = counted.to(x.device)  # they differ if the model is spread over devices
     row, position = counted.nonzero(as_tuple=True)
     x = x.flatten(0, 1)
     if len(row) < len(x):

@@ -1,4 +1,4 @@
-"""What one work unit gives of one dictionary: columns of evidence, gathered part by part, and totals."""
+"""The evidence of one dictionary from one work unit: columns, gathered part by part, and totals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autointerp.records import SPLITS
 
 @dataclass(slots=True)
 class UnitEvidence:
-    """Everything kept of one unit: plain columns (see store/unit_tables.py) and totals."""
+    """Everything that is kept of one unit: plain columns (see store/unit_tables.py) and totals."""
 
     index: int
     tables: dict[str, Columns] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class EvidenceParts:
         self.n_tokens, self.n_nonfinite = dict.fromkeys(SPLITS, 0), 0
 
     def add(self, code: int, tables: Mapping[str, Columns]) -> None:
-        """The tables of the split with this code, of one block. Changes the given columns."""
+        """Add one block's tables for the split with this code. Changes the given columns."""
         for name, columns in tables.items():
             n = len(next(iter(columns.values())))
             if name != "activations":

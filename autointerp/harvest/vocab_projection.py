@@ -1,10 +1,10 @@
-"""Which tokens a feature's decoder row promotes and suppresses: the logit lens on the decoder.
+"""Finds the tokens that a feature's decoder row promotes and suppresses: the logit lens on the decoder.
 
-    logits_i = U (N(d_i) - N(0)),  then their mean over the vocabulary is taken off
+    logits_i = U (N(d_i) - N(0)),  minus their mean over the vocabulary
 
-with the model's own final norm N and unembedding U (Geva et al. 2022; Gur-Arieh et al. 2025 apply the norm as well).
+N is the model's own final norm and U its unembedding (Geva et al. 2022; Gur-Arieh et al. 2025 apply the norm as well).
 N(0) is a LayerNorm's bias, which would promote the same tokens for every feature; it is zero for an RMSNorm. A soft cap
-on logits is monotone and left out.
+on logits is monotone, so it is left out.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from autointerp.model.load import LoadedModel
 from autointerp.sae.sae import Sae
 
 BLOCK_ELEMENTS = 1 << 25
-"""Logits held at once."""
+"""Number of logits held in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class VocabProjection:
-    """Rows for `Store.insert_vocab_projection`, all [n]: per feature the promoted tokens, then the suppressed ones."""
+    """Rows for `Store.insert_vocab_projection`, all [n]: each feature's promoted tokens, then its suppressed ones."""
 
     feature: np.ndarray
     sign: np.ndarray
-    """1 promoted, -1 suppressed."""
+    """1 for promoted tokens, -1 for suppressed ones."""
     rank: np.ndarray
     token_id: np.ndarray
     token: list[str]
     logit: np.ndarray
-    """Relative to the mean over the vocabulary."""
+    """The logit minus the mean over the vocabulary."""
 
 
 def final_norm(model: nn.Module) -> nn.Module:
-    """The norm before the unembedding: the last norm module that belongs to no layer. Raises InputError where the model
-    has none that can be told apart."""
+    """The norm before the unembedding: the last norm module that belongs to no layer. Raises InputError if no such
+    module is found."""
     found: nn.Module | None = None
     for name, module in model.named_modules():
         parts = name.lower().split(".")
@@ -54,13 +54,13 @@ def final_norm(model: nn.Module) -> nn.Module:
 
 
 def ordinary_ids(text: TokenText, n_logits: int) -> list[int]:
-    """Ids of the tokens that are neither special nor unused, of a model that gives `n_logits` logits."""
+    """Ids of the tokens that are neither special nor unused, for a model with `n_logits` logits."""
     n_tokens = min(n_logits, len(text.token_bytes))
     return [i for i in range(n_tokens) if text.token_bytes[i] and i not in text.special_ids]
 
 
 class Unembedding:
-    """The final norm and the unembedding of a model, as directions in float32 on its device."""
+    """A model's final norm and unembedding, as directions in float32 on the model's device."""
 
     def __init__(self, loaded: LoadedModel, text: TokenText) -> None:
         head = loaded.model.get_output_embeddings()
@@ -69,7 +69,7 @@ class Unembedding:
         self.norm = final_norm(loaded.model)
         weight = head.weight
         self.ids = torch.tensor(ordinary_ids(text, len(weight)), dtype=torch.int64, device=weight.device)
-        """Ids of the tokens that take part: neither special nor unused."""
+        """Ids of the kept tokens, which are neither special nor unused."""
         self.rows = weight.detach()[self.ids].float()
         self.rows = self.rows - self.rows.mean(0)
         self._dtype = next((p.dtype for p in self.norm.parameters()), loaded.dtype)
@@ -80,7 +80,7 @@ class Unembedding:
 
     @torch.no_grad()
     def logits(self, directions: Tensor) -> Tensor:
-        """float32 [n, kept tokens] of directions [n, width]."""
+        """The logits of directions [n, width], float32 [n, kept tokens]."""
         return self.normed(directions) @ self.rows.T
 
     @torch.no_grad()
@@ -95,8 +95,8 @@ class Unembedding:
 def vocab_projection(loaded: LoadedModel, sae: Sae, text: TokenText, n_tokens: int) -> VocabProjection | None:
     """The `n_tokens` most promoted and most suppressed tokens of every feature, in blocks of features.
 
-    None where the SAE does not write into the residual stream (its decoder has another width than the unembedding).
-    Raises InputError where the model has no final norm or no unembedding.
+    None if the SAE does not write into the residual stream, that is, if the widths of its decoder and of the
+    unembedding differ. Raises InputError if the model has no final norm or no unembedding.
     """
     head = Unembedding(loaded, text)
     if sae.d_out != head.width:

@@ -1,8 +1,8 @@
-"""Activation vectors in, shuffled training batches out, restartable in the middle.
+"""Turns activation vectors into shuffled training batches, and can be restarted in the middle.
 
-Vectors that follow one another come from one document, so training on them in order would make every batch a document.
-They are gathered into a block, the block is permuted with a seed of its own, and batches are cut from it. Where a
-block began is remembered, so a restart reads from there and hands out exactly the batches that were left.
+Consecutive vectors come from one document, so without shuffling every batch would be one document. Vectors are gathered
+into a block, the block is permuted with its own seed, and batches are cut from it. The start of the block is recorded,
+so a restart reads from there and hands out exactly the remaining batches.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from autointerp.errors import InputError, MismatchError
 
 
 class ActivationSource(Protocol):
-    """Where activation vectors come from: a model reading a corpus, an array on disk."""
+    """A source of activation vectors, such as a model that reads a corpus, or an array on disk."""
 
     @property
     def d_in(self) -> int: ...
 
     def read(self, position: Any) -> Iterator[tuple[Tensor, Any]]:
         """Blocks of vectors [n, d_in] from `position` on (None: the start), in a fixed order, each with the position
-        right behind it. A position is a JSON-able value; the same one gives the same blocks again. Ends with the
-        corpus; it is then read again from the start."""
+        right behind it. A position is a JSON-able value, and equal positions give equal blocks. Ends with the corpus;
+        the caller then reads again from the start."""
         ...
 
 
 class ArraySource:
-    """Vectors that are in memory or memory-mapped: [n, d_in], of any type torch.as_tensor takes."""
+    """A source of vectors [n, d_in] in memory or memory-mapped, of any type that torch.as_tensor takes."""
 
     def __init__(self, vectors: Any, block: int = 8192) -> None:
         self.vectors, self.block = vectors, block
@@ -49,9 +49,9 @@ class ArraySource:
 class ShuffledBatches:
     """`n_batches` batches of `batch_size` vectors from `source`, shuffled within blocks of about `buffer_vectors`.
 
-    `on_fill` is called while a block is gathered with the vectors it has and will have: with a large model that takes
-    minutes. Holds one block, in the type and on the device in which the source gives its vectors. Raises InputError
-    where the source has no vectors, MismatchError where their width is not its d_in.
+    While a block is gathered, which takes minutes with a large model, `on_fill` is called with the number of vectors
+    that it has and will have. One block is held, with the dtype and device of the source's vectors. Raises InputError
+    if the source has no vectors, and MismatchError if their width is not its d_in.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class ShuffledBatches:
         self.buffer_batches = min(n_batches, max(1, buffer_vectors // batch_size))
         self.served = 0
         self._held = -1  # number of the block in the buffer
-        self._start: tuple[Any, int] = (None, 0)  # where the current block begins: a position, vectors to leave out
-        self._next: tuple[Any, int] = (None, 0)  # where the block after it will
+        self._start: tuple[Any, int] = (None, 0)  # start of the current block: a position, vectors to skip from there
+        self._next: tuple[Any, int] = (None, 0)  # start of the block after it
         self._blocks: Iterator[tuple[Tensor, Any]] | None = None
         self._rest: Tensor | None = None
         self._after: Any = None
@@ -72,24 +72,24 @@ class ShuffledBatches:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def state(self) -> dict[str, Any]:
-        """JSON-able; with `restore`, the batches not yet handed out and no others."""
+        """A JSON-able state. After `restore`, exactly the batches not yet handed out follow."""
         begin = self._start if self._held == self.served // self.buffer_batches else self._next
         return {"served": self.served, "begin": list(begin)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken; call it before anything is read."""
+        """Continue where `state` was taken. Call it before anything is read."""
         self.served, (position, skip) = int(state["served"]), state["begin"]
         self._next = (position, int(skip))
 
     def block(self) -> Tensor:
-        """The vectors of the current block [n, d_in], in the source's order; for statistics before training."""
+        """The vectors of the current block [n, d_in] in the source's order, for statistics before training."""
         if self._held != self.served // self.buffer_batches:
             self._fill()
         assert self._buffer is not None
         return self._buffer[: len(self._order)]
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The batches that are left, each [batch_size, d_in]."""
+        """The remaining batches, each [batch_size, d_in]."""
         while self.served < self.n_batches:
             vectors = self.block()
             first = self.served % self.buffer_batches * self.batch_size

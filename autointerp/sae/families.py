@@ -112,7 +112,7 @@ class Family:
 
 
 class TopK(Family):
-    """The k largest of each vector."""
+    """Chooses the k largest pre-activations of each vector."""
 
     def choose(self, blocks: Iterable[Tensor], weights: Weights, state: dict[str, Tensor]) -> SparseCodes:
         return codes.join([codes.topk_codes(pre, self.k) for pre in blocks])
@@ -128,8 +128,8 @@ class TopK(Family):
 
 
 class BatchTopK(Family):
-    """The k * batch largest of the batch. The finished dictionary has a threshold: the running mean of the smallest
-    chosen pre-activation."""
+    """Chooses the k * batch largest pre-activations of the batch. The finished dictionary has a threshold: the running
+    mean of the smallest chosen pre-activation."""
 
     memory = 0.99
 
@@ -212,7 +212,7 @@ class PAnneal(Relu):
 
 
 class Gated(Family):
-    """One set of weights with two readings: a gate decides whether a feature is active (b_enc is its bias), and a
+    """Reads one set of weights twice: a gate decides whether a feature is active (b_enc is its bias), and a
     magnitude decides how much (r_mag, b_mag). The gate learns from an L1 penalty, and from reconstructing by itself
     through a frozen decoder."""
 

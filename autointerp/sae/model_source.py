@@ -1,4 +1,4 @@
-"""The model reading the corpus, as the source of activation vectors that training reads from."""
+"""The source of activation vectors for training: the model reads the corpus."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from autointerp.sae import parallel
 class ModelSource:
     """Activations [n, sum of widths] of hookpoints, side by side, on every token that counts, in the corpus's order.
 
-    One forward pass serves all hookpoints; `columns` says where each one stands. A position is [work unit, batch in the
-    unit]: reading from there skips what lies before without running the model. Under torchrun each process runs the
-    model on its share of the batches, and all get the vectors of all.
+    One forward pass serves all hookpoints, and `columns` gives the columns of each. A position is [work unit, batch in
+    the unit]; reading from it skips everything before it without running the model. Under torchrun each process runs
+    the model on its share of the batches, and every process gets all vectors.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Data parallel training: what processes started by torchrun exchange. In a single process every function is a no-op.
+"""Data parallel training: the exchanges between processes that torchrun started. In a single process they do nothing.
 
 Each process holds the whole SAE and takes every world_size-th vector of a batch. Gradients are averaged, so the weights
 stay the same in all processes. The group is torch.distributed's, made from torchrun's environment, with nccl on GPUs
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def start() -> None:
-    """Join the group that torchrun announced, unless there is none or it is joined already."""
+    """Join the group that torchrun announced. Does nothing without torchrun, or if the group is joined already."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 

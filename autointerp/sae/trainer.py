@@ -1,11 +1,11 @@
-"""The training loop: one stream of vectors, any number of SAEs that learn from it together.
+"""The training loop, in which any number of SAEs learn together from one stream of vectors.
 
-Each SAE keeps its state in `checkpoint.safetensors` in its own folder and its metrics in `metrics.jsonl` beside it. A
-run continued from its checkpoints gives the same losses as one that was never stopped: the stream starts again where
-the SAE that is furthest behind stands, and those ahead of it wait.
+Each SAE keeps its state in `checkpoint.safetensors` in its own folder, and its metrics in `metrics.jsonl` beside it. A
+run that continues from its checkpoints gives the same losses as one that was never stopped: the stream restarts at the
+step of the SAE that is furthest behind, and the SAEs ahead of it wait.
 
-Under torchrun every process reads the same stream and takes its share of each batch (parallel.py); the first
-one writes.
+Under torchrun every process reads the same stream and takes its share of each batch (parallel.py). Only the first
+process writes.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from autointerp.sae.training_run import Metrics, SaeRun, SaeSpec
 
 MAX_BAD_STEPS = 3
 CHECKPOINT_EVERY_S = 300.0
-"""Seconds after which a checkpoint is written even if its step has not come."""
+"""A checkpoint is written after this many seconds even if its step has not come."""
 
 OnMetrics = Callable[[str, int, Metrics], None]
 
 
 @dataclass(slots=True)
 class _Learner:
-    """One SAE of the loop and where it keeps its files."""
+    """One SAE of the loop and the folder of its files."""
 
     run: SaeRun
     folder: Path
     batches: dict[str, Any] | None = None
-    """The stream's state at its checkpoint; None where it begins anew."""
+    """The stream's state at the SAE's checkpoint; None if its training begins anew."""
 
     @property
     def checkpoint(self) -> Path:
@@ -55,15 +55,16 @@ class _Learner:
 
 
 class Trainer:
-    """Trains the `jobs` (what to train, its folder) on vectors of `source`; continues from checkpoints found there.
+    """Trains the `jobs` (pairs of what to train and its folder) on vectors of `source`. Continues from the checkpoints
+    that it finds in the folders.
 
     `on_metrics(name, step, metrics)` is called with every line that goes to a metrics.jsonl, `on_progress(step, steps)`
-    after every step, `on_fill(vectors, of)` while the shuffle buffer is filled. Checkpoints are written every
+    after every step, and `on_fill(vectors, of)` while the shuffle buffer is filled. Checkpoints are written every
     `config.checkpoint_every` steps, after `checkpoint_every_s` seconds, and at the end.
 
     Raises InputError (no vectors, impossible sizes), MismatchError (a checkpoint of another configuration),
-    DamagedError (a checkpoint that cannot be read), DiskFullError, and AutointerpError when a loss is not a number
-    three steps in a row; the last checkpoints are kept.
+    DamagedError (a checkpoint that cannot be read), DiskFullError, and AutointerpError if a loss is not a number for
+    three steps in a row. The last checkpoints are kept.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Trainer:
                 run.begin(first)
 
     def train(self) -> list[Sae]:
-        """Run the steps that are left, and return the SAEs in raw-input units."""
+        """Run the remaining steps, and return the SAEs in raw-input units."""
         if parallel.is_first():
             for learner in self.learners:
                 learner.folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,7 @@ class Trainer:
                 self.on_metrics(run.spec.name, run.index, metrics)
 
     def save_checkpoints(self) -> None:
-        """Everything the rest of each run depends on, in one file that replaces the last one whole."""
+        """Write everything that the rest of each run depends on to one file, which replaces the last one as a whole."""
         if not parallel.is_first():
             return
         for learner in self.learners:
@@ -157,7 +158,7 @@ class Trainer:
                 files.write_tensors(learner.checkpoint, run.tensors(), state)
 
     def _fingerprint(self, run: SaeRun) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be continued."""
+        """The facts that must be equal for a checkpoint to be continued."""
         fields = dataclasses.asdict(self.config)
         del fields["checkpoint_every"]
         ours: dict[str, Any] = json.loads(json.dumps({**run.spec.fingerprint(), "d_in": run.d_in, **fields}))
@@ -180,7 +181,7 @@ class Trainer:
 
 
 def _cut_metrics(path: Path, step: int) -> None:
-    """Take out the lines a killed run wrote after its last checkpoint, and a line it did not finish."""
+    """Remove the lines that a killed run wrote after its last checkpoint, and a line that it did not finish."""
     if not path.exists():
         return
     kept = []

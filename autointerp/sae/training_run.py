@@ -1,16 +1,16 @@
-"""One SAE or transcoder in training: its weights, its optimiser, and one step. The loop is in train.py.
+"""One SAE or transcoder in training: its weights, its optimiser, and one step. The loop is in trainer.py.
 
-What holds for every family:
-- b_dec starts at the mean of the vectors to reconstruct, and vectors are scaled so that their mean distance from it
-  is sqrt(d); the scale is folded back into the weights afterwards. The distance rather than the norm, because in a
-  residual stream with a large mean the norm says little about what there is to explain.
-- Encoder rows start at 0.6 x the decoder's unit rows: at 1 the strongest of many random directions overshoot, and the
-  first hundreds of steps go into undoing that; at 0.3 the rows found end up less pure (bench_train.py, max_cosine).
-- Adam with linear warm-up and linear decay; before each step the decoder gradient's part along its rows is taken out,
-  after it the rows are made unit again (unless the penalty is weighted by their norms, which then are free).
-- Dead features: dead.py.
+Every family is trained in this way:
+- b_dec starts at the mean of the vectors to reconstruct. Vectors are scaled so that their mean distance from it is
+  sqrt(d), and the scale is folded back into the weights afterwards. The distance is used instead of the norm because
+  in a residual stream with a large mean the norm says little about what there is to explain.
+- Encoder rows start at 0.6 x the decoder's unit rows. At 1 the strongest of many random directions overshoot, and the
+  first hundreds of steps go into undoing that; at 0.3 the learned rows end up less pure (bench_train.py, max_cosine).
+- Adam has linear warm-up and linear decay. Before each step the decoder gradient's part along the decoder's rows is
+  removed; after it the rows are normalised again (unless the penalty is weighted by their norms, which are then free).
+- dead.py revives dead features.
 - Families with a penalty start sparse (`_sparse_start`).
-- A penalty's weight is steered by the number of active features, on the logarithm of both, unless it is fixed.
+- Unless a penalty's weight is fixed, the number of active features steers it, on the logarithm of both.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from autointerp.sae.sae import Sae
 
 ENCODER_SCALE = 0.6
 ADAM_EPS = 6.25e-10  # Gao et al. 2024: gradients of rare features are far below Adam's usual 1e-8
-WAKE_SHARE = 0.25  # of the average feature's density: how often a feature fires that is woken
+WAKE_SHARE = 0.25  # how often a woken feature fires, as a share of the average feature's density
 STEER_SPEED, STEER_HOLD = 0.01, 0.3
-"""The logarithm of a penalty's weight moves by SPEED x log(L0 / k) a step, and stands HOLD x log(L0 / k) above that."""
+"""A penalty's log weight is an integral, which moves by SPEED x log(L0 / k) a step, plus HOLD x log(L0 / k)."""
 SPARSE_START, SPARSE_START_VECTORS = 4, 4096
 STATISTICS_VECTORS = 32_768  # for the means and the scales
 
@@ -45,26 +45,26 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class SaeSpec:
-    """What one [[sae]] table asks for."""
+    """The SAE that one [[sae]] table asks for."""
 
     name: str
     architecture: str
     d_sae: int
     k: int
     inputs: tuple[int, int] | None = None
-    """First column of the source's vectors that the SAE reads, and the one after the last; None: all."""
+    """The columns of the source's vectors that the SAE reads: the first, and the one after the last; None for all."""
     outputs: tuple[int, int] | None = None
-    """Columns that a transcoder reconstructs; None: those it reads."""
+    """The columns that a transcoder reconstructs; None for those that it reads."""
     skip: bool = False
-    """A transcoder's linear path beside the features."""
+    """Whether a transcoder has a linear path beside the features."""
     penalty: float | None = None
-    """Weight of the penalty; None: steered towards k active features."""
+    """Weight of the penalty; if None, it is steered towards k active features."""
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    """The family's own: prefixes, p_end, bandwidth, first_threshold, decoder_norm_penalty."""
+    """The family's own settings: prefixes, p_end, bandwidth, first_threshold, decoder_norm_penalty."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be continued."""
+        """The facts that must be equal for a checkpoint to be continued."""
         columns = [self.inputs, self.outputs]
         return {
             "architecture": self.architecture, "d_sae": self.d_sae, "k": self.k, "columns": columns, "skip": self.skip,
@@ -79,13 +79,13 @@ DEFAULTS: dict[str, Any] = {
     "first_threshold": 0.5,
     "decoder_norm_penalty": False,
 }
-"""Of SaeSpec.settings. Bandwidth and threshold are in units of scaled vectors, which have length sqrt(d)."""
+"""The defaults of SaeSpec.settings. Bandwidth and threshold are in units of scaled vectors, whose length is sqrt(d)."""
 
 
 class SaeRun:
-    """Trains one SAE. Call `begin` with the first vectors or `restore`, then `step` for every batch.
+    """Trains one SAE. Call `begin` with the first vectors, or `restore`; then call `step` for every batch.
 
-    Raises InputError (unknown family, impossible sizes).
+    Raises InputError for an unknown family or impossible sizes.
     """
 
     def __init__(self, spec: SaeSpec, config: TrainConfig, width: int, steps: int, device: torch.device) -> None:
@@ -104,7 +104,7 @@ class SaeRun:
         self.index = 0
         self.state = {name: t.to(device) for name, t in self.family.state().items()}
         self.since_fired = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
-        """Vectors since each feature was last active."""
+        """[d_sae]: number of vectors since each feature was last active."""
         self.scale_in, self.scale_out, self.variance = 1.0, 1.0, 1.0
         self.strength = self._base = self.family.first_strength if spec.penalty is None else spec.penalty
         self.bad_steps = 0
@@ -112,7 +112,7 @@ class SaeRun:
     # --- before the first step -------------------------------------------------------------------------------------
 
     def begin(self, vectors: Tensor) -> None:
-        """Weights, means and scales from the first vectors [n, width]. Raises InputError where none is finite."""
+        """Set weights, means and scales from the first vectors [n, width]. Raises InputError if no vector is finite."""
         vectors = vectors[:STATISTICS_VECTORS].to(self.device, torch.float32)
         vectors = vectors[vectors.isfinite().all(1)]
         if len(vectors) == 0:
@@ -141,8 +141,8 @@ class SaeRun:
         self._set_weights(weights | self.family.extra())
 
     def _sparse_start(self, centred: Tensor, weights: dict[str, Tensor]) -> Tensor:
-        """b_enc from which SPARSE_START x k features are active on average, each as often as the others: without it
-        half of all are, and a penalty spends its first hundreds of steps (dense ones) on getting rid of them."""
+        """The b_enc with which SPARSE_START x k features are active on average, all equally often. With b_enc = 0, half
+        of all features are active, and a penalty spends its first hundreds of (dense) steps on silencing them."""
         share = min(0.5, SPARSE_START * self.spec.k / self.spec.d_sae)
         n_active = max(1, round(share * len(centred)))
         parts = [
@@ -162,7 +162,7 @@ class SaeRun:
     # --- one step --------------------------------------------------------------------------------------------------
 
     def learning_rate(self, step: int) -> float:
-        """Of the step with that index: linear warm-up, constant, linear decay towards zero."""
+        """The learning rate of the step with this index: linear warm-up, constant, linear decay towards zero."""
         peak = default_lr(self.spec.d_sae) if self.config.lr is None else self.config.lr
         warmup = min(self.config.warmup_steps, self.steps // 5)
         decay = self.config.decay_share * self.steps
@@ -171,7 +171,7 @@ class SaeRun:
         return peak * min(up, down)
 
     def step(self, vectors: Tensor) -> Metrics:
-        """Train on this process's part [n, width] of a batch. A batch whose loss is no number changes nothing but
+        """Train on this process's part [n, width] of a batch. A batch whose loss is not a number changes only
         `bad_steps`."""
         x, y = self._sides(vectors.to(self.device, torch.float32))
         x = x * self.scale_in
@@ -248,7 +248,7 @@ class SaeRun:
             _normalise_rows(weights["decoder"])
 
     def _wake(self, weights: dict[str, Tensor], centred: Tensor, active: SparseCodes) -> None:
-        """Bring back what AuxK has had another `dead_after` vectors to fit."""
+        """Wake the features that are still dead after AuxK has had another `dead_after` vectors to fit them."""
         asleep = (self.since_fired >= 2 * self.config.dead_after).nonzero().squeeze(1)
         if len(asleep):
             n = len(centred) * parallel.world_size()
@@ -266,7 +266,7 @@ class SaeRun:
     # --- the result ------------------------------------------------------------------------------------------------
 
     def sae(self) -> Sae:
-        """The SAE as it stands, the scaling folded back: features then have the units of what is reconstructed.
+        """The current SAE with the scaling folded back, so that its features have the units of what it reconstructs.
 
         With x' = s x and y' = t y: f = f'/t, so W_enc = s/t W'; b_enc, threshold and b_dec are divided by t.
         """
@@ -276,7 +276,7 @@ class SaeRun:
         encoder, b_enc = choice.pop("encoder", weights["encoder"]), choice.pop("b_enc", weights["b_enc"])
         threshold = choice.get("threshold")
         decoder, norms = weights["decoder"], weights["decoder"].norm(dim=1)
-        if not self.has_unit_rows:  # the activations take the rows' norms; a choice of k is made before that
+        if not self.has_unit_rows:  # the activations take over the rows' norms; a choice of k precedes that
             if threshold is not None:
                 encoder, b_enc, threshold = encoder * norms.unsqueeze(1), b_enc * norms, threshold * norms
             else:
@@ -298,13 +298,13 @@ class SaeRun:
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything the rest of the run depends on, with `numbers`."""
+        """The tensors that, with `numbers`, determine the rest of the run."""
         state = {f"state.{name}": tensor for name, tensor in self.state.items()}
         held = {name: tensor.detach() for name, tensor in self.weights.items()}
         return {"since_fired": self.since_fired, "mean_in": self.mean_in, **held, **self.optimizer.state(), **state}
 
     def numbers(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The numbers that, with `tensors`, determine the rest of the run. They are JSON-able."""
         return {
             "step": self.index, "scale_in": self.scale_in, "scale_out": self.scale_out, "variance": self.variance,
             "strength": self.strength, "base": self._base,
@@ -328,8 +328,8 @@ class SaeRun:
 
 
 def default_lr(d_sae: int) -> float:
-    """7e-4 / sqrt(d_sae / 2^14): the field's scaling with width (Gao et al. 2024), 3.5 times the usual rate because
-    this trainer's runs are thousands of steps rather than hundreds of thousands."""
+    """7e-4 / sqrt(d_sae / 2^14). The scaling with width is that of Gao et al. 2024; the rate is 3.5 times the usual one
+    because this trainer's runs take thousands of steps, not hundreds of thousands."""
     return 7e-4 / math.sqrt(d_sae / 2**14)
 
 
@@ -339,18 +339,18 @@ def _scale(centred: Tensor) -> float:
 
 
 def _active_counts(pairs: Pairs, acts: Tensor) -> Tensor:
-    """[d_sae]: vectors on which each feature is active."""
+    """[d_sae]: the number of vectors on which each feature is active."""
     return torch.bincount(pairs.features[acts > 0], minlength=pairs.d_sae)
 
 
 @torch.no_grad()
 def _project(gradient: Tensor, decoder: Tensor) -> None:
-    """Take from each row of `gradient` its part along the unit row of `decoder`: the norm is fixed, so that part would
-    only feed the optimiser's averages. In place."""
+    """Remove from each row of `gradient`, in place, its part along the unit row of `decoder`. The norm is fixed, so
+    that part would only feed the optimiser's averages."""
     gradient.addcmul_(torch.linalg.vecdot(gradient, decoder).unsqueeze(1), decoder, value=-1)
 
 
 @torch.no_grad()
 def _normalise_rows(decoder: Tensor) -> None:
-    """Unit rows again, in place."""
+    """Scale the rows to unit norm, in place."""
     decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min_(1e-12))

@@ -15,7 +15,7 @@ class EvaluateOptions:
     tokens: int = 200_000
     """Tokens of each corpus for the structural metrics."""
     splice_tokens: int = 20_000
-    """How many of those the whole model reads with the reconstruction spliced in."""
+    """How many of those tokens the whole model reads with the reconstruction spliced in."""
     corpora: tuple[str, ...] = ()
     """Further corpora to measure on, to see whether the dictionary generalises."""
     probes: tuple[Path, ...] = ()

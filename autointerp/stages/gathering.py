@@ -1,7 +1,7 @@
-"""The stage that runs evidence methods: what is found out about features beyond the harvest.
+"""The stage that runs evidence methods, which study features beyond the harvest.
 
-Every method is run once for a harvest and its settings. Its findings are rows in a table of the store, for explainers
-and for SQL, and the table method_runs says on which features it was run.
+Every method is run once for each harvest and settings. Its findings are rows in a table of the store, for explainers
+and for SQL. The table method_runs says on which features it was run.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 
 BLOCK = 64
-"""Features that one call of a method of scope "feature" gets at most. Its findings are written together: a kill loses
-no more. token_change steers the random features that it compares with once for each block."""
+"""The most features that one call of a method of scope "feature" gets. Their findings are written together, so a kill
+loses no more. token_change steers its random features, with which it compares, once for each block."""
 FIRST_BLOCK = 16
-"""Features of the first block, which shows how long the model takes."""
+"""Features of the first block, which shows how fast the model is."""
 BLOCK_SECONDS = 120.0
-"""About how long a block may take: a kill costs no more, however slow the model is."""
+"""About how long a block may take, so that a kill costs no more however slow the model is."""
 VERSION = 1
-"""Raised when a built-in method finds something else with the same settings."""
+"""To be incremented when a built-in method's findings change under equal settings."""
 
 EVERYTHING = Selection()
 
@@ -42,10 +42,10 @@ def gather(
     describe: Describe,
     selection: Selection = EVERYTHING,
 ) -> bool:
-    """Run `methods` on the features that they were not run on yet; whether there were any.
+    """Run `methods` on the features on which they have not been run yet. Returns whether there were any.
 
-    A method of scope "dictionary" ignores the selection. `describe` puts a shape into words. Raises InputError (no
-    such method, nothing harvested).
+    A method of scope "dictionary" ignores the selection. `describe` puts a shape into words. Raises InputError for an
+    unknown method, or if nothing was harvested.
     """
     chosen = check_methods(methods)
     study = _study(session, store, sae, describe)
@@ -68,7 +68,7 @@ def gather(
 
 
 def settings_sha256(method: Method, config: EvidenceConfig) -> str:
-    """Identifies what the findings depend on besides the harvest."""
+    """Identifies everything that the findings depend on besides the harvest."""
     return digest([VERSION, method.name, dict(method.settings(config))])
 
 
@@ -116,12 +116,12 @@ def _in_blocks(session: Session, study: Study, method: Method, settings: str, pe
 
 
 def next_block(n: int, seconds: float) -> int:
-    """Features of the next block, after `n` took so long: at most BLOCK, and about BLOCK_SECONDS of work."""
+    """Features of the next block, after `n` features took `seconds`: at most BLOCK, and about BLOCK_SECONDS of work."""
     return min(BLOCK, max(1, int(n * BLOCK_SECONDS / max(seconds, 1e-9))))
 
 
 def _runs(found: Found, features: Sequence[int]) -> Sequence[MethodRun]:
-    """One for each feature; where the method gives none, the first feature's row carries the cost of all."""
+    """One run for each feature. If the method returned no runs, the first feature's run carries the cost of all."""
     if found.runs:
         return found.runs
     return [
@@ -136,7 +136,7 @@ def _write(study: Study, method: Method, settings: str, runs: Sequence[MethodRun
 
 
 def _of_features(columns: Columns, features: set[int]) -> Columns:
-    """The rows of these features: dead ones have no findings."""
+    """The rows of these features. Dead features are not among them, so they get no findings."""
     kept = [i for i, feature in enumerate(columns.get("feature", ())) if int(feature) in features]
     return {name: [values[i] for i in kept] for name, values in ((n, _plain(v)) for n, v in columns.items())}
 

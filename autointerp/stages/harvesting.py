@@ -41,7 +41,7 @@ from autointerp.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the harvests of all dictionaries share. Hashing a large corpus or model takes a while: it is done once."""
+    """The hashes that all dictionaries' harvests share. Hashing a large corpus or model is slow, so it is done once."""
 
     fingerprint: str
     corpus_key: list[Any]
@@ -55,7 +55,7 @@ class _Facts:
 
 
 class _Plan:
-    """One dictionary's harvest: what it reads, where its units wait, and the key by which a finished one is known."""
+    """One dictionary's harvest: what it reads, where its units wait, and the key that identifies a finished harvest."""
 
     def __init__(self, session: Session, sae: SaeConfig, facts: _Facts) -> None:
         config = session.config
@@ -86,8 +86,8 @@ class _Plan:
         return any(h.harvest_id == current and h.config.get("key") == self.key for h in harvests)
 
     def remove_work(self) -> None:
-        """What a merge that was killed has left in the work folder. Units of a harvest with other settings stay: they
-        wait for the rest of it."""
+        """Remove what a killed merge has left in the work folder. Units of a harvest with other settings are kept for
+        the rest of that harvest."""
         config, folder = self.session.config, self.session.work_folder(self.sae)
         facts = text_pass.identity_without_model(
             self.sae_sha256, placeless(config.corpus), self.fingerprint, config.harvest, config.model.batch_tokens
@@ -133,7 +133,7 @@ class _Ready:
 
 
 def harvest_shard(session: Session, saes: Sequence[SaeConfig], shard_index: int, num_shards: int) -> None:
-    """Harvest one shard's work units into the work folders. The store is not touched."""
+    """Harvest one shard's work units into the work folders, without the store."""
     session.check_corpus()
     facts = _Facts.of(session)
     for group in _groups(session, [_Plan(session, sae, facts) for sae in saes]):
@@ -141,8 +141,8 @@ def harvest_shard(session: Session, saes: Sequence[SaeConfig], shard_index: int,
 
 
 def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig]) -> bool:
-    """Harvest and merge the dictionaries whose very harvest the store does not hold; whether anything was done. They
-    share the model's pass over the text, as far as memory allows."""
+    """Harvest and merge the dictionaries whose harvest with these settings the store does not hold. They share the
+    model's pass over the text as far as memory allows. Returns whether anything was done."""
     facts, todo = _Facts.of(session), []
     for sae in saes:
         plan = _Plan(session, sae, facts)
@@ -161,7 +161,7 @@ def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig])
 
 
 def _harvest_group(session: Session, store: Store, group: Sequence[_Plan]) -> None:
-    """A function of its own so that the weights are gone before those of the next group are loaded."""
+    """Harvests one group. It is a separate function so that its weights are freed before the next group is loaded."""
     ready = [_prepared(store, plan) for plan in group]
     _harvest_units(session, ready, text_pass.Shard())
     for one in ready:
@@ -174,15 +174,15 @@ def _prepared(store: Store, plan: _Plan) -> _Ready:
     if sae.path:
         with session.terminal.working(f"{sae.dictionary}: trying the SAE on the first tokens"):
             warn_of_misfit(session, sae, weights)
-    dictionary_id_of(session, store, sae, weights, sha256)  # a taken name is refused before the work, not after it
+    dictionary_id_of(session, store, sae, weights, sha256)  # refuses a taken name before the work, not after it
     folder = plan.folder(sha256)
     folder.remove_leftovers()
     return _Ready(plan, weights, sha256, folder)
 
 
 def _groups(session: Session, plans: Sequence[_Plan]) -> list[list[_Plan]]:
-    """The dictionaries that are harvested in one pass together. Raises DiskFullError where the disk cannot take them:
-    said before the model is loaded, not hours later."""
+    """The groups of dictionaries that are harvested in one pass. Raises DiskFullError if the disk is too small for
+    them, before the model is loaded instead of hours later."""
     sizes = [_sizes(session, plan.sae) for plan in plans]
     _check_room(session, [(plan.sae, size) for plan, size in zip(plans, sizes, strict=True)])
     groups = _share_a_pass(session, sizes)
@@ -208,7 +208,7 @@ def _sizes(session: Session, sae: SaeConfig) -> Sae:
 
 
 def _check_room(session: Session, saes: Sequence[tuple[SaeConfig, Sae]]) -> None:
-    """DiskFullError where the disk cannot take the harvests of all of them."""
+    """Raise DiskFullError if the disk is too small for all these harvests."""
     config, needed = session.config, 0
     for sae, size in saes:
         whole = memory.disk_needed(size, config.harvest, config.corpus)
@@ -218,7 +218,7 @@ def _check_room(session: Session, saes: Sequence[tuple[SaeConfig, Sae]]) -> None
 
 
 def merge(session: Session, store: Store, saes: Sequence[SaeConfig]) -> bool:
-    """Merge the shards' units into the store; whether anything was done."""
+    """Merge the shards' units into the store. Returns whether anything was done."""
     facts, worked = _Facts.of(session), False
     for sae in saes:
         plan = _Plan(session, sae, facts)
@@ -233,7 +233,7 @@ def merge(session: Session, store: Store, saes: Sequence[SaeConfig]) -> bool:
 
 
 def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.Shard) -> None:
-    """One pass over the text for all of `ready`, in this shard's units."""
+    """Makes one pass over this shard's units for all of `ready`."""
     config, terminal, loaded = session.config, session.terminal, session.model()
     report = CorpusReport()
     names = ", ".join(one.name for one in ready)
@@ -268,7 +268,7 @@ def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.S
 
 
 def _tokens_held(folder: HarvestFolder, shard: text_pass.Shard) -> int:
-    """Tokens of this shard's units that are harvested already."""
+    """The number of tokens in this shard's units that are already harvested."""
     own = (piece for piece in folder.pieces() if all(unit % shard.count == shard.index for unit in piece.units))
     return sum(piece.totals.get(f"n_tokens_{split}", 0) for piece in own for split in SPLITS)
 
@@ -278,7 +278,7 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
     plan, weights, name = ready.plan, ready.weights, ready.name
     dictionary_id = dictionary_id_of(session, store, plan.sae, weights, ready.sha256)
     text = TokenText(loaded.tokenizer)
-    # The projection first: the features' rows, written last, are what marks a harvest as merged.
+    # The projection comes first, because the features' rows, written last, mark a harvest as merged.
     with terminal.working(f"{name}: projecting the features onto the vocabulary"):
         projection = vocab_projection(loaded, weights, text, config.harvest.vocab_tokens)
         if projection is not None:
@@ -295,7 +295,7 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
 
 
 def forecast_harvest(session: Session, saes: Sequence[SaeConfig]) -> None:
-    """Print what a harvest would need in memory and on disk, and which dictionaries share a pass over the text."""
+    """Print how much memory and disk a harvest would need, and which dictionaries would share a pass over the text."""
     config, estimates, sizes = session.config, [], []
     for sae in saes:
         weights = _known_sizes(session, sae)
@@ -319,7 +319,7 @@ def forecast_harvest(session: Session, saes: Sequence[SaeConfig]) -> None:
 
 
 def _known_sizes(session: Session, sae: SaeConfig) -> Sae:
-    """The SAE, or one of the sizes that training will give it."""
+    """The SAE, or before training one with the sizes that it will have."""
     if (session.sae_folder(sae) / "cfg.json").exists():
         return loaded_sae(session, sae)[0]
     width = hidden_size_at(session.model(), session.point(sae.hookpoint))
@@ -327,7 +327,7 @@ def _known_sizes(session: Session, sae: SaeConfig) -> Sae:
 
 
 def _untrained(d_in: int, d_sae: int, k: int) -> Sae:
-    """An SAE of these sizes that takes no memory."""
+    """An SAE with these sizes that takes no memory."""
     wide, narrow = torch.empty(d_in, d_sae, device="meta"), torch.empty(d_in, device="meta")
     return Sae(wide, torch.empty(d_sae, device="meta"), wide.T, narrow, k=k)
 

@@ -1,4 +1,4 @@
-"""The stages that label: explaining and scoring, for one dictionary of an open store. Neither needs torch or a
+"""The labelling stages, explaining and scoring, for one dictionary of an open store. Neither needs torch or a
 tokenizer."""
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
 RANDOM_MODEL = "random_model"
-"""The control whose labels are those of another dictionary: the same SAE trained on the same model with random
+"""The control that uses labels of another dictionary, whose SAE was trained in the same way on the model with random
 weights."""
 
 
 def check_control(control: str | None) -> None:
-    """InputError where there is no such control."""
+    """Raise InputError if there is no such control."""
     known = tuple(dict.fromkeys((*CONTROLS, RANDOM_MODEL)))
     if control is not None and control not in known:
         raise InputError(f"no control {control!r}; there are {', '.join(known)}.{nearest(control, known)}")
 
 
 def describe_shape(facts: ShapeFacts) -> tuple[str | None, str | None]:
-    """(label, rule) of a feature whose shape alone explains it; None where it does not."""
+    """(label, rule) of a feature that its shape alone explains; each is None if it does not."""
     return shape_labels.describe(facts)
 
 
 def dictionaries(store: Store, config: Config, dictionary: str | None) -> list[DictionaryRow]:
-    """The dictionaries to work on: the one named; else those of the configuration's [[sae]] tables that the store
-    holds; all of them where the configuration has no [[sae]] table. Raises InputError where there is none."""
+    """The dictionaries to work on. That is the named one, or else those of the configuration's [[sae]] tables that the
+    store holds, or all in the store if there is no [[sae]] table. Raises InputError if none is found."""
     if dictionary is not None:
         return [store.dictionary(dictionary)]
     names = {sae.dictionary for sae in config.sae}
@@ -63,7 +63,7 @@ def dictionaries(store: Store, config: Config, dictionary: str | None) -> list[D
 
 @dataclass(frozen=True)
 class Labelling:
-    """What explaining and scoring share while one command runs."""
+    """The state that explaining and scoring share while one command runs."""
 
     config: Config
     store: Store
@@ -72,15 +72,15 @@ class Labelling:
     """The features to label."""
     terminal: Terminal
     prompts: Path | None = None
-    """A folder of templates instead of the program's own."""
+    """A folder of templates that replace the program's own."""
 
     @cached_property
     def budget(self) -> Budget:
-        """What the command may spend, on all dictionaries together."""
+        """The limits of what the command may spend on all dictionaries together."""
         return Budget(self.config.budget)
 
     def job(self, row: DictionaryRow) -> Job:
-        """The work on one dictionary. Raises InputError where it was not harvested yet."""
+        """The work on one dictionary. Raises InputError if it has not been harvested yet."""
         harvest_id = self.store.current_harvest(row.dictionary_id)
         if harvest_id is None:
             raise InputError(f"{row.name} was not harvested yet; run `autointerp harvest` first")
@@ -98,7 +98,7 @@ class Labelling:
 
 
 def explain(labelling: Labelling, row: DictionaryRow) -> int:
-    """Labels the chosen features that have no label yet; how many rows failed."""
+    """Labels the chosen features that have no label yet. Returns how many rows failed."""
     config, terminal, job = labelling.config, labelling.terminal, labelling.job(row)
     name = f"{row.name}: explaining with {config.explain.explainer}"
     with terminal.progress(name, None, "features") as update:
@@ -107,8 +107,8 @@ def explain(labelling: Labelling, row: DictionaryRow) -> int:
 
 
 def score(labelling: Labelling, row: DictionaryRow, control: str | None = None) -> int:
-    """Scores the configured explainer's labels that have no score yet, or what stands in for them under a `control`;
-    how many rows failed."""
+    """Scores the configured explainer's labels that have no score yet, or under a `control` the texts that replace
+    them. Returns how many rows failed."""
     config, terminal = labelling.config, labelling.terminal
     explainer = config.explain.explainer
     check_explainer(explainer)
@@ -126,7 +126,7 @@ def forecast(
     control: str | None = None,
 ) -> list[Forecast]:
     """Prints what the stages would ask of the endpoint for these dictionaries, and which budget would end them early.
-    Where both stages are named, the labels that the first would make are among those that the second scores."""
+    If both stages are named, the second also scores the labels that the first would make."""
     config, store, terminal = labelling.config, labelling.store, labelling.terminal
     check_explainer(config.explain.explainer)
     found: list[tuple[str, Forecast]] = []
@@ -151,7 +151,7 @@ def forecast(
 
 
 def _priced(job: Job) -> Job:
-    """The job with the batch API's prices, where its calls would go through that API."""
+    """The job, with the batch API's prices if its calls would go through that API."""
     if not job.llm.batch:
         return job
     prices = {model: price.in_batch() for model, price in job.llm.prices.items()}
@@ -178,7 +178,7 @@ def _say_outcome(what: str, outcome: Outcome, terminal: Terminal) -> int:
 
 
 def say_summary(store: Store, run_id: str, command: str, seconds: float, terminal: Terminal) -> None:
-    """Prints the last line of a command's log: what it has labelled, scored and spent, however it ended."""
+    """Prints the last line of a command's log, however it ended: what it has labelled, scored and spent."""
     done = written_by(store, run_id)
     labelled, scored, spent = done.labels["ok"], done.scores["ok"], done.spent
     failed = sum(n for status, n in (done.labels + done.scores).items() if status not in NO_FAILURES)
@@ -199,7 +199,7 @@ def show_in_labels(config: Config, store: Store, row: DictionaryRow) -> None:
 
 
 async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:
-    """What the endpoint supports, in words. Takes a few short calls, which are paid for like any others."""
+    """Says in words what the endpoint supports. This takes a few short calls, which cost like any others."""
     async with LlmClient(endpoint, config.llm, Budget(config.budget), Unrecorded(), "doctor") as client:
         found = await probe(client)
         in_json = found.chat and await honours_json_schema(client)
@@ -211,7 +211,7 @@ async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:
 
 
 class Unrecorded:
-    """A call ledger that keeps nothing: what a check asks belongs to no store."""
+    """A call ledger that keeps nothing, for the calls of a check, which belong to no store."""
 
     def find(self, request_sha256: str, sample: int) -> CallRecord | None:
         return None

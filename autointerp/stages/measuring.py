@@ -1,8 +1,8 @@
 """The stage between asking and judging: the model answers what scorers have asked, and the answers go into the store.
 
 tasks.py holds the contract. A task that cannot be answered gets a status that says why (tasks.NotMeasured), never a
-number. What a configuration or an installation lacks (a model that is not there) ends the command instead, and its
-tasks stay to be measured.
+number. If the configuration or the installation lacks something, such as a model, the command ends instead, and its
+tasks remain to be measured.
 """
 
 from __future__ import annotations
@@ -47,37 +47,37 @@ from autointerp.tasks import (
 )
 
 KL_WINDOWS, KL_TOKENS = 8, 32
-"""Windows of the explain split, and tokens of each, on which the KL of steering is matched."""
+"""The KL of steering is matched on this many windows of the explain split, and this many tokens of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One task's answer and what it cost."""
+    """One task's answer and its cost."""
 
     answer: Answer
     n_forwards: int
-    """Sequences that a model read."""
+    """The number of sequences that a model read."""
     n_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one kind of task is answered."""
+    """The way to answer one kind of task."""
 
     name: str
     at_once: int
-    """Tasks answered together and then committed: a kill loses no more."""
+    """How many tasks are answered together and then committed; a kill loses no more."""
     answers: Callable[[Models, Sequence[tuple[int, Any]]], list[Answered | NotMeasured]]
-    """One result for each (feature, task); the tasks name the same further model."""
+    """Gives one result for each (feature, task). All tasks of a call name one further model."""
     further_model: Callable[[Any], str] = lambda task: ""
-    """The model that a task names besides the subject model: its tasks go together, so that it is loaded once."""
+    """The model that a task names besides the subject model. Its tasks are answered together, so it is loaded once."""
 
 
 def measure(session: Session, store: Store, sae: SaeConfig, selection: Selection) -> int:
-    """Answer what was asked about the chosen features and not answered yet; how many tasks were measured.
+    """Answer the open tasks about the chosen features. Returns how many tasks were measured.
 
-    Raises MismatchError where SAE or model are not those of the store; InputError where a model that a task names is
-    not there; errors.OutOfMemoryError. What was measured until then is kept.
+    Raises MismatchError if SAE or model are not those of the store, InputError if a model that a task names is missing,
+    and errors.OutOfMemoryError. Earlier measurements are kept.
     """
     dictionary_id = store.dictionary(sae.dictionary).dictionary_id
     features = None if selection == Selection() else store.selected_features(dictionary_id, selection)
@@ -99,7 +99,7 @@ def measure(session: Session, store: Store, sae: SaeConfig, selection: Selection
 
 
 def _measurements(models: Models, tasks: Sequence[MeasureTask]) -> Iterator[tuple[str, list[Measurement]]]:
-    """(kind, measurements) of a few tasks at a time."""
+    """Yields (kind, measurements), a few tasks at a time."""
     parsed: dict[str, list[tuple[MeasureTask, Asked]]] = {kind.name: [] for kind in KINDS}
     bad: list[Measurement] = []
     for task in tasks:
@@ -129,21 +129,21 @@ def _measurement(task: MeasureTask, found: Answered | NotMeasured) -> Measuremen
 
 
 class Models:
-    """The models that one command needs, each loaded when the first task needs it."""
+    """The models of one command, each loaded when the first task needs it."""
 
     def __init__(self, session: Session, store: Store, sae: SaeConfig, dictionary_id: int) -> None:
         self.session, self.store, self.sae, self.dictionary_id = session, store, sae, dictionary_id
         self.config = session.config
         self.batch_tokens = session.config.model.batch_tokens
         self.halving = Halving()
-        """How far batches of the subject model were halved."""
+        """Records how far batches of the subject model were halved."""
         self._steered: dict[str, Steered | NotMeasured] = {}
         self._language_models: dict[str, tuple[LoadedModel, Halving]] = {}
         self._encoders: dict[str, SentenceEncoder] = {}
 
     @cached_property
     def subject(self) -> tuple[LoadedModel, Sae]:
-        """The model and the SAE, which are those of the store."""
+        """The model and the SAE, checked against the store."""
         weights = matching_sae(self.session, self.store, self.sae)[1]
         return self.session.model(), weights
 
@@ -165,7 +165,7 @@ class Models:
         return SteeredTexts(loaded, steerer, self.text, prefix, kl_ids, firing)
 
     def language_model(self, name: str) -> tuple[LoadedModel, Halving]:
-        """The subject model for "" and for its own name, else another one (one is held at a time)."""
+        """The subject model for "" and for its own name, or else another model, of which one is held at a time."""
         if name in ("", self.config.model.name):
             return self.subject[0], self.halving
         if name not in self._language_models:
@@ -182,7 +182,7 @@ class Models:
         return self._encoders[name]
 
     def steer(self, tasks: Sequence[tuple[int, Steering]]) -> list[Steered | NotMeasured]:
-        """Steers each (feature, task) once in a command; the second time it costs nothing."""
+        """Steers each (feature, task) once in a command. Asking for it again costs nothing."""
         keys = [stable_id(feature, asdict(asked)) for feature, asked in tasks]
         new = {key: task for key, task in zip(keys, tasks, strict=True) if key not in self._steered}
         if new:
@@ -196,7 +196,7 @@ class Models:
                 except NotMeasured as reason:
                     self._steered[key] = reason
                 found = self._steered[key]
-                if isinstance(found, Steered):  # the first bears what was done for all
+                if isinstance(found, Steered):  # the first one bears the shared cost
                     found.n_forwards, found.n_tokens = found.n_forwards + shared[0], found.n_tokens + shared[1]
                     shared = 0, 0
         results = []
@@ -279,4 +279,4 @@ KINDS = (
     Kind(Surprisal.kind, 4, _surprisal, lambda task: str(task.language_model)),
     Kind(Similarity.kind, 16, _similarity, lambda task: str(task.model)),
 )
-"""In the order in which they are measured: those that read the subject model first."""
+"""The kinds in the order in which they are measured. Those that read the subject model come first."""

@@ -1,7 +1,7 @@
-"""One function per stage: the only place where the torch side and the LLM side meet.
+"""One function for each stage. This is the only place where the torch side and the LLM side meet.
 
-Every stage is idempotent: it skips what is done and says so, and goes on from where it was stopped. torch is imported
-only when a stage needs it, so explaining, scoring and querying run where it is not installed.
+Every stage is idempotent: it skips what is done, says so, and continues where it was stopped. torch is imported only
+when a stage needs it, so explaining, scoring and querying run without it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _REPORTED_VERSIONS = ("torch", "transformers", "openai", "duckdb", "numpy")
 
 
 def require_torch() -> None:
-    """InputError where the packages that run the language model are not installed. What follows may then import the
-    stages that need them, late and with their types."""
+    """Raise InputError if the packages that run the language model are not installed. After this call, stages that need
+    them can be imported."""
     try:
         import autointerp.stages.session  # noqa: F401
     except ModuleNotFoundError as error:
@@ -56,7 +56,7 @@ def require_torch() -> None:
 
 
 def gpu_session(config: Config, terminal: Terminal) -> Session:
-    """The model and what is read with it, loaded once they are needed. InputError where torch is not installed."""
+    """A session, which loads the model when it is needed. Raises InputError if torch is not installed."""
     require_torch()
     from autointerp.stages.session import Session
 
@@ -74,7 +74,7 @@ def _versions() -> dict[str, str]:
 
 
 def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]:
-    """The [[sae]] tables to work on: all of them, or the one named."""
+    """The [[sae]] tables to work on: all, or the named one."""
     if not config.sae:
         raise InputError("the configuration has no [[sae]] table; add one with a hookpoint")
     for sae in config.sae:
@@ -95,7 +95,7 @@ def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]
 def _labelling(
     config: Config, command: str, selection: Selection, terminal: Terminal, prompts: Path | None, dry_run: bool
 ) -> Iterator[Labelling]:
-    """As _recorded; for a dry run with the store open for reading, which leaves no row in `runs`."""
+    """The Labelling of a run made by `_recorded`. A dry run opens the store for reading and leaves no row in `runs`."""
     if dry_run:
         with Store.open(Path(config.store.path), read_only=True) as store:
             yield Labelling(config, store, "dry-run", selection, terminal, prompts)
@@ -109,9 +109,9 @@ def _recorded(
     config: Config, command: str, terminal: Terminal, create: bool = True, selection: Selection | None = None,
     is_summed_up: bool = False,
 ) -> Iterator[tuple[Store, str]]:  # fmt: skip
-    """The open store and the id of this run's row in `runs`, which tells afterwards how the run ended. `selection`: of
-    the features to label, for `status`. `is_summed_up`: the log's last line but for an error says what was done,
-    however it ended."""
+    """The open store and the id of this run's row in `runs`, which records how the run ended. `selection` (the features
+    to label) is kept for `status`. With `is_summed_up`, the log ends with a line that says what was done, however the
+    run ended; only an error follows it."""
     path, begun = Path(config.store.path), time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     seconds = config.store.snapshot_seconds
@@ -126,7 +126,7 @@ def _recorded(
         def sum_up() -> None:
             if not is_summed_up:
                 return
-            with suppress(AutointerpError):  # a store that is damaged, or on a full disk, cannot be asked
+            with suppress(AutointerpError):  # a damaged store, or one on a full disk, cannot be read
                 labelling.say_summary(store, run_id, command, time.monotonic() - begun, terminal)
 
         try:
@@ -147,7 +147,7 @@ def _recorded(
 
 @contextmanager
 def _told(path: Path, command: str, terminal: Terminal, part: str = "") -> Iterator[None]:
-    """While it lasts, `autointerp status` in another process tells how the command gets on."""
+    """Within this context, `autointerp status` in another process can show the command's progress."""
     with ProgressFile(path, command, part) as progress_file:
         terminal.watch(progress_file)
         try:
@@ -157,7 +157,7 @@ def _told(path: Path, command: str, terminal: Terminal, part: str = "") -> Itera
 
 
 def train(config: Config, dictionary: str | None, terminal: Terminal) -> None:
-    """Train every chosen SAE that names no path."""
+    """Train every chosen SAE whose table names no path."""
     require_torch()
     from autointerp.stages import training
 
@@ -181,7 +181,7 @@ def harvest(
     num_shards: int = 1,
     dry_run: bool = False,
 ) -> None:
-    """Collect evidence; one shard of several never touches the store, a single one is merged at once."""
+    """Collect evidence. One shard of several never touches the store; a single shard is merged at once."""
     check_methods(config.evidence.methods)
     session = gpu_session(config, terminal)
     from autointerp.stages import harvesting
@@ -206,7 +206,7 @@ def harvest(
 def evaluate(
     config: Config, dictionary: str | None, options: EvaluateOptions, terminal: Terminal
 ) -> list[Mapping[str, Any]]:
-    """How good the chosen dictionaries are, into sae_metrics; the rows."""
+    """Measure how good the chosen dictionaries are. Writes the rows to sae_metrics and returns them."""
     require_torch()
     from autointerp.stages import evaluating
 
@@ -220,8 +220,8 @@ def evaluate(
 def measure(
     config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, methods: Sequence[str] = ()
 ) -> int:
-    """Run the evidence methods that were not run yet on the chosen features (those of the configuration, those that
-    its explainer reads, and `methods`), then answer what scorers have asked of the model; how many tasks were
+    """Run evidence methods (the configured ones, those that its explainer reads, and `methods`) on the chosen features
+    on which they have not been run yet. Then answer what scorers have asked of the model. Returns how many tasks were
     measured."""
     check_methods((*config.evidence.methods, *methods))
     require_torch()
@@ -237,7 +237,7 @@ def measure(
 def _gather(
     session: Session, store: Store, saes: Sequence[SaeConfig], selection: Selection, methods: Sequence[str] = ()
 ) -> bool:
-    """Evidence beyond the harvest; whether any was gathered."""
+    """Gather evidence beyond the harvest. Returns whether there was any to gather."""
     from autointerp.stages import gathering
 
     config: Config = session.config
@@ -247,7 +247,7 @@ def _gather(
 
 
 def describe_methods(config: Config) -> str:
-    """The evidence methods that are run, for `doctor`. InputError where one of those named is not there."""
+    """Says for `doctor` which evidence methods are run. Raises InputError if a named one does not exist."""
     return ", ".join(method.name for method in check_methods(config.evidence.methods)) or "none"
 
 
@@ -274,8 +274,8 @@ def explain(
     prompts: Path | None = None,
 ) -> None:
     """Labels features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless it
-    was named for this once only (not `is_configured`). `prompts`: a folder of templates instead of the program's own,
-    here and below."""
+    was named for this run only (not `is_configured`). `prompts`, here and below, is a folder of templates that replace
+    the program's own."""
     with _labelling(config, "explain", selection, terminal, prompts, dry_run) as work:
         rows = labelling.dictionaries(work.store, config, dictionary)
         if dry_run:
@@ -298,7 +298,7 @@ def score(
     control: str | None = None,
     prompts: Path | None = None,
 ) -> None:
-    """Scores labels of one dictionary, or of all in the store; under a `control`, what stands in for them."""
+    """Scores labels of one dictionary, or of all in the store; under a `control`, the texts that replace them."""
     labelling.check_control(control)
     with _labelling(config, "score", selection, terminal, prompts, dry_run) as work:
         failed = 0
@@ -316,7 +316,7 @@ def score(
 
 
 def _random_sister(store: Store, row: DictionaryRow) -> DictionaryRow:
-    """The dictionary of the same model with random weights."""
+    """The dictionary's counterpart on the model with random weights."""
     wanted = random_name(row.name)
     for held in store.dictionaries():
         if held.name == wanted:
@@ -329,10 +329,10 @@ def random_name(dictionary: str) -> str:
 
 
 def with_random_weights(config: Config, saes: Sequence[SaeConfig]) -> Config:
-    """The configuration of the control `random_model`: random weights, and an SAE of the same size trained on them
-    for every one of `saes`. One that is loaded from a file is trained anew, with the k of its harvest.
+    """The configuration of the control `random_model`: random weights, and for each of `saes` an SAE of its size that
+    is trained on them. An SAE that is loaded from a file is trained anew, with the k of its harvest.
 
-    InputError where the store does not know such an SAE yet.
+    Raises InputError if the store does not know an SAE of that kind yet.
     """
     sisters = []
     for sae in saes:
@@ -358,8 +358,8 @@ def run(
     control: str | None = None,
     prompts: Path | None = None,
 ) -> None:
-    """Runs all stages in order; each skips what is done. Under the control `random_model` all of them run on the model
-    with random weights and make dictionaries of their own; other controls concern the scores alone."""
+    """Runs all stages in order; each skips what is done. Under the control `random_model` all stages run on the model
+    with random weights and make separate dictionaries. Other controls affect only the scores."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("torchrun starts several processes, and only `autointerp train` shares its work among them")
     labelling.check_control(control)
@@ -389,7 +389,7 @@ def run(
 
 
 def _score_and_measure(work: Labelling, row: DictionaryRow, sae: SaeConfig, control: str | None) -> int:
-    """Scores; where scorers asked something of the model, measures it and lets them judge. How many rows failed."""
+    """Scores. If scorers ask something of the model, measures it and lets them judge. Returns how many rows failed."""
     failed = labelling.score(work, row, control)
     store, terminal = work.store, work.terminal
     asked = store.tasks_to_measure(row.dictionary_id, store.selected_features(row.dictionary_id, work.selection))
@@ -409,8 +409,8 @@ def _score_and_measure(work: Labelling, row: DictionaryRow, sae: SaeConfig, cont
 def _gpu_stages(
     config: Config, saes: tuple[SaeConfig, ...], store: Store, selection: Selection, terminal: Terminal
 ) -> bool:
-    """Train, harvest and merge what is missing, and gather evidence; whether anything was done. Where torch is not
-    installed, labelling goes on with what the store holds, and says so."""
+    """Train, harvest and merge what is missing, and gather evidence. Returns whether anything was done. Without torch
+    it only says that labelling continues with what the store holds, or raises InputError if a dictionary is missing."""
     try:
         require_torch()
     except InputError as error:
@@ -444,8 +444,8 @@ def _forecast_run(
 
 
 def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal, as_json: bool = False) -> None:
-    """Look for leakage, recompute stored activations, and check splits and the row ledger (opening the store checks
-    the latter). `as_json`: the leakage reports as JSON are all that is printed as a result."""
+    """Look for leakage, recompute stored activations, and check the splits and the row ledger (the ledger is checked as
+    the store opens). With `as_json` the only printed result is the leakage reports as JSON."""
     require_torch()
     from autointerp.stages import verifying
 
@@ -459,10 +459,10 @@ def verify(config: Config, dictionary: str | None, sample: int, terminal: Termin
 
 
 def verify_leakage(path: Path, dictionary: str | None, terminal: Terminal, as_json: bool = False) -> None:
-    """Look for leakage in one dictionary of the store at `path`, or in all; needs neither model nor SAE.
+    """Look for leakage in one dictionary of the store at `path`, or in all. This needs neither model nor SAE.
 
-    Raises InputError where there is nothing to check; AutointerpError (exit 1) where explain and held-out text, or
-    selection and reporting, are not apart.
+    Raises InputError if there is nothing to check, and AutointerpError (exit 1) if explain and held-out text, or
+    selection and reporting, are not separate.
     """
     with open_for_reading(path, terminal.say) as store:
         rows = [store.dictionary(dictionary)] if dictionary else store.dictionaries() or [store.dictionary()]

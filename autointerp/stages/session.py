@@ -1,4 +1,4 @@
-"""What the stages that run the language model share: the model, and an SAE that fits it."""
+"""The session that all stages with a language model share. It has the model and the SAEs that fit it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
 TRAINED = "trained.json"
-"""Beside a finished SAE: what it was trained with, so that a second run knows it is done."""
+"""The file beside a finished SAE that says how it was trained, so that a second run knows that it is done."""
 
 
 class Session:
-    """What one command shares between stages: the configuration, the terminal, and the model once it is needed."""
+    """The state that one command's stages share: the configuration, the terminal, and the model, loaded when needed."""
 
     def __init__(self, config: Config, terminal: Terminal) -> None:
         self.config, self.terminal = config, terminal
@@ -52,8 +52,8 @@ class Session:
         return self._loaded
 
     def check_corpus(self) -> None:
-        """InputError where no text can be read, before a model is loaded for it. Reads up to the first document that is
-        usable; a data set of the hub is left to the reading itself."""
+        """Raise InputError if the corpus has no usable text, before a model is loaded for it. Reads up to the first
+        usable document. A data set of the hub is not checked here."""
         if self._loaded is not None or self.config.corpus.source.startswith("hf:"):
             return
         documents = read_documents(self.config.corpus, CorpusReport(), lambda messages: str(messages))
@@ -65,7 +65,7 @@ class Session:
         report: CorpusReport | None = None,
         wanted: Callable[[int], bool] = lambda index: True,
     ) -> Iterator[WorkUnit]:
-        """The `wanted` work units of the configured corpus, or of another."""
+        """The `wanted` work units of `corpus`, or of the configured corpus."""
         corpus, report, tokenizer = corpus or self.config.corpus, report or CorpusReport(), self.model().tokenizer
         documents = read_documents(corpus, report, chat_renderer(tokenizer))
         return work_units(documents, tokenizer, corpus, wanted=wanted, report=report)
@@ -78,7 +78,7 @@ class Session:
         )
 
     def describe_corpus(self) -> str:
-        """Reads the first documents."""
+        """Says whether the corpus can be read, after reading its first documents. Raises InputError if it cannot."""
         report, loaded = CorpusReport(), self.model()
         documents = read_documents(self.config.corpus, report, chat_renderer(loaded.tokenizer))
         first = next(documents, None)
@@ -99,30 +99,30 @@ class Session:
         return f"{folder}: {weights.d_sae:,} features of {sae.hookpoint}, width {width}, sha256 {sha256[:16]}"
 
     def sae_folder(self, sae: SaeConfig) -> Path:
-        """Where the SAE is, or will be once it is trained."""
+        """The folder of the SAE, which may still have to be trained."""
         if sae.path:
             return local_folder(sae.path)
         return Path(self.config.store.path).parent / "sae" / file_name(sae.dictionary)
 
     def point(self, text: str) -> Hookpoint:
-        """A hookpoint by its module path, or by TransformerLens's name for it."""
+        """The hookpoint with this module path, or with this TransformerLens name."""
         if text.startswith(("blocks.", "hook_")):
             text = to_module_path(text, self.model().model)
         return Hookpoint.parse(text)
 
     def points(self, sae: SaeConfig) -> tuple[Hookpoint, Hookpoint | None]:
-        """What the SAE reads and, for a transcoder, what it writes."""
+        """The hookpoint that the SAE reads and, for a transcoder, the one that it writes."""
         output = None if sae.output_hookpoint is None else self.point(sae.output_hookpoint)
         return self.point(sae.hookpoint), output
 
     def work_folder(self, sae: SaeConfig) -> Path:
-        """Harvested units wait here for the merge."""
+        """The folder in which harvested units wait for the merge."""
         store = Path(self.config.store.path)
         return store.with_suffix(".work") / file_name(sae.dictionary)
 
 
 def file_name(name: str) -> str:
-    """A dictionary's name as a file name: never a path, and no two names the same."""
+    """A dictionary's name as a file name. It is never a path, and different names give different file names."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".")[:100] or "sae"
     return plain if plain == name else f"{plain}-{digest(name)[:8]}"
 
@@ -136,7 +136,7 @@ def d_sae_of(sae: SaeConfig, d_in: int) -> int:
 
 
 def model_key(config: Config) -> list[Any]:
-    """What the activations depend on. A folder counts by its content, so a project may be moved."""
+    """Everything that the activations depend on. A folder counts by its content, so a project may be moved."""
     folder = Path(config.model.name)
     name = folder_sha256(folder) if folder.is_dir() else config.model.name
     key = [name, config.model.revision, config.model.dtype]
@@ -144,7 +144,7 @@ def model_key(config: Config) -> list[Any]:
 
 
 def corpus_key(config: Config) -> list[Any]:
-    """The text and how it is cut, wherever it lies."""
+    """The text and how it is cut. The corpus's place does not count."""
     return [corpus_fingerprint(config.corpus), asdict(placeless(config.corpus))]
 
 
@@ -153,7 +153,7 @@ def placeless(corpus: CorpusConfig) -> CorpusConfig:
 
 
 def dictionary_id_of(session: Session, store: Store, sae: SaeConfig, weights: Sae, sha256: str) -> int:
-    """The dictionary's id in the store; MismatchError where the name is taken by another SAE or model."""
+    """The dictionary's id in the store. Raises MismatchError if another SAE or model has taken its name."""
     loaded = session.model()
     return store.add_dictionary(
         name=sae.dictionary,
@@ -172,8 +172,8 @@ def dictionary_id_of(session: Session, store: Store, sae: SaeConfig, weights: Sa
 
 
 def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
-    """The SAE on the model's device and its sha256, checked against the widths of its hookpoints and against what its
-    file says of the model's treatment."""
+    """The SAE on the model's device, and its sha256. Checks the widths of its hookpoints, and whether this run treats
+    the model as the SAE's file says."""
     folder = session.sae_folder(sae)
     if not folder.exists():
         raise InputError(f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table")
@@ -195,8 +195,8 @@ def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
 
 
 def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[DictionaryRow, Sae]:
-    """The store's dictionary and its SAE on the model's device. MismatchError where SAE, model or tokenizer are not
-    those that the dictionary was made with, InputError where the store has no such dictionary."""
+    """The store's dictionary and its SAE on the model's device. Raises MismatchError if the dictionary was made with
+    another SAE, model or tokenizer, and InputError if the store has no such dictionary."""
     row, folder = store.dictionary(sae.dictionary), session.sae_folder(sae)
     if not folder.exists():
         raise InputError(f"there is no SAE at {folder}, with which the store's dictionary {row.name!r} was made")
@@ -218,7 +218,7 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
 
 
 def _check_origin(session: Session, sae: SaeConfig, weights: Sae, folder: Path) -> None:
-    """MismatchError or InputError where the SAE was trained, by its file, on something else than it is to read."""
+    """Raise MismatchError or InputError if the SAE, by its file, was trained on something else than it will read."""
     check_processing(weights.metadata)
     wanted, corpus, loaded = wants_bos(weights.metadata), session.config.corpus, session.model()
     has_bos = corpus.prepend_bos != "never" and loaded.tokenizer.bos_token_id is not None
@@ -239,7 +239,7 @@ def _check_origin(session: Session, sae: SaeConfig, weights: Sae, folder: Path) 
 
 
 def warn_of_misfit(session: Session, sae: SaeConfig, weights: Sae) -> None:
-    """Says so where a loaded SAE explains hardly anything of the first tokens: hookpoint, model or scaling is wrong."""
+    """Warns if a loaded SAE explains hardly anything of the first tokens: its hookpoint, model or scaling is wrong."""
     point, output = session.points(sae)
     excluded = TokenText(session.model().tokenizer).excluded_ids(session.config.corpus.exclude_tokens)
     batch_tokens = session.config.model.batch_tokens

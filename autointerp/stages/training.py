@@ -1,4 +1,4 @@
-"""The stage that trains dictionaries, all of them together from one stream of activations."""
+"""The stage that trains all dictionaries together from one stream of activations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from autointerp.terminal import Progress, Terminal
 
 
 def _training_key(config: Config, sae: SaeConfig) -> str:
-    """Changes when a trained SAE would: model, text, hookpoint, sizes, recipe."""
+    """A hash of everything on which a trained SAE depends: model, text, hookpoint, sizes, recipe."""
     return digest(
         {
             "model": model_key(config),
@@ -49,7 +49,7 @@ def _training_key(config: Config, sae: SaeConfig) -> str:
 
 @contextmanager
 def parallel_processes() -> Iterator[bool]:
-    """Joins the processes that torchrun started, if it did; whether this is the one that writes."""
+    """Joins the processes that torchrun started, if any. Yields whether this is the process that writes."""
     parallel.start()
     try:
         yield parallel.is_first()
@@ -58,9 +58,9 @@ def parallel_processes() -> Iterator[bool]:
 
 
 def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> bool:
-    """Train those of `saes` that name no path and are not there yet, together from one stream of activations; whether
-    anything was done. Metrics go to the store and to metrics.jsonl. Under torchrun only the first process has a store,
-    and only it writes.
+    """Train those of `saes` that name no path and do not exist yet, together from one stream of activations. Returns
+    whether anything was done. Metrics go to the store and to metrics.jsonl. Under torchrun only the first process has a
+    store, and only it writes.
     """
     config, terminal = session.config, session.terminal
     with terminal.working("reading the corpus and the model for their hashes"):
@@ -115,7 +115,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
 
 
 class _Filling:
-    """Progress while the shuffle buffer is filled: a step of its own, which begins again at every refill."""
+    """The progress of filling the shuffle buffer, as a separate step that restarts at every refill."""
 
     def __init__(self, terminal: Terminal, names: str) -> None:
         self._terminal, self._names = terminal, names
@@ -142,7 +142,7 @@ class _Filling:
 
 
 def _is_trained(session: Session, sae: SaeConfig, key: str) -> bool:
-    """Raises MismatchError where an SAE stands in the folder that was trained in another way."""
+    """Whether the SAE is trained already. Raises MismatchError if its folder holds one that was trained differently."""
     folder = session.sae_folder(sae)
     if not (folder / TRAINED).exists():
         return False
@@ -183,7 +183,7 @@ def _keep_trained(session: Session, store: Store, sae: SaeConfig, weights: Sae, 
     store.insert_metrics(dictionary_id, metrics)
     mark = json.dumps({"key": key, "sae_sha256": sha256}) + "\n"
     files.write_atomically(folder / TRAINED, lambda temporary: temporary.write_text(mark, encoding="utf-8"))
-    last = {row["metric"]: row["value"] for row in metrics}  # a run killed at its very end has no step left to tell of
+    last = {row["metric"]: row["value"] for row in metrics}  # not the loop's: a run killed at its very end has no steps left
     session.terminal.say(
         f"{sae.dictionary}: trained {weights.d_sae:,} features ({sae.architecture}), unexplained variance "
         f"{last['reconstruction']:.3f} at L0 {last['l0']:.1f} -> {folder}"
@@ -191,7 +191,7 @@ def _keep_trained(session: Session, store: Store, sae: SaeConfig, weights: Sae, 
 
 
 def _all_metrics(path: Path) -> list[Mapping[str, Any]]:
-    """Every logged step, those before a resume included."""
+    """The metrics of every logged step, those before a resume included."""
     rows: list[Mapping[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         logged = json.loads(line)

@@ -14,9 +14,10 @@ from autointerp.store.store import Store
 
 
 def verify(session: Session, store: Store, sae: SaeConfig, sample: int, leaks: Sequence[str] = ()) -> None:
-    """Check the store against model and SAE. MismatchError (exit 8) where they do not belong together; AutointerpError
-    (exit 1) where a recomputed activation differs beyond the tolerance, or a law of the store does not hold. `leaks`:
-    what the leakage check found broken, reported with the rest."""
+    """Check the store against model and SAE. `leaks` are the laws that the leakage check found broken, which are
+    reported with the rest. Raises MismatchError (exit 8) if store, model and SAE do not belong together, and
+    AutointerpError (exit 1) if a recomputed activation differs beyond the tolerance, or a law of the store is
+    broken."""
     terminal, (row, weights), loaded = session.terminal, matching_sae(session, store, sae), session.model()
     with terminal.working(f"{row.name}: checking the rows"):
         broken = [*store.check(), *leaks]

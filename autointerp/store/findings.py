@@ -1,4 +1,4 @@
-"""Findings of evidence methods, and what scorers ask of the model: writing and reading.
+"""Writes and reads the findings of evidence methods, and the tasks that scorers give to the model.
 
 A method's rows and its rows in `method_runs` are written in one transaction, so a feature either has both or neither.
 """
@@ -19,13 +19,13 @@ from autointerp.store.values import as_json, clean
 
 @dataclass(frozen=True, slots=True)
 class MethodRun:
-    """One method was run on one feature, and how that ended."""
+    """One run of a method on one feature, and how it ended."""
 
     feature: int
     status: str = "ok"
     error: str | None = None
     n_forwards: int = 0
-    """Sequences that the model read."""
+    """The number of sequences that the model read."""
     n_tokens: int = 0
 
 
@@ -33,21 +33,21 @@ class StoreFindings(StoreConnection):
     # --- evidence methods ------------------------------------------------------------------------------------------
 
     def finding_tables(self) -> list[FindingTable]:
-        """The tables of the built-in methods, then those that other methods brought to this store."""
+        """The tables of the built-in methods, then those that other methods added to this store."""
         return tables_in(self)
 
     def finding_table(self, method: str) -> FindingTable:
-        """Raises InputError where no method of that name has a table in this store."""
+        """The method's table. Raises InputError if no method of that name has a table in this store."""
         for table in self.finding_tables():
             if table.method == method:
                 return table
         raise InputError(f"{self.path} has no table of an evidence method {method!r}")
 
     def add_finding_table(self, table: FindingTable) -> None:
-        """Makes a method's own table where the store does not have it yet; a built-in one is there.
+        """Makes a method's own table if the store does not have it yet. Built-in tables already exist.
 
-        Raises InputError: it cannot be made as it is declared, its name is taken, or the store holds the method's table
-        with other columns.
+        Raises InputError if the table cannot be made as declared, if its name is taken, or if the store holds the
+        method's table with other columns.
         """
         if table in BUILT_IN:
             return
@@ -74,10 +74,11 @@ class StoreFindings(StoreConnection):
         self, method: str, dictionary_id: int, harvest_id: int, settings_sha256: str, runs: Sequence[MethodRun],
         columns: Mapping[str, Sequence[Any]],
     ) -> None:  # fmt: skip
-        """Sets what `method` found of the features in `runs`, and removes what an earlier run had found of them.
+        """Writes what `method` found of the features in `runs`, and removes an earlier run's findings of them.
 
-        `columns`: those of the method's table, without dictionary_id and harvest_id; equally long, in any order of
-        features, all of which are in `runs`. A table of the method's own was added by `add_finding_table`.
+        `columns` are those of the method's table without dictionary_id and harvest_id. They have equal lengths, and
+        list features in any order, all of which must be in `runs`. `add_finding_table` must have added a method's own
+        table.
         """
         table = self.finding_table(method).name
         features = [run.feature for run in runs]
@@ -118,7 +119,7 @@ class StoreFindings(StoreConnection):
             )
 
     def features_studied(self, method: str, dictionary_id: int, harvest_id: int, settings_sha256: str) -> set[int]:
-        """Features on which `method` was run on this harvest with these settings."""
+        """The features on which `method` was run for this harvest with these settings."""
         found = self.rows(
             "SELECT feature FROM method_runs WHERE dictionary_id = ? AND method = ? AND harvest_id = ? "
             "AND settings_sha256 = ?",
@@ -127,7 +128,7 @@ class StoreFindings(StoreConnection):
         return {int(feature) for (feature,) in found}
 
     def features_with_findings(self, method: str, dictionary_id: int) -> set[int]:
-        """Features of which `method` (an evidence method, or vocab_projection) found anything that says something."""
+        """The features for which `method` (an evidence method, or vocab_projection) found anything informative."""
         name, found_where = "vocab_projection", "true"
         if method != "vocab_projection":
             table = self.finding_table(method)
@@ -138,7 +139,7 @@ class StoreFindings(StoreConnection):
         return {int(feature) for (feature,) in found}
 
     def shape_labels(self, dictionary_id: int) -> dict[int, FeatureShape]:
-        """Shapes that are a label by themselves."""
+        """The shapes that are a label by themselves, by feature."""
         found = self.rows(
             "SELECT feature, kind, unigram, unigram_purity, position_dependence, text, rule FROM feature_shapes "
             "WHERE dictionary_id = ? AND trim(text) <> '' ORDER BY feature",
@@ -147,7 +148,7 @@ class StoreFindings(StoreConnection):
         return {int(feature): FeatureShape(*values) for feature, *values in found}
 
     def findings(self, table: FindingTable, dictionary_id: int, features: Sequence[int]) -> dict[int, list[Row]]:
-        """The rows of a method's table by feature, each by column name and in the table's order. Features without any
+        """The rows of a method's table by feature, as dicts by column name, in the table's order. Features without rows
         have no entry."""
         wanted = [int(f) for f in features]
         result: dict[int, list[Row]] = {}
@@ -163,8 +164,8 @@ class StoreFindings(StoreConnection):
         return result
 
     def findings_of(self, dictionary_id: int, features: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """For every feature asked for, the fields of FeatureEvidence that evidence methods fill; without those for
-        which nothing was found."""
+        """For every given feature, the fields of FeatureEvidence that evidence methods fill. Fields without findings
+        are left out."""
         result: dict[int, dict[str, Any]] = {int(f): {} for f in features}
         for table in BUILT_IN:
             if table.fills is not None and table.read is not None:
@@ -173,10 +174,11 @@ class StoreFindings(StoreConnection):
         return result
 
     def findings_page(self, dictionary_id: int, feature: int) -> dict[str, Any]:
-        """The findings on one feature for a reader, and what only a reader wants: dicts by column, in order of rank.
+        """The findings on one feature for a person, with details that only a person needs: dicts by column, in order of
+        rank.
 
-        Keys: those of every method's table (see FindingTable.page_key), a list of rows each, or one row (None where
-        there is none) of a table that has one row for a feature; and method_runs.
+        The keys are method_runs and the key of every method's table (see FindingTable.page_key). A table with one row
+        for a feature gives that row, or None if there is no row; every other table gives a list of rows.
         """
         page: dict[str, Any] = {}
         for table in self.finding_tables():
@@ -196,13 +198,13 @@ class StoreFindings(StoreConnection):
         return page
 
     def _labels(self, dictionary_id: int, features: Iterable[int]) -> dict[int, str | None]:
-        """The label of each feature, looked up one at a time: a list would be picked out of all labels."""
+        """The label of each feature. They are looked up one at a time: given a list, DuckDB would read all labels."""
         sql = "SELECT label FROM labels WHERE dictionary_id = ? AND feature = ?"
         found = {feature: self.rows(sql, [dictionary_id, feature]) for feature in features}
         return {feature: rows[0][0] if rows else None for feature, rows in found.items()}
 
     def method_counts(self, dictionary_id: int) -> list[dict[str, Any]]:
-        """method, status and n: on how many features a method was run, and what came of it."""
+        """On how many features (n) each method was run with each status. The keys are method, status and n."""
         return self.dicts(
             "SELECT method, status, count(*) AS n FROM method_runs WHERE dictionary_id = ? GROUP BY ALL ORDER BY ALL",
             [dictionary_id],
@@ -211,7 +213,7 @@ class StoreFindings(StoreConnection):
     # --- what scorers ask of the model -----------------------------------------------------------------------------
 
     def waiting_tasks(self, dictionary_id: int) -> dict[str, int]:
-        """How many tasks of each kind wait to be measured."""
+        """The number of tasks of each kind that wait to be measured."""
         return dict(
             self.rows(
                 "SELECT kind, count(*) FROM measure_tasks ANTI JOIN measurements USING (task_id) "
@@ -221,7 +223,7 @@ class StoreFindings(StoreConnection):
         )
 
     def insert_tasks(self, tasks: Sequence[MeasureTask]) -> None:
-        """Adds tasks; one that is there already stays as it is."""
+        """Adds tasks. A task that the store already has stays unchanged."""
         unique = list({task.task_id: task for task in tasks}.values())
         if not unique:
             return
@@ -238,7 +240,7 @@ class StoreFindings(StoreConnection):
             )  # fmt: skip
 
     def insert_measurements(self, measurements: Sequence[Measurement]) -> None:
-        """Adds the model's answers; of a task that was measured already the first answer stays."""
+        """Adds the model's answers. A task that was measured already keeps its first answer."""
         unique = list({m.task_id: m for m in measurements}.values())
         if not unique:
             return
@@ -255,7 +257,7 @@ class StoreFindings(StoreConnection):
             )  # fmt: skip
 
     def tasks_to_measure(self, dictionary_id: int, features: Sequence[int] | None = None) -> list[MeasureTask]:
-        """Tasks without a measurement, of the given features or of all, in order of kind and feature."""
+        """The tasks without a measurement, for the given features or for all, in order of kind and feature."""
         found = self.rows(
             "SELECT task_id, dictionary_id, feature, explanation_id, kind, payload FROM measure_tasks "
             "ANTI JOIN measurements USING (task_id) WHERE dictionary_id = ? "
@@ -265,7 +267,7 @@ class StoreFindings(StoreConnection):
         return [_task(*row) for row in found]
 
     def firing_features(self, dictionary_id: int) -> dict[int, tuple[str, float]]:
-        """Every feature that fires, with its status and its largest activation (raw units, above 0)."""
+        """Every feature that fires: its status and its largest activation (raw units, above 0)."""
         found = self.rows(
             "SELECT feature, status, max_activation FROM features WHERE dictionary_id = ? AND max_activation > 0 "
             "ORDER BY feature",
@@ -274,7 +276,7 @@ class StoreFindings(StoreConnection):
         return {int(feature): (status, value) for feature, status, value in found}
 
     def tasks_of(self, task_ids: Sequence[str]) -> dict[str, MeasureTask]:
-        """Those of the tasks that were asked."""
+        """The tasks with these ids that are in the store, by id."""
         found = self.rows(
             "SELECT task_id, dictionary_id, feature, explanation_id, kind, payload FROM measure_tasks "
             "WHERE task_id IN (SELECT unnest(?::VARCHAR[]))",
@@ -283,7 +285,7 @@ class StoreFindings(StoreConnection):
         return {row[0]: _task(*row) for row in found}
 
     def measurements_of(self, task_ids: Sequence[str]) -> dict[str, Measurement]:
-        """Those of the tasks that were measured."""
+        """The measurements of the tasks with these ids that were measured, by id."""
         found = self.rows(
             "SELECT task_id, status, result, error, n_forwards, n_tokens FROM measurements "
             "WHERE task_id IN (SELECT unnest(?::VARCHAR[]))",

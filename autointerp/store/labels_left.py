@@ -1,4 +1,4 @@
-"""Labels that still wait for a scorer, perhaps a million. Their ids are held; their rows are read when needed."""
+"""The labels that still wait for a scorer, perhaps a million. Only their ids are held; rows are read when needed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import select_list
 
 AT_ONCE = 256
-"""Labels read in one query where they are looked at one by one; those of the last query stay in memory."""
+"""Labels that one query reads for access by index. The last query's labels stay in memory."""
 AT_ONCE_OF_ALL = 8192
-"""Labels read in one query where all of them are gone through."""
+"""Labels that one query reads for an iteration over all."""
 
 
 class LabelsLeft(Sequence[Explanation]):

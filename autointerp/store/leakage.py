@@ -1,9 +1,9 @@
-"""How much of the text behind one dictionary's scores its explainers had already seen (laws 3 and 9).
+"""Checks how much of the text behind one dictionary's scores its explainers had already seen (laws 3 and 9).
 
-All stored contexts of the dictionary's current harvest are compared. It is a law that no document and no snippet's text
-stands in two splits, and that every score was made on the part it names: LeakageReport.broken lists what does not hold.
+All stored contexts of the dictionary's current harvest are compared. By law no document and no snippet's text is in two
+splits, and every score was made on the part that it names. LeakageReport.broken lists what does not hold.
 Near-duplicates (licence headers, generated code, quoted mail) are a property of the corpus that a split by document
-cannot rule out: they are counted, and the features whose scores they may lift are named.
+cannot rule out. They are counted, and the report names the features whose scores they may lift.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 
 NGRAM = 8
-"""Tokens of a shingle."""
+"""Number of tokens in a shingle."""
 THRESHOLD = 0.5
-"""Overlap (Jaccard, 0..1); two contexts with a larger one are near-duplicates."""
+"""Two contexts with a larger overlap (Jaccard, 0..1) are near-duplicates."""
 SHOWN = 5
 """How many example pairs the report gives for each part, and how many features the printed text names."""
 _BLOCK_TOKENS = 2**21
@@ -53,7 +53,7 @@ _SNIPPETS = """
         GROUP BY split, ids_hash, text
     )
 """
-# The split of a window counts as well as that of its contexts: where they differ, the document is on both sides.
+# A window's own split counts as well as its contexts' splits. If they differ, the document is on both sides.
 _DOCUMENTS = """
     SELECT count(*) FILTER (len(splits) > 1), count(*) FILTER (list_has_all(splits, ['select', 'report']))
     FROM (
@@ -120,17 +120,17 @@ class LeakageReport:
     n_shared_documents: int
     """Documents with contexts in more than one split."""
     n_shared_texts: int
-    """Texts of contexts, of any features, that stand in more than one split."""
+    """Texts of contexts, of any features, that are in more than one split."""
     n_documents_in_both_parts: int
-    """Those of the shared documents that are in both select and report."""
+    """Documents with contexts in both select and report."""
     n_texts_in_both_parts: int
     n_misplaced_predictions: int
     """Predictions that were made on a context of another split than their score's part."""
     near: list[PartNear]
-    """For select, then for report."""
+    """The near-duplicates in select, then those in report."""
 
     def broken(self) -> list[str]:
-        """What does not hold, one line each; empty where no law is broken."""
+        """The broken laws, one line each; empty if all hold."""
         counts = {
             "documents with contexts in more than one split": self.n_shared_documents,
             "snippets whose text stands in more than one split": self.n_shared_texts,
@@ -167,15 +167,16 @@ class LeakageReport:
         return [f"{self.dictionary}: {line}" for line in found]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON, with `broken` among them."""
+        """The report as plain values, fit for JSON, `broken` included."""
         return {**asdict(self), "broken": self.broken()}
 
 
 def check_leakage(store: Store, row: DictionaryRow, ngram: int = NGRAM, threshold: float = THRESHOLD) -> LeakageReport:
-    """The leakage report of one dictionary. `ngram`: tokens of a shingle; `threshold`: overlap, 0 <= threshold < 1.
+    """The leakage report of one dictionary. `ngram` is the number of tokens in a shingle, `threshold` the largest
+    overlap that is not reported (0 <= threshold < 1).
 
-    Memory grows with the stored contexts only (some 50 bytes each). Raises InputError where the
-    dictionary has no stored contexts, or for values out of range.
+    Memory grows only with the stored contexts (some 50 bytes each). Raises InputError if the dictionary has no stored
+    contexts, or for values out of range.
     """
     if ngram < 1:
         raise InputError(f"a shingle needs at least one token, not {ngram}")
@@ -212,7 +213,7 @@ def _two(answer: duckdb.DuckDBPyConnection) -> tuple[int, int]:
 
 
 class _Side:
-    """The contexts and snippets of one split; contexts come in the order of their snippets."""
+    """The contexts and snippets of one split. Contexts are in the order of their snippets."""
 
     def __init__(self, cursor: duckdb.DuckDBPyConnection, split: Split) -> None:
         self.split, self._cursor = split, cursor
@@ -233,7 +234,7 @@ class _Side:
         self.first = np.searchsorted(self.snippets, np.arange(len(self.lengths) + 1))
 
     def blocks(self) -> Iterator[tuple[int, Ints, Ints]]:
-        """All snippets, a bounded number of tokens at a time: (number of the first snippet, tokens, lengths)."""
+        """Yields all snippets, a bounded number of tokens at a time: (number of the first snippet, tokens, lengths)."""
         for low, high in runs(np.arange(len(self.lengths)), self.lengths, _BLOCK_TOKENS):
             found = self._cursor.execute(
                 """SELECT w.token_ids[s.place.low + 1 : s.place.high] AS ids
@@ -245,7 +246,7 @@ class _Side:
 
 
 class _Part:
-    """What has been found so far for one held-out part."""
+    """The near-duplicates found so far in one held-out part."""
 
     def __init__(self, side: _Side) -> None:
         self.side = side
@@ -286,7 +287,7 @@ class _Part:
 
 
 class _OwnContexts:
-    """Which explain snippets each feature has."""
+    """Tells which explain snippets each feature has."""
 
     def __init__(self, explain: _Side) -> None:
         self._n = max(1, len(explain.lengths))

@@ -1,8 +1,7 @@
-"""Merging: the folders of harvested units become a new evidence file, which takes the old one's place, and the rows of
-table features.
+"""Merges the folders of harvested units into a new evidence file, which replaces the old one, and into table features.
 
-The rows are a function of the union of the units, and ids are assigned in a fixed order, so any sharding or folding
-gives the same tables. Everything happens in temporary tables of a cursor, within a memory limit.
+The rows depend only on the union of the units, and ids are assigned in a fixed order, so any sharding or folding gives
+the same tables. All work is done in temporary tables of a cursor, within a memory limit.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from autointerp.store.store import Store
 from autointerp.store.unit_tables import ListBounds, copy, read_units, reading_units, reduce_units
 
 PER_TOKEN, PER_NEIGHBOUR, MOST_DRAWS = 8, 3, 64
-"""Candidate tiles for each negative that is wanted: per token, per neighbour, and the most that are drawn at random."""
+"""Candidate tiles for each wanted negative: per token, per neighbour, and the most that are drawn at random."""
 WINDOWS_AT_ONCE = 2048
-"""Windows that are decoded, and written, in one statement."""
+"""The number of windows that one statement decodes or writes."""
 FEATURES_AT_ONCE = 256
-"""Features whose contexts are written in one statement."""
+"""The number of features whose contexts one statement writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,8 @@ class UnitTotals:
 
 @dataclass(frozen=True, slots=True)
 class HistogramEdges:
-    """Upper edge of each bin, which is the lower edge of the next; the last bin has none. For tokens and for tiles'
-    maxima."""
+    """The upper edge of each bin, which is the lower edge of the next, for tokens and for tiles' maxima. The last bin
+    has no upper edge."""
 
     tokens: np.ndarray
     tiles: np.ndarray
@@ -51,7 +50,7 @@ class HistogramEdges:
 
 @dataclass(frozen=True, slots=True)
 class MergeSource:
-    """What a merge reads."""
+    """The input of a merge."""
 
     folders: Sequence[Path]
     neighbours: Mapping[str, np.ndarray]
@@ -67,7 +66,7 @@ class MergeSource:
 
 @dataclass(frozen=True, slots=True)
 class MergeTarget:
-    """The rows that a merge belongs to (Store.add_dictionary, add_corpus and add_harvest make them)."""
+    """The ids of the rows to which a merge belongs (made by Store.add_dictionary, add_corpus and add_harvest)."""
 
     dictionary_id: int
     corpus_id: int
@@ -75,7 +74,7 @@ class MergeTarget:
 
 
 def bounds_of(config: HarvestConfig) -> ListBounds:
-    """How long the lists of units and folds are: twice what a merge keeps, since a merge drops texts that also stand in
+    """The lengths of the lists in units and folds: twice what a merge keeps, since a merge drops texts that are also in
     an earlier split."""
     return ListBounds(2 * config.top_contexts, 2 * config.sampled_contexts, config.negative_pool_windows)
 
@@ -89,10 +88,10 @@ def merge_units(
     memory_limit: str | None = None,
     threads: int | None = None,
 ) -> dict[str, int]:
-    """Replaces the dictionary's evidence and features by those of the units; other dictionaries stay as they are.
+    """Replaces the dictionary's evidence and features by those of the units. Other dictionaries are not changed.
 
-    Returns counts (contexts, windows, features of each status). Raises DiskFullError, DamagedError (a Parquet file that
-    cannot be read), InputError (no units).
+    Returns counts (contexts, windows, features of each status). Raises DiskFullError, DamagedError (a Parquet file
+    cannot be read) and InputError (there are no units).
     """
     if not source.folders:
         raise InputError("there are no harvested units to merge; run `autointerp harvest` first")
@@ -133,7 +132,7 @@ def _merge(
 ) -> dict[str, int]:
     features_file = _features_file(new_file)
     con = store.con.cursor()
-    con.execute("DETACH DATABASE IF EXISTS building")  # of an attempt that failed
+    con.execute("DETACH DATABASE IF EXISTS building")  # left by an attempt that failed
     remove_leftovers(store)
     try:
         with _limits(con, memory_limit, threads):
@@ -167,7 +166,7 @@ def _merge(
 
 @contextmanager
 def _limits(con: duckdb.DuckDBPyConnection, memory_limit: str | None, threads: int | None) -> Iterator[None]:
-    """DuckDB's settings while a merge works; afterwards its defaults. They hold for every connection to the store."""
+    """Sets DuckDB's limits for the time of a merge, then resets them. They apply to every connection to the store."""
     wanted = {"memory_limit": memory_limit, "threads": threads, "preserve_insertion_order": False}
     wanted = {name: value for name, value in wanted.items() if value is not None}
     try:
@@ -217,8 +216,9 @@ def _table(con: duckdb.DuckDBPyConnection, name: str, **columns: np.ndarray) -> 
 
 
 def _draw_random_tiles(con: duckdb.DuckDBPyConnection, config: HarvestConfig) -> None:
-    """Makes table random_tiles (feature, split, tile_id, turn): for every feature and split, uniform draws with
-    replacement, so many that about twice `negatives` of the tiles are silent (at most MOST_DRAWS times `negatives`)."""
+    """Makes table random_tiles (feature, split, tile_id, turn): uniform draws with replacement for every feature and
+    split. Their number is such that about twice `negatives` of the tiles are silent, but at most MOST_DRAWS times
+    `negatives`."""
     rows = con.execute(_ACTIVE_SHARES).fetchnumpy()
     feature, split, n_tiles = (np.asarray(rows[c], dtype=np.int64) for c in ("feature", "split", "n_tiles"))
     silent = np.maximum(1 - np.asarray(rows["n_active"], dtype=np.int64) / n_tiles, 1 / MOST_DRAWS)

@@ -4,7 +4,7 @@ shingles.
 The shingles of a sequence are its distinct runs of n tokens; a sequence shorter than n is a single shingle. Shingles
 are compared by 64-bit hashes: among ten million of them, the chance that any two are wrongly taken for equal is below
 1e-5. The overlap of two sequences is |A and B| / |A or B|. With n = 8, two stretches of 32 tokens overlap by more than
-0.5 where one is the other moved by up to 8 tokens, or where one token in the middle differs.
+0.5 if one is the other shifted by up to 8 tokens, or if one token in the middle differs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Ints = NDArray[np.int64]
 Pairs = tuple[Ints, Ints, NDArray[np.float64]]
 
 _EXPANDED = 2**21
-"""Shared shingles listed at a time. This bounds the memory where much text repeats."""
+"""The most shared shingles listed at a time. This bounds the memory if much text repeats."""
 _DENSE = 8
-"""Pairs are counted in a table while it has at most so many counters for every shared shingle, else by sorting."""
+"""Pairs are counted in a table if it has at most this many counters for every shared shingle, or else by sorting."""
 _MULTIPLIERS = tuple(np.uint64(m) for m in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -41,13 +41,13 @@ class ShingleIndex:
     """Sequences that can be looked up by their shingles."""
 
     hashes: NDArray[np.uint64]
-    """Ascending. A hash that several sequences have is there several times."""
+    """The shingles' hashes, ascending. A hash that several sequences have occurs several times."""
     owners: Ints
     sizes: Ints
 
 
 def shingles_of(tokens: Ints, lengths: Ints, n: int) -> Shingles:
-    """The shingles of sequences that follow one another in `tokens`; `lengths` are their numbers of tokens."""
+    """The shingles of the sequences that `tokens` holds one after the other; `lengths` are their numbers of tokens."""
     owners = np.repeat(np.arange(len(lengths)), lengths)
     offsets = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     widths = np.minimum(lengths, n)[owners]
@@ -78,9 +78,8 @@ def indexed(shingles: Shingles) -> ShingleIndex:
 
 
 def near_pairs(queries: Shingles, index: ShingleIndex, threshold: float) -> Iterator[Pairs]:
-    """Every pair that overlaps by more than `threshold`, as (queries, indexed sequences, overlaps), some at a time.
-
-    The pairs of one query come together.
+    """Yields every pair that overlaps by more than `threshold`, as (queries, indexed sequences, overlaps), some at a
+    time. All pairs of one query come together.
     """
     first = np.searchsorted(index.hashes, queries.hashes, "left")
     n_hits = np.searchsorted(index.hashes, queries.hashes, "right") - first

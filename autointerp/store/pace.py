@@ -1,4 +1,4 @@
-"""What earlier calls and scores say about the next ones: how long a call takes, and how well labels score."""
+"""Predicts the next calls and scores from earlier ones: how long a call takes, and how well labels score."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from autointerp.store.connection import StoreConnection
 
 LATEST = 500
-"""Calls that are looked at. Older ones do not count, since an endpoint may be slower today than it was."""
+"""The number of latest calls that count. Older ones do not, since an endpoint may be slower today than it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Latency:
 
 
 def measured_latency(store: StoreConnection, model: str) -> Latency | None:
-    """Measured over the model's latest answered calls that did not go through a batch; None where there are none."""
+    """The means over the model's latest answered calls that did not go through a batch; None without such calls."""
     found = store.records(
         Latency,
         """
