@@ -15,7 +15,7 @@ from support.known_words import planted_store
 from autointerp import plugins
 from autointerp.config import EvidenceConfig, SaeConfig
 from autointerp.config_file import from_table
-from autointerp.errors import DamagedError, InputError
+from autointerp.errors import AutointerpError, DamagedError, InputError
 from autointerp.evidence.method import Found, Study
 from autointerp.evidence.methods import BUILT_IN, check_methods, methods
 from autointerp.records import FeatureEvidence
@@ -202,6 +202,41 @@ def test_its_table_survives_the_salvage_of_a_damaged_store(path: Path, tmp_path:
     assert saved["longest_tokens"] == 1
     with Store.open(tmp_path / "copy.duckdb", create=True) as store:
         assert [table.name for table in store.finding_tables()] == [table.name for table in tables.BUILT_IN]
+
+
+def test_a_note_that_cannot_be_read_stops_no_recovery(path: Path, tmp_path: Path) -> None:
+    with Store.open(path) as store:
+        store.add_finding_table(Longest.table)
+        store.replace_findings(
+            "longest", 1, 1, "s", [MethodRun(3)], {"feature": [3], "token": ["x"], "characters": [1]}
+        )
+        store.con.execute("UPDATE settings SET value = '{' WHERE name = 'finding_table:longest'")
+    saved = {table.name: table for table in salvage(path, tmp_path / "new.duckdb", None, 0)}
+    assert saved["features"].saved == N_FEATURES
+    assert saved["longest_tokens"].saved == 0 and saved["longest_tokens"].lost is None
+
+
+def test_a_note_of_a_newer_version_is_read_as_far_as_it_is_known() -> None:
+    newer = json.dumps(json.loads(Longest.table.noted()) | {"shown_as": "chart"})
+    assert from_note(newer) == from_note(Longest.table.noted()) == Longest.table
+
+
+def test_a_page_is_readable_beside_a_broken_package(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(Entry):
+        def load(self) -> Longest:
+            raise ImportError("no torch here")
+
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [Broken()])
+    code, out, err = run(capsys, "show", "2", "--store", str(path), "--contexts", "0")
+    assert code == 0 and "no torch here" in out, err
+
+
+def test_a_method_answers_for_every_feature(installed: None, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Longest, "find", lambda self, study, features: Found({}, [MethodRun(features[0])]))
+    with pytest.raises(AutointerpError, match="no run for feature 1"):
+        gathered(path, Selection())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 from autointerp.config import EvidenceConfig, ModelConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError
-from autointerp.evidence.logit_shifts import SMALLEST_DEVIATION, token_change
+from autointerp.evidence.logit_shifts import SMALLEST_DEVIATION, Compared, token_change
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.sae.sae import Sae
@@ -128,3 +128,21 @@ def test_without_a_baseline_there_is_no_z(models: dict[str, LoadedModel]) -> Non
     assert token_change(steerer, [], SCALES, prompts(), CONFIG, text, 5, 0, POOL) == []
     with pytest.raises(InputError, match="feature 6 is not given"):
         token_change(steerer, [5], {5: 1.0}, prompts(), CONFIG, text, 5, 0, [6])
+
+
+def test_blocks_share_the_random_features(models: dict[str, LoadedModel]) -> None:
+    """However features are cut into blocks, the rows are the same and the random features are steered once."""
+    family = "tiny_gpt2"
+    text, features, compared = TokenText(models[family].tokenizer), [3, 0, 1, 2, 9], Compared()
+    steerer = steerer_of(models[family], family)
+    whole = token_change(steerer, features, SCALES, prompts(), CONFIG, text, 5, 0, POOL)
+    first = steerer.n_forwards
+    steerer, parts, spent = steerer_of(models[family], family), [], []
+    for feature in features:
+        before = steerer.n_forwards
+        parts += token_change(steerer, [feature], SCALES, prompts(), CONFIG, text, 5, 0, POOL, compared=compared)
+        spent.append(steerer.n_forwards - before)
+    for a, b in zip(whole, parts, strict=True):
+        assert [(r.sign, r.rank, r.token_id) for r in a.rows] == [(r.sign, r.rank, r.token_id) for r in b.rows]
+        np.testing.assert_allclose([r.z for r in a.rows], [r.z for r in b.rows], rtol=1e-3)
+    assert max(spent[1:]) < spent[0] and sum(spent) < 1.5 * first

@@ -72,12 +72,15 @@ def token_change(
     n_kept: int,
     seed: int,
     pool: Sequence[int],
+    *,
+    compared: Compared | None = None,
 ) -> list[TokenChange]:
     """One result per feature, in their order, from the prompts `ids` [P, T].
 
     `scales` has the largest activation of every feature and of every feature of `pool`, the live ones from which
     `config.change_random` random ones are drawn: once for all features, and a feature is never compared with itself.
-    Of each sign, the `n_kept` tokens whose delta has that sign and whose z is furthest in its direction.
+    Of each sign, the `n_kept` tokens whose delta has that sign and whose z is furthest in its direction. `compared`:
+    what several calls with the same prompts, configuration, seed and pool share, measured when it is first needed.
     """
     lacking = [f for f in (*features, *pool) if f not in scales]
     if lacking:
@@ -85,9 +88,10 @@ def token_change(
     if not features:
         return []
     n_before = steerer.n_forwards, steerer.n_tokens
-    shift = _Shift(steerer, ids, text)
+    compared = compared or Compared()
+    shift = compared.shift(steerer, ids, text)
     strengths = steerer.strengths(features, ids, config.change_kl, [scales[f] for f in features])
-    random, deltas = _baseline(shift, scales, config, seed, pool) if any(s.reached for s in strengths) else ([], None)
+    random, deltas = compared.baseline(scales, config, seed, pool) if any(s.reached for s in strengths) else ([], None)
     found: list[tuple[list[TokenShift], Literal["ok", "kl_not_reached", "no_baseline"]]] = []
     size = max(1, BLOCK_ELEMENTS // len(shift.ids))
     for low in range(0, len(strengths), size):
@@ -110,6 +114,29 @@ def token_change(
         TokenChange(strength.feature, strength, rows, status, n_forwards, n_tokens)
         for strength, (rows, status), (n_forwards, n_tokens) in zip(strengths, found, parts)
     ]
+
+
+class Compared:
+    """What features are compared with: the untouched model and random features. Measured once, however many blocks of
+    features are compared with it."""
+
+    def __init__(self) -> None:
+        self._shift: _Shift | None = None
+        self._baseline: tuple[list[int], np.ndarray] | None = None
+
+    def shift(self, steerer: Steerer, ids: Tensor, text: TokenText) -> _Shift:
+        if self._shift is None:
+            self._shift = _Shift(steerer, ids, text)
+        return self._shift
+
+    def baseline(
+        self, scales: Mapping[int, float], config: EvidenceConfig, seed: int, pool: Sequence[int]
+    ) -> tuple[list[int], np.ndarray]:
+        """(random features, their deltas); `shift` comes first."""
+        assert self._shift is not None
+        if self._baseline is None:
+            self._baseline = _baseline(self._shift, scales, config, seed, pool)
+        return self._baseline
 
 
 class _Shift:

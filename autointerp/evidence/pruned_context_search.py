@@ -97,20 +97,24 @@ def prune(
     excluded_ids: Collection[int],
     *,
     batch_tokens: int = 8192,
+    neutral_id: int | None = None,
 ) -> list[Pruned]:
     """One result per context, in their order; contexts of many features go through the model together.
 
     `excluded_ids` (TokenText.excluded_ids) stand where they are in what the model reads, but are neither counted as
     kept tokens nor listed. A context that is not kept has its importances, and no counterfactuals; one whose activation
     is gone altogether has nothing to lose: importance 0 for all but the peak. Raises InputError for a context without
-    activation.
+    activation. `neutral_id` stands for a
+    token that is taken away; by default it is the `mask_id` of these contexts.
     """
     excluded = frozenset(excluded_ids)
     cases = [_case(context, config.prune_longest, excluded) for context in contexts]
     if not cases:
         return []
     reader = _Reader(loaded, sae, point, batch_tokens)
-    neutral = mask_id(loaded, [case.source.token_ids for case in cases], excluded)
+    neutral = neutral_id
+    if neutral is None:
+        neutral = mask_id(loaded, [case.source.token_ids for case in cases], excluded)
     filler = neutral if config.prune_mode == "mask" else None
     _shorten(reader, cases, config.prune_keep, filler)
     _weigh(reader, cases, neutral, filler)

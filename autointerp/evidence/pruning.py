@@ -18,6 +18,8 @@ from autointerp.store.contexts import strongest_contexts
 from autointerp.store.finding_tables import PRUNED_CONTEXTS, Row
 from autointerp.store.findings import MethodRun
 
+NEUTRAL_FROM = 64
+"""Features, the first living ones, whose contexts say which token is commonest where the tokenizer has no mask."""
 SHOWN = 3
 """Pruned contexts on a page, and lost substitutes of each."""
 IMPORTANT = 0.5
@@ -46,7 +48,7 @@ class Pruning:
         contexts = strongest_contexts(study.store, study.dictionary_id, features, config.pruned_contexts)
         found = prune(
             loaded, weights, study.points()[0], contexts, config, text, study.excluded_ids(),
-            batch_tokens=study.batch_tokens,
+            batch_tokens=study.batch_tokens, neutral_id=study.once(_neutral_id),
         )  # fmt: skip
         cost = {feature: [0, 0] for feature in features}
         rank = dict.fromkeys(features, 0)
@@ -84,6 +86,15 @@ class Pruning:
         need = median(len(row["tokens"]) for row in kept)
         lines = [f"needs  {need:g} token{'' if need == 1 else 's'} (median of {len(kept)} contexts{failed})"]
         return lines + [_context_line(row) for row in kept[:SHOWN]]
+
+
+def _neutral_id(study: Study) -> int:
+    """What stands for a token that is taken away: the same for all features, however they are cut into blocks."""
+    from autointerp.evidence.pruned_context_search import mask_id
+
+    first = study.living()[:NEUTRAL_FROM]
+    contexts = strongest_contexts(study.store, study.dictionary_id, first, study.evidence.pruned_contexts)
+    return mask_id(study.model(), [context.token_ids for context in contexts], study.excluded_ids())
 
 
 def _context_line(row: Row) -> str:

@@ -18,6 +18,7 @@ from autointerp.store.findings import MethodRun
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from autointerp.evidence.logit_shifts import Compared
     from autointerp.steer.steering import Steerer
 
 _COLUMNS = ("feature", "sign", "rank", "token_id", "token", "delta", "z", "strength", "kl")
@@ -43,8 +44,9 @@ class TokenChange:
         steerer, scales, ids = study.once(_steerer), study.once(_scales), study.once(_prompts)
         config = study.evidence
         found = token_change(
-            steerer, features, scales, ids, config, study.text(), config.words, config.seed, list(scales)
-        )
+            steerer, features, scales, ids, config, study.text(), config.words, config.seed, list(scales),
+            compared=study.once(_compared),
+        )  # fmt: skip
         columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         runs = []
         for one in found:
@@ -67,6 +69,12 @@ def _steerer(study: Study) -> Steerer:
 
     point, output = study.points()
     return Steerer(study.model(), study.weights(), point, output, study.excluded_ids(), study.batch_tokens)
+
+
+def _compared(study: Study) -> Compared:
+    from autointerp.evidence.logit_shifts import Compared
+
+    return Compared()
 
 
 def _scales(study: Study) -> dict[int, float]:

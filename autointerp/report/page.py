@@ -11,6 +11,7 @@ from autointerp.records import Context, Kind, PromotedToken, Split
 from autointerp.report.page_findings import Findings, MethodRunRow, findings_from, record, records
 from autointerp.report.score_groups import ScoreGroup, ScoreRow, score_groups
 from autointerp.store import Store
+from autointerp.store.finding_tables import PAGE_KEYS
 from autointerp.store.rows import DictionaryRow
 
 
@@ -171,8 +172,7 @@ def load_page(store: Store, dictionary_id: int, feature: int, contexts: int = 5)
     Raises InputError where the dictionary has no such feature.
     """
     found = store.feature_page(dictionary_id, feature, contexts)
-    own = ("feature", "label", "explanations", "scores", "promoted", "suppressed", "contexts", "method_runs")
-    findings: Mapping[str, Any] = {name: rows for name, rows in found.items() if name not in own}
+    findings: Mapping[str, Any] = {name: rows for name, rows in found.items() if name not in PAGE_KEYS}
     return FeaturePage(
         dictionary=next(row for row in store.dictionaries() if row.dictionary_id == dictionary_id),
         facts=record(FeatureFacts, found["feature"]),

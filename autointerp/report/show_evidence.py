@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autointerp.errors import InputError
 from autointerp.evidence.method import Method
+from autointerp.evidence.methods import BUILT_IN as BUILT_IN_METHODS
 from autointerp.evidence.methods import methods
 from autointerp.store.finding_tables import BUILT_IN
 from autointerp.terminal import visible
@@ -17,7 +19,11 @@ MOST_ROWS = 3
 def evidence_lines(page: Mapping[str, Any]) -> list[str]:
     """Lines for the keys of `store.findings_page`: what the built-in methods found, what others did, then which methods
     were run and found nothing."""
-    by_name = {method.name: method for method in methods()}
+    try:
+        known, missing = methods(), []
+    except InputError as error:  # a page must be readable whatever else is installed
+        known, missing = BUILT_IN_METHODS, [f"not shown in their own words: findings of installed packages ({error})"]
+    by_name = {method.name: method for method in known}
     lines: list[str] = []
     for table in BUILT_IN:
         lines += by_name[table.method].page(_rows(page[table.page_key]))
@@ -25,7 +31,7 @@ def evidence_lines(page: Mapping[str, Any]) -> list[str]:
     run = [one["method"] for one in page["method_runs"] if one["method"] not in built_in]
     for name in run:
         lines += _lines_of(name, by_name.get(name), _rows(page.get(name)))
-    return [visible(line) for line in (*lines, *_failures(page["method_runs"]))]
+    return [visible(line) for line in (*lines, *_failures(page["method_runs"]), *missing)]
 
 
 def _rows(found: Any) -> list[Mapping[str, Any]]:

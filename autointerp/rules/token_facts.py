@@ -45,9 +45,6 @@ class Facts(NamedTuple):
     """The last token before this one that is neither a word nor white space."""
 
 
-WORD_KINDS = frozenset({"word", "Word", "WORD", "piece", "Piece", "PIECE"})
-
-
 @lru_cache(maxsize=65_536)
 def kind_of(token: str) -> str:
     """The shape of a token: 'newline', 'space', 'number', 'word', 'Word', 'WORD' (with a leading space, so the start

@@ -22,7 +22,10 @@ from autointerp.rules.labels import rule_explanation, rule_sha256
 from autointerp.store import Selection
 
 LOOKUP = "token_lookup"
-CONTROLS = ("shuffled", "empty", LOOKUP, "random_model")
+RANDOM_MODEL = "random_model"
+"""The control that uses labels of another dictionary, whose SAE was trained in the same way on the model with random
+weights."""
+CONTROLS = ("shuffled", "empty", LOOKUP, RANDOM_MODEL)
 _EVERY = 1000
 """More contexts than any harvest keeps."""
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autointerp.ask.forecast import Estimate, Forecast
-from autointerp.ask.job import RULE_BLOCK, Blocks, Job, Outcome, run_pool
+from autointerp.ask.job import Blocks, Job, Outcome, run_pool
 from autointerp.ask.question import Asker
 from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.records import Explanation, Score
-from autointerp.score.controls import CONTROLS
+from autointerp.score.controls import CONTROLS, RANDOM_MODEL
 from autointerp.score.scorer import Needs, Run, Scorer, Work, pending
 from autointerp.score.scorers import configured
 from autointerp.store.group_writer import GroupWriter
@@ -82,10 +82,10 @@ def _chosen(run: Run) -> list[_Chosen]:
     scorers = configured(run.config.scorers)
     if run.control is not None and run.control not in CONTROLS:
         raise InputError(f"no control {run.control!r}; there are {', '.join(CONTROLS)}")
-    if run.control == "random_model":
+    if run.control == RANDOM_MODEL:
         raise InputError(
-            "the control 'random_model' scores the features of a model with random weights, which is harvested and "
-            "labelled first: it needs `autointerp run --control random_model`"
+            f"the control {RANDOM_MODEL!r} scores the features of a model with random weights, which is harvested and "
+            f"labelled first: it needs `autointerp run --control {RANDOM_MODEL}`"
         )
     chosen = [_Chosen(s, s.needs(run) if run.control is None or s.reads_label else Needs()) for s in scorers]
     return sorted(chosen, key=lambda one: one.turn(run))
@@ -132,8 +132,8 @@ async def score_through(
 async def _score_in_blocks(job: Job, work: Work[Any], n: int, outcome: Outcome) -> None:
     """Scores `n` targets without an endpoint: nothing is waited for but the store, which takes a block at a time."""
     try:
-        for start in range(0, n, RULE_BLOCK):
-            block = list(range(start, min(start + RULE_BLOCK, n)))
+        for start in range(0, n, work.block):
+            block = list(range(start, min(start + work.block, n)))
             rows: list[Score] = []
             for item in await asyncio.to_thread(work.load, block):
                 found = await work.score(item)

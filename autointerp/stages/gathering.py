@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from autointerp.config import EvidenceConfig, SaeConfig
-from autointerp.errors import InputError
+from autointerp.errors import AutointerpError, InputError
 from autointerp.evidence.method import Columns, Describe, Found, Method, Study
 from autointerp.evidence.methods import check_methods
 from autointerp.stages.session import Session, digest, matching_sae
@@ -23,7 +23,7 @@ from autointerp.store.store import Store
 
 BLOCK = 64
 """The most features that one call of a method of scope "feature" gets. Their findings are written together, so a kill
-loses no more. token_change steers its random features, with which it compares, once for each block."""
+loses no more."""
 FIRST_BLOCK = 16
 """Features of the first block, which shows how fast the model is."""
 BLOCK_SECONDS = 120.0
@@ -123,6 +123,11 @@ def next_block(n: int, seconds: float) -> int:
 def _runs(found: Found, features: Sequence[int]) -> Sequence[MethodRun]:
     """One run for each feature. If the method returned no runs, the first feature's run carries the cost of all."""
     if found.runs:
+        silent = set(features) - {run.feature for run in found.runs}
+        if silent:
+            raise AutointerpError(
+                f"an evidence method returned no run for feature {min(silent)}, which it was asked about"
+            )
         return found.runs
     return [
         MethodRun(f, n_forwards=0 if i else found.n_forwards, n_tokens=0 if i else found.n_tokens)
@@ -132,6 +137,8 @@ def _runs(found: Found, features: Sequence[int]) -> Sequence[MethodRun]:
 
 def _write(study: Study, method: Method, settings: str, runs: Sequence[MethodRun], columns: Columns) -> None:
     plain = {name: _plain(values) for name, values in columns.items()}
+    if plain and "feature" not in plain:
+        raise AutointerpError(f"the evidence method {method.name!r} returned columns without `feature`")
     study.store.replace_findings(method.name, study.dictionary_id, study.harvest_id, settings, runs, plain)
 
 

@@ -31,16 +31,11 @@ from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
-RANDOM_MODEL = "random_model"
-"""The control that uses labels of another dictionary, whose SAE was trained in the same way on the model with random
-weights."""
-
 
 def check_control(control: str | None) -> None:
     """Raise InputError if there is no such control."""
-    known = tuple(dict.fromkeys((*CONTROLS, RANDOM_MODEL)))
-    if control is not None and control not in known:
-        raise InputError(f"no control {control!r}; there are {', '.join(known)}.{nearest(control, known)}")
+    if control is not None and control not in CONTROLS:
+        raise InputError(f"no control {control!r}; there are {', '.join(CONTROLS)}.{nearest(control, CONTROLS)}")
 
 
 def describe_shape(facts: ShapeFacts) -> tuple[str | None, str | None]:

@@ -22,9 +22,10 @@ from autointerp.config import Config, SaeConfig
 from autointerp.config_file import as_dict
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
 from autointerp.evidence.methods import check_methods
+from autointerp.score.controls import RANDOM_MODEL
 from autointerp.stages import labelling
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
-from autointerp.stages.labelling import RANDOM_MODEL, Labelling
+from autointerp.stages.labelling import Labelling
 from autointerp.store.leakage import LeakageReport, check_leakage
 from autointerp.store.progress_file import ProgressFile
 from autointerp.store.rows import DictionaryRow

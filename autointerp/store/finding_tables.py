@@ -24,7 +24,7 @@ NOTED = "finding_table:"
 """In `settings`, the name of the row about a method's own table begins with this and ends with the method's name."""
 KEYS = {"dictionary_id": "INTEGER", "feature": "INTEGER", "harvest_id": "INTEGER"}
 """The columns that the store puts before those of a method's own table."""
-_PAGE_KEYS = (
+PAGE_KEYS = (
     "feature", "label", "explanations", "scores", "promoted", "suppressed", "contexts", "method_runs",
 )  # fmt: skip
 """What a feature's page shows besides findings."""
@@ -84,7 +84,7 @@ class FindingTable:
                 raise InputError(f"{declared}: {kind!r} of column {name} is not the name of an SQL type")
         if self.key or self.fills or self.read or self.found_where != "true":
             raise InputError(f"{declared}: key, fills, read and found_where are for built-in tables")
-        if self.method in _PAGE_KEYS or self.method in {table.page_key for table in BUILT_IN}:
+        if self.method in PAGE_KEYS or self.method in {table.page_key for table in BUILT_IN}:
             raise InputError(f"{declared}: a feature's page shows something else under that name")
         if not self.columns or set(self.columns) & set(KEYS):
             raise InputError(f"{declared} must have columns, and none of them may be called {', '.join(KEYS)}")
@@ -113,7 +113,8 @@ def from_note(text: str) -> FindingTable:
     """The reverse of `noted`. Raises DamagedError where the note is none."""
     try:
         told = json.loads(text)
-        table = FindingTable(**told | {"order": tuple(told["order"])})
+        known = {name: told[name] for name in ("method", "name", "columns", "is_single", "other_feature")}
+        table = FindingTable(**known, order=tuple(told["order"]))
         table.check()
     except (ValueError, TypeError, KeyError, AttributeError, InputError) as error:
         raise DamagedError(f"settings: the note of a method's own table cannot be read: {error}") from error

@@ -275,15 +275,6 @@ class StoreFindings(StoreConnection):
         )
         return {int(feature): (status, value) for feature, status, value in found}
 
-    def tasks_of(self, task_ids: Sequence[str]) -> dict[str, MeasureTask]:
-        """The tasks with these ids that are in the store, by id."""
-        found = self.rows(
-            "SELECT task_id, dictionary_id, feature, explanation_id, kind, payload FROM measure_tasks "
-            "WHERE task_id IN (SELECT unnest(?::VARCHAR[]))",
-            [list(task_ids)],
-        )
-        return {row[0]: _task(*row) for row in found}
-
     def measurements_of(self, task_ids: Sequence[str]) -> dict[str, Measurement]:
         """The measurements of the tasks with these ids that were measured, by id."""
         found = self.rows(

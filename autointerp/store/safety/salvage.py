@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
+from autointerp.errors import DamagedError
 from autointerp.store.connection import quoted
 from autointerp.store.finding_tables import NOTED, from_note
 from autointerp.store.store import Store
@@ -45,6 +47,7 @@ def salvage(source: Path, target: Path, store_id: str | None, commit_number: int
         for table in sorted(held - set(_NOT_COPIED)):
             columns = _common_columns(con, table)
             if not columns:
+                saved.append(SavedTable(table, 0, None))
                 continue
             wanted = "true"
             if "snapshot_info" in held and table == "llm_calls":
@@ -76,7 +79,8 @@ def _make_finding_tables(con: duckdb.DuckDBPyConnection) -> None:
     except duckdb.Error:
         return
     for (note,) in notes:
-        con.execute(from_note(note).create_sql())
+        with suppress(DamagedError, duckdb.Error):  # its rows are then counted as lost
+            con.execute(from_note(note).create_sql())
 
 
 def _common_columns(con: duckdb.DuckDBPyConnection, table: str) -> str:
