@@ -32,7 +32,7 @@ class Identity:
     """What all score rows of one label and run share, or of one feature where no label is scored."""
 
     explanation: Explanation | None
-    """None for a label-free scorer; `feature` then says whose score it is."""
+    """The scored label; None for a label-free scorer, for which `feature` says whose score it is."""
     harvest_id: int
     method: str
     control: str | None

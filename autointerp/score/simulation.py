@@ -191,7 +191,7 @@ class SimulationQuestion:
         return self.simulator.again(self.request, reply, problem, self.context, self.dictionary_id)
 
     def shorter(self) -> SimulationQuestion | None:
-        """With half of the worked examples."""
+        """This question with half of the worked examples."""
         shown = len(self.simulator.template.examples) if self.examples is None else self.examples
         if shown == 0 or self.halved == HALVINGS:
             return None
@@ -221,7 +221,7 @@ class Simulated:
     """The feature's largest activation on the explain split: what a 10 stands for."""
     report: list[Context]
     select: list[Context] | None
-    """None where no context of the select part is asked about."""
+    """The contexts of the select part; None if they are not asked about."""
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def in_balance(examples: Sequence[Example], draw: random.Random) -> list[Example
 
 
 def _spread(examples: Sequence[Example], stratum: Callable[[Example], Hashable], draw: random.Random) -> list[Example]:
-    """In an order whose prefixes hold about the same share of every stratum."""
+    """The examples in an order whose prefixes hold about the same share of every stratum."""
     strata: dict[Hashable, list[Example]] = defaultdict(list)
     for example in examples:
         strata[stratum(example)].append(example)

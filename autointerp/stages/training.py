@@ -183,7 +183,8 @@ def _keep_trained(session: Session, store: Store, sae: SaeConfig, weights: Sae, 
     store.insert_metrics(dictionary_id, metrics)
     mark = json.dumps({"key": key, "sae_sha256": sha256}) + "\n"
     files.write_atomically(folder / TRAINED, lambda temporary: temporary.write_text(mark, encoding="utf-8"))
-    last = {row["metric"]: row["value"] for row in metrics}  # not the loop's: a run killed at its very end has no steps left
+    # Read from the file, because a run that was killed at its very end has no step left to report.
+    last = {row["metric"]: row["value"] for row in metrics}
     session.terminal.say(
         f"{sae.dictionary}: trained {weights.d_sae:,} features ({sae.architecture}), unexplained variance "
         f"{last['reconstruction']:.3f} at L0 {last['l0']:.1f} -> {folder}"

@@ -42,7 +42,7 @@ def open_for_reading(path: Path | str, say: Callable[[str], None] | None = None)
 
 
 def connect_for_reading(path: Path, say: Callable[[str], None] | None = None) -> duckdb.DuckDBPyConnection:
-    """As `open_for_reading`, but a bare connection with the evidence attached. Raises InputError where there is no
+    """Like `open_for_reading`, but gives a bare connection with the evidence attached. Raises InputError if there is no
     store."""
     return _either(path, lambda: _connect_main(path), lambda: _connect_snapshot(path, say)[0])
 
