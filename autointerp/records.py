@@ -238,7 +238,7 @@ ExplanationStatus = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One label of one feature, or the reason why there is none. `text`, the label, is None unless status is 'ok'."""
+    """One label of one feature, or the reason why it has no label. `text`, the label, is None unless status is 'ok'."""
 
     explanation_id: str
     dictionary_id: int
@@ -315,7 +315,7 @@ class CallRecord:
     status: str
     """'ok', or what became of it: refused, filtered, truncated, bad_reply, ctx_too_long, gave_up."""
     reply: str | None
-    """The endpoint's JSON body, at most a few hundred kB; None where none came."""
+    """The endpoint's JSON body, at most a few hundred kB; None if no body came."""
     input_tokens: int
     cached_tokens: int
     output_tokens: int

@@ -54,8 +54,8 @@ class Explainer(Protocol):
         seed. Features labelled under another digest are labelled again."""
 
     async def explain(self, work: OpenRun, features: Sequence[int]) -> None:
-        """Hands `work` one row for every feature: its label, or why there is none. Raises what ends a run of the
-        client; rows handed over before that are kept."""
+        """Hands `work` one row for every feature: its label, or the reason why it has no label. Raises whatever ends a
+        run of the client; rows handed over before that are kept."""
 
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:
         """The calls that explaining the features would take, as (model, calls to it). Nothing is sent."""
@@ -103,7 +103,7 @@ class ExplainRun:
 
 
 def named(explainers: Sequence[Explainer], name: str) -> Explainer:
-    """Raises InputError, with the nearest name, where none of the explainers has that name."""
+    """The explainer with this name. If there is no such explainer, raises InputError, which names the nearest one."""
     for one in explainers:
         if one.name == name:
             return one

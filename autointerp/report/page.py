@@ -103,7 +103,7 @@ class ExplanationRow:
     evidence_sha256: str
     seed: int
     text: str | None
-    """None unless `status` is ok."""
+    """The label; None unless `status` is ok."""
     status: str
     error: str | None
     rule: str | None

@@ -34,7 +34,7 @@ class ScoreRow:
     template_sha256: str
     seed: int
     value: float | None
-    """None unless `status` is ok."""
+    """The score; None unless `status` is ok."""
     ci_low: float | None
     ci_high: float | None
     n: int

@@ -83,7 +83,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Result:
-    """A value with its interval, or the status that says why there is none."""
+    """A value with its interval, or the status that says why there is no value."""
 
     status: str
     estimate: stats.Estimate = stats.Estimate(None, None, None, 0)

@@ -280,8 +280,8 @@ class SimulationScorer:
         return Work(by, _Loader(run, targets, is_calibrated=True), score, block=RULE_BLOCK)
 
     def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
-        """One call per context. Which method an endpoint supports is not known before it is asked; where none is
-        configured, `numbers` is reckoned with, whose prompts are those of generated_logprobs."""
+        """Estimates one call per context. Before an endpoint is asked, the methods that it supports are not known. If
+        no method is configured, `numbers` is assumed, which has the prompts of generated_logprobs."""
         config = run.config
         method = "numbers" if config.method == "auto" else config.method
         guess = Capabilities(True, True, method != "numbers", 20, method == "prompt_logprobs", 20, "prompt_logprobs")

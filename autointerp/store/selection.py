@@ -150,7 +150,7 @@ class StoreSelections(StoreConnection):
     def selected_features(self, dictionary_id: int, selection: Selection) -> list[int]:
         """The chosen features, without the dead ones, in ascending order unless the selection names another order.
 
-        Raises InputError for a number past the dictionary's last feature, a condition that is none, an unknown order.
+        Raises InputError for a number past the dictionary's last feature, an invalid condition, or an unknown order.
         """
         if selection.order is not None and selection.order not in ORDERS:
             raise InputError(
