@@ -69,7 +69,7 @@ class Deadline:
     """A moment by the wall clock, so that a machine's sleep counts too."""
 
     at: datetime | None
-    """None: there is no deadline."""
+    """The deadline; None if there is no deadline."""
 
     @classmethod
     def of(cls, value: float | str | None) -> Deadline:

@@ -61,6 +61,6 @@ class StoreBusyError(AutointerpError):
 
 
 def nearest(name: str, known: Iterable[str], n: int = 5) -> str:
-    """' Did you mean a, b?' with the known names closest to `name`, or '' where none is close."""
+    """' Did you mean a, b?' with the known names closest to `name`, or '' if no name is close."""
     close = difflib.get_close_matches(name, list(known), n=n, cutoff=0.4)
     return f" Did you mean {', '.join(close)}?" if close else ""

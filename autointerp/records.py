@@ -113,10 +113,10 @@ class Counterfactual:
     """A pruned context with one important token replaced by another, and what became of the activation."""
 
     position: int
-    """In the pruned context's tokens."""
+    """Place in the pruned context's tokens."""
     substitute: str
     activation: float
-    """At the peak, raw units."""
+    """The activation at the peak, raw units."""
     kept: bool
     """Whether the feature kept at least the share of its activation that was asked for."""
 
@@ -132,12 +132,12 @@ class PrunedContext:
     tokens: list[str]
     """The kept tokens; the last one is the peak. Never empty."""
     importance: list[float]
-    """For each kept token, the share of the peak's activation that is lost without it: 1 means all of it, below 0 the
-    token suppresses. 1 for the peak itself."""
+    """For each kept token, the share of the peak's activation that is lost without it. It is 1 for the peak itself, and
+    below 0 for a token that suppresses the feature."""
     activation: float
-    """At the peak, with these tokens alone, raw units."""
+    """The activation at the peak with these tokens alone, raw units."""
     full_activation: float
-    """At the peak in the whole window."""
+    """The activation at the peak in the whole window, raw units."""
     status: Literal["ok", "not_kept"] = "ok"
     """not_kept: no context that was tried kept the share asked for; `tokens` is the longest of them."""
     counterfactuals: list[Counterfactual] = field(default_factory=list)
@@ -238,7 +238,7 @@ ExplanationStatus = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One label of one feature, or the reason why there is none. `text`, the label, is None unless status is 'ok'."""
+    """One label of one feature, or the reason why it has no label. `text`, the label, is None unless status is 'ok'."""
 
     explanation_id: str
     dictionary_id: int
@@ -315,7 +315,7 @@ class CallRecord:
     status: str
     """'ok', or what became of it: refused, filtered, truncated, bad_reply, ctx_too_long, gave_up."""
     reply: str | None
-    """The endpoint's JSON body, at most a few hundred kB; None where none came."""
+    """The endpoint's JSON body, at most a few hundred kB; None if no body came."""
     input_tokens: int
     cached_tokens: int
     output_tokens: int
@@ -370,7 +370,7 @@ class MeasureTask:
     dictionary_id: int
     feature: int
     explanation_id: str | None
-    """None where the answer does not depend on the label."""
+    """The label that the task is about; None if the answer does not depend on a label."""
     kind: str
     """activations, surprisal, similarity, steering, label_gain: which measurement (see tasks.py)."""
     payload: dict[str, Any]

@@ -28,7 +28,7 @@ from autointerp.errors import AutointerpError
 
 Status = Literal["bad_task", "nonfinite", "kl_not_reached"]
 Number = float | None
-"""A finite number, or None where there is none."""
+"""A finite number, or None if there is no number."""
 
 
 class NotMeasured(Exception):
@@ -206,7 +206,7 @@ class ActivationsAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SurprisalAnswer:
-    """For each prefix one entry for each text."""
+    """The values, as one list for each prefix, with one entry for each text."""
 
     nll: Sequence[Sequence[Number]]
     """Mean nats per token of the text's own tokens after the prefix."""
@@ -246,12 +246,12 @@ class SteeredByOther:
 
 @dataclass(frozen=True, slots=True)
 class SteeringAnswer:
-    """For each prompt a text: what was written after it, the prompt itself not included."""
+    """The texts that the model wrote, one after each prompt; the prompts themselves are not included."""
 
     strength: float
-    """What the feature was held at, raw units."""
+    """The value to which the feature was clamped, raw units."""
     kl: float
-    """Nats per token, reached with it."""
+    """The KL divergence reached with it, nats per token."""
     clean: list[str]
     steered: list[str]
     random: list[SteeredByOther]
@@ -273,7 +273,7 @@ class SteeringAnswer:
 
 @dataclass(frozen=True, slots=True)
 class LabelGainAnswer:
-    """For each prompt the mean log-probability per token of the label after what was written, nats."""
+    """The mean log-probability per token of the label after the text written for each prompt, in nats."""
 
     clean: Sequence[Number]
     steered: Sequence[Number]
@@ -299,7 +299,7 @@ def _member(result: Mapping[str, Any], key: str) -> Any:
 
 
 def _listed(result: Mapping[str, Any], key: str, n: int) -> list[Any]:
-    """The list of `n` values under `key` of a result. Raises AutointerpError where it is none."""
+    """The list of `n` values under `key` of a result. Raises AutointerpError if it is not such a list."""
     values = result.get(key)
     if not isinstance(values, list) or len(values) != n:
         raise AutointerpError(f"a measurement's {key!r} should be a list of {n} values, not {str(values)[:80]}")

@@ -18,7 +18,7 @@ MAX_LABEL = 300
 def blank_row(
     job: Job, config: ExplainConfig, feature: int, model: str, template_sha256: str, evidence_digest: str
 ) -> Explanation:
-    """An explanation without a text, of status 'gave_up', for whoever finds the label to fill in."""
+    """An explanation without a text and with status 'gave_up'. The caller fills in the label once it has one."""
     key = (
         job.dictionary_id, feature, job.harvest_id, config.explainer, model, template_sha256, evidence_digest,
         config.seed,

@@ -59,7 +59,7 @@ class Forecast:
     input_tokens: int
     output_tokens: int
     usd: float | None
-    """At the full input price; None where the model has no price in the configuration."""
+    """The cost at the full input price; None if the configuration has no price for the model."""
     free: int = 0
     """Features that get a label by shape or rule, without a call."""
     shared_tokens: int = 0
@@ -67,7 +67,7 @@ class Forecast:
     cached_usd: float | None = None
     """`usd` where a prefix cache serves those; None where the configuration has no cached price."""
     likely_calls: int = 0
-    """Calls to expect where a stop rule may end the asking early; else `calls`."""
+    """The expected number of calls: fewer than `calls` if a stop rule may end the asking early."""
     likely_usd: float | None = None
     calls_by_model: tuple[tuple[str, int, int], ...] = ()
     """(model, calls, output tokens) for every model that is asked."""

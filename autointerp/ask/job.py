@@ -134,7 +134,7 @@ class StoreBatchBook:
 
 
 def _silent(line: str) -> None:
-    """For a job without a listener."""
+    """The listener of a job that has no other."""
 
 
 class Blocks(Generic[Item]):

@@ -11,8 +11,8 @@ _LONGEST = 40_000
 
 
 def last_object(text: str, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-    """The last JSON object in `text` that fits; None where there is none. Objects inside of others are not looked at,
-    so that braces in an answer's strings cannot be taken for an answer."""
+    """The last JSON object in `text` that fits, or None. Objects inside others are skipped, so that braces in an
+    answer's strings are not taken for an answer."""
     text = text[-_LONGEST:]
     decoder = json.JSONDecoder()
     found: dict[str, Any] | None = None

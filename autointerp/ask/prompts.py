@@ -77,7 +77,7 @@ def load_template(name: str, folder: Path | None = None, examples: str | None = 
 
 
 def _read(path: Path) -> str:
-    """With line ends as on Linux, so that a checkout on Windows has the same hashes."""
+    """The file's text with Linux line ends, so that a checkout on Windows has the same hashes."""
     try:
         return path.read_text(encoding="utf-8").replace("\r\n", "\n")
     except FileNotFoundError:

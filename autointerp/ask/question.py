@@ -39,19 +39,19 @@ class Shortens(Protocol):
     """A question that can be asked with a shorter prompt."""
 
     def shorter(self) -> Self | None:
-        """The same question with a shorter prompt; None where it cannot be shorter."""
+        """This question with a shorter prompt; None if it cannot be shortened."""
 
 
 class Divides(Question[Read], Protocol):
     """A question about several things, which can be asked as two questions about half of them each."""
 
     def halves(self) -> tuple[Self, Self] | None:
-        """None where it is about one thing only."""
+        """Two questions that together ask this one; None if it is about one thing only."""
 
 
 @dataclass(frozen=True)
 class Asked(Generic[T]):
-    """What came of a question: a value where status is 'ok', none otherwise."""
+    """The outcome of a question. `value` is None unless status is 'ok'."""
 
     value: T | None
     status: str

@@ -75,7 +75,7 @@ def guarded(call: Callable[[], Any], verbose: bool, told: Log | None = None) -> 
     except BrokenPipeError:
         _drop_output()
         return 0
-    except Exception as error:  # an error that nobody foresaw: say so, and how to see the details
+    except Exception as error:  # an unforeseen error: say so, and how to see the details
         what = f"unexpected {type(error).__name__}: {error} (run with -v for the traceback)"
         told.end("error: ", what, 1, trace=traceback.format_exc() if verbose else None)
         return 1

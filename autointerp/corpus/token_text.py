@@ -65,9 +65,9 @@ class TokenText:
     """The strings of one tokenizer's tokens. Keep it: building it reads the whole vocabulary."""
 
     pieces: list[str | None]
-    """By id: the token's string. None where its bytes are only a part of a character, and for ids without a token."""
+    """Each token's string, by id; None if its bytes are only a part of a character, and for ids without a token."""
     token_bytes: list[bytes]
-    """By id: the token's bytes; empty for ids without a token."""
+    """Each token's bytes, by id; empty for ids without a token."""
     special_ids: frozenset[int]
     """BOS, EOS, padding and every other token marked special."""
 

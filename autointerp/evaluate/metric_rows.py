@@ -12,7 +12,7 @@ class MetricRow(TypedDict):
     value: float | None
     """None where the number could not be computed; `note` then says why."""
     split: str | None
-    """None: all splits together."""
+    """The split; None for all splits together."""
     ci_low: float | None
     """Lower end of the 95 % interval; None, like the upper end, where there is no interval."""
     ci_high: float | None

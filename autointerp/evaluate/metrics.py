@@ -77,7 +77,7 @@ class Metric:
     metric: str
     value: float | None
     split: str | None
-    """None: all splits together."""
+    """The split; None for all splits together."""
     ci_low: float | None
     ci_high: float | None
     n_tokens: int

@@ -34,8 +34,8 @@ from autointerp.sae.sae import Sae
 BLOCK_ELEMENTS = 1 << 22
 """Entries of one block of products, at most."""
 FEWEST_TOKENS = 5
-"""A feature that fires on fewer of the tokens has no neighbours by where it fires, and is nobody's: the Jaccard index
-of two features that fired once, on the same token, is 1 and says nothing."""
+"""A feature that fires on fewer tokens neither has nor is a neighbour by where it fires. The Jaccard index of two
+features that fired once, on the same token, is 1 and says nothing."""
 RELATIONS = ("decoder", "coactive", "correlated", "anticorrelated")
 
 
@@ -68,12 +68,12 @@ def relations(
     loaded: LoadedModel, sae: Sae, point: Hookpoint, windows: Iterable[Sequence[Window]], config: EvidenceConfig,
     excluded_ids: Tensor, batch_tokens: int, alive: np.ndarray, *, on_tokens: Callable[[int], None] = lambda n: None,
 ) -> Relations:  # fmt: skip
-    """Columns feature, relation, rank, neighbour, value of the table `neighbours`, for the `alive` features (bool
-    [d_sae]): a dead feature has no neighbours and is nobody's.
+    """The columns feature, relation, rank, neighbour and value of the table `neighbours`, for the `alive` features
+    (bool [d_sae]). A dead feature neither has nor is a neighbour.
 
-    `windows`: those of each work unit in turn; the explain split's are used, and no unit is asked for once
-    `config.relation_tokens` tokens are there. `excluded_ids`: int64 on the model's device, ids that never count.
-    `on_tokens` hears after every batch how many tokens are encoded.
+    `windows` yields the windows of one work unit after the other. Those of the explain split are used, until there are
+    `config.relation_tokens` tokens. `excluded_ids` (int64 on the model's device) are ids that never count. `on_tokens`
+    is called after every batch with the number of tokens encoded.
     """
     codes = token_codes(
         loaded, sae, point, windows, config.relation_tokens, excluded_ids, batch_tokens, on_tokens=on_tokens

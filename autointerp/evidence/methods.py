@@ -26,7 +26,7 @@ def methods() -> tuple[Method, ...]:
 
 
 def check_methods(names: Iterable[str]) -> list[Method]:
-    """The named methods in the order in which they are run. Raises InputError where there is none of such a name."""
+    """The named methods in the order in which they are run. Raises InputError for a name without a method."""
     known = {method.name: method for method in methods()}
     wanted = list(names)
     for name in wanted:

@@ -90,7 +90,7 @@ def find_shapes(
 def shape_facts(
     store: Store, dictionary_id: int, harvest_id: int, features: Sequence[int] | None = None
 ) -> list[ShapeFacts]:
-    """In the order of features. See `find_shapes`."""
+    """The shapes in the order of features. See `find_shapes`."""
     firing = firing_features(store, dictionary_id, features)
     tokens_at = _tokens_at_places(store, dictionary_id, harvest_id)
     facts = []

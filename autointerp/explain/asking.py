@@ -58,7 +58,7 @@ async def ask_label(
     run: ExplainRun, prompt: LabelPrompt, client: LlmClient, evidence: FeatureEvidence,
     correction: Correction | None = None,
 ) -> Explanation:  # fmt: skip
-    """The label of one feature, or the row that says why there is none; not written yet."""
+    """The label of one feature, or the row that says why it has no label. It is not written yet."""
     config = prompt.config
     digest = evidence_sha256(evidence, config.contexts)
     row = blank_row(run.job, config, evidence.feature, config.model, prompt.template.sha256, digest)

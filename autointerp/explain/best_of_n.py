@@ -29,7 +29,7 @@ from autointerp.explain.label_question import LabelPrompt
 from autointerp.records import Explanation, Score, Side
 
 TEMPERATURE = 0.7
-"""Of all samples but the first, at least."""
+"""The lowest temperature of all samples but the first."""
 
 
 class BestOfN:

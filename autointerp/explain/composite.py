@@ -1,8 +1,8 @@
-"""What explainers made of other labels share.
+"""The code that explainers share if they build a label from other labels.
 
-Each part is an ordinary explanation row under its own explainer's name, used again if it is there; what is made of them
-is a row of its own that names them in `derived_from`. A run that was stopped goes on where it was, and pays for nothing
-twice. Scores of candidates are rows of part 'select' (see validation.py); a score on report is taken later, by `score`.
+Each part is an ordinary explanation row under its own explainer's name, and is reused if it exists. The label built
+from them is a separate row that names them in `derived_from`. A run that was stopped continues where it was, and pays
+for nothing twice. Candidates' scores are rows of part 'select' (see validation.py); `score` later adds one on report.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Concat:
 
 
 def joined(row: Explanation, input_label: Explanation, output_label: Explanation) -> Explanation:
-    """`row` with the two texts in one sentence, or with the one that there is."""
+    """`row` with both texts in one sentence, or with the only text."""
     usable = [e for e in (input_label, output_label) if e.text is not None]
     failed = [e for e in (input_label, output_label) if e.status not in ("ok", "abstained")]
     if any(e.status == "gave_up" for e in failed) or (failed and not usable):

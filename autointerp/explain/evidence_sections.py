@@ -22,7 +22,7 @@ class Room:
     """How much a prompt has room for."""
 
     contexts: int
-    """Of the strongest contexts, and of pruned ones."""
+    """The strongest contexts; pruned contexts have the same limit."""
     random_contexts: int
     """Contexts drawn at random from wherever the feature is active."""
     negatives: int
@@ -42,7 +42,7 @@ class Section:
     method: str | None = None
     """The evidence method that finds it; None: every harvested feature has it."""
     unless: str | None = None
-    """Without this section nothing can be said of a feature: why not, in words. None: it may be empty."""
+    """The reason, in words, why a feature cannot be labelled if this section is empty; None if it may be empty."""
 
 
 HARVESTED = frozenset({"vocab_projection"})

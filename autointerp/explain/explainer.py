@@ -28,7 +28,7 @@ class Explainer(Protocol):
 
     @property
     def name(self) -> str:
-        """As in [explain] explainer and in explanations.explainer."""
+        """The name used in [explain] explainer and in explanations.explainer."""
 
     @property
     def reads(self) -> tuple[Section, ...]:
@@ -54,11 +54,11 @@ class Explainer(Protocol):
         seed. Features labelled under another digest are labelled again."""
 
     async def explain(self, work: OpenRun, features: Sequence[int]) -> None:
-        """Hands `work` one row for every feature: its label, or why there is none. Raises what ends a run of the
-        client; rows handed over before that are kept."""
+        """Hands `work` one row for every feature: its label, or the reason why it has no label. Raises whatever ends a
+        run of the client; rows handed over before that are kept."""
 
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:
-        """(model, calls to it) that explaining the features would take; nothing is sent."""
+        """The calls that explaining the features would take, as (model, calls to it). Nothing is sent."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ class ExplainRun:
 
     @property
     def explainer(self) -> Explainer:
-        """The configured one. Raises InputError where there is none of that name."""
+        """The configured explainer. Raises InputError if there is none of that name."""
         return named(self.explainers, self.config.explainer)
 
     def of(self, config: ExplainConfig) -> ExplainRun:
-        """The same with other settings: that of a label from which this one is made."""
+        """This run with other settings, those of a label from which this run's label is made."""
         return replace(self, config=config)
 
     def evidence(self, features: Sequence[int], contexts: int) -> list[FeatureEvidence]:
-        """What is known of the features, in their order, with at most `contexts` contexts of each kind."""
+        """The evidence of the features, in their order, with at most `contexts` contexts of each kind."""
         job = self.job
         found = job.store.feature_evidence(job.dictionary_id, job.harvest_id, features, contexts)
         return [found[feature] for feature in features]
@@ -103,7 +103,7 @@ class ExplainRun:
 
 
 def named(explainers: Sequence[Explainer], name: str) -> Explainer:
-    """Raises InputError, with the nearest name, where none of the explainers has that name."""
+    """The explainer with this name. If there is no such explainer, raises InputError, which names the nearest one."""
     for one in explainers:
         if one.name == name:
             return one

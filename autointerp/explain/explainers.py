@@ -74,5 +74,5 @@ def explainers() -> tuple[Explainer, ...]:
 
 
 def explainer_named(name: str) -> Explainer:
-    """Raises InputError, with the nearest name, where there is no such explainer."""
+    """The explainer with this name. Otherwise raises InputError, which names the nearest one."""
     return named(explainers(), name)

@@ -18,7 +18,7 @@ CONTEXTS = 10
 
 
 def well_explained(job: Job, labels: Sequence[Explanation], threshold: float) -> list[Explanation]:
-    """Those of the rule labels (of different features) whose simulation score on `select` is at least `threshold`."""
+    """The rule labels (of different features) whose simulation score on `select` is at least `threshold`."""
     usable = [label for label in labels if label.status == "ok" and label.rule is not None]
     features = [label.feature for label in usable]
     limits = {"top": CONTEXTS, "sampled": 2 * CONTEXTS, "negative": None}

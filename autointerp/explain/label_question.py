@@ -32,7 +32,7 @@ class LabelPrompt:
     """One way to ask for a label: which evidence is shown, by which template, and with which settings."""
 
     name: str
-    """Of the explainer."""
+    """The explainer's name."""
     reads: tuple[Section, ...]
     side: Side | None
     """What its labels describe; None: the LLM is asked."""

@@ -21,8 +21,8 @@ SHAPE = "shape"
 """Stands for the model of a label that the feature's shape alone gives."""
 SHAPE_SHA256 = hashlib.sha256(b"shape").hexdigest()
 NO_EVIDENCE_SHA256 = hashlib.sha256(b"no evidence").hexdigest()
-"""Both stand for the template where none is rendered. A row without evidence is no answer of the explainer: it is asked
-about the feature once there is some."""
+"""Both replace the template's hash if no template is rendered. A row without evidence is not an answer of the
+explainer, which is asked about the feature once there is evidence."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Plan:
     ask: list[int]
     """Features that the explainer is to label."""
     rows: list[Explanation]
-    """Labels by shape or by rule, and features without the evidence that the explainer needs: no call."""
+    """Rows that need no call: labels by shape or by rule, and features without evidence that the explainer needs."""
     n_shaped: int = 0
     """Labels by shape, among `rows`."""
     n_patterned: int = 0
     """Labels by the rule of `patterns`, among `rows`."""
     bases: tuple[Explanation, ...] = ()
-    """`patterns` labels that were made for this and are not in the store yet: written, but not what was asked for."""
+    """`patterns` labels made for this plan and not yet in the store. They are written, but do not count as results."""
 
     @property
     def size(self) -> int:
@@ -50,7 +50,7 @@ class Plan:
 
 
 def make_plan(run: ExplainRun) -> Plan:
-    """Raises InputError where none of the chosen features has the evidence that the explainer reads."""
+    """The plan for the chosen features. Raises InputError if no feature has the evidence that the explainer reads."""
     explainer = run.explainer
     pending = run.pending(explainer.digest(run))
     if explainer.is_free:
@@ -78,9 +78,9 @@ def make_plan(run: ExplainRun) -> Plan:
 
 
 def features_with_evidence(run: ExplainRun, explainer: Explainer) -> set[int]:
-    """Features of which an evidence method that the explainer needs has found anything.
+    """The features for which an evidence method that the explainer needs has found anything.
 
-    Raises InputError where none of the chosen ones is among them.
+    Raises InputError if no chosen feature is among them.
     """
     job, methods = run.job, needed_methods(explainer.reads)
     found = set().union(*(job.store.features_with_findings(m, job.dictionary_id) for m in methods))

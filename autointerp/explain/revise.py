@@ -75,7 +75,7 @@ class Revise:
         await make_in_blocks(work, features, make)
 
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:
-        """As if every label had mistakes."""
+        """The estimate if every label had mistakes."""
         base = self._base(run)
         # The correction shows as many contexts again as there are mistakes.
         first = estimate_labels(run, base, features)
@@ -94,7 +94,7 @@ class _Wrong:
 
 
 def _corrections(run: ExplainRun, labels: Sequence[Explanation], scores: Mapping[str, Score]) -> dict[int, _Wrong]:
-    """By feature, of the labels that have mistakes."""
+    """The corrections of the labels that have mistakes, by feature."""
     wrong: dict[int, _Wrong] = {}
     every = dict.fromkeys(("top", "sampled", "negative"))
     for start in range(0, len(labels), BLOCK):

@@ -239,7 +239,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read ({error}); delete its folder to harvest that part again") from None
     if not isinstance(value, dict):
-        raise DamagedError(f"{path} is not what it should be; delete its folder to harvest that part again")
+        raise DamagedError(f"{path} holds no JSON object; delete its folder to harvest that part again")
     return value
 
 

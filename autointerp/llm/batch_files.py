@@ -90,7 +90,7 @@ class BatchState:
     took_s: float
     """Seconds from its creation to its end by the endpoint's clock; 0 where the endpoint does not say."""
     errors: str
-    """Why it failed; '' where it did not."""
+    """The reason why the batch failed; '' if it did not."""
     batch_key: str | None
     """Our own key, which was sent as metadata."""
 

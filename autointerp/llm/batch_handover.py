@@ -92,7 +92,7 @@ class Handover:
         )
 
     async def _search(self, batch_key: str) -> BatchState | None:
-        """The batch with our key; None where there is none, or where the endpoint cannot list batches."""
+        """The batch with our key; None if there is no such batch, or if the endpoint cannot list batches."""
         try:
             return await self._calls.with_key(batch_key)
         except (EndpointCredentialsError, RequestRefusedError) as error:

@@ -64,7 +64,7 @@ class Batch:
 
     record: BatchRecord
     requests: dict[str, BatchedRequest]
-    """By custom_id."""
+    """The batch's requests by custom_id."""
     reserved: dict[str, Reservation] = field(default_factory=dict)
     """What the budget holds for each request, by custom_id. Empty where an earlier process sent and paid the batch."""
     lines: bytes = b""

@@ -42,7 +42,7 @@ class Slots:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await turn  # whoever wakes this call has counted it already
+            await turn  # the waker has counted this call already
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.release()

@@ -103,7 +103,7 @@ class Reply:
 
     status: ReplyStatus
     text: str
-    """What the model wrote, without an echoed prompt; '' where it wrote nothing."""
+    """The text that the model wrote, without an echoed prompt; '' if it wrote nothing."""
     token_logprobs: list[TokenLogprob] | None
     """Logprobs of the written tokens; None where the endpoint gave none."""
     prompt_logprobs: list[TokenLogprob] | None

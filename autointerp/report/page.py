@@ -45,13 +45,13 @@ class FeatureFacts:
     mean_activation: float
     """Over active tokens."""
     explain_max_activation: float
-    """Largest on the explain split: the scale of every 0..10 number."""
+    """The largest activation on the explain split, which is the scale of every 0..10 number."""
     histogram_edges: list[float] | None
     histogram_counts: list[int] | None
 
     @property
     def histogram(self) -> Histogram | None:
-        """None where the feature never fired."""
+        """The histogram of the feature's activations; None if it never fired."""
         if not self.histogram_edges or not self.histogram_counts:
             return None
         return Histogram(self.histogram_edges, self.histogram_counts)
@@ -64,7 +64,7 @@ class ShownLabel:
 
     dictionary_id: int
     name: str
-    """Of the dictionary."""
+    """The dictionary's name."""
     feature: int
     label: str | None
     explainer: str | None
@@ -80,7 +80,7 @@ class ShownLabel:
     n_failed: int | None
     density: float
     status: str
-    """Of the feature."""
+    """The feature's status."""
     explanation_status: str | None
     score_status: str | None
     error: str | None
@@ -104,7 +104,7 @@ class ExplanationRow:
     evidence_sha256: str
     seed: int
     text: str | None
-    """None unless `status` is ok."""
+    """The label; None unless `status` is ok."""
     status: str
     error: str | None
     rule: str | None
@@ -129,15 +129,15 @@ class FeaturePage:
     explanations: list[ExplanationRow]
     """The latest first."""
     scores: list[ScoreRow]
-    """Of all explanations; the latest first."""
+    """The scores of all explanations, the latest first."""
     promoted: list[PromotedToken]
     """The strongest first."""
     suppressed: list[PromotedToken]
     contexts: list[Context]
-    """Of all splits and kinds, as many of each as were asked for."""
+    """Contexts of all splits and kinds, as many of each as were asked for."""
     findings: Findings
     method_runs: list[MethodRunRow]
-    """In order of the methods' names."""
+    """The runs in order of the methods' names."""
 
     @property
     def name(self) -> str:

@@ -1,6 +1,6 @@
-"""What evidence methods found on one feature, as records: the tables of the built-in methods, without their keys.
+"""The findings of evidence methods on one feature, as records: the built-in methods' tables without their keys.
 
-A method of another package keeps its findings in a table of its own; a page has its rows as they are.
+A method of another package keeps its findings in its own table, whose rows a page has unchanged.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Neighbour:
     value: float
     """Cosine; Jaccard index of the tokens where both fire; Pearson correlation."""
     label: str | None
-    """Of the neighbour."""
+    """The neighbour's label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ class Pruned:
     importance: list[float]
     """For each token, the share of the activation that is lost without it."""
     activation: float
-    """At the peak with these tokens alone, raw units."""
+    """The activation at the peak with these tokens alone, raw units."""
     full_activation: float
-    """At the peak in the whole window."""
+    """The activation at the peak in the whole window, raw units."""
     counterfactuals: list[Counterfactual]
 
 
@@ -129,7 +129,7 @@ class InputWord:
     g: float
     """G statistic of the 2 x 2 table of contexts."""
     p_value: float
-    """Of G, Benjamini-Hochberg adjusted over the feature's words."""
+    """The p-value of G, Benjamini-Hochberg adjusted over the feature's words."""
     n_with_word: int
 
 
@@ -140,14 +140,14 @@ class Findings:
     shape: Shape | None
     output_statistic: OutputStatistic | None
     neighbours: list[Neighbour]
-    """By relation."""
+    """The neighbours in order of relation."""
     pruned: list[Pruned]
     changed: list[TokenChange]
     """Said more, then said less."""
     related_words: list[DirectionWord]
     input_words: list[InputWord]
     others: Mapping[str, Sequence[Row] | Row | None]
-    """By the name of a method of another package: its rows, or the row of a method that has one for a feature."""
+    """The rows of other packages' methods, by method name; a single row if the method has one for each feature."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class ScoreRow:
     dictionary_id: int
     feature: int
     explanation_id: str | None
-    """None where the scorer needs no label."""
+    """The scored label; None if the scorer needs no label."""
     harvest_id: int
     scorer: str
     method: str
@@ -34,7 +34,7 @@ class ScoreRow:
     template_sha256: str
     seed: int
     value: float | None
-    """None unless `status` is ok."""
+    """The score; None unless `status` is ok."""
     ci_low: float | None
     ci_high: float | None
     n: int
@@ -61,9 +61,9 @@ class ScoreGroup:
 
     score: ScoreRow
     controls: tuple[ScoreRow, ...]
-    """By the same scorer, method, model and part of the documents."""
+    """The controls scored by the same scorer, method, model and part of the documents."""
     parts: tuple[ScorePart, ...]
-    """In order of their names."""
+    """The parts in order of their names."""
 
 
 def score_groups(scores: Sequence[ScoreRow]) -> list[ScoreGroup]:
@@ -90,7 +90,7 @@ def score_groups(scores: Sequence[ScoreRow]) -> list[ScoreGroup]:
 
 
 def _headline_among(scorer: str, present: Collection[str]) -> str:
-    """The scorer's headline, or the scorer itself where there is no row of that headline to be shown with."""
+    """The scorer's headline, or the scorer itself if there is no row of that headline."""
     headline = headline_of(scorer, present)
     return headline if headline in present else scorer
 

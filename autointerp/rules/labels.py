@@ -24,7 +24,7 @@ class RuleLabel:
     """What a rule says of one feature."""
 
     text: str | None
-    """None: the rule finds nothing to say."""
+    """The label; None if the rule finds nothing to say."""
     side: Side | None = None
     """What the text describes; needed where there is one."""
     rule: str | None = None

@@ -195,7 +195,7 @@ def whole_words(tokens: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Column:
-    """One candidate table's keys over the sample."""
+    """The keys of one candidate table over the sample."""
 
     parts: list[tuple[list[str], NDArray[np.int64]]]
     """For each fact of the table: its different values, and the index of the value that each key has."""
@@ -264,7 +264,7 @@ class _Candidate:
     index: int
     gain: float
     step: NDArray[np.float64]
-    """What it adds to the prediction of each token, fitted without the token's fold."""
+    """What the table adds to each token's prediction, fitted without that token's fold."""
     weights: NDArray[np.float64]
 
 

@@ -77,7 +77,7 @@ class _Lexed(NamedTuple):
     """The word characters it ends with."""
     words: tuple[str, ...]
     marks: tuple[str, ...]
-    """Those of its characters that open or close brackets, strings or comments, and its line breaks, in order."""
+    """Its characters that open or close brackets, strings or comments, and its line breaks, in order."""
     is_mark: bool
 
 

@@ -19,7 +19,7 @@ from autointerp.score.score_rows import Answer, Identity, Result, obstacle
 
 
 def number_answer(example: Example, said: float | None, status: str = "ok", error: str | None = None) -> Answer:
-    """The number given to one context. Where there is none, `said` is None and `status` says why."""
+    """The Answer for the number given to one context. Without a number, `said` is None and `status` says why."""
     predicted = None if said is None else [said]
     truth = [float(example.active)]
     return Answer(example.context, Prediction(example.context.context_id, truth, predicted, status), error)

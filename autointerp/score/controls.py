@@ -33,8 +33,8 @@ _EVERY = 1000
 def stand_ins(
     job: Job, explainer: str, seed: int, control: str | None, pending: Sequence[Explanation]
 ) -> Sequence[Explanation | None]:
-    """For every pending label, the label that a scorer is told in its place: itself where there is no control. Raises
-    InputError where nothing can stand in."""
+    """For every pending label, the label that a scorer gets instead, or itself without a control. Raises InputError if
+    nothing can replace it."""
     if control == LOOKUP:
         return LookupLabels(job, seed, pending)
     if control == "empty":
@@ -47,8 +47,7 @@ def stand_ins(
 
 def _donors(job: Job, explainer: str, seed: int) -> dict[str, Explanation]:
     """For every label of the dictionary, another feature's label: the next one in an order drawn with `seed`. It
-    depends on the labels alone, whatever features are chosen. Raises InputError where there are fewer than two
-    features."""
+    depends on the labels alone, not on the chosen features. Raises InputError if there are fewer than two features."""
     ordered = sorted(every_label(job, explainer), key=lambda e: stable_id(seed, e.explanation_id))
     donors = {}
     for i, own in enumerate(ordered):
@@ -74,8 +73,8 @@ def every_label(job: Job, explainer: str) -> Sequence[Explanation]:
 
 
 class LookupLabels(Sequence[Explanation | None]):
-    """For every pending label, the label by `token_lookup` for the same feature: the store's where it is of this
-    harvest, else one made from the evidence when it is looked at (in a loader's worker thread), which is not stored."""
+    """For every pending label, the label by `token_lookup` for the same feature. It is the store's if that is of this
+    harvest, or else it is made from the evidence when accessed (in a loader's worker thread) and not stored."""
 
     def __init__(self, job: Job, seed: int, pending: Sequence[Explanation]) -> None:
         self._job = job

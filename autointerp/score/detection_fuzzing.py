@@ -97,8 +97,8 @@ class ChoiceScorer:
         return Work(by, ExampleLoader(run, targets, self.name), score, calls)
 
     def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
-        """With a stop rule the most that it can come to, and what is likely if judges do as well as in earlier
-        scores."""
+        """The estimate. With a stop rule it gives the most calls possible, and the likely number if judges do as well
+        as in earlier scores."""
         job, config = run.job, run.config
         judge = Judge.of(self.name, config, config.seed, job.prompts)
         some = ExampleLoader(run, targets, self.name)(a_few(targets))

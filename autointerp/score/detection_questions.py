@@ -52,7 +52,7 @@ class Example:
 
     context: Context
     marked: tuple[int, ...] = ()
-    """Places of the marked tokens, ascending; none for detection."""
+    """Places of the marked tokens, ascending; empty for detection."""
 
     @property
     def active(self) -> bool:
@@ -90,7 +90,7 @@ def silent_in_turn(contexts: Iterable[Context]) -> list[Context]:
 
 
 def _in_turn(contexts: Iterable[Context], group: Callable[[Context], int]) -> list[Context]:
-    """One of each group, then a second of each, and so on; within a group in the store's rank order."""
+    """Takes one context of each group, then a second of each, and so on. Each group stays in the store's rank order."""
     groups: dict[int, list[Context]] = defaultdict(list)
     for context in sorted(contexts, key=lambda c: (c.rank, c.context_id)):
         groups[group(context)].append(context)
@@ -119,8 +119,8 @@ def active_places(context: Context) -> tuple[int, ...]:
 
 
 def borrowed_places(context: Context, lender: Example) -> tuple[int, ...]:
-    """As many places in `context` as are marked in `lender`, at the same relative positions; the nearest free token
-    where one of them does not show. Fewer where the context has no more tokens."""
+    """Places in `context`, as many as `lender` has marked and at the same relative positions. A place that is not
+    visible is replaced by the nearest free token. There are fewer places if the context has too few tokens."""
     free = _visible(context)
     places = []
     for place in lender.marked:
@@ -248,8 +248,8 @@ _WORDS = {"1": True, "true": True, '"1"': True, "0": False, "false": False, '"0"
 
 
 def read_answers(text: str, count: int) -> list[bool]:
-    """The last array of ones and zeros in a reply. Raises ReplyError ('no_answer', 'answer_count') where there is none,
-    or one of another length than `count`: which answer is missing cannot be known."""
+    """The last array of ones and zeros in a reply. Raises ReplyError ('no_answer') if there is no array, and ReplyError
+    ('answer_count') if its length is not `count`, since it is then unknown which answer is missing."""
     found: list[bool] | None = None
     text = " ".join(text.split())
     for match in _ARRAY.finditer(text):
@@ -283,7 +283,7 @@ def _is_nested(text: str, start: int, end: int) -> bool:
 
 
 def answer_of(example: Example, said: bool | None, status: str, error: str | None = None) -> Answer:
-    """The judge's answer about one example. Where there is none, `said` is None and `status` says why."""
+    """The judge's answer about one example. Without an answer, `said` is None and `status` says why."""
     predicted = None if said is None else [float(said)]
     truth = [float(example.active)]
     return Answer(example.context, Prediction(example.context.context_id, truth, predicted, status), error)

@@ -66,7 +66,7 @@ class Embedder:
 
     template: PromptTemplate
     endpoint: EndpointConfig
-    """Whose `model` is the embedding model."""
+    """The endpoint, whose `model` is the embedding model."""
 
     @classmethod
     def of(cls, endpoint: EndpointConfig, prompts: Path | None = None) -> Embedder:
@@ -137,8 +137,8 @@ def template_of(prompts: Path | None = None) -> PromptTemplate:
 
 
 def in_batches(examples: Sequence[Example]) -> list[list[Example]]:
-    """Each context once and in an order of its own, whatever order the examples were drawn in: the same contexts are
-    the same requests."""
+    """Each context once, in an order that does not depend on the order in which the examples were drawn, so that equal
+    contexts give equal requests."""
     ordered = sorted(examples, key=lambda e: e.context.context_id)
     return [ordered[i : i + INPUTS_PER_CALL] for i in range(0, len(ordered), INPUTS_PER_CALL)]
 
@@ -242,7 +242,7 @@ EMBEDDING_SCORER = EmbeddingScorer()
 
 
 def _endpoint(config: ScoreConfig) -> EndpointConfig:
-    """Where embeddings are asked for: the scorers' endpoint, with another model."""
+    """The endpoint for embeddings, which is the scorers' endpoint with another model."""
     return replace(config, model=config.embedding_model)
 
 

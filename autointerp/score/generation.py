@@ -138,8 +138,8 @@ class TextsQuestion:
 
 
 def read_texts(text: str, count: int) -> Texts:
-    """The last JSON object of a reply that holds the two lists. Raises ReplyError ('no_sentences', 'sentence_count')
-    where there is none, or one of its lists does not hold exactly `count` texts."""
+    """The last JSON object of a reply that holds the two lists. Raises ReplyError ('no_sentences') if there is no such
+    object, and ReplyError ('sentence_count') if one of its lists does not hold exactly `count` texts."""
     kinds = ("active", "silent")
     found = last_object(text, lambda value: all(isinstance(value.get(kind), list) for kind in kinds))
     if found is None:
@@ -253,8 +253,8 @@ class _Tasks:
             self.write()
 
     def write(self) -> None:
-        """Also where the run was stopped: what was asked by then can be measured meanwhile. A store that failed (full
-        disk) has said so to whoever wrote to it first."""
+        """Writes the tasks, even if the run was stopped, so that they can be measured before the next run. Nothing is
+        written to a store that failed (full disk); its first failed write has already reported that."""
         store = self.run.job.store
         if store.failed is None:
             store.insert_tasks(self.waiting)

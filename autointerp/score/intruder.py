@@ -50,7 +50,7 @@ class Lineup:
 
     contexts: tuple[Context, ...]
     place: int
-    """Of the intruder, from 0."""
+    """The intruder's place, from 0."""
 
     @property
     def intruder(self) -> Context:
@@ -235,7 +235,7 @@ def beyond_chance(share: stats.Estimate, chance: float) -> stats.Estimate:
 
 @dataclass(frozen=True)
 class Asking:
-    """One feature and the questions about it; none where its contexts are too few."""
+    """One feature and the questions about it. There are no questions if it has too few contexts."""
 
     feature: int
     lineups: list[Lineup]

@@ -47,9 +47,9 @@ class Measured(Generic[Detail]):
     about: Detail
     """What the answer is about: contexts, beginnings, questions."""
     task: MeasureTask | None = None
-    """None where there is nothing to ask."""
+    """The task; None if there is nothing to ask."""
     measurement: Measurement | None = None
-    """None: not there yet. Where there is nothing to ask, its status says why."""
+    """The measurement; None until there is one. If there is nothing to ask, its status says why."""
 
 
 def asked_and_answered(job: Job, items: Sequence[Measured[Detail]]) -> list[Measured[Detail]]:
@@ -59,7 +59,7 @@ def asked_and_answered(job: Job, items: Sequence[Measured[Detail]]) -> list[Meas
 
 
 def answered(job: Job, items: Sequence[Measured[Detail]]) -> list[Measured[Detail]]:
-    """The items with what was answered by now; nothing is written."""
+    """The items with the answers that exist by now. Nothing is written."""
     found = job.store.measurements_of([item.task.task_id for item in items if item.task is not None])
     return [i if i.task is None else replace(i, measurement=found.get(i.task.task_id)) for i in items]
 

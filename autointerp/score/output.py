@@ -59,7 +59,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the judge picked; None where there is no answer, and `status` then says why."""
+    """The judge's pick. Without an answer it is None, and `status` says why."""
 
     right: bool | None
     status: str = "ok"
@@ -96,7 +96,7 @@ class ShownText:
 
 
 def shown_texts(prompts: Sequence[str], result: dict[str, Any]) -> tuple[list[ShownText], list[list[ShownText]]]:
-    """What a steering measurement holds to be shown: the feature's own texts, and those of each random feature."""
+    """The texts to show from a steering measurement: the feature's own, and those of each random feature."""
     answer = SteeringAnswer.parse_result(result, len(prompts))
 
     def beside(changed: Sequence[str]) -> list[ShownText]:
@@ -108,8 +108,8 @@ def shown_texts(prompts: Sequence[str], result: dict[str, Any]) -> tuple[list[Sh
 def asked_about(
     questions: Sequence[Question], own: Sequence[ShownText], others: Sequence[Sequence[ShownText]]
 ) -> tuple[list[tuple[Question, Sequence[ShownText]]], list[tuple[Question, Sequence[ShownText]]]]:
-    """Which question goes with which texts: every one with the feature's own, then every one with a random feature's,
-    which take turns."""
+    """Pairs every question with the feature's own texts, and again with the texts of a random feature; the random
+    features take turns."""
     floor = [(question, others[i % len(others)]) for i, question in enumerate(questions)] if others else []
     return [(question, own) for question in questions], floor
 
@@ -249,7 +249,7 @@ class _Loader:
         return asked_and_answered(self._run.job, self.unasked(places))
 
     def unasked(self, places: Sequence[int]) -> list[Measured[Steered]]:
-        """With their tasks; nothing is written."""
+        """The items with their tasks. Nothing is written."""
         return [self._item(told) for told in self._labels(places)]
 
     def _item(self, told: Told) -> Measured[Steered]:

@@ -32,7 +32,7 @@ class Identity:
     """What all score rows of one label and run share, or of one feature where no label is scored."""
 
     explanation: Explanation | None
-    """None for a label-free scorer; `feature` then says whose score it is."""
+    """The scored label; None for a label-free scorer, for which `feature` says whose score it is."""
     harvest_id: int
     method: str
     control: str | None
@@ -83,7 +83,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Result:
-    """A value with its interval, or the status that says why there is none."""
+    """A value with its interval, or the status that says why there is no value."""
 
     status: str
     estimate: stats.Estimate = stats.Estimate(None, None, None, 0)

@@ -35,7 +35,7 @@ class MadeBy:
     model: str
     """`scores.model`."""
     template_sha256: str
-    """`scores.template_sha256`: the prompt's digest, or what stands for it where there is no prompt."""
+    """`scores.template_sha256`: the prompt's digest, or a substitute if there is no prompt."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Run:
 
     job: Job
     explainer: str
-    """Whose labels are scored."""
+    """The explainer whose labels are scored."""
     config: ScoreConfig
     control: str | None = None
-    """None for real scores; else what stands in for the labels (see controls.py)."""
+    """None for real scores, or else the control that replaces the labels (see controls.py)."""
     part: Part = "report"
     """The held-out documents that are asked about: 'report' for published scores, 'select' for choosing labels by."""
 
     def identity(self, target: Explanation | int, by: MadeBy) -> Identity:
-        """What the rows of one label share, or of one feature where the scorer reads no label."""
+        """The fields that all rows of one label share, or all rows of one feature if the scorer reads no label."""
         seed, harvest_id = self.config.seed, self.job.harvest_id
         if isinstance(target, int):
             feature = (self.job.dictionary_id, target)
@@ -62,7 +62,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a scorer needs beside the store."""
+    """The things that a scorer needs besides the store."""
 
     endpoint: EndpointConfig | None = None
     """The endpoint that it asks. Scorers of one endpoint share a client, and so its rate limits."""
@@ -79,18 +79,18 @@ class Work(Generic[Item]):
 
     by: MadeBy
     load: Callable[[list[int]], list[Item]]
-    """From places in the sequence of targets to what is asked about them. Called in a worker thread, block by block."""
+    """Loads the items for places in the sequence of targets. It is called in a worker thread, block by block."""
     score: Callable[[Item], Awaitable[list[Score] | None]]
     """All rows of one target, the scorer's own row last: a target without that row counts as not scored. None where
     the target waits for `autointerp measure`."""
     calls: int = 1
-    """Requests that one target takes, about: the more, the fewer targets are worked on at a time."""
+    """About how many requests one target takes. The more it takes, the fewer targets are worked on at a time."""
     block: int = 16
     """Targets that are loaded together."""
     notes: tuple[str, ...] = ()
-    """What the user should know, one line each."""
+    """Notes for the user, one line each."""
     finish: Callable[[], None] = lambda: None
-    """Called once at the end, also where the run was stopped."""
+    """Called once at the end, even if the run was stopped."""
 
 
 class Scorer(Protocol[Target_contra]):
@@ -106,23 +106,23 @@ class Scorer(Protocol[Target_contra]):
         """False for a scorer of features as such. No control applies to it, and its rows have no explanation."""
 
     def needs(self, run: Run) -> Needs:
-        """Raises InputError where the configuration lacks something; called before anything is asked."""
+        """The scorer's needs, read before anything is asked. Raises InputError if the configuration lacks something."""
 
     def made_by(self, run: Run) -> tuple[MadeBy, ...]:
-        """How its rows will be made; several where the endpoint decides. A target with a row by any of them is done."""
+        """How its rows will be made, in several ways if the endpoint decides. A target with a row by any is done."""
 
     async def start(self, run: Run, targets: Sequence[Target_contra], asker: Asker | None) -> Work[Any]:
-        """Begins to work on the targets. `asker` is there where an endpoint is needed."""
+        """Begins to work on the targets. `asker` is None unless the scorer needs an endpoint."""
 
     def estimate(self, run: Run, targets: Sequence[Target_contra]) -> Estimate:
-        """What scoring these targets (one or more) will ask of the endpoint; nothing is sent."""
+        """Estimates what scoring these targets (one or more) will ask of the endpoint. Nothing is sent."""
 
 
 # --- helpers of scorers -----------------------------------------------------------------------------------------------
 
 
 def asks_llm(scorer: str, config: ScoreConfig) -> Needs:
-    """The needs of a scorer that asks [score] model. Raises InputError where no model is named."""
+    """The needs of a scorer that asks [score] model. Raises InputError if no model is named."""
     need_model(config, f"scorer {scorer!r} asks an LLM")
     return Needs(config)
 

@@ -45,8 +45,8 @@ def scorers() -> tuple[Scorer[Any], ...]:
 
 
 def scorer_named(name: str) -> Scorer[Any]:
-    """The scorer called `name`, or the one of whose rows `name` is a headline: simulation for simulation_calibrated.
-    Raises InputError where there is none, and names the nearest one."""
+    """The scorer called `name`, or the one that has `name` as a headline row: simulation for simulation_calibrated.
+    Otherwise raises InputError, which names the nearest one."""
     found = {scorer.name: scorer for scorer in scorers()}
     for known in HEADLINE_SCORERS:
         whole = next((scorer for scorer in BUILT_IN if known.startswith(f"{scorer.name}_")), None)

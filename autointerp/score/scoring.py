@@ -1,8 +1,8 @@
-"""The one loop that runs every configured scorer over the labels and features that it has not scored yet.
+"""The loop that runs every configured scorer over the labels and features that it has not scored yet.
 
-Scorers of labels come first, in the order in which they are configured (those that ask nobody or probe the endpoint
-before the others), then scorers of features, then those with an endpoint of their own, and last those that need the
-language model: what they ask of it is written into the store, `autointerp measure` answers, and the next run judges.
+Scorers of labels come first, in the configured order, except that scorers that ask no LLM or probe the endpoint precede
+the others. Scorers of features follow, then scorers with their own endpoint, and last those that need the language
+model. Their tasks are written into the store, `autointerp measure` answers them, and the next run judges.
 """
 
 from __future__ import annotations

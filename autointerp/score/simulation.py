@@ -191,7 +191,7 @@ class SimulationQuestion:
         return self.simulator.again(self.request, reply, problem, self.context, self.dictionary_id)
 
     def shorter(self) -> SimulationQuestion | None:
-        """With half of the worked examples."""
+        """This question with half of the worked examples."""
         shown = len(self.simulator.template.examples) if self.examples is None else self.examples
         if shown == 0 or self.halved == HALVINGS:
             return None
@@ -221,7 +221,7 @@ class Simulated:
     """The feature's largest activation on the explain split: what a 10 stands for."""
     report: list[Context]
     select: list[Context] | None
-    """None where no context of the select part is asked about."""
+    """The contexts of the select part; None if they are not asked about."""
 
 
 @dataclass(frozen=True)
@@ -280,8 +280,8 @@ class SimulationScorer:
         return Work(by, _Loader(run, targets, is_calibrated=True), score, block=RULE_BLOCK)
 
     def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
-        """One call per context. Which method an endpoint supports is not known before it is asked; where none is
-        configured, `numbers` is reckoned with, whose prompts are those of generated_logprobs."""
+        """Estimates one call per context. Before an endpoint is asked, the methods that it supports are not known. If
+        no method is configured, `numbers` is assumed, which has the prompts of generated_logprobs."""
         config = run.config
         method = "numbers" if config.method == "auto" else config.method
         guess = Capabilities(True, True, method != "numbers", 20, method == "prompt_logprobs", 20, "prompt_logprobs")

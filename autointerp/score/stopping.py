@@ -90,7 +90,7 @@ def in_balance(examples: Sequence[Example], draw: random.Random) -> list[Example
 
 
 def _spread(examples: Sequence[Example], stratum: Callable[[Example], Hashable], draw: random.Random) -> list[Example]:
-    """In an order whose prefixes hold about the same share of every stratum."""
+    """The examples in an order whose prefixes hold about the same share of every stratum."""
     strata: dict[Hashable, list[Example]] = defaultdict(list)
     for example in examples:
         strata[stratum(example)].append(example)
@@ -177,7 +177,7 @@ def interval_z(config: ScoreConfig, planned: int) -> float:
 
 
 _ASSUMED = (0.55, 0.65, 0.75, 0.85, 0.95)
-"""Scores of labels where none is known yet: anything from a coin to near certainty."""
+"""Scores assumed for labels if no scores are known yet: anything from a coin to near certainty."""
 _FEW = 10
 """Earlier scores that say more than an assumption."""
 _DRAWS = 5

@@ -197,7 +197,7 @@ def harvest(
         part = f"shard-{shard_index}-of-{num_shards}"
         with terminal.working("running harvest"), _told(path, "harvest", terminal, part):
             harvesting.harvest_shard(session, saes, shard_index, num_shards)
-        terminal.say(f"shard {shard_index} of {num_shards} is done; run `autointerp merge` when all are")
+        terminal.say(f"shard {shard_index} of {num_shards} is done; run `autointerp merge` when all are done")
         return
     with _recorded(config, "harvest", terminal) as (store, _):
         harvesting.harvest_and_merge(session, store, saes)

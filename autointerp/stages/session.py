@@ -204,7 +204,7 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
         sha256 = sae_sha256(folder, sae.format)
     if sha256 != row.sae_sha256:
         raise MismatchError(
-            f"the SAE at {folder} has sha256 {sha256[:16]}..., the store's dictionary {row.name!r} was made with "
+            f"the SAE at {folder} has sha256 {sha256[:16]}..., but the store's dictionary {row.name!r} was made with "
             f"{row.sae_sha256[:16]}...; put the right file back, or harvest the new one under another name"
         )
     loaded = session.model()
@@ -213,7 +213,7 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
         ("tokenizer sha256", row.tokenizer_sha256, loaded.tokenizer_sha256),
     ):
         if held != now:
-            raise MismatchError(f"the store's dictionary {row.name!r} has {what} {held}, the model at hand {now}")
+            raise MismatchError(f"the store's dictionary {row.name!r} has {what} {held}, but this model has {now}")
     return row, loaded_sae(session, sae)[0]
 
 

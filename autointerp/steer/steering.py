@@ -37,7 +37,7 @@ from autointerp.steer.strength_search import StrengthSearch
 # Logits are the largest tensors here: elements of one batch's, and of one block that is made float32.
 _LOGITS_CPU, _LOGITS_DEVICE, _BLOCK = 1 << 24, 1 << 28, 1 << 24
 UNTOUCHED = -1
-"""In place of a feature: this row runs as it is."""
+"""Stands for a feature in rows that run without steering."""
 
 Result = TypeVar("Result")
 
@@ -335,7 +335,7 @@ def _divergence(logits: Tensor, clean: Tensor, prompts: Sequence[int], counted: 
 def _draws(
     prompts: Sequence[Sequence[int]], features: Sequence[int], values: Sequence[float], n: int, seed: int
 ) -> list[np.ndarray]:
-    """Per row `n` uniform numbers in 0..1."""
+    """`n` uniform numbers in 0..1 for each row."""
     seen: Counter[str] = Counter()
     draws = []
     for prompt, feature, value in zip(prompts, features, values, strict=True):

@@ -89,7 +89,7 @@ class StoreConnection:
         self.evidence_replaced = threading.Event()
         """Set when new evidence was put in place. The publisher of snapshots waits for it and clears it."""
         self.snapshot_age_s: float | None = None
-        """Of a snapshot: seconds since it was last known to be the newest. None where this is the store itself."""
+        """Seconds since this snapshot was last known to be the newest; None if this is the store itself."""
 
     def close(self) -> None:
         """Folds the WAL into the file and lets go of it. Safe to call twice."""
@@ -157,7 +157,7 @@ class StoreConnection:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """While the block lasts nobody else commits, replaces the evidence or begins a snapshot. This thread may run
+        """Within the block no other thread commits, replaces the evidence or begins a snapshot. This thread may run
         transactions inside it."""
         with self._lock:
             yield
@@ -245,7 +245,7 @@ class StoreConnection:
     def keyed_records(
         self, key: str, record: type[Record], sql: str, parameters: Sequence[Any] = ()
     ) -> list[tuple[Any, Record]]:
-        """As `records`, for a query with one more column `key`: its value stands beside each record."""
+        """Like `records`, for a query with one more column `key`, whose value is paired with each record."""
         with self._reading() as con:
             return read_keyed_records(con.execute(sql, list(parameters)), key, record)
 

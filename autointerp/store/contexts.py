@@ -73,13 +73,13 @@ class StoredContext:
     feature: int
     window_id: int
     token_ids: list[int]
-    """Of the whole window."""
+    """The token ids of the whole window."""
     n_prefix: int
     offset: int
-    """Of the context's first token, in the window's tokens."""
+    """Place of the context's first token among the window's tokens."""
     length: int
     positions: list[int]
-    """Of the active tokens, relative to `offset`, ascending."""
+    """Places of the active tokens, relative to `offset`, ascending."""
     values: list[float]
     """Their activations, raw units."""
 

@@ -104,9 +104,9 @@ class StoreDictionaries(StoreConnection):
         return self.records(DictionaryRow, f"SELECT {columns} FROM dictionaries ORDER BY dictionary_id")
 
     def dictionary(self, name: str | None = None) -> DictionaryRow:
-        """The dictionary of that name; without a name, the only one there is.
+        """The dictionary of that name; without a name, the only dictionary in the store.
 
-        Raises InputError, which lists the names, where there is no such dictionary or no single one.
+        Raises InputError, which lists the names, if there is no such dictionary, or no single one.
         """
         every = self.dictionaries()
         names = [d.name for d in every]

@@ -147,7 +147,7 @@ class StoreFeatures(StoreConnection):
         return [TrainingPoint(**row) for row in found]
 
     def activation_histograms(self, dictionary_id: int, n: int) -> list[FeatureHistogram]:
-        """The histograms of the `n` best-scored features, or of any where none has a score."""
+        """The histograms of the `n` best-scored features. Features without a score come last, by number."""
         found = self.dicts(
             "SELECT f.feature, l.label, f.histogram_edges AS edges, f.histogram_counts AS counts FROM features AS f "
             "LEFT JOIN labels AS l USING (dictionary_id, feature) "

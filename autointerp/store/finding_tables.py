@@ -71,7 +71,7 @@ class FindingTable:
         return f"CREATE TABLE {self.name} ({', '.join([*keys, *columns])})"
 
     def check(self) -> None:
-        """InputError unless every name and type can stand in SQL as it is."""
+        """Raise InputError unless every name and type can be used in SQL unchanged."""
         declared = f"the table of the evidence method {self.method!r}"
         used = [name.removeprefix("-") for name in self.order]
         if self.other_feature is not None:
@@ -110,7 +110,7 @@ def tables_in(store: StoreConnection) -> list[FindingTable]:
 
 
 def from_note(text: str) -> FindingTable:
-    """The reverse of `noted`. Raises DamagedError where the note is none."""
+    """The reverse of `noted`. Raises DamagedError if `text` is not such a note."""
     try:
         told = json.loads(text)
         known = {name: told[name] for name in ("method", "name", "columns", "is_single", "other_feature")}
@@ -169,4 +169,4 @@ PRUNED_CONTEXTS = FindingTable(
 BUILT_IN = (
     FEATURE_SHAPES, OUTPUT_STATISTICS, TOKEN_CHANGES, MUTUAL_INFORMATION, INPUT_WORDS, NEIGHBOURS, PRUNED_CONTEXTS,
 )  # fmt: skip
-"""In the order in which a feature's page shows them."""
+"""The built-in tables, in the order in which a feature's page shows them."""

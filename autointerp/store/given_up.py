@@ -17,7 +17,7 @@ def replace_given_up(table: str, key: str, columns: Iterable[str]) -> str:
 
 
 def first_unless_given_up(records: Sequence[_Record], key: str) -> list[_Record]:
-    """Of records with one key in the same group, the one that would stay if each were a group of its own."""
+    """One record for each key of a group: the one that would stay if each record were written separately."""
     kept: dict[str, _Record] = {}
     for record in records:
         old = kept.get(getattr(record, key))

@@ -46,7 +46,7 @@ def read_records(
 def read_keyed_records(
     cursor: duckdb.DuckDBPyConnection, key: str, record: type[Record], *, without: Sequence[str] = ()
 ) -> list[tuple[Any, Record]]:
-    """As `read_records`, for a query with one more column `key`: its value stands beside each record."""
+    """Like `read_records`, for a query with one more column `key`, whose value is paired with each record."""
     return list(_read(cursor, record, key, without))
 
 

@@ -21,7 +21,7 @@ class StoreOpening(StoreConnection):
 
     @classmethod
     def open(cls, path: Path | str, *, read_only: bool = False, create: bool = False) -> Self:
-        """Opens the store at `path`; with `create`, makes one where there is none.
+        """Opens the store at `path`. With `create`, makes a store if there is no file.
 
         Raises InputError (no such store, not one of ours), StoreBusyError (another process has it), DamagedError
         (unreadable, written by a newer version, fewer rows than committed, evidence missing), DiskFullError,

@@ -1,8 +1,8 @@
-"""How a running command gets on, for `autointerp status` in another process: a small JSON file beside the store.
+"""Tells `autointerp status` in another process how a running command gets on, by a small JSON file beside the store.
 
-The store itself cannot say it: a writer holds it alone, a shard of a harvest never opens it, and before the first
-harvest there is none. The file is replaced whole every few seconds and goes when the command ends. One that stays was
-left by a process that was killed; the PID in it and the time at which that process began tell.
+The store itself cannot tell: a writer holds it alone, a shard of a harvest never opens it, and before the first harvest
+it does not exist. The file is replaced whole every few seconds and removed when the command ends. A killed process
+leaves its file behind, which is recognised by the PID in it and the time at which that process began.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _start_of(pid: int) -> str:
 
 
 def _is_there(pid: int) -> str:
-    if os.name != "nt":  # where the signal 0 is none
+    if os.name != "nt":  # on Windows, signal 0 is not a mere test
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

@@ -19,7 +19,7 @@ WINDOW_MIN = 5.0
 
 
 def run_progress(store: Store) -> dict[str, Any] | None:
-    """The latest run that made calls, or None where there is none. Plain values:
+    """The latest run that made calls, as plain values; None if there is no such run:
 
     run_id, command, status, requests, tokens, cached_tokens (of the input), usd
     remaining            what is left of each budget; the deadline as it was set
@@ -82,12 +82,12 @@ class Written:
 
     labels: Counter[str]
     scores: Counter[str]
-    """One for each label and scorer, without strata; one for each feature where a scorer reads no label."""
+    """One score is counted for each label and scorer, without strata; for each feature if a scorer reads no label."""
     spent: Spent
 
 
 def written_by(store: Store, run_id: str) -> Written:
-    """What the running command has written: nobody else writes, so every row since its start is its own."""
+    """The rows that the running command has written. It is the only writer, so every row since its start counts."""
     since = "created_at >= (SELECT started_at FROM runs WHERE run_id = ?)"
     names = [name for (name,) in store.rows(f"SELECT DISTINCT scorer FROM scores WHERE {since}", [run_id])]
     headlines = [name for name in names if headline_of(name, names) == name]
@@ -109,7 +109,7 @@ def _iso(last_at: datetime, minutes: float) -> str:
 
 
 def _minutes_until(deadline: Any, last_at: datetime) -> float | None:
-    """None where the deadline in the run's row is no point in time."""
+    """Minutes until the deadline in the run's row; None if that is not a point in time."""
     try:
         moment = datetime.fromisoformat(str(deadline)).astimezone(UTC).replace(tzinfo=None)
     except ValueError:

@@ -49,7 +49,7 @@ class StoreRuns(StoreConnection):
         return run_id
 
     def finish_run(self, run_id: str, status: str, exit_code: int) -> None:
-        """Raises InputError where there is no such run."""
+        """Records how the run ended. Raises InputError if there is no such run."""
         with self.transaction() as con:
             found = con.execute(
                 "UPDATE runs SET finished_at = ?, status = ?, exit_code = ? WHERE run_id = ?",
@@ -59,8 +59,8 @@ class StoreRuns(StoreConnection):
                 raise InputError(f"no run {run_id!r} in {self.path}")
 
     def run_status(self, written: str) -> str:
-        """The status of a run whose row says `written`. Where we could open the store itself for reading, nobody writes
-        to it, so a run that is "running" by its row was killed."""
+        """The status of a run whose row says `written`. If this process could open the store itself for reading, no
+        other process writes to it, so a run that is "running" by its row was killed."""
         is_alone = self.read_only and self.snapshot_age_s is None
         return "killed" if is_alone and written == "running" else written
 

@@ -52,12 +52,12 @@ class Selection:
     where: str | None = None
     """An SQL condition over the columns of `features` and `labels`; subqueries may read the store's tables only."""
     random: int | None = None
-    """How many of them are drawn, with `seed`."""
+    """The number of features drawn at random, with `seed`."""
     limit: int | None = None
-    """How many are kept: the first ones, by number or in `order`."""
+    """The number of features kept: the first ones, by number or in `order`."""
     seed: int = 0
     order: str | None = None
-    """One of ORDERS: which features come first, should a budget end the work early. None: by number."""
+    """One of ORDERS, which decides which features come first in case a budget ends the work early. None: by number."""
 
     @property
     def is_all(self) -> bool:
@@ -66,8 +66,8 @@ class Selection:
 
 
 def is_chosen(dictionary_id: int, wanted: list[int] | None) -> tuple[str, list[Any]]:
-    """A condition on a column `feature`, and its parameters: the feature is one of `wanted`. None means all but the
-    dead ones of the dictionary, so that nobody lists a million features to say all."""
+    """The SQL condition, with its parameters, that a column `feature` is in `wanted`. None stands for all features of
+    the dictionary that are not dead, so that a million features need not be listed."""
     if wanted is None:
         return "feature IN (SELECT feature FROM features WHERE dictionary_id = ? AND status <> 'dead')", [dictionary_id]
     bounds = [min(wanted, default=0), max(wanted, default=0)]
@@ -150,7 +150,7 @@ class StoreSelections(StoreConnection):
     def selected_features(self, dictionary_id: int, selection: Selection) -> list[int]:
         """The chosen features, without the dead ones, in ascending order unless the selection names another order.
 
-        Raises InputError for a number past the dictionary's last feature, a condition that is none, an unknown order.
+        Raises InputError for a number past the dictionary's last feature, an invalid condition, or an unknown order.
         """
         if selection.order is not None and selection.order not in ORDERS:
             raise InputError(

@@ -149,7 +149,7 @@ def quoted(name: str) -> str:
 
 @contextmanager
 def reading_units(path: Path) -> Iterator[None]:
-    """As `translated(path)`; also raises DamagedError where a unit's Parquet file cannot be read."""
+    """Like `translated(path)`, and also raises DamagedError if a unit's Parquet file cannot be read."""
     with translated(path):
         try:
             yield

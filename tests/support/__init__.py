@@ -1,1 +1,1 @@
-"""What test files share: small worlds, scripted endpoints, fault injection. No tests."""
+"""Code that test files share: small worlds, scripted endpoints, fault injection. It holds no tests."""

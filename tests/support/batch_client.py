@@ -1,4 +1,4 @@
-"""Requests asked through a batch client on a store: what came of them. Killed processes of the tests ask so, too."""
+"""Asks requests through a batch client on a store, also in processes that tests kill, and returns the outcome."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRICES = {"test-model": PriceConfig(input=2.0, output=10.0)}
 
 
 class Asked:
-    """What came of asking through a batch client on a store."""
+    """The outcome of requests asked through a batch client on a store."""
 
     def __init__(
         self, server: LlmServer, store: Store, *requests: Request, budget: BudgetConfig | None = None,

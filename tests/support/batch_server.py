@@ -1,4 +1,4 @@
-"""The test server with the Batch API: files, batches and their results, answered by the same brain.
+"""The test server with the Batch API (files, batches and their results). The server's brain answers the requests.
 
     with BatchServer(brain, spoiled=[{"shuffled"}, {"expired"}]) as server: ...
 
@@ -34,20 +34,20 @@ KINDS: dict[str, Kind] = {
 class BatchServer(LlmServer):
     spoiled: list[set[str]] = field(default_factory=list)
     polls: int = 1
-    """Looks at a batch that find it unfinished."""
+    """How many polls of a batch find it unfinished."""
     held: bool = False
-    """No batch ends."""
+    """If true, no batch ends."""
     poll_faults: int = 0
-    """So many looks are answered 500."""
+    """How many polls are answered with a 500."""
     download_faults: int = 0
-    """So many downloads break off half-way."""
+    """How many downloads break off half-way."""
     upload_faults: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     answered: Counter[str] = field(default_factory=Counter)
     """How often each custom_id was answered by the model (and would be billed)."""
     submitted: Counter[str] = field(default_factory=Counter)
-    """In how many batches each custom_id was."""
+    """The number of batches that held each custom_id."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +65,7 @@ class BatchServer(LlmServer):
 
     @property
     def sizes(self) -> list[int]:
-        """Requests of each batch."""
+        """The number of requests in each batch."""
         return [batch["request_counts"]["total"] for batch in self.batches.values()]
 
     def _faults(self, batch: dict[str, Any]) -> set[str]:
@@ -106,7 +106,7 @@ class BatchServer(LlmServer):
         return _server_error() if "lost_create" in self._faults(batch) else web.json_response(batch)
 
     async def _list(self, request: web.Request) -> web.Response:
-        """Two to a page, newest first."""
+        """Lists the batches, two to a page, newest first."""
         newest = list(reversed(self.batches.values()))
         after = request.query.get("after")
         start = 0 if after is None else 1 + [b["id"] for b in newest].index(after)

@@ -1,4 +1,4 @@
-"""Commands run in this process, and the configuration and corpus of a small project for them."""
+"""Runs commands in this process, and makes the configuration and corpus of a small project for them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ path = "tiny.duckdb"
 
 
 def write_corpus(folder: Path) -> Path:
-    """Ninety documents: rotations and mixtures of the training text's lines, all different."""
+    """Writes ninety different documents, which rotate and mix the training text's lines."""
     folder.mkdir()
     lines = [line for line in TRAINING_TEXT.splitlines() if line.strip()]
     for i in range(90):
@@ -59,7 +59,7 @@ def write_config(folder: Path, model: Path, hookpoint: str = "transformer.h.1", 
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of one command, in this process."""
+    """Runs one command in this process: (exit code, stdout, stderr)."""
     with pytest.raises(SystemExit) as end:
         main(list(argv))
     out, err = capsys.readouterr()

@@ -22,9 +22,9 @@ from support.store_fixtures import ROOT, STATUSES, call, child, explanation, fil
 MAIN, WAL, LEDGER, EVIDENCE = "x.duckdb", "x.duckdb.wal", "x.duckdb.ledger", "x.evidence.duckdb"
 ALIVE = [feature for feature, status in enumerate(STATUSES) if status != "dead"]
 CALLS = 10
-"""Calls of one group."""
+"""Number of calls in one group."""
 IN_FILE, IN_WAL = 8, 6
-"""Groups folded into the main file, and groups that only its WAL holds."""
+"""Number of groups folded into the main file, and of groups that only its WAL holds."""
 
 
 def group(k: int) -> tuple[list[CallRecord], list[Explanation], list[Score]]:
@@ -84,7 +84,7 @@ def content(store: Store, views: bool = False) -> list[tuple[Any, ...]]:
 
 
 def opened(path: Path, is_writing: bool, views: bool) -> dict[str, Any]:
-    """How it went: where it ended (opening, reading, whole), with which error, over which content."""
+    """Opens and reads the store. Returns where that ended (opening, reading, whole), the error, and the content."""
     told: dict[str, Any] = {"ended": "opening"}
     try:
         with Store.open(path) if is_writing else open_for_reading(path) as store:
@@ -99,8 +99,8 @@ def opened(path: Path, is_writing: bool, views: bool) -> dict[str, Any]:
 
 
 def open_cases(template: Path, work: Path) -> None:
-    """Reads cases from standard input, one JSON object per line (name, file, cut or bit), and prints how each went for
-    a reader and a writer: one line per case, so that a crash shows which one it was."""
+    """Reads cases from standard input, one JSON object per line (name, file, cut or bit), and prints the outcome of
+    each for a reader and a writer. It prints one line per case, so that a crash shows which case caused it."""
     whole = bytes_of(template)
     for number, line in enumerate(sys.stdin):
         case = json.loads(line)
@@ -121,7 +121,7 @@ def open_cases(template: Path, work: Path) -> None:
 
 
 def told_of(template: Path, cases: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """How every case went, by a process of its own; fails with the case where that process dies."""
+    """The outcome of every case, found by a separate process. If that process dies, fails and names the case."""
     listed = list(cases)
     code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; from support import damaged_store; "
     code += "from pathlib import Path; damaged_store.open_cases(Path(sys.argv[1]), Path(sys.argv[2]))"

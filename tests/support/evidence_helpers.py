@@ -1,4 +1,4 @@
-"""A slow, plain second opinion on the harvest: everything of a small corpus, with Python loops."""
+"""A slow, plain reference for the harvest, which computes all evidence of a small corpus with Python loops."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SMALL = HarvestConfig(
 def small_units(
     tokenizer: PreTrainedTokenizerBase, n_units: int = 7, seed: int = 0, window: int = 26
 ) -> list[WorkUnit]:
-    """Documents of very different lengths, some of them copies of others in part or whole, in units of a few."""
+    """Units of a few documents of very different lengths. Some documents copy others in part or in whole."""
     rng = random.Random(seed)
     boiler = " ".join(rng.choices(WORDS, k=40))
     units = []
@@ -71,7 +71,7 @@ def small_units(
 
 
 def small_sae(loaded: LoadedModel, units: Sequence[WorkUnit], d_sae: int = 48, k: int = 5, seed: int = 3) -> Sae:
-    """Decoder rows are centred activations of some tokens, so that every feature fires somewhere, except three dead."""
+    """An SAE whose decoder rows are centred activations of some tokens. All features fire but three dead ones."""
     batches = [b for unit in units for b in make_batches(unit.windows, BATCH_TOKENS, loaded.pad_id)]
     x = torch.cat([activations_at(loaded, POINT, b.ids)[eligible(b, [0])] for b in batches])
     mean = x.mean(0)
@@ -83,7 +83,7 @@ def small_sae(loaded: LoadedModel, units: Sequence[WorkUnit], d_sae: int = 48, k
 
 
 class Setup:
-    """A tiny model, an SAE and a corpus; harvests and merges of it."""
+    """A tiny model, an SAE and a corpus, with methods that harvest and merge them."""
 
     def __init__(self, model_folder: Path, **options: int) -> None:
         self.loaded: LoadedModel = load_model(ModelConfig(name=str(model_folder), device="cpu", dtype="float32"))
@@ -129,7 +129,7 @@ TABLES = ("evidence.context_rows", "evidence.windows", "features")
 
 
 def tables_of(path: Path) -> dict[str, list[tuple[object, ...]]]:
-    """Every row of the tables a merge makes, in the order they lie in the file."""
+    """Every row of the tables that a merge makes, in the file's order."""
     with Store.open(path, read_only=True) as store:
         return {table: store.rows(f"SELECT * FROM {table}") for table in TABLES}
 
@@ -162,7 +162,7 @@ class Peak:
 
     value: float
     place: tuple[int, int, int]
-    """unit, window in the unit, position in the window: earlier in the corpus is smaller."""
+    """(unit, window in the unit, position in the window); earlier places in the corpus are smaller."""
     document: str
     offset: int
     length: int
@@ -173,7 +173,7 @@ class Peak:
 
 @dataclass
 class Expected:
-    """What the definition says, per (feature, split)."""
+    """The evidence by definition, per (feature, split)."""
 
     top: dict[tuple[int, Split], list[Peak]] = field(default_factory=dict)
     sampled: dict[tuple[int, Split], list[Peak]] = field(default_factory=dict)
@@ -188,7 +188,7 @@ class Expected:
 
 
 def dense_activations(setup: Setup, unit: WorkUnit) -> dict[int, np.ndarray]:
-    """Window index -> [t, d_sae], from the batches the harvest makes (other batches round differently)."""
+    """Window index -> [t, d_sae], computed in the harvest's batches, since other batches round differently."""
     found = {}
     for split in SPLITS:
         ordinal = [i for i, w in enumerate(unit.windows) if w.split == split]
@@ -204,7 +204,7 @@ def dense_activations(setup: Setup, unit: WorkUnit) -> dict[int, np.ndarray]:
 
 
 def text_of(setup: Setup, ids: Sequence[int], start: int, end: int) -> bytes:
-    """What tokens start .. end-1 of a window show: a character split over tokens belongs to the last of them."""
+    """The text that tokens start .. end-1 of a window show. A character split over tokens belongs to the last one."""
     return "".join(setup.text.tokens(ids)[start:end]).encode()
 
 
@@ -262,7 +262,7 @@ def ordered(rows: list[Peak]) -> list[Peak]:
 
 
 def candidates(rows: list[Peak], config: HarvestConfig) -> tuple[list[Peak], list[Peak]]:
-    """The best of each document and the best of each text, twice as many as are kept."""
+    """The best peak of each document and the best peak of each text, twice as many of both as are kept."""
     documents: dict[str, Peak] = {}
     texts: dict[bytes, Peak] = {}
     for row in ordered(rows):

@@ -1,6 +1,6 @@
-"""Runs a whole life of a store in forked processes whose N-th write or sync fails, and checks what is left.
+"""Runs the whole life of a store in forked processes whose N-th write or sync fails, and checks what is left.
 
-Started with failing_disk.c preloaded. Everything is imported once; each case is a fork, which is cheap.
+It is started with failing_disk.c preloaded. All imports happen once; each case is a fork, which is cheap.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from support.damaged_store import ALIVE, CALLS, group
 GROUPS = 8
 NEW_EVIDENCE = "new-evidence.duckdb"
 SECONDS = 60
-"""After which a case counts as hanging."""
+"""A case that takes longer counts as hanging."""
 
 
 def life(path: Path, acknowledged: Callable[[int], None]) -> None:
-    """Groups through the writer, a checkpoint, more groups, a snapshot, new evidence, and the closing."""
+    """Writes groups, a checkpoint, more groups, a snapshot and new evidence, then closes the store."""
 
     async def write(store: Store, first: int, last: int) -> None:
         async with GroupWriter(store, max_wait_s=0.001) as writer:
@@ -52,7 +52,7 @@ def life(path: Path, acknowledged: Callable[[int], None]) -> None:
 
 
 def problems_after(path: Path, acknowledged: list[int]) -> list[str]:
-    """What is not as it must be in the store that a case has left; opened first to read, then to write."""
+    """The problems of the store that a case has left, which is opened first for reading, then for writing."""
     found = []
     for read_only in (True, False):
         with Store.open(path, read_only=read_only) as store:
@@ -78,7 +78,7 @@ def problems_after(path: Path, acknowledged: list[int]) -> list[str]:
 
 
 def forked(work: Callable[[], int], output: Path) -> int | str:
-    """The exit code of `work` in a forked process whose output goes to a file; how it died, if it did."""
+    """Runs `work` in a forked process whose output goes to a file. Returns its exit code, or how it died."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -100,7 +100,7 @@ def forked(work: Callable[[], int], output: Path) -> int | str:
 
 
 def main(template: Path, work: Path) -> None:
-    """Reads cases from standard input: JSON (n, error, stays); prints what became of each."""
+    """Reads cases from standard input as JSON (n, error, stays), and prints the outcome of each."""
     disk = ctypes.CDLL(None)
     disk.failing_disk.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
     disk.failing_disk_operations.restype = ctypes.c_long

@@ -1,13 +1,13 @@
-"""The loopback server of llm_server.py as a process of its own that misbehaves by a seed and keeps its own books.
+"""The loopback server of llm_server.py as a separate process, which misbehaves by a seed and keeps its own ledger.
 
     with FaultServer(tmp_path / "server.jsonl", brain="support.known_words:World", seed=7, rate=0.05) as server:
         ... EndpointConfig(base_url=server.url) ...
     entries = read_ledger(tmp_path / "server.jsonl")
 
-Which fault a request meets is a function of the seed, of the request's body and of how often that body has come before,
-so it depends neither on the order of requests nor on time, and can be replayed. The ledger is the truth about what was
-asked and what would be on the bill: a line is on the disk before a request is worked on, and another one before its
-answer leaves. Killing the client leaves the server and its ledger standing.
+A request's fault depends on the seed, on the request's body and on how often that body has come before. It depends
+neither on the order of requests nor on time, so it can be replayed. The ledger is the truth about what was asked and
+what would be billed: a line is on the disk before a request is worked on, and another one before its answer leaves.
+Killing the client harms neither the server nor its ledger.
 
     # prints its URL; ends with its stdin
     PYTHONPATH=tests python -m support.fault_server --ledger server.jsonl --seed 7 --rate 0.05
@@ -43,21 +43,21 @@ PASSING: dict[str, float] = {
     "slow_loris": 0.3, "truncated_json": 1, "html": 0.5, "error_200": 0.5, "empty_choices": 0.5, "null_choices": 0.5,
     "no_message": 0.5, "huge": 0.2, "huge_declared": 0.2,
 }  # fmt: skip
-"""Faults of the wire and their weights; the next attempt draws anew."""
+"""Faults on the wire and their weights. The next attempt draws anew."""
 WORDS: dict[str, float] = {"garbage": 1, "empty": 1, "cut": 1}
-"""What a model gets wrong now and then: nothing that can be read, nothing at all, cut off by its length."""
+"""Mistakes that a model makes now and then: an unreadable answer, an empty one, one cut off by its length."""
 LASTING: dict[str, float] = {"refusal": 1, "content_filter_400": 1, "ctx_too_long": 0.5}
-"""What the same request meets every time."""
+"""Faults that a request meets every time, and their weights."""
 BILLED_WITHOUT_ANSWER = {"reset", "short_body", "hang", "slow_loris", "truncated_json", "huge", "huge_declared"}
-"""Faults after the model has already written: on the bill, though nothing of use arrives."""
+"""Faults after the model has written its answer, which is billed although nothing useful arrives."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """rate: share of attempts that meet a passing fault or a model's slip; lasting: share of requests that are refused
-    every time. kinds: weights instead of PASSING and WORDS. by: pattern -> kind, without chance: for the requests whose
-    text (which ends with a line `max_tokens N`) the pattern is found in; `first`: only so many attempts of each of
-    those. retry_after: seconds, of a 429."""
+    """The faults to make. `rate` is the share of attempts that meet a passing fault or a model's mistake, `lasting` the
+    share of requests that are refused every time. `kinds` are weights that replace PASSING and WORDS. `by` (pattern ->
+    kind) always spoils the requests in whose text the pattern is found (the text ends with a line `max_tokens N`), but
+    only the `first` attempts of each. `retry_after` is that of a 429, in seconds."""
 
     seed: int = 0
     rate: float = 0.0
@@ -97,30 +97,30 @@ def _pick(weights: Mapping[str, float], at: float) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One request as the server saw it."""
+    """A request as the server saw it."""
 
     number: int
     sha256: str
-    """Of the body."""
+    """The hash of the body."""
     attempt: int
     """0 for the first time this body came."""
     kind: Kind
     request: str
-    """The same request's key in llm_calls."""
+    """The request's key in llm_calls."""
     arrived: float
-    """time.time()."""
+    """The time.time() of its arrival."""
     fault: str | None = None
     billed: bool = False
     input_tokens: int = 0
     output_tokens: int = 0
     answered: bool = False
-    """An answer (or the fault in its place) was about to leave; False: the server, or its client, ended before."""
+    """Whether an answer (or the fault in its place) was about to leave before the server or its client ended."""
     left: float = 0.0
-    """time.time() of that."""
+    """The time.time() at which the answer was about to leave."""
 
 
 class Book:
-    """Lines that are on the disk when `write` returns: one fsync for all that wait for it."""
+    """Writes lines, which are on the disk when `write` returns. All waiting lines share one fsync."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab")  # noqa: SIM115 - as long as the server
@@ -147,7 +147,7 @@ class Book:
 
 
 class MisbehavingServer(LlmServer):
-    """LlmServer whose answers are spoiled by a Plan and written into a Book."""
+    """An LlmServer whose answers are spoiled by a Plan and recorded in a Book."""
 
     def __init__(self, brain: Brain, plan: Plan, ledger: Path, **options: Any) -> None:
         super().__init__(brain, **options)
@@ -162,7 +162,7 @@ class MisbehavingServer(LlmServer):
         app.router.add_post("/plan", self._renew)
 
     async def _renew(self, request: web.Request) -> web.Response:
-        """Another plan and another ledger from now on, as if the server had been started with them."""
+        """Replaces plan and ledger, as if the server had been started with them."""
         new = await request.json()
         self.plan, self.ledger, self.latency = Plan(**new["plan"]), Path(new["ledger"]), new["latency"]
         self._book, (self.count, self._times) = None, _known(self.ledger)
@@ -227,7 +227,7 @@ def _slip(kind: str, reply: BrainReply) -> BrainReply:
 
 
 def read_ledger(path: Path) -> list[Entry]:
-    """All requests in the order of their arrival. A torn last line is passed over."""
+    """All requests in the order of their arrival. A torn last line is skipped."""
     entries: dict[int, Entry] = {}
     for raw in path.read_bytes().split(b"\n")[:-1]:
         for found in json.loads(raw).values():
@@ -284,14 +284,14 @@ class FaultServer:
         self.kill()
 
     def renew(self, ledger: Path, latency: float = 0.0, **plan: Any) -> None:
-        """Another plan (fields of Plan) and ledger for a server that stands: cheaper than another one."""
+        """Gives the running server another plan (fields of Plan) and ledger, which is cheaper than a new server."""
         body = json.dumps({"plan": plan, "ledger": str(ledger), "latency": latency}).encode()
         request = urllib.request.Request(self.url.removesuffix("/v1") + "/plan", body, method="POST")
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20).close()
         self.ledger = ledger
 
     def kill(self) -> None:
-        """As a power cut would; entering again starts it anew, on the same port and ledger."""
+        """Kills the server as a power cut would. Entering again restarts it on the same port and ledger."""
         self._process.kill()
         self._process.wait(20)
         for stream in (self._process.stdin, self._process.stdout):
@@ -309,7 +309,7 @@ def _made(name: str) -> Brain:
 
 
 def _known(ledger: Path) -> tuple[int, Counter[str]]:
-    """What an earlier server has written: its last number, and how often each body came."""
+    """The last number that an earlier server has written, and how often each body came."""
     entries = read_ledger(ledger) if ledger.exists() else []
     return max((e.number for e in entries), default=0), Counter(e.sha256 for e in entries)
 

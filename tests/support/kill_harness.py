@@ -1,13 +1,13 @@
-"""`autointerp run`, killed with SIGKILL at a moment or at a named place, and run again until it ends by itself.
+"""Kills `autointerp run` with SIGKILL at a moment or at a named place, and runs it again until it ends by itself.
 
     with FaultServer(...) as server, ForkServer() as forks:
         project = make_project(folder, corpus, model, server.url)
         story = run_killed(forks, project, [Kill(after_s=0.7), Kill(point=POINTS[3])])
         problems = what_is_wrong(story, server.entries(), undisturbed)
 
-Nothing in the product knows of this. A process of its own (`python -m support.kill_harness`) imports torch,
-transformers and the program once and then forks one child for each run: loading them takes far longer than a run. It
-has a single thread when it forks. The child wraps the named callable so that its process kills itself there, and calls
+The product has no code for this. A separate process (`python -m support.kill_harness`) imports torch, transformers and
+the program once, since loading them takes far longer than a run, and then forks one child for each run. It has a single
+thread when it forks. The child wraps the named callable so that its process kills itself there, and calls
 `autointerp.cli.app.main`.
 """
 
@@ -94,12 +94,12 @@ snapshot_seconds = 1.0
 
 
 def brain() -> World:
-    """For the server: a label from the strongest token, and predictions that are noise but always the same."""
+    """The server's brain. It labels by the strongest token, and its predictions are noise but deterministic."""
     return World(predict=coin)
 
 
 def write_corpus(folder: Path, text: str, documents: int = 68) -> Path:
-    """Mixtures of the text's lines, all different, enough of them for all three splits."""
+    """Writes different mixtures of the text's lines, enough of them for all three splits."""
     folder.mkdir()
     lines = [line for line in text.splitlines() if line.strip()]
     for i in range(documents):
@@ -120,11 +120,11 @@ def make_project(folder: Path, corpus: Path, model: Path, url: str) -> Path:
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the program: `target` is "module:name" or "module:Class.method", as it is looked up when it is called.
+    """A place in the program: `target` is "module:name" or "module:Class.method", by the name under which it is called.
 
-    The process dies `before` the nth call or `after` it, or `during` it: a few milliseconds after it began, killed from
-    outside, and at the latest at its end. Only calls whose arguments, as text, match `match`, and only those after
-    `since` was first called, count.
+    The process dies before the nth call, after it, or `during` it: it is then killed from outside a few milliseconds
+    after the call began, and at the latest at its end. A call counts only if its arguments, as text, match `match`, and
+    only after `since` was first called.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Ended:
-    """How one child ended. `stage` is the one that it was in."""
+    """How one child ended. `stage` is the stage in which it ended."""
 
     code: int
     begun: float
@@ -217,7 +217,7 @@ POINTS = (
     Point("close: in the checkpoint", f"{_OPEN}.close", "during", delay_s=0.003),
     Point("close: snapshot not removed", f"{_SNAPSHOT}.remove", "before"),
 )  # fmt: skip
-"""In the order in which a run comes by: one story may take them all."""
+"""The places in the order in which a run reaches them, so that one story may use them all."""
 
 # --- the process that forks -------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ STAGES = {
 
 
 def _preload() -> None:
-    """Everything a run imports, and short waits: an attempt is made again after milliseconds, not seconds."""
+    """Imports everything that a run imports, and shortens waits: retries come after milliseconds, not seconds."""
     import torch
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast  # noqa: F401
 
@@ -284,7 +284,7 @@ def _serve() -> None:
 
 
 def _watch(pid: int, heard: int, after_s: float | None) -> str:
-    """Until the child is gone (its end of the pipe closes), or is killed from here; the stage it was in."""
+    """Waits until the child is gone (its end of the pipe closes), or kills it. Returns the stage that it was in."""
     deadline = None if after_s is None else time.monotonic() + after_s
     stages, text = ["start"], b""
     while True:
@@ -310,7 +310,7 @@ def _watch(pid: int, heard: int, after_s: float | None) -> str:
 
 
 def _child(order: dict[str, Any], told: int) -> None:
-    """Never returns."""
+    """Runs one order in the child. Never returns."""
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -454,12 +454,12 @@ class ForkServer:
 
 @dataclass(frozen=True)
 class Held:
-    """What a store held when a run had ended, one way or the other."""
+    """The rows of a store after a run had ended or was killed."""
 
     rows: dict[str, frozenset[str]] = field(default_factory=dict)
-    """The keys of every table from which nothing may vanish, and of llm_calls those that were answered."""
+    """The keys of every table that may lose no rows; for llm_calls, the keys of answered calls."""
     attempts: int = 0
-    """Requests of which the store knows."""
+    """The number of requests that the store knows."""
 
 
 _KEPT = {
@@ -476,7 +476,7 @@ _KEPT = {
 
 
 def held(store: Path) -> Held:
-    """Read without changing anything: the next run must find what the kill left."""
+    """Reads the store without changing anything, since the next run must find what the kill left."""
     if not store.exists():
         return Held()
     with duckdb.connect(str(store), read_only=True) as con:
@@ -488,7 +488,7 @@ def held(store: Path) -> Held:
 
 @dataclass(frozen=True)
 class Step:
-    """One run of a story: how it ended, and what the store held then."""
+    """One run of a story: how it ended, and what the store then held."""
 
     ended: Ended
     kill: Kill | None
@@ -511,7 +511,7 @@ class Story:
         return (self.project / "log.txt").read_text(encoding="utf-8", errors="replace")
 
     def lost_rows(self) -> list[str]:
-        """Rows that a run found in the store and a later one did not: there must be none."""
+        """Rows that a run found in the store and a later run did not. There must be no such rows."""
         lost = []
         for before, after in zip(self.steps, self.steps[1:], strict=False):
             for table, keys in before.held.rows.items():
@@ -519,20 +519,20 @@ class Story:
         return lost
 
     def requests(self, entries: Sequence[Entry]) -> list[list[Entry]]:
-        """For every run, those that reached the server from its beginning to that of the next one."""
+        """For every run, the requests that reached the server between its beginning and that of the next run."""
         begun = [step.ended.begun for step in self.steps]
         ends = [*begun[1:], self.steps[-1].ended.ended]
         return [[e for e in entries if b <= e.arrived < end] for b, end in zip(begun, ends, strict=True)]
 
     def unrecorded(self, entries: Sequence[Entry]) -> list[int]:
-        """For every run: the requests that reached the server and of which the store knows nothing."""
+        """For every run, the number of requests that reached the server but are unknown to the store."""
         known = [0, *(step.held.attempts for step in self.steps)]
         asked = self.requests(entries)
         return [len(asked[i]) - (known[i + 1] - known[i]) for i in range(len(self.steps))]
 
 
 def one_run(forks: ForkServer, story: Story, kill: Kill | None, command: Sequence[str] = ("run",)) -> Step:
-    """Raises AssertionError where a run that was not killed ended with another exit code than 0."""
+    """Adds one run to the story. Raises AssertionError if it was not killed and its exit code is not 0."""
     project = story.project
     argv = [*command, "-c", str(project / "autointerp.toml"), "-v"]
     ended = forks.run(argv, project / "log.txt", kill, OPENAI_API_KEY="sk-test")
@@ -542,8 +542,9 @@ def one_run(forks: ForkServer, story: Story, kill: Kill | None, command: Sequenc
 
 
 def run_killed(forks: ForkServer, project: Path, kills: Iterable[Kill]) -> Story:
-    """`autointerp run`, killed as each of `kills` says in turn, and then once more to its end. A kill after a time that
-    a run no longer takes ends the story early; at a place that a run does not come by, it is an AssertionError."""
+    """Runs `autointerp run` once for each of `kills`, killed as that says, and then once more to its end. If a run ends
+    before the time of its kill, the story ends early; if it never reaches the place of its kill, raises
+    AssertionError."""
     story = Story(project)
     for kill in kills:
         if not one_run(forks, story, kill).ended.killed:
@@ -554,8 +555,8 @@ def run_killed(forks: ForkServer, project: Path, kills: Iterable[Kill]) -> Story
 
 
 def random_kills(rng: random.Random, duration_s: float) -> Iterator[Kill]:
-    """Moments within an undisturbed run's time, most of them within a quarter of it: then several kills fall into the
-    same stretch of the work before a run gets beyond it."""
+    """Kills at moments within an undisturbed run's time, most of them within its first quarter, so that several kills
+    hit the same stretch of the work before a run gets beyond it."""
     while True:
         yield Kill(after_s=rng.uniform(0.0, duration_s * rng.choice((0.25, 0.25, 0.25, 1.0))))
 
@@ -588,24 +589,24 @@ NATURAL_KEYS = {
 }
 _OF_THE_RUN = ("created_at", "run_id", "latency_s", "attempts", "store_id")
 _OF_THE_ATTEMPTS = ("input_tokens", "cached_tokens", "output_tokens", "cost_usd")
-"""An attempt that failed is on the bill as well: which of them do depends on what was in flight."""
+"""Columns that include failed attempts, which are billed as well; which attempts fail depends on what was in flight."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run to the end has left behind."""
+    """The result of a run to the end."""
 
     tables: dict[str, list[tuple[Any, ...]]]
     duplicates: list[str]
     asked_again: int
-    """Requests, beyond the first, of which rows of llm_calls tell."""
+    """The number of requests beyond the first that rows of llm_calls report."""
     files: dict[str, str | None]
-    """Every file of the project, with the sha256 of those that are equal byte for byte."""
+    """Every file of the project, with its sha256 if it must be equal byte for byte."""
 
 
 def result_of(project: Path, *, with_usage: bool = True) -> Result:
-    """Times, the ids of runs and what depends on the attempts that were needed are left out; `with_usage`: not what
-    the calls have used."""
+    """The result of a project's runs, without times, ids of runs and whatever depends on the number of attempts.
+    Unless `with_usage`, what the calls have used is left out too."""
     left_out = _OF_THE_RUN if with_usage else (*_OF_THE_RUN, *_OF_THE_ATTEMPTS)
     tables, duplicates = {}, []
     with duckdb.connect(str(project / "tiny.duckdb"), read_only=True) as con:
@@ -633,8 +634,8 @@ def result_of(project: Path, *, with_usage: bool = True) -> Result:
 def what_is_wrong(
     story: Story, entries: Sequence[Entry], undisturbed: Story, its_entries: Sequence[Entry], *, faults: bool = False
 ) -> list[str]:
-    """What a story of kills has done that it must not have; nothing, if all is well. `faults`: its server has faults,
-    so that requests are made again and the bill is another."""
+    """What a story of kills has done wrong; empty if all is well. `faults` says that its server has faults, so that
+    requests are repeated and the bill differs."""
     wanted = result_of(undisturbed.project, with_usage=not faults)
     found = result_of(story.project, with_usage=not faults)
     wrong = [f"lost {row}" for row in story.lost_rows()] + [f"twice {row}" for row in found.duplicates]

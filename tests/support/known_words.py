@@ -38,18 +38,18 @@ from support.store_fixtures import add_dictionary
 WORDS = [" alpha", " beta", " gamma", " delta", " omega", " sigma"]
 FILLERS = [" the", " a", " of", ",", "\n", " is", " tree", " seven", " (", ")", " ünï"]
 RAW_MAX = 4.0
-"""Raw activation of a planted word after ` the`; half of it elsewhere."""
+"""Raw activation of a planted word after ` the`. Elsewhere it is half of this."""
 T = 16
-"""Tokens in a context."""
+"""Number of tokens in a context."""
 PER_KIND = 8
 SPLITS: list[Split] = ["explain", "select", "report"]
 CHOICE_SCORERS = ("detection", "fuzzing")
 MEASURED_SCORERS = ("generation", "output", "surprisal", "intervention", "embedding")
-"""Scorers that need the language model too; `embedding` is one of them with a model on this machine."""
+"""Scorers that also need the language model. `embedding` is one of them if its model is on this machine."""
 
 
 def truth(feature: int, tokens: list[str]) -> list[float]:
-    """Raw activations: feature f fires on WORDS[f], fully after ` the`."""
+    """The raw activations. Feature f fires on WORDS[f], fully after ` the`."""
     before = ["", *tokens]
     return [
         0.0 if t != WORDS[feature] else RAW_MAX if b == " the" else RAW_MAX / 2
@@ -58,7 +58,7 @@ def truth(feature: int, tokens: list[str]) -> list[float]:
 
 
 def text(seed: str, feature: int | None) -> list[str]:
-    """T tokens; with `feature`'s word once after ` the` and once elsewhere, or None: without any planted word of it."""
+    """T random tokens. The word of `feature`, if given, is once after ` the`, once elsewhere, and nowhere else."""
     rng = random.Random(seed)
     others = [w for i, w in enumerate(WORDS) if i != feature]
     tokens = [rng.choice(FILLERS + others) for _ in range(T)]
@@ -105,7 +105,7 @@ def evidence(feature: int) -> FeatureEvidence:
 
 
 def rich_evidence(feature: int) -> FeatureEvidence:
-    """The same with something of every kind."""
+    """The feature's evidence, with some of every kind."""
     word = WORDS[feature]
     pruned = PrunedContext(
         feature, 7, "delete", [" a", " the", word], [-0.1, 0.5, 1.0], 3.5, RAW_MAX, "ok",
@@ -122,7 +122,7 @@ def rich_evidence(feature: int) -> FeatureEvidence:
 
 
 def plant_findings(store: Store, pruned: list[int], projected: list[int], shapes: dict[int, str]) -> None:
-    """What other methods would have found: pruned contexts, promoted tokens, labels by shape."""
+    """Writes what other methods would have found: pruned contexts, promoted tokens, labels by shape."""
     store.replace_findings(
         "pruning", 1, 1, "settings", [MethodRun(f) for f in pruned],
         {
@@ -197,13 +197,13 @@ def planted_store(path: Path, n_features: int = len(WORDS)) -> Store:
 
 
 def _load(con: duckdb.DuckDBPyConnection, table: str, types: str, rows: list[tuple[Any, ...]]) -> None:
-    """All rows at once: a list per column."""
+    """Inserts all rows at once, as a list per column."""
     columns = ", ".join(f"unnest(?::{kind}[])" for kind in types.split())
     con.execute(f"INSERT INTO {table} SELECT {columns}", [list(column) for column in zip(*rows, strict=True)])
 
 
 def copy_of(template: Path, path: Path) -> Store:
-    """A planted store is the same every time, so one is built and the others are copies of its files."""
+    """A store that copies the template's files. All planted stores are equal, so only one needs to be built."""
     for file in template.parent.glob(f"{template.stem}.*"):
         shutil.copy(file, path.with_name(file.name.replace(template.stem, path.stem, 1)))
     return Store.open(path)
@@ -275,7 +275,7 @@ def choice_question(body: dict[str, Any]) -> tuple[str, list[list[Any]]]:
 
 
 def odd_one_out(texts: list[str]) -> int:
-    """The truth, from 0: the one text without the word that all the others have twice, as `text` writes it."""
+    """The true place, from 0, of the one text without the word that `text` writes twice into all the others."""
     for word in WORDS:
         lacking = [i for i, t in enumerate(texts) if f" the{word}" not in t or f" of{word}" not in t]
         if len(lacking) == 1:
@@ -295,7 +295,7 @@ def intruder_question(body: dict[str, Any]) -> list[str]:
 
 
 def near(number: int, largest: int) -> list[tuple[str, float]]:
-    """Alternatives sharply peaked at `number`, with a little mass beside it and on something that is no number."""
+    """Alternatives sharply peaked at `number`, with a little mass on its neighbours and on a token that is not one."""
     weights = {n: math.exp(-3.0 * abs(n - number)) for n in range(largest + 1)}
     whole = sum(weights.values()) * 1.05
     ranked = sorted(((str(n), math.log(w / whole)) for n, w in weights.items()), key=lambda p: -p[1])
@@ -306,8 +306,8 @@ class World:
     """A brain that labels (from the strongest token shown), simulates with `predict`, judges with `choose`, finds
     intruders with `find` and embeds by words.
 
-    `label(body)` is what it says of a feature. `schema`: whether it keeps to a JSON schema that a request names.
-    `logprobs`: which logprobs the server can give ("prompt", "generated"). `split_ten`: 10 is two tokens.
+    `label(body)` is its label for a feature. `schema` says whether it follows a JSON schema that a request names,
+    `logprobs` which logprobs the server can give ("prompt", "generated"), and `split_ten` whether 10 is two tokens.
     `spoil(kind, body, attempt)` may return a fault or another reply for a question, or None.
     """
 

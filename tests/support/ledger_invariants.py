@@ -1,6 +1,6 @@
-"""What must hold between the books of the fault server (what was asked, what is on the bill) and a store.
+"""Invariants between the ledger of the fault server (what was asked, what is billed) and a store.
 
-Each function returns the violations as sentences; an empty list means that it holds.
+Each function returns the violations as sentences; an empty list means that its invariant holds.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ SCORES = (
     "SELECT dictionary_id, feature, scorer, method, part, control, status, value, ci_low, ci_high, n, n_failed "
     "FROM scores ORDER BY ALL"
 )
-"""What a run is for. The text of errors, tokens and times are those of the way there."""
+"""The columns that are a run's result. Errors' texts, tokens and times depend on how it was reached."""
 
 
 def rows(store: Path, sql: str) -> list[Row]:
-    """Of a store that nobody holds."""
+    """The rows of a query on a store that no process has open."""
     with duckdb.connect(str(store), read_only=True) as con:
         return con.execute(sql).fetchall()
 
 
 def tables(store: Path, scores_too: bool = True) -> list[Row]:
-    """Labels and scores, for a comparison with those of an undisturbed run."""
+    """The labels and scores, for a comparison with those of an undisturbed run."""
     return [*rows(store, LABELS), *(rows(store, SCORES) if scores_too else [])]
 
 
@@ -47,14 +47,14 @@ def booked(store: Path) -> tuple[int, int]:
 
 
 def underbooked(store: Path, entries: Sequence[Entry], lost: Collection[int] = ()) -> list[str]:
-    """Every token on the bill is in llm_calls, those of attempts that are only perhaps billed too. `lost`: the numbers
-    of requests whose client was killed before it could write anything down."""
+    """Every billed token is in llm_calls, including those of attempts that may be billed. `lost` holds the numbers of
+    requests whose client was killed before it could write anything."""
     bill, found = billed(e for e in entries if e.number not in lost), booked(store)
     return [] if found >= bill and found[1] >= bill[1] else [f"billed {bill} tokens, booked {found}"]
 
 
 def zeros_for_failures(store: Path) -> list[str]:
-    """A score that failed has a status and no value; one that did not has a value."""
+    """A failed score has a status and no value; every other score has a value."""
     failed = "SELECT count(*) FROM scores WHERE (status = 'ok') <> (value IS NOT NULL)"
     predicted = "SELECT count(*) FROM predictions WHERE (status = 'ok') <> (predicted IS NOT NULL)"
     unlabelled = "SELECT count(*) FROM explanations WHERE (status = 'ok') <> (text IS NOT NULL)"
@@ -63,7 +63,7 @@ def zeros_for_failures(store: Path) -> list[str]:
 
 
 def twice(store: Path) -> list[str]:
-    """No label and no score stands twice, and no call."""
+    """No label, score or call is in the store twice."""
     keys = {
         "explanations": "explanation_id", "scores": "score_id", "llm_calls": "(request_sha256, sample)",
         "predictions": "(score_id, context_id)",
@@ -77,25 +77,25 @@ def twice(store: Path) -> list[str]:
 
 
 def lost(before: Sequence[Row], after: Sequence[Row]) -> list[str]:
-    """Every row with a final status of an earlier look is still there, unchanged. (gave_up may become something.)"""
+    """Every earlier row with a final status is still there, unchanged. (Rows with gave_up may change.)"""
     missing = Counter(r for r in before if "gave_up" not in r) - Counter(after)
     return [f"lost: {row}" for row in missing]
 
 
 def is_answer(entry: Entry) -> bool:
-    """Whether the client got a reply that it keeps, of use or not."""
+    """Whether the client got a reply that it keeps, useful or not."""
     return entry.answered and (entry.fault is None or entry.fault in WORDS)
 
 
 def unrecorded(store: Path, entries: Iterable[Entry]) -> set[str]:
-    """Requests (their keys in llm_calls) that were answered, and whose answer the store does not hold."""
+    """The keys in llm_calls of the answered requests whose answer the store does not hold."""
     held = {key for (key,) in rows(store, "SELECT request_sha256 FROM llm_calls WHERE status <> 'gave_up'")}
     return {e.request for e in entries if is_answer(e)} - held
 
 
 def paid_again(store: Path, entries: Iterable[Entry], allowed: int) -> list[str]:
-    """Answered requests that came once more: at most `allowed` in all (replies not yet written when a client was
-    killed, or on their way when a server was). Probes are asked anew by every command that needs them."""
+    """At most `allowed` answered requests came again. These are replies not yet written when a client was killed, or on
+    their way when a server was killed. Probes do not count, since every command that needs them asks them anew."""
     probes = {key for (key,) in rows(store, "SELECT request_sha256 FROM llm_calls WHERE stage = 'probe'")}
     answers = Counter(e.request for e in entries if is_answer(e) and e.request not in probes)
     again = answers.total() - len(answers)

@@ -1,4 +1,4 @@
-"""Shared by the tests of the LLM stage: a ledger in memory, and a client with short waits."""
+"""Helpers for the tests of the LLM stage: a ledger in memory, and a client with short waits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUICK = RetryPolicy(first_s=0.01, then_s=0.02, longest_s=0.05)
 
 
 class MemoryLedger:
-    """A CallLedger that forgets at exit. `delay` is what a commit takes."""
+    """A CallLedger in memory. `delay` is the duration of a commit in seconds."""
 
     def __init__(self, delay: float = 0.0) -> None:
         self.rows: dict[tuple[str, int], CallRecord] = {}
@@ -69,7 +69,7 @@ def client_for(
 
 
 def ask_all(client: LlmClient, *requests: Request) -> list[Reply]:
-    """The replies to requests that are asked all at once."""
+    """The replies to requests that are all asked at once."""
 
     async def run() -> list[Reply]:
         async with client:
@@ -79,7 +79,7 @@ def ask_all(client: LlmClient, *requests: Request) -> list[Reply]:
 
 
 def echo() -> Brain:
-    """A brain that says how long the question was."""
+    """A brain that answers with the length of the question."""
     return lambda kind, body, attempt: BrainReply(f"{len(prompt_text(body))} characters")
 
 

@@ -34,13 +34,13 @@ TokenLogprobs = tuple[str, float | None, Sequence[tuple[str, float]]]
 
 @dataclass
 class BrainReply:
-    """What the model said. Logprobs reach the wire only if the request asked for them, as with a real server."""
+    """The model's answer. As with a real server, logprobs are sent only if the request asked for them."""
 
     text: str
     tokens: Sequence[TokenLogprobs] | None = None
-    """Of the generated text; None: a server that cannot give them."""
+    """The tokens of the generated text; None for a server that cannot give them."""
     prompt_tokens: Sequence[TokenLogprobs] | None = None
-    """Of the prompt, one per prompt token; None: a server that cannot give them."""
+    """The tokens of the prompt; None for a server that cannot give them."""
     finish_reason: str = "stop"
     refusal: str | None = None
     input_tokens: int | None = None
@@ -49,7 +49,7 @@ class BrainReply:
     output_tokens: int | None = None
     """Default: the number of tokens, else a quarter of the text's characters."""
     vectors: Sequence[Sequence[float]] = ()
-    """Of an embeddings request: one per input."""
+    """The vectors for an embeddings request, one per input."""
 
 
 @dataclass
@@ -99,11 +99,11 @@ class LlmServer:
     arrivals: list[float] = field(default_factory=list)
     """time.monotonic() of each request."""
     faults: list[str] = field(default_factory=list)
-    """Kinds of the faults given."""
+    """The kinds of the faults made so far."""
     in_flight: int = 0
     peak_in_flight: int = 0
     port: int = 0
-    """0: a free one, chosen at start."""
+    """The port; 0 takes a free one at start."""
 
     def __post_init__(self) -> None:
         self._seen: Counter[str] = Counter()
@@ -377,7 +377,7 @@ def completions_payload(body: dict[str, Any], reply: BrainReply) -> dict[str, An
 
 
 def embeddings_payload(body: dict[str, Any], reply: BrainReply) -> dict[str, Any]:
-    """The JSON body of /embeddings; nothing is written, so only the prompt's tokens are counted."""
+    """The JSON body of /embeddings. No text is generated, so only the prompt's tokens are counted."""
     read = usage_of(body, reply)["prompt_tokens"]
     return {
         "object": "list",
@@ -402,8 +402,8 @@ def _envelope(kind: str, body: dict[str, Any], choice: dict[str, Any], reply: Br
 
 
 def _vllm_prompt_logprobs(rows: Sequence[TokenLogprobs], k: int) -> list[dict[str, Any] | None]:
-    """vLLM's shape: per prompt token a map of token id -> {logprob, rank, decoded_token}: the k best ones and always
-    the prompt's own token, which is the FIRST entry; the first prompt token has None."""
+    """Prompt logprobs in vLLM's shape. Each prompt token has a map of token id -> {logprob, rank, decoded_token}, which
+    holds the k best tokens and always the prompt's own token as the FIRST entry. The first prompt token has None."""
     out: list[dict[str, Any] | None] = []
     for token, logprob, alts in rows:
         if logprob is None:
@@ -426,8 +426,8 @@ def _token_id(text: str) -> str:
 
 
 def bag_of_words(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply:
-    """A brain that embeds: each word of a text is counted in one of 256 hashed places, the commonest words in none, so
-    texts are as similar as the words that they share."""
+    """A brain that embeds. Each word of a text but the commonest ones is counted in one of 256 hashed places, so texts
+    are as similar as the words that they share."""
     return BrainReply("", vectors=[_counts(text) for text in body["input"]])
 
 

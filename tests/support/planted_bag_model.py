@@ -1,12 +1,12 @@
-"""A language model with hand-set weights that expects the words it has read before: what `surprisal` and `intervention`
-need of a reader, and the planted world's own model, which sees one word back, is not.
+"""A language model with hand-set weights that expects the words it has read before. `surprisal` and `intervention` need
+such a reader; the planted world's own model sees only one word back.
 
     logit of a word = log of its share of the corpus + GAIN n / (BEGINNING + all)
 
-n is how often the word was read so far, `all` how many words were. Words of FUNCTION, punctuation and everything that
-is no word of the language do not count, so a label's `the`, and how long the English around a label is, say nothing.
-One attention head does it: it looks at every word that counts alike, at the BOS as at BEGINNING words, and at nothing
-else.
+n is how often the word was read so far, and `all` is how many words were read. Words of FUNCTION, punctuation and
+everything that is no word of the language do not count, so a label's `the` and the length of the English around a label
+have no effect. One attention head does this: it attends equally to every word that counts, to the BOS as to BEGINNING
+words, and to nothing else.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch
 from support.planted_features import CLASSES, END, FUNCTION, OTHER, PUNCTUATION, WORDS
 
 GAIN, BEGINNING = 20.0, 20.0
-"""A small gain: what makes one word likelier makes all others less likely, in every place of a text."""
+"""The gain is small, since whatever makes one word likelier makes all others less likely, in every place of a text."""
 NOT_SEEN = -40.0
-"""Attention score of what does not count."""
+"""Attention score of tokens that do not count."""
 POSITIONS = 512
 
 
 @torch.no_grad()
 def save_bag_model(folder: Path, texts: Sequence[Sequence[str]]) -> Path:
-    """The model and its tokenizer in `folder`, which is made. `texts` give the shares of the corpus."""
+    """Saves the model and its tokenizer in `folder`, which is created. `texts` give the words' shares of the corpus."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 

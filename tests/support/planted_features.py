@@ -1,4 +1,4 @@
-"""What is planted: the words of a small invented language, and features whose truth is known in words. No torch.
+"""The words of a small invented language, and planted features whose truth is known in words. Needs no torch.
 
 Every feature has an exact law, `Planted.fires`, stated on words and places alone, and three labels, each with a `Rule`
 that says what a reader who believes the label expects of any text:
@@ -32,7 +32,7 @@ from functools import cache, cached_property
 from typing import Literal
 
 END = "<|endoftext|>"
-"""BOS, EOS and padding; what stands before the first word of a model input."""
+"""The BOS, EOS and padding token, which comes before the first word of a model input."""
 OTHER = "<other>"
 """Stands for every token that is no word of the language (bytes of unknown words)."""
 N_POSITIONS = 128
@@ -72,12 +72,12 @@ NOUNS = [
     for group in zip(OTHERS[0:5], TREES, ANIMALS, TOOLS, PLACES, PEOPLE, OTHERS[5:10], strict=True)
     for noun in group
 ] + OTHERS[10:] + METALS + INSTRUMENTS + FRUITS  # fmt: skip
-"""From the commonest to the rarest."""
+"""The words from the commonest to the rarest."""
 PUNCTUATION = [".", ","]
 WORDS = [*DETERMINERS, *PREPOSITIONS, *CONNECTIVES, *ADJECTIVES, *VERBS, *ADVERBS, *NOUNS]
 VOCABULARY = frozenset(WORDS)
 CLASSES = [END, OTHER, *PUNCTUATION, *WORDS]
-"""What the model can tell apart: one code each."""
+"""The word classes that the model can tell apart. Each has its own code."""
 
 Kind = Literal[
     "single", "context", "position", "output", "polysemantic", "dense", "dead", "duplicate", "filler"
@@ -88,7 +88,7 @@ QUALITIES: tuple[Quality, ...] = ("truth", "near_miss", "wrong")
 
 @cache
 def word_of(token: str) -> str:
-    """The class of a token as the tokenizer shows it: " maple" is the word maple, "maple" are bytes without a space."""
+    """The class of a token as the tokenizer shows it. " maple" is the word maple; "maple" is bytes without a space."""
     if token == END or token in PUNCTUATION:
         return token
     return token[1:] if token[:1] == " " and token[1:] in VOCABULARY else OTHER
@@ -103,18 +103,18 @@ GRADES = {name: 0.0 if name == "the" else 0.1 * (1 + zlib.crc32(name.encode()) %
 
 @dataclass(frozen=True)
 class Rule:
-    """A label as a predicate on words. All conditions given must hold."""
+    """A label as a predicate on words. All given conditions must hold."""
 
     words: Mapping[str, float] | None = None
-    """Strength 0..1 by word; None: any word, fully."""
+    """Strength 0..1 by word; None means any word, at full strength."""
     after: frozenset[str] | None = None
     """The word before must be one of these. END stands for the text's beginning."""
     not_after: frozenset[str] = frozenset()
     first: int | None = None
-    """Only so many words at the text's beginning."""
+    """If given, the rule holds only for this many words at the text's beginning."""
 
     def strengths(self, words: Sequence[str]) -> list[float]:
-        """0 (silent) .. 1 for each word of a text, which is taken to begin where it begins."""
+        """0 (silent) .. 1 for each word of a text. Its first word counts as a beginning."""
         out = []
         for i, (before, word) in enumerate(zip([END, *words], words, strict=False)):
             strength = 1.0 if self.words is None else self.words.get(word, 0.0)
@@ -135,7 +135,7 @@ NEVER = Rule({})
 
 @dataclass(frozen=True)
 class Law:
-    """What a feature computes, exactly. Its activation on a word is
+    """The exact computation of a feature. Its activation on a word is
 
         word[w] + before[w'] + place[p] - lack    where that is above `threshold`, else 0
 
@@ -150,17 +150,17 @@ class Law:
     threshold: float = 0.5
     graded: Literal["before", "word", "place"] = "before"
     grading: float = 1.0
-    """Factor on the grading."""
+    """The factor on the grading."""
 
     @cached_property
     def of_word(self) -> dict[str, float]:
-        """What each word adds that stands there."""
+        """What each word adds at its own place."""
         factor = self.grading if self.graded == "word" else 0.0
         return {name: self.word.get(name, 0.0) + factor * GRADES[name] for name in CLASSES}
 
     @cached_property
     def of_before(self) -> dict[str, float]:
-        """What each word adds that stands before."""
+        """What each word adds at the place after it."""
         factor = self.grading if self.graded == "before" else 0.0
         return {name: self.before.get(name, 0.0) + factor * GRADES[name] for name in CLASSES}
 
@@ -180,14 +180,15 @@ class Planted:
     kind: Kind
     law: Law
     labels: Mapping[Quality, str]
-    """None of them for fillers' near misses; a dead feature has a truth only."""
+    """The labels by quality. Fillers have no near miss, and a dead feature has only a truth."""
     rules: Mapping[Quality, Rule]
     promoted: tuple[str, ...] = ()
-    """output: the words that the decoder row promotes."""
+    """For output features: the words that the decoder row promotes."""
     output_labels: Mapping[Quality, str] = field(default_factory=dict)
-    """output: labels for what it makes the model say. The near miss names two words of four, the wrong one none."""
+    """For output features: labels for what they make the model say. The near miss names two of the four words, the
+    wrong label none."""
     twin: int | None = None
-    """duplicate: the other one of the pair."""
+    """For duplicates: the number of the other feature of the pair."""
 
     @property
     def truth_label(self) -> str:
@@ -206,8 +207,9 @@ class Planted:
         return self.labels.get("wrong")
 
     def fires(self, tokens: Sequence[str], positions: Sequence[int] | None = None) -> list[float]:
-        """Raw activations on the tokens of one model input, from its first one after BOS, or with BOS (which never
-        counts: 0). `positions` in the model input, BOS has 0; None: tokens[0] is BOS or stands right after one."""
+        """Raw activations on the tokens of one model input, with or without its BOS (which never counts: 0).
+        `positions` are places in the model input, where BOS has 0. If None, tokens[0] is BOS or comes right after
+        it."""
         if positions is None:
             start = 0 if tokens and tokens[0] == END else 1
             positions = range(start, start + len(tokens))
@@ -220,7 +222,7 @@ class Planted:
 
 @dataclass
 class _Plan:
-    """Features in the order in which they are numbered."""
+    """Collects features in the order of their numbers."""
 
     features: list[Planted] = field(default_factory=list)
 
@@ -310,14 +312,14 @@ _TAKEN = frozenset(
 
 
 def output_words(seed: int) -> list[list[str]]:
-    """Eight words for each output feature, drawn from all word classes; none in two sets."""
+    """Eight words for each output feature, drawn from all word classes. No word is in two sets."""
     free = [word for word in WORDS if word not in _TAKEN]
     drawn = random.Random(f"output words {seed}").sample(free, 8 * len(OUTPUT_SETS))
     return [sorted(drawn[8 * i : 8 * i + 8]) for i in range(len(OUTPUT_SETS))]
 
 
 UNSAID = {"metals": TREES, "instruments": ANIMALS, "fruits": TOOLS}
-"""What the wrong output labels name."""
+"""The words that the wrong output labels name."""
 
 
 def _output_labels(group: str, promoted: Sequence[str]) -> dict[Quality, str]:

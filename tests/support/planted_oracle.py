@@ -1,17 +1,17 @@
-"""A brain for the test server that knows what every label of the planted world means, and errs as often as it is told.
+"""A brain for the test server that knows what every label of the planted world means, and errs at a chosen rate.
 
-The rule of the label in a question is applied to the text shown, whatever the truth about the feature is: a near miss
-is answered as someone would who believes it. With probability 1 - `quality` an answer is turned into its opposite, by a
-hash of the text asked about and not of the label, so that two labels of one feature meet with the same mistakes:
+It applies the rule of the label in a question to the shown text, whatever the truth about the feature is, so it answers
+a near miss like a reader who believes it. With probability 1 - `quality` an answer is turned into its opposite. That
+depends on a hash of the text and not of the label, so that two labels of one feature meet equal mistakes:
 
     detection, fuzzing   yes for no
     simulation           silence where something fires; where nothing does, a full activation at one place
     explaining           the second-best label instead of the best
     embedding            a text without any word, whatever stands in it (a label is always understood)
     intruder, output     one of the others
-    generation           a text of the other kind; by the text's number, since there is nothing else to hash
+    generation           a text of the other kind, by the text's number, since there is nothing else to hash
 
-An answer to further templates is added as a handler: `oracle.handlers["words of its system prompt"] = function`.
+A handler answers a further template: `oracle.handlers["words of its system prompt"] = function`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ from support.planted_reading import best_by_texts, best_by_words, breadth, liste
 Handler = Callable[[dict[str, Any]], BrainReply | Fault]
 _ORDER = {word: i for i, word in enumerate(sorted(VOCABULARY))}
 _TRIES = 10_000
-"""Sentences thrown away before a rule counts as one that no text (or every text) fits."""
+"""Sentences that are tried before a rule counts as one that no text (or every text) fits."""
 
 
 class Oracle(World):
-    """`quality`: probability of an answer as the label has it. `logprobs`: which ones the server gives, see World."""
+    """`quality` is the probability that an answer follows the label. `logprobs` are those that the server gives (see
+    World)."""
 
     def __init__(
         self, features: Sequence[Planted], quality: float = 1.0, seed: int = 0, logprobs: tuple[str, ...] = ()
@@ -61,7 +62,7 @@ class Oracle(World):
             "what a push did": self._which_label,
             "You write test texts": self._write,
         }
-        """By a marker in the system prompt; asked before World's own templates."""
+        """Handlers by a marker in the system prompt. They are tried before World's own templates."""
 
     def __call__(self, kind: str, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
         if kind == "embeddings":
@@ -74,18 +75,18 @@ class Oracle(World):
         return super().__call__(kind, body, attempt)
 
     def rule(self, label: str) -> Rule:
-        """What a label stands for; one that is unknown says nothing."""
+        """The rule of a label. An unknown label has a rule that says nothing."""
         return self.rules.get(label, NEVER)
 
     def named(self, label: str) -> tuple[str, ...]:
-        """The words that a label names, whichever side it is of; none where it speaks of places or of all words."""
+        """The words that an input or output label names; empty if it is about places or about all words."""
         if label in self.said:
             return self.said[label]
         rule = self.rule(label)
         return tuple(w for w in (*(rule.words or ()), *(rule.after or ())) if w in VOCABULARY)
 
     def draw(self, *question: Any) -> float:
-        """0..1, the same for the same question."""
+        """A number 0..1 that depends only on the question."""
         digest = hashlib.sha256(json.dumps([self.seed, *question]).encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -93,7 +94,7 @@ class Oracle(World):
         return self.draw(*question) >= self.quality
 
     def _instead(self, right: int, n: int, *question: Any) -> int:
-        """One of 0..n-1: `right`, or another one where the oracle errs."""
+        """A number in 0..n-1: `right`, or another one if the oracle errs."""
         if n < 2 or not self.errs(*question):
             return right
         return (right + 1 + int(self.draw("instead", *question) * (n - 1))) % n
@@ -122,8 +123,8 @@ class Oracle(World):
         return fits != self.errs("choice", pieces)
 
     def _intruder(self, texts: list[str]) -> int:
-        """The one text without what all the others have: by the narrowest thing known that tells them apart, else the
-        text that shares fewest of the others' words."""
+        """The one text that lacks what all others have, by the narrowest known rule that tells them apart, or else the
+        text that shares the fewest of the others' words."""
         words = [words_in(text) for text in texts]
         odd = [(breadth(rule), found) for rule in self.truths if (found := _lacking(rule, words)) is not None]
         if odd:
@@ -135,7 +136,7 @@ class Oracle(World):
         return self._instead(right, len(texts), "intruder", texts)
 
     def _which_label(self, body: dict[str, Any]) -> BrainReply:
-        """The label whose words the push brought most of; any of them where it brought none."""
+        """The label of whose words steering brought the most, or any label if it brought none."""
         lines = body["messages"][1]["content"].split("\n")
         texts = [json.loads(line) for line in lines if line.startswith("{")]
         labels = [json.loads(line.split(": ", 1)[1]) for line in lines if line[:1].isdigit()]
@@ -149,7 +150,7 @@ class Oracle(World):
     # --- embedding ---------------------------------------------------------------------------------------------------
 
     def _vector(self, text: str) -> list[float]:
-        """A bag of words; a query is the words that its label names."""
+        """A bag of words. A query counts as the words that its label names."""
         _, is_query, label = text.partition("\nQuery: ")
         words = self.named(label.strip()) if is_query else () if self.errs("embedding", text) else words_in(text)
         vector = [0.0] * (len(_ORDER) + 1)
@@ -174,7 +175,7 @@ class Oracle(World):
         return BrainReply(json.dumps(texts))
 
     def _explain(self, body: dict[str, Any]) -> BrainReply:
-        """The label that fits best what is shown. Where excerpts are, they decide, and it is a label of the input."""
+        """The label that best fits what is shown. If there are excerpts, they decide, and the label is of the input."""
         asked = body["messages"][1]["content"]
         texts, where = texts_in(asked), listed_in(asked, "where it is active", "words where it is active")
         if texts:
@@ -191,14 +192,14 @@ class Oracle(World):
 
 
 def _lacking(rule: Rule, texts: Sequence[Sequence[str]]) -> int | None:
-    """The only text that does not fit the rule; None where there are others, or none."""
+    """The only text that does not fit the rule; None if there are several such texts, or none."""
     silent = [i for i, words in enumerate(texts) if not any(rule.strengths(words))]
     return silent[0] if len(silent) == 1 else None
 
 
 def sentence(rule: Rule, is_active: bool, number: int, draw: random.Random) -> str:
-    """A short text that fits the rule, or does not and holds nothing else of it: what must stand before, or the words
-    without it, may well be there. Where there is no such text, any one."""
+    """A short text that fits the rule (`is_active`), or that does not. The latter may hold the word that must come
+    before, or the rule's words without it. If there is no such text, any text."""
     named = sorted(rule.words or ())
     for _ in range(_TRIES if rule.first is None else 1):
         subject, verb, noun = draw.choice(NOUNS), draw.choice(VERBS), draw.choice(NOUNS)

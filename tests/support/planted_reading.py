@@ -1,4 +1,4 @@
-"""What a reader who knows every label of the planted world makes of an explainer's prompt: which label fits best.
+"""Reads an explainer's prompt as a reader who knows every label of the planted world, and finds the best label.
 
     excerpts          pairs are active, strings are silent
     silent excerpts   plain strings
@@ -6,8 +6,8 @@
                       its end or not at all
     lists of tokens   what is promoted or said more, and words; matched with the words that a label names
 
-Of labels that fit the texts equally well that one wins which accounts for most of the words where the feature is
-active, then the narrowest, as the prompts ask for. No torch.
+If several labels fit the texts equally well, the one that accounts for most of the words where the feature is active
+wins, then the narrowest, as the prompts ask for. Needs no torch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from support.planted_features import Rule
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 Text = tuple[list[str], list[bool]]
-"""Words, and on which of them the feature is active."""
+"""The words of a text, and on which of them the feature is active."""
 _SECTIONS = {"excerpts:": "active", "active:": "active", "silent:": "silent", "cut texts:": "cut"}
 _FIRST = {"Excerpts,": "active", "Cut texts,": "cut"}
 
 
 def words_in(text: str) -> list[str]:
-    """Words and punctuation of a text."""
+    """The words and punctuation of a text."""
     return _WORD.findall(text)
 
 
@@ -71,8 +71,8 @@ def _at_the_end(words: Sequence[str], is_active: bool) -> list[bool]:
 
 
 def best_by_texts(rules: Mapping[str, Rule], texts: Sequence[Text], listed: Sequence[str] = ()) -> list[str]:
-    """Labels, the one whose rule agrees best (F1 over words) with the activity first; of equals the one that names most
-    of the listed words, then the narrowest."""
+    """The labels, ordered by how well their rule agrees with the activity (F1 over words). Among equal ones, the label
+    that names most of the listed words comes first, then the narrowest."""
 
     def place(label: str) -> tuple[float, int, tuple[float, ...]]:
         rule = rules[label]
@@ -92,7 +92,7 @@ def agreement(rule: Rule, texts: Sequence[Text]) -> float:
 
 
 def breadth(rule: Rule) -> tuple[float, float, float, int]:
-    """How much a rule leaves open, the narrowest first."""
+    """A sort key for how much a rule leaves open, which puts the narrowest first."""
     inf = float("inf")
     return (
         inf if rule.words is None else len(rule.words),
@@ -103,7 +103,7 @@ def breadth(rule: Rule) -> tuple[float, float, float, int]:
 
 
 def listed_in(prompt: str, *names: str) -> list[str]:
-    """Tokens of the lists that the prompt calls by these names, without spaces, in order."""
+    """The tokens of the lists that have these names in the prompt, without spaces, in order."""
     found: list[str] = []
     for line in prompt.split("\n"):
         name, _, values = line.partition(": ")
@@ -113,7 +113,7 @@ def listed_in(prompt: str, *names: str) -> list[str]:
 
 
 def best_by_words(named: Mapping[str, Sequence[str]], listed: Sequence[str]) -> list[str]:
-    """Labels, those first that name most of the tokens which lead the list, and little else."""
+    """The labels. Those that name most of the tokens at the top of the list, and little else, come first."""
 
     def fit(label: str) -> float:
         words = set(named[label])

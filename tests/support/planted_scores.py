@@ -1,4 +1,4 @@
-"""Labels of the planted world through the scorers, those that need the model too; and their means by kind."""
+"""Runs all scorers, those that need the model included, on labels of the planted world. Gives the means by kind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.planted_features import QUALITIES, Planted, Quality
 Means = dict[tuple[str, str, Quality | None], float]
 """(scorer, kind, quality of the label, or None where no label is involved) -> mean of the scores on `report`."""
 DIGITS = 5
-"""Decimals of a planted activation that float32 gets right: its error is at most 2e-6."""
+"""Decimals of a planted activation that float32 gets right, since its error is at most 2e-6."""
 
 
 def job(store: Store, features: str | None = None) -> Job:
@@ -36,11 +36,11 @@ def job(store: Store, features: str | None = None) -> Job:
 def score_and_measure(
     session: Session, store: Store, explainer: str, config: ScoreConfig, features: str | None = None
 ) -> Outcome:
-    """Ask, measure, judge.
+    """Asks, measures and judges.
 
-    Many texts have the same activation by a feature's law, above all those of a dense feature. Float32 tells them apart
-    in the last bits, and in which order depends on the machine's BLAS; so what is measured is rounded, and ties are
-    ties everywhere.
+    By a feature's law many texts have equal activations, above all those of a dense feature. Float32 makes them differ
+    in the last bits, in an order that depends on the machine's BLAS. So measured values are rounded, and ties are ties
+    on every machine.
     """
     outcome = asyncio.run(score(job(store, features), explainer, config))
     if outcome.waiting:
@@ -62,7 +62,7 @@ def _rounded_maxima(*asked: Any) -> list[Any]:
 
 
 def means(store: Store, features: Sequence[Planted]) -> Means:
-    """A prediction that is the same everywhere counts as no correlation."""
+    """The means of the scores. A constant prediction counts as no correlation."""
     found: dict[tuple[str, str, Quality | None], list[float]] = defaultdict(list)
     for scorer, feature, quality, status, value in store.rows(
         "SELECT scorer, s.feature, e.model, s.status, value FROM scores s LEFT JOIN explanations e "

@@ -40,7 +40,7 @@ def table(folder: Path, model: Path, url: str = "http://127.0.0.1:9/v1") -> dict
 
 
 def planted_in(folder: Path, model: Path) -> Path:
-    """The folder, now with corpus, SAE and a merged store."""
+    """Puts corpus, SAE and a merged store into the folder, and returns it."""
     config = from_table(table(folder, model))
     tokenizer, loaded = load_tokenizer(config.model), load_model(config.model)
     embedding = loaded.model.get_input_embeddings().weight.detach().float()

@@ -1,18 +1,18 @@
-"""A small language model and an SAE whose features are known, the text for them, and a configuration: all from a seed.
+"""Makes a small language model, an SAE whose features are known, their text and a configuration, all from a seed.
 
 The model is a GPT-2 with weights set by hand. Its residual stream is four blocks and one bias coordinate:
 
-    token     K numbers   which word class stands here (planted_features.CLASSES)
-    before    K numbers   which one stood before, copied by the one attention head of block 0
+    token     K numbers   the word class at this place (planted_features.CLASSES)
+    before    K numbers   the word class before it, copied by the one attention head of block 0
     place     N numbers   the position in the input
     says      S numbers   which output feature's words this one belongs to, if any
     bias      0; the final norm makes it 1
 
 A code is a corner of a simplex: e_i - 1/n in its block. It sums to zero and its length is the same for every i, so a
 LayerNorm multiplies by a constant, which its weight undoes: every norm of this model is the identity. Any table w[i] is
-then read by one column w and a bias mean(w). The head scores a key by whether it stands one place before the query,
-with so large a gap that nothing else is attended to. The second block does nothing; the unembedding reads log p(next |
-this word) of the corpus from the token block, a part of it, for the words of the output features, from the says block.
+then read by one column w and a bias mean(w). The head scores a key by whether it is one place before the query, with so
+large a gap that nothing else gets attention. The second block does nothing. The unembedding reads log p(next | this
+word) of the corpus from the token block, and for the words of the output features partly from the says block.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ WIDTH = BIAS + 1
 HOOKPOINT = "transformer.h.0"
 CLASS = {name: i for i, name in enumerate(CLASSES)}
 SILENT = len(OUTPUT_SETS)
-"""The class of a word that belongs to no output feature, in the says block."""
+"""The class, in the says block, of a word that belongs to no output feature."""
 SAY_GAIN = 3.0
-"""Logits by which an output feature's words raise the words it promotes."""
+"""The logits by which an output feature's words raise the words that it promotes."""
 ATTENTION_GAP = 80.0
-"""Logits between the place before and every other one: e^-80 is nothing in float32."""
+"""The logit gap between the place before and every other place; e^-80 is nothing in float32."""
 NO_WORD = math.log(1e-7)
-"""Logit of the tokens that the corpus never has."""
+"""The logit of tokens that never occur in the corpus."""
 EXPLAINER, OUTPUT_EXPLAINER = "contexts", "vocab_projection"
-"""Under whose names `insert_labels` writes; the qualities are the names of their models."""
+"""The explainers' names under which `insert_labels` writes; the qualities are the names of their models."""
 
 CONFIG = """
 [model]
@@ -103,12 +103,12 @@ path = "planted.duckdb"
 
 @dataclass(frozen=True)
 class PlantedWorld:
-    """Where everything is, and what is true of it."""
+    """The files of a planted world, and the truth about its features."""
 
     config: Path
-    """The autointerp.toml; model, SAE, corpus and store are named in it."""
+    """The autointerp.toml, which names model, SAE, corpus and store."""
     features: list[Planted]
-    """By number: features[i].feature == i."""
+    """The features in order of number: features[i].feature == i."""
 
     @property
     def folder(self) -> Path:
@@ -119,7 +119,7 @@ class PlantedWorld:
 
 
 def build(folder: Path, seed: int = 0, documents: int = 360) -> PlantedWorld:
-    """Model, tokenizer, SAE, corpus and configuration in `folder`, which is made. The same for the same seed."""
+    """Writes model, tokenizer, SAE, corpus and configuration to `folder`, which is created. `seed` determines them."""
     from autointerp.sae.formats import save_saelens
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def build(folder: Path, seed: int = 0, documents: int = 360) -> PlantedWorld:
 
 
 def harvested(folder: Path, seed: int = 0) -> Store:
-    """The open store of a world that was harvested and merged by the real pipeline; built first where it is missing."""
+    """The open store of a world that the real pipeline has harvested and merged. Builds the world if it is missing."""
     from autointerp.config_file import load
     from autointerp.stages import pipeline
     from autointerp.store import Store
@@ -151,8 +151,8 @@ def harvested(folder: Path, seed: int = 0) -> Store:
 
 
 def insert_labels(store: Store, features: Sequence[Planted]) -> None:
-    """Every label of the features as an explanation by EXPLAINER, its quality as the name of the model; those of what a
-    feature makes the model say by OUTPUT_EXPLAINER."""
+    """Inserts every label of the features as an explanation by EXPLAINER, with its quality as the name of the model.
+    Labels for what a feature makes the model say are by OUTPUT_EXPLAINER."""
     row = store.dictionary("planted")
     harvest_id = store.current_harvest(row.dictionary_id)
     assert harvest_id is not None
@@ -189,11 +189,11 @@ def written(words: Sequence[str]) -> str:
 
 
 class Grammar:
-    """English-looking sentences. Words of a class are Zipf-distributed; each adjective has nouns, and each noun verbs,
-    that it likes, so that a word says something about the next one."""
+    """Makes English-looking sentences. Words of a class are Zipf-distributed. Each adjective prefers some nouns, and
+    each noun some verbs, so that a word says something about the next one."""
 
     LIKED = 0.5
-    """How often the next word is one of those that this one likes."""
+    """How often the next word is one that this word prefers."""
     SAID = 0.5
     """How often a word of an output feature is followed by one that the feature promotes."""
 
@@ -247,7 +247,7 @@ class Grammar:
 
 
 def make_tokenizer() -> PreTrainedTokenizerBase:
-    """Byte-level: a word of the language with the space before it is one token, anything else falls into bytes."""
+    """A byte-level tokenizer. A word of the language with the space before it is one token; all else becomes bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -325,7 +325,7 @@ def _set_unembedding(model: GPT2LMHeadModel, classes: Tensor, says: Tensor, text
 
 
 def log_bigrams(texts: Sequence[Sequence[str]]) -> Tensor:
-    """[K, K]: log p(next | this) of the corpus, a tenth of it p(next) so that nothing is impossible."""
+    """[K, K]: log p(next | this) of the corpus. A tenth of p is p(next), so that nothing is impossible."""
     counts = torch.zeros(K, K)
     for words in texts:
         for (this, following), n in Counter(zip([END, *words], words, strict=False)).items():
@@ -342,8 +342,8 @@ def log_bigrams(texts: Sequence[Sequence[str]]) -> Tensor:
 
 
 def make_sae(features: Sequence[Planted]) -> Any:
-    """A JumpReLU SAE of the laws. Its decoder rows are the codes of what a feature reads, and of what it says for the
-    output features; the second of two twins writes a little of another code, too."""
+    """A JumpReLU SAE that follows the laws. Its decoder rows are the codes of what a feature reads, or of what it says
+    for output features. The second of two twins also writes a little of another code."""
     from autointerp.sae.sae import Sae
 
     n = len(features)
@@ -383,4 +383,4 @@ def make_sae(features: Sequence[Planted]) -> Any:
 
 
 TWIN_TURN = math.tan(math.acos(0.99))
-"""Of another code added to a twin's decoder row: the cosine of the two rows is then .99."""
+"""How much of another code is added to a twin's decoder row, which makes the cosine of the two rows .99."""

@@ -1,11 +1,11 @@
-"""A prefix cache as inference servers have it, before any brain of the test server: what the beginning of a prompt has
-in common with earlier prompts, in whole blocks, is reported as cached.
+"""A prefix cache like those of inference servers, in front of any brain of the test server. It reports as cached the
+beginning that a prompt shares with earlier prompts, in whole blocks.
 
     LlmServer(PrefixCache(brain))                          blocks of 128 from 1,024 tokens on, as OpenAI's
     LlmServer(PrefixCache(brain, block=16, smallest=0))    as vLLM's
 
-Nothing is ever thrown out of it. Several requests that arrive before the first of them was answered all miss, as they
-do on a real server, since a prompt gets into the cache when it is answered.
+Nothing is ever evicted. A prompt enters the cache when it is answered. So requests that arrive before the first of them
+was answered all miss, as on a real server.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PrefixCache:
         return replace(reply, input_tokens=len(tokens), cached_tokens=cached, output_tokens=written)
 
     def _look_up(self, tokens: list[object]) -> int:
-        """Tokens of the longest beginning that is held; the prompt's own blocks are held from now on."""
+        """The number of tokens in the longest cached beginning. Adds the prompt's own blocks to the cache."""
         cached, running, broken = 0, 0, False
         for end in range(self.block, len(tokens) + 1, self.block):
             running = hash((running, *tokens[end - self.block : end]))

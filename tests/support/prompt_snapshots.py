@@ -1,4 +1,4 @@
-"""Rendered requests against tests/snapshots; UPDATE_SNAPSHOTS=1 writes them anew."""
+"""Compares rendered requests with tests/snapshots. UPDATE_SNAPSHOTS=1 rewrites them."""
 
 from __future__ import annotations
 

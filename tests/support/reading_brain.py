@@ -1,8 +1,8 @@
 """A stand-in for an LLM on real text: it reads the prompts that it is given, and knows nothing else.
 
-As explainer it names the token that is strongest in most excerpts; as judge it looks whether the named token stands in
-a text, and errs in 5 % of its answers. That is what a plain reader could do, so its scores are a floor, not a hint of
-what a language model would reach.
+The explainer names the token that is strongest in most excerpts. The judge checks whether the named token is in a text,
+and errs in 5 % of its answers. A plain reader could do as much, so its scores are a floor, not a hint of what a
+language model would reach.
 """
 
 from __future__ import annotations

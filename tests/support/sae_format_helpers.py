@@ -1,4 +1,4 @@
-"""The recorded SAEs of tests/fixtures/sae (scripts/record_sae_fixtures.py), and what every reader is held to."""
+"""The recorded SAEs of tests/fixtures/sae (scripts/record_sae_fixtures.py), and the checks that readers must pass."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def recorded(tool: str) -> list[str]:
 
 
 def copied(tool: str, name: str, to: Path) -> Path:
-    """A copy that a test may damage, without what the library computed."""
+    """A copy that a test may damage, without the library's recorded results."""
     shutil.copytree(FIXTURES / tool / name, to)
     (to / "expected.npz").unlink()
     return to
 
 
 def check_as_recorded(sae: Sae, folder: Path, *, y_rtol: float = 1e-5) -> None:
-    """The library's features and reconstruction, from the dense and from the sparse encoder."""
+    """Checks that the dense and the sparse encoder give the library's features and reconstruction."""
     with np.load(folder / "expected.npz") as arrays:
         x, features, y = (torch.from_numpy(arrays[name]) for name in ("x", "features", "y"))
     assert 0 < int((features > 0).sum()) < features.numel()
@@ -53,24 +53,24 @@ def tensors(unit: bool = True, seed: int = 0, d_in: int = 10, d_sae: int = 40, d
 
 
 def make(**settings: Any) -> Sae:
-    """A TopK SAE of 10 inputs and 40 features, or what `settings` make of it."""
+    """A TopK SAE with 10 inputs and 40 features, changed by `settings`."""
     return Sae(**tensors(), **({"k": 4} | settings if "threshold" not in settings else settings))
 
 
 def change_config(folder: Path, name: str = "cfg.json", **changes: Any) -> None:
-    """Set values of a JSON table, or take them out by "<absent>"."""
+    """Set values of a JSON table. "<absent>" removes one."""
     config = json.loads((folder / name).read_text()) | changes
     (folder / name).write_text(json.dumps({key: value for key, value in config.items() if value != "<absent>"}))
 
 
 def change_tensors(path: Path, **changes: Tensor | None) -> None:
-    """Set tensors of a safetensors file, or take them out by None."""
+    """Set tensors of a safetensors file. None removes one."""
     changed = load_file(path) | changes
     save_file({name: tensor.contiguous() for name, tensor in changed.items() if tensor is not None}, path)
 
 
 def same(a: Sae, b: Sae) -> None:
-    """Both compute the same."""
+    """Checks that both SAEs compute the same results."""
     x = torch.randn(64, a.d_in, generator=torch.Generator().manual_seed(9))
     torch.testing.assert_close(a.encode(x), b.encode(x), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(a(x), b(x), rtol=1e-4, atol=1e-5)

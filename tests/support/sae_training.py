@@ -53,7 +53,7 @@ SPECS = [SaeSpec(name, name, 64, 4) for name in ("topk", "batchtopk", "relu", "j
 
 
 def train_together(folder: Path) -> None:
-    """Trains SPECS in one run, as one of several processes where torch's launcher started some."""
+    """Trains SPECS in one run, as one of several processes if torch's launcher started them."""
     jobs = [(spec, folder / spec.name) for spec in SPECS]
     trainer = Trainer(ArraySource(vectors(1500), block=100), TOGETHER, jobs, log_every=1)
     for learner in trainer.learners:

@@ -1,4 +1,4 @@
-"""Small real models with a real tokenizer, made from configs and saved as folders; and the text that it was made of."""
+"""Small real models with a real tokenizer, made from configs and saved as folders; and the tokenizer's text."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def byte_level_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def byte_fallback_tokenizer() -> PreTrainedTokenizerBase:
-    """Like Llama 2's: words begin with a metaspace, unknown characters become <0xNN> byte tokens, and decoding takes
-    the first space off."""
+    """A tokenizer like Llama 2's: words begin with a metaspace, unknown characters become <0xNN> byte tokens, and
+    decoding removes the first space."""
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -52,7 +52,8 @@ def add_features(store: Store, dictionary_id: int, harvest_id: int, statuses: li
 
 
 def write_evidence(file: Path, store_id: str | None, dictionary_id: int, harvest_id: int, corpus_id: int = 1) -> None:
-    """Two windows per split; per feature and split two top, two sampled contexts and three negatives (one per tier)."""
+    """Writes two windows per split, and for each feature and split two top contexts, two sampled contexts and three
+    negatives (one per tier)."""
     with duckdb.connect(str(file)) as con:
         con.execute(sql_file("evidence_schema.sql"))
         con.begin()

@@ -24,7 +24,7 @@ def tile_store(
     path: Path, windows: Sequence[Sequence[str]], features: Mapping[int, Fires], *, sampled: int = 20,
     negatives: int = 10, seed: int = 0, report: int = 0,
 ) -> tuple[Store, int, int]:  # fmt: skip
-    """An open store, its dictionary_id and harvest_id. The last `report` windows are of the report split."""
+    """An open store with its dictionary_id and harvest_id. The last `report` windows are in the report split."""
     rng = random.Random(seed)
     activations = {f: [fires(i, w) for i, w in enumerate(windows)] for f, fires in features.items()}
     splits = ["explain" if i < len(windows) - report else "report" for i in range(len(windows))]

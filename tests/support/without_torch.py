@@ -1,4 +1,4 @@
-"""Commands in a process that finds no torch."""
+"""Runs commands in a process that finds no torch."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def open_for_reading(path: Path | str, say: Callable[[str], None] | None = None)
 
 
 def connect_for_reading(path: Path, say: Callable[[str], None] | None = None) -> duckdb.DuckDBPyConnection:
-    """As `open_for_reading`, but a bare connection with the evidence attached. Raises InputError where there is no
+    """Like `open_for_reading`, but gives a bare connection with the evidence attached. Raises InputError if there is no
     store."""
     return _either(path, lambda: _connect_main(path), lambda: _connect_snapshot(path, say)[0])
 
@@ -89,7 +89,7 @@ def _connect_main(path: Path) -> duckdb.DuckDBPyConnection:
 def _connect_snapshot(path: Path, say: Callable[[str], None] | None) -> tuple[duckdb.DuckDBPyConnection, float]:
     """A connection to the snapshot of the store at `path`, and the snapshot's age in seconds.
 
-    Raises FileNotFoundError (there is none), StoreBusyError (it cannot be read, or the evidence was replaced since),
+    Raises FileNotFoundError (no snapshot), StoreBusyError (it cannot be read, or the evidence was replaced since),
     MismatchError (it belongs to another store).
     """
     file = snapshot_path_of(path)

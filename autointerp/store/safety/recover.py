@@ -34,7 +34,7 @@ class Recovery:
     """What was found and done; under dry_run, what would be done."""
 
     lines: list[str] = field(default_factory=list)
-    """For a person, in order."""
+    """The report's lines for a person, in order."""
     lost: dict[str, int] = field(default_factory=dict)
     """Rows of each table (and 'commits') that the ledger promises and the store does not have."""
     recovered: Path | None = None

@@ -43,10 +43,10 @@ class RowLedger:
         return self.path.exists()
 
     def last(self) -> LedgerLine | None:
-        """The newest whole line; None where there is none. A torn last line (the process died while writing it) is
+        """The newest whole line; None if there is no such line. A torn last line (the process died while writing it) is
         skipped.
 
-        Raises DamagedError where the newest whole line cannot be read.
+        Raises DamagedError if the newest whole line cannot be read.
         """
         try:
             raw = self.path.read_bytes()

@@ -1,10 +1,10 @@
-"""Publishing the store for readers while a run writes: a copy of the main file, made anew every so many seconds.
+"""Publishes the store for readers while a run writes, as a copy of the main file that is renewed every few seconds.
 
-DuckDB lets nobody else open a file that a process writes to. `X.snapshot.duckdb` is a whole store file that the writer
-itself makes: one read transaction copies every table while commits go on, so it shows one commit and never half of one.
-It leaves out the replies of LLM calls (large, and needed by the ledger only), the indexes, and the evidence, which does
-not change and is shared; the snapshot notes which evidence it belongs to. It is finished under another name, synced and
-renamed into place. Its time of modification says up to when it equals the store.
+While a process writes to a DuckDB file, no other process can open it. `X.snapshot.duckdb` is a whole store file that
+the writer itself makes: one read transaction copies every table while commits go on, so it shows one commit and never
+half of one. It leaves out the replies of LLM calls (large, and needed only by the ledger), the indexes, and the
+evidence, which does not change and is shared; the snapshot notes which evidence it belongs to. It is finished under
+another name, synced and renamed into place. Its modification time says up to when it equals the store.
 """
 
 from __future__ import annotations
