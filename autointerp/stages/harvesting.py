@@ -296,17 +296,16 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
 
 def forecast_harvest(session: Session, saes: Sequence[SaeConfig]) -> None:
     """Print how much memory and disk a harvest would need, and which dictionaries would share a pass over the text."""
-    config, estimates, sizes = session.config, [], []
+    estimates, sizes = [], []
     for sae in saes:
-        weights = _known_sizes(session, sae)
-        needed = memory.estimate(weights, config.harvest, config.corpus, config.model.batch_tokens)
+        needed, size = _forecast_one(session, sae)
         session.terminal.result(
             f"{sae.dictionary}: harvest of {needed.n_features:,} features needs about {_megabytes(needed.device)} of "
             f"memory beside the model, {needed.n_passes} pass(es) over the text, and at most "
             f"{_megabytes(needed.evidence_file)} on disk"
         )
         estimates.append(needed)
-        sizes.append(weights)
+        sizes.append(size)
     if len(saes) == 1:
         return
     for group in _share_a_pass(session, sizes):
@@ -316,6 +315,14 @@ def forecast_harvest(session: Session, saes: Sequence[SaeConfig]) -> None:
             f"one pass over the text for {names}: about {_megabytes(together)} of memory beside the model, the "
             "dictionaries' weights included"
         )
+
+
+def _forecast_one(session: Session, sae: SaeConfig) -> tuple[memory.MemoryEstimate, Sae]:
+    """What one dictionary needs, and its shapes. Its weights are freed, since they would lower the free memory from
+    which the groups and the next estimates are made."""
+    config, weights = session.config, _known_sizes(session, sae)
+    needed = memory.estimate(weights, config.harvest, config.corpus, config.model.batch_tokens)
+    return needed, weights.to("meta")
 
 
 def _known_sizes(session: Session, sae: SaeConfig) -> Sae:
