@@ -108,6 +108,20 @@ def test_what_cannot_be_counted_speaks_too(capsys: pytest.CaptureFixture[str]) -
     assert not capsys.readouterr().err, "nothing more once the work is over"
 
 
+def test_short_inner_steps_do_not_silence_the_outer_one(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Terminal(every_s=0.25)
+    with told.progress("a: harvesting", 100, "tokens") as outer:
+        for i in range(6):
+            with told.progress("a: filling", 100, "vectors") as inner:
+                inner(1)
+                time.sleep(0.1)
+            outer(i + 1)
+            time.sleep(0.1)
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 <= len(lines) <= 5, lines  # 1.2 s, a line every 0.25 s
+    assert all(re.search(r"a: (harvesting|filling): \d of 100", line) for line in lines), lines
+
+
 def test_lines_that_say_something_new_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
     told = Terminal(every_s=0.3)
     with told.working("running x"):
