@@ -33,7 +33,8 @@ class Progress(Protocol):
     def __call__(self, done: int, of: int | None = None, note: str = "") -> None: ...
 
     def begin_at(self, done: int) -> None:
-        """Says how much earlier runs did; it does not count towards this run's speed."""
+        """Says how much of the work earlier runs did; it does not count towards this run's speed. May be called again
+        when more of it is found."""
 
 
 class Terminal:
@@ -215,7 +216,7 @@ class _Step:
         )
 
     def begin_at(self, done: int) -> None:
-        self._begun_at = self._done = done
+        self._begun_at, self._done = done, max(done, self._done)
 
     def __call__(self, done: int, of: int | None = None, note: str = "") -> None:
         self._done, self._note = done, note

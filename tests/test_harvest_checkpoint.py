@@ -94,6 +94,28 @@ def test_what_was_done_is_not_done_again(setup: Setup, tmp_path: Path, monkeypat
     assert before == 4 and before - 1 + at_once == len(calls)
 
 
+@pytest.mark.parametrize("block", [None, 20])
+def test_what_an_earlier_run_did_is_told_apart(setup: Setup, tmp_path: Path, block: int | None) -> None:
+    """The rest, over this run's time, is this run's speed."""
+    config, told, skipped = dataclasses.replace(SMALL, feature_block=block), [], []
+
+    def harvest(dying: Dying) -> None:
+        def on_tokens(unit: int, tokens: int) -> None:
+            told.append(tokens)
+            dying.watch.on_tokens(unit, tokens)
+
+        watch = dataclasses.replace(dying.watch, on_tokens=on_tokens, on_skipped=skipped.append)
+        setup.harvest(setup.folder(tmp_path / "work", config), config, watch=watch)
+
+    with suppress(Killed):
+        harvest(Dying(4))
+    kept = told[2]  # the batch in which it died had no time to be kept
+    assert len(told) == 4 and not skipped and kept > 0
+    told.clear()
+    harvest(Dying())
+    assert len(skipped) == 3 and sum(skipped) == kept == told[2] < told[-1]
+
+
 def test_targets_at_different_places_wait_for_one_another(
     setup: Setup, whole: tuple[Path, int], tmp_path: Path
 ) -> None:

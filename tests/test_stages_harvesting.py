@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from support.commands import write_config, write_corpus
 
 from autointerp.config import Config, SaeConfig
-from autointerp.harvest import memory
+from autointerp.config_file import load
+from autointerp.harvest import memory, unit
+from autointerp.harvest.checkpoint import Checkpoints
+from autointerp.harvest.text_pass import Shard
+from autointerp.progress import Standing
 from autointerp.sae.sae import Sae
-from autointerp.stages import harvesting
+from autointerp.stages import harvesting, pipeline
+from autointerp.stages.session import Session
 from autointerp.terminal import Terminal
 
 
@@ -30,7 +38,7 @@ def test_a_forecast_holds_one_dictionary_at_a_time(
     """Weights that stay loaded would lower the free memory from which groups are made."""
     held: list[weakref.ref[torch.Tensor]] = []
 
-    def load(session: Any, sae: SaeConfig) -> Sae:
+    def known(session: Any, sae: SaeConfig) -> Sae:
         assert not any(tensor() is not None for tensor in held), f"an earlier one is loaded beside {sae.name}"
         weights = sae_of(100 * int(sae.name))
         held.append(weakref.ref(weights.W_enc))
@@ -44,7 +52,7 @@ def test_a_forecast_holds_one_dictionary_at_a_time(
         assert free(torch.device("cpu")) == 2**30
         return [[0, 1, 2]]
 
-    monkeypatch.setattr(harvesting, "_known_sizes", load)
+    monkeypatch.setattr(harvesting, "_known_sizes", known)
     monkeypatch.setattr(memory, "free_bytes", free)
     monkeypatch.setattr(memory, "share_a_pass", share)
     model = SimpleNamespace(device=torch.device("cpu"))
@@ -59,3 +67,38 @@ def test_free_memory_on_cuda_includes_what_the_allocator_keeps(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
     assert memory.free_bytes(torch.device("cuda")) == 1400
+
+
+def test_what_was_done_inside_a_unit_does_not_count_towards_the_speed(
+    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A harvest that is killed after three of its batches and goes on after them."""
+    write_corpus(tmp_path / "texts")
+    project = write_config(tmp_path, tiny_gpt2)
+    text = project.read_text().replace("[corpus]", "batch_tokens = 256\n[corpus]").replace("= 20000", "= 1000000")
+    project.write_text(text.replace("tokens = 8192", "tokens = 1024"))
+    config, terminal = load(project), Terminal(every_s=0)
+    pipeline.train(config, None, terminal)
+    monkeypatch.setattr(Checkpoints, "is_due", lambda self: True)
+    forward, calls = unit.activations_at_all, itertools.count()
+
+    def dying(*arguments: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(*arguments)
+
+    seen: list[Standing] = []
+    session = Session(config, terminal)
+    plan = harvesting._Plan(session, config.sae[0], harvesting._Facts.of(session))
+    ready = harvesting._Ready.of(plan)
+    terminal.watch(seen.append)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(unit, "activations_at_all", dying)
+        harvesting._harvest_units(session, [ready], Shard())
+    kept = max(standing.done for standing in seen)
+    assert kept > 0 and {standing.begun_at for standing in seen} == {0}
+    seen.clear()
+    harvesting._harvest_units(session, [ready], Shard())
+    harvest = [standing for standing in seen if standing.stage == "harvesting"]
+    assert harvest[-1].begun_at == kept < harvest[-1].done
+    assert all(s.rate is None for s in harvest if s.done <= kept)

@@ -244,8 +244,16 @@ def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.S
         return session.units(report=report, wanted=wanted)
 
     with terminal.progress(f"{names}: harvesting", total, "tokens", done=held) as update:
+        earlier = held
+
+        def on_skipped(tokens: int) -> None:
+            nonlocal earlier
+            earlier += tokens
+            update.begin_at(earlier)
+
         watch = text_pass.PassWatch(
             on_tokens=lambda unit, tokens: update(held + tokens, note=f"unit {unit}"),
+            on_skipped=on_skipped,
             on_unit=lambda unit: session.deadline.check(),  # the unit is kept, and the next run begins after it
             on_kept=session.deadline.check,
             say=terminal.say,
