@@ -102,3 +102,35 @@ def test_what_was_done_inside_a_unit_does_not_count_towards_the_speed(
     harvest = [standing for standing in seen if standing.stage == "harvesting"]
     assert harvest[-1].begun_at == kept < harvest[-1].done
     assert all(s.rate is None for s in harvest if s.done <= kept)
+
+
+@pytest.mark.parametrize(
+    ("merges", "groups", "needed"),
+    [
+        (True, [[0, 1, 2]], 150 + 300 + 75),
+        (True, [[0], [1], [2]], 100 + 300),
+        (True, [[0], [1, 2]], 100 + 300 + 75),
+        (True, [[0, 1], [2]], 150 + 300),
+        (False, [[0], [1], [2]], 150 + 300 + 75),  # a shard's units all wait for the merge
+    ],
+)
+def test_groups_need_room_one_after_another(
+    monkeypatch: pytest.MonkeyPatch, merges: bool, groups: list[list[int]], needed: int
+) -> None:
+    """Three dictionaries with 100, 200 and 50 bytes of evidence, half as much again while they are harvested."""
+    sizes = {"a": 100, "b": 200, "c": 50}
+    checked: list[tuple[int, str]] = []
+    monkeypatch.setattr(harvesting, "_sizes", lambda session, sae: sae_of(sizes[sae.name]))
+    monkeypatch.setattr(memory, "disk_needed", lambda size, *_: int(1.5 * size.d_sae))
+    monkeypatch.setattr(memory, "check_disk", lambda folder, needed, names: checked.append((needed, names)))
+    monkeypatch.setattr(memory, "share_a_pass", lambda *_: groups)
+    session: Any = SimpleNamespace(
+        config=Config(),
+        terminal=Terminal(every_s=0),
+        model=lambda: SimpleNamespace(device=torch.device("cpu")),
+        work_folder=lambda sae: Path("not there"),
+    )
+    plans: Any = [SimpleNamespace(sae=sae) for sae in tables(*sizes)]
+    assert harvesting._groups(session, plans, merges=merges) == [[plans[i] for i in group] for group in groups]
+    assert max(checked) == (needed, "a, b, c")
+    assert checked[0][0] <= needed, "what is asked before the model is loaded never refuses what would fit"

@@ -136,7 +136,7 @@ def harvest_shard(session: Session, saes: Sequence[SaeConfig], shard_index: int,
     """Harvest one shard's work units into the work folders, without the store."""
     session.check_corpus()
     facts = _Facts.of(session)
-    for group in _groups(session, [_Plan(session, sae, facts) for sae in saes]):
+    for group in _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False):
         _harvest_units(session, [_Ready.of(plan) for plan in group], text_pass.Shard(shard_index, num_shards))
 
 
@@ -180,12 +180,17 @@ def _prepared(store: Store, plan: _Plan) -> _Ready:
     return _Ready(plan, weights, sha256, folder)
 
 
-def _groups(session: Session, plans: Sequence[_Plan]) -> list[list[_Plan]]:
+def _groups(session: Session, plans: Sequence[_Plan], merges: bool = True) -> list[list[_Plan]]:
     """The groups of dictionaries that are harvested in one pass. Raises DiskFullError if the disk is too small for
-    them, before the model is loaded instead of hours later."""
+    them, before the text is read instead of hours later; where no grouping would fit, before the model is loaded.
+    `merges`: each group is merged, which frees its work folders, before the next one is harvested."""
     sizes = [_sizes(session, plan.sae) for plan in plans]
-    _check_room(session, [(plan.sae, size) for plan, size in zip(plans, sizes, strict=True)])
+    needs = [_Need.of(session, plan.sae, size) for plan, size in zip(plans, sizes, strict=True)]
+    alone = [[i] for i in range(len(plans))]
+    _check_room(session, needs, alone if merges else [list(range(len(plans)))])
     groups = _share_a_pass(session, sizes)
+    if merges and groups != alone:
+        _check_room(session, needs, groups)
     if len(groups) > 1:
         listed = "; ".join(", ".join(plans[i].sae.dictionary for i in group) for group in groups)
         session.terminal.say(
@@ -207,14 +212,31 @@ def _sizes(session: Session, sae: SaeConfig) -> Sae:
         return load_sae(session.sae_folder(sae), sae.format).to("meta")
 
 
-def _check_room(session: Session, saes: Sequence[tuple[SaeConfig, Sae]]) -> None:
-    """Raise DiskFullError if the disk is too small for all these harvests."""
-    config, needed = session.config, 0
-    for sae, size in saes:
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """Bytes that one dictionary's harvest still needs on the disk."""
+
+    name: str
+    whole: int
+    """While it is harvested and merged: units, what the merge spills, and the evidence."""
+    evidence: int
+    """What stays when it is merged."""
+
+    @classmethod
+    def of(cls, session: Session, sae: SaeConfig, size: Sae) -> _Need:
+        config, work = session.config, session.work_folder(sae)
         whole = memory.disk_needed(size, config.harvest, config.corpus)
-        needed += memory.still_needed(whole, session.work_folder(sae))
-    names = ", ".join(sae.dictionary for sae, _ in saes)
-    memory.check_disk(Path(config.store.path).parent, needed, names)
+        return cls(sae.dictionary, memory.still_needed(whole, work), int(whole / memory.DISK_MARGIN))
+
+
+def _check_room(session: Session, needs: Sequence[_Need], groups: Sequence[Sequence[int]]) -> None:
+    """Raise DiskFullError if the disk is too small for these harvests. A group works beside the evidence of those
+    before it, whose work folders are gone."""
+    merged = needed = 0
+    for group in groups:
+        needed = max(needed, merged + sum(needs[i].whole for i in group))
+        merged += sum(needs[i].evidence for i in group)
+    memory.check_disk(Path(session.config.store.path).parent, needed, ", ".join(need.name for need in needs))
 
 
 def merge(session: Session, store: Store, saes: Sequence[SaeConfig]) -> bool:
@@ -226,7 +248,7 @@ def merge(session: Session, store: Store, saes: Sequence[SaeConfig]) -> bool:
             session.terminal.say(f"{sae.dictionary}: merged already")
             remove_leftovers(store)
             continue
-        _check_room(session, [(sae, _sizes(session, sae))])
+        _check_room(session, [_Need.of(session, sae, _sizes(session, sae))], [[0]])
         _merge(session, store, _Ready.of(plan))
         worked = True
     return worked
