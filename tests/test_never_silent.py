@@ -245,6 +245,28 @@ def test_status_without_a_store_and_with_a_locked_one(
         other.stdin.close()  # type: ignore[union-attr]
 
 
+def test_a_merge_removes_what_killed_shards_have_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project.write_text(project.read_text().replace("tokens = 8192", "tokens = 512"))
+    assert run(capsys, "train", "-c", str(project))[0] == 0
+    store = project.parent / "tiny.duckdb"
+    killed = ProgressFile(store, "harvest", "shard-2-of-3", every_s=0)
+    killed(Standing("tiny: harvesting", 5, 20, "tokens", 10.0))
+    killed.path.write_text(json.dumps(json.loads(killed.path.read_text()) | {"process_started": "another boot"}))
+    shards = [("harvest", "-c", str(project), "--num-shards", "2", "--shard-index", str(i)) for i in range(2)]
+    with ProgressFile(store, "harvest", "shard-1-of-3", every_s=0) as running:
+        running(Standing("tiny: harvesting", 5, 20, "tokens", 10.0))
+        assert run(capsys, *shards[0])[0] == 0
+        assert run(capsys, "merge", "-c", str(project))[0] == 2, "a shard is missing"
+        assert killed.path.exists()
+        assert run(capsys, *shards[1])[0] == 0
+        assert run(capsys, "merge", "-c", str(project))[0] == 0
+        assert running.path.exists() and not killed.path.exists()
+        code, out, _ = run(capsys, "status", "-c", str(project), "--json")
+        assert code == 0 and [(one["state"], one["part"]) for one in json.loads(out)["working"]] == [
+            ("running", "shard-1-of-3")
+        ]
+
+
 def test_the_process_that_left_a_file_is_recognised(tmp_path: Path) -> None:
     store = tmp_path / "x.duckdb"
     told = ProgressFile(store, "train", every_s=0)
