@@ -135,6 +135,8 @@ def harvest(
         else replace(target, blocks=feature_blocks(target.sae, settings.config, settings.batch_tokens))
         for target in targets
     ]  # fmt: skip
+    for target in targets:
+        target.folder.remove_finished_states()
     halving, checkpoints = Halving(), Checkpoints(watch.keep_every_s, watch.say, watch.clock)
     n_seen, n_done, n_tokens, n_nonfinite, n_read = 0, 0, 0, 0, 0
 
