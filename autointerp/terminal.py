@@ -33,7 +33,8 @@ class Progress(Protocol):
     def __call__(self, done: int, of: int | None = None, note: str = "") -> None: ...
 
     def begin_at(self, done: int) -> None:
-        """Says how much earlier runs did; it does not count towards this run's speed."""
+        """Says how much of the work earlier runs did; it does not count towards this run's speed. May be called again
+        when more of it is found."""
 
 
 class Terminal:
@@ -200,14 +201,22 @@ class _Step:
         self.steps: _Steps | None = None
         self.is_bar = is_bar
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the step counts something and has not counted anything yet."""
+        return self._is_counted and self._done == self._begun_at
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
     def standing(self) -> Standing:
-        seconds = time.monotonic() - self._begun
         return Standing(
-            self._what, self._done, self._total, self._unit, seconds, self._begun_at, self._note, self._is_counted
+            self._what, self._done, self._total, self._unit, self.seconds, self._begun_at, self._note, self._is_counted
         )
 
     def begin_at(self, done: int) -> None:
-        self._begun_at = self._done = done
+        self._begun_at, self._done = done, max(done, self._done)
 
     def __call__(self, done: int, of: int | None = None, note: str = "") -> None:
         self._done, self._note = done, note
@@ -241,8 +250,9 @@ class _Steps:
     def step(self, step: _Step) -> Iterator[_Step]:
         step.steps = self
         with self._lock:
+            if not self._steps:  # inside another step, the silence began earlier
+                self._last = time.monotonic()
             self._steps.append(step)
-            self._last = time.monotonic()
             if self.every_s > 0 and self._over is None:
                 self._over = threading.Event()
                 threading.Thread(target=self._speak, args=(self._over,), name="progress", daemon=True).start()
@@ -278,8 +288,13 @@ class _Steps:
                     continue
                 step = self._steps[-1]
                 if time.monotonic() - self._last >= self.every_s:
-                    self._show(step)
+                    self._show(self._subject())
             self._listen(step)
+
+    def _subject(self) -> _Step:
+        """The innermost step about which there is something to say: one that has just begun has no speed yet."""
+        old = [step for step in self._steps if not step.is_new or step.seconds >= self.every_s]
+        return (old or self._steps)[-1]
 
 
 def cell_text(value: Any) -> str:

@@ -20,6 +20,9 @@ from autointerp.config_file import from_table, load
 from autointerp.deadline import Deadline, parse_deadline
 from autointerp.errors import InputError, StoppedError
 from autointerp.llm.pool import run_pool
+from autointerp.sae import files, model_source
+from autointerp.stages import pipeline
+from autointerp.terminal import Terminal
 
 NOW = datetime(2026, 11, 22, 23, 0, tzinfo=UTC)
 
@@ -132,6 +135,37 @@ def test_a_pause_does_not_hold_a_run_past_it() -> None:
         with pytest.raises(StoppedError, match="deadline"):
             asyncio.run(work())
         assert len(server.requests) <= 2
+
+
+def test_a_deadline_holds_while_the_shuffle_buffer_fills(
+    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The buffer takes eight batches of the model; what was trained before a later fill is kept."""
+    write_corpus(tmp_path / "texts")
+    project = write_config(tmp_path, tiny_gpt2)
+    text = project.read_text().replace("[corpus]", "batch_tokens = 256\n[corpus]")
+    project.write_text(text.replace("tokens = 8192", "tokens = 4096\ncheckpoint_every = 1000"))
+    config, n_read, last = load(project), 0, 0
+    forward = model_source.activations_at_all
+
+    def counted(*arguments: object) -> object:
+        nonlocal n_read
+        n_read += 1
+        return forward(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model_source, "activations_at_all", counted)
+    monkeypatch.setattr(Deadline, "left_s", property(lambda self: 1.0 if n_read < last else -1.0))
+    with pytest.raises(StoppedError, match="deadline"):
+        pipeline.train(config, None, Terminal(every_s=0))
+    assert n_read == 1 and not list(tmp_path.rglob("checkpoint.safetensors"))
+    last, n_read = 12, 0  # inside the second of two fills, after eight steps
+    with pytest.raises(StoppedError, match="deadline"):
+        pipeline.train(config, None, Terminal(every_s=0))
+    (kept,) = tmp_path.rglob("checkpoint.safetensors")
+    assert n_read == 12 and files.read_state(kept)["step"] == 8  # type: ignore[index]
+    last = 10**9
+    pipeline.train(config, None, Terminal(every_s=0))
+    assert list(tmp_path.rglob("trained.json"))
 
 
 async def _ask(client: object, i: int) -> None:

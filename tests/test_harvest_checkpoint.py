@@ -7,11 +7,15 @@ import random
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from support.evidence_helpers import POINT, SMALL, Setup, small_sae, tables_of
 
+from autointerp.harvest.checkpoint import UnitState, read_state, write_state
 from autointerp.harvest.target import Target
 from autointerp.harvest.text_pass import PassWatch
+from autointerp.harvest.unit_evidence import EvidenceParts
 from autointerp.model.hooks import Hookpoint
 
 
@@ -94,6 +98,28 @@ def test_what_was_done_is_not_done_again(setup: Setup, tmp_path: Path, monkeypat
     assert before == 4 and before - 1 + at_once == len(calls)
 
 
+@pytest.mark.parametrize("block", [None, 20])
+def test_what_an_earlier_run_did_is_told_apart(setup: Setup, tmp_path: Path, block: int | None) -> None:
+    """The rest, over this run's time, is this run's speed."""
+    config, told, skipped = dataclasses.replace(SMALL, feature_block=block), [], []
+
+    def harvest(dying: Dying) -> None:
+        def on_tokens(unit: int, tokens: int) -> None:
+            told.append(tokens)
+            dying.watch.on_tokens(unit, tokens)
+
+        watch = dataclasses.replace(dying.watch, on_tokens=on_tokens, on_skipped=skipped.append)
+        setup.harvest(setup.folder(tmp_path / "work", config), config, watch=watch)
+
+    with suppress(Killed):
+        harvest(Dying(4))
+    kept = told[2]  # the batch in which it died had no time to be kept
+    assert len(told) == 4 and not skipped and kept > 0
+    told.clear()
+    harvest(Dying())
+    assert len(skipped) == 3 and sum(skipped) == kept == told[2] < told[-1]
+
+
 def test_targets_at_different_places_wait_for_one_another(
     setup: Setup, whole: tuple[Path, int], tmp_path: Path
 ) -> None:
@@ -136,6 +162,39 @@ def test_a_state_that_does_not_fit_is_refused_and_told(
     assert any("is not used" in line and "harvested from its start" in line for line in dying.said), dying.said
     assert ("belongs to another" if harm == "foreign" else "cannot be read") in dying.said[0]
     assert tables_of(setup.store(tmp_path / "x.duckdb", setup.folder(tmp_path / "work"))) == tables_of(whole[0])
+
+
+def facts_of(state: UnitState) -> object:
+    tables = {
+        table: [{name: (column.dtype.str, column.tolist()) for name, column in part.items()} for part in parts]
+        for table, parts in state.parts.tables.items()
+    }
+    unfinished = {name: (tensor.dtype, tensor.tolist()) for name, tensor in state.unfinished.items()}
+    counted = dict(state.parts.n_tokens), state.parts.n_nonfinite, state.halvings
+    return state.place, tables, unfinished, counted
+
+
+def test_flipped_bits_are_refused_or_change_nothing(tmp_path: Path) -> None:
+    parts = EvidenceParts()
+    parts.n_tokens["explain"], parts.n_nonfinite = 12, 1
+    parts.add(0, {"stats": {"feature": np.arange(5), "max": np.linspace(0, 1, 5, dtype=np.float32)}})
+    unfinished = {"counts.sums": torch.arange(4, dtype=torch.float64), "log.key": torch.tensor([3, 1])}
+    path, identity = tmp_path / "u.npz", {"unit": 7}
+    write_state(path, identity, UnitState((1, 0, 2), parts, unfinished, 1))
+    raw, (state, _) = path.read_bytes(), read_state(path, identity)
+    assert state is not None and state.place == (1, 0, 2)
+    expected, rng, refused = facts_of(state), random.Random(0), 0
+    for _ in range(600):
+        flipped = bytearray(raw)
+        for _ in range(rng.choice((1, 1, 3))):
+            flipped[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        found, reason = read_state(path, identity)
+        assert bool(reason) == (found is None)
+        refused += found is None
+        if found is not None:
+            assert facts_of(found) == expected
+    assert 300 < refused < 600
 
 
 def test_three_dictionaries_at_two_hookpoints_in_one_pass(setup: Setup, tmp_path: Path) -> None:

@@ -96,6 +96,27 @@ def test_half_written_folders_are_no_units(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".tmp*"))
 
 
+def test_states_of_finished_units_are_leftovers(tmp_path: Path) -> None:
+    """A process killed between writing a unit and deleting its state leaves both."""
+    filled(tmp_path, 2)
+    folder = folder_at(tmp_path)
+    states = [folder.checkpoint(i) for i in range(4)]
+    states[0].parent.mkdir()
+    for state in states:
+        state.write_bytes(b"state")
+    half = states[3].with_name(f".{states[3].name}.4711.tmp")
+    half.write_bytes(b"half")
+    folder.remove_finished_states()
+    assert [state.exists() for state in states] == [False, False, True, True] and half.exists()
+    states[1].write_bytes(b"state")
+    folder.remove_leftovers()
+    assert [state.exists() for state in states] == [False, False, True, True] and not half.exists()
+    for state in states[2:]:
+        state.unlink()
+    folder.remove_leftovers()
+    assert not states[0].parent.exists()
+
+
 def test_a_unit_that_another_process_wrote_first_stays(tmp_path: Path) -> None:
     first, second = folder_at(tmp_path), folder_at(tmp_path)
     first.write(unit(0))

@@ -108,6 +108,20 @@ def test_what_cannot_be_counted_speaks_too(capsys: pytest.CaptureFixture[str]) -
     assert not capsys.readouterr().err, "nothing more once the work is over"
 
 
+def test_short_inner_steps_do_not_silence_the_outer_one(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Terminal(every_s=0.25)
+    with told.progress("a: harvesting", 100, "tokens") as outer:
+        for i in range(6):
+            with told.progress("a: filling", 100, "vectors") as inner:
+                inner(1)
+                time.sleep(0.1)
+            outer(i + 1)
+            time.sleep(0.1)
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 <= len(lines) <= 5, lines  # 1.2 s, a line every 0.25 s
+    assert all(re.search(r"a: (harvesting|filling): \d of 100", line) for line in lines), lines
+
+
 def test_lines_that_say_something_new_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
     told = Terminal(every_s=0.3)
     with told.working("running x"):
@@ -229,6 +243,28 @@ def test_status_without_a_store_and_with_a_locked_one(
             code, out, err = run(capsys, "status", "--store", str(store))
         assert code == 0 and "train: process" in out and "in use" in err
         other.stdin.close()  # type: ignore[union-attr]
+
+
+def test_a_merge_removes_what_killed_shards_have_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project.write_text(project.read_text().replace("tokens = 8192", "tokens = 512"))
+    assert run(capsys, "train", "-c", str(project))[0] == 0
+    store = project.parent / "tiny.duckdb"
+    killed = ProgressFile(store, "harvest", "shard-2-of-3", every_s=0)
+    killed(Standing("tiny: harvesting", 5, 20, "tokens", 10.0))
+    killed.path.write_text(json.dumps(json.loads(killed.path.read_text()) | {"process_started": "another boot"}))
+    shards = [("harvest", "-c", str(project), "--num-shards", "2", "--shard-index", str(i)) for i in range(2)]
+    with ProgressFile(store, "harvest", "shard-1-of-3", every_s=0) as running:
+        running(Standing("tiny: harvesting", 5, 20, "tokens", 10.0))
+        assert run(capsys, *shards[0])[0] == 0
+        assert run(capsys, "merge", "-c", str(project))[0] == 2, "a shard is missing"
+        assert killed.path.exists()
+        assert run(capsys, *shards[1])[0] == 0
+        assert run(capsys, "merge", "-c", str(project))[0] == 0
+        assert running.path.exists() and not killed.path.exists()
+        code, out, _ = run(capsys, "status", "-c", str(project), "--json")
+        assert code == 0 and [(one["state"], one["part"]) for one in json.loads(out)["working"]] == [
+            ("running", "shard-1-of-3")
+        ]
 
 
 def test_the_process_that_left_a_file_is_recognised(tmp_path: Path) -> None:

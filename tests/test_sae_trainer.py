@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,22 @@ def test_every_vector_is_handed_out_once_and_out_of_order() -> None:
     assert torch.equal(seen[:320].sort().values, torch.arange(320).float())  # a block is consecutive, its order is not
     assert not torch.equal(seen[:320], torch.arange(320).float())
     assert not torch.equal(seen[320:640] - 320, seen[:320])  # each block has a permutation of its own
+
+
+def test_a_state_taken_while_the_buffer_fills_gives_the_batches_that_are_left() -> None:
+    states: list[dict[str, object]] = []
+
+    def make(on_fill: Callable[[int, int], None] = lambda vectors, of: None) -> ShuffledBatches:
+        source = ArraySource(numbered(333), 17)
+        return ShuffledBatches(source, batch_size=16, buffer_vectors=90, n_batches=12, seed=4, on_fill=on_fill)
+
+    first = make(lambda vectors, of: states.append(json.loads(json.dumps(first.state()))))
+    whole = list(first)
+    assert {state["served"] for state in states} == {0, 5, 10} and len(states) > 10
+    for state in states:
+        second = make()
+        second.restore(state)
+        assert torch.equal(torch.cat(list(second)), torch.cat(whole[int(str(state["served"])) :]))
 
 
 def test_the_corpus_is_read_again_where_it_is_shorter() -> None:

@@ -12,12 +12,14 @@ from support.commands import run
 from support.planted_tokens import BIAS, WORDS, planted_in, table
 from support.sentence_folder import write_folder
 
+from autointerp import tasks
 from autointerp.config_file import from_table
 from autointerp.corpus.windows import token_ids
 from autointerp.measure.texts import explain_ids
 from autointerp.model.hooks import Hookpoint, hooked
 from autointerp.records import Measurement, MeasureTask, stable_id
 from autointerp.sae.formats import load_sae, save_saelens
+from autointerp.stages import measuring
 from autointerp.stages.measuring import KL_TOKENS, KL_WINDOWS, measure
 from autointerp.stages.session import Session
 from autointerp.store import Selection, Store
@@ -35,6 +37,12 @@ def base(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_config(planted, tiny_gpt2)
     write_folder(planted / "bert")
     return planted
+
+
+def test_every_kind_of_task_can_be_measured() -> None:
+    """One that a scorer may ask and no stage answers would stay open for ever."""
+    names = [kind.name for kind in measuring.KINDS]
+    assert sorted(names) == sorted(asked.kind for asked in tasks.KINDS) and len(set(names)) == len(names)
 
 
 def write_config(folder: Path, model: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import time
 import zipfile
 import zlib
@@ -35,10 +36,18 @@ MOST_TIME_SHARE = 0.1
 """The largest share of the time that goes into writing; large states are written less often."""
 FORMAT = 1
 _HEADER = "header"
+_READ_BYTES = 1 << 20
 
 Place = tuple[int, int, int]
 """How far a unit has got: the numbers of the split, the block of features and the next batch."""
 BEGIN: Place = (0, 0, 0)
+
+_UNREADABLE = (
+    OSError, EOFError, ValueError, KeyError, TypeError, IndexError, OverflowError, RuntimeError, MemoryError,
+    struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a damaged file raises: zipfile parses its directory, which no checksum covers, and believes it. It
+raises RuntimeError for an entry that seems encrypted, and its subclass NotImplementedError for an unknown version."""
 
 
 @dataclass(slots=True)
@@ -113,15 +122,19 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> tuple[UnitState | Non
                 return None, "it belongs to another harvest, text or device"
             arrays = {name: _array(file, name) for name in header["arrays"]}
         return _state(header, arrays), ""
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        return None, f"it cannot be read ({error})"
+    except _UNREADABLE as error:
+        return None, f"it cannot be read ({str(error) or type(error).__name__})"
 
 
 def _array(file: zipfile.ZipFile, name: str) -> np.ndarray:
-    """The named array. Raises BadZipFile if its checksum is wrong."""
+    """The named array. Raises BadZipFile if its checksum is wrong, before anything in it is believed."""
+    if file.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise zipfile.BadZipFile(f"{name} is compressed")
+    with file.open(name) as member:
+        while member.read(_READ_BYTES):  # zipfile compares the checksum at the end
+            pass
     with file.open(name) as member:
         array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
-        member.read()  # zipfile compares the checksum at the end
     return array
 
 

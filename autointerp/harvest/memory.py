@@ -75,9 +75,10 @@ def fixed_bytes(sae: Sae, batch_tokens: int, device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory on the device, in bytes."""
+    """Free memory on the device, in bytes. On CUDA it includes what torch's allocator holds and does not use."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     if device.type == "cpu":
         try:
             with open("/proc/meminfo", encoding="ascii") as lines:

@@ -185,8 +185,19 @@ class HarvestFolder:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def remove_finished_states(self) -> None:
+        """Delete the states of units that are finished, which a process killed between the two leaves."""
+        with suppress(OSError):
+            for unit in self._done:
+                self.checkpoint(unit).unlink(missing_ok=True)
+            (self.root / PARTIAL).rmdir()  # fails while other units' states are there
+
     def remove_leftovers(self) -> None:
-        """Delete half-written folders of killed processes. Call it only while no other process harvests here."""
+        """Delete half-written folders and files of killed processes, and the states of finished units. Call it only
+        while no other process harvests here."""
+        self.remove_finished_states()
+        for path in (self.root / PARTIAL).glob(".*.tmp"):
+            path.unlink(missing_ok=True)
         for folder in (self.root, self._units, self._folds):
             for path in folder.glob(".tmp-*"):
                 shutil.rmtree(path, ignore_errors=True)

@@ -103,7 +103,9 @@ class PassWatch:
     """The callbacks of a running pass, and how often the state of a unit is saved."""
 
     on_tokens: Callable[[int, int], None] = lambda unit, tokens: None
-    """Called after each batch with the unit and the number of tokens that this call has read."""
+    """Called after each batch with the unit and the number of tokens that this call has read or skipped."""
+    on_skipped: Callable[[int], None] = lambda tokens: None
+    """Called before `on_tokens` with the tokens of a batch that an earlier run had done, where a unit is continued."""
     on_unit: Callable[[int], None] = lambda unit: None
     """Called with each unit once it is complete and on the disk."""
     on_kept: Callable[[], None] = lambda: None
@@ -133,6 +135,8 @@ def harvest(
         else replace(target, blocks=feature_blocks(target.sae, settings.config, settings.batch_tokens))
         for target in targets
     ]  # fmt: skip
+    for target in targets:
+        target.folder.remove_finished_states()
     halving, checkpoints = Halving(), Checkpoints(watch.keep_every_s, watch.say, watch.clock)
     n_seen, n_done, n_tokens, n_nonfinite, n_read = 0, 0, 0, 0, 0
 
@@ -149,7 +153,12 @@ def harvest(
         nonlocal n_done, n_tokens, n_nonfinite
         todo = lacking(unit.index)
         checkpoints.begin()
-        unit_watch = UnitWatch(checkpoints, lambda tokens: watch.on_tokens(unit.index, n_read + tokens), watch.on_kept)
+        unit_watch = UnitWatch(
+            checkpoints,
+            on_tokens=lambda tokens: watch.on_tokens(unit.index, n_read + tokens),
+            on_skipped=watch.on_skipped,
+            on_kept=watch.on_kept,
+        )
         results = harvest_unit(loaded, todo, unit, settings, halving, unit_watch)
         for target, evidence in zip(todo, results, strict=True):
             evidence.totals["halvings"] = halving.halvings

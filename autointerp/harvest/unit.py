@@ -80,6 +80,8 @@ class UnitWatch:
     """If None, the state of an unfinished unit is not saved."""
     on_tokens: Callable[[int], None] = lambda tokens: None
     """Called after each batch with the number of the unit's tokens that are done, over all splits and passes."""
+    on_skipped: Callable[[int], None] = lambda tokens: None
+    """Called before `on_tokens` with the tokens of a batch that an earlier run had done for every target."""
     on_kept: Callable[[], None] = lambda: None
     """Called when the unit's state has just been written, so if it raises, no work is lost."""
 
@@ -131,7 +133,10 @@ class _UnitPass:
                     self._run_batch(turn, batch, number, SPLITS[split.code])
                 for work in turn:
                     work.place = (split.code, number, i + 1)
+                before = int(self._tokens_done)
                 self._tokens_done += int((batch.lengths - batch.prefixes).sum()) / n_passes
+                if not turn:
+                    self._watch.on_skipped(int(self._tokens_done) - before)
                 self._watch.on_tokens(int(self._tokens_done))
                 self._keep()
             for work in active:

@@ -62,8 +62,9 @@ class ShuffledBatches:
         self.source, self.batch_size, self.n_batches, self.seed = source, batch_size, n_batches, seed
         self.buffer_batches = min(n_batches, max(1, buffer_vectors // batch_size))
         self.served = 0
-        self._held = -1  # number of the block in the buffer
-        self._start: tuple[Any, int] = (None, 0)  # start of the current block: a position, vectors to skip from there
+        self._held = -1  # number of the block in the buffer; -1 also while it is filled
+        self._begun = -1  # number of the block to which _start belongs, whether it is filled or being filled
+        self._start: tuple[Any, int] = (None, 0)  # start of that block: a position, vectors to skip from there
         self._next: tuple[Any, int] = (None, 0)  # start of the block after it
         self._blocks: Iterator[tuple[Tensor, Any]] | None = None
         self._rest: Tensor | None = None
@@ -72,8 +73,8 @@ class ShuffledBatches:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def state(self) -> dict[str, Any]:
-        """A JSON-able state. After `restore`, exactly the batches not yet handed out follow."""
-        begin = self._start if self._held == self.served // self.buffer_batches else self._next
+        """A JSON-able state. After `restore`, exactly the batches not yet handed out follow. `on_fill` may take it."""
+        begin = self._start if self._begun == self.served // self.buffer_batches else self._next
         return {"served": self.served, "begin": list(begin)}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -99,7 +100,7 @@ class ShuffledBatches:
     def _fill(self) -> None:
         block_index = self.served // self.buffer_batches
         wanted = min(self.buffer_batches, self.n_batches - block_index * self.buffer_batches) * self.batch_size
-        self._start, filled = self._next, 0
+        self._held, self._begun, self._start, filled = -1, block_index, self._next, 0
         while filled < wanted:
             vectors = self._pending()
             part = vectors[: wanted - filled]

@@ -136,7 +136,7 @@ def harvest_shard(session: Session, saes: Sequence[SaeConfig], shard_index: int,
     """Harvest one shard's work units into the work folders, without the store."""
     session.check_corpus()
     facts = _Facts.of(session)
-    for group in _groups(session, [_Plan(session, sae, facts) for sae in saes]):
+    for group in _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False):
         _harvest_units(session, [_Ready.of(plan) for plan in group], text_pass.Shard(shard_index, num_shards))
 
 
@@ -180,12 +180,17 @@ def _prepared(store: Store, plan: _Plan) -> _Ready:
     return _Ready(plan, weights, sha256, folder)
 
 
-def _groups(session: Session, plans: Sequence[_Plan]) -> list[list[_Plan]]:
+def _groups(session: Session, plans: Sequence[_Plan], merges: bool = True) -> list[list[_Plan]]:
     """The groups of dictionaries that are harvested in one pass. Raises DiskFullError if the disk is too small for
-    them, before the model is loaded instead of hours later."""
+    them, before the text is read instead of hours later; where no grouping would fit, before the model is loaded.
+    `merges`: each group is merged, which frees its work folders, before the next one is harvested."""
     sizes = [_sizes(session, plan.sae) for plan in plans]
-    _check_room(session, [(plan.sae, size) for plan, size in zip(plans, sizes, strict=True)])
+    needs = [_Need.of(session, plan.sae, size) for plan, size in zip(plans, sizes, strict=True)]
+    alone = [[i] for i in range(len(plans))]
+    _check_room(session, needs, alone if merges else [list(range(len(plans)))])
     groups = _share_a_pass(session, sizes)
+    if merges and groups != alone:
+        _check_room(session, needs, groups)
     if len(groups) > 1:
         listed = "; ".join(", ".join(plans[i].sae.dictionary for i in group) for group in groups)
         session.terminal.say(
@@ -207,14 +212,31 @@ def _sizes(session: Session, sae: SaeConfig) -> Sae:
         return load_sae(session.sae_folder(sae), sae.format).to("meta")
 
 
-def _check_room(session: Session, saes: Sequence[tuple[SaeConfig, Sae]]) -> None:
-    """Raise DiskFullError if the disk is too small for all these harvests."""
-    config, needed = session.config, 0
-    for sae, size in saes:
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """Bytes that one dictionary's harvest still needs on the disk."""
+
+    name: str
+    whole: int
+    """While it is harvested and merged: units, what the merge spills, and the evidence."""
+    evidence: int
+    """What stays when it is merged."""
+
+    @classmethod
+    def of(cls, session: Session, sae: SaeConfig, size: Sae) -> _Need:
+        config, work = session.config, session.work_folder(sae)
         whole = memory.disk_needed(size, config.harvest, config.corpus)
-        needed += memory.still_needed(whole, session.work_folder(sae))
-    names = ", ".join(sae.dictionary for sae, _ in saes)
-    memory.check_disk(Path(config.store.path).parent, needed, names)
+        return cls(sae.dictionary, memory.still_needed(whole, work), int(whole / memory.DISK_MARGIN))
+
+
+def _check_room(session: Session, needs: Sequence[_Need], groups: Sequence[Sequence[int]]) -> None:
+    """Raise DiskFullError if the disk is too small for these harvests. A group works beside the evidence of those
+    before it, whose work folders are gone."""
+    merged = needed = 0
+    for group in groups:
+        needed = max(needed, merged + sum(needs[i].whole for i in group))
+        merged += sum(needs[i].evidence for i in group)
+    memory.check_disk(Path(session.config.store.path).parent, needed, ", ".join(need.name for need in needs))
 
 
 def merge(session: Session, store: Store, saes: Sequence[SaeConfig]) -> bool:
@@ -226,7 +248,7 @@ def merge(session: Session, store: Store, saes: Sequence[SaeConfig]) -> bool:
             session.terminal.say(f"{sae.dictionary}: merged already")
             remove_leftovers(store)
             continue
-        _check_room(session, [(sae, _sizes(session, sae))])
+        _check_room(session, [_Need.of(session, sae, _sizes(session, sae))], [[0]])
         _merge(session, store, _Ready.of(plan))
         worked = True
     return worked
@@ -244,8 +266,16 @@ def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.S
         return session.units(report=report, wanted=wanted)
 
     with terminal.progress(f"{names}: harvesting", total, "tokens", done=held) as update:
+        earlier = held
+
+        def on_skipped(tokens: int) -> None:
+            nonlocal earlier
+            earlier += tokens
+            update.begin_at(earlier)
+
         watch = text_pass.PassWatch(
             on_tokens=lambda unit, tokens: update(held + tokens, note=f"unit {unit}"),
+            on_skipped=on_skipped,
             on_unit=lambda unit: session.deadline.check(),  # the unit is kept, and the next run begins after it
             on_kept=session.deadline.check,
             say=terminal.say,
@@ -296,17 +326,16 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
 
 def forecast_harvest(session: Session, saes: Sequence[SaeConfig]) -> None:
     """Print how much memory and disk a harvest would need, and which dictionaries would share a pass over the text."""
-    config, estimates, sizes = session.config, [], []
+    estimates, sizes = [], []
     for sae in saes:
-        weights = _known_sizes(session, sae)
-        needed = memory.estimate(weights, config.harvest, config.corpus, config.model.batch_tokens)
+        needed, size = _forecast_one(session, sae)
         session.terminal.result(
             f"{sae.dictionary}: harvest of {needed.n_features:,} features needs about {_megabytes(needed.device)} of "
             f"memory beside the model, {needed.n_passes} pass(es) over the text, and at most "
             f"{_megabytes(needed.evidence_file)} on disk"
         )
         estimates.append(needed)
-        sizes.append(weights)
+        sizes.append(size)
     if len(saes) == 1:
         return
     for group in _share_a_pass(session, sizes):
@@ -316,6 +345,14 @@ def forecast_harvest(session: Session, saes: Sequence[SaeConfig]) -> None:
             f"one pass over the text for {names}: about {_megabytes(together)} of memory beside the model, the "
             "dictionaries' weights included"
         )
+
+
+def _forecast_one(session: Session, sae: SaeConfig) -> tuple[memory.MemoryEstimate, Sae]:
+    """What one dictionary needs, and its shapes. Its weights are freed, since they would lower the free memory from
+    which the groups and the next estimates are made."""
+    config, weights = session.config, _known_sizes(session, sae)
+    needed = memory.estimate(weights, config.harvest, config.corpus, config.model.batch_tokens)
+    return needed, weights.to("meta")
 
 
 def _known_sizes(session: Session, sae: SaeConfig) -> Sae:

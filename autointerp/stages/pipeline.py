@@ -27,7 +27,7 @@ from autointerp.stages import labelling
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
 from autointerp.stages.labelling import Labelling
 from autointerp.store.leakage import LeakageReport, check_leakage
-from autointerp.store.progress_file import ProgressFile
+from autointerp.store.progress_file import ProgressFile, remove_shards_files
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.safety.paths import refuse_own_file
 from autointerp.store.safety.reading import open_for_reading
@@ -262,6 +262,7 @@ def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
         session = gpu_session(config, terminal)
         saes = chosen_saes(config, dictionary)
         harvesting.merge(session, store, saes)
+        remove_shards_files(Path(config.store.path))
         _gather(session, store, saes, Selection())
 
 

@@ -79,14 +79,25 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     n_features = ", ".join(f"{spec.d_sae:,}" for spec in specs)
     names = ", ".join(spec.name for spec in specs)
     what = f"{names}: training {n_features} features"
-    with terminal.progress(what, steps, "steps") as update, _Filling(terminal, names) as on_fill:
+    trainer: Trainer | None = None
+    with terminal.progress(what, steps, "steps") as update, _Filling(terminal, names) as filling:
+
+        def stop_at_deadline() -> None:
+            if parallel.world_size() == 1 and session.deadline.left_s <= 0:
+                if trainer is not None:  # while the first buffer fills there is nothing to save
+                    trainer.save_checkpoints()
+                session.deadline.check()
 
         def on_progress(step: int, _: int) -> None:
             notes = (f"loss {m['loss']:.3f}, L0 {m['l0']:.0f}, dead {m['dead']:.1%}" for m in last.values())
             update(step, note="; ".join(notes))
-            if step < steps and parallel.world_size() == 1 and session.deadline.left_s <= 0:
-                trainer.save_checkpoints()
-                session.deadline.check()
+            if step < steps:
+                stop_at_deadline()
+
+        def on_fill(vectors: int, of: int) -> None:
+            filling(vectors, of)
+            if vectors < of:
+                stop_at_deadline()
 
         try:
             trainer = Trainer(
@@ -183,7 +194,7 @@ def _keep_trained(session: Session, store: Store, sae: SaeConfig, weights: Sae, 
     store.insert_metrics(dictionary_id, metrics)
     mark = json.dumps({"key": key, "sae_sha256": sha256}) + "\n"
     files.write_atomically(folder / TRAINED, lambda temporary: temporary.write_text(mark, encoding="utf-8"))
-    # Read from the file: a run that was killed at its very end has no step left to tell of.
+    # From the file, not from the loop: a run killed at its very end has no steps left.
     last = {row["metric"]: row["value"] for row in metrics}
     session.terminal.say(
         f"{sae.dictionary}: trained {weights.d_sae:,} features ({sae.architecture}), unexplained variance "

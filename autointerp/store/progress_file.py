@@ -98,6 +98,19 @@ class CommandProgress:
 def read_progress(store: Path) -> list[CommandProgress]:
     """The commands that work for the store, or were killed while they did; by file name. A file that cannot be read is
     left out."""
+    return [progress for _, progress in _progress_files(store)]
+
+
+def remove_shards_files(store: Path) -> None:
+    """Remove the files of a harvest's shards that do not run. A killed shard's file stays until that shard runs again,
+    and once all are merged it does not. Call it after the merge."""
+    for file, progress in _progress_files(store):
+        if progress.facts.get("part") is not None and progress.state != "running":
+            with suppress(OSError):
+                file.unlink()
+
+
+def _progress_files(store: Path) -> list[tuple[Path, CommandProgress]]:
     path = real_path(store)
     first = progress_path_of(path)
     found = []
@@ -107,7 +120,7 @@ def read_progress(store: Path) -> list[CommandProgress]:
         with suppress(OSError, ValueError, KeyError, TypeError):
             facts = json.loads(file.read_text(encoding="utf-8"))
             if facts["format"] == FORMAT:
-                found.append(CommandProgress(_state_of(facts), facts))
+                found.append((file, CommandProgress(_state_of(facts), facts)))
     return found
 
 
