@@ -211,6 +211,9 @@ class LlmClient:
             except BadReplyError:
                 if record.status == "ok":
                     return None  # a row that cannot be read cannot be reused
+        if record.status == "ok" and envelope is not None and envelope.status != "ok":
+            # an older version took a text that was cut off for an answer
+            record = dataclasses.replace(record, status=envelope.status, error=self._redacted(envelope.error))
         return reply_from(request, record, envelope, from_ledger=True)
 
     async def send(self, request: Request, *, raise_refusals: bool = False) -> Reply:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autointerp.llm.endpoint_errors import BadReplyError
+from autointerp.llm.finish_reasons import ending_of
 from autointerp.llm.requests import ReplyStatus, Request, RequestKind, TokenLogprob
 
 _LARGEST = 3.5e38
@@ -53,7 +54,8 @@ def load_json(raw: str) -> Any:
 
 
 def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
-    """Read a reply's JSON. Raises BadReplyError when no choice has a text, or an input has no usable vector."""
+    """Read a reply's JSON. Raises BadReplyError when no choice has a text, an input has no usable vector, an error
+    stands beside the text, or the finish_reason does not say that the answer is complete."""
     if not isinstance(payload, dict):
         raise BadReplyError(f"the reply is a JSON {type(payload).__name__}, not an object", raw=raw)
     if request.kind == "embeddings":
@@ -64,19 +66,24 @@ def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
         raise BadReplyError(f"the reply has no choices ({_error_text(payload)})", raw=raw)
     choice = choices[0]
     finish = choice.get("finish_reason")
-    finish = finish if isinstance(finish, str) else None
+    ending = ending_of(finish)
+    told = _storable(finish[:100]) if isinstance(finish, str) else None
     text, refusal = _text(request, choice, raw)
     status: ReplyStatus = "ok"
     error = None
-    if finish == "content_filter":
-        status, error = "filtered", "finish_reason is content_filter"
-    elif refusal:
-        status, error = "refused", _storable(refusal[:300])
-    elif finish == "length" and not request.length_is_expected:
+    if ending == "filtered":
+        status, error = "filtered", f"finish_reason is {told}"
+    elif refusal or ending == "refused":
+        status, error = "refused", _storable((refusal or f"finish_reason is {told}")[:300])
+    elif ending == "broken":
+        raise BadReplyError(f"finish_reason is {told or 'no word'} ({_error_text(choice)})", raw=raw)
+    elif choice.get("error") or payload.get("error"):
+        raise BadReplyError(f"an error beside the answer ({_error_text(choice)}; {_error_text(payload)})", raw=raw)
+    elif ending == "truncated" and not request.length_is_expected:
         status, error = "truncated", f"the reply reached its {request.max_tokens} tokens"
-    elif finish == "error":
-        raise BadReplyError(f"finish_reason is error ({_error_text(choice)})", raw=raw)
-    return Envelope(status, text, finish, error, payload, choice)
+    elif ending == "unknown" and not text and not request.length_is_expected:
+        raise BadReplyError("the reply has neither a text nor a finish_reason", raw=raw)
+    return Envelope(status, text, told, error, payload, choice)
 
 
 def _vectors(request: Request, payload: dict[str, Any], raw: str) -> list[list[float]]:
