@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from autointerp.llm.endpoint_errors import BadReplyError
 from autointerp.llm.finish_reasons import ending_of
 from autointerp.llm.requests import ReplyStatus, Request, RequestKind, TokenLogprob
+from autointerp.llm.thoughts import answer_of, answer_rows
 
 _LARGEST = 3.5e38
 """Larger than any 32-bit float. NaN fails the comparison with it too."""
@@ -114,7 +116,8 @@ def _vector(values: Any, raw: str) -> list[float]:
 
 
 def _text(request: Request, choice: dict[str, Any], raw: str) -> tuple[str, str | None]:
-    """(the written text, the refusal if any)."""
+    """(the answer without thoughts, the refusal if any). Thoughts in fields of their own (`reasoning_content`,
+    `reasoning`) are not read."""
     if request.kind == "completions":
         text = choice.get("text")
         if not isinstance(text, str):
@@ -122,19 +125,30 @@ def _text(request: Request, choice: dict[str, Any], raw: str) -> tuple[str, str 
         prompt = request.body.get("prompt")
         if request.body.get("echo") and isinstance(prompt, str) and text.startswith(prompt):
             text = text[len(prompt) :]
-        return _storable(text), None
+        return _storable(answer_of(text)), None
     message = choice.get("message")
     if not isinstance(message, dict):
         raise BadReplyError("the reply's choice has no message", raw=raw)
     content, refusal = message.get("content"), message.get("refusal")
     if isinstance(content, list):  # content parts, as some servers send them
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content if not _is_thought(part)]
         if not all(part is None or isinstance(part, str) for part in parts):
             raise BadReplyError("a part of the message's content has a text that is not a string", raw=raw)
         content = "".join(part for part in parts if part)
     if content is not None and not isinstance(content, str):
         raise BadReplyError(f"the message's content is a JSON {type(content).__name__}", raw=raw)
-    return _storable(content or ""), refusal if isinstance(refusal, str) and refusal else None
+    return _storable(answer_of(content or "")), refusal if isinstance(refusal, str) and refusal else None
+
+
+def _is_thought(part: Any) -> bool:
+    """Whether a part of a message's content is a thought: of type thinking, reasoning, ..., or marked by a field, as
+    Gemini does."""
+    if not isinstance(part, dict):
+        return False
+    kind = part.get("type")
+    return part.get("thought") is True or (
+        isinstance(kind, str) and re.search(r"think|thought|reason", kind) is not None
+    )
 
 
 def _storable(text: str) -> str:
@@ -185,7 +199,8 @@ def _cached(usage: dict[str, Any]) -> int:
 
 
 def read_logprobs(request: Request, envelope: Envelope) -> tuple[list[TokenLogprob] | None, list[TokenLogprob] | None]:
-    """(logprobs of the written tokens, logprobs of the prompt's tokens); None for what is missing or malformed.
+    """(logprobs of the answer's tokens, logprobs of the prompt's tokens); None for what is missing or malformed.
+    Tokens of thoughts are left out, as they are from the envelope's text.
 
     Shapes: chat `logprobs.content`; completions `logprobs.tokens/token_logprobs/top_logprobs`, which cover the prompt
     too with `echo`; vLLM's `prompt_logprobs`, in the choice (completions) or beside the choices (chat).
@@ -200,14 +215,17 @@ def read_logprobs(request: Request, envelope: Envelope) -> tuple[list[TokenLogpr
         return None, prompt
     try:
         if request.kind == "chat":
-            return _chat_logprobs(table), prompt
+            written = _chat_logprobs(table)
+            return None if written is None else answer_rows(written), prompt
         rows = _legacy_logprobs(table)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError):
         return None, prompt
-    if not request.body.get("echo") or rows is None:
-        return rows, prompt
+    if rows is None:
+        return None, prompt
+    if not request.body.get("echo"):
+        return answer_rows(rows), prompt
     n_prompt = _n_prompt_tokens(request, table, rows)
-    return rows[n_prompt:], prompt or rows[:n_prompt] or None
+    return answer_rows(rows[n_prompt:]), prompt or rows[:n_prompt] or None
 
 
 def _chat_logprobs(table: dict[str, Any]) -> list[TokenLogprob] | None:
