@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import logging
 import resource
 import socket
@@ -12,6 +13,7 @@ import time
 import traceback
 from typing import Any
 
+import httpx2
 import pytest
 from support.llm_helpers import MemoryLedger, Stopwatch, ask_all, chat, client_for, completion, embedding
 from support.llm_server import BrainReply, Fault, Kind, LlmServer, bag_of_words
@@ -22,6 +24,7 @@ from autointerp.llm.client import LlmClient
 from autointerp.llm.endpoint_errors import RAW_KEPT, RequestRefusedError
 from autointerp.llm.pool import run_pool
 from autointerp.llm.requests import Reply
+from autointerp.llm.transport import retry_after_s
 from autointerp.records import CallRecord
 
 
@@ -230,6 +233,35 @@ def test_long_and_absurd_retry_after() -> None:
         assert len(server.requests) == 1
     with LlmServer(faulty(Fault("429", retry_after=9999))) as server, pytest.raises(StoppedError, match="9999 s"):
         ask_all(client_for(server), chat())
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"retry-after": "7"}, 7.0), ({"retry-after": "0.25"}, 0.25), ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0), ({"retry-after-ms": "-1", "retry-after": "7"}, 7.0),
+        ({}, None), ({"retry-after": ""}, None), ({"retry-after": "0"}, None), ({"retry-after": "-3"}, None),
+        ({"retry-after": "nan"}, None), ({"retry-after": "inf"}, None), ({"retry-after": "1e308"}, None),
+        ({"retry-after": "9" * 5000}, None), ({"retry-after": "Fri, 01 Jan 99999 00:00:00 GMT"}, None),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, None),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, None),
+        ({"retry-after": "Fri, 99 Foo 2026 99:99:99 +999999999999999999999"}, None), ({"retry-after": "²"}, None),
+    ],
+)  # fmt: skip
+def test_retry_after_of_any_kind(headers: dict[str, str], expected: float | None) -> None:
+    told = httpx2.Headers([(k.encode(), v.encode()) for k, v in headers.items()])
+    assert retry_after_s(told) == expected
+
+
+def test_retry_after_as_a_date() -> None:
+    date = email.utils.formatdate(time.time() + 90, usegmt=True)
+    assert retry_after_s(httpx2.Headers({"retry-after": date})) == pytest.approx(90, abs=5)
+
+
+@pytest.mark.parametrize("wait", ["Fri, 01 Jan 99999 00:00:00 GMT", "-7", "1e400"])
+def test_a_senseless_retry_after_ends_no_run(wait: str) -> None:
+    with LlmServer(faulty(Fault("429", retry_after=wait), times=2)) as server:  # type: ignore[arg-type]
+        assert ask_all(client_for(server), chat())[0].ok
 
 
 @pytest.mark.parametrize(
