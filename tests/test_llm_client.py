@@ -148,6 +148,45 @@ def test_hung_socket_ends_at_the_timeout_twice_at_most(kind: str) -> None:
     assert reply.input_tokens > 0 and reply.output_tokens == 100  # perhaps billed: both attempts count in full
 
 
+@pytest.mark.parametrize("field", ["completion_tokens", "output_tokens", "total_tokens"])
+def test_a_usage_without_prompt_tokens_uses_up_the_budget(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("support.llm_server.usage_of", lambda *_: {field: 100_000})
+    prices = {"test-model": PriceConfig(input=1.0, output=10.0)}
+    with LlmServer(answer) as server:
+        client = client_for(server, None, BudgetConfig(max_usd=1.5), prices=prices, max_connections=1)
+        with pytest.raises(StoppedError, match="max_usd"):
+            ask_all(client, *[chat(f"{i}", max_tokens=60_000) for i in range(20)])
+        assert len(server.requests) == 1
+    assert client.budget.usd == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_proxy_that_refuses_the_connection_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    asked: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.write(refused)
+        await writer.drain()
+        writer.close()
+
+    async def run(ledger: MemoryLedger) -> None:
+        server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        async with server:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            monkeypatch.delenv("NO_PROXY", raising=False)
+            monkeypatch.delenv("no_proxy", raising=False)
+            monkeypatch.setenv("TEST_LLM_KEY", "sk-test-key-of-no-use")
+            async with client_for("https://llm.example.org/v1", ledger) as client:
+                await client.ask(chat())
+
+    ledger = MemoryLedger()
+    with pytest.raises(AutointerpError, match="cannot reach .*proxy refused the connection: 407"):
+        asyncio.run(run(ledger))
+    assert asked and all(line.startswith(b"CONNECT llm.example.org:443") for line in asked)
+    assert not ledger.rows
+
+
 BAD_REPLIES = ["truncated_json", "html", "error_200", "empty_choices", "null_choices", "no_message"]
 
 

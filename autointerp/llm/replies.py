@@ -172,30 +172,64 @@ def _amount(value: Any) -> int | float | None:
 
 
 def _count(value: Any) -> int:
-    return int(_amount(value) or 0)
+    return _told(value) or 0
 
 
-def read_usage(payload: Any) -> Usage | None:
-    """The token counts that the endpoint reports; None where it reports none."""
+def _told(value: Any) -> int | None:
+    amount = _amount(value)
+    return None if amount is None else int(amount)
+
+
+def read_usage(payload: Any, guess: Usage | None = None) -> Usage | None:
+    """The tokens that the endpoint counted; None where it states neither tokens nor a cost.
+
+    The counts have OpenAI's names, or those of its Responses API and Anthropic (input_tokens, output_tokens). What it
+    leaves out follows from total_tokens, else comes from `guess` (None: nothing). Tokens that are in the total only, as
+    some endpoints count thoughts, were written.
+    """
     usage = payload.get("usage") if isinstance(payload, dict) else None
-    if not isinstance(usage, dict) or not _count(usage.get("prompt_tokens")):
+    if not isinstance(usage, dict):
         return None
-    read = _count(usage.get("prompt_tokens"))
-    cost = _amount(usage.get("cost"))
-    return Usage(
-        input_tokens=read,
-        cached_tokens=min(read, _cached(usage)),
-        output_tokens=_count(usage.get("completion_tokens")),
-        cost_usd=None if cost is None else float(cost),
-    )
+    guess = guess or Usage(0, 0, 0, None)
+    read, cached = _read_tokens(usage)
+    written = _told(usage.get("completion_tokens"))
+    if written is None:
+        written = _told(usage.get("output_tokens"))
+    total, cost = _count(usage.get("total_tokens")), _amount(usage.get("cost"))
+    if not (read or written or total or cost):
+        return None
+    if not read:
+        if total and written is not None:
+            read = max(0, total - written)
+        else:
+            read = guess.input_tokens
+            if total:  # embeddings write nothing
+                read = min(total, read) if guess.output_tokens else total
+    if total:
+        written = max(written or 0, total - read)
+    elif written is None:
+        written = guess.output_tokens
+    return Usage(read, min(read, cached), written, None if cost is None else float(cost))
+
+
+def _read_tokens(usage: dict[str, Any]) -> tuple[int, int]:
+    """(tokens of the prompt, those of them that a prefix cache served)."""
+    read, cached = _count(usage.get("prompt_tokens")), _cached(usage)
+    if read:
+        return read, cached
+    # Anthropic's input_tokens leave out what was read from or written to its cache.
+    from_cache = _count(usage.get("cache_read_input_tokens"))
+    apart = from_cache + _count(usage.get("cache_creation_input_tokens"))
+    return min(_MOST - 1, _count(usage.get("input_tokens")) + apart), max(cached, from_cache)
 
 
 def _cached(usage: dict[str, Any]) -> int:
     """Prompt tokens that a prefix cache served. OpenAI, vLLM, SGLang and llama.cpp report them in
-    prompt_tokens_details, DeepSeek as prompt_cache_hit_tokens (its details may lack them), Moonshot in usage itself."""
-    details = usage.get("prompt_tokens_details")
-    told = details.get("cached_tokens") if isinstance(details, dict) else None
-    return max(_count(told), _count(usage.get("prompt_cache_hit_tokens")), _count(usage.get("cached_tokens")))
+    prompt_tokens_details (the Responses API in input_tokens_details), DeepSeek as prompt_cache_hit_tokens (its details
+    may lack them), Moonshot in usage itself."""
+    tables = (usage.get("prompt_tokens_details"), usage.get("input_tokens_details"))
+    told = [_count(table.get("cached_tokens")) for table in tables if isinstance(table, dict)]
+    return max(*told, 0, _count(usage.get("prompt_cache_hit_tokens")), _count(usage.get("cached_tokens")))
 
 
 def read_logprobs(request: Request, envelope: Envelope) -> tuple[list[TokenLogprob] | None, list[TokenLogprob] | None]:

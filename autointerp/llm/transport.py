@@ -177,6 +177,10 @@ class Transport:
                 return BadReplyError(str(cause))
             if isinstance(cause, aiohttp.ClientConnectorCertificateError):
                 return AutointerpError(f"{self._base_url}: the TLS certificate is not accepted ({text})")
+            if isinstance(cause, aiohttp.ClientHttpProxyError):  # so nothing reached the endpoint
+                return UnreachableError(
+                    self.redact(f"the proxy refused the connection: {cause.status} {cause.message}")[:300]
+                )
             if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
                 return UnreachableError(text)
             if isinstance(cause, (aiohttp.InvalidURL, UnicodeError)):
