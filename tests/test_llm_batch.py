@@ -143,7 +143,11 @@ def test_each_requests_own_outcome(store: Store) -> None:
     def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
         text = body["messages"][0]["content"]
         if text == "cut":
-            return BrainReply("on and on", finish_reason="length" if body["max_tokens"] <= 50 else "stop")
+            return BrainReply("on and on", finish_reason="MAX_TOKENS" if body["max_tokens"] <= 50 else "stop")
+        if text == "torn":
+            return BrainReply("LABEL: half a", finish_reason="abort" if attempt == 0 else "stop")
+        if text == "unsafe":
+            return BrainReply("LABEL: half a", finish_reason="SAFETY")
         if text == "no":
             return BrainReply("", refusal="I will not")
         return (
@@ -152,12 +156,15 @@ def test_each_requests_own_outcome(store: Store) -> None:
 
     with BatchServer(brain) as server:
         asked = Asked(
-            server, store, *(chat(t) for t in ("fine", "filter", "long", "wrong", "slow", "odd", "cut", "no"))
+            server,
+            store,
+            *(chat(t) for t in ("fine", "filter", "long", "wrong", "slow", "odd", "cut", "no", "torn", "unsafe")),
         )
     outcomes = [(reply.status, reply.text) for reply in asked.ok]
     assert outcomes == [
         ("ok", "re: fine"), ("filtered", ""), ("ctx_too_long", ""), ("gave_up", ""), ("ok", "re: slow"),
-        ("ok", "re: odd"), ("ok", "on and on"), ("refused", ""),
+        ("ok", "re: odd"), ("ok", "on and on"), ("refused", ""), ("ok", "LABEL: half a"),
+        ("filtered", "LABEL: half a"),
     ]  # fmt: skip
     odd = store.rows("SELECT status, attempts FROM llm_calls WHERE request_sha256 = ?", [chat("odd").sha256])
     assert odd == [("ok", 2)], "what the unusable reply took is kept beside the good one"

@@ -10,7 +10,9 @@ import pytest
 from support.llm_helpers import MemoryLedger, client_for, completion
 from support.llm_server import BrainReply, DemoLmBrain, Fault, Kind, LlmServer
 
+from autointerp.config import BudgetConfig, EndpointConfig, LlmConfig
 from autointerp.errors import CredentialsError
+from autointerp.llm.budget import Budget
 from autointerp.llm.capabilities import Capabilities, honours_json_schema, probe, prompt_logprob_fields
 from autointerp.llm.client import LlmClient
 from autointerp.llm.requests import Reply, Request
@@ -79,6 +81,59 @@ def test_refused_model_or_key(kind: str) -> None:
         probed(server)
 
 
+def thinks_first(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+    """A model that needs 400 tokens of thoughts, in the way of OpenAI's: no max_tokens, no logprobs."""
+    if kind == "completions":
+        return Fault("404")
+    if "max_tokens" in body or "temperature" in body or "logprobs" in body:
+        return Fault("logprobs_400")
+    if body["max_completion_tokens"] < 400:
+        return BrainReply("<think>A digit", finish_reason="length")
+    thought = "<think>A digit, or a colour?</think>\n\n"
+    return BrainReply(thought + ('{"answer": "blue"}' if "response_format" in body else "7"))
+
+
+def test_the_probe_keeps_to_the_configured_length_and_fields() -> None:
+    with LlmServer(thinks_first) as server:
+        client = LlmClient(
+            EndpointConfig(
+                model="test-model", base_url=server.url, api_key_env="TEST_LLM_KEY", temperature=None, max_tokens=4000,
+                max_tokens_field="max_completion_tokens",
+            ),
+            LlmConfig(requests_per_minute=600_000.0, timeout=5.0), Budget(BudgetConfig()), MemoryLedger(), "run-1",
+        )  # fmt: skip
+
+        async def run() -> tuple[Capabilities, bool]:
+            async with client:
+                return await probe(client), await honours_json_schema(client)
+
+        found, in_json = asyncio.run(run())
+    assert found.methods == ("numbers",) and in_json
+    assert {r.get("max_completion_tokens", 4000) for r in server.requests} == {4000}
+
+
+def test_logprobs_that_are_forbidden_or_break_the_endpoint_are_only_missing() -> None:
+    for fault in ("403", "500"):
+
+        def brain(kind: Kind, body: dict[str, Any], attempt: int, fault: str = fault) -> BrainReply | Fault:
+            if kind == "completions":
+                return Fault("404")
+            return Fault(fault) if "logprobs" in body else BrainReply("7")
+
+        with LlmServer(brain) as server:
+            assert probed(server).methods == ("numbers",)
+    with LlmServer(lambda *_: Fault("403")) as server, pytest.raises(CredentialsError):
+        probed(server)
+
+
+def test_a_model_that_only_thinks_within_its_length_is_told_so() -> None:
+    rows = [("<think>", -0.1, ALTS), ("hm", -0.1, ALTS)]
+    with LlmServer(lambda *_: BrainReply("<think>hm", tokens=rows, finish_reason="length")) as server:
+        found = probed(server)
+    assert not found.generated_logprobs
+    assert any("all thoughts, with max_tokens = 300" in note for note in found.notes)
+
+
 def test_a_real_language_model(tiny_gpt2: Path) -> None:
     async def run(client: LlmClient) -> tuple[Capabilities, list[Reply]]:
         async with client:
@@ -138,3 +193,5 @@ def test_a_server_that_refuses_a_schema_is_no_failure() -> None:
         assert honoured(server, MemoryLedger()) is False
     with LlmServer(lambda *_: Fault("401")) as server, pytest.raises(CredentialsError):
         honoured(server, MemoryLedger())
+    with LlmServer(lambda *_: Fault("403")) as server:  # the field may be forbidden; a bad key shows at the next call
+        assert honoured(server, MemoryLedger()) is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import logging
 import resource
 import socket
@@ -12,6 +13,7 @@ import time
 import traceback
 from typing import Any
 
+import httpx2
 import pytest
 from support.llm_helpers import MemoryLedger, Stopwatch, ask_all, chat, client_for, completion, embedding
 from support.llm_server import BrainReply, Fault, Kind, LlmServer, bag_of_words
@@ -22,6 +24,7 @@ from autointerp.llm.client import LlmClient
 from autointerp.llm.endpoint_errors import RAW_KEPT, RequestRefusedError
 from autointerp.llm.pool import run_pool
 from autointerp.llm.requests import Reply
+from autointerp.llm.transport import retry_after_s
 from autointerp.records import CallRecord
 
 
@@ -145,6 +148,45 @@ def test_hung_socket_ends_at_the_timeout_twice_at_most(kind: str) -> None:
     assert reply.input_tokens > 0 and reply.output_tokens == 100  # perhaps billed: both attempts count in full
 
 
+@pytest.mark.parametrize("field", ["completion_tokens", "output_tokens", "total_tokens"])
+def test_a_usage_without_prompt_tokens_uses_up_the_budget(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("support.llm_server.usage_of", lambda *_: {field: 100_000})
+    prices = {"test-model": PriceConfig(input=1.0, output=10.0)}
+    with LlmServer(answer) as server:
+        client = client_for(server, None, BudgetConfig(max_usd=1.5), prices=prices, max_connections=1)
+        with pytest.raises(StoppedError, match="max_usd"):
+            ask_all(client, *[chat(f"{i}", max_tokens=60_000) for i in range(20)])
+        assert len(server.requests) == 1
+    assert client.budget.usd == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_proxy_that_refuses_the_connection_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    asked: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.write(refused)
+        await writer.drain()
+        writer.close()
+
+    async def run(ledger: MemoryLedger) -> None:
+        server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        async with server:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            monkeypatch.delenv("NO_PROXY", raising=False)
+            monkeypatch.delenv("no_proxy", raising=False)
+            monkeypatch.setenv("TEST_LLM_KEY", "sk-test-key-of-no-use")
+            async with client_for("https://llm.example.org/v1", ledger) as client:
+                await client.ask(chat())
+
+    ledger = MemoryLedger()
+    with pytest.raises(AutointerpError, match="cannot reach .*proxy refused the connection: 407"):
+        asyncio.run(run(ledger))
+    assert asked and all(line.startswith(b"CONNECT llm.example.org:443") for line in asked)
+    assert not ledger.rows
+
+
 BAD_REPLIES = ["truncated_json", "html", "error_200", "empty_choices", "null_choices", "no_message"]
 
 
@@ -230,6 +272,35 @@ def test_long_and_absurd_retry_after() -> None:
         assert len(server.requests) == 1
     with LlmServer(faulty(Fault("429", retry_after=9999))) as server, pytest.raises(StoppedError, match="9999 s"):
         ask_all(client_for(server), chat())
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"retry-after": "7"}, 7.0), ({"retry-after": "0.25"}, 0.25), ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0), ({"retry-after-ms": "-1", "retry-after": "7"}, 7.0),
+        ({}, None), ({"retry-after": ""}, None), ({"retry-after": "0"}, None), ({"retry-after": "-3"}, None),
+        ({"retry-after": "nan"}, None), ({"retry-after": "inf"}, None), ({"retry-after": "1e308"}, None),
+        ({"retry-after": "9" * 5000}, None), ({"retry-after": "Fri, 01 Jan 99999 00:00:00 GMT"}, None),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, None),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, None),
+        ({"retry-after": "Fri, 99 Foo 2026 99:99:99 +999999999999999999999"}, None), ({"retry-after": "²"}, None),
+    ],
+)  # fmt: skip
+def test_retry_after_of_any_kind(headers: dict[str, str], expected: float | None) -> None:
+    told = httpx2.Headers([(k.encode(), v.encode()) for k, v in headers.items()])
+    assert retry_after_s(told) == expected
+
+
+def test_retry_after_as_a_date() -> None:
+    date = email.utils.formatdate(time.time() + 90, usegmt=True)
+    assert retry_after_s(httpx2.Headers({"retry-after": date})) == pytest.approx(90, abs=5)
+
+
+@pytest.mark.parametrize("wait", ["Fri, 01 Jan 99999 00:00:00 GMT", "-7", "1e400"])
+def test_a_senseless_retry_after_ends_no_run(wait: str) -> None:
+    with LlmServer(faulty(Fault("429", retry_after=wait), times=2)) as server:  # type: ignore[arg-type]
+        assert ask_all(client_for(server), chat())[0].ok
 
 
 @pytest.mark.parametrize(

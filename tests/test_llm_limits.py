@@ -154,6 +154,28 @@ def test_pauses_grow_only_with_news_and_end_with_success() -> None:
             hopeless.hold(time.monotonic(), 500 * k, "429")
 
 
+def test_tiny_pauses_grow_and_come_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that says `Retry-After: 0.001` for ever: few calls a minute after a while, and an end."""
+    now = 0.0
+    monkeypatch.setattr("autointerp.llm.limits.time.monotonic", lambda: now)
+    gate = PauseGate(PausePolicy(jitter=0.0))
+    pauses: list[float] = []
+    with pytest.raises(StoppedError, match="no call has succeeded"):
+        while len(pauses) < 100_000:
+            gate.hold(now, 0.001, "429")
+            pauses.append(gate.remaining_s)
+            now += gate.remaining_s
+    assert pauses[:4] == pytest.approx([0.125, 0.25, 0.5, 1.0]) and max(pauses) == pytest.approx(60.0)
+    assert len(pauses) < 150 and 7000 < now < 7300
+
+
+def test_a_request_that_alone_is_limited_waits_by_itself() -> None:
+    attempts, policy = Attempts(6), RetryPolicy()
+    waits = [policy.limited_wait_s(n, attempts.rng) for n in range(1, 40)]
+    assert waits[:4] == [0.0] * 4
+    assert all(0.5 * min(60, 2**k) <= wait <= min(60, 2**k) for k, wait in enumerate(waits[4:]))
+
+
 def test_stop_reaches_those_who_wait() -> None:
     async def run() -> None:
         async with Limits(LlmConfig(requests_per_minute=1)) as limits:

@@ -11,7 +11,7 @@ from support.llm_helpers import chat, completion, embedding
 from support.llm_server import BrainReply, chat_payload, completions_payload, embeddings_payload
 
 from autointerp.llm.endpoint_errors import BadReplyError
-from autointerp.llm.replies import load_json, read_envelope, read_logprobs, read_usage, storable_reply
+from autointerp.llm.replies import Usage, load_json, read_envelope, read_logprobs, read_usage, storable_reply
 from autointerp.llm.requests import Request, TokenLogprob
 
 ROWS = [("a", -0.5, [("a", -0.5), ("b", -1.0)]), (" 1", -0.1, [(" 1", -0.1), (" 2", -2.0)])]
@@ -101,6 +101,37 @@ def test_usage() -> None:
         assert read_usage({"usage": bad}) is None
     odd = read_usage({"usage": {"prompt_tokens": 5, "completion_tokens": math.inf, "cost": "free"}})
     assert odd is not None and (odd.output_tokens, odd.cost_usd) == (0, None)
+
+
+GUESS = Usage(40, 0, 25, None)
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [  # input, cached, output, cost
+        ({"total_tokens": 100, "completion_tokens": 30}, (70, 0, 30, None)),
+        ({"completion_tokens": 30}, (40, 0, 30, None)),
+        ({"total_tokens": 100}, (40, 0, 60, None)),
+        ({"total_tokens": 30}, (30, 0, 0, None)),
+        ({"prompt_tokens": 70, "total_tokens": 100}, (70, 0, 30, None)),
+        ({"prompt_tokens": 70}, (70, 0, 25, None)),
+        ({"prompt_tokens": 70, "completion_tokens": 5, "total_tokens": 100}, (70, 0, 30, None)),  # thoughts apart
+        ({"prompt_tokens": 70, "completion_tokens": 30, "total_tokens": "?"}, (70, 0, 30, None)),
+        ({"input_tokens": 70, "output_tokens": 30}, (70, 0, 30, None)),
+        ({"input_tokens": 70, "output_tokens": 30, "input_tokens_details": {"cached_tokens": 9}}, (70, 9, 30, None)),
+        (
+            {"input_tokens": 7, "cache_read_input_tokens": 50, "cache_creation_input_tokens": 3, "output_tokens": 0},
+            (60, 50, 0, None),
+        ),
+        ({"prompt_tokens": None, "completion_tokens": -1, "cost": 0.25}, (40, 0, 25, 0.25)),
+    ],
+)
+def test_usage_in_part(usage: dict[str, Any], expected: tuple[int, int, int, float | None]) -> None:
+    assert read_usage({"usage": usage}, GUESS) == Usage(*expected)
+
+
+def test_usage_of_embeddings_may_be_a_total_only() -> None:
+    assert read_usage({"usage": {"total_tokens": 100}}, Usage(40, 0, 0, None)) == Usage(100, 0, 0, None)
 
 
 def test_long_reply_is_stored_without_byte_lists_and_reads_the_same() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.known_words import RAW_MAX, WORDS, World, coin, job, question
-from support.llm_server import BrainReply, Fault, LlmServer
+from support.llm_server import BrainReply, Fault, Kind, LlmServer
 
 from autointerp.ask.job import Job, Outcome
 from autointerp.config import BudgetConfig, ExplainConfig, PriceConfig, ScoreConfig
@@ -135,6 +135,21 @@ def test_a_patterns_label_can_be_scored_by_an_llm_too(store: Store) -> None:
         outcome = run_score(job(store, features="0-1"), "patterns", score_config(server, method="numbers"))
     assert outcome.statuses == {"ok": 2}
     assert all(row["method"] == "numbers" and row["value"] > 0.8 for row in scores(store))
+
+
+def test_numbers_need_no_probe(store: Store) -> None:
+    run_explain(job(store), ExplainConfig(explainer="patterns"))
+    world = World(lambda label, tokens: [0] * len(tokens))
+
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        return Fault("401") if "digit 7" in str(body) or kind == "completions" else world(kind, body, attempt)
+
+    with LlmServer(brain) as server:
+        outcome = run_score(job(store, features="0-1"), "patterns", score_config(server, method="numbers"))
+        assert sum(outcome.statuses.values()) == 2 and len(server.requests) > 2
+        with pytest.raises(CredentialsError):
+            run_score(job(store, features="2-3"), "patterns", score_config(server, method="generated_logprobs"))
+    assert store.rows("SELECT count(*) FROM llm_calls WHERE stage = 'probe'") == [(0,)]
 
 
 # --- resuming -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ TOP = (20, 5)
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What `probe` found. `notes` says what is missing and why."""
+    """What `probe` found, or what is taken for granted (UNPROBED). `notes` says what is missing and why."""
 
     chat: bool
     completions: bool
@@ -45,6 +45,13 @@ class Capabilities:
         if self.chat:
             found.append("numbers")
         return tuple(found)
+
+
+UNPROBED = Capabilities(
+    chat=True, completions=False, generated_logprobs=False, generated_top=0, prompt_logprobs=False, prompt_top=0,
+    prompt_style=None,
+)  # fmt: skip
+"""An endpoint that is asked in plain chat only, so nothing of it needs to be known."""
 
 
 async def probe(client: LlmClient) -> Capabilities:
@@ -85,7 +92,7 @@ async def honours_json_schema(client: LlmClient) -> bool:
     body: dict[str, Any] = {
         "model": endpoint.model,
         "messages": [{"role": "user", "content": "What is the colour of the sky on a clear day? One word."}],
-        endpoint.max_tokens_field: max(16, min(64, endpoint.max_tokens)),
+        endpoint.max_tokens_field: endpoint.max_tokens,
         "response_format": {
             "type": "json_schema",
             "json_schema": {"name": "answer", "strict": True, "schema": schema},
@@ -101,6 +108,10 @@ async def honours_json_schema(client: LlmClient) -> bool:
         try:
             reply = await client.send(request, raise_refusals=True)
         except RequestRefusedError:
+            return False
+        except EndpointCredentialsError as error:
+            if error.http_status != 403:  # some endpoints forbid a field so; where it is the key, the next call says so
+                raise
             return False
     try:
         answer = load_json(reply.text)
@@ -127,33 +138,45 @@ async def _ask(client: LlmClient, kind: Literal["chat", "completions"], body: di
 
 
 async def _probe_chat(client: LlmClient, notes: list[str]) -> tuple[bool, int, AutointerpError | None]:
-    """(whether chat answers, alternatives per token, the error if chat does not answer)."""
+    """(whether chat answers, alternatives per token, the error if chat does not answer). The reply may be as long as
+    configured, since models that think need some room before the first word."""
     endpoint = client.endpoint
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": "Answer with the digit 7 and nothing else."}],
-        endpoint.max_tokens_field: max(16, min(64, endpoint.max_tokens)),
+        endpoint.max_tokens_field: endpoint.max_tokens,
     }
     if endpoint.temperature is not None:
         body["temperature"] = endpoint.temperature
-    tries: list[dict[str, Any]] = [{"logprobs": True, "top_logprobs": k} for k in TOP]
+    tries: list[dict[str, Any]] = [*({"logprobs": True, "top_logprobs": k} for k in TOP), {}]
     refusal: AutointerpError | None = None
-    for extra in [*tries, {}]:
+    while tries:
+        extra = tries.pop(0)
         try:
             reply = await _ask(client, "chat", {**body, **extra})
         except RequestRefusedError as error:
             refusal = error
             continue
         except EndpointCredentialsError as error:
+            if error.http_status == 403 and extra:  # it may be logprobs that are not allowed
+                refusal = error
+                continue
             if error.http_status != 404:
                 raise
             notes.append(f"no chat: {error}")
             return False, 0, error
         if reply.status in ("gave_up", "bad_reply"):
+            refusal = AutointerpError(f"the endpoint gives no usable reply: {reply.error}")
+            if extra:  # it may be logprobs that make the endpoint fail
+                tries = [{}]
+                continue
             notes.append(f"no chat: {reply.error}")
-            return False, 0, AutointerpError(f"the endpoint gives no usable reply: {reply.error}")
+            return False, 0, refusal
         if extra and _has_alternatives(reply.token_logprobs):
             return True, int(extra["top_logprobs"]), None
-        why = "left out of the reply without a word" if extra else f"refused: {refusal}"
+        if extra and reply.token_logprobs == []:
+            why = f"the reply was all thoughts, with {endpoint.max_tokens_field} = {endpoint.max_tokens}"
+        else:
+            why = "left out of the reply without a word" if extra else f"refused: {refusal}"
         notes.append(f"no logprobs of written tokens ({why})")
         return True, 0, None
     notes.append(f"no chat: {refusal}")

@@ -211,6 +211,9 @@ class LlmClient:
             except BadReplyError:
                 if record.status == "ok":
                     return None  # a row that cannot be read cannot be reused
+        if record.status == "ok" and envelope is not None and envelope.status != "ok":
+            # an older version took a text that was cut off for an answer
+            record = dataclasses.replace(record, status=envelope.status, error=self._redacted(envelope.error))
         return reply_from(request, record, envelope, from_ledger=True)
 
     async def send(self, request: Request, *, raise_refusals: bool = False) -> Reply:
@@ -423,12 +426,10 @@ class LlmClient:
         return Usage(read, 0, written, None)
 
     def _reported_usage(self, request: Request, payload: Any, raw: str) -> Usage:
-        """The endpoint's token counts. Where it gives none, an estimate from the lengths."""
-        usage = read_usage(payload)
-        if usage is not None:
-            return usage
+        """The endpoint's token counts, with an estimate from the lengths for each that it leaves out."""
         written = 0 if request.kind == "embeddings" else min(len(raw) // 4, 4096)
-        return Usage(int(len(request.wire) / self._bytes_per_token), 0, written, None)
+        guess = Usage(int(len(request.wire) / self._bytes_per_token), 0, written, None)
+        return read_usage(payload, guess) or guess
 
     def _price(self, model: str) -> PriceConfig | None:
         price = self.llm.prices.get(model)

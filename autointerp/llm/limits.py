@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections import deque
@@ -63,11 +64,12 @@ class TokenBucket:
 
 @dataclass(frozen=True, slots=True)
 class PausePolicy:
-    """Lengths of pauses, in seconds. A Retry-After is kept to; the rest is for endpoints that send none."""
+    """Lengths of pauses, in seconds. A Retry-After is kept to, and lengthened where pauses of its length do not help;
+    the rest is for endpoints that send none."""
 
     first_s: float = 1.0
     longest_s: float = 60.0
-    """Pauses double from first_s up to this."""
+    """Pauses double from first_s up to this. With a Retry-After they are never shorter than an eighth of that."""
     most_s: float = 3600.0
     """A longer Retry-After ends the run, which can be resumed, instead of holding it."""
     most_without_success_s: float = 7200.0
@@ -105,7 +107,9 @@ class PauseGate:
         if retry_after is None:
             if not new:
                 return
-            retry_after = min(longest_s or policy.longest_s, policy.first_s * 2.0 ** min(self.episodes, 30))
+            retry_after = self._growing_s(longest_s or policy.longest_s)
+        elif new:
+            retry_after = max(retry_after, min(policy.longest_s, self._growing_s(math.inf) / 8))
         self.episodes += new
         now = time.monotonic()
         until = now + retry_after * (1 + self._random.uniform(0, policy.jitter))
@@ -114,6 +118,9 @@ class PauseGate:
             self._until = until
         if self._paused_s > policy.most_without_success_s:
             raise StoppedError(f"no call has succeeded in {self._paused_s:.0f} s of pauses ({why}); run again later")
+
+    def _growing_s(self, longest_s: float) -> float:
+        return min(longest_s, self.policy.first_s * 2.0 ** min(self.episodes, 30))
 
     def success(self) -> None:
         self.episodes = 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from autointerp.llm.endpoint_errors import BadReplyError
+from autointerp.llm.finish_reasons import ending_of
 from autointerp.llm.requests import ReplyStatus, Request, RequestKind, TokenLogprob
+from autointerp.llm.thoughts import answer_of, answer_rows
 
 _LARGEST = 3.5e38
 """Larger than any 32-bit float. NaN fails the comparison with it too."""
@@ -53,7 +56,8 @@ def load_json(raw: str) -> Any:
 
 
 def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
-    """Read a reply's JSON. Raises BadReplyError when no choice has a text, or an input has no usable vector."""
+    """Read a reply's JSON. Raises BadReplyError when no choice has a text, an input has no usable vector, an error
+    stands beside the text, or the finish_reason does not say that the answer is complete."""
     if not isinstance(payload, dict):
         raise BadReplyError(f"the reply is a JSON {type(payload).__name__}, not an object", raw=raw)
     if request.kind == "embeddings":
@@ -64,19 +68,24 @@ def read_envelope(request: Request, payload: Any, raw: str) -> Envelope:
         raise BadReplyError(f"the reply has no choices ({_error_text(payload)})", raw=raw)
     choice = choices[0]
     finish = choice.get("finish_reason")
-    finish = finish if isinstance(finish, str) else None
+    ending = ending_of(finish)
+    told = _storable(finish[:100]) if isinstance(finish, str) else None
     text, refusal = _text(request, choice, raw)
     status: ReplyStatus = "ok"
     error = None
-    if finish == "content_filter":
-        status, error = "filtered", "finish_reason is content_filter"
-    elif refusal:
-        status, error = "refused", _storable(refusal[:300])
-    elif finish == "length" and not request.length_is_expected:
+    if ending == "filtered":
+        status, error = "filtered", f"finish_reason is {told}"
+    elif refusal or ending == "refused":
+        status, error = "refused", _storable((refusal or f"finish_reason is {told}")[:300])
+    elif ending == "broken":
+        raise BadReplyError(f"finish_reason is {told or 'no word'} ({_error_text(choice)})", raw=raw)
+    elif choice.get("error") or payload.get("error"):
+        raise BadReplyError(f"an error beside the answer ({_error_text(choice)}; {_error_text(payload)})", raw=raw)
+    elif ending == "truncated" and not request.length_is_expected:
         status, error = "truncated", f"the reply reached its {request.max_tokens} tokens"
-    elif finish == "error":
-        raise BadReplyError(f"finish_reason is error ({_error_text(choice)})", raw=raw)
-    return Envelope(status, text, finish, error, payload, choice)
+    elif ending == "unknown" and not text and not request.length_is_expected:
+        raise BadReplyError("the reply has neither a text nor a finish_reason", raw=raw)
+    return Envelope(status, text, told, error, payload, choice)
 
 
 def _vectors(request: Request, payload: dict[str, Any], raw: str) -> list[list[float]]:
@@ -107,7 +116,8 @@ def _vector(values: Any, raw: str) -> list[float]:
 
 
 def _text(request: Request, choice: dict[str, Any], raw: str) -> tuple[str, str | None]:
-    """(the written text, the refusal if any)."""
+    """(the answer without thoughts, the refusal if any). Thoughts in fields of their own (`reasoning_content`,
+    `reasoning`) are not read."""
     if request.kind == "completions":
         text = choice.get("text")
         if not isinstance(text, str):
@@ -115,19 +125,30 @@ def _text(request: Request, choice: dict[str, Any], raw: str) -> tuple[str, str 
         prompt = request.body.get("prompt")
         if request.body.get("echo") and isinstance(prompt, str) and text.startswith(prompt):
             text = text[len(prompt) :]
-        return _storable(text), None
+        return _storable(answer_of(text)), None
     message = choice.get("message")
     if not isinstance(message, dict):
         raise BadReplyError("the reply's choice has no message", raw=raw)
     content, refusal = message.get("content"), message.get("refusal")
     if isinstance(content, list):  # content parts, as some servers send them
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content if not _is_thought(part)]
         if not all(part is None or isinstance(part, str) for part in parts):
             raise BadReplyError("a part of the message's content has a text that is not a string", raw=raw)
         content = "".join(part for part in parts if part)
     if content is not None and not isinstance(content, str):
         raise BadReplyError(f"the message's content is a JSON {type(content).__name__}", raw=raw)
-    return _storable(content or ""), refusal if isinstance(refusal, str) and refusal else None
+    return _storable(answer_of(content or "")), refusal if isinstance(refusal, str) and refusal else None
+
+
+def _is_thought(part: Any) -> bool:
+    """Whether a part of a message's content is a thought: of type thinking, reasoning, ..., or marked by a field, as
+    Gemini does."""
+    if not isinstance(part, dict):
+        return False
+    kind = part.get("type")
+    return part.get("thought") is True or (
+        isinstance(kind, str) and re.search(r"think|thought|reason", kind) is not None
+    )
 
 
 def _storable(text: str) -> str:
@@ -151,34 +172,69 @@ def _amount(value: Any) -> int | float | None:
 
 
 def _count(value: Any) -> int:
-    return int(_amount(value) or 0)
+    return _told(value) or 0
 
 
-def read_usage(payload: Any) -> Usage | None:
-    """The token counts that the endpoint reports; None where it reports none."""
+def _told(value: Any) -> int | None:
+    amount = _amount(value)
+    return None if amount is None else int(amount)
+
+
+def read_usage(payload: Any, guess: Usage | None = None) -> Usage | None:
+    """The tokens that the endpoint counted; None where it states neither tokens nor a cost.
+
+    The counts have OpenAI's names, or those of its Responses API and Anthropic (input_tokens, output_tokens). What it
+    leaves out follows from total_tokens, else comes from `guess` (None: nothing). Tokens that are in the total only, as
+    some endpoints count thoughts, were written.
+    """
     usage = payload.get("usage") if isinstance(payload, dict) else None
-    if not isinstance(usage, dict) or not _count(usage.get("prompt_tokens")):
+    if not isinstance(usage, dict):
         return None
-    read = _count(usage.get("prompt_tokens"))
-    cost = _amount(usage.get("cost"))
-    return Usage(
-        input_tokens=read,
-        cached_tokens=min(read, _cached(usage)),
-        output_tokens=_count(usage.get("completion_tokens")),
-        cost_usd=None if cost is None else float(cost),
-    )
+    guess = guess or Usage(0, 0, 0, None)
+    read, cached = _read_tokens(usage)
+    written = _told(usage.get("completion_tokens"))
+    if written is None:
+        written = _told(usage.get("output_tokens"))
+    total, cost = _count(usage.get("total_tokens")), _amount(usage.get("cost"))
+    if not (read or written or total or cost):
+        return None
+    if not read:
+        if total and written is not None:
+            read = max(0, total - written)
+        else:
+            read = guess.input_tokens
+            if total:  # embeddings write nothing
+                read = min(total, read) if guess.output_tokens else total
+    if total:
+        written = max(written or 0, total - read)
+    elif written is None:
+        written = guess.output_tokens
+    return Usage(read, min(read, cached), written, None if cost is None else float(cost))
+
+
+def _read_tokens(usage: dict[str, Any]) -> tuple[int, int]:
+    """(tokens of the prompt, those of them that a prefix cache served)."""
+    read, cached = _count(usage.get("prompt_tokens")), _cached(usage)
+    if read:
+        return read, cached
+    # Anthropic's input_tokens leave out what was read from or written to its cache.
+    from_cache = _count(usage.get("cache_read_input_tokens"))
+    apart = from_cache + _count(usage.get("cache_creation_input_tokens"))
+    return min(_MOST - 1, _count(usage.get("input_tokens")) + apart), max(cached, from_cache)
 
 
 def _cached(usage: dict[str, Any]) -> int:
     """Prompt tokens that a prefix cache served. OpenAI, vLLM, SGLang and llama.cpp report them in
-    prompt_tokens_details, DeepSeek as prompt_cache_hit_tokens (its details may lack them), Moonshot in usage itself."""
-    details = usage.get("prompt_tokens_details")
-    told = details.get("cached_tokens") if isinstance(details, dict) else None
-    return max(_count(told), _count(usage.get("prompt_cache_hit_tokens")), _count(usage.get("cached_tokens")))
+    prompt_tokens_details (the Responses API in input_tokens_details), DeepSeek as prompt_cache_hit_tokens (its details
+    may lack them), Moonshot in usage itself."""
+    tables = (usage.get("prompt_tokens_details"), usage.get("input_tokens_details"))
+    told = [_count(table.get("cached_tokens")) for table in tables if isinstance(table, dict)]
+    return max(*told, 0, _count(usage.get("prompt_cache_hit_tokens")), _count(usage.get("cached_tokens")))
 
 
 def read_logprobs(request: Request, envelope: Envelope) -> tuple[list[TokenLogprob] | None, list[TokenLogprob] | None]:
-    """(logprobs of the written tokens, logprobs of the prompt's tokens); None for what is missing or malformed.
+    """(logprobs of the answer's tokens, logprobs of the prompt's tokens); None for what is missing or malformed.
+    Tokens of thoughts are left out, as they are from the envelope's text.
 
     Shapes: chat `logprobs.content`; completions `logprobs.tokens/token_logprobs/top_logprobs`, which cover the prompt
     too with `echo`; vLLM's `prompt_logprobs`, in the choice (completions) or beside the choices (chat).
@@ -193,14 +249,17 @@ def read_logprobs(request: Request, envelope: Envelope) -> tuple[list[TokenLogpr
         return None, prompt
     try:
         if request.kind == "chat":
-            return _chat_logprobs(table), prompt
+            written = _chat_logprobs(table)
+            return None if written is None else answer_rows(written), prompt
         rows = _legacy_logprobs(table)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError):
         return None, prompt
-    if not request.body.get("echo") or rows is None:
-        return rows, prompt
+    if rows is None:
+        return None, prompt
+    if not request.body.get("echo"):
+        return answer_rows(rows), prompt
     n_prompt = _n_prompt_tokens(request, table, rows)
-    return rows[n_prompt:], prompt or rows[:n_prompt] or None
+    return answer_rows(rows[n_prompt:]), prompt or rows[:n_prompt] or None
 
 
 def _chat_logprobs(table: dict[str, Any]) -> list[TokenLogprob] | None:

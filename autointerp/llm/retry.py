@@ -28,6 +28,8 @@ MOST_LIMITED = 20
 """A request is given up after this many 429s, if they took LIMITED_S or longer while other calls passed. Otherwise an
 endpoint that always refuses one request (because it exceeds a minute's tokens, say) would hold the run for ever."""
 LIMITED_S = 900.0
+LIMITED_FREELY = 4
+"""429s of one request after which it waits by itself too."""
 
 LONGEST_RETRY_AFTER_S = 3600.0
 _JITTER = random.Random()
@@ -47,6 +49,14 @@ class RetryPolicy:
         """Seconds to wait after `failures` (1 or more) counted failures."""
         later = min(self.longest_s, self.then_s * 2.0 ** min(max(failures - 2, 0), 30))
         return (self.first_s if failures <= 1 else later) * rng.uniform(0.5, 1.0)
+
+    def limited_wait_s(self, times_limited: int, rng: random.Random) -> float:
+        """Seconds that one request waits by itself, besides the pause that all share, after so many 429s. Calls that
+        pass meanwhile end the shared pause, and the request would be sent many times a second without this."""
+        if times_limited <= LIMITED_FREELY:
+            return 0.0
+        own = self.first_s * 2.0 ** min(times_limited - LIMITED_FREELY - 1, 30)
+        return min(self.longest_s, own) * rng.uniform(0.5, 1.0)
 
 
 @dataclass(slots=True)
@@ -130,8 +140,10 @@ def _retrying(attempts: Attempts, policy: RetryPolicy, sleep: Callable[[float], 
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
-        if isinstance(error, (RateLimitedError, UnreachableError)):
-            return 0.0  # all calls share this pause: limits.PauseGate holds the next permit back
+        if isinstance(error, RateLimitedError):  # limits.PauseGate holds all calls back
+            return policy.limited_wait_s(attempts.times_limited, attempts.rng)
+        if isinstance(error, UnreachableError):
+            return 0.0  # all calls share this pause too
         return policy.wait_s(attempts.failures, attempts.rng)
 
     return AsyncRetrying(retry=again, stop=lambda _state: attempts.exhausted, wait=wait, sleep=sleep, reraise=True)

@@ -37,6 +37,8 @@ from autointerp.llm.requests import Request
 T = TypeVar("T")
 PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 CONNECT_S = 10.0
+LONGEST_BELIEVED_S = 366 * 86_400.0
+"""A longer Retry-After is taken for a mistake, and ignored."""
 _NOT_SENT = tuple(
     f"x-stainless-{name}"
     for name in (
@@ -175,6 +177,10 @@ class Transport:
                 return BadReplyError(str(cause))
             if isinstance(cause, aiohttp.ClientConnectorCertificateError):
                 return AutointerpError(f"{self._base_url}: the TLS certificate is not accepted ({text})")
+            if isinstance(cause, aiohttp.ClientHttpProxyError):  # so nothing reached the endpoint
+                return UnreachableError(
+                    self.redact(f"the proxy refused the connection: {cause.status} {cause.message}")[:300]
+                )
             if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
                 return UnreachableError(text)
             if isinstance(cause, (aiohttp.InvalidURL, UnicodeError)):
@@ -236,18 +242,31 @@ def _read_error(body: str) -> tuple[str, set[str], dict[str, Any]]:
 
 
 def retry_after_s(headers: httpx2.Headers) -> float | None:
-    """Seconds to wait by `retry-after-ms` or `Retry-After` (seconds or an HTTP date); None where the header is absent,
-    in the past or not readable."""
-    value: float | None = None
+    """Seconds to wait by `retry-after-ms` or `Retry-After` (seconds or an HTTP date); None where neither is there, or
+    what they say is in the past, not readable, or over LONGEST_BELIEVED_S away."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    raw = headers.get("retry-after")
+    seconds = _number(raw)
+    told = [milliseconds / 1000 if milliseconds is not None else None, seconds]
+    if raw is not None and seconds is None:
+        told.append(_seconds_until(raw))
+    return next((value for value in told if value is not None and 0 < value <= LONGEST_BELIEVED_S), None)
+
+
+def _number(text: str | None) -> float | None:
     try:
-        if (ms := headers.get("retry-after-ms")) is not None:
-            value = float(ms) / 1000
-        elif (raw := headers.get("retry-after")) is not None:
-            value = float(raw)
+        return None if text is None else float(text)
     except ValueError:
-        date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-        value = email.utils.mktime_tz(date) - time.time() if date is not None else None
-    return value if value is not None and value > 0 and value != float("inf") else None
+        return None
+
+
+def _seconds_until(date: str) -> float | None:
+    """Seconds from now to an HTTP date; None where it is none, or has a year or an hour that no calendar has."""
+    try:
+        parsed = email.utils.parsedate_tz(date)
+        return None if parsed is None else email.utils.mktime_tz(parsed) - time.time()
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
 
 
 def error_in_ok_reply(payload: Any) -> int | None:

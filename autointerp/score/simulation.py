@@ -30,7 +30,7 @@ from autointerp.ask.question import Asked, Asker
 from autointerp.ask.scale import TOP, scaled
 from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError
-from autointerp.llm.capabilities import Capabilities, prompt_logprob_fields
+from autointerp.llm.capabilities import UNPROBED, Capabilities, prompt_logprob_fields
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.rules.labels import RULE_EXPLAINERS
@@ -236,7 +236,7 @@ class SimulationScorer:
         if is_by_rule(run):
             return Needs()
         need_model(run.config, f"labels by {run.explainer!r} are scored by an LLM")
-        return Needs(run.config, probes=True)
+        return Needs(run.config, probes=needs_probe(run.config))
 
     def made_by(self, run: Run) -> tuple[MadeBy, ...]:
         if is_by_rule(run):
@@ -247,8 +247,8 @@ class SimulationScorer:
     async def start(self, run: Run, targets: Sequence[Explanation], asker: Asker | None) -> Work[Simulated]:
         if asker is None:
             return self._by_rule(run, targets)
-        found = await asker.capabilities()
         config = run.config
+        found = await asker.capabilities() if needs_probe(config) else UNPROBED
         simulator = Simulator.of(choose_method(config, found), config, found, config.seed, run.job.prompts)
         by = _made_by(simulator.method, run)
 
@@ -302,6 +302,12 @@ def is_by_rule(run: Run) -> bool:
     """Whether labels are simulated by their own rule: where their explainer makes rules, no method that asks an LLM is
     configured, and the score is one to report."""
     return run.explainer in RULE_EXPLAINERS and run.config.method == "auto" and run.part == "report"
+
+
+def needs_probe(config: ScoreConfig) -> bool:
+    """Whether the endpoint must be asked what it supports. `numbers` needs plain chat only, and a refused question ends
+    the run as well as a refused probe."""
+    return config.method != "numbers"
 
 
 def choose_method(config: ScoreConfig, found: Capabilities) -> str:

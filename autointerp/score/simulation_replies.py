@@ -138,9 +138,10 @@ def expected_numbers(text: str, rows: Sequence[TokenLogprob] | None, lines: Sequ
     if not rows:
         raise ReplyError("no_logprobs", "the reply has no logprobs of its tokens", is_final=True)
     if "".join(row.token for row in rows) != text:
-        # An endpoint may trim the text of a reply; the rows are then searched for where it begins.
+        # An endpoint may trim the text of a reply, or take thoughts out of it; the rows are then searched for where it
+        # begins: at its last occurrence, since a thought may hold a draft of it.
         joined = "".join(row.token for row in rows)
-        shift = joined.find(text)
+        shift = joined.rfind(text)
         if not text or shift < 0:
             raise ReplyError("no_logprobs", "the logprobs are not those of the reply's text", is_final=True)
     else:
