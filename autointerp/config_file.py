@@ -6,6 +6,7 @@ config.py holds the dataclasses. This file fills them and names the key of every
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 import types
@@ -15,7 +16,7 @@ from datetime import time as day_time
 from pathlib import Path
 from typing import Any, Literal
 
-from autointerp.config import Config
+from autointerp.config import Config, ranges, shown
 from autointerp.deadline import fixed
 from autointerp.errors import InputError, nearest
 
@@ -73,14 +74,16 @@ def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
 def _build(kind: type, table: Any, where: str) -> Any:
     """The dataclass `kind` filled from `table`; `where` is its dotted key."""
     if not isinstance(table, dict):
-        raise InputError(f"{where or 'the configuration'} must be a table, not {table!r}")
-    hints = typing.get_type_hints(kind)
-    values = {}
+        raise InputError(f"{where or 'the configuration'} must be a table, not {shown(table)}")
+    hints, numbers = typing.get_type_hints(kind), ranges(kind)
+    values: dict[str, Any] = {}
     for key, value in table.items():
         name = f"{where}.{key}" if where else key
         if key not in hints:
             raise InputError(f"unknown configuration key {name!r}.{_section_of(key, where) or nearest(key, hints)}")
         values[key] = _convert(value, hints[key], name)
+        if key in numbers:
+            numbers[key].check(values[key], name)
     return kind(**values)
 
 
@@ -96,20 +99,23 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             return value.isoformat()
         return _convert(value, (fitting or kinds)[0], where)
     if origin is Literal:
-        _check(value in args, f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
+        _check(value in args, f"{where} must be one of {', '.join(map(str, args))}, not {shown(value)}")
         return value
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast(type, kind), value, where)
     if origin is tuple:
-        _check(isinstance(value, (list, tuple)), f"{where} must be a list, not {value!r}")
+        _check(isinstance(value, (list, tuple)), f"{where} must be a list, not {shown(value)}")
         return tuple(_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict:
-        _check(isinstance(value, dict), f"{where} must be a table, not {value!r}")
+        _check(isinstance(value, dict), f"{where} must be a table, not {shown(value)}")
         return {str(k): _convert(v, args[1], f'{where}."{k}"') for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf  # refused by the field's range
     good = isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))
-    _check(good, f"{where} must be {kind.__name__}, not {value!r}")
+    _check(good, f"{where} must be {kind.__name__}, not {shown(value)}")
     _check(not (kind is str and "\0" in value), f"{where} holds a NUL character, which no path or name takes")
     return value
 
