@@ -340,7 +340,7 @@ class EndpointConfig:
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
     temperature: Annotated[float, Range(0, 100)] | None = 0.0
-    """None: the field is not sent, since some reasoning models refuse it."""
+    """Write "none" to send no temperature: some reasoning models refuse the field."""
     max_tokens: Count = 300
     """Most tokens in one reply."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"

@@ -91,7 +91,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     """`value` as the field type `kind`, or an InputError that names the key `where`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
+        if type(None) in args and (value is None or value == "none"):  # TOML has no null
             return None
         kinds = [a for a in args if a is not type(None)]
         fitting = [a for a in kinds if isinstance(value, a)] if len(kinds) > 1 and not isinstance(value, bool) else []
