@@ -20,6 +20,12 @@ from autointerp.config import Config, ranges, shown
 from autointerp.deadline import fixed
 from autointerp.errors import InputError, nearest
 
+NOT_TOML = (ValueError, RecursionError)
+"""What tomllib raises: besides its own error, those for bytes that are not UTF-8, numbers of 5,000 digits, and deep
+nests."""
+_MOST_BYTES = 16 * 2**20
+"""The largest configuration that is read: `-c /dev/zero` has no end."""
+
 
 def load(path: Path, overrides: dict[str, Any] | None = None) -> Config:
     """Read the configuration at `path`; `overrides` maps dotted keys ("store.path") to values.
@@ -31,10 +37,16 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Config:
     contradicts another.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise InputError(f"{path} is no configuration: it is longer than {_MOST_BYTES >> 20} MiB")
+        table = tomllib.loads(raw.decode("utf-8").replace("\r\n", "\n"))
     except FileNotFoundError:
         raise InputError(f"no configuration at {path}; `autointerp init` writes one, -c names another") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except NOT_TOML as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
     return _resolved(from_table(table, overrides), path.parent)
 
@@ -54,7 +66,7 @@ def environment_overrides(environ: typing.Mapping[str, str] = os.environ) -> dic
             dotted = name.removeprefix("AUTOINTERP_").lower().replace("__", ".")
             try:
                 overrides[dotted] = tomllib.loads(f"value = {raw}")["value"]
-            except tomllib.TOMLDecodeError:
+            except NOT_TOML:
                 overrides[dotted] = raw
     return overrides
 
@@ -68,6 +80,8 @@ def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
     *path, last = dotted.split(".")
     for part in path:
         table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError(f"{dotted} cannot be set from outside the file: {part} is not a table there")
     table[last] = value
 
 
@@ -139,11 +153,14 @@ def _resolved(config: Config, folder: Path) -> Config:
         """`value` as a path in `folder`. With `must_exist`, a name that no such path has (a hub id) stays as it is."""
         if value.startswith("hf:"):
             return value
-        expanded = Path(value).expanduser()
+        try:
+            expanded = Path(value).expanduser()
+        except RuntimeError:
+            raise InputError(f"{shown(value)} names the home folder of a user who is not known here") from None
         beside = folder / expanded
         if expanded.is_absolute():
             return str(expanded)
-        return str(beside) if beside.exists() or not must_exist else value
+        return str(beside) if not must_exist or os.path.exists(beside) else value
 
     score = config.score
     if score.language_model:

@@ -69,10 +69,12 @@ def render(pieces: Callable[[], Iterable[str]]) -> str:
 def template_line(template: jinja2.Template | None, error: BaseException) -> int | None:
     """The line of the template at which `error` was raised, or None where it is not known."""
     line = error.lineno if isinstance(error, jinja2.TemplateSyntaxError) else None
-    traceback = error.__traceback__ if template is not None else None
-    while traceback is not None and template is not None:
+    if template is None:
+        return line
+    traceback, line_of = error.__traceback__, template.get_corresponding_lineno
+    while traceback is not None:
         if traceback.tb_frame.f_globals.get("__jinja_template__") is template:
-            line = template.get_corresponding_lineno(traceback.tb_lineno)
+            line = line_of(traceback.tb_lineno)
         traceback = traceback.tb_next
     return line
 
