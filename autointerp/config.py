@@ -6,11 +6,12 @@ config_file.py reads the file. API keys are never kept here, only the name of th
 
 from __future__ import annotations
 
-import math
+import functools
 import re
+import typing
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from autointerp.deadline import parse_deadline
@@ -20,6 +21,65 @@ from autointerp.errors import InputError
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
+
+
+def shown(value: Any) -> str:
+    """`value` for a message: shortened, and not written out where Python refuses to (5,000 digits, deep nests)."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "a value too large to show"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values that a number may have, both ends included. It is part of the field's type, and every number has one:
+    without an upper end, a slip of the pen would end as an overflow hours later."""
+
+    low: float
+    high: float
+
+    def check(self, value: float | None, key: str) -> None:
+        """Raises InputError, with the key, the value and the range. None passes: the type says whether it may be."""
+        if value is not None and not self.low <= value <= self.high:  # nan is in no range
+            raise InputError(f"{key} must lie in {_number(self.low)}..{_number(self.high)}, not {shown(value)}")
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+Count = Annotated[int, Range(1, 10**9)]
+CountOrNone = Annotated[int, Range(0, 10**9)]
+"""A count of which there may be none."""
+Few = Annotated[int, Range(1, 10**4)]
+"""A count of what is kept or shown for each feature."""
+FewOrNone = Annotated[int, Range(0, 10**4)]
+LargeCount = Annotated[int, Range(1, 10**15)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Share = Annotated[float, Range(0, 1)]
+PositiveShare = Annotated[float, Range(1e-6, 1)]
+Seconds = Annotated[float, Range(0.001, 10**6)]
+Price = Annotated[float, Range(0, 10**9)]
+
+
+@functools.cache
+def ranges(kind: type) -> dict[str, Range]:
+    """The range of every number of a config dataclass, by field name."""
+    found: dict[str, Range] = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        for part in (hint, *typing.get_args(hint)):
+            for mark in getattr(part, "__metadata__", ()):
+                if isinstance(mark, Range):
+                    found[name] = mark
+    return found
+
+
+def _check_ranges(config: Any, section: str = "") -> None:
+    section = section or type(config).__name__.removesuffix("Config").lower()
+    for name, allowed in ranges(config.__class__).items():
+        allowed.check(getattr(config, name), f"{section}.{name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +98,18 @@ class ModelConfig:
     """Passed on to transformers, for models larger than one device (needs accelerate)."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """none, or 8bit or 4bit weights, loaded through bitsandbytes, which has to be installed."""
-    batch_tokens: int = 8192
+    batch_tokens: Count = 8192
     """Tokens in one forward pass, padding included. Halved, at most four times, when memory runs out."""
-    random_weights: int | None = None
+    random_weights: Seed | None = None
     """Seed of random weights that replace the trained ones. `autointerp run --control random_model` sets it: the scores
     that labels reach on an untrained model show what a score is worth."""
 
     def __post_init__(self) -> None:
+        _check_ranges(self)
         _check(
             self.random_weights is None or (self.quantization == "none" and self.device_map is None),
             "model.random_weights cannot be combined with model.quantization or model.device_map",
         )
-        _check(self.batch_tokens >= 1, f"model.batch_tokens must be 1 or more, not {self.batch_tokens}")
         _check(
             self.dtype in ("auto", "float32", "bfloat16", "float16"),
             f"model.dtype must be auto, float32, bfloat16 or float16, not {self.dtype!r}",
@@ -73,36 +133,26 @@ class CorpusConfig:
     """Field that holds a document's id. Default: documents are named by path and index."""
     document_separator: str | None = None
     """Plain text files only: the string between two documents. Default: one file is one document."""
-    context_length: int = 128
+    context_length: Annotated[int, Range(8, 10**9)] = 128
     """Tokens in one window (one input of the model), the BOS included."""
     prepend_bos: Literal["auto", "always", "never"] = "auto"
     """always, never, or auto: if the tokenizer has a BOS token. A prepended BOS is never counted or stored as text."""
     exclude_tokens: tuple[str, ...] = ()
     """Token strings that never count, besides BOS, EOS, padding and other special tokens."""
-    max_tokens: int | None = None
+    max_tokens: LargeCount | None = None
     """Stop after about this many tokens, at the end of a document. Default: read the whole corpus."""
-    unit_characters: int = 2_000_000
+    unit_characters: LargeCount = 2_000_000
     """Least size of a work unit, in characters. A work unit is a run of documents that are harvested, committed and
     sharded together."""
-    block_characters: int = 400_000
+    block_characters: Annotated[int, Range(1000, 10**15)] = 400_000
     """A document longer than this is cut into blocks with a gap between them; each block is a document of its own."""
-    heldout_fraction: float = 0.5
+    heldout_fraction: Annotated[float, Range(0.0001, 0.9999)] = 0.5
     """Share of documents that the explainer never sees: half of them are `select`, half `report`."""
-    max_skipped_share: float = 0.05
+    max_skipped_share: Share = 0.05
     """Give up when more than this share of the records is unusable and had to be skipped."""
 
     def __post_init__(self) -> None:
-        _check(self.context_length >= 8, f"corpus.context_length must be 8 or more, not {self.context_length}")
-        _check(
-            0.0 < self.heldout_fraction < 1.0,
-            f"corpus.heldout_fraction must lie between 0 and 1, not {self.heldout_fraction}",
-        )
-        _check(self.unit_characters >= 1, f"corpus.unit_characters must be positive, not {self.unit_characters}")
-        _check(self.block_characters >= 1000, f"corpus.block_characters must be >= 1000, not {self.block_characters}")
-        _check(
-            self.max_tokens is None or self.max_tokens > 0,
-            f"corpus.max_tokens must be positive, not {self.max_tokens}",
-        )
+        _check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,39 +174,35 @@ class SaeConfig:
     recognised by what is in them."""
     architecture: str = "topk"
     """What to train: topk, batchtopk, matryoshka, relu, p_anneal, gated or jumprelu."""
-    d_sae: int | None = None
+    d_sae: Count | None = None
     """Number of features to train. Default: expansion x the hookpoint's width."""
-    expansion: int = 8
+    expansion: Annotated[int, Range(1, 10**6)] = 8
     """Only used if d_sae is not given."""
-    k: int = 32
+    k: Count = 32
     """Number of features active on one token: exactly k for topk, on average for all others."""
-    penalty: float | None = None
+    penalty: Annotated[float, Range(0, 10**6)] | None = None
     """relu, p_anneal, gated, jumprelu: weight of the sparsity penalty. Default: adjusted in training until k features
     are active."""
     decoder_norm_penalty: bool = False
     """relu, p_anneal: weight the penalty by the norms of the decoder rows, which training then leaves free."""
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5, 1.0)
     """matryoshka: shares of the features that must reconstruct the input by themselves, ascending to 1."""
-    p_end: float = 0.2
+    p_end: PositiveShare = 0.2
     """p_anneal: the penalty's last exponent."""
-    bandwidth: float = 0.5
+    bandwidth: Annotated[float, Range(1e-6, 10**6)] = 0.5
     """jumprelu: width around a threshold in which the jump has a slope, for inputs scaled to length sqrt(d)."""
     skip: bool = False
     """Transcoders (output_hookpoint): add a linear path from input to output, beside the features."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the initial weights. Default: train.seed. `evaluate` measures stability on tables that differ only in
     their seed."""
 
     def __post_init__(self) -> None:
-        _check(self.k >= 1, f"sae.k must be 1 or more, not {self.k}")
-        _check(self.expansion >= 1, f"sae.expansion must be 1 or more, not {self.expansion}")
+        _check_ranges(self)
         _check(
             not self.decoder_norm_penalty or self.architecture in ("relu", "p_anneal"),
             f"sae.decoder_norm_penalty is for relu and p_anneal, not for {self.architecture}",
         )
-        _check(self.penalty is None or self.penalty >= 0, f"sae.penalty must not be negative, but it is {self.penalty}")
-        _check(0 < self.p_end <= 1, f"sae.p_end must lie in 0..1, not {self.p_end}")
-        _check(self.bandwidth > 0, f"sae.bandwidth must be positive, not {self.bandwidth}")
         ascending = all(a < b for a, b in zip(self.prefixes, self.prefixes[1:], strict=False))
         _check(
             bool(self.prefixes) and ascending and self.prefixes[0] > 0 and self.prefixes[-1] == 1,
@@ -179,65 +225,63 @@ class SaeConfig:
 class TrainConfig:
     """[train]: how an SAE is trained, for every [[sae]] without a path."""
 
-    tokens: int = 2_000_000
+    tokens: LargeCount = 2_000_000
     """Activation vectors to train on. A corpus with fewer tokens is read again from the start."""
-    batch_size: int = 2048
+    batch_size: Count = 2048
     """Activation vectors in one step."""
-    lr: float | None = None
+    lr: Annotated[float, Range(1e-12, 1000)] | None = None
     """Peak learning rate of Adam. Default: 7e-4 / sqrt(d_sae / 2^14)."""
-    warmup_steps: int = 200
+    warmup_steps: CountOrNone = 200
     """Steps over which the learning rate rises linearly to its peak."""
-    decay_share: float = 0.5
+    decay_share: Share = 0.5
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
-    buffer_vectors: int = 131_072
+    buffer_vectors: Count = 131_072
     """Activation vectors held for shuffling."""
-    auxk_alpha: float = 1 / 32
+    auxk_alpha: Annotated[float, Range(0, 1000)] = 1 / 32
     """Weight of the loss that revives dead features; 0 turns reviving off."""
-    dead_after: int = 50_000
+    dead_after: LargeCount = 50_000
     """A feature is dead when it has not fired for this many vectors. After twice as many its
     encoder bias is raised until it fires again."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Count = 1000
     """Steps between two checkpoints."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the encoder's matrix product in training; all else is float32. float32, bfloat16, or auto: bfloat16
     on a GPU, else float32."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights and of the shuffling."""
 
     def __post_init__(self) -> None:
-        _check(self.batch_size >= 1, f"train.batch_size must be 1 or more, not {self.batch_size}")
+        _check_ranges(self)
         _check(self.tokens >= self.batch_size, f"train.tokens ({self.tokens}) is less than one batch")
-        _check(0 <= self.decay_share <= 1, f"train.decay_share must lie in 0..1, not {self.decay_share}")
 
 
 @dataclass(frozen=True, slots=True)
 class HarvestConfig:
     """[harvest]: how much evidence is kept for every feature, on each split."""
 
-    context_tokens: int = 32
+    context_tokens: Count = 32
     """Tokens in one stored context and in one tile; at most corpus.context_length."""
-    top_contexts: int = 20
+    top_contexts: Few = 20
     """Strongest contexts kept per feature and split, from as many different documents as there are."""
-    sampled_contexts: int = 20
+    sampled_contexts: Few = 20
     """Activating tiles kept per feature and split, sampled uniformly."""
-    negatives: int = 10
+    negatives: Few = 10
     """Tiles kept per feature, split and tier (random, same token, neighbour) on which the feature is silent."""
-    negative_pool_windows: int = 16_384
+    negative_pool_windows: Count = 16_384
     """Windows per split from which negatives are drawn; a hash chooses them."""
-    neighbours: int = 5
+    neighbours: FewOrNone = 5
     """Number of nearest features, by decoder cosine, whose tiles serve as hard negatives."""
-    vocab_tokens: int = 20
+    vocab_tokens: FewOrNone = 20
     """Tokens kept per feature among those it promotes most, and as many among those it suppresses most."""
-    rare_below: int = 10
+    rare_below: CountOrNone = 10
     """A feature with fewer activating tiles than this on the explain split is `rare`."""
-    feature_block: int | None = None
+    feature_block: Count | None = None
     """Features processed in one pass over the corpus. Default: all, unless they would not fit into memory."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**23 - 1)] = 0
     """Seed of the sampled contexts and of the negatives."""
 
     def __post_init__(self) -> None:
-        for name in ("context_tokens", "top_contexts", "sampled_contexts", "negatives", "negative_pool_windows"):
-            _check(getattr(self, name) >= 1, f"harvest.{name} must be 1 or more, not {getattr(self, name)}")
+        _check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,43 +291,38 @@ class EvidenceConfig:
     methods: tuple[str, ...] = ("shape", "words", "neighbours", "output_statistic", "mutual_information")
     """Run for the whole dictionary after the harvest. pruning and token_change run the model for every feature: name
     them here, or run `autointerp measure` for chosen features."""
-    relation_tokens: int = 65_536
+    relation_tokens: Count = 65_536
     """neighbours: tokens of the explain split over which co-activation and correlation are taken."""
-    related: int = 10
+    related: Few = 10
     """neighbours: features kept for each relation."""
-    mi_words: int = 5000
+    mi_words: Annotated[int, Range(1, 10**6)] = 5000
     """mutual_information: the corpus's commonest words that make up the vocabulary."""
     mi_mode: Literal["pmi", "paper"] = "pmi"
     """mutual_information: pmi ranks by p(w|c) (log p(c|w) - log p(c)); paper by the published p(w|c) log p(c|w)."""
-    words: int = 20
+    words: Few = 20
     """mutual_information, words: words kept for each feature."""
-    pruned_contexts: int = 5
+    pruned_contexts: Few = 5
     """pruning: top contexts per feature."""
     prune_mode: Literal["delete", "mask"] = "delete"
     """pruning: text before the kept part is left out, or masked in place (for models with absolute positions)."""
-    prune_keep: float = 0.5
+    prune_keep: PositiveShare = 0.5
     """pruning: share of the peak's activation that must remain."""
-    prune_longest: int = 32
+    prune_longest: Count = 32
     """pruning: longest left context tried, tokens, the peak included."""
-    substitutes: int = 3
+    substitutes: FewOrNone = 3
     """pruning: the model's own likeliest substitutes tried for each important token; 0: none."""
-    change_prompts: int = 16
+    change_prompts: Annotated[int, Range(1, 10**6)] = 16
     """token_change: windows of the explain split on which the feature is clamped."""
-    change_tokens: int = 32
+    change_tokens: Annotated[int, Range(1, 10**6)] = 32
     """token_change: tokens of each."""
-    change_kl: float = 0.5
+    change_kl: Annotated[float, Range(1e-6, 1000)] = 0.5
     """token_change: how far the clamping moves the next-token distribution, nats per token."""
-    change_random: int = 16
+    change_random: Annotated[int, Range(2, 10**4)] = 16
     """token_change: random features that the change is compared with."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        _check(0 < self.prune_keep <= 1, f"evidence.prune_keep must lie in 0..1, not {self.prune_keep}")
-        _check(self.change_kl > 0, f"evidence.change_kl must be positive, not {self.change_kl}")
-        for name in ("relation_tokens", "related", "mi_words", "words", "pruned_contexts", "prune_longest",
-                     "change_prompts", "change_tokens"):  # fmt: skip
-            _check(getattr(self, name) >= 1, f"evidence.{name} must be 1 or more, not {getattr(self, name)}")
-        _check(self.change_random >= 2, f"evidence.change_random must be 2 or more, not {self.change_random}")
+        _check_ranges(self)
 
 
 _LIKE_A_KEY = re.compile(r"(?=.{20})(?=.*[a-z])(?=.*[0-9])")
@@ -300,15 +339,16 @@ class EndpointConfig:
     """Any OpenAI-compatible server (OpenAI, vLLM, llama.cpp, Ollama, OpenRouter)."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
-    temperature: float | None = 0.0
-    """None: the field is not sent, since some reasoning models refuse it."""
-    max_tokens: int = 300
+    temperature: Annotated[float, Range(0, 100)] | None = 0.0
+    """Write "none" to send no temperature: some reasoning models refuse the field."""
+    max_tokens: Count = 300
     """Most tokens in one reply."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The field that carries max_tokens. Newer OpenAI models want the second name; most local servers know only the
     first."""
 
     def __post_init__(self) -> None:
+        _check_ranges(self)
         # The value may be a secret in the wrong place, so these messages never repeat it.
         try:
             parts = urlsplit(self.base_url)
@@ -336,38 +376,34 @@ class ExplainConfig(EndpointConfig):
     mutual_information, token_change, contrastive (contexts and hard negatives). From all evidence in one prompt:
     combined. From other labels: concat (asks apart what the feature responds to and what it leads to), best_of_n,
     revise. auto: combined where a model is named, else patterns."""
-    contexts: int = 10
+    contexts: Few = 10
     """Contexts shown to the explainer."""
-    random_contexts: int = 4
+    random_contexts: FewOrNone = 4
     """Contexts that `combined` shows besides the strongest, drawn at random from all where the feature is active."""
-    negatives: int = 5
+    negatives: FewOrNone = 5
     """Silent contexts that `contrastive` shows."""
     base: str = "combined"
     """Explainer that writes the labels which best_of_n chooses from and revise starts from."""
-    samples: int = 3
+    samples: Few = 3
     """Labels that best_of_n chooses from."""
     validator: Literal["detection", "fuzzing", "simulation"] = "detection"
     """Scorer (detection, fuzzing or simulation) by which best_of_n and revise judge labels, on the select part."""
-    mistakes: int = 8
+    mistakes: FewOrNone = 8
     """Wrongly judged contexts that `revise` shows."""
     shape_labels: bool = True
     """A feature that its shape alone explains (see feature_shapes) gets its label from the shape, without an LLM."""
-    unless_patterns_above: float | None = None
+    unless_patterns_above: PositiveShare | None = None
     """A feature keeps its `patterns` label, without an LLM, where that label's simulation score on the select part is
     at least this (0.9, say)."""
     reply: Literal["auto", "json", "text"] = "auto"
     """text, json (asks for a reply that follows a JSON schema), or auto: json where the endpoint supports it."""
-    seed: int = 0
+    seed: Seed = 0
     """A label belongs to its seed: another seed asks for another label. Unless 0, it is sent to the endpoint."""
 
     def __post_init__(self) -> None:
         EndpointConfig.__post_init__(self)
         if self.explainer == "auto":
             object.__setattr__(self, "explainer", "combined" if self.model else "patterns")
-        above = self.unless_patterns_above
-        _check(above is None or 0 < above <= 1, f"explain.unless_patterns_above must lie in 0..1, not {above}")
-        _check(self.samples >= 1, f"explain.samples must be 1 or more, not {self.samples}")
-        _check(self.contexts >= 1, f"explain.contexts must be 1 or more, not {self.contexts}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,68 +417,55 @@ class ScoreConfig(EndpointConfig):
     method: Literal["auto", "prompt_logprobs", "generated_logprobs", "numbers"] = "auto"
     """How simulation asks, recorded with every score: prompt_logprobs, generated_logprobs or numbers. auto: the first
     of these that the endpoint supports."""
-    contexts: int = 10
+    contexts: Few = 10
     """N: simulation reads N top, N sampled and N negative contexts; detection and fuzzing read 2 N activating and 2 N
     negative ones."""
-    examples_per_call: int = 5
+    examples_per_call: Few = 5
     """detection, fuzzing: most contexts in one request."""
-    stop_width: float | None = None
+    stop_width: Annotated[float, Range(1e-6, 0.999999)] | None = None
     """detection, fuzzing: stop asking about a label once its score's interval is narrower than this."""
-    stop_threshold: float | None = None
+    stop_threshold: Annotated[float, Range(1e-6, 0.999999)] | None = None
     """detection, fuzzing: stop asking about a label once its score is clearly above or below this."""
-    intruder_shown: int = 5
+    intruder_shown: Annotated[int, Range(3, 10**6)] = 5
     """intruder: contexts in one question, the intruder included."""
-    sentences: int = 5
+    sentences: Few = 5
     """generation: sentences to ask for that should activate the feature, and as many that should not."""
-    distractors: int = 4
+    distractors: Few = 4
     """output: labels of other features among which the judge has to find the right one."""
-    steering_kl: float = 0.5
+    steering_kl: Annotated[float, Range(1e-6, 1000)] = 0.5
     """output, intervention: how far steering moves the model's next-token distribution, in nats per token."""
-    steered_tokens: int = 25
+    steered_tokens: Annotated[int, Range(1, 10**6)] = 25
     """output, intervention: tokens generated after each prompt."""
     embedding_model: str = ""
     """embedding: a model at base_url's /embeddings, or "local:FOLDER" for a sentence-transformers model, which
     `measure` reads."""
     language_model: str = ""
     """surprisal, intervention: the model (hub id or folder) that reads the label and the text. Default: [model]."""
-    bootstrap: int = 1000
+    bootstrap: Annotated[int, Range(1, 10**6)] = 1000
     """simulation: resamples of documents from which the interval is taken."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the contexts drawn and of the bootstrap. Unless 0, it is sent to the endpoint."""
-
-    def __post_init__(self) -> None:
-        EndpointConfig.__post_init__(self)
-        _check(self.intruder_shown >= 3, f"score.intruder_shown must be 3 or more, not {self.intruder_shown}")
-        _check(self.distractors >= 1, f"score.distractors must be 1 or more, not {self.distractors}")
-        _check(self.steering_kl > 0, f"score.steering_kl must be positive, not {self.steering_kl}")
-        for name in ("stop_width", "stop_threshold"):
-            value = getattr(self, name)
-            _check(value is None or 0 < value < 1, f"score.{name} must lie in 0..1, not {value}")
-        _check(self.examples_per_call >= 1, f"score.examples_per_call must be 1 or more, not {self.examples_per_call}")
 
 
 @dataclass(frozen=True, slots=True)
 class PriceConfig:
     """[llm.prices."model"]: US dollars per million tokens."""
 
-    input: float = 0.0
-    cached_input: float | None = None
+    input: Price = 0.0
+    cached_input: Price | None = None
     """Default: the input price."""
-    output: float = 0.0
-    batch_discount: float = 0.5
+    output: Price = 0.0
+    batch_discount: Share = 0.5
     """Share of these prices that the batch API takes off."""
-    batch_input: float | None = None
+    batch_input: Price | None = None
     """The batch API's own input price. Default: the discounted input price."""
-    batch_cached_input: float | None = None
+    batch_cached_input: Price | None = None
     """Default: batch_input where that is given, else the discounted cached price."""
-    batch_output: float | None = None
+    batch_output: Price | None = None
     """Default: the discounted output price."""
 
     def __post_init__(self) -> None:
-        for name in ("input", "cached_input", "output", "batch_input", "batch_cached_input", "batch_output"):
-            value = getattr(self, name)
-            _check(value is None or 0 <= value < math.inf, f"the price {name} must be 0 or more, not {value}")
-        _check(0 <= self.batch_discount <= 1, f"batch_discount must lie in 0..1, not {self.batch_discount}")
+        _check_ranges(self, "llm.prices")
 
     def in_batch(self) -> PriceConfig:
         """The prices that the batch API charges."""
@@ -461,36 +484,30 @@ class PriceConfig:
 class LlmConfig:
     """[llm]: how many calls the endpoint gets, and what a token costs."""
 
-    requests_per_minute: float = 600.0
-    tokens_per_minute: float | None = None
+    requests_per_minute: Annotated[float, Range(0.001, 10**9)] = 600.0
+    tokens_per_minute: Annotated[float, Range(1, 10**12)] | None = None
     """Default: no limit."""
-    max_connections: int = 64
+    max_connections: Few = 64
     """Most calls in flight at once."""
-    timeout: float = 120.0
+    timeout: Seconds = 120.0
     """Seconds that one attempt may take, the whole reply included."""
-    attempts: int = 6
+    attempts: Annotated[int, Range(1, 100)] = 6
     """Attempts at one request before it becomes a failed row."""
-    max_reply_bytes: int = 4_000_000
+    max_reply_bytes: Count = 4_000_000
     """Bytes of the largest reply that is accepted; a larger one is a failed row."""
     batch: bool = False
     """Send requests through the endpoint's batch API, as --batch does: cheaper, and answered within a day. A batch that
     was sent survives the end of the process."""
-    batch_in_flight: int = 5000
+    batch_in_flight: Annotated[int, Range(1, 10**7)] = 5000
     """With the batch API, instead of max_connections: about how many requests are collected into one batch."""
-    batch_poll_seconds: float = 30.0
+    batch_poll_seconds: Seconds = 30.0
     """Seconds between the first looks at a batch; the pauses grow to ten times that."""
-    batch_quiet_seconds: float = 2.0
+    batch_quiet_seconds: Seconds = 2.0
     """A batch is sent once no new request has come for this many seconds."""
     prices: dict[str, PriceConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self.requests_per_minute > 0, "llm.requests_per_minute must be positive")
-        _check(self.max_connections >= 1, "llm.max_connections must be 1 or more")
-        _check(self.timeout > 0, "llm.timeout must be positive")
-        _check(self.attempts >= 1, "llm.attempts must be 1 or more")
-        _check(self.batch_in_flight >= 1, "llm.batch_in_flight must be 1 or more")
-        _check(self.batch_poll_seconds > 0, "llm.batch_poll_seconds must be positive")
-        _check(self.batch_quiet_seconds > 0, "llm.batch_quiet_seconds must be positive")
+        _check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,9 +515,9 @@ class BudgetConfig:
     """[budget]: what one run may spend. A run that reaches a limit ends with exit code 4; the next one goes on with a
     full budget."""
 
-    max_usd: float | None = None
-    max_requests: int | None = None
-    max_tokens: int | None = None
+    max_usd: Annotated[float, Range(0, 10**12)] | None = None
+    max_requests: Annotated[int, Range(0, 10**15)] | None = None
+    max_tokens: Annotated[int, Range(0, 10**15)] | None = None
     """Input and output tokens together."""
     deadline: float | str | None = None
     """When to stop: seconds from the start (5400), a span (3h, 1h30m), a time of day (07:30) or a date and time. Calls
@@ -508,9 +525,7 @@ class BudgetConfig:
     checkpoint."""
 
     def __post_init__(self) -> None:
-        for name in ("max_usd", "max_requests", "max_tokens"):
-            most = getattr(self, name)
-            _check(most is None or most >= 0, f"budget.{name} must be 0 or more, not {most}")
+        _check_ranges(self)
         if self.deadline is not None:
             parse_deadline(self.deadline, datetime.now().astimezone())
 
@@ -521,14 +536,11 @@ class StoreConfig:
 
     path: str = "autointerp.duckdb"
     """The store. Its evidence file is beside it: X.evidence.duckdb."""
-    snapshot_seconds: float = 60.0
+    snapshot_seconds: Annotated[float, Range(0, 10**9)] = 60.0
     """Greatest age, in seconds, of the X.snapshot.duckdb that others read while a run writes. 0: they have to wait."""
 
     def __post_init__(self) -> None:
-        _check(
-            0 <= self.snapshot_seconds < math.inf,
-            f"store.snapshot_seconds must be 0 or more, not {self.snapshot_seconds}",
-        )
+        _check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ config.py holds the dataclasses. This file fills them and names the key of every
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tomllib
 import types
@@ -15,9 +16,15 @@ from datetime import time as day_time
 from pathlib import Path
 from typing import Any, Literal
 
-from autointerp.config import Config
+from autointerp.config import Config, ranges, shown
 from autointerp.deadline import fixed
 from autointerp.errors import InputError, nearest
+
+NOT_TOML = (ValueError, RecursionError)
+"""What tomllib raises: besides its own error, those for bytes that are not UTF-8, numbers of 5,000 digits, and deep
+nests."""
+_MOST_BYTES = 16 * 2**20
+"""The largest configuration that is read: `-c /dev/zero` has no end."""
 
 
 def load(path: Path, overrides: dict[str, Any] | None = None) -> Config:
@@ -30,10 +37,16 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Config:
     contradicts another.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise InputError(f"{path} is no configuration: it is longer than {_MOST_BYTES >> 20} MiB")
+        table = tomllib.loads(raw.decode("utf-8").replace("\r\n", "\n"))
     except FileNotFoundError:
         raise InputError(f"no configuration at {path}; `autointerp init` writes one, -c names another") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except NOT_TOML as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
     return _resolved(from_table(table, overrides), path.parent)
 
@@ -53,7 +66,7 @@ def environment_overrides(environ: typing.Mapping[str, str] = os.environ) -> dic
             dotted = name.removeprefix("AUTOINTERP_").lower().replace("__", ".")
             try:
                 overrides[dotted] = tomllib.loads(f"value = {raw}")["value"]
-            except tomllib.TOMLDecodeError:
+            except NOT_TOML:
                 overrides[dotted] = raw
     return overrides
 
@@ -67,20 +80,24 @@ def _set(table: dict[str, Any], dotted: str, value: Any) -> None:
     *path, last = dotted.split(".")
     for part in path:
         table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError(f"{dotted} cannot be set from outside the file: {part} is not a table there")
     table[last] = value
 
 
 def _build(kind: type, table: Any, where: str) -> Any:
     """The dataclass `kind` filled from `table`; `where` is its dotted key."""
     if not isinstance(table, dict):
-        raise InputError(f"{where or 'the configuration'} must be a table, not {table!r}")
-    hints = typing.get_type_hints(kind)
-    values = {}
+        raise InputError(f"{where or 'the configuration'} must be a table, not {shown(table)}")
+    hints, numbers = typing.get_type_hints(kind), ranges(kind)
+    values: dict[str, Any] = {}
     for key, value in table.items():
         name = f"{where}.{key}" if where else key
         if key not in hints:
             raise InputError(f"unknown configuration key {name!r}.{_section_of(key, where) or nearest(key, hints)}")
         values[key] = _convert(value, hints[key], name)
+        if key in numbers:
+            numbers[key].check(values[key], name)
     return kind(**values)
 
 
@@ -88,7 +105,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     """`value` as the field type `kind`, or an InputError that names the key `where`."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
+        if type(None) in args and (value is None or value == "none"):  # TOML has no null
             return None
         kinds = [a for a in args if a is not type(None)]
         fitting = [a for a in kinds if isinstance(value, a)] if len(kinds) > 1 and not isinstance(value, bool) else []
@@ -96,20 +113,23 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             return value.isoformat()
         return _convert(value, (fitting or kinds)[0], where)
     if origin is Literal:
-        _check(value in args, f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
+        _check(value in args, f"{where} must be one of {', '.join(map(str, args))}, not {shown(value)}")
         return value
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast(type, kind), value, where)
     if origin is tuple:
-        _check(isinstance(value, (list, tuple)), f"{where} must be a list, not {value!r}")
+        _check(isinstance(value, (list, tuple)), f"{where} must be a list, not {shown(value)}")
         return tuple(_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict:
-        _check(isinstance(value, dict), f"{where} must be a table, not {value!r}")
+        _check(isinstance(value, dict), f"{where} must be a table, not {shown(value)}")
         return {str(k): _convert(v, args[1], f'{where}."{k}"') for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf  # refused by the field's range
     good = isinstance(value, kind) and not (kind is not bool and isinstance(value, bool))
-    _check(good, f"{where} must be {kind.__name__}, not {value!r}")
+    _check(good, f"{where} must be {kind.__name__}, not {shown(value)}")
     _check(not (kind is str and "\0" in value), f"{where} holds a NUL character, which no path or name takes")
     return value
 
@@ -133,11 +153,14 @@ def _resolved(config: Config, folder: Path) -> Config:
         """`value` as a path in `folder`. With `must_exist`, a name that no such path has (a hub id) stays as it is."""
         if value.startswith("hf:"):
             return value
-        expanded = Path(value).expanduser()
+        try:
+            expanded = Path(value).expanduser()
+        except RuntimeError:
+            raise InputError(f"{shown(value)} names the home folder of a user who is not known here") from None
         beside = folder / expanded
         if expanded.is_absolute():
             return str(expanded)
-        return str(beside) if beside.exists() or not must_exist else value
+        return str(beside) if not must_exist or os.path.exists(beside) else value
 
     score = config.score
     if score.language_model:

@@ -26,6 +26,8 @@ def parse_deadline(value: float | str, now: datetime) -> datetime:
     moment, even if it is past. Raises InputError for anything else.
     """
     text = str(value).strip()
+    if len(text) > 100:
+        raise InputError(f"deadline {text[:100]!r}... is too long to be a time")
     seconds = _span(text.lower())
     if seconds is not None:
         if not 0 < seconds <= _LONGEST_S:
@@ -40,12 +42,15 @@ def parse_deadline(value: float | str, now: datetime) -> datetime:
             )
             return (moment if moment > local else moment + timedelta(days=1)).astimezone()
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.astimezone()
+        moment.timestamp(), moment.astimezone()  # the clock cannot express the first and the last days of all
+    except (ValueError, OverflowError, OSError):
         raise InputError(
-            f"deadline {text!r} is not a time; write seconds (5400), a span (3h, 1h30m), a time of day (07:30), or a "
-            "date and time (2026-11-23T07:30)"
+            f"deadline {text!r} is not a time; write seconds (5400), a span (3h, 1h30m), a time of day (07:30), "
+            "or a date and time (2026-11-23T07:30)"
         ) from None
-    return moment if moment.tzinfo is not None else moment.astimezone()
+    return moment
 
 
 def _span(text: str) -> float | None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import re
 import tomllib
-from dataclasses import fields
+import typing
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
 from autointerp.cli.config_template import config_template, field_docs
-from autointerp.config import Config
+from autointerp.config import Config, PriceConfig, SaeConfig
 from autointerp.config_file import environment_overrides, from_table, load
 from autointerp.errors import InputError
 
@@ -93,9 +95,39 @@ def test_variables_override_the_file() -> None:
     assert found == {"store.path": "x.duckdb", "llm.max_connections": 8}
 
 
+def _nullable() -> list[tuple[str, str]]:
+    kinds = {**typing.get_type_hints(Config), "sae": SaeConfig, "price": PriceConfig}
+    hints = [(s, n, h) for s, k in kinds.items() if is_dataclass(k) for n, h in typing.get_type_hints(k).items()]
+    return [(section, name) for section, name, hint in hints if type(None) in typing.get_args(hint)]
+
+
+@pytest.mark.parametrize(("section", "name"), _nullable())
+def test_what_may_be_unset_takes_none(section: str, name: str) -> None:
+    wanted = {name: "none"}
+    if section == "sae":
+        part: object = from_table({"sae": [{"hookpoint": "h", **wanted}]}).sae[0]
+    elif section == "price":
+        part = from_table({"llm": {"prices": {"m": wanted}}}).llm.prices["m"]
+    else:
+        part = getattr(from_table({section: wanted}), section)
+        from_variable = environment_overrides({f"AUTOINTERP_{section}__{name}".upper(): "none"})
+        assert getattr(getattr(from_table({}, from_variable), section), name) is None
+    assert getattr(part, name) is None
+
+
+def test_none_is_refused_where_a_value_is_needed() -> None:
+    assert ("explain", "temperature") in _nullable() and ("llm", "timeout") not in _nullable()
+    with pytest.raises(InputError, match="llm.timeout must be float, not 'none'"):
+        from_table({"llm": {"timeout": "none"}})
+    assert from_table({"model": {"quantization": "none"}}).model.quantization == "none"
+
+
 def test_the_template_is_valid_and_documents_every_field() -> None:
     text = config_template()
     from_table(tomllib.loads(text))
+    settings = "\n".join(re.sub(r"^# (\w+ = )", r"\1", line) for line in text.splitlines())
+    settings = settings.split("\n# US dollars")[0] + settings[settings.index("[budget]") :]
+    assert from_table(tomllib.loads(settings)).budget.deadline is None
     uncommented = "\n".join(
         line.removeprefix("# ") if line.startswith("# ") and " = " in line and "price" not in line else line
         for line in text.splitlines()

@@ -68,7 +68,7 @@ def test_batch_prices() -> None:
         9.5
     )
     assert replace(price, batch_discount=0.25, batch_cached_input=0.0).in_batch() == PriceConfig(3.0, 0.0, 7.5)
-    with pytest.raises(InputError, match="price output must be 0 or more, not -1"):
+    with pytest.raises(InputError, match=r"llm.prices.output must lie in 0..1000000000, not -1.0"):
         PriceConfig(output=-1.0)
 
 

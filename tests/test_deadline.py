@@ -70,6 +70,12 @@ def test_a_written_span_is_the_number_of_its_seconds(hours: int, minutes: int, s
         "3h later",
         "2026-13-01",
         "1e9",
+        "0001-01-01",
+        "0001-01-01T00:00+14:00",
+        "9999-12-31T23:59:59-14:00",
+        "9" * 5000,
+        "1" * 400 + "d",
+        "23:59:60",
     ],
 )
 def test_anything_else_is_refused_and_named(value: float | str) -> None:

@@ -1,6 +1,7 @@
 """Prompt templates: loading, rendering, and the two ways in which recorded text is kept from being read as orders.
 
-A template is a Jinja2 file of named blocks (system, user, ...), rendered one by one with StrictUndefined. Text from a
+A template is a Jinja2 file of named blocks (system, user, ...), rendered one by one with StrictUndefined and in a
+sandbox, since a folder of prompts may come from somebody else (template_sandbox.py). Text from a
 corpus, a model or an LLM goes into it as JSON on one line, so that it can neither end a line nor forge a marker. Long
 evidence also stands between two lines with a mark that depends on the evidence itself, so that no text can contain the
 mark of the request it appears in.
@@ -18,6 +19,7 @@ from typing import Any
 
 import jinja2
 
+from autointerp.ask.template_sandbox import TemplateSandbox, render, template_line
 from autointerp.errors import InputError
 from autointerp.resources import prompts_folder
 
@@ -30,30 +32,34 @@ class PromptTemplate:
     source: str
     sha256: str
     examples: tuple[dict[str, Any], ...] = ()
+    file: str = ""
 
     @cached_property
     def _template(self) -> jinja2.Template:
-        environment = jinja2.Environment(
-            undefined=jinja2.StrictUndefined,
-            autoescape=False,  # plain text, not HTML
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-        )
         try:
-            return environment.from_string(self.source)
-        except jinja2.TemplateError as error:
-            raise InputError(f"prompt template {self.name}: {error}") from None
+            return TemplateSandbox().from_string(self.source)
+        except Exception as error:  # whatever a template provokes in Jinja or in a filter is the template's fault
+            raise self._error(error) from None
 
     def block(self, name: str, **values: Any) -> str:
         """The named block, without the line break before its end. InputError: no such block, or a value it lacks."""
-        if name not in self._template.blocks:
-            raise InputError(f"prompt template {self.name} has no block {name!r}; it needs {{% block {name} %}}")
+        template = self._template
+        if name not in template.blocks:
+            raise InputError(f"prompt template {self._place()} has no block {name!r}; it needs {{% block {name} %}}")
         try:
-            context = self._template.new_context(values)
-            return "".join(self._template.blocks[name](context)).removesuffix("\n")
-        except jinja2.TemplateError as error:
-            raise InputError(f"prompt template {self.name}, block {name}: {error}") from None
+            context = template.new_context(values)
+            return render(lambda: template.blocks[name](context)).removesuffix("\n")
+        except Exception as error:  # see _template
+            raise self._error(error, template, f", block {name}") from None
+
+    def _place(self, line: int | None = None) -> str:
+        """The template's name, with its file and the line where they are known."""
+        at = self.file + (f":{line}" if self.file and line is not None else "")
+        return f"{self.name} ({at})" if at else self.name + (f", line {line}" if line is not None else "")
+
+    def _error(self, error: Exception, template: jinja2.Template | None = None, block: str = "") -> InputError:
+        what = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        return InputError(f"prompt template {self._place(template_line(template, error))}{block}: {what}")
 
 
 def load_template(name: str, folder: Path | None = None, examples: str | None = None) -> PromptTemplate:
@@ -71,9 +77,11 @@ def load_template(name: str, folder: Path | None = None, examples: str | None = 
         digest.update(b"\0" + text.encode())
         try:
             found = tuple(tomllib.loads(text).get("example", ()))
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError, TypeError) as error:  # numbers of 5,000 digits and deep nests too
             raise InputError(f"{path} is not valid TOML: {error}") from None
-    return PromptTemplate(name, source, digest.hexdigest(), found)
+        if not all(isinstance(example, dict) for example in found):
+            raise InputError(f"{path}: every example must be a table, [[example]]")
+    return PromptTemplate(name, source, digest.hexdigest(), found, str(root / f"{name}.md"))
 
 
 def _read(path: Path) -> str:
@@ -84,6 +92,8 @@ def _read(path: Path) -> str:
         raise InputError(f"no prompt template at {path}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8") from None
+    except OSError as error:
+        raise InputError(f"the prompt template {path} cannot be read: {error.strerror}") from None
 
 
 def one_line(value: Any) -> str:

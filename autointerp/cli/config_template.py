@@ -13,6 +13,7 @@ from autointerp import config as settings
 _HEAD = """\
 # autointerp.toml: what to read, from which model, with which SAE, and how to label it.
 # Lines that start with '#' show the defaults. API keys do not belong here: export the variable named by api_key_env.
+# A setting with the default "none", and temperature, takes "none" for "not set".
 # Every value can also be set by an environment variable, e.g. AUTOINTERP_MODEL__DEVICE=cuda:1
 """
 
@@ -58,6 +59,8 @@ def field_docs(kind: type) -> dict[str, str]:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return '"none"'
     if isinstance(value, tuple):
         return json.dumps(list(value))
     return json.dumps(value)
@@ -74,7 +77,7 @@ def _section(name: str, kind: type) -> str:
         if key in chosen:
             lines.append(f"{key} = {_toml(chosen[key])}")
         else:
-            lines.append(f"# {key} =" if default is None else f"# {key} = {_toml(default)}")
+            lines.append(f"# {key} = {_toml(default)}")
     return "\n".join(lines)
 
 

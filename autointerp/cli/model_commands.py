@@ -52,8 +52,10 @@ def harvest(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
     dictionary: DictionaryName = None,
-    shard_index: Annotated[int, typer.Option("--shard-index", min=0, help="Which shard this process makes.")] = 0,
-    num_shards: Annotated[int, typer.Option("--num-shards", min=1, help="How many shards there are.")] = 1,
+    shard_index: Annotated[
+        int, typer.Option("--shard-index", min=0, max=10**6, help="Which shard this process makes.")
+    ] = 0,
+    num_shards: Annotated[int, typer.Option("--num-shards", min=1, max=10**6, help="How many shards there are.")] = 1,
     deadline: Deadline = None,
     dry_run: DryRun = False,
     verbose: Verbose = False,
@@ -87,9 +89,14 @@ def evaluate(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
     dictionary: DictionaryName = None,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of each corpus to measure on.")] = 200_000,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, max=10**12, help="Tokens of each corpus to measure on.")
+    ] = 200_000,
     splice_tokens: Annotated[
-        int, typer.Option("--splice-tokens", help="How many of those serve for the loss with the reconstruction.")
+        int,
+        typer.Option(
+            "--splice-tokens", min=0, max=10**12, help="How many of those serve for the loss with the reconstruction."
+        ),
     ] = 20_000,
     corpus: Annotated[
         list[str] | None, typer.Option("--corpus", help="Another text to measure on as well; may be repeated.")
@@ -154,7 +161,7 @@ def verify(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
     dictionary: DictionaryName = None,
-    sample: Annotated[int, typer.Option("--sample", min=1, help="Contexts to recompute.")] = 200,
+    sample: Annotated[int, typer.Option("--sample", min=1, max=10**9, help="Contexts to recompute.")] = 200,
     leakage_only: Annotated[
         bool, typer.Option("--leakage-only", help="Only look for leakage between the splits; needs no model.")
     ] = False,

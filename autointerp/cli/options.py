@@ -35,8 +35,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would b
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Features = Annotated[str | None, typer.Option("--features", help="Which features: 0-999,1234.")]
 Where = Annotated[str | None, typer.Option("--where", help="Which features: an SQL condition on the table features.")]
-RandomN = Annotated[int | None, typer.Option("--random", min=1, help="How many features to draw at random.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="The most features to work on.")]
+RandomN = Annotated[int | None, typer.Option("--random", min=1, max=10**9, help="How many features to draw at random.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, max=10**9, help="The most features to work on.")]
 
 
 class Order(StrEnum):

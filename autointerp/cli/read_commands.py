@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -65,7 +66,7 @@ def show(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
     dictionary: DictionaryName = None,
-    contexts: Annotated[int, typer.Option("--contexts", min=0, help="Contexts of each kind.")] = 5,
+    contexts: Annotated[int, typer.Option("--contexts", min=0, max=10**6, help="Contexts of each kind.")] = 5,
     as_json: AsJson = False,
     verbose: Verbose = False,
     log_format: LogForm = LogFormat.text,
@@ -104,7 +105,7 @@ def search(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
     dictionary: DictionaryName = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="The most hits to print.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10**9, help="The most hits to print.")] = 20,
     as_json: AsJson = False,
     verbose: Verbose = False,
     log_format: LogForm = LogFormat.text,
@@ -123,7 +124,7 @@ def query(
         typer.Option("--format", help="How to write the answer. Default: by the output file's name, else a table."),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write (needed for parquet).")] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds.")] = 30.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, max=10**6, help="Seconds.")] = 30.0,
     unsafe: Annotated[
         bool, typer.Option("--unsafe", help="Allow reading and writing other files (still read-only).")
     ] = False,
@@ -131,6 +132,8 @@ def query(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Answer an SQL query over the store, read-only and locked down."""
+    if math.isnan(timeout):
+        raise InputError("--timeout must be a number of seconds, not nan")
     statement = sys.stdin.read() if sql == "-" else sql
     path = store_path(config, store)
     terminal = Terminal(verbose, log_format)

@@ -35,7 +35,9 @@ def init(
 @commands.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the demo's files.")] = Path("autointerp-demo"),
-    tokens: Annotated[int | None, typer.Option("--tokens", help="Tokens to train on and to harvest.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, max=10**12, help="Tokens to train on and to harvest.")
+    ] = None,
     verbose: Verbose = False,
     log_format: LogForm = LogFormat.text,
 ) -> None:

@@ -87,6 +87,8 @@ def _records(path: Path) -> list[tuple[int, dict[str, Any]]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}") from error
+        except (ValueError, RecursionError) as error:  # a number of 5,000 digits, a deep nest
+            raise InputError(f"{path}, line {number} cannot be read: {error}") from error
         if not isinstance(record, dict):
             raise InputError(
                 f"{path}, line {number}: an object with text and label (or words and tags) is needed, not {line!r:.60}"

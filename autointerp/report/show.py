@@ -48,7 +48,7 @@ def print_feature(
     Raises InputError where it is neither, or the store has no such dictionary or feature.
     """
     name, _, number = feature.rpartition(":")
-    if not number.isdigit():
+    if not (number.isascii() and number.isdigit() and len(number) <= 18):  # of 64 bits, as in the store
         raise InputError(f"{feature!r} is not a feature; write a number, or NAME:NUMBER to name the dictionary")
     with open_for_reading(path, terminal.say) as store:
         row = store.dictionary(name or dictionary)

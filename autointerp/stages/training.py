@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from autointerp.config import Config, SaeConfig
-from autointerp.errors import MismatchError, OutOfMemoryError
+from autointerp.errors import DamagedError, MismatchError, OutOfMemoryError
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import is_out_of_memory
@@ -157,7 +157,11 @@ def _is_trained(session: Session, sae: SaeConfig, key: str) -> bool:
     folder = session.sae_folder(sae)
     if not (folder / TRAINED).exists():
         return False
-    if json.loads((folder / TRAINED).read_text(encoding="utf-8")).get("key") != key:
+    try:
+        found = json.loads((folder / TRAINED).read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        raise DamagedError(f"{folder / TRAINED} cannot be read; delete the folder to train again") from None
+    if found != key:
         raise MismatchError(
             f"{folder} holds an SAE trained with other settings or other text; give this [[sae]] a new name, or delete "
             "the folder to train again"

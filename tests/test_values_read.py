@@ -1,0 +1,124 @@
+"""Files and flags that hold nonsense: each is one of our own errors, never an unexpected one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.commands import run
+
+from autointerp.config import SaeConfig
+from autointerp.config_file import environment_overrides, from_table, load
+from autointerp.errors import AutointerpError, DamagedError, InputError
+from autointerp.evaluate.labelled_texts import _records
+from autointerp.stages.training import TRAINED, _is_trained
+
+DEEP = 20_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[budget]\nmax_requests = " + "9" * 5000,
+        "x = " + "[" * DEEP + "]" * DEEP,
+        "x = " + "{a = " * DEEP + "1" + "}" * DEEP,
+        "[" + ".".join("a" * DEEP) + "]",
+        "[store]\npath = [" + "[" * 100 + "]" * 100 + "]",
+        "[budget]\ndeadline = 0001-01-01",
+        "[budget]\ndeadline = '0001-01-01'",
+        "[budget]\ndeadline = 9999-12-31T23:59:59-14:00",
+        "[corpus]\nsource = '~no-such-user-here/x'",
+        "[explain]\nexplainer = 3",
+        "\0",
+    ],
+)
+def test_a_configuration_of_nonsense_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "autointerp.toml"
+    file.write_text(text, "utf-8")
+    with pytest.raises(InputError):
+        load(file)
+
+
+def test_a_configuration_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="/dev/zero is no configuration: it is longer than 16 MiB"):
+        load(Path("/dev/zero"))
+    (tmp_path / "a.toml").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_text("[model]\nname = '" + "a" * 5000 + "'")
+    assert load(tmp_path / "b.toml").model.name == "a" * 5000, "too long for a file: a name of the hub"
+    (tmp_path / "c.toml").write_bytes(b"[model]\r\nname = 'm'\r\n")
+    assert load(tmp_path / "c.toml").model.name == "m"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("AUTOINTERP_BUDGET__MAX_USD", "[" * DEEP, "budget.max_usd must be float"),
+        ("AUTOINTERP_BUDGET__MAX_REQUESTS", "9" * 5000, "budget.max_requests must be int"),
+        ("AUTOINTERP_SAE__NAME", "x", "sae is not a table"),
+        ("AUTOINTERP_STORE__PATH__X", "1", "path is not a table"),
+    ],
+)
+def test_a_variable_of_nonsense_is_refused(name: str, value: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        from_table({"sae": [{"hookpoint": "h"}], "store": {"path": "p"}}, environment_overrides({name: value}))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=8,
+    ),
+    st.sampled_from(["model", "corpus", "sae", "train", "llm", "budget", "store", "explain.base_url", "explain.seed",
+                     "budget.deadline", "corpus.exclude_tokens", "llm.prices", "score.scorers", "store.path"]),
+)  # fmt: skip
+def test_any_value_anywhere_is_taken_or_refused(value: object, key: str) -> None:
+    with contextlib.suppress(AutointerpError):
+        from_table({}, {key: value})
+
+
+@pytest.mark.parametrize("line", ['{"text": ' + "9" * 5000 + "}", "[" * DEEP, "{", "3"])
+def test_a_probe_file_of_nonsense_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "p.jsonl").write_text(line)
+    with pytest.raises(InputError, match="p.jsonl, line 1"):
+        _records(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("text", ["", '{"key": "a', "[" * DEEP, "3", "{}", '{"key": ' + "9" * 5000 + "}"])
+def test_a_torn_mark_of_training_is_told(tmp_path: Path, text: str) -> None:
+    class Session:
+        def sae_folder(self, sae: SaeConfig) -> Path:
+            return tmp_path
+
+    (tmp_path / TRAINED).write_text(text)
+    with pytest.raises(DamagedError, match="cannot be read; delete the folder to train again"):
+        _is_trained(Session(), SaeConfig(hookpoint="h"), "k")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", "\u00b2"), ("show", "\u0663"), ("show", "9" * 30), ("show", "9" * 5000), ("show", "a:b:\u00b2"),
+        ("show", "1", "--contexts", "9" * 20), ("search", "a", "--limit", "9" * 20),
+        ("query", "SELECT 1", "--timeout", "inf"), ("query", "SELECT 1", "--timeout", "nan"),
+        ("query", "SELECT 1", "--timeout", "1e300"), ("query", "SELECT 1", "--timeout", "-1"),
+        ("explain", "--limit", "9" * 20), ("explain", "--random", "9" * 20), ("verify", "--sample", "9" * 20),
+        ("harvest", "--num-shards", "9" * 20), ("evaluate", "--tokens", "-3"), ("explain", "-c", "."),
+        ("query", "SELECT 1", "-c", "/dev/zero"), ("explain", "--deadline", "0001-01-01"),
+    ],
+)  # fmt: skip
+def test_a_flag_of_nonsense_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "autointerp.toml").write_text(f"[store]\npath = {json.dumps(str(tmp_path / 's.duckdb'))}\n")
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "unexpected" not in err and "Traceback" not in err, err
