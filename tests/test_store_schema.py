@@ -251,6 +251,40 @@ def test_changed_views_are_renewed(tmp_path: Path) -> None:
         assert "old" not in [r[0] for r in store.rows("DESCRIBE labels")]
 
 
+def test_views_from_elsewhere_are_renewed_though_their_digest_is_ours(tmp_path: Path) -> None:
+    """A store may come from somebody else, and its views could read files of this machine."""
+    path = tmp_path / "x.duckdb"
+    (tmp_path / "private.txt").write_text("PRIVATE")
+    with Store.open(path, create=True) as store:
+        store.con.execute(f"CREATE OR REPLACE VIEW labels AS SELECT content FROM read_text('{tmp_path}/private.txt')")
+    with Store.open(path) as store:
+        assert "content" not in [r[0] for r in store.rows("DESCRIBE labels")]
+        commits = store.commit_number
+    unchanged = path.read_bytes()
+    with Store.open(path) as store:
+        assert store.commit_number == commits
+    assert path.read_bytes() == unchanged
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE MACRO coalesce_all(x) AS 1; CREATE MACRO upper(x) AS 'evil'",
+        "CREATE MACRO duckdb_functions() AS TABLE SELECT 1 AS a",
+        "ALTER TABLE settings RENAME TO kept; CREATE VIEW settings AS FROM kept",
+    ],
+)
+def test_a_store_that_changes_our_sql_is_not_written(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "x.duckdb"
+    Store.open(path, create=True).close()
+    with duckdb.connect(str(path)) as con:
+        con.execute(change)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="which this program did not make"):
+        Store.open(path)
+    assert path.read_bytes() == before
+
+
 def test_dictionary_names_and_mismatch(tmp_path: Path) -> None:
     with Store.open(tmp_path / "x.duckdb", create=True) as store:
         with pytest.raises(InputError, match="no dictionary yet"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.store_fixtures import copied, explanation, filled, score
 
-from autointerp.errors import InputError
+from autointerp.errors import InputError, StoppedError
 from autointerp.store import Selection, Store
 from autointerp.store.selection import check_condition, parse_features
 
@@ -109,6 +111,30 @@ def test_conditions_that_are_refused(store: Store, bad: str) -> None:
 def test_conditions_are_parsed_not_guessed() -> None:
     for good in ("density > 0.1", "label = ') OR (1=1'", "feature = 1 /* ; DROP */", "status IN ('live', 'rare')"):
         check_condition(good)
+
+
+def test_a_condition_has_a_time_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autointerp.store.selection.CONDITION_LIMIT_S", 0.3)
+    many = "(SELECT sum(hash(a.text, b.text, c.text, d.text, e.text)) FROM contexts a, contexts b, contexts c, "
+    with pytest.raises(StoppedError, match=r"--where .* took longer than 0.3 s"):
+        chosen(store, where=f"{many} contexts d, contexts e) > feature")
+    assert chosen(store, where="density >= 0") == ALIVE  # the store goes on
+
+
+def test_a_condition_that_no_interrupt_stops_ends_the_process(tmp_path: Path, template: Path) -> None:
+    parts = ["c0 AS NOT MATERIALIZED (SELECT feature AS x FROM features)"]
+    parts += [f"c{i} AS NOT MATERIALIZED (SELECT c{i - 1}.x FROM c{i - 1}, c{i - 1} AS d)" for i in range(1, 22)]
+    code = f"""
+from autointerp.store import Selection, Store, selection, time_limit
+selection.CONDITION_LIMIT_S, time_limit.GRACE_S = 0.3, 0.3
+with Store.open({str(copied(template, tmp_path))!r}) as store:
+    store.selected_features(1, Selection(where="feature IN (WITH {", ".join(parts)} SELECT x FROM c21)"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (StoppedError.exit_code, ""), done.stderr
+    assert "took longer than 0.3 s" in done.stderr
+    with Store.open(tmp_path / template.name) as store:
+        assert chosen(store) == ALIVE
 
 
 def test_condition_over_an_unknown_column(store: Store) -> None:

@@ -126,7 +126,7 @@ def query(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write (needed for parquet).")] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, max=10**6, help="Seconds.")] = 30.0,
     unsafe: Annotated[
-        bool, typer.Option("--unsafe", help="Allow reading and writing other files (still read-only).")
+        bool, typer.Option("--unsafe", help="Allow reading other files too (nothing is written).")
     ] = False,
     verbose: Verbose = False,
     log_format: LogForm = LogFormat.text,

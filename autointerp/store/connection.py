@@ -20,7 +20,7 @@ import duckdb
 from autointerp.errors import AutointerpError, DamagedError, DiskFullError
 from autointerp.store.named_rows import Record, field_names, read_keyed_records, read_records
 from autointerp.store.safety.faults import from_duckdb, translated
-from autointerp.store.safety.paths import evidence_path_of
+from autointerp.store.safety.paths import DATABASE_LOGS, evidence_path_of
 from autointerp.store.safety.row_ledger import LedgerLine, RowLedger
 from autointerp.store.values import clean
 
@@ -49,6 +49,22 @@ def connect(path: Path | str = ":memory:", *, read_only: bool = False) -> duckdb
     }
     con = duckdb.connect(str(path), read_only=read_only, config=config)
     con.execute("SET enable_progress_bar = false")
+    return con
+
+
+def restrict(con: duckdb.DuckDBPyConnection, path: Path, more: Sequence[Path] = ()) -> duckdb.DuckDBPyConnection:
+    """Cuts `con`, a connection to the store at `path`, off from all files but the store's evidence, so that a view or
+    macro of a store that came from elsewhere reads nothing on this machine. `more`: other files that it may reach."""
+    evidence = evidence_path_of(path)
+    logs = [evidence.with_name(evidence.name + end) for end in DATABASE_LOGS]
+    allowed = ", ".join(quoted(str(file)) for file in (evidence, *logs, *more))
+    try:
+        con.execute(f"SET allowed_paths = [{allowed}]")
+        con.execute("SET enable_external_access = false")
+    except duckdb.InvalidInputException as error:
+        # Two readers in one process share a database, which the first of them has cut off already.
+        if more or "when enable_external_access is disabled" not in str(error):
+            raise
     return con
 
 

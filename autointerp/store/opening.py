@@ -8,12 +8,12 @@ from typing import Self
 import duckdb
 
 from autointerp.errors import DamagedError, InputError
-from autointerp.store.connection import StoreConnection, connect
+from autointerp.store.connection import StoreConnection, connect, restrict
 from autointerp.store.evidence_file import attach_evidence
 from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import real_path, snapshot_path_of, unfinished_snapshot_of
 from autointerp.store.safety.row_ledger import RowLedger
-from autointerp.store.schema import is_ours, migrate, pending_migrations, refresh_views
+from autointerp.store.schema import is_ours, migrate, pending_migrations, refresh_views, refuse_disguised
 
 
 class StoreOpening(StoreConnection):
@@ -44,11 +44,13 @@ class StoreOpening(StoreConnection):
         elif not read_only and wal.exists():
             # A writing connection folds the WAL into the file when it closes. A WAL that was cut short must be found
             # before that, by a connection that changes nothing.
-            with translated(path, opening=True), connect(path, read_only=True) as con:
+            with translated(path, opening=True), restrict(connect(path, read_only=True), path) as con:
                 cls(path, con, True)._check_ledger()
         with translated(path, opening=True):
             con = connect(path, read_only=read_only)
-            if not read_only:  # a store that is refused below, because of its evidence say, stays as it is as well
+            if read_only:
+                restrict(con, path)
+            else:  # a store that is refused below, because of its evidence say, stays as it is as well
                 con.execute("PRAGMA disable_checkpoint_on_shutdown")
         store = cls(path, con, read_only)
         try:
@@ -88,6 +90,8 @@ class StoreOpening(StoreConnection):
             self.ledger.check(self._ledger_line(), self.path)
 
     def _prepare(self) -> None:
+        if not self.read_only:  # a reader is cut off from what such a store could do
+            refuse_disguised(self.con, self.path)
         with translated(self.path, opening=True):
             self._check_ledger()
             pending = pending_migrations(self.con, self.path)

@@ -1,4 +1,4 @@
-"""Users' SQL: it gets a read-only connection of its own, which is locked down before the SQL is looked at."""
+"""Users' SQL: a process of its own runs it, on a read-only connection that is locked down before it sees the SQL."""
 
 from __future__ import annotations
 
@@ -16,11 +16,24 @@ from typing import Any
 
 import duckdb
 
-from autointerp.errors import AutointerpError, InputError, StoppedError
+from autointerp.errors import AutointerpError, InputError
 from autointerp.store.connection import quoted
+from autointerp.store.query_process import (
+    GRACE_S,
+    Alarm,
+    Rows,
+    Say,
+    answer_in_a_process,
+    needs_more_memory,
+    took_too_long,
+)
+from autointerp.store.query_statements import checked_statement, first_line
 from autointerp.store.safety.faults import from_duckdb, translated
 from autointerp.store.safety.paths import real_path, refuse_own_file
 from autointerp.store.safety.reading import connect_for_reading
+
+LONGEST_S = 10_000_000
+"""The longest time limit, some four months: timers take no infinite one."""
 
 
 def run_query(
@@ -30,24 +43,32 @@ def run_query(
 ) -> tuple[list[str], list[tuple[Any, ...]]]:  # fmt: skip
     """Column names and rows of one SQL statement over the store at `path`, its evidence attached.
 
-    The connection cannot write to the store, and unless `unsafe` it can reach no file, network, extension or setting
-    either. A statement that runs longer than `timeout_s` seconds is interrupted. `max_rows` ends the result early,
-    since the rows are held in memory, outside of `memory_limit`. While a run writes to the store, its snapshot answers,
-    and `say` is told so. With `output` the result goes to that file (`output_format`: parquet, csv or json), whole or
-    not at all, and no rows are returned. A link in that place is replaced; the file it leads to is left as it is.
+    Only statements that read are answered (see query_statements.py), and unless `unsafe` they can reach no file or
+    network either. The process that runs the statement is stopped after `timeout_s` seconds, whatever it is doing, and
+    where it needs much more memory than `memory_limit`; the rows count too, and `max_rows` ends the result early.
+    While a run writes to the store, its snapshot answers, and `say` is told so. With `output` the result goes to that
+    file (`output_format`: parquet, csv or json), whole or not at all, and no rows are returned. A link in that place
+    is replaced; the file it leads to is left as it is.
 
     Raises InputError (SQL that does not parse, bind or is not allowed), StoppedError (timeout), StoreBusyError,
     DamagedError, DiskFullError.
     """
     path = real_path(path)
+    if not 0 < timeout_s <= LONGEST_S:
+        raise InputError(f"the time limit must be above 0 and at most {LONGEST_S:,} seconds, not {timeout_s}")
     limits = _Limits(unsafe, memory_limit, timeout_s, max_rows)
+    memory = _bytes_of(memory_limit)
+
+    def answer(output: _Output | None) -> Rows:
+        return answer_in_a_process(_Query(path, sql, limits, output), memory, memory_limit, timeout_s, say)
+
     if output is None:
-        return _answer(path, sql, limits, None, say)
+        return answer(None)
     if output_format not in ("parquet", "csv", "json"):
         raise InputError(f"output format must be parquet, csv or json, not {output_format!r}")
     refuse_own_file(path, output)
     with _put_in_place(output) as new:
-        return _answer(path, sql, limits, _Output(new, output_format), say)
+        return answer(_Output(new, output_format))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +76,7 @@ class _Limits:
     """What a statement may do and use."""
 
     unsafe: bool
-    """Whether it may reach files, the network, extensions and settings."""
+    """Whether it may read files."""
     memory: str
     seconds: float
     max_rows: int | None
@@ -92,84 +113,99 @@ def _put_in_place(target: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
-def _answer(
-    path: Path, sql: str, limits: _Limits, output: _Output | None, say: Callable[[str], None] | None
-) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Runs the SQL. With `output`, its result is gathered in a table before it is written: DuckDB 2.0 may hang for ever
-    where a query fails, or is interrupted, while COPY writes its rows."""
-    with ExitStack() as stack:
-        con = stack.enter_context(closing(connect_for_reading(path, say)))
-        spill = stack.enter_context(TemporaryDirectory(prefix="autointerp-")) if output is not None else ""
-        _lock_down(con, path, limits, output, spill)
-        statement = _single_statement(con, sql)
-        if output is not None and statement.type != duckdb.StatementType.SELECT:
-            raise InputError("only a SELECT can be written to a file")
-        # Without brackets, as a statement may end in a semicolon. By now we know that it is a single SELECT.
-        query = statement.query if output is None else f"CREATE TEMP TABLE result AS\n{statement.query}"
-        timed_out = threading.Event()
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """One query, as it is sent to the process that answers it."""
 
-        def stop() -> None:
-            timed_out.set()
-            con.interrupt()
+    path: Path
+    sql: str
+    limits: _Limits
+    output: _Output | None
 
-        timer = threading.Timer(limits.seconds, stop)
-        timer.start()
-        try:
-            con.execute(query)
-            if output is not None:
+    def __call__(self, alarm: Alarm, say: Say) -> Rows:
+        """Answers it. With `output`, its result is gathered in a table before it is written: DuckDB 2.0 may hang for
+        ever where a query fails, or is interrupted, while COPY writes its rows."""
+        limits, output = self.limits, self.output
+        with ExitStack() as stack:
+            spill = stack.enter_context(TemporaryDirectory(prefix="autointerp-")) if output is not None else ""
+            con = stack.enter_context(closing(self._locked_down(say, spill)))
+            timed_out = threading.Event()
+
+            def stop() -> None:
+                timed_out.set()
+                con.interrupt()
+
+            alarm.set(limits.seconds + GRACE_S)
+            timer = threading.Timer(limits.seconds, stop)
+            timer.daemon = True
+            timer.start()
+            try:
+                statement, is_explain = checked_statement(con, self.sql)
+                if output is not None and is_explain:
+                    raise InputError("only a SELECT can be written to a file")
+                # Without brackets, as it may end in a comment. By now we know that it is a single SELECT.
+                con.execute(statement if output is None else f"CREATE TEMP TABLE result AS\n{statement}")
+                columns = [column[0] for column in con.description or []]
+                rows: list[tuple[Any, ...]] = []
+                if output is None:
+                    rows = con.fetchall() if limits.max_rows is None else con.fetchmany(limits.max_rows)
                 timer.cancel()
                 timer.join()  # it may be about to interrupt
                 if timed_out.is_set():
                     raise duckdb.InterruptException
+                alarm.off()
+                if output is None:
+                    return columns, rows
                 con.execute(f"COPY temp.result TO {quoted(str(output.file))} (FORMAT {output.format})")
                 return [], []
-            columns = [column[0] for column in con.description or []]
-            return columns, con.fetchall() if limits.max_rows is None else con.fetchmany(limits.max_rows)
-        except duckdb.InterruptException:
-            if timed_out.is_set():
-                raise StoppedError(
-                    f"the query took longer than {limits.seconds:g} s and was stopped; narrow it down or allow more "
-                    "time"
-                ) from None
-            raise
-        except duckdb.OutOfMemoryException as error:
-            raise InputError(f"the query needs more memory than {limits.memory}: {_first_line(error)}") from error
-        except duckdb.Error as error:
-            raise _explained(error, path, limits.unsafe) from error
-        finally:
-            timer.cancel()
+            except duckdb.InterruptException:
+                if timed_out.is_set():
+                    raise took_too_long(limits.seconds) from None
+                raise
+            except duckdb.OutOfMemoryException as error:
+                raise needs_more_memory(limits.memory, first_line(error)) from error
+            except MemoryError:
+                raise needs_more_memory(limits.memory) from None
+            except duckdb.Error as error:
+                if timed_out.is_set():  # not every function names the interrupt as the cause
+                    raise took_too_long(limits.seconds) from None
+                raise _explained(error, self.path, limits.unsafe) from error
+            finally:
+                timer.cancel()
 
-
-def _single_statement(con: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
-    try:
-        statements = con.extract_statements(sql)
-    except duckdb.Error as error:
-        raise InputError(f"the SQL does not parse: {_first_line(error)}") from error
-    if len(statements) != 1:
-        raise InputError(f"give one SQL statement, not {len(statements)}")
-    if statements[0].named_parameters:
-        raise InputError("the SQL has parameters (?, $1); write the values into it")
-    return statements[0]
-
-
-def _lock_down(con: duckdb.DuckDBPyConnection, path: Path, limits: _Limits, output: _Output | None, spill: str) -> None:
-    """Makes the settings, then locks them, so that no statement can undo them. `output`: the one file it may write."""
-    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", limits.memory, re.IGNORECASE):
-        raise InputError(f"memory limit must look like 2GB or 512MB, not {limits.memory!r}")
-    with translated(path):
-        con.execute(f"SET memory_limit = {quoted(limits.memory)}")
-        if limits.unsafe:
-            return
-        if output is not None:
-            con.execute(f"SET allowed_paths = [{quoted(str(output.file))}]")
+    def _locked_down(self, say: Say, spill: str) -> duckdb.DuckDBPyConnection:
+        """A connection whose settings are made, then locked, so that no statement can undo them. `spill`: a folder for
+        what the memory does not hold; without one nothing is written anywhere."""
+        limits, output = self.limits, self.output
+        extra = [] if output is None else [output.file]
         # By default DuckDB would spill into a folder beside the store, where a reader may not be allowed to write.
-        con.execute(f"SET temp_directory = {quoted(spill)}")
-        con.execute("SET enable_external_access = false")
-        con.execute("SET lock_configuration = true")
+        con = connect_for_reading(self.path, say, may_reach=None if limits.unsafe else extra, spill=spill)
+        try:
+            with translated(self.path):
+                con.execute(f"SET memory_limit = {quoted(limits.memory)}")
+                if not limits.unsafe and output is None:
+                    # External access does not cover the files of attached databases: those could be written to.
+                    con.execute("SET disabled_filesystems = 'LocalFileSystem'")
+                con.execute("SET lock_configuration = true")
+            return con
+        except BaseException:
+            con.close()
+            raise
+
+
+_UNITS = {"K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def _bytes_of(limit: str) -> int:
+    """The bytes in "2GB" or "512MiB". Raises InputError for another text."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B", limit, re.IGNORECASE)
+    if found is None:
+        raise InputError(f"memory limit must look like 2GB or 512MB, not {limit!r}")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2].upper()])
 
 
 def _explained(error: duckdb.Error, path: Path, unsafe: bool) -> AutointerpError:
-    text = _first_line(error)
+    text = first_line(error)
     if isinstance(error, duckdb.PermissionException) or "configuration has been locked" in text:
         advice = "" if unsafe else ". Queries reach only the store's own tables; --unsafe lifts that"
         return InputError(f"not allowed in a query: {text}{advice}")
@@ -177,7 +213,3 @@ def _explained(error: duckdb.Error, path: Path, unsafe: bool) -> AutointerpError
         return InputError(f"a query cannot change the store: {text}")
     fault = from_duckdb(error, path)
     return InputError(f"the query failed: {text}") if type(fault) is AutointerpError else fault
-
-
-def _first_line(error: duckdb.Error) -> str:
-    return str(error).split("\n\nStack Trace", 1)[0].strip()

@@ -77,15 +77,58 @@ def migrate(store: StoreConnection, migration: Migration) -> None:
     con.execute("CHECKPOINT")
 
 
+def refuse_disguised(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Raises InputError where the store at `path` holds what changes the meaning of our own SQL: a view under the name
+    of one of our tables, or a macro under that of a function of DuckDB. Such a store came from elsewhere, and could
+    read this machine's files into prompts."""
+    with translated(path, opening=True):
+        # `system.main`: a macro of the store cannot stand in for these.
+        named = "FROM system.main.duckdb_{0}() WHERE database_name = system.main.current_database() AND NOT internal"
+        views = {row[0] for row in con.execute(f"SELECT view_name {named.format('views')}").fetchall()}
+        macros = con.execute(
+            f"SELECT function_name {named.format('functions')} AND function_name IN "
+            "(SELECT function_name FROM system.main.duckdb_functions() WHERE internal)"
+        ).fetchall()
+    tables = {name for _, _, sql in migrations() for name in re.findall(r"CREATE TABLE (\w+)", sql)}
+    for kind, name in [("view", name) for name in sorted(views & tables)] + [("macro", row[0]) for row in macros]:
+        raise InputError(
+            f"{path} holds a {kind} {name!r}, which this program did not make and which would change what its own SQL "
+            "does; drop it, if the store is to be trusted"
+        )
+
+
+def _has_views_of(con: duckdb.DuckDBPyConnection, sql: str) -> bool:
+    """Whether the store's views are those that `sql` makes: it is run and rolled back. Other views may be there too."""
+    held = _views(con)
+    con.begin()
+    try:
+        con.execute(sql)
+        return _views(con) == held
+    finally:
+        con.rollback()
+
+
+def _views(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """The text of each view. DuckDB gives the names after EXCLUDE in no order; here they are sorted."""
+    found = con.execute(
+        "SELECT view_name, sql FROM duckdb_views() WHERE database_name = current_database() AND NOT internal"
+    ).fetchall()
+    return {
+        name: re.sub(r"EXCLUDE \(([^()]*)\)", lambda names: str(sorted(names[1].split(", "))), text)
+        for name, text in found
+    }
+
+
 def refresh_views(store: StoreConnection) -> None:
-    """Makes the views anew where views.sql is not the text that they were made from."""
+    """Makes the views anew where they are not what views.sql makes. The digest in `settings` is of the text that they
+    were made from; it cannot be trusted alone, as a store may come from elsewhere, with views that read files here."""
     sql = sql_file("views.sql")
     digest = hashlib.sha256(sql.encode()).hexdigest()
     with translated(store.path):
         found = store.con.execute(
             "SELECT value FROM settings WHERE dictionary_id IS NULL AND name = 'views_sha256'"
         ).fetchone()
-        if found and found[0] == digest:
+        if found and found[0] == digest and _has_views_of(store.con, sql):
             return
         with store.transaction() as con:
             con.execute(sql)

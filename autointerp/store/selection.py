@@ -14,6 +14,7 @@ from autointerp.errors import AutointerpError, InputError, nearest
 from autointerp.store.connection import StoreConnection, connect
 from autointerp.store.finding_tables import tables_in
 from autointerp.store.labels_left import LabelsLeft
+from autointerp.store.time_limit import time_limit
 
 _TABLES = frozenset(
     {
@@ -32,6 +33,9 @@ _SELECTABLE = """
     WHERE f.dictionary_id = ?
 """
 
+
+CONDITION_LIMIT_S = 30.0
+"""Seconds that finding the features of a condition may take; the time limit of `query` by default."""
 
 ORDERS = ("density", "random", "score")
 """density: the features that fire most often come first. random: drawn with the selection's seed, so that the results
@@ -176,7 +180,7 @@ class StoreSelections(StoreConnection):
                 raise InputError(f"--{name} must be 1 or more, not {count}")
         sql = f"SELECT feature FROM ({source}) AS features WHERE {' AND '.join(conditions)} ORDER BY feature"
         try:
-            found = [row[0] for row in self.rows(sql, [dictionary_id, *parameters])]
+            found = [row[0] for row in self._limited_rows(sql, [dictionary_id, *parameters], selection.where)]
         except AutointerpError as error:
             cause = error.__cause__
             if selection.where is not None and isinstance(cause, duckdb.Error) and type(error) is AutointerpError:
@@ -191,6 +195,14 @@ class StoreSelections(StoreConnection):
             place = self._places(dictionary_id, selection.order)
             found.sort(key=place.__getitem__)  # of equal ones, the lower number comes first
         return found if selection.limit is None else found[: selection.limit]
+
+    def _limited_rows(self, sql: str, parameters: list[Any], condition: str | None) -> list[tuple[Any, ...]]:
+        """The rows of `sql`, under a time limit where a user's condition is part of it."""
+        if condition is None:
+            return self.rows(sql, parameters)
+        message = f"--where {condition!r} took longer than {CONDITION_LIMIT_S:g} s and was stopped; narrow it down"
+        with self._reading() as con, time_limit(con, CONDITION_LIMIT_S, message):
+            return con.execute(sql, parameters).fetchall()
 
     def _places(self, dictionary_id: int, order: str) -> dict[int, float]:
         """The number that decides each feature's place; the smallest comes first."""

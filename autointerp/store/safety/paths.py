@@ -6,6 +6,9 @@ from pathlib import Path
 
 from autointerp.errors import InputError
 
+DATABASE_LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
+"""The ends of the files that DuckDB keeps beside a database X.duckdb, and looks for where it opens one."""
+
 
 def evidence_path_of(path: Path) -> Path:
     """X.duckdb -> X.evidence.duckdb, in the same folder."""
@@ -34,7 +37,9 @@ def refuse_own_file(store: Path, target: Path) -> None:
     for path in (store, store.resolve()):
         main = path.parent.resolve() / path.name
         own = [main, evidence_path_of(main), snapshot_path_of(main), unfinished_snapshot_of(main)]
-        own += [file.with_name(file.name + ".wal") for file in own] + [main.with_name(main.name + ".ledger")]
+        own += [file.with_name(file.name + end) for end in DATABASE_LOGS for file in own] + [
+            main.with_name(main.name + ".ledger")
+        ]
         is_progress = place.parent == main.parent and place.name.startswith(progress_path_of(main).name)
         if place in own or is_progress:
             raise InputError(f"{target} belongs to the store {store}; write to another file")

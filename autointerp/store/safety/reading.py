@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import duckdb
 
 from autointerp.errors import InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import connect
+from autointerp.store.connection import connect, quoted, restrict
 from autointerp.store.evidence_file import attach_evidence, evidence_of
 from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import evidence_path_of, real_path, snapshot_path_of
@@ -31,7 +31,7 @@ def open_for_reading(path: Path | str, say: Callable[[str], None] | None = None)
     path = real_path(path)
 
     def of_snapshot() -> Store:
-        con, age_s = _connect_snapshot(path, say)
+        con, age_s = _connect_snapshot(path, say, _restricted(path))
         try:
             return Store.on_snapshot(path, con, age_s)
         except BaseException:
@@ -41,10 +41,31 @@ def open_for_reading(path: Path | str, say: Callable[[str], None] | None = None)
     return _either(path, lambda: Store.open(path, read_only=True), of_snapshot)
 
 
-def connect_for_reading(path: Path, say: Callable[[str], None] | None = None) -> duckdb.DuckDBPyConnection:
-    """Like `open_for_reading`, but gives a bare connection with the evidence attached. Raises InputError if there is no
-    store."""
-    return _either(path, lambda: _connect_main(path), lambda: _connect_snapshot(path, say)[0])
+def connect_for_reading(
+    path: Path, say: Callable[[str], None] | None = None, *, may_reach: Sequence[Path] | None = (),
+    spill: str | None = None,
+) -> duckdb.DuckDBPyConnection:  # fmt: skip
+    """Like `open_for_reading`, but gives a bare connection with the evidence attached. `may_reach`: the files beside
+    the store's own that its statements can read or write; None for all. `spill`: the folder for what memory does not
+    hold, none where it is empty, by default one beside the store. Raises InputError if there is no store."""
+
+    def opened(file: Path) -> duckdb.DuckDBPyConnection:
+        con = connect(file, read_only=True)
+        try:
+            if spill is not None:
+                con.execute(f"SET temp_directory = {quoted(spill)}")
+            if may_reach is not None:
+                restrict(con, path, may_reach)
+            return con
+        except BaseException:
+            con.close()
+            raise
+
+    return _either(path, lambda: _connect_main(path, opened), lambda: _connect_snapshot(path, say, opened)[0])
+
+
+def _restricted(path: Path) -> Callable[[Path], duckdb.DuckDBPyConnection]:
+    return lambda file: restrict(connect(file, read_only=True), path)
 
 
 def _either(path: Path, main: Callable[[], _Opened], snapshot: Callable[[], _Opened]) -> _Opened:
@@ -67,11 +88,11 @@ def _either(path: Path, main: Callable[[], _Opened], snapshot: Callable[[], _Ope
     raise reason
 
 
-def _connect_main(path: Path) -> duckdb.DuckDBPyConnection:
+def _connect_main(path: Path, opened: Callable[[Path], duckdb.DuckDBPyConnection]) -> duckdb.DuckDBPyConnection:
     if not path.exists():
         raise InputError(f"no store at {path}; name one with --store")
     with translated(path, opening=True):
-        con = connect(path, read_only=True)
+        con = opened(path)
     try:
         with translated(path, opening=True):
             try:
@@ -86,7 +107,9 @@ def _connect_main(path: Path) -> duckdb.DuckDBPyConnection:
         raise
 
 
-def _connect_snapshot(path: Path, say: Callable[[str], None] | None) -> tuple[duckdb.DuckDBPyConnection, float]:
+def _connect_snapshot(
+    path: Path, say: Callable[[str], None] | None, opened: Callable[[Path], duckdb.DuckDBPyConnection]
+) -> tuple[duckdb.DuckDBPyConnection, float]:
     """A connection to the snapshot of the store at `path`, and the snapshot's age in seconds.
 
     Raises FileNotFoundError (no snapshot), StoreBusyError (it cannot be read, or the evidence was replaced since),
@@ -96,7 +119,7 @@ def _connect_snapshot(path: Path, say: Callable[[str], None] | None) -> tuple[du
     # Before opening: should a newer snapshot replace this one meanwhile, we name too high an age, never too low a one.
     current_until = file.stat().st_mtime
     try:
-        con = connect(file, read_only=True)
+        con = opened(file)
     except duckdb.Error as error:
         file.stat()
         raise StoreBusyError(f"{path} is being written and its snapshot cannot be read ({error})") from error
