@@ -160,6 +160,8 @@ def test_one_statement_without_parameters(path: Path) -> None:
             run_query(path, sql)
     with pytest.raises(InputError, match="does not parse"):
         run_query(path, "SELEC 1")
+    with pytest.raises(InputError, match="not valid Unicode"):
+        run_query(path, "SELECT '\ud800'")
     with pytest.raises(InputError, match="parameters"):
         run_query(path, "SELECT ?")
     with pytest.raises(InputError, match="labelz"):

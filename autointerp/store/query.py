@@ -56,6 +56,10 @@ def run_query(
     path = real_path(path)
     if not 0 < timeout_s <= LONGEST_S:
         raise InputError(f"the time limit must be above 0 and at most {LONGEST_S:,} seconds, not {timeout_s}")
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the SQL is not valid Unicode: {error.reason} at character {error.start}") from None
     limits = _Limits(unsafe, memory_limit, timeout_s, max_rows)
     memory = _bytes_of(memory_limit)
 
