@@ -607,6 +607,8 @@ ROWS: dict[str, list[str]] = {
         "test_fault_matrix::test_a_passing_fault_changes_nothing",
         "test_llm_client::test_429_pauses_all_workers",
         "test_llm_client::test_long_and_absurd_retry_after",
+        "test_llm_client::test_retry_after_of_any_kind",
+        "test_llm_limits::test_tiny_pauses_grow_and_come_to_an_end",
     ],
     "429 for one request only": ["test_fault_matrix::test_a_lasting_fault_is_a_row_and_the_others_do_not_feel_it"],
     "5xx, reset, short body": [
@@ -641,6 +643,15 @@ ROWS: dict[str, list[str]] = {
         "test_llm_client::test_cut_off_reply_is_asked_for_once_more_at_twice_the_length",
         "test_fault_matrix::test_a_lasting_fault_is_a_row_and_the_others_do_not_feel_it",
         "test_fault_matrix::test_a_reply_cut_off_once_is_asked_for_at_twice_the_length",
+    ],
+    "a finish_reason that is not complete": [
+        "test_llm_finish_reasons::test_every_word_has_one_meaning",
+        "test_llm_finish_reasons::test_an_aborted_reply_is_tried_again_and_a_cut_one_asked_for_at_twice_the_length",
+        "test_llm_batch::test_each_requests_own_outcome",
+    ],
+    "thinking aloud": [
+        "test_llm_thoughts::test_explainers_and_judges_read_the_answer_only",
+        "test_llm_thoughts::test_positions_of_logprobs_move_with_the_thoughts_taken_out",
     ],
     "missing logprobs": [
         "test_llm_capabilities::test_a_server_that_drops_logprobs_silently",
