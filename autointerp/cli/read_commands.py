@@ -4,7 +4,7 @@ whose import takes longer than most queries."""
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
 import sys
 from enum import StrEnum
@@ -28,6 +28,7 @@ from autointerp.log import LogFormat
 from autointerp.report.compare import print_comparison
 from autointerp.report.search import print_search
 from autointerp.report.show import print_feature
+from autointerp.report.show_json import as_json_text, named_apart
 from autointerp.report.status import print_status
 from autointerp.store.query import run_query
 from autointerp.terminal import Terminal
@@ -150,11 +151,16 @@ def query(
         return
     columns, rows = run_query(path, statement, unsafe=unsafe, timeout_s=timeout, say=terminal.say)
     if form is Format.json:
-        records = [dict(zip(columns, row, strict=True)) for row in rows]
-        terminal.result(json.dumps(records, default=str, ensure_ascii=False, indent=1))
+        names = named_apart(columns)
+        terminal.result(as_json_text([dict(zip(names, row, strict=True)) for row in rows]))
     elif form is Format.csv:
-        writer = csv.writer(sys.stdout)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n" if terminal.out.is_terminal else "\r\n")
         writer.writerow(columns)
         writer.writerows(rows)
+        if terminal.out.is_terminal:
+            terminal.result(text.getvalue().rstrip("\n"))
+        else:
+            sys.stdout.write(text.getvalue())
     else:
         terminal.table(columns, rows)
