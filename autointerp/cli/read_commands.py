@@ -6,9 +6,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -144,9 +146,17 @@ def query(
         file_form = "csv" if form in (None, Format.table) else form.value
         if form is None and (named := output.suffix.lower().lstrip(".")) in ("json", "parquet"):
             file_form = named
-        run_query(
-            path, statement, unsafe=unsafe, timeout_s=timeout, output=output, output_format=file_form, say=terminal.say
-        )
+        with TemporaryDirectory(prefix="autointerp-") as folder:
+            # Another process may write the file, and its standard output is not ours.
+            is_own_output = str(output) in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+            file = Path(folder) / "result" if is_own_output else output
+            run_query(
+                path, statement, unsafe=unsafe, timeout_s=timeout, output=file, output_format=file_form,
+                say=terminal.say,
+            )  # fmt: skip
+            if is_own_output:
+                with file.open("rb") as result:
+                    shutil.copyfileobj(result, sys.stdout.buffer)
         terminal.say(f"wrote {output}")
         return
     columns, rows = run_query(path, statement, unsafe=unsafe, timeout_s=timeout, say=terminal.say)

@@ -77,7 +77,7 @@ def _put_in_place(target: Path) -> Iterator[Path]:
     if not place.parent.is_dir():
         raise InputError(f"there is no folder {target.parent} to write {target.name!r} to")
     if {"dev", "proc"} & set(place.parts[1:2]) or (place.exists() and not place.is_file()):
-        yield place  # not resolved: what /dev/stdout leads to may have no path
+        yield place.resolve()
         return
     # The end of the name is kept: DuckDB chooses the compression by it.
     new = place.with_name(f".{uuid.uuid4().hex[:8]}.{place.name[-100:]}")
