@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 from autointerp.log import Level, Log, LogFormat
 from autointerp.log import visible as visible
@@ -46,8 +47,9 @@ class Terminal:
     def __init__(
         self, verbose: bool = False, log_format: LogFormat = LogFormat.text, every_s: float | None = None
     ) -> None:
-        self.out = Console(highlight=False)
-        self.err = Console(stderr=True, highlight=False)
+        # Without emoji: data may hold `:x:`.
+        self.out = Console(highlight=False, emoji=False)
+        self.err = Console(stderr=True, highlight=False, emoji=False)
         self.verbose = verbose
         self.log = Log(log_format)
         self._steps = _Steps(_LOG_EVERY_S if every_s is None else every_s)
@@ -90,9 +92,11 @@ class Terminal:
             self.say(message, level="debug")
 
     def result(self, text: str, markup: bool = False) -> None:
-        """Writes text of the answer itself. Markup (colours, highlights) is shown only on a terminal."""
+        """Writes text of the answer itself. Markup (colours, highlights) is shown only on a terminal. What a terminal
+        would obey is written out there; a pipe gets the text as it is."""
         if self.out.is_terminal:
-            self.out.print(text if markup else escape(text))
+            lines = text if markup else "\n".join(visible(line) for line in text.split("\n"))
+            self.out.print(lines if markup else Text(lines))
         else:
             self.out.file.write(text + "\n")
 
@@ -100,18 +104,20 @@ class Terminal:
         """Writes a table: with rules and folded cells on a terminal, aligned and unfolded in a pipe."""
         cells = [[cell_text(value) for value in row] for row in rows]
         if self.out.is_terminal:
-            table = Table(title=title, title_justify="left", header_style="bold")
+            named = None if title is None else Text(visible(title))
+            table = Table(title=named, title_justify="left", header_style="bold")
             for i, column in enumerate(columns):
                 numeric = bool(rows) and all(isinstance(row[i], (int, float, type(None))) for row in rows)
-                table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+                table.add_column(Text(visible(column)), justify="right" if numeric else "left", overflow="fold")
             for row in cells:
-                table.add_row(*(escape(c) for c in row))
+                table.add_row(*(Text(c) for c in row))
             self.out.print(table)
             return
-        widths = [max(len(r[i]) for r in [list(columns), *cells]) for i in range(len(columns))]
+        header = [visible(column) for column in columns]
+        widths = [max(len(r[i]) for r in [header, *cells]) for i in range(len(columns))]
         if title:
             self.out.file.write(f"{title}\n")
-        for row in [list(columns), *cells]:
+        for row in [header, *cells]:
             line = "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))
             self.out.file.write(line.rstrip() + "\n")
 
@@ -168,20 +174,20 @@ class Terminal:
 def _bar(console: Console, what: str, total: int | None, unit: str) -> Iterator[Callable[[Standing], None]]:
     """Shows a bar that moves by itself, and yields the function that sets it."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[pace]}"),
+        TextColumn(unit, markup=False),
+        TextColumn("{task.fields[pace]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with RichProgress(*columns, console=console) as bar:
-        task = bar.add_task(escape(visible(what)), total=total, note="", pace="")
+        task = bar.add_task(visible(what), total=total, note="", pace="")
 
         def show(standing: Standing) -> None:
             pace = standing.pace(datetime.now().astimezone()).removeprefix(", ")
-            note = escape(visible(standing.note))
+            note = visible(standing.note)
             bar.update(task, completed=standing.done, total=standing.total, note=note, pace=pace)
 
         yield show

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +26,7 @@ from autointerp.cli.options import (
 )
 from autointerp.errors import InputError
 from autointerp.log import LogFormat
+from autointerp.report.show_json import as_json_text
 from autointerp.terminal import Terminal
 
 commands = typer.Typer()
@@ -127,7 +127,7 @@ def evaluate(
     terminal = Terminal(verbose, log_format)
     rows = pipeline.evaluate(read_config(config, store), dictionary, options, terminal.without_results(as_json))
     if as_json:
-        terminal.result(json.dumps(rows, indent=1, default=str))
+        terminal.result(as_json_text(rows))
 
 
 @commands.command()

@@ -4,11 +4,13 @@ whose import takes longer than most queries."""
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -28,6 +30,7 @@ from autointerp.log import LogFormat
 from autointerp.report.compare import print_comparison
 from autointerp.report.search import print_search
 from autointerp.report.show import print_feature
+from autointerp.report.show_json import as_json_text, named_apart
 from autointerp.report.status import print_status
 from autointerp.store.query import run_query
 from autointerp.terminal import Terminal
@@ -143,18 +146,31 @@ def query(
         file_form = "csv" if form in (None, Format.table) else form.value
         if form is None and (named := output.suffix.lower().lstrip(".")) in ("json", "parquet"):
             file_form = named
-        run_query(
-            path, statement, unsafe=unsafe, timeout_s=timeout, output=output, output_format=file_form, say=terminal.say
-        )
+        with TemporaryDirectory(prefix="autointerp-") as folder:
+            # Another process may write the file, and its standard output is not ours.
+            is_own_output = str(output) in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+            file = Path(folder) / "result" if is_own_output else output
+            run_query(
+                path, statement, unsafe=unsafe, timeout_s=timeout, output=file, output_format=file_form,
+                say=terminal.say,
+            )  # fmt: skip
+            if is_own_output:
+                with file.open("rb") as result:
+                    shutil.copyfileobj(result, sys.stdout.buffer)
         terminal.say(f"wrote {output}")
         return
     columns, rows = run_query(path, statement, unsafe=unsafe, timeout_s=timeout, say=terminal.say)
     if form is Format.json:
-        records = [dict(zip(columns, row, strict=True)) for row in rows]
-        terminal.result(json.dumps(records, default=str, ensure_ascii=False, indent=1))
+        names = named_apart(columns)
+        terminal.result(as_json_text([dict(zip(names, row, strict=True)) for row in rows]))
     elif form is Format.csv:
-        writer = csv.writer(sys.stdout)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n" if terminal.out.is_terminal else "\r\n")
         writer.writerow(columns)
         writer.writerows(rows)
+        if terminal.out.is_terminal:
+            terminal.result(text.getvalue().rstrip("\n"))
+        else:
+            sys.stdout.write(text.getvalue())
     else:
         terminal.table(columns, rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -32,8 +34,32 @@ def findings_rows(page: FeaturePage) -> dict[str, Any]:
 
 
 def as_json_text(value: Any) -> str:
-    """Records as objects, times as text."""
-    return json.dumps(value, default=_plain, ensure_ascii=False, indent=1)
+    """Records as objects, times as text, nan and infinity as null, since JSON has no such numbers. Characters that a
+    terminal obeys are escaped."""
+    text = json.dumps(_finite(value), default=_plain, ensure_ascii=False, indent=1, allow_nan=False)
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def named_apart(columns: Sequence[str]) -> list[str]:
+    """`columns` with a number after every name that was there before, as DuckDB does it: a, a_1, a_2."""
+    names: list[str] = []
+    for column in columns:
+        name, n = column, 0
+        while name in names or (n and name in columns):
+            n += 1
+            name = f"{column}_{n}"
+        names.append(name)
+    return names
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):  # a MAP of SQL may have any keys
+        return {key if isinstance(key, str) else str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return _finite(_row(value)) if is_dataclass(value) else value
 
 
 def _rows(value: Any) -> Any:
