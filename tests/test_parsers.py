@@ -572,7 +572,8 @@ def check_envelope(request: Request, payload: Any) -> Envelope | None:
     assert error_in_ok_reply(payload) in (None, 401, 402, 403, 429)
     if (usage := read_usage(payload)) is not None:
         counts = (usage.input_tokens, usage.cached_tokens, usage.output_tokens)
-        assert all(type(count) is int and 0 <= count < 2**63 for count in counts) and counts[0] >= max(1, counts[1])
+        assert all(type(count) is int and 0 <= count < 2**63 for count in counts) and counts[0] >= counts[1]
+        assert sum(counts) > 0 or usage.cost_usd, "what states neither tokens nor a cost is no usage"
         assert usage.cost_usd is None or (type(usage.cost_usd) is float and 0.0 <= usage.cost_usd < math.inf)
     try:
         envelope = read_envelope(request, payload, "raw")
