@@ -22,7 +22,7 @@ from rich.text import Text
 
 from autointerp.log import Level, Log, LogFormat
 from autointerp.log import visible as visible
-from autointerp.progress import Standing, iso
+from autointerp.progress import Counting, Standing, iso
 
 _LOG_EVERY_S = 10.0
 """Seconds between two lines about one step."""
@@ -136,6 +136,10 @@ class Terminal:
             return
         with self._steps.step(_Step(what, total, unit, done, self._say_standing)) as step:
             yield step
+
+    def counting(self, dictionary: str) -> Counting:
+        """The steps of work on one dictionary, for code that knows no terminal."""
+        return lambda doing, total, unit: self.progress(f"{dictionary}: {doing}", total, unit)
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:

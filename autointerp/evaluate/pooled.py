@@ -3,7 +3,7 @@ cut into tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +47,10 @@ def pooled(
     texts: Sequence[str],
     corpus: CorpusConfig,
     batch_tokens: int = BATCH_TOKENS,
+    on_texts: Callable[[int], object] = lambda n: None,
 ) -> Pooled:
     """Read each text as one window of at most `corpus.context_length` tokens, and pool over its counted tokens.
+    `on_texts` is called with the number of texts of every batch that was read.
 
     Of `corpus` only context_length, prepend_bos and exclude_tokens matter. Memory grows with the active features of all
     texts (twice 8 bytes each), never with n * d_sae. Raises the InputErrors of `bos_prefix`, `excluded_ids` and the
@@ -80,6 +82,7 @@ def pooled(
         found_features.append(features)
         found_max.append(largest)
         found_mean.append(total / np.maximum(n_tokens[rows], 1))
+        on_texts(len(batch.indices))
     index = (_joined(found_rows, np.int64), _joined(found_features, np.int64))
     shape = (n, sae.d_sae)
     return Pooled(

@@ -121,22 +121,23 @@ def _functional(
 ) -> list[dict[str, Any]]:
     loaded, corpus, (point, _) = session.model(), session.config.corpus, session.points(sae)
     seed = session.config.harvest.seed
+    counting = session.terminal.counting(sae.dictionary)
     session.terminal.say(f"{sae.dictionary}: robustness and absorption")
     texts = list(itertools.islice(_report_texts(session), ROBUSTNESS_TEXTS))
     rows: list[Any] = []
-    rows += robustness(loaded, weights, point, texts, corpus=corpus, seed=seed, split="report")
-    rows += absorption(loaded, weights, point, corpus=corpus, seed=seed)
+    rows += robustness(loaded, weights, point, texts, corpus=corpus, seed=seed, split="report", counting=counting)
+    rows += absorption(loaded, weights, point, corpus=corpus, seed=seed, counting=counting)
     for path, labelled in probes:
         session.terminal.say(f"{sae.dictionary}: probing {path.name}")
         if isinstance(labelled, LabelledTexts):
             rows += k_sparse_probing(
                 loaded, weights, point, labelled.texts, labelled.labels, name=f"probing_{path.stem}", corpus=corpus,
-                seed=seed,
+                seed=seed, counting=counting,
             )  # fmt: skip
         else:
             rows += token_probing(
                 loaded, weights, point, labelled.sentences, labelled.tags, name=f"token_probing_{path.stem}",
-                corpus=corpus, seed=seed,
+                corpus=corpus, seed=seed, counting=counting,
             )  # fmt: skip
     return [dict(row) for row in rows]
 

@@ -18,6 +18,7 @@ from autointerp.model.token_batches import is_out_of_memory
 from autointerp.sae import files, parallel
 from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
 from autointerp.sae.formats.hooknames import to_hook_name
+from autointerp.sae.kept_fill import KeptFill
 from autointerp.sae.model_source import ModelSource
 from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import Trainer
@@ -80,11 +81,12 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     names = ", ".join(spec.name for spec in specs)
     what = f"{names}: training {n_features} features"
     trainer: Trainer | None = None
+    kept = _kept_fill(session, todo[0], source, loaded)
     with terminal.progress(what, steps, "steps") as update, _Filling(terminal, names) as filling:
 
         def stop_at_deadline() -> None:
             if parallel.world_size() == 1 and session.deadline.left_s <= 0:
-                if trainer is not None:  # while the first buffer fills there is nothing to save
+                if trainer is not None:  # while the first buffer fills there is no weight to save
                     trainer.save_checkpoints()
                 session.deadline.check()
 
@@ -108,6 +110,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 on_metrics=lambda name, step, metrics: last.update({name: metrics}),
                 on_progress=on_progress,
                 on_fill=on_fill,
+                kept=kept,
             )
             update.begin_at(trainer.step)
             trained = trainer.train()
@@ -119,10 +122,31 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 "goes on from the last checkpoint; or lower train.batch_size, train.buffer_vectors or the number of "
                 "features, and delete the SAE's folder"
             ) from None
+    if kept is not None:
+        kept.delete()
     if store is not None:
         for sae, weights in zip(todo, trained, strict=True):
             _keep_trained(session, store, sae, weights, keys[sae.dictionary])
     return True
+
+
+def _kept_fill(session: Session, first: SaeConfig, source: ModelSource, loaded: LoadedModel) -> KeptFill | None:
+    """Where a slow fill of the shuffle buffer is kept: beside the first SAE's checkpoint. None under torchrun, where
+    all processes would have to find the same on disk."""
+    if parallel.world_size() > 1:
+        return None
+    config = session.config
+    key = digest(
+        {
+            "model": model_key(config),
+            "corpus": corpus_key(config),
+            "train": asdict(config.train),
+            "batch_tokens": config.model.batch_tokens,
+            "hookpoints": [str(point) for point in source.hookpoints],
+            "device": loaded.device.type,
+        }
+    )
+    return KeptFill(session.sae_folder(first) / "training" / "buffer", key, loaded.device)
 
 
 class _Filling:
