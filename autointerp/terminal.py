@@ -122,10 +122,12 @@ class Terminal:
             self.out.file.write(line.rstrip() + "\n")
 
     @contextmanager
-    def progress(self, what: str, total: int | None, unit: str = "", done: int = 0) -> Iterator[Progress]:
+    def progress(
+        self, what: str, total: int | None, unit: str = "", done: int = 0, tells_end: bool = True
+    ) -> Iterator[Progress]:
         """Yields the Progress to update. A terminal shows a bar; a log gets lines, at most one every `every_s` seconds
         while there are updates, and one every `every_s` seconds without updates. `what` is "DICTIONARY: doing"; `done`
-        is how much of the total earlier runs did.
+        is how much of the total earlier runs did. `tells_end` is whether a log gets a last line even of a short step.
         """
         if self.is_live and not self._steps.has_bar:
             with (
@@ -134,12 +136,12 @@ class Terminal:
             ):
                 yield step
             return
-        with self._steps.step(_Step(what, total, unit, done, self._say_standing)) as step:
+        with self._steps.step(_Step(what, total, unit, done, self._say_standing, tells_end=tells_end)) as step:
             yield step
 
     def counting(self, dictionary: str) -> Counting:
-        """The steps of work on one dictionary, for code that knows no terminal."""
-        return lambda doing, total, unit: self.progress(f"{dictionary}: {doing}", total, unit)
+        """The steps of work on one dictionary, for code that knows no terminal. A log hears of a short one nothing."""
+        return lambda doing, total, unit: self.progress(f"{dictionary}: {doing}", total, unit, tells_end=False)
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
@@ -202,14 +204,14 @@ class _Step:
 
     def __init__(
         self, what: str, total: int | None, unit: str, done: int, show: Callable[[Standing], None],
-        is_counted: bool = True, is_bar: bool = False,
+        is_counted: bool = True, is_bar: bool = False, tells_end: bool = True,
     ) -> None:  # fmt: skip
         self._what, self._total, self._unit, self._begun_at = what, total, unit, done
         self._done, self._note, self._is_counted = done, "", is_counted
         self._begun = time.monotonic()
         self.show = show
         self.steps: _Steps | None = None
-        self.is_bar = is_bar
+        self.is_bar, self.tells_end = is_bar, tells_end
 
     @property
     def is_new(self) -> bool:
@@ -277,7 +279,8 @@ class _Steps:
                     self._over = None
 
     def updated(self, step: _Step, is_at_end: bool) -> None:
-        if step.is_bar or is_at_end or time.monotonic() - self._last >= self.every_s:
+        is_told = is_at_end and (step.tells_end or step.seconds >= self.every_s)
+        if step.is_bar or is_told or time.monotonic() - self._last >= self.every_s:
             self._show(step)
         self._listen(step)
 

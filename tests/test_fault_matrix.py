@@ -351,7 +351,12 @@ def test_a_lasting_fault_is_a_row_and_the_others_do_not_feel_it(
         assert row == (whole if row[1] in missing else before)
 
 
-@pytest.mark.parametrize("kinds", groups(LASTING_FAULTS, 5), ids="+".join)
+@pytest.mark.parametrize(
+    "kinds",
+    [kinds if {"500", "garbage"} & {*kinds} else pytest.param(kinds, marks=pytest.mark.slow)
+     for kinds in groups(LASTING_FAULTS, 5)],
+    ids="+".join,
+)  # fmt: skip
 def test_a_lasting_fault_is_no_score_and_never_a_zero(
     labelled: Project, undisturbed: Undisturbed, short_patience: None, kinds: tuple[str, ...]
 ) -> None:
@@ -387,8 +392,10 @@ def test_a_lasting_fault_is_no_score_and_never_a_zero(
 @pytest.mark.parametrize(
     ("command", "kind", "code"),
     [
-        ("explain", "401", 3), ("explain", "403", 3), ("explain", "404", 3), ("explain", "402", 4),
-        ("explain", "insufficient_quota", 4), ("explain", "400", 2), ("score", "401", 3), ("score", "402", 4),
+        ("explain", "401", 3), ("explain", "402", 4), ("explain", "400", 2), ("score", "402", 4),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (
+            ("explain", "403", 3), ("explain", "404", 3), ("explain", "insufficient_quota", 4), ("score", "401", 3),
+        )),
     ],
 )  # fmt: skip
 def test_what_concerns_the_account_ends_the_run_at_once(
@@ -545,6 +552,7 @@ def test_mixed_passing_faults_change_nothing(
     assert most_per_body(project.entries) <= 6
 
 
+@pytest.mark.slow
 def test_mixed_faults_of_all_kinds_leave_a_status_in_every_row(project: Project, undisturbed: Undisturbed) -> None:
     """Refusals and slips too: what is ok is what it is without faults, the rest says why, and is no zero."""
     project.settings |= {"timeout": 2.0, "attempts": 2}

@@ -127,7 +127,7 @@ def test_one_group_with_one_key_twice_takes_the_answer(store: Store) -> None:
     assert store.rows("SELECT status FROM explanations") == [("ok",)]
 
 
-@pytest.mark.parametrize("same_time", [False, True])
+@pytest.mark.parametrize("same_time", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("second", ["ok", "bad_reply", "gave_up"])
 @pytest.mark.parametrize("first", ["ok", "refused", "bad_reply", "gave_up"])
 def test_one_key_twice_comes_to_the_same_in_one_group_as_in_two(
