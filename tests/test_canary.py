@@ -199,6 +199,7 @@ def test_a_run_that_breaks_off(more: str, at_last: str | None, code: int, form: 
         assert "RuntimeError" in err and "deep inside a call" in err
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_leaves(project: Path) -> None:
     with LlmServer(Leaky(), latency=0.02) as server:
         child = start(configure(project, server.url), "text")

@@ -177,7 +177,11 @@ def apart(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return tables
 
 
-@pytest.mark.parametrize("first", [(), ("--dictionary", "tiny")], ids=["all", "one is there already"])
+@pytest.mark.parametrize(
+    "first",
+    [(), pytest.param(("--dictionary", "tiny"), marks=pytest.mark.slow)],
+    ids=["all", "one is there already"],
+)
 def test_three_dictionaries_in_one_pass_are_as_one_after_another(
     project: Path, apart: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     first: tuple[str, ...],

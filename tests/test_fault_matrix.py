@@ -491,7 +491,7 @@ def test_a_restarted_endpoint_loses_nothing_and_one_that_stays_away_stops_resuma
         thread.start()
         return thread
 
-    with FaultServer(tmp_path / "own.jsonl", latency=0.05) as own:
+    with FaultServer(tmp_path / "own.jsonl", latency=0.02) as own:
         project.server, project.settings["connections"] = own, 2
         assert project.run("explain", features=None) == (0, ANY)
         for outage_s, code in ((30.0, 0), (0.5, 4)):

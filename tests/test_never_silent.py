@@ -47,7 +47,9 @@ def slow(monkeypatch: pytest.MonkeyPatch, module: object, seconds: float) -> Non
 @pytest.fixture
 def project(tiny_gpt2: Path, tmp_path: Path) -> Path:
     write_corpus(tmp_path / "texts")
-    return write_config(tmp_path, tiny_gpt2)
+    config = write_config(tmp_path, tiny_gpt2)
+    config.write_text(config.read_text() + '[evidence]\nmethods = ["shape"]\n')
+    return config
 
 
 def test_training_speaks_while_its_buffer_fills(

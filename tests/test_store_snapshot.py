@@ -88,7 +88,7 @@ def test_commands_read_while_another_process_writes(path: Path, capsys: pytest.C
     seen = []
     with writer(path) as process:
         wait_for(lambda: snapshot_path_of(path).exists() and len(written(path)) > 20)
-        for _ in range(8):
+        for _ in range(3):
             before = written(path)
             asked = time.time()
             code, out, err = run(capsys, "query", counts, "--store", str(path), "--format", "json")
@@ -121,7 +121,7 @@ def test_commands_read_while_another_process_writes(path: Path, capsys: pytest.C
 def test_a_killed_writer_leaves_a_store_that_opens(path: Path) -> None:
     """Killed at many moments, most of them while a snapshot is made (publishing never pauses here)."""
     new = unfinished_snapshot_of(path)
-    for turn in range(4):
+    for turn in range(2):
         with writer(path, seconds=0.001) as process:
             wait_for(lambda: snapshot_path_of(path).exists() and bool(written(path)))
             if turn:
