@@ -8,6 +8,7 @@ import duckdb
 import numpy as np
 import pytest
 from support.evidence_helpers import SMALL, Setup
+from support.recorded_steps import RecordedSteps
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.harvest.merge import merge_source
@@ -98,6 +99,19 @@ def test_rows_lie_in_order_and_settings_are_put_back(setup: Setup, tmp_path: Pat
     with duckdb.connect(str(tmp_path / "x.evidence.duckdb"), read_only=True) as con:
         row = con.execute("SELECT n_contexts, (SELECT count(*) FROM contexts) FROM harvest_info").fetchone()
         assert row is not None and row[0] == row[1] == len(ids)
+
+
+def test_every_part_of_a_merge_is_counted(setup: Setup, tmp_path: Path) -> None:
+    folder, steps = setup.folder(tmp_path / "work"), RecordedSteps()
+    setup.harvest(folder)
+    with Store.open(tmp_path / "x.duckdb", create=True) as store:
+        setup.merge(store, folder, counting=steps)
+        ((n_windows,),) = store.rows("SELECT count(*) FROM evidence.windows")
+    windows = (n_windows, "windows")
+    assert steps.totals == {
+        "choosing contexts": (6, "steps"), "decoding windows": windows, "writing windows": windows,
+        "writing contexts": (setup.sae.d_sae, "features"),
+    }  # fmt: skip
 
 
 def test_a_memory_limit_that_is_too_small_costs_memory_and_not_the_merge(setup: Setup, tmp_path: Path) -> None:

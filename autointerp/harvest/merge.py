@@ -15,6 +15,7 @@ from autointerp.corpus.token_text import TokenText
 from autointerp.harvest.accumulators import TILE_BITS, TOKEN_BITS, bin_edges
 from autointerp.harvest.decoder_neighbours import decoder_neighbours
 from autointerp.harvest.shards import HarvestFolder, Piece
+from autointerp.progress import Counting, uncounted
 from autointerp.records import SPLITS
 from autointerp.sae.sae import Sae
 from autointerp.store.merge_units import HistogramEdges, MergeSource, MergeTarget, UnitTotals, bounds_of, merge_units
@@ -75,6 +76,7 @@ def merge(
     *,
     key: str = "",
     threads: int | None = None,
+    counting: Counting = uncounted,
 ) -> dict[str, int]:
     """Put a finished harvest into the store: corpus, harvest and features rows, and a new evidence file. A second call
     gives equal rows under equal ids. `key` is stored with the harvest, so that the caller can see that it is done.
@@ -97,4 +99,4 @@ def merge(
     target = MergeTarget(dictionary_id, corpus_id, harvest_id)
     source = merge_source(pieces, sae, text, config)
     limit = working_memory(sae.d_sae, threads)
-    return merge_units(store, source, target, config, memory_limit=limit, threads=threads)
+    return merge_units(store, source, target, config, memory_limit=limit, threads=threads, counting=counting)

@@ -318,7 +318,10 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
         config.corpus.source, {**asdict(config.corpus), "fingerprint": plan.fingerprint}, loaded.tokenizer_sha256
     )
     with terminal.working(f"{name}: merging"):
-        counts = merge_harvest(store, dictionary_id, ready.folder, weights, text, config.harvest, corpus, key=plan.key)
+        counts = merge_harvest(
+            store, dictionary_id, ready.folder, weights, text, config.harvest, corpus, key=plan.key,
+            counting=terminal.counting(name),
+        )  # fmt: skip
     listed = ", ".join(f"{n:,} {counted}" for counted, n in counts.items())
     terminal.say(f"{name}: merged into {store.path.name}: {listed}")
     remove_folder(session.work_folder(plan.sae))
