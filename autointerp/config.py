@@ -269,6 +269,9 @@ class HarvestConfig:
     """Tiles kept per feature, split and tier (random, same token, neighbour) on which the feature is silent."""
     negative_pool_windows: Count = 16_384
     """Windows per split from which negatives are drawn; a hash chooses them."""
+    known_tiles: CountOrNone = 2048
+    """Tiles per split, drawn from the corpus at large, that are kept with all features that fire in them. On them a
+    rule is checked against text as it comes. Changing it does not harvest again."""
     neighbours: FewOrNone = 5
     """Number of nearest features, by decoder cosine, whose tiles serve as hard negatives."""
     vocab_tokens: FewOrNone = 20

@@ -77,6 +77,28 @@ def _correlation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(defined, np.clip((sxy - sx * sy / n) / bottom, -1.0, 1.0), np.nan)
 
 
+def correlation_of_moments(sums: ArrayLike) -> float | None:
+    """The correlation from weighted sums [6] of 1, x, y, x^2, y^2 and x y; None where a variance is zero."""
+    n, sx, sy, sxx, syy, sxy = np.asarray(sums, dtype=np.float64)
+    value = float(_correlation(np.array([[n, sx, sy, sxx, syy, sxy]]))[0])
+    return None if math.isnan(value) else value
+
+
+def jackknife_ends(value: float, without: Sequence[float | None], fewest: int) -> tuple[float | None, float | None]:
+    """The 95 % interval of a correlation from its values `without` each of the documents in turn.
+
+    With z = atanh r, SE^2 = (G - 1) / G sum (z_-g - mean z)^2, and the ends are tanh(z +- t SE) with G - 1 degrees of
+    freedom. (None, None) with fewer than `fewest` documents, or where a value is undefined or is 1.
+    """
+    groups = len(without)
+    if groups < max(2, fewest) or any(r is None for r in without) or abs(value) >= 1 - 1e-12:
+        return None, None
+    z = np.arctanh(np.clip(np.array(without, dtype=np.float64), -1 + 1e-12, 1 - 1e-12))
+    error = math.sqrt((groups - 1) / groups * float(((z - z.mean()) ** 2).sum()))
+    middle, reach = math.atanh(value), t_point(groups - 1) * error
+    return math.tanh(middle - reach), math.tanh(middle + reach)
+
+
 def _resamples(groups: int, n_boot: int, seed: int) -> NDArray[np.float64]:
     """How often each group occurs in each resample, [n_boot, groups]."""
     draws = np.random.default_rng(seed).integers(0, groups, size=(n_boot, groups))
@@ -446,6 +468,14 @@ _T95 = (
 """The 97.5 % points of Student's t with 1 .. 30 degrees of freedom."""
 
 
+def t_point(freedom: int) -> float:
+    """The 97.5 % point of Student's t. Raises ValueError without a degree of freedom."""
+    if freedom < 1:
+        raise ValueError(f"Student's t needs a degree of freedom, not {freedom}")
+    # Beyond the table the first term of the expansion in 1 / freedom is good to three decimals.
+    return _T95[freedom - 1] if freedom <= len(_T95) else Z95 + (Z95**3 + Z95) / (4 * freedom)
+
+
 def t_interval(values: ArrayLike) -> Estimate:
     """The mean with Student's 95 % interval, for a handful of values, where a bootstrap would be far too narrow. The
     value is None without values; the interval is None with fewer than two."""
@@ -457,8 +487,5 @@ def t_interval(values: ArrayLike) -> Estimate:
     mean = float(v.mean())
     if v.size < 2:
         return Estimate(mean, None, None, 1)
-    freedom = int(v.size) - 1
-    # Beyond the table the first term of the expansion in 1 / freedom is good to three decimals.
-    point = _T95[freedom - 1] if freedom <= len(_T95) else Z95 + (Z95**3 + Z95) / (4 * freedom)
-    half = point * float(v.std(ddof=1)) / math.sqrt(v.size)
+    half = t_point(int(v.size) - 1) * float(v.std(ddof=1)) / math.sqrt(v.size)
     return Estimate(mean, mean - half, mean + half, int(v.size))

@@ -132,7 +132,8 @@ def evidence_bytes(n_features: int, config: HarvestConfig, corpus: CorpusConfig)
     """Bytes of a dictionary's evidence when all lists are full."""
     contexts = 3 * (config.top_contexts + config.sampled_contexts + 3 * config.negatives)
     windows = 3 * config.negative_pool_windows * corpus.context_length * 8
-    return n_features * contexts * BYTES_PER_CONTEXT + windows
+    firings = 3 * config.known_tiles * config.context_tokens * USUAL_L0 * 8
+    return n_features * contexts * BYTES_PER_CONTEXT + windows + firings
 
 
 def disk_needed(sae: Sae, config: HarvestConfig, corpus: CorpusConfig) -> int:

@@ -87,7 +87,7 @@ def identity_without_model(
     """The part of `identity` that is known before the model is loaded."""
     kept = dataclasses.asdict(config)
     # These settings are used by the merge alone, or change no result.
-    for name in ("negatives", "neighbours", "vocab_tokens", "rare_below", "feature_block"):
+    for name in ("negatives", "neighbours", "vocab_tokens", "rare_below", "feature_block", "known_tiles"):
         del kept[name]
     return {
         "sae_sha256": sae_sha256,

@@ -36,6 +36,8 @@ from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.rules.labels import RULE_EXPLAINERS
 from autointerp.rules.patterns import RULE_VERSION, Rule
 from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
+from autointerp.score.natural import Prevalence, SilentTiles, natural_rows
+from autointerp.score.ordinary_text import OrdinaryText
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, estimate_of, need_model
 from autointerp.score.simulation_replies import DIGITS, UNKNOWN, expected_numbers, read_lines, read_prompt_logprobs
@@ -56,15 +58,12 @@ def choose_contexts(contexts: Sequence[Context], n: int) -> list[Context]:
     """N top, N sampled and N negative contexts of one split, N = `n` or what the scarcest kind has.
 
     Half of the negatives are random silent tiles, the rest same-token and neighbour ones in turn; where a tier is short
-    the others fill in. Sampled contexts that show a chosen top context's peak come last. In the store's rank order, so
-    that the choice is the same in every run.
+    the others fill in. In the store's rank order, so that the choice is the same in every run, and the sampled ones
+    stay a uniform sample of where the feature fires.
     """
     top = [c for c in contexts if c.kind == "top"]
     negatives = [c for c in contexts if c.kind == "negative"]
-    peaks = {(c.document, c.position) for c in top[:n]}
-    sampled = sorted(
-        (c for c in contexts if c.kind == "sampled"), key=lambda c: ((c.document, c.position) in peaks, c.rank)
-    )
+    sampled = sorted((c for c in contexts if c.kind == "sampled"), key=lambda c: c.rank)
     n = min(n, len(top), len(sampled), len(negatives))
     return [*top[:n], *sampled[:n], *_mixed_tiers(negatives, n)]
 
@@ -222,6 +221,8 @@ class Simulated:
     report: list[Context]
     select: list[Context] | None
     """The contexts of the select part; None if they are not asked about."""
+    prevalence: Prevalence | None = None
+    """None where the harvest did not count its tiles."""
 
 
 @dataclass(frozen=True)
@@ -268,14 +269,18 @@ class SimulationScorer:
     def _by_rule(self, run: Run, targets: Sequence[Explanation]) -> Work[Simulated]:
         (by,) = self.made_by(run)
 
+        ordinary = OrdinaryText(run)
+
         async def score(item: Simulated) -> list[Score]:
             told = item.told.told
             rule = Rule(0.0) if told is None else Rule.from_json(told.rule or "")
-            report, select = (
+            sampled = [c for c in item.told.contexts if c.kind == "sampled"]
+            report, select, active = (
                 [_answer(c, item.max_activation, Asked(rule.predict(c.tokens), "ok")) for c in contexts]
-                for contexts in (item.report, item.select or ())
+                for contexts in (item.report, item.select or (), sampled)
             )
-            return _rows(run, by, item, report, select)
+            silent = ordinary.silent(item.told.explanation.feature, rule)
+            return _rows(run, by, item, report, select, active, silent)
 
         return Work(by, _Loader(run, targets, is_calibrated=True), score, block=RULE_BLOCK)
 
@@ -330,7 +335,7 @@ class _Loader:
     def __init__(self, run: Run, labels: Sequence[Explanation], is_calibrated: bool) -> None:
         self._run, self._is_calibrated = run, is_calibrated and run.part == "report"
         n = run.config.contexts
-        self._limits: dict[str, int | None] = {"top": n, "sampled": 2 * n, "negative": None}
+        self._limits: dict[str, int | None] = {"top": n, "sampled": None, "negative": None}
         self._labels = Labels(run, labels, self._limits)
 
     def __call__(self, places: list[int]) -> list[Simulated]:
@@ -338,6 +343,8 @@ class _Loader:
         told = self._labels(places)
         features = list(dict.fromkeys(one.explanation.feature for one in told))
         scales = job.store.feature_evidence(job.dictionary_id, job.harvest_id, features, 0)
+        n_tiles = job.store.n_tiles(job.harvest_id, self._run.part)
+        firing = job.store.active_tiles(job.dictionary_id, job.harvest_id, self._run.part, features)
         select: Mapping[int, Sequence[Context]] = {}
         if self._is_calibrated:
             select = job.store.contexts_of(job.dictionary_id, job.harvest_id, features, "select", self._limits)
@@ -345,10 +352,12 @@ class _Loader:
         for one in told:
             feature = one.explanation.feature
             chosen = choose_contexts(one.contexts, n)
+            active = firing[feature]
+            prevalence = None if n_tiles is None else Prevalence(active, max(0.0, n_tiles - active))
             calibrating = choose_contexts(select[feature], n) if self._is_calibrated else None
             if self._run.part == "select":
                 chosen, calibrating = [], chosen
-            found.append(Simulated(one, scales[feature].max_activation, chosen, calibrating))
+            found.append(Simulated(one, scales[feature].max_activation, chosen, calibrating, prevalence))
         return found
 
 
@@ -361,9 +370,21 @@ def _answer(context: Context, max_activation: float, asked: Asked[list[float]]) 
     return Answer(context, Prediction(context.context_id, truth, asked.value, asked.status), asked.error)
 
 
-def _rows(run: Run, by: MadeBy, item: Simulated, report: Sequence[Answer], select: Sequence[Answer]) -> list[Score]:
+def _rows(
+    run: Run, by: MadeBy, item: Simulated, report: Sequence[Answer], select: Sequence[Answer],
+    active: Sequence[Answer] | None = None, silent: SilentTiles | None = None,
+) -> list[Score]:  # fmt: skip
+    """`active` and `silent`: what was predicted of more ordinary text than `report` holds."""
     identity, config = run.identity(item.told.explanation, by), run.config
     if run.part == "select":
         result = correlation(select, config.bootstrap, config.seed)
         return [identity.row(SIMULATION, "select", select, result, keep=True)]
-    return correlation_rows(identity, report, None if item.select is None else select, config.bootstrap)
+    rows = correlation_rows(identity, report, None if item.select is None else select, config.bootstrap)
+    if item.prevalence is None:
+        return rows
+    asked = [a for a in report if a.context.tier == "random"]
+    if silent is None:
+        silent = SilentTiles.of(asked)
+    n_failed = len([a for a in asked if a.prediction.status != "ok"]) if active is None else 0
+    sampled = [a for a in report if a.context.kind == "sampled"] if active is None else active
+    return [*natural_rows(identity, sampled, silent, n_failed, item.prevalence), *rows]

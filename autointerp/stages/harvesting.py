@@ -73,7 +73,7 @@ class _Plan:
                 "model": [*facts.model_key, config.model.batch_tokens],
                 "sae": [sae.hookpoint, self.sae_sha256],
                 "corpus": facts.corpus_key,
-                "harvest": asdict(config.harvest),
+                "harvest": {k: v for k, v in asdict(config.harvest).items() if k != "known_tiles"},
             }
         )
 

@@ -90,6 +90,15 @@ def evidence_of(con: duckdb.DuckDBPyConnection) -> str:
     return json.dumps(rows)
 
 
+def has_known_tiles(con: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the evidence attached to `con` has known_tiles, active_tiles and firing_tiles, which older ones lack."""
+    found = con.execute(
+        "SELECT count(*) FROM duckdb_tables() WHERE database_name = 'evidence' "
+        "AND table_name IN ('known_tiles', 'active_tiles', 'firing_tiles')"
+    ).fetchone()
+    return found == (3,)
+
+
 def run_inside(con: duckdb.DuckDBPyConnection, database: str, sql: str) -> None:
     """Runs `sql` with the attached `database` as the current one, then goes back to the one before."""
     row = con.execute("SELECT current_database()").fetchone()

@@ -44,6 +44,33 @@ CREATE TABLE context_rows (
     text_hash UBIGINT
 );
 
+-- Tiles drawn from the corpus at large, in which it is known of every feature whether it fires. tile_id counts from 0
+-- within a harvest and split, in the order in which windows were drawn.
+CREATE TABLE known_tiles (
+    harvest_id INTEGER NOT NULL,
+    split VARCHAR NOT NULL,
+    tile_id INTEGER NOT NULL,
+    window_id BIGINT NOT NULL,
+    "offset" INTEGER NOT NULL,          -- of the first token, in the window's tokens (prefix counted)
+    length INTEGER NOT NULL
+);
+
+-- In how many of all tiles of a split a feature fires.
+CREATE TABLE active_tiles (
+    harvest_id INTEGER NOT NULL,
+    feature INTEGER NOT NULL,
+    split VARCHAR NOT NULL,
+    n BIGINT NOT NULL
+);
+
+-- The known tiles in which a feature fires; in all others it is silent. Loaded in the order harvest, feature, split.
+CREATE TABLE firing_tiles (
+    harvest_id INTEGER NOT NULL,
+    feature INTEGER NOT NULL,
+    split VARCHAR NOT NULL,
+    tile_id INTEGER NOT NULL
+);
+
 CREATE VIEW contexts AS
 SELECT
     c.context_id,

@@ -20,7 +20,7 @@ from autointerp.errors import InputError
 from autointerp.progress import Counting, uncounted
 from autointerp.records import SPLITS
 from autointerp.store.connection import quoted, sql_file
-from autointerp.store.evidence_file import run_inside
+from autointerp.store.evidence_file import has_known_tiles, run_inside
 from autointerp.store.store import Store
 from autointerp.store.unit_tables import ListBounds, copy, read_units, reading_units, reduce_units
 
@@ -204,6 +204,7 @@ def _compute(
         "n_tokens": max(1, sum(source.totals.n_tokens.values())),
         "n_tiles": max(1, sum(source.totals.n_tiles.values())),
         "rare_below": config.rare_below,
+        "known_tiles": config.known_tiles,
         "edges": [0.0, *source.edges.tokens.tolist(), float(np.finfo(np.float32).max)],
     }
     for name, value in variables.items():
@@ -291,7 +292,10 @@ def _write(
             con.execute("SET VARIABLE n_before = $1", [n_written])
             n_written += _part(con, "merge/write_contexts.sql", low, FEATURES_AT_ONCE)
             update(min(low + FEATURES_AT_ONCE, source.d_sae))
+    con.execute(sql_file("merge/write_known_tiles.sql"))
     con.execute(sql_file("merge/write.sql"))
+    if has_known_tiles(con):
+        con.execute(sql_file("merge/keep_known_tiles.sql"))
     counted = con.execute(
         "SELECT (SELECT count(*) FROM active_contexts), (SELECT count(*) FROM negative_contexts), "
         "(SELECT count(*) FROM window_ids)"

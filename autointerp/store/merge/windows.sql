@@ -1,4 +1,4 @@
--- The windows that contexts refer to, numbered in the corpus's order.
+-- The windows that contexts and known tiles refer to, numbered in the corpus's order. Variable: known_tiles.
 
 CREATE OR REPLACE TEMP TABLE window_ids AS
 SELECT unit, "window", row_number() OVER (ORDER BY unit, "window") - 1 AS number
@@ -6,6 +6,8 @@ FROM (
     SELECT unit, "window" FROM active_contexts
     UNION
     SELECT unit, "window" FROM negative_contexts
+    UNION
+    SELECT unit, "window" FROM tiles WHERE tile_id < getvariable('known_tiles')
 );
 
 CREATE OR REPLACE TEMP TABLE window_texts AS

@@ -1,0 +1,117 @@
+"""Statistics of a label on text as it comes: each tile counts for as many tiles of the corpus as it stands for.
+
+A feature fires in a small share of all tiles, and evidence holds as many tiles in which it fires as silent ones. Over
+such a mixture a correlation is far too high, and nothing is said of false alarms. Here the sampled active tiles stand
+for all tiles in which the feature fires, and the silent tiles, drawn from the corpus at large, for all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from autointerp import stats
+
+FEWEST_DOCUMENTS = 5
+"""With fewer documents there is no interval: it would be far too narrow."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of one kind: for each, its document and the sums over its tokens of 1, x, p, x^2, p^2 and x p, where x is
+    the truth and p the prediction."""
+
+    documents: list[Hashable]
+    sums: NDArray[np.float64]
+    """[tiles, 6]"""
+
+    @classmethod
+    def of(cls, truth: Sequence[ArrayLike], predicted: Sequence[ArrayLike], documents: Sequence[Hashable]) -> Tiles:
+        """Raises ValueError where a tile's truth and prediction differ in length, or one is not finite."""
+        rows = []
+        for x, p in zip(truth, predicted, strict=True):
+            a, b = np.asarray(x, dtype=np.float64), np.asarray(p, dtype=np.float64)
+            if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+                raise ValueError(f"a tile of {a.size} finite activations needs as many finite predictions")
+            rows.append((a.size, a.sum(), b.sum(), a @ a, b @ b, a @ b))
+        return cls(list(documents), np.array(rows, dtype=np.float64).reshape(-1, 6))
+
+    @classmethod
+    def silent(cls, n: ArrayLike, sum_p: ArrayLike, sum_pp: ArrayLike, documents: Sequence[Hashable]) -> Tiles:
+        """Tiles in which the feature is silent, from their numbers of tokens and the sums of predictions and of their
+        squares, each [tiles]."""
+        size = np.asarray(n, dtype=np.float64)
+        zero = np.zeros_like(size)
+        sums = [size, zero, np.asarray(sum_p), zero, np.asarray(sum_pp), zero]
+        return cls(list(documents), np.stack(sums, axis=1) if size.size else np.zeros((0, 6)))
+
+
+def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent: float) -> stats.Estimate:
+    """The correlation of truth and prediction over the tokens of ordinary text, with a jackknife over documents.
+
+    `active` is a uniform sample of the `n_active` tiles in which the feature fires, and `silent` of the `n_silent`
+    others. z = atanh r; SE^2 = (G - 1) / G sum (z_-g - mean z)^2 over the G documents; the interval is tanh(z +- t SE).
+    The value is None where truth or prediction is constant, or a kind of tile that the corpus holds was not sampled.
+    The interval is None with fewer than FEWEST_DOCUMENTS documents. `n` is the number of tiles.
+    """
+    n = len(active.documents) + len(silent.documents)
+    if (n_active > 0 and not len(active.sums)) or (n_silent >= 0.5 and not len(silent.sums)):
+        return stats.Estimate(None, None, None, n)
+    index: dict[Hashable, int] = {}
+    groups = [np.array([index.setdefault(d, len(index)) for d in kind.documents], dtype=np.int64)
+              for kind in (active, silent)]  # fmt: skip
+    per_document = [_by_group(kind.sums, of, len(index)) for kind, of in zip((active, silent), groups, strict=True)]
+    tiles = [np.bincount(of, minlength=len(index)).astype(np.float64) for of in groups]
+    totals = [_weighted(part.sum(0), len(kind.sums), size) for part, kind, size in
+              zip(per_document, (active, silent), (n_active, n_silent), strict=True)]  # fmt: skip
+    value = stats.correlation_of_moments(totals[0] + totals[1])
+    if value is None:
+        return stats.Estimate(None, None, None, n)
+    without = np.zeros((len(index), 6))
+    for part, kind, size, count in zip(per_document, (active, silent), (n_active, n_silent), tiles, strict=True):
+        left = len(kind.sums) - count
+        weight = np.divide(size, left, out=np.zeros_like(left), where=left > 0)
+        without += weight[:, None] * (part.sum(0) - part)
+    low, high = stats.jackknife_ends(value, [stats.correlation_of_moments(row) for row in without], FEWEST_DOCUMENTS)
+    return stats.Estimate(value, low, high, n)
+
+
+def _weighted(sums: NDArray[np.float64], n: int, size: float) -> NDArray[np.float64]:
+    return sums * (size / n) if n else np.zeros(6)
+
+
+def _by_group(sums: NDArray[np.float64], group: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """[count, 6]: the sums of each group's rows."""
+    return np.stack([np.bincount(group, weights=column, minlength=count) for column in sums.T], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """The share of claims that are true, on text as it comes."""
+
+    value: float | None
+    """None where no claim was made on a silent tile: then only `low` is known."""
+    low: float | None
+    high: float | None
+
+
+def natural_precision(hits: int, active: int, false_alarms: int, silent: int, density: float) -> Precision:
+    """Precision at natural prevalence: s d / (s d + f (1 - d)), with sensitivity s = hits / active, false alarm rate
+    f = false_alarms / silent and the density d of active tiles.
+
+    The ends are those of Wilson's intervals of s and f. Without a false alarm f is only known to be small, and so only
+    the lower end is given. All None without tiles of either kind, or where nothing was claimed at all.
+    """
+    s, f = stats.wilson(hits, active), stats.wilson(false_alarms, silent)
+    if s.value is None or f.value is None or hits + false_alarms == 0:
+        return Precision(None, None, None)
+
+    def precision(sensitivity: float, alarms: float) -> float:
+        claimed = sensitivity * density + alarms * (1 - density)
+        return sensitivity * density / claimed if claimed > 0 else 0.0
+
+    low, high = precision(s.low or 0.0, f.high or 0.0), precision(s.high or 0.0, f.low or 0.0)
+    return Precision(precision(s.value, f.value) if false_alarms else None, low, high if false_alarms else 1.0)

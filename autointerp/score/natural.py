@@ -1,0 +1,124 @@
+"""Score rows of a label on text as it comes (see prevalence.py). No I/O here.
+
+    simulation_natural    the correlation of truth and prediction over the tokens of ordinary text: the sampled contexts
+                          stand for all tiles in which the feature fires, silent tiles of the corpus at large for the
+                          others. Top contexts and silent ones that were chosen to look alike do not count
+    simulation_precision  of the tiles of ordinary text in which the label predicts CLAIM or more somewhere, the share
+                          in which the feature fires
+    simulation_recall     of the tiles in which the feature fires, the share in which the label predicts that
+
+`n` counts tiles (for recall, those in which the feature fires). Where no silent tile was claimed, the share of false
+alarms is only known to be small: then the precision has no value but the status 'no_false_alarm' and its lower end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp import stats
+from autointerp.prevalence import Tiles, natural_correlation, natural_precision
+from autointerp.records import Context, Score
+from autointerp.score.score_rows import Answer, Identity, Result, counted_row, obstacle
+
+NATURAL = "simulation_natural"
+PRECISION = "simulation_precision"
+RECALL = "simulation_recall"
+NO_FALSE_ALARM = "no_false_alarm"
+CLAIM = 1.0
+"""A label claims a tile in which it predicts at least this on the scale of 0..10."""
+
+
+@dataclass(frozen=True)
+class Prevalence:
+    """How many tiles of the split a feature fires in, and in how many it is silent."""
+
+    active: float
+    silent: float
+
+    @property
+    def density(self) -> float:
+        return self.active / max(self.active + self.silent, 1.0)
+
+
+@dataclass(frozen=True)
+class SilentTiles:
+    """What was predicted of silent tiles of the corpus at large, each array [tiles]."""
+
+    documents: list[str] = field(default_factory=list)
+    n_tokens: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """Sum of the predictions over a tile's tokens."""
+    squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    peak: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> SilentTiles:
+        """From contexts that were asked about; those without a prediction are left out."""
+        told = [(a.context.document, np.asarray(a.prediction.predicted)) for a in answers if a.prediction.predicted]
+        return cls(
+            [document for document, _ in told],
+            np.array([p.size for _, p in told], dtype=np.float64),
+            np.array([p.sum() for _, p in told], dtype=np.float64),
+            np.array([p @ p for _, p in told], dtype=np.float64),
+            np.array([p.max() for _, p in told], dtype=np.float64),
+        )
+
+
+def is_ordinary(context: Context) -> bool:
+    """Whether a context stands for text as it comes: a uniform sample of active or of silent tiles."""
+    return context.kind == "sampled" or context.tier == "random"
+
+
+def natural_rows(
+    identity: Identity, active: Sequence[Answer], silent: SilentTiles, n_silent_failed: int, prevalence: Prevalence
+) -> list[Score]:
+    """The three rows. `active`: what was predicted of the sampled contexts."""
+    n_failed = sum(a.prediction.status != "ok" for a in active) + n_silent_failed
+    n = len(active) + len(silent.documents) + n_silent_failed
+    why = obstacle(active)
+    usable = [a for a in active if a.prediction.predicted is not None]
+    if why is not None:
+        results = [(NATURAL, Result(why), n), (PRECISION, Result(why), n), (RECALL, Result(why), len(active))]
+    else:
+        hits = sum(max(a.prediction.predicted or [0.0]) >= CLAIM for a in usable)
+        recall = stats.wilson(hits, len(usable))
+        results = [
+            (NATURAL, _correlation(usable, silent, prevalence), n),
+            (PRECISION, _precision(hits, len(usable), silent, prevalence), n),
+            (RECALL, Result("ok", recall), len(active)),
+        ]
+    errors = [a.error for a in active if a.error]
+    return [
+        counted_row(identity, name, result, count, n_failed, errors[0] if errors else None)
+        for name, result, count in results
+    ]
+
+
+def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prevalence) -> Result:
+    firing = Tiles.of(
+        [a.prediction.truth for a in active],
+        [a.prediction.predicted or [] for a in active],
+        [a.context.document for a in active],
+    )
+    quiet = Tiles.silent(silent.n_tokens, silent.total, silent.squares, silent.documents)
+    found = natural_correlation(firing, quiet, prevalence.active, prevalence.silent)
+    if found.value is not None:
+        return Result("ok", found)
+    if prevalence.silent >= 0.5 and not silent.documents:
+        return Result("no_contexts")
+    predicted = [p for a in active for p in a.prediction.predicted or []]
+    constant = stats.is_constant(predicted) and not silent.squares.any()
+    return Result("constant_prediction" if constant or not any(predicted) else "constant_truth")
+
+
+def _precision(hits: int, n_active: int, silent: SilentTiles, prevalence: Prevalence) -> Result:
+    alarms, n = int((silent.peak >= CLAIM).sum()), len(silent.documents)
+    found = natural_precision(hits, n_active, alarms, n, prevalence.density)
+    if found.low is None:
+        return Result("no_contexts" if not n else "constant_prediction")
+    estimate = stats.Estimate(found.value, found.low, found.high, n_active + n)
+    return Result("ok" if found.value is not None else NO_FALSE_ALARM, estimate)

@@ -1,0 +1,105 @@
+"""A label on text as it comes: against every tile of a small corpus, of which all is known."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.evidence_helpers import SMALL, WORDS, Setup, dense_activations
+from support.known_words import job
+
+from autointerp import stats
+from autointerp.ask.scale import scaled
+from autointerp.config import ExplainConfig, ScoreConfig
+from autointerp.corpus.windows import token_ids
+from autointerp.explain.explaining import explain
+from autointerp.records import SPLITS, Window, WorkUnit
+from autointerp.rules.patterns import Rule
+from autointerp.score.natural import CLAIM
+from autointerp.score.scoring import score
+from autointerp.store.store import Store
+
+CONFIG = replace(SMALL, negative_pool_windows=500, sampled_contexts=200, top_contexts=8)
+
+
+@pytest.fixture(scope="module")
+def setup(tiny_gpt2: Path) -> Setup:
+    """The corpus's documents are random words, so that hardly a text stands in it twice."""
+    made, rng = Setup(tiny_gpt2), random.Random(5)
+    ids = [token_ids([" ".join(rng.choices(WORDS, k=120))], made.loaded.tokenizer)[0] for _ in range(36)]
+    windows = [
+        Window(f"d{i}", start, SPLITS[i % 3], [0, *one[start : start + 24]], 1)
+        for i, one in enumerate(ids)
+        for start in range(0, len(one) - 24, 24)
+    ]
+    made.units = [WorkUnit(0, windows, len(ids))]
+    return made
+
+
+@pytest.fixture(scope="module")
+def store(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    root = tmp_path_factory.mktemp("natural")
+    folder = setup.folder(root / "work", CONFIG)
+    setup.harvest(folder, CONFIG)
+    with Store.open(root / "x.duckdb", create=True) as opened:
+        setup.merge(opened, folder, CONFIG)
+        work = job(opened)
+        asyncio.run(explain(work, ExplainConfig(explainer="patterns")))
+        asyncio.run(score(work, "patterns", ScoreConfig(contexts=4, bootstrap=20)))
+        yield opened
+
+
+def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, store: Store) -> None:
+    acts: list[np.ndarray] = []
+    tokens: list[list[str]] = []
+    for unit in setup.units:
+        for index, dense in dense_activations(setup, unit).items():
+            window = unit.windows[index]
+            if window.split == "report":
+                text = setup.text.tokens(window.token_ids)
+                for start in range(window.n_prefix, len(text), CONFIG.context_tokens):
+                    end = start + CONFIG.context_tokens
+                    tokens.append(text[start:end])
+                    acts.append(dense[start:end])
+    found = {
+        (feature, scorer): (value, status)
+        for feature, scorer, value, status in store.rows(
+            "SELECT feature, scorer, value, status FROM scores WHERE part = 'report'"
+        )
+    }
+    rules = dict(store.rows("SELECT feature, rule FROM explanations WHERE status = 'ok'"))
+    tops = dict(store.rows("SELECT feature, explain_max_activation FROM features"))
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for feature, text in rules.items():
+        rule = Rule.from_json(text)
+        predicted = [rule.predict(tile) for tile in tokens]
+        firing = np.array([tile[:, feature].max() > 0 for tile in acts])
+        claimed = np.array([max(p) >= CLAIM for p in predicted])
+        scaled_truth = [scaled(tile[:, feature].tolist(), tops[feature]) for tile in acts]
+        right = stats.pearson(np.concatenate(scaled_truth), np.concatenate(predicted))
+        value, status = found[feature, "simulation_natural"]
+        if value is None or right is None:
+            assert status in ("no_contexts", "constant_prediction"), (status, right)
+            continue
+        pairs["natural"].append((value, right))
+        pairs["recall"].append((found[feature, "simulation_recall"][0], claimed[firing].mean()))
+        precision, status = found[feature, "simulation_precision"]
+        if precision is not None:
+            pairs["precision"].append((precision, firing[claimed].mean()))
+        else:
+            assert status == "no_false_alarm" and not (claimed & ~firing).sum() > 3
+    bias, worst = {}, {}
+    for name, some in pairs.items():
+        values, truth = np.array(some).T
+        bias[name], worst[name] = abs((values - truth).mean()), np.abs(values - truth).max()
+        assert len(some) > 10
+    assert bias["natural"] < 0.01 and bias["recall"] < 0.03 and bias["precision"] < 0.06, bias
+    assert worst["natural"] < 0.05 and worst["recall"] < 0.1 and worst["precision"] < 0.15, worst
+    mixture = [value for (_, scorer), (value, _) in found.items() if scorer == "simulation" and value is not None]
+    assert np.mean(mixture) > np.mean([value for value, _ in pairs["natural"]])
