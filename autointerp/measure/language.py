@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.corpus.windows import token_ids
+from autointerp.model.input_limits import n_positions
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, make_batches
 from autointerp.records import Window
@@ -49,8 +50,8 @@ class Likelihoods:
 
 def longest_sequence(loaded: LoadedModel) -> int:
     """How many tokens the model reads at once, at most."""
-    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return min(int(positions), MOST_TOKENS) if positions else MOST_TOKENS
+    positions = n_positions(loaded.model)
+    return MOST_TOKENS if positions is None else min(positions, MOST_TOKENS)
 
 
 def surprisal(

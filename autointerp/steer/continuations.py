@@ -136,11 +136,11 @@ class SteeredTexts:
 
     def _prompts(self, asked: Steering) -> list[list[int]]:
         prompts = [self.prefix + ids for ids in token_ids(asked.prompts, self.loaded.tokenizer)]
-        limit = getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self.steerer.most_positions
         for i, ids in enumerate(prompts):
             if not ids:
                 raise NotMeasured("bad_task", f"prompts[{i}] has no tokens, and no BOS stands before it")
-            if limit and len(ids) + asked.n_tokens > limit:
+            if limit is not None and len(ids) + asked.n_tokens > limit:
                 raise NotMeasured(
                     "bad_task",
                     f"prompts[{i}] has {len(ids)} tokens: with {asked.n_tokens} more it does not fit the model's "
