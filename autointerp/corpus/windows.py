@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TOKENIZE_CHARACTERS = 500_000
 """Characters tokenised in one call: enough to keep the tokenizer's threads busy, few enough to hold twice."""
 _DEFAULT_EOS = "<|endoftext|>"
+NAME_A_BOS = "name the token as bos_token in the tokenizer_config.json of a copy of the model's folder"
+"""What to do where nothing says which token stands before a text."""
 SHORTEST_WINDOW = 2
 """Corpus tokens. In a window of one token, the token would have no context."""
 
@@ -40,8 +42,8 @@ def bos_prefix(tokenizer: PreTrainedTokenizerBase, config: CorpusConfig) -> list
     found = stand_in_for_bos(tokenizer)
     if found is None:
         raise InputError(
-            'corpus.prepend_bos = "always", but the tokenizer has neither a BOS nor an EOS token; use "auto" or '
-            '"never", or set a bos_token in the tokenizer_config.json of a copy of the model\'s folder'
+            f'corpus.prepend_bos = "always", but the tokenizer has neither a BOS nor an EOS token; {NAME_A_BOS}, or '
+            'use "auto" or "never" for windows without one'
         )
     return [found[0]]
 

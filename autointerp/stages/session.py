@@ -14,18 +14,18 @@ from autointerp.config import Config, CorpusConfig, SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import corpus_fingerprint, read_documents
 from autointerp.corpus.token_text import TokenText
-from autointerp.corpus.windows import bos_prefix, chat_renderer, stand_in_for_bos, work_units
+from autointerp.corpus.windows import NAME_A_BOS, bos_prefix, chat_renderer, stand_in_for_bos, work_units
 from autointerp.deadline import Deadline
 from autointerp.errors import InputError, MismatchError
 from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, quick_fvu
 from autointerp.model.hooks import Hookpoint, hidden_size_at
-from autointerp.model.input_limits import check_context_length, unreadable_tokens
+from autointerp.model.input_limits import unreadable_tokens
 from autointerp.model.load import LoadedModel, folder_sha256, load_model
 from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
 from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
 from autointerp.sae.sae import Sae
-from autointerp.stages.text_reading import reading_notes
+from autointerp.stages.text_reading import check_windows, reading_notes
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
@@ -46,7 +46,7 @@ class Session:
     def model(self) -> LoadedModel:
         """The model. Raises InputError if it cannot read the corpus's windows, and whatever loading it raises."""
         loaded = self._load()
-        check_context_length(loaded.model, loaded.name, self.config.corpus.context_length)
+        check_windows(loaded, self.config.corpus)
         return loaded
 
     def _load(self) -> LoadedModel:
@@ -88,7 +88,7 @@ class Session:
 
     def say_how_text_is_read(self) -> None:
         """Warns of what a person would not expect of how this model reads the corpus, after reading its first
-        documents. Raises InputError if it cannot read it."""
+        documents."""
         for note in reading_notes(self.model(), self.token_text(), self.config.corpus):
             self.terminal.warn(note)
 
@@ -260,12 +260,16 @@ def _check_bos(session: Session, weights: Sae, folder: Path) -> None:
     wanted = wants_bos(weights.metadata, tokenizer_has_bos=own)
     if wanted is None or wanted == bool(bos_prefix(tokenizer, session.config.corpus)):
         return
-    setting = "always" if wanted else "never"
-    stand_in = None if own or not wanted else stand_in_for_bos(tokenizer)
-    why = "" if stand_in is None else f" (the tokenizer has no BOS: {stand_in[1]!r} stands in, as in TransformerLens)"
+    advice = f"set corpus.prepend_bos = {'always' if wanted else 'never'!r}"
+    if wanted and not own:
+        stand_in = stand_in_for_bos(tokenizer)
+        advice = (
+            f"{advice} (the tokenizer has no BOS: {stand_in[1]!r} stands in, as in TransformerLens)" if stand_in
+            else f"the tokenizer has neither a BOS nor an EOS token, so {NAME_A_BOS}"
+        )  # fmt: skip
     raise MismatchError(
         f"the SAE at {folder} was trained {'with' if wanted else 'without'} a BOS token before each text, and this "
-        f"configuration reads {'without' if wanted else 'with'} one; set corpus.prepend_bos = {setting!r}{why}"
+        f"configuration reads {'without' if wanted else 'with'} one; {advice}"
     )
 
 

@@ -13,7 +13,7 @@ from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.token_text_check import text_misfit
 from autointerp.corpus.windows import bos_prefix, chat_renderer, stand_in_for_bos, work_units
 from autointerp.errors import InputError
-from autointerp.model.input_limits import unreadable_tokens
+from autointerp.model.input_limits import check_context_length, unreadable_tokens
 from autointerp.model.load import LoadedModel
 from autointerp.records import Window
 
@@ -21,18 +21,26 @@ CHECKED_DOCUMENTS, CHECKED_CHARACTERS = 20, 8000
 """The text on which token text is checked: so many documents, and so much of each."""
 
 
+def check_windows(loaded: LoadedModel, corpus: CorpusConfig) -> None:
+    """Raise InputError if the model cannot read the windows that this configuration makes: they are too long, or begin
+    with a token that it has no embedding for."""
+    check_context_length(loaded.model, loaded.name, corpus.context_length)
+    unreadable = unreadable_tokens(loaded.model, loaded.tokenizer)
+    for index in bos_prefix(loaded.tokenizer, corpus):
+        if index in unreadable:
+            raise InputError(
+                f"every window would begin with {unreadable[index]!r}, which model {loaded.name} has no embedding for; "
+                'set corpus.prepend_bos = "never"'
+            )
+
+
 def reading_notes(loaded: LoadedModel, text: TokenText, corpus: CorpusConfig) -> Iterator[str]:
     """In words: another token stands in for a BOS, the model has no embedding for tokens, token text is not what the
-    tokenizer decodes. Raises InputError where every window would begin with a token that the model cannot read."""
+    tokenizer decodes."""
     tokenizer, unreadable = loaded.tokenizer, unreadable_tokens(loaded.model, loaded.tokenizer)
-    prefix, stand_in = bos_prefix(tokenizer, corpus), stand_in_for_bos(tokenizer)
-    if unreadable.keys() & set(prefix):
-        raise InputError(
-            f"every window would begin with {unreadable[prefix[0]]!r}, which the model has no embedding for; set "
-            'corpus.prepend_bos = "never"'
-        )
-    if prefix and tokenizer.bos_token_id is None and stand_in is not None:
-        yield f"the tokenizer has no BOS: every window begins with {stand_in[1]!r}, as in TransformerLens"
+    if bos_prefix(tokenizer, corpus) and tokenizer.bos_token_id is None:
+        _, stand_in = stand_in_for_bos(tokenizer) or (0, "")
+        yield f"the tokenizer has no BOS: every window begins with {stand_in!r}, as in TransformerLens"
     if unreadable:
         listed = ", ".join(repr(token) for token in list(unreadable.values())[:3])
         yield (
