@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.corpus.windows import token_ids
-from autointerp.model.input_limits import n_positions
+from autointerp.model.input_limits import n_positions, spelled_unreadable
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, make_batches
 from autointerp.records import Window
@@ -93,7 +93,7 @@ def label_likelihood(
 
 def _surprisal_plan(loaded: LoadedModel, asked: Surprisal) -> Plan:
     prefixes = _with_bos(loaded, asked.prefixes)
-    texts = token_ids(asked.texts, loaded.tokenizer)
+    texts = _ids(loaded, asked.texts)
     room = _room(loaded, prefixes)
     for i, ids in enumerate(texts):
         if not ids:
@@ -117,7 +117,7 @@ def _label_ids(loaded: LoadedModel, asked: LabelGain) -> tuple[str, list[int]]:
     """
     after = asked.after.rstrip()
     label = asked.after[len(after) :] + asked.label
-    before, whole, alone = token_ids([after, after + label, asked.label], loaded.tokenizer)
+    before, whole, alone = _ids(loaded, [after, after + label, asked.label])
     within = bool(before) and whole[: len(before)] == before
     after, ids = (after, whole[len(before) :]) if within else (asked.after, alone)
     if not ids:
@@ -127,7 +127,15 @@ def _label_ids(loaded: LoadedModel, asked: LabelGain) -> tuple[str, list[int]]:
 
 def _with_bos(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
     bos = loaded.tokenizer.bos_token_id
-    return [([] if bos is None else [int(bos)]) + ids for ids in token_ids(texts, loaded.tokenizer)]
+    return [([] if bos is None else [int(bos)]) + ids for ids in _ids(loaded, texts)]
+
+
+def _ids(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text. Raises NotMeasured (bad_task) for a text that the model has no embeddings for."""
+    found = token_ids(texts, loaded.tokenizer)
+    for why in spelled_unreadable(loaded.model, loaded.tokenizer, found).values():
+        raise NotMeasured("bad_task", f"a text {why}")
+    return found
 
 
 def _room(loaded: LoadedModel, prefixes: Sequence[Sequence[int]]) -> int:

@@ -6,6 +6,7 @@ in a way that ends the process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -77,3 +78,18 @@ def unreadable_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     model of the family has (Gemma 3 1B: `<image_soft_token>`)."""
     n = n_embeddings(model)
     return {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if index >= n}
+
+
+def spelled_unreadable(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[int]]
+) -> dict[int, str]:
+    """For the texts, by index, whose ids the model cannot all read: why, in words."""
+    unreadable = unreadable_tokens(model, tokenizer)
+    if not unreadable:
+        return {}
+    found = {i: next((index for index in ids if index in unreadable), None) for i, ids in enumerate(texts)}
+    return {
+        i: f"spells {unreadable[index]!r}, which the model has no embedding for"
+        for i, index in found.items()
+        if index is not None
+    }
