@@ -136,7 +136,8 @@ class CorpusConfig:
     context_length: Annotated[int, Range(8, 10**9)] = 128
     """Tokens in one window (one input of the model), the BOS included."""
     prepend_bos: Literal["auto", "always", "never"] = "auto"
-    """always, never, or auto: if the tokenizer has a BOS token. A prepended BOS is never counted or stored as text."""
+    """always, never, or auto: if the tokenizer has a BOS token. A prepended BOS is never counted or stored as text. For
+    always, the EOS stands in where the tokenizer has no BOS (Qwen), as in TransformerLens."""
     exclude_tokens: tuple[str, ...] = ()
     """Token strings that never count, besides BOS, EOS, padding and other special tokens."""
     max_tokens: LargeCount | None = None

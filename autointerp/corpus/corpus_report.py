@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from autointerp.errors import InputError, nearest
 from autointerp.records import Split
 
-HARMLESS = frozenset({"empty", "one_token", "binary"})
+HARMLESS = frozenset({"empty", "one_token", "binary", "unreadable_token"})
 """Reasons that do not speak against the corpus and never count towards `max_skipped_share`."""
 EARLY_RECORDS = 100
 """Give up at once when this many records were read and none of them was usable."""
@@ -33,7 +33,8 @@ class CorpusReport:
     """Records from which NULs or lone surrogates were removed."""
     n_skipped: Counter[str] = field(default_factory=Counter)
     """Records skipped, by reason. These count as unusable: bad_json, not_an_object, missing_field, wrong_type,
-    line_too_long, chat_template, unreadable. These are harmless: empty, one_token, binary."""
+    line_too_long, chat_template, unreadable. These are harmless: empty, one_token, binary,
+    unreadable_token (documents of which some windows were left out)."""
     split_documents: Counter[Split] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     """The first record skipped for each reason, for messages."""

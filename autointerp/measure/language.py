@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.corpus.windows import token_ids
+from autointerp.model.input_limits import n_positions, spelled_unreadable
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, make_batches
 from autointerp.records import Window
@@ -49,8 +50,8 @@ class Likelihoods:
 
 def longest_sequence(loaded: LoadedModel) -> int:
     """How many tokens the model reads at once, at most."""
-    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return min(int(positions), MOST_TOKENS) if positions else MOST_TOKENS
+    positions = n_positions(loaded.model)
+    return MOST_TOKENS if positions is None else min(positions, MOST_TOKENS)
 
 
 def surprisal(
@@ -92,7 +93,7 @@ def label_likelihood(
 
 def _surprisal_plan(loaded: LoadedModel, asked: Surprisal) -> Plan:
     prefixes = _with_bos(loaded, asked.prefixes)
-    texts = token_ids(asked.texts, loaded.tokenizer)
+    texts = _ids(loaded, asked.texts)
     room = _room(loaded, prefixes)
     for i, ids in enumerate(texts):
         if not ids:
@@ -116,7 +117,7 @@ def _label_ids(loaded: LoadedModel, asked: LabelGain) -> tuple[str, list[int]]:
     """
     after = asked.after.rstrip()
     label = asked.after[len(after) :] + asked.label
-    before, whole, alone = token_ids([after, after + label, asked.label], loaded.tokenizer)
+    before, whole, alone = _ids(loaded, [after, after + label, asked.label])
     within = bool(before) and whole[: len(before)] == before
     after, ids = (after, whole[len(before) :]) if within else (asked.after, alone)
     if not ids:
@@ -126,7 +127,15 @@ def _label_ids(loaded: LoadedModel, asked: LabelGain) -> tuple[str, list[int]]:
 
 def _with_bos(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
     bos = loaded.tokenizer.bos_token_id
-    return [([] if bos is None else [int(bos)]) + ids for ids in token_ids(texts, loaded.tokenizer)]
+    return [([] if bos is None else [int(bos)]) + ids for ids in _ids(loaded, texts)]
+
+
+def _ids(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text. Raises NotMeasured (bad_task) for a text that the model has no embeddings for."""
+    found = token_ids(texts, loaded.tokenizer)
+    for why in spelled_unreadable(loaded.model, loaded.tokenizer, found).values():
+        raise NotMeasured("bad_task", f"a text {why}")
+    return found
 
 
 def _room(loaded: LoadedModel, prefixes: Sequence[Sequence[int]]) -> int:

@@ -23,6 +23,7 @@ from transformers.utils import logging as hf_logging
 from autointerp.config import ModelConfig
 from autointerp.corpus.token_text import tokenizer_sha256
 from autointerp.errors import DamagedError, InputError, OutOfMemoryError
+from autointerp.model.input_limits import check_vocabulary
 
 FINGERPRINT_BYTES = 1_000_000
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json")
@@ -66,7 +67,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """The model on its device, in eval mode, without gradients.
 
     Raises InputError when there is no such model, device or package, DamagedError when weights are missing or cannot
-    be read, and OutOfMemoryError when the model does not fit on the device.
+    be read, MismatchError when the tokenizer is another model's, and OutOfMemoryError when the model does not fit on
+    the device.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
@@ -104,6 +106,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
             f"model {config.name} lacks {len(missing)} weights that its config.json asks for ({', '.join(missing[:3])}"
             "...); fetch it again, or name the model it belongs to"
         )
+    check_vocabulary(model, tokenizer, config.name)
     model.eval()
     model.requires_grad_(False)
     return LoadedModel(

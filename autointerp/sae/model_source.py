@@ -14,6 +14,7 @@ from autointerp.corpus.sources import read_documents
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import chat_renderer, work_units
 from autointerp.model.hooks import Hookpoint, activations_at_all, hidden_size_at
+from autointerp.model.input_limits import unreadable_tokens
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.sae import parallel
@@ -51,8 +52,9 @@ class ModelSource:
         report = CorpusReport()
         documents = read_documents(self.corpus, report, chat_renderer(self.loaded.tokenizer))
         units = work_units(
-            documents, self.loaded.tokenizer, self.corpus, wanted=lambda index: index >= first_unit, report=report
-        )
+            documents, self.loaded.tokenizer, self.corpus, wanted=lambda index: index >= first_unit, report=report,
+            unreadable=unreadable_tokens(self.loaded.model, self.loaded.tokenizer),
+        )  # fmt: skip
         size = parallel.world_size()
         for unit in units:
             batches = make_batches(unit.windows, self.batch_tokens, self.loaded.pad_id)

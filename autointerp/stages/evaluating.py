@@ -14,7 +14,6 @@ import torch
 
 from autointerp.config import CorpusConfig, SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.token_text import TokenText
 from autointerp.evaluate.absorption import absorption
 from autointerp.evaluate.html_report import DictionaryReport, ReportData, write_report
 from autointerp.evaluate.labelled_texts import LabelledTexts, read_labelled
@@ -102,7 +101,7 @@ def _structural(
     report: CorpusReport | None = None,
 ) -> StructuralResult:  # fmt: skip
     loaded, (point, output) = session.model(), session.points(sae)
-    excluded = TokenText(loaded.tokenizer).excluded_ids(corpus.exclude_tokens)
+    excluded = session.token_text().excluded_ids(corpus.exclude_tokens)
     units: Iterator[WorkUnit] = session.units(corpus, report)
     with session.terminal.progress(f"{sae.dictionary}: evaluating on {corpus.source}", options.tokens, "tokens") as to:
         return evaluate_structure(
@@ -144,7 +143,7 @@ def _functional(
 
 def _report_texts(session: Session) -> Iterator[str]:
     """One window's text from each held-out document, as the model saw it."""
-    text = TokenText(session.model().tokenizer)
+    text = session.token_text()
     seen: set[str] = set()
     for unit in session.units():
         for window in unit.windows:

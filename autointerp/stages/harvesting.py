@@ -12,7 +12,6 @@ import torch
 from autointerp.config import SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.splits import require_all_splits
-from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError
 from autointerp.harvest import memory, text_pass
 from autointerp.harvest.merge import CorpusFacts
@@ -136,7 +135,9 @@ def harvest_shard(session: Session, saes: Sequence[SaeConfig], shard_index: int,
     """Harvest one shard's work units into the work folders, without the store."""
     session.check_corpus()
     facts = _Facts.of(session)
-    for group in _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False):
+    groups = _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False)
+    session.say_how_text_is_read()
+    for group in groups:
         _harvest_units(session, [_Ready.of(plan) for plan in group], text_pass.Shard(shard_index, num_shards))
 
 
@@ -155,7 +156,9 @@ def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig])
     if not todo:
         return False
     session.check_corpus()
-    for group in _groups(session, todo):
+    groups = _groups(session, todo)
+    session.say_how_text_is_read()
+    for group in groups:
         _harvest_group(session, store, group)
     return True
 
@@ -281,7 +284,7 @@ def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.S
             say=terminal.say,
         )
         settings = text_pass.unit_settings(
-            loaded, TokenText(loaded.tokenizer), config.harvest, config.model.batch_tokens, config.corpus.exclude_tokens
+            loaded, session.token_text(), config.harvest, config.model.batch_tokens, config.corpus.exclude_tokens
         )
         done = text_pass.harvest(loaded, [one.target for one in ready], units, settings, shard, watch)
     require_all_splits(report)
@@ -307,7 +310,7 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
     config, terminal, loaded = session.config, session.terminal, session.model()
     plan, weights, name = ready.plan, ready.weights, ready.name
     dictionary_id = dictionary_id_of(session, store, plan.sae, weights, ready.sha256)
-    text = TokenText(loaded.tokenizer)
+    text = session.token_text()
     # The projection comes first, because the features' rows, written last, mark a harvest as merged.
     with terminal.working(f"{name}: projecting the features onto the vocabulary"):
         projection = vocab_projection(loaded, weights, text, config.harvest.vocab_tokens)

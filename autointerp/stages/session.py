@@ -14,16 +14,18 @@ from autointerp.config import Config, CorpusConfig, SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import corpus_fingerprint, read_documents
 from autointerp.corpus.token_text import TokenText
-from autointerp.corpus.windows import chat_renderer, work_units
+from autointerp.corpus.windows import NAME_A_BOS, bos_prefix, chat_renderer, stand_in_for_bos, work_units
 from autointerp.deadline import Deadline
 from autointerp.errors import InputError, MismatchError
 from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, quick_fvu
 from autointerp.model.hooks import Hookpoint, hidden_size_at
+from autointerp.model.input_limits import unreadable_tokens
 from autointerp.model.load import LoadedModel, folder_sha256, load_model
 from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
 from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
 from autointerp.sae.sae import Sae
+from autointerp.stages.text_reading import check_windows, reading_notes
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
@@ -39,8 +41,15 @@ class Session:
         self.config, self.terminal = config, terminal
         self.deadline = Deadline.of(config.budget.deadline)
         self._loaded: LoadedModel | None = None
+        self._text: TokenText | None = None
 
     def model(self) -> LoadedModel:
+        """The model. Raises InputError if it cannot read the corpus's windows, and whatever loading it raises."""
+        loaded = self._load()
+        check_windows(loaded, self.config.corpus)
+        return loaded
+
+    def _load(self) -> LoadedModel:
         if self._loaded is None:
             if not self.config.model.name:
                 raise InputError("the configuration names no model; set [model] name to a hub id or a folder")
@@ -50,6 +59,12 @@ class Session:
                 f"model {self._loaded.name} on {self._loaded.device}, {str(self._loaded.dtype).removeprefix('torch.')}"
             )
         return self._loaded
+
+    def token_text(self) -> TokenText:
+        """The strings of the model's tokens. Reading the whole vocabulary takes seconds, so it is done once."""
+        if self._text is None:
+            self._text = TokenText(self.model().tokenizer)
+        return self._text
 
     def check_corpus(self) -> None:
         """Raise InputError if the corpus has no usable text, before a model is loaded for it. Reads up to the first
@@ -68,10 +83,17 @@ class Session:
         """The `wanted` work units of `corpus`, or of the configured corpus."""
         corpus, report, tokenizer = corpus or self.config.corpus, report or CorpusReport(), self.model().tokenizer
         documents = read_documents(corpus, report, chat_renderer(tokenizer))
-        return work_units(documents, tokenizer, corpus, wanted=wanted, report=report)
+        unreadable = unreadable_tokens(self.model().model, tokenizer)
+        return work_units(documents, tokenizer, corpus, wanted=wanted, report=report, unreadable=unreadable)
+
+    def say_how_text_is_read(self) -> None:
+        """Warns of what a person would not expect of how this model reads the corpus, after reading its first
+        documents."""
+        for note in reading_notes(self.model(), self.token_text(), self.config.corpus):
+            self.terminal.warn(note)
 
     def describe_model(self) -> str:
-        loaded = self.model()
+        loaded = self._load()
         size = sum(p.numel() for p in loaded.model.parameters())
         return (
             f"{loaded.name} ({size:,} parameters) runs on {loaded.device} in {str(loaded.dtype).removeprefix('torch.')}"
@@ -85,9 +107,9 @@ class Session:
         if first is None:
             raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
         n_tokens = len(loaded.tokenizer(first.text[:10_000], add_special_tokens=False)["input_ids"])
-        return (
-            f"{self.config.corpus.source} can be read; its first document {first.name!r} begins with {n_tokens} tokens"
-        )
+        source = self.config.corpus.source
+        said = f"{source} can be read; its first document {first.name!r} begins with {n_tokens} tokens"
+        return ". ".join([said, *reading_notes(loaded, self.token_text(), self.config.corpus)])
 
     def describe_sae(self, sae: SaeConfig) -> str:
         loaded, folder = self.model(), self.sae_folder(sae)
@@ -220,14 +242,8 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
 def _check_origin(session: Session, sae: SaeConfig, weights: Sae, folder: Path) -> None:
     """Raise MismatchError or InputError if the SAE, by its file, was trained on something else than it will read."""
     check_processing(weights.metadata)
-    wanted, corpus, loaded = wants_bos(weights.metadata), session.config.corpus, session.model()
-    has_bos = corpus.prepend_bos != "never" and loaded.tokenizer.bos_token_id is not None
-    if wanted is not None and wanted != has_bos:
-        setting = "always" if wanted else "never"
-        raise MismatchError(
-            f"the SAE at {folder} was trained {'with' if wanted else 'without'} a BOS token before each text, and this "
-            f"configuration reads {'without' if wanted else 'with'} one; set corpus.prepend_bos = {setting!r}"
-        )
+    _check_bos(session, weights, folder)
+    loaded = session.model()
     named = weights.metadata.get("hook_name")
     if isinstance(named, str) and named.startswith(("blocks.", "hook_")):
         meant = to_module_path(named, loaded.model)
@@ -238,10 +254,29 @@ def _check_origin(session: Session, sae: SaeConfig, weights: Sae, folder: Path) 
             )
 
 
+def _check_bos(session: Session, weights: Sae, folder: Path) -> None:
+    tokenizer = session.model().tokenizer
+    own = tokenizer.bos_token_id is not None
+    wanted = wants_bos(weights.metadata, tokenizer_has_bos=own)
+    if wanted is None or wanted == bool(bos_prefix(tokenizer, session.config.corpus)):
+        return
+    advice = f"set corpus.prepend_bos = {'always' if wanted else 'never'!r}"
+    if wanted and not own:
+        stand_in = stand_in_for_bos(tokenizer)
+        advice = (
+            f"{advice} (the tokenizer has no BOS: {stand_in[1]!r} stands in, as in TransformerLens)" if stand_in
+            else f"the tokenizer has neither a BOS nor an EOS token, so {NAME_A_BOS}"
+        )  # fmt: skip
+    raise MismatchError(
+        f"the SAE at {folder} was trained {'with' if wanted else 'without'} a BOS token before each text, and this "
+        f"configuration reads {'without' if wanted else 'with'} one; {advice}"
+    )
+
+
 def warn_of_misfit(session: Session, sae: SaeConfig, weights: Sae) -> None:
     """Warns if a loaded SAE explains hardly anything of the first tokens: its hookpoint, model or scaling is wrong."""
     point, output = session.points(sae)
-    excluded = TokenText(session.model().tokenizer).excluded_ids(session.config.corpus.exclude_tokens)
+    excluded = session.token_text().excluded_ids(session.config.corpus.exclude_tokens)
     batch_tokens = session.config.model.batch_tokens
     unexplained = quick_fvu(session.model(), weights, point, output, session.units(), excluded, batch_tokens)
     if not unexplained <= SUSPICIOUS_FVU:

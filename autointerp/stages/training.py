@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from autointerp.config import Config, SaeConfig
+from autointerp.corpus.windows import bos_prefix
 from autointerp.errors import DamagedError, MismatchError, OutOfMemoryError
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
@@ -248,6 +249,6 @@ def _metadata(session: Session, sae: SaeConfig, loaded: LoadedModel) -> dict[str
         "hook_name": to_hook_name(str(session.point(sae.hookpoint)), loaded.model) or sae.hookpoint,
         "module_path": sae.hookpoint,
         "context_size": corpus.context_length,
-        "prepend_bos": corpus.prepend_bos != "never" and loaded.tokenizer.bos_token_id is not None,
+        "prepend_bos": bool(bos_prefix(loaded.tokenizer, corpus)),
         "dataset": corpus.source,
     }

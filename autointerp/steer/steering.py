@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from autointerp.errors import AutointerpError, InputError
 from autointerp.model.hooks import Hookpoint, hooked, resolve
+from autointerp.model.input_limits import n_positions
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window
@@ -81,7 +82,7 @@ class Steerer:
         config = loaded.model.config.get_text_config()
         budget = _LOGITS_CPU if loaded.device.type == "cpu" else _LOGITS_DEVICE
         self.batch_tokens = max(1, min(batch_tokens, budget // (int(getattr(config, "vocab_size", 0)) or 1)))
-        self.most_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.most_positions = n_positions(loaded.model)
         self.n_forwards = 0
         """Sequences that the model has read."""
         self.n_tokens = 0
