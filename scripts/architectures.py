@@ -172,7 +172,7 @@ def plain_run(model: nn.Module, ids: Tensor, *edits: Any) -> Tensor:
 
 
 def blocks_of(model: nn.Module, ids: Tensor) -> list[str]:
-    """The names of the outermost numbered modules that the model runs, in order, the last one of its longest list."""
+    """The names of the outermost numbered modules that the model runs, in order: those of the list of the last one."""
     order: list[str] = []
     modules = dict(model.named_modules())
     lists = [n for n, m in modules.items() if isinstance(m, nn.ModuleList)]
@@ -184,11 +184,9 @@ def blocks_of(model: nn.Module, ids: Tensor) -> list[str]:
             stack.callback(handle.remove)
         with torch.no_grad():
             model(input_ids=ids, use_cache=False)
-    counts: dict[str, int] = defaultdict(int)
-    for name in order:
-        counts[name.rpartition(".")[0]] += 1
-    longest = max(counts, key=lambda n: (counts[n], n))
-    return [name for name in order if name.rpartition(".")[0] == longest]
+    whole = [name for name in order if next(modules[name].children(), None) is not None]
+    last = whole[-1].rpartition(".")[0]
+    return [name for name in whole if name.rpartition(".")[0] == last]
 
 
 # --- what is tried --------------------------------------------------------------------------------------------------
@@ -269,7 +267,7 @@ class Sink:
     side: str = "out"
 
 
-MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "ff", "fc2", "mixer")
+MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "ff", "fc2", "mixer", "shared_mlp")
 AFTER = ("post_per_layer_input_norm",)
 """What blocks run after the MLP."""
 HEADS = ("attn", "self_attn", "attention", "self_attention", "temporal_block")

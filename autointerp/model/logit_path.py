@@ -238,12 +238,12 @@ class _Finder:
 
     def _logits(self, at: Hookpoint, x: Tensor, silenced: Hookpoint | None = None) -> Tensor:
         """Half of what the unembedding returns with x [n, width] written at `at`, less the same for -x: what biases
-        add is gone. `silenced`: a module whose output is replaced by 0. float32 [n, sampled logits]."""
+        add is gone. float32 [n, sampled logits]. `silenced`: a module whose output is replaced by one without x."""
         found: list[Tensor] = []
         model = self.loaded.model
         hooks = [hooked(model, at, edit=lambda held: _write(held, torch.cat([x, -x]), model))]
         if silenced is not None:
-            hooks.append(hooked(model, silenced, edit=torch.zeros_like))
+            hooks.append(hooked(model, silenced, edit=_same_for_all))
         self._run(2 * len(x), [*hooks, hooked(model, Hookpoint(self.head_path), capture=found, stop=True)])
         logits = found[0].reshape(2, len(x), -1)[..., self.sample].float()
         return (logits[0] - logits[1]) / 2
@@ -293,6 +293,12 @@ def _write(held: Tensor, values: Tensor, model: nn.Module) -> Tensor:
     if any(p.untyped_storage().data_ptr() == storage for p in model.parameters()):
         raise NoProjection(f"a hookpoint of {type(model).__name__} holds weights")
     return held.copy_(values.view(held.shape))
+
+
+def _same_for_all(held: Tensor) -> Tensor:
+    """One random vector for every token. Zeros would also silence what they are multiplied with."""
+    row = torch.randn(held.shape[-1], generator=torch.Generator().manual_seed(1))
+    return row.to(held.device, held.dtype).expand_as(held).clone()
 
 
 def _are_multiples(a: Tensor, b: Tensor, tolerance: float) -> bool:

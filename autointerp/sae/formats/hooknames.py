@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from autointerp.errors import InputError, nearest
 from autointerp.model.hooks import Hookpoint
-from autointerp.model.module_calls import calls_before
+from autointerp.model.module_calls import ModuleCall, calls_before
 
 _BLOCKS = (
     "transformer.h",
@@ -222,8 +222,13 @@ def _in_block(hook_name: str, kind: str, path: str, model: nn.Module, modules: d
         sandwich = f"{path}.pre_feedforward_layernorm" in modules  # a norm after attention and after the MLP
         before_mlp = ("pre_feedforward_layernorm",) if sandwich else ("ln_2", "post_attention_layernorm")
         norm, reader = first(before_mlp, "norm before the MLP"), mlp
+    calls = _calls(model, path)
     if not kind.endswith("hook_normalized"):
+        if not _reads_the_stream(calls, path, attention, norm):
+            raise InputError(f"{hook_name}: {norm} of {type(model).__name__} does not read the residual stream")
         return f"{norm}:in"
+    if not any(call.name == reader and call.reads(calls[norm].returned) for call in calls.values()):
+        raise InputError(f"{hook_name}: {reader} of {type(model).__name__} does not read what {norm} returns")
     if not _without_effect(modules[norm]):
         raise InputError(
             f"{hook_name} is the norm's output before it is multiplied by the norm's weights, which this model "
@@ -232,28 +237,50 @@ def _in_block(hook_name: str, kind: str, path: str, model: nn.Module, modules: d
     return f"{reader}:in"
 
 
-@torch.no_grad()
+def _calls(model: nn.Module, path: str) -> dict[str, ModuleCall]:
+    """The last call of every module up to the end of the block at `path`, by name, in the order in which they end."""
+    weight = cast(Tensor, cast(Any, model).get_input_embeddings().weight)
+    ids = torch.arange(min(_TRIED, len(weight)), device=weight.device)[:, None]
+    calls, _ = calls_before(model, Hookpoint(path), ids)
+    return {call.name: call for call in calls}
+
+
+def _tolerance(call: ModuleCall) -> float:
+    """How far sums in the residual stream may be off, as a share of its largest value."""
+    return 1e-4 if call.returned.dtype == torch.float32 else 2e-2
+
+
+def _reads_the_stream(calls: dict[str, ModuleCall], path: str, attention: str, norm: str) -> bool:
+    """Whether the norm reads the block's input and what attention adds, be it normalised or multiplied first."""
+    block, before_mlp = calls[path], calls[norm]
+    if block.read_values.shape != before_mlp.read_values.shape:
+        return False
+    added = before_mlp.read_values - block.read_values
+    for name in (attention, *(n for n in calls if n.rpartition(".")[0] == path and n != norm)):
+        one = calls[name].returned_values
+        if one.shape == added.shape:
+            factor = (one * added).sum() / (one * one).sum()
+            off = (added - factor * one).abs().amax()
+            if off <= _tolerance(block) * before_mlp.read_values.abs().amax():
+                return True
+    return False
+
+
 def _added(hook_name: str, model: nn.Module, path: str, attention: str, mlp: str) -> tuple[str, str]:
     """The modules whose outputs, added to the block's input, make its output: what attention and what the MLP adds.
 
     Raises InputError where the block adds no module's output as it is.
     """
-    weight = cast(Tensor, cast(Any, model).get_input_embeddings().weight)
-    ids = torch.arange(min(_TRIED, len(weight)), device=weight.device)[:, None]
-    calls, _ = calls_before(model, Hookpoint(path), ids)
-    block = next((call for call in reversed(calls) if call.name == path), None)
-    if block is None or block.read_values.shape != block.returned_values.shape:
-        raise InputError(f"{hook_name}: {path} does not read and return the residual stream")
+    calls = _calls(model, path)
+    block, order = calls[path], list(calls)
     added = block.returned_values - block.read_values
-    own = [call for call in calls if call.name in (attention, mlp)]
-    norms = [call for call in calls if call.name.rpartition(".")[0] == path and call not in own]
-    fitting = [call for call in (*own, *norms) if call.returned_values.shape == added.shape]
+    names = [attention, mlp, *(n for n in calls if n.rpartition(".")[0] == path and n not in (attention, mlp))]
+    fitting = [calls[n] for n in names if n in calls and calls[n].returned_values.shape == added.shape]
     pairs = [(a, m) for a in fitting for m in fitting if a.name != mlp and m.name != attention and a is not m]
-    tolerance = 1e-4 if block.returned.dtype == torch.float32 else 2e-2
     for a, m in pairs:  # the modules themselves come first
         rest = added - a.returned_values - m.returned_values
-        if rest.abs().amax() <= tolerance * block.returned_values.abs().amax():
-            in_order = attention == a.name or mlp == m.name or calls.index(a) < calls.index(m)
+        if rest.abs().amax() <= _tolerance(block) * block.returned_values.abs().amax():
+            in_order = attention == a.name or mlp == m.name or order.index(a.name) < order.index(m.name)
             return (a.name, m.name) if in_order else (m.name, a.name)
     raise InputError(
         f"{hook_name} is what the module adds to the residual stream, and {path} of {type(model).__name__} adds "
