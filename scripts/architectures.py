@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
+import multiprocessing
 import os
 import re
-import signal
+import resource
 import sys
 import warnings
 from collections import defaultdict
@@ -41,7 +43,7 @@ from autointerp.model.hooks import Hookpoint, activations_at_all
 from autointerp.model.load import LoadedModel
 from autointerp.model.logit_path import find_logit_path
 
-VOCAB, DIRECTIONS, TOP, SECONDS = 320, 16, 20, 60
+VOCAB, DIRECTIONS, TOP, SECONDS, MOST_BYTES = 320, 16, 20, 40, 8 << 30
 LIMITS = Path(__file__).parents[1] / "docs" / "limits.md"
 BEGIN, END = "<!-- architectures: made by scripts/architectures.py -->", "<!-- end of architectures -->"
 
@@ -56,21 +58,27 @@ SIZES: dict[int, str] = {
     "num_experts_per_token n_expert_per_token moe_k top_k num_selected_experts mamba_expand expand lightning_nope "
     "attn_layer_period expert_layer_period attention_layers_count num_mem_blocks",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads num_experts "
-    "num_local_experts n_routed_experts moe_num_experts encoder_num_heads num_attn_heads mamba_d_conv",
+    "num_local_experts n_routed_experts moe_num_experts encoder_num_heads num_attn_heads mamba_d_conv kv_n_heads "
+    "index_topk",
     16: "head_dim d_kv v_head_dim q_lora_rank kv_lora_rank mamba_d_head mamba_head_dim kv_channels global_head_dim "
     "swa_head_dim hidden_size_per_layer_input linear_key_head_dim linear_value_head_dim dim_head "
     "state_size query_pre_attn_scalar",
     8: "qk_rope_head_dim qk_nope_head_dim rotary_dim mamba_d_state ssm_state_size laurel_rank index_head_dim "
-    "mamba_n_heads mamba_num_heads",
+    "mamba_n_heads mamba_num_heads index_n_heads",
     32: "moe_intermediate_size moe_shared_expert_intermediate_size shared_expert_intermediate_size chunk_size "
     "mamba_chunk_size expert_ffn_hidden_size expert_hidden_size",
     128: "max_position_embeddings n_positions max_seq_len n_ctx seq_length max_sequence_length sliding_window "
-    "max_target_positions block_size context_length",
+    "max_target_positions block_size context_length mamba_d_ssm",
     1: "n_group topk_group n_shared_experts num_shared_experts mamba_n_groups n_groups num_nextn_predict_layers "
     "num_codebooks attn_layer_offset expert_layer_offset num_shared_expert first_k_dense_replace",
     0: "bos_token_id eos_token_id decoder_start_token_id num_kv_shared_layers resid_pdrop embd_pdrop attn_pdrop",
 }
 SIZE = {name: size for size, names in SIZES.items() for name in names.split()} | {"pad_token_id": 1}
+FILLED = (
+    "pad_token_id", "bos_token_id", "eos_token_id", "num_experts_per_tok", "n_group", "topk_group", "n_routed_experts",
+    "n_shared_experts", "head_dim",
+)  # fmt: skip
+"""Settings that are given a size where the usual configuration has none."""
 LISTS = re.compile(
     "layer_type|layers_block_type|mlp_layer_types|_layer_types|no_rope_layers|attention_layers|_pattern$"
 )
@@ -80,10 +88,6 @@ OWN: dict[str, dict[str, Any]] = {
     "xlnet": {"d_inner": 96},
     "modernbert-decoder": {"cls_token_id": 0, "sep_token_id": 0},
 }
-
-
-class TooLong(Exception):
-    pass
 
 
 # --- tiny models ----------------------------------------------------------------------------------------------------
@@ -103,7 +107,7 @@ def _small(kind: Any, own: dict[str, Any]) -> Any:
             if hasattr(part, "to_dict") and not isinstance(part, dict):
                 settings[key] = _small(type(part), {}).to_dict()
         elif key in SIZE and isinstance(value, (int, type(None))) and not isinstance(value, bool):
-            if value is not None or key in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if value is not None or key in FILLED:
                 settings[key] = SIZE[key]
         elif LISTS.search(key) and isinstance(value, (list, tuple)) and len(value) > 2:
             settings[key] = list(value)[-2:]
@@ -112,6 +116,9 @@ def _small(kind: Any, own: dict[str, Any]) -> Any:
     accepted = inspect.signature(kind.__init__).parameters
     if "layer_types" in usual.to_dict() and "layer_types" not in accepted:
         settings.pop("layer_types", None)
+    if "kv_lora_rank" in settings:  # compressed keys and values of every head
+        settings["num_key_value_heads"] = settings.get("num_attention_heads", 4)
+        settings |= {"head_dim": SIZE["qk_rope_head_dim"]} if "head_dim" in settings else {}
     settings |= own
     return kind(**settings)
 
@@ -141,16 +148,24 @@ def loaded_of(model: nn.Module) -> LoadedModel:
 
 
 @contextmanager
-def replaced(module: nn.Module, value: Callable[[Tensor], Tensor], side: str = "out") -> Iterator[None]:
-    """While active, `module` returns (or reads) value(what it would) as its first tensor."""
+def replaced(
+    module: nn.Module, value: Callable[[Tensor], Tensor], side: str = "out", call: int | None = None
+) -> Iterator[None]:
+    """While active, `module` returns (or reads) value(what it would) as its first tensor; with `call`, in its call of
+    that number alone."""
+    calls = itertools.count()
 
     def first(output: Any) -> Any:
+        if call is not None and next(calls) != call:
+            return None
         if isinstance(output, Tensor):
             return value(output)
         return type(output)((value(output[0]), *output[1:]))
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return ((value(args[0]), *args[1:]), kwargs) if args else None
+        if not args or (call is not None and next(calls) != call):
+            return None
+        return (value(args[0]), *args[1:]), kwargs
 
     if side == "in":
         handle = module.register_forward_pre_hook(before, with_kwargs=True)
@@ -230,7 +245,9 @@ def projection(model: nn.Module, blocks: list[str], point: Hookpoint) -> str:
         added = []
         for value in (d, torch.zeros_like(d)):
             held: list[Tensor] = []
-            edits = [replaced(model.get_submodule(point.path), lambda y, v=value: v.view_as(y).clone(), point.side)]
+            where = model.get_submodule(point.path)
+            once = blocks.count(blocks[-1]) - 1  # a block that runs several times writes when it runs last
+            edits = [replaced(where, lambda y, v=value: v.view_as(y).clone(), point.side, once)]
             for name, module in last.named_children():  # what reads the stream further on in the block
                 if name in AFTER or (point.side == "in" and name in MLPS):
                     edits.append(replaced(module, torch.zeros_like))
@@ -293,21 +310,32 @@ def tried(name: str) -> dict[str, str]:
 
 
 def guarded(name: str) -> dict[str, str]:
-    def late(*_: Any) -> None:
-        raise TooLong
+    """`tried` in a process of its own, which may take neither too long nor too much memory."""
+    context = multiprocessing.get_context("fork")
+    answer, said = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(name, said))
+    child.start()
+    said.close()
+    found: dict[str, str] = {"activations": f"not tried: longer than {SECONDS} s"}
+    try:
+        if answer.poll(SECONDS):
+            found = answer.recv()
+    except EOFError:
+        found = {"activations": "not tried: its process died"}
+    child.kill()
+    child.join()
+    return found
 
-    signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+
+def _answer(name: str, said: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            return tried(name)
-    except TooLong:
-        return {"activations": f"not tried: longer than {SECONDS} s"}
+            found = tried(name)
     except Exception as error:  # noqa: BLE001  # any architecture's own code
-        reason = (str(error).strip().splitlines() or [""])[0]
-        return {"activations": f"not tried: {type(error).__name__}: {reason[:110]}"}
-    finally:
-        signal.alarm(0)
+        lines = str(error).strip().splitlines() or [""]
+        found = {"activations": f"not tried: {type(error).__name__}: {' '.join(lines[:2])[:160]}"}
+    said.send(found)
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
