@@ -83,11 +83,16 @@ LISTS = re.compile(
     "layer_type|layers_block_type|mlp_layer_types|_layer_types|no_rope_layers|attention_layers|_pattern$"
 )
 OWN: dict[str, dict[str, Any]] = {
-    # what does not follow from the sizes above
     "gpt_neo": {"attention_types": [[["global"], 2]]},
-    "xlnet": {"d_inner": 96},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8},
     "modernbert-decoder": {"cls_token_id": 0, "sep_token_id": 0},
+    "nemotron": {"num_key_value_heads": 2},
+    "xlm": {"emb_dim": 64},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
 }
+"""What does not follow from the sizes above."""
 
 
 # --- tiny models ----------------------------------------------------------------------------------------------------

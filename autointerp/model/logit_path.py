@@ -104,6 +104,9 @@ class _Finder:
         self.sample = torch.linspace(0, n - 1, min(n, SAMPLED_LOGITS)).long().to(weight.device)
         self.rows = weight.detach()[self.sample].float()
         self.generator = torch.Generator().manual_seed(0)
+        self.text = [n // 3, n // 2]
+        """What the model reads. All is written and read on the second token: many models write very long vectors on a
+        first one."""
         pad = loaded.pad_id
         ids = [i for i in range(min(n, DIRECTIONS + 1)) if i != pad]
         tokens = torch.tensor(ids, device=loaded.device)[:, None]
@@ -162,7 +165,7 @@ class _Finder:
     def _in_stream(self, at: Hookpoint) -> tuple[list[ModuleCall], float, int] | None:
         """(tail, what it makes of vectors is to be multiplied by this, their width) where vectors at `at` reach the
         unembedding through the tail, or through its later modules alone; None where they do not."""
-        x = self._long_vectors(self._width(at))
+        x = self._vectors(self._width(at), LENGTH.get(self.loaded.dtype, USUAL_LENGTH))
         real = self._logits(at, x)
         real = real - real.mean(1, keepdim=True)
         for start in range(len(self.tail) + 1):
@@ -198,7 +201,7 @@ class _Finder:
             raise self._refused(at, f"{len(names)} modules read it ({', '.join(list(names)[:3])})")
         if not outer.is_leaf or not self._keeps_directions(outer):
             raise self._refused(at, f"it is read by {outer.name} ({type(outer.module).__name__}), which is not linear")
-        x = self._long_vectors(outer.read_values.shape[1])
+        x = self._vectors(outer.read_values.shape[1], 1)
         past = self._logits(at, x, silenced=Hookpoint(outer.name))
         if not past.abs().amax() <= self.tolerance * self._logits(at, x).abs().amax():
             raise self._refused(at, f"{outer.name} is not all that reads it")
@@ -216,7 +219,7 @@ class _Finder:
     # --- runs of the model ------------------------------------------------------------------------------------------
 
     def _run(self, n: int, hooks: Sequence[Any]) -> Any:
-        ids = torch.full((n, 1), self.loaded.pad_id, dtype=torch.int64, device=self.loaded.device)
+        ids = torch.tensor([self.text] * n, device=self.loaded.device)
         with ExitStack() as stack:
             for hook in hooks:
                 stack.enter_context(hook)
@@ -228,12 +231,13 @@ class _Finder:
         self._run(1, [hooked(self.loaded.model, at, capture=found, stop=True)])
         if not found:
             raise NoProjection(f"{self.kind} does not run {at}")
-        return found[0].numel()
+        return found[0].numel() // len(self.text)
 
-    def _long_vectors(self, width: int) -> Tensor:
-        """[DIRECTIONS, width] float32, of different lengths, as the model's dtype can hold them."""
+    def _vectors(self, width: int, length: float) -> Tensor:
+        """[DIRECTIONS, width] float32, of different lengths from a root mean square of `length` up, as the model's
+        dtype can hold them."""
         x = torch.randn(DIRECTIONS, width, generator=self.generator)
-        x *= torch.linspace(1, 3, DIRECTIONS)[:, None] * LENGTH.get(self.loaded.dtype, USUAL_LENGTH)
+        x *= torch.linspace(1, 3, DIRECTIONS)[:, None] * length
         return x.to(self.loaded.device, self.loaded.dtype).float()
 
     def _logits(self, at: Hookpoint, x: Tensor, silenced: Hookpoint | None = None) -> Tensor:
@@ -245,7 +249,7 @@ class _Finder:
         if silenced is not None:
             hooks.append(hooked(model, silenced, edit=_same_for_all))
         self._run(2 * len(x), [*hooks, hooked(model, Hookpoint(self.head_path), capture=found, stop=True)])
-        logits = found[0].reshape(2, len(x), -1)[..., self.sample].float()
+        logits = found[0].reshape(2, len(x), len(self.text), -1)[:, :, -1, self.sample].float()
         return (logits[0] - logits[1]) / 2
 
     def _scale_of_logits(self, n: int) -> float:
@@ -254,15 +258,16 @@ class _Finder:
         small = 2.0**-6
         steps = torch.tensor([0.0, small, -30.0, -1.0, 1.0, 30.0])
         ramp = torch.linspace(-5, 5, n)
-        probes = torch.cat([steps[:, None].expand(-1, n), torch.stack([ramp, ramp.flip(0)])])[:, None]
+        probes = torch.cat([steps[:, None].expand(-1, n), torch.stack([ramp, ramp.flip(0)])])
+        probes = probes[:, None].repeat(1, len(self.text), 1)
         point = Hookpoint(self.head_path)
         output = self._run(
             len(probes), [hooked(self.loaded.model, point, edit=lambda held: probes.to(held.device).view_as(held))]
         )
         logits = output.logits if hasattr(output, "logits") else output[0]
         if logits.numel() != probes.numel():
-            raise NoProjection(f"{self.kind} has {logits.numel() // len(probes)} logits of the {n} of its unembedding")
-        found = logits.reshape(len(probes), n).float().cpu()
+            raise NoProjection(f"{self.kind} does not return the {n} logits of its unembedding for each token")
+        found = logits.reshape(probes.shape)[:, -1].float().cpu()
         slopes = (found[1] - found[0]) / small
         slope = float(slopes.median())
         rising = found[[2, 3, 0, 4, 5]].diff(dim=0)
@@ -286,13 +291,16 @@ def _head(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def _write(held: Tensor, values: Tensor, model: nn.Module) -> Tensor:
-    """Writes into the tensor itself, so that everything that reads it, now or later, reads the new values."""
-    if held.numel() != values.numel():
+    """Writes values [n, width] on the last token of n texts into the tensor itself, so that everything that reads it,
+    now or later, reads the new values."""
+    if held.numel() % values.numel() or held.shape[-1] != values.shape[1]:
         raise NoProjection(f"a hookpoint of {type(model).__name__} holds no single vector for each token")
     storage = held.untyped_storage().data_ptr()
     if any(p.untyped_storage().data_ptr() == storage for p in model.parameters()):
         raise NoProjection(f"a hookpoint of {type(model).__name__} holds weights")
-    return held.copy_(values.view(held.shape))
+    texts = held if held.ndim == 3 else held.view(len(values), -1, values.shape[1])  # experts get tokens as rows
+    texts[:, -1] = values.to(held.device, held.dtype)
+    return held
 
 
 def _same_for_all(held: Tensor) -> Tensor:
