@@ -2,6 +2,7 @@
 
     AutointerpError                   1  failed
       InputError                      2  usage, configuration, bad or empty input
+        NoProjection                  2  what a hookpoint holds cannot be said in tokens; harvests go on without it
       CredentialsError                3  the endpoint refused the key or the model name
       StoppedError                    4  a budget, quota or deadline was reached; what is done is kept, run again
       DiskFullError                   5
@@ -26,6 +27,10 @@ class AutointerpError(Exception):
 
 class InputError(AutointerpError):
     exit_code = 2
+
+
+class NoProjection(InputError):
+    """The model does not lead the vectors of a hookpoint to its logits in a way that can be followed."""
 
 
 class CredentialsError(AutointerpError):

@@ -75,11 +75,13 @@ def merge(
     corpus: CorpusFacts,
     *,
     key: str = "",
+    no_projection: str | None = None,
     threads: int | None = None,
     counting: Counting = uncounted,
 ) -> dict[str, int]:
     """Put a finished harvest into the store: corpus, harvest and features rows, and a new evidence file. A second call
-    gives equal rows under equal ids. `key` is stored with the harvest, so that the caller can see that it is done.
+    gives equal rows under equal ids. `key` is stored with the harvest, so that the caller can see that it is done, and
+    so is the reason why it has no vocabulary projection.
 
     Returns counts (contexts, windows, features by status). Raises InputError if units are missing, and whatever
     `merge_units` raises.
@@ -94,7 +96,7 @@ def merge(
         corpus_id,
         n_tokens,
         {**identity, "key": key, "merge": {"negatives": config.negatives, "neighbours": config.neighbours}},
-        totals,
+        {**totals, **({} if no_projection is None else {"no_projection": no_projection})},
     )
     target = MergeTarget(dictionary_id, corpus_id, harvest_id)
     source = merge_source(pieces, sae, text, config)

@@ -135,6 +135,8 @@ def _number(score: ScoreRow) -> str:
 
 
 def _token_lines(page: FeaturePage) -> list[str]:
+    if page.no_projection is not None:
+        return [f"promotes  not known: {visible(page.no_projection)}"]
     both = (("promotes", page.promoted), ("suppresses", page.suppressed))
     return [f"{word}  {'  '.join(_token(t) for t in tokens[:SHOWN_TOKENS])}" for word, tokens in both if tokens]
 

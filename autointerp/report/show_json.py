@@ -21,6 +21,7 @@ def page_rows(page: FeaturePage) -> dict[str, Any]:
         "scores": page.scores,
         "promoted": page.promoted,
         "suppressed": page.suppressed,
+        "no_projection": page.no_projection,
         "contexts": page.contexts,
         **findings_rows(page),
     }

@@ -12,14 +12,15 @@ import torch
 from autointerp.config import SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.splits import require_all_splits
-from autointerp.errors import InputError
+from autointerp.errors import InputError, NoProjection
 from autointerp.harvest import memory, text_pass
 from autointerp.harvest.merge import CorpusFacts
 from autointerp.harvest.merge import merge as merge_harvest
 from autointerp.harvest.shards import HarvestFolder, may_hold, remove_folder
 from autointerp.harvest.target import Target
-from autointerp.harvest.vocab_projection import vocab_projection
+from autointerp.harvest.vocab_projection import no_projection, vocab_projection
 from autointerp.model.hooks import hidden_size_at
+from autointerp.model.logit_path import LogitPath
 from autointerp.records import SPLITS, WorkUnit
 from autointerp.sae.formats import load_sae, sae_sha256
 from autointerp.sae.sae import Sae
@@ -30,6 +31,7 @@ from autointerp.stages.session import (
     dictionary_id_of,
     digest,
     loaded_sae,
+    logit_path,
     model_key,
     placeless,
     warn_of_misfit,
@@ -116,11 +118,13 @@ class _Ready:
     weights: Sae
     sha256: str
     folder: HarvestFolder
+    path: LogitPath | NoProjection
+    """How what the SAE writes reaches the logits, or why it does not. Found before the text is read, not after it."""
 
     @classmethod
     def of(cls, plan: _Plan) -> _Ready:
         weights, sha256 = loaded_sae(plan.session, plan.sae)
-        return cls(plan, weights, sha256, plan.folder(sha256))
+        return cls(plan, weights, sha256, plan.folder(sha256), logit_path(plan.session, plan.sae))
 
     @property
     def target(self) -> Target:
@@ -180,7 +184,7 @@ def _prepared(store: Store, plan: _Plan) -> _Ready:
     dictionary_id_of(session, store, sae, weights, sha256)  # refuses a taken name before the work, not after it
     folder = plan.folder(sha256)
     folder.remove_leftovers()
-    return _Ready(plan, weights, sha256, folder)
+    return _Ready(plan, weights, sha256, folder, logit_path(session, sae))
 
 
 def _groups(session: Session, plans: Sequence[_Plan], merges: bool = True) -> list[list[_Plan]]:
@@ -313,17 +317,19 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
     text = session.token_text()
     # The projection comes first, because the features' rows, written last, mark a harvest as merged.
     with terminal.working(f"{name}: projecting the features onto the vocabulary"):
-        projection = vocab_projection(loaded, weights, text, config.harvest.vocab_tokens)
-        if projection is not None:
-            columns = {f.name: getattr(projection, f.name) for f in fields(projection)}
-            store.insert_vocab_projection(dictionary_id, **columns)
+        refused = str(ready.path) if isinstance(ready.path, NoProjection) else None
+        projection = no_projection()
+        if not isinstance(ready.path, NoProjection):
+            projection = vocab_projection(ready.path, weights, text, config.harvest.vocab_tokens)
+        columns = {f.name: getattr(projection, f.name) for f in fields(projection)}
+        store.insert_vocab_projection(dictionary_id, **columns)
     corpus = CorpusFacts(
         config.corpus.source, {**asdict(config.corpus), "fingerprint": plan.fingerprint}, loaded.tokenizer_sha256
     )
     with terminal.working(f"{name}: merging"):
         counts = merge_harvest(
             store, dictionary_id, ready.folder, weights, text, config.harvest, corpus, key=plan.key,
-            counting=terminal.counting(name),
+            counting=terminal.counting(name), no_projection=refused,
         )  # fmt: skip
     listed = ", ".join(f"{n:,} {counted}" for counted, n in counts.items())
     terminal.say(f"{name}: merged into {store.path.name}: {listed}")

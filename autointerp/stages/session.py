@@ -16,11 +16,12 @@ from autointerp.corpus.sources import corpus_fingerprint, read_documents
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import NAME_A_BOS, bos_prefix, chat_renderer, stand_in_for_bos, work_units
 from autointerp.deadline import Deadline
-from autointerp.errors import InputError, MismatchError
+from autointerp.errors import InputError, MismatchError, NoProjection
 from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, quick_fvu
 from autointerp.model.hooks import Hookpoint, hidden_size_at
 from autointerp.model.input_limits import unreadable_tokens
 from autointerp.model.load import LoadedModel, folder_sha256, load_model
+from autointerp.model.logit_path import LogitPath, find_logit_path
 from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
 from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
@@ -116,9 +117,18 @@ class Session:
         width = hidden_size_at(loaded, self.point(sae.hookpoint))
         if not sae.path and not (folder / TRAINED).exists():
             n_features = d_sae_of(sae, width)
-            return f"{sae.hookpoint} has width {width}; `autointerp train` makes {n_features:,} features for it"
+            made = f"{sae.hookpoint} has width {width}; `autointerp train` makes {n_features:,} features for it"
+            return f"{made}; {self._describe_projection(sae)}"
         weights, sha256 = loaded_sae(self, sae)
-        return f"{folder}: {weights.d_sae:,} features of {sae.hookpoint}, width {width}, sha256 {sha256[:16]}"
+        held = f"{folder}: {weights.d_sae:,} features of {sae.hookpoint}, width {width}, sha256 {sha256[:16]}"
+        return f"{held}; {self._describe_projection(sae)}"
+
+    def _describe_projection(self, sae: SaeConfig) -> str:
+        point, output = self.points(sae)
+        try:
+            return f"promoted tokens through {find_logit_path(self.model(), output or point)}"
+        except NoProjection as reason:
+            return f"no promoted tokens: {reason}"
 
     def sae_folder(self, sae: SaeConfig) -> Path:
         """The folder of the SAE, which may still have to be trained."""
@@ -214,6 +224,18 @@ def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
     if sae.path:
         _check_origin(session, sae, weights, folder)
     return weights.to(loaded.device), sha256
+
+
+def logit_path(session: Session, sae: SaeConfig) -> LogitPath | NoProjection:
+    """How what the SAE writes reaches the logits. Where it does not, or not in a way that can be followed, warns, and
+    returns the reason: all other evidence can still be had."""
+    point, output = session.points(sae)
+    try:
+        with session.terminal.working(f"{sae.dictionary}: following its directions to the logits"):
+            return find_logit_path(session.model(), output or point)
+    except NoProjection as reason:
+        session.terminal.warn(f"{sae.dictionary}: no promoted tokens: {reason}")
+        return reason
 
 
 def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[DictionaryRow, Sae]:

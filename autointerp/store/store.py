@@ -78,8 +78,8 @@ class Store(
 
     def feature_page(self, dictionary_id: int, feature: int, contexts: int = 5) -> dict[str, Any]:
         """One feature for a reader: keys feature, label, explanations, scores (dicts by column), promoted and
-        suppressed (PromotedToken), contexts (of all splits; Context), and those of `findings_page`. Raises InputError
-        where there is no such feature.
+        suppressed (PromotedToken), no_projection (why there are none, or None), contexts (of all splits; Context), and
+        those of `findings_page`. Raises InputError where there is no such feature.
         """
         row = self.dicts("SELECT * FROM features WHERE dictionary_id = ? AND feature = ?", [dictionary_id, feature])
         if not row:
@@ -101,6 +101,7 @@ class Store(
             ),
             "promoted": [t for t in tokens if t.sign == 1],
             "suppressed": [t for t in tokens if t.sign == -1],
+            "no_projection": self.why_nothing("vocab_projection", dictionary_id),
             "contexts": [
                 c
                 for split in SPLITS
