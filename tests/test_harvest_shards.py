@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from autointerp.errors import DamagedError, InputError, MismatchError
+from autointerp.harvest.sealed_files import write_json
 from autointerp.harvest.shards import HarvestFolder
 from autointerp.harvest.unit_evidence import UnitEvidence
 from autointerp.store.unit_tables import TABLES, ListBounds
@@ -81,7 +81,7 @@ def test_overlapping_folds_are_damage(tmp_path: Path) -> None:
     folder.fold(at_least=1)
     other = tmp_path / "folds" / "f00000002-2"
     shutil.copytree(folder.complete()[0].path, other)
-    (other / "unit.json").write_text(json.dumps({"units": [2, 3], "totals": {}}))
+    write_json(other / "unit.json", {"units": [2, 3], "totals": {}, "files": {}})
     with pytest.raises(DamagedError, match="share units"):
         folder.pieces()
 

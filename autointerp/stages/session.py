@@ -85,8 +85,10 @@ class Session:
         if first is None:
             raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
         n_tokens = len(loaded.tokenizer(first.text[:10_000], add_special_tokens=False)["input_ids"])
+        told = "".join(f"; so far {remark}" for remark in report.remarks())
         return (
             f"{self.config.corpus.source} can be read; its first document {first.name!r} begins with {n_tokens} tokens"
+            f"{told}"
         )
 
     def describe_sae(self, sae: SaeConfig) -> str:

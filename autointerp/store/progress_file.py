@@ -117,7 +117,7 @@ def _progress_files(store: Path) -> list[tuple[Path, CommandProgress]]:
     for file in sorted(path.parent.glob(f"{glob.escape(first.name)}*")):
         if file.suffix == ".tmp":
             continue
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             facts = json.loads(file.read_text(encoding="utf-8"))
             if facts["format"] == FORMAT:
                 found.append((file, CommandProgress(_state_of(facts), facts)))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.errors import DamagedError, InputError, nearest
+from autointerp.sae.files import regular_size
 from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, sparsify
 from autointerp.sae.formats.hub import local_folder
 from autointerp.sae.formats.internal import read_config
@@ -72,6 +73,7 @@ def sae_sha256(folder: Path | str, format: str = "auto") -> str:
     settings, weights = _IDENTITY[_format(path, format)](path)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for file in weights:
+        regular_size(file)
         with file.open("rb") as opened:
             while part := opened.read(1 << 20):
                 digest.update(part)
@@ -119,6 +121,8 @@ def _path(path: Path | str) -> Path:
     found = local_folder(path) if isinstance(path, str) else path
     if not found.exists():
         raise InputError(f"there is no SAE folder {found}; check [[sae]].path")
+    if not found.is_dir():
+        regular_size(found)
     return found
 
 

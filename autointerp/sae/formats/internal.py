@@ -118,13 +118,13 @@ def matrix_shape(tensors: Mapping[str, Any], name: str, path: Path) -> tuple[int
 def read_config(path: Path) -> dict[str, Any]:
     """Read a JSON table. Raises InputError when there is no file, and DamagedError when it is larger than 1 MB or is
     not a table."""
+    if files.regular_size(path) > MAX_CONFIG_BYTES:
+        raise DamagedError(f"{path} is larger than 1 MB, so it is not an SAE configuration")
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise DamagedError(f"{path} is larger than 1 MB, so it is not an SAE configuration")
         config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # a number of more than 4,300 digits is a ValueError
         raise DamagedError(f"{path} is damaged: not JSON ({error}); copy it again") from None
     if not isinstance(config, dict):
         raise DamagedError(f"{path} is damaged: expected a table, found {type(config).__name__}")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from autointerp.errors import AutointerpError, DamagedError, InputError
+from autointerp.sae.files import regular_size
 
 MAX_BYTES = 64 << 30
 """The largest file that is opened. A float32 SAE of 4096 inputs and a million features has 34 GB."""
@@ -87,10 +88,7 @@ def npz_names(path: Path) -> list[str]:
 
 
 def _size(path: Path) -> int:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
+    size = regular_size(path)
     _check_total(size, path)
     return size
 
