@@ -391,6 +391,13 @@ def test_a_saved_dataset_is_opened_as_what_it_is(tmp_path: Path, monkeypatch: py
 
 
 def test_a_real_saved_dataset(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(tmp_path / "d"))
-    assert read(tmp_path / "d")[0] == TEXTS
+    datasets, arrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    table = datasets.table.InMemoryTable(arrow.table({"text": TEXTS}))
+    saved = datasets.Dataset(table, fingerprint="f")
+    datasets.DatasetDict({"test": saved, "train": saved}).save_to_disk(str(tmp_path / "d"))
+    for folder in (tmp_path / "d", tmp_path / "d" / "test"):
+        assert read(folder)[0] == TEXTS
+    torn = next((tmp_path / "d" / "test").glob("*.arrow"))
+    torn.write_bytes(torn.read_bytes()[:200])
+    with pytest.raises(InputError, match="cannot be opened"):
+        read(tmp_path / "d" / "test")
