@@ -28,7 +28,7 @@ from autointerp.errors import DamagedError, InputError, nearest
 from autointerp.sae.files import regular_size
 from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, sparsify
 from autointerp.sae.formats.hub import local_folder
-from autointerp.sae.formats.internal import read_config
+from autointerp.sae.formats.internal import all_finite, read_config
 from autointerp.sae.sae import Sae
 
 __all__ = ["FORMATS", "detect", "load_sae", "local_folder", "sae_sha256", "save_saelens", "save_sparsify"]
@@ -61,7 +61,7 @@ def load_sae(path: Path | str, format: str = "auto") -> Sae:
     """
     found = _path(path)
     sae = _LOAD[_format(found, format)](found)
-    if not all(bool(tensor.isfinite().all()) for tensor in sae.buffers()):
+    if not all(all_finite(tensor) for tensor in sae.buffers()):
         raise DamagedError(f"{found}: some of the SAE's numbers are too large for float32 once its scaling is undone")
     return sae
 

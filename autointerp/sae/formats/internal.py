@@ -24,6 +24,7 @@ from autointerp.sae import files
 from autointerp.sae.sae import Normalize, Sae
 
 MAX_CONFIG_BYTES = 1_000_000
+_TESTED_AT_ONCE = 1 << 20
 UNIT_TOLERANCE = 1e-4
 """Rows this close to length 1 are not scaled, so that a saved SAE is read back bit for bit."""
 
@@ -95,13 +96,21 @@ def checked(
             raise DamagedError(f"{path}: {name} has shape {list(tensor.shape)}, but {says} says {list(shape)}")
         if not tensor.is_floating_point():
             raise DamagedError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers")
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise DamagedError(f"{path}: {name} holds NaN or infinite numbers")
     converted = {name: tensors[name].detach().float() for name in shapes}
     for name, tensor in converted.items():
-        if not bool(tensor.isfinite().all()):
+        if tensor.dtype != tensors[name].dtype and not all_finite(tensor):
             raise DamagedError(f"{path}: {name} holds numbers too large for float32")
     return converted
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite. Looks at some rows at a time, since torch makes a copy of what it tests."""
+    if tensor.numel() <= _TESTED_AT_ONCE or tensor.ndim == 0:
+        return bool(tensor.isfinite().all())
+    rows = max(1, _TESTED_AT_ONCE * len(tensor) // tensor.numel())
+    return all(bool(part.isfinite().all()) for part in tensor.split(rows))
 
 
 def matrix_shape(tensors: Mapping[str, Any], name: str, path: Path) -> tuple[int, int]:
