@@ -22,7 +22,7 @@ from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.formats import json_rows, parquet_rows, unpack
 from autointerp.corpus.source_files import source_files
-from autointerp.corpus.sources import read_documents
+from autointerp.corpus.sources import check_sources, read_documents
 from autointerp.errors import InputError
 
 TEXTS = [f'Document {i}: "naïve", 日本語, 🙂;\tand more.\nA second line, with a comma.' for i in range(70)]
@@ -177,6 +177,38 @@ def test_a_text_may_begin_like_another_file(tmp_path: Path) -> None:
         assert read(tmp_path / "a.txt")[0] == [start + " text" * 9]
     (tmp_path / "a.txt").write_text('{"text": "x"}\n{"text": "y"}\n')
     assert read(tmp_path / "a.txt", format="text")[0] == ['{"text": "x"}\n{"text": "y"}\n'], "as the user says"
+
+
+def test_a_corpus_of_mostly_unread_files_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """A folder of Arrow files is not its README."""
+    config = CorpusConfig(source=str(tmp_path))
+    (tmp_path / "README.md").write_text("about the data")
+    for name in ("a.arrow", "b.arrow"):
+        (tmp_path / name).write_bytes(OTHER["a.arrow"][0])
+    with pytest.raises(
+        InputError, match=r"2 of the 3 files .* that may hold its text are not read \(a.arrow is"
+    ):
+        check_sources(config)
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    (tmp_path / "b.arrow").unlink()
+    check_sources(config)
+    assert read(tmp_path)[0] == ["about the data"]
+
+
+def test_the_columns_of_every_file_are_looked_at_before_one_is_read(tmp_path: Path) -> None:
+    config = CorpusConfig(source=str(tmp_path))
+    write_parquet(tmp_path / "a.parquet", "SELECT 'x' AS text")
+    (tmp_path / "b.csv").write_text("id,text\n1,one\n")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 torn")
+    check_sources(config)
+    (tmp_path / "z.csv").write_text("id,body\n1,one\n")
+    with pytest.raises(InputError, match="z.csv has no column 'text'"):
+        check_sources(config)
+    (tmp_path / "z.csv").unlink()
+    write_parquet(tmp_path / "z.parquet", "SELECT 1 AS text")
+    with pytest.raises(InputError, match="z.parquet: column 'text' holds INTEGER"):
+        check_sources(config)
 
 
 # --- characters that are not UTF-8 ----------------------------------------------------------------------------------

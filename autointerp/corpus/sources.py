@@ -14,22 +14,18 @@ from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.formats.csv_rows import csv_rows
 from autointerp.corpus.formats.dataset_rows import hub_rows, is_saved_dataset, saved_rows
-from autointerp.corpus.formats.file_kinds import Look, look_at
 from autointerp.corpus.formats.json_rows import NotRecordsError, json_rows
 from autointerp.corpus.formats.parquet_rows import parquet_rows
 from autointerp.corpus.formats.row_pieces import ChatRenderer, Row, row_pieces
 from autointerp.corpus.formats.text_files import text_pieces
 from autointerp.corpus.formats.unpack import UNREADABLE
-from autointerp.corpus.source_files import Format, SourceFile, corpus_fingerprint, source_files, suffix_of
+from autointerp.corpus.source_files import Format, SourceFile, corpus_fingerprint, source_files
+from autointerp.corpus.source_formats import READ, check_files, content_of
 from autointerp.corpus.splits import Piece, split_documents
 from autointerp.errors import InputError
 from autointerp.records import Document
 
-__all__ = ["ChatRenderer", "corpus_fingerprint", "read_documents"]
-
-_READ = "plain text, jsonl, JSON (an array of objects), CSV or Parquet"
-_PLAIN_SUFFIXES = ("", ".txt", ".text")
-"""Names that promise nothing: under one of these, records in JSON are read as records."""
+__all__ = ["ChatRenderer", "check_sources", "corpus_fingerprint", "read_documents"]
 
 
 def read_documents(
@@ -46,10 +42,10 @@ def read_documents(
             f"corpus.chat_field is {config.chat_field!r} but the model's tokenizer has no chat template; "
             "use corpus.text_field, or a model with a chat template"
         )
-    folder = Path(config.source).expanduser()
     if config.source.startswith("hf:"):
         pieces = row_pieces(hub_rows(config, report), config, report, render_chat)
-    elif config.source and is_saved_dataset(folder):
+    elif _is_saved(config):
+        folder = Path(config.source).expanduser()
         pieces = row_pieces(saved_rows(folder, config, report), config, report, render_chat)
     else:
         found = source_files(config)
@@ -57,6 +53,20 @@ def read_documents(
             report.skip("link_out", name)
         pieces = _file_pieces(found.files, config, report, render_chat)
     return _checked(split_documents(pieces, config, report), config, report)
+
+
+def check_sources(config: CorpusConfig) -> None:
+    """Raise the InputErrors of a corpus that show without reading it. It opens every file."""
+    if config.source.startswith("hf:"):
+        return
+    if _is_saved(config):
+        saved_rows(Path(config.source).expanduser(), config, CorpusReport())
+    else:
+        check_files(config)
+
+
+def _is_saved(config: CorpusConfig) -> bool:
+    return bool(config.source) and is_saved_dataset(Path(config.source).expanduser())
 
 
 def _checked(documents: Iterator[Document], config: CorpusConfig, report: CorpusReport) -> Iterator[Document]:
@@ -71,19 +81,16 @@ def _file_pieces(
     files: list[SourceFile], config: CorpusConfig, report: CorpusReport, render_chat: ChatRenderer | None
 ) -> Iterator[Piece]:
     for file in files:
-        format = file.format
-        if format != "parquet":
-            try:
-                look = look_at(file.path)
-            except UNREADABLE as error:
-                report.n_records += 1
-                report.skip("unreadable", f"{file.name}: {error}")
-                report.check(config.max_skipped_share, config.text_field, final=False)
-                continue
-            if look.other is not None and not (look.is_parquet and config.format == "auto"):
-                _refuse(file, f"is {look.other}", len(files), report)
-                continue
-            format = _format_by_content(file, look, config)
+        try:
+            format, other, _ = content_of(file, config)
+        except UNREADABLE as error:
+            report.n_records += 1
+            report.skip("unreadable", f"{file.name}: {error}")
+            report.check(config.max_skipped_share, config.text_field, final=False)
+            continue
+        if format is None:
+            _refuse(file, f"is {other}", len(files), report)
+            continue
         if format == "text":
             yield from text_pieces(file.path, file.name, config, report)
             continue
@@ -101,23 +108,12 @@ def _rows(file: SourceFile, format: Format, config: CorpusConfig, report: Corpus
     return json_rows(file.path, file.name, config, report, is_jsonl=format == "jsonl")
 
 
-def _format_by_content(file: SourceFile, look: Look, config: CorpusConfig) -> Format:
-    """The format, where the name says nothing of it and the content does."""
-    if config.format != "auto" or config.document_separator is not None:
-        return file.format
-    if look.is_parquet:
-        return "parquet"
-    if look.looks_like_json and file.format == "text" and suffix_of(file.path) in _PLAIN_SUFFIXES:
-        return "json"
-    return file.format
-
-
 def _refuse(file: SourceFile, why: str, n_files: int, report: CorpusReport) -> None:
     """A picture in a folder of texts is skipped. As the only file it is an error, and as a file of records it counts as
     unreadable."""
     if n_files == 1:
         hint = ", or set corpus.format = 'text' to read it as text" if why.endswith("records") else ""
-        raise InputError(f"the corpus {file.path} {why}; name a file or folder of {_READ}{hint}")
+        raise InputError(f"the corpus {file.path} {why}; name a file or folder of {READ}{hint}")
     if file.format == "text" or why.endswith("records"):
         report.skip("not_text", f"{file.name} {why}")
     else:

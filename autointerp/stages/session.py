@@ -12,7 +12,7 @@ from typing import Any
 
 from autointerp.config import Config, CorpusConfig, SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.sources import corpus_fingerprint, read_documents
+from autointerp.corpus.sources import check_sources, corpus_fingerprint, read_documents
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import chat_renderer, work_units
 from autointerp.deadline import Deadline
@@ -52,10 +52,11 @@ class Session:
         return self._loaded
 
     def check_corpus(self) -> None:
-        """Raise InputError if the corpus has no usable text, before a model is loaded for it. Reads up to the first
-        usable document. A data set of the hub is not checked here."""
+        """Raise InputError if the corpus has no usable text, before a model is loaded for it. Looks at every file, and
+        reads up to the first usable document. A data set of the hub is not checked here."""
         if self._loaded is not None or self.config.corpus.source.startswith("hf:"):
             return
+        check_sources(self.config.corpus)
         documents = read_documents(self.config.corpus, CorpusReport(), lambda messages: str(messages))
         next(documents, None)
 
@@ -80,6 +81,7 @@ class Session:
     def describe_corpus(self) -> str:
         """Says whether the corpus can be read, after reading its first documents. Raises InputError if it cannot."""
         report, loaded = CorpusReport(), self.model()
+        check_sources(self.config.corpus)
         documents = read_documents(self.config.corpus, report, chat_renderer(loaded.tokenizer))
         first = next(documents, None)
         if first is None:

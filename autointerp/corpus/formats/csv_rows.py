@@ -51,6 +51,14 @@ def csv_rows(path: Path, name: str, config: CorpusConfig, report: CorpusReport) 
         skip("not_utf8" if isinstance(error, NotUtf8Error) else "unreadable", f"{name}:{index}: {error}")
 
 
+def check_header(path: Path, config: CorpusConfig) -> None:
+    """Raise InputError if the file has a first line, and that does not have the wanted columns. Raises UNREADABLE."""
+    with opened(path) as handle:
+        line = handle.readline(LINE_BYTES)
+    if line.strip():
+        _header(line.decode("utf-8-sig", "replace"), path, config)
+
+
 def _header(line: str, path: Path, config: CorpusConfig) -> tuple[str, list[str]]:
     """The delimiter and the names of the columns."""
     needed = [config.chat_field or config.text_field, *([config.id_field] if config.id_field else [])]

@@ -24,6 +24,7 @@ _MAGIC = (
     (b"\xd0\xcf\x11\xe0", "an old Office document"), (b"\x7fELF", "a program"), (b"Obj\x01", "an Avro file"),
     (b"ORC", "an ORC file"), (b"\x1f\x9d", "a compress (.Z) file"), (b"wOF", "a font"),
 )  # fmt: skip
+_NO_TEXT = frozenset({"a picture", "sound or video", "a NumPy array", "a program", "a font", "binary"})
 _PRINTABLE_TOO = frozenset({b"RIFF", b"ORC", b"GIF8", b"OggS", b"wOF", b"Rar!", b"PAR1"})
 """Marks with which a text may begin as well; a NUL or a byte that is not UTF-8 must follow."""
 _JSON_RECORDS = re.compile(rb'\s*(\[\s*)?\{\s*"')
@@ -32,6 +33,8 @@ _JSON_RECORDS = re.compile(rb'\s*(\[\s*)?\{\s*"')
 class Look(NamedTuple):
     other: str | None
     """What the file is instead of text, as 'a PDF'; None for text."""
+    may_hold_text: bool
+    """Whether a corpus may be in it all the same; not in a picture, or in what is not recognised."""
     is_parquet: bool
     looks_like_json: bool
     """Whether it begins as a JSON object, or as an array of them."""
@@ -42,7 +45,8 @@ def look_at(path: Path) -> Look:
     with opened(path) as handle:
         start = handle.read(SNIFF_BYTES)
     other = _other(start)
-    return Look(other, other == "a Parquet file", other is None and bool(_JSON_RECORDS.match(start)))
+    may_hold_text = other is None or other not in _NO_TEXT
+    return Look(other, may_hold_text, other == "a Parquet file", other is None and bool(_JSON_RECORDS.match(start)))
 
 
 def _other(start: bytes) -> str | None:

@@ -8,6 +8,7 @@ which bounds what is in memory by bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,10 @@ def parquet_rows(path: Path, name: str, config: CorpusConfig, report: CorpusRepo
     """The rows, of which only the wanted columns are read. Raises InputError if a column is not there or does not hold
     text (or, for a chat, lists of role and content), and if reading takes more than MOST_MEMORY."""
     wanted = config.chat_field or config.text_field
-    # Without this, DuckDB would read [, * and ? in the file's name as a glob.
-    file = "".join(f"[{c}]" if c in "[*?" else c for c in str(path))
-    with duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": "false"}) as connection:
-        connection.execute("SET enable_progress_bar = false")  # DuckDB would draw it on stdout after two seconds
-        connection.execute(f"SET memory_limit = '{MOST_MEMORY}'")
-        connection.execute("SET temp_directory = ''")
+    with _connection() as connection:
         try:
-            described = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [file]).fetchall()
-            types = {str(row[0]): str(row[1]) for row in described}
-            for column in (wanted, *([config.id_field] if config.id_field else [])):
-                if column not in types:
-                    raise InputError(
-                        f"{path} has no column {column!r}; it has {', '.join(types)}.{nearest(column, types)}"
-                    )
-            for index, n_bytes, value, identity in _rows(connection, file, _columns(path, config, types)):
+            columns = _columns(path, config, _types(connection, path))
+            for index, n_bytes, value, identity in _rows(connection, _escaped(path), columns):
                 report.n_records += 1
                 where = f"{name}:{index}"
                 if n_bytes > LONGEST_ROW:
@@ -68,9 +58,38 @@ def parquet_rows(path: Path, name: str, config: CorpusConfig, report: CorpusRepo
             report.check(config.max_skipped_share, wanted, final=False)
 
 
+def check_columns(path: Path, config: CorpusConfig) -> None:
+    """Raise InputError if the file lacks a wanted column or that is of another type. What is damaged passes."""
+    with _connection() as connection, suppress(duckdb.Error):
+        _columns(path, config, _types(connection, path))
+
+
+@contextmanager
+def _connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect(":memory:", config={"threads": 1, "autoinstall_known_extensions": "false"}) as connection:
+        connection.execute("SET enable_progress_bar = false")  # DuckDB would draw it on stdout after two seconds
+        connection.execute(f"SET memory_limit = '{MOST_MEMORY}'")
+        connection.execute("SET temp_directory = ''")
+        yield connection
+
+
+def _escaped(path: Path) -> str:
+    """The file's name, in which DuckDB would read [, * and ? as a glob."""
+    return "".join(f"[{c}]" if c in "[*?" else c for c in str(path))
+
+
+def _types(connection: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
+    """The file's columns and their types."""
+    described = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [_escaped(path)]).fetchall()
+    return {str(row[0]): str(row[1]) for row in described}
+
+
 def _columns(path: Path, config: CorpusConfig, types: dict[str, str]) -> tuple[str, str, str]:
     """SQL for the number of bytes of a row's value, for the value, and for the row's id."""
     wanted = config.chat_field or config.text_field
+    for name in (wanted, *([config.id_field] if config.id_field else [])):
+        if name not in types:
+            raise InputError(f"{path} has no column {name!r}; it has {', '.join(types)}.{nearest(name, types)}")
     kind, column = types[wanted], _quoted(wanted)
     if config.chat_field is None:
         _require(kind in ("VARCHAR", "JSON"), path, wanted, kind, "text")
