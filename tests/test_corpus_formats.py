@@ -185,9 +185,7 @@ def test_a_corpus_of_mostly_unread_files_is_refused_before_it_is_read(tmp_path: 
     (tmp_path / "README.md").write_text("about the data")
     for name in ("a.arrow", "b.arrow"):
         (tmp_path / name).write_bytes(OTHER["a.arrow"][0])
-    with pytest.raises(
-        InputError, match=r"2 of the 3 files .* that may hold its text are not read \(a.arrow is"
-    ):
+    with pytest.raises(InputError, match=r"2 of the 3 files .* that may hold its text are not read \(a.arrow is"):
         check_sources(config)
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
