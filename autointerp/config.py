@@ -122,10 +122,11 @@ class CorpusConfig:
 
     source: str = ""
     """File, folder, glob, `hf:owner/dataset[:config][@split]`, or `stdlib` (the standard library's source text)."""
-    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    """text, jsonl, parquet, or auto: by the file's suffix."""
+    format: Literal["auto", "text", "jsonl", "json", "csv", "parquet"] = "auto"
+    """text, jsonl, json (an array of objects), csv, parquet, or auto: by the file's suffix and first bytes. All but
+    parquet may be compressed (gzip, bzip2, xz, zstd). A folder that `save_to_disk` wrote is recognised."""
     text_field: str = "text"
-    """Field or column that holds the text (jsonl, parquet, hf)."""
+    """Field or column that holds the text (all formats but text)."""
     chat_field: str | None = None
     """Field that holds a list of {role, content}, used instead of text_field and rendered with the model's own chat
     template."""

@@ -36,9 +36,12 @@ from support.ledger_invariants import (
     underbooked,
     zeros_for_failures,
 )
+from support.sae_format_helpers import FIXTURES
 
+from autointerp.corpus.formats import unpack
 from autointerp.llm import client, limits, retry
 from autointerp.sae import families
+from autointerp.sae.formats import load_memory
 
 CONFIG = """
 [store]
@@ -581,6 +584,40 @@ def test_an_empty_corpus_is_told_before_the_model_is_loaded(tmp_path: Path, caps
     for command in ("train", "run"):
         code, _, err = run(capsys, command, "-c", str(config))
         assert code == 2 and "no usable text" in err and "no model here" not in err
+
+
+CORPORA = {
+    "a.pdf": (b"%PDF-1.7 \x00\x01\xff" * 99, "a.pdf is a PDF"),
+    "a.json": (b'{\n "text": "x"\n}', "a.json is one JSON object, not a list of records"),
+    "a.csv": (b"id,body\n1,x\n", "no column 'text' in its first line"),
+    "a.txt": ("Où êtes-vous? ".encode("latin-1") * 99, "1 not_utf8"),
+    "z.zst": (b"\x28\xb5\x2f\xfd\x00", "pip install backports.zstd"),
+}
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_that_is_no_text_is_told_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(unpack, "_module", lambda module: None)  # nothing here unpacks zstd
+    (tmp_path / name).write_bytes(CORPORA[name][0])
+    config = write_config(tmp_path, tmp_path / "no model here")
+    config.write_text(config.read_text().replace("source = 'texts'", f"source = '{name}'"))
+    code, _, err = run(capsys, "run", "-c", str(config))
+    assert code == 2 and CORPORA[name][1] in err and "no model here" not in err, err
+
+
+def test_an_sae_that_does_not_fit_into_memory_is_told(
+    tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "texts")
+    config = write_config(tmp_path, tiny_gpt2)
+    shutil.copytree(FIXTURES / "saelens" / "topk", tmp_path / "sae" / "tiny")
+    text = config.read_text().replace("hookpoint =", f"path = '{tmp_path / 'sae' / 'tiny'}'\nhookpoint =")
+    config.write_text(text)
+    monkeypatch.setattr(load_memory, "free_memory", lambda: 1000)
+    code, _, err = run(capsys, "harvest", "-c", str(config))
+    assert code == 2 and "GiB of memory are free" in err, err
 
 
 def test_memory_that_runs_out_in_training_is_exit_9_and_resumable(

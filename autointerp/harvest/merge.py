@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,12 +89,11 @@ def merge(
     totals = summed(pieces)
     n_tokens = sum(totals.get(f"n_tokens_{split}", 0) for split in SPLITS)
     corpus_id = store.add_corpus(corpus.source, corpus.config, corpus.tokenizer_sha256, totals["n_documents"], n_tokens)
-    identity = json.loads((folder.root / "identity.json").read_text(encoding="utf-8"))
     harvest_id = store.add_harvest(
         dictionary_id,
         corpus_id,
         n_tokens,
-        {**identity, "key": key, "merge": {"negatives": config.negatives, "neighbours": config.neighbours}},
+        {**folder.identity, "key": key, "merge": {"negatives": config.negatives, "neighbours": config.neighbours}},
         {**totals, **({} if no_projection is None else {"no_projection": no_projection})},
     )
     target = MergeTarget(dictionary_id, corpus_id, harvest_id)

@@ -296,8 +296,8 @@ def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.S
         f"{names}: harvested {done.n_tokens:,} tokens in {done.n_units} work units, from "
         f"{report.n_documents:,} documents"
     )
-    if report.n_skipped:
-        terminal.say(f"{names}: skipped {report.skipped_summary()}")
+    for remark in report.remarks():
+        terminal.say(f"{names}: {remark}")
     if done.n_nonfinite:
         terminal.say(f"{names}: {done.n_nonfinite:,} tokens left out for NaN or infinite activations")
     if done.halvings:

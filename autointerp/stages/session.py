@@ -12,7 +12,7 @@ from typing import Any
 
 from autointerp.config import Config, CorpusConfig, SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.sources import corpus_fingerprint, read_documents
+from autointerp.corpus.sources import check_sources, corpus_fingerprint, read_documents
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import NAME_A_BOS, bos_prefix, chat_renderer, stand_in_for_bos, work_units
 from autointerp.deadline import Deadline
@@ -68,10 +68,11 @@ class Session:
         return self._text
 
     def check_corpus(self) -> None:
-        """Raise InputError if the corpus has no usable text, before a model is loaded for it. Reads up to the first
-        usable document. A data set of the hub is not checked here."""
+        """Raise InputError if the corpus has no usable text, before a model is loaded for it. Looks at every file, and
+        reads up to the first usable document. A data set of the hub is not checked here."""
         if self._loaded is not None or self.config.corpus.source.startswith("hf:"):
             return
+        check_sources(self.config.corpus)
         documents = read_documents(self.config.corpus, CorpusReport(), lambda messages: str(messages))
         next(documents, None)
 
@@ -103,13 +104,15 @@ class Session:
     def describe_corpus(self) -> str:
         """Says whether the corpus can be read, after reading its first documents. Raises InputError if it cannot."""
         report, loaded = CorpusReport(), self.model()
+        check_sources(self.config.corpus)
         documents = read_documents(self.config.corpus, report, chat_renderer(loaded.tokenizer))
         first = next(documents, None)
         if first is None:
             raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
         n_tokens = len(loaded.tokenizer(first.text[:10_000], add_special_tokens=False)["input_ids"])
         source = self.config.corpus.source
-        said = f"{source} can be read; its first document {first.name!r} begins with {n_tokens} tokens"
+        remarks = "".join(f"; so far {remark}" for remark in report.remarks())
+        said = f"{source} can be read; its first document {first.name!r} begins with {n_tokens} tokens{remarks}"
         return ". ".join([said, *reading_notes(loaded, self.token_text(), self.config.corpus)])
 
     def describe_sae(self, sae: SaeConfig) -> str:
