@@ -114,7 +114,7 @@ class GroupWriter:
         except Exception as caught:
             # Not swallowed: the worker that gave the record gets it.
             error = caught
-        if error is not None and len(group) > 1 and self._store.failed is None:
+        if error is not None and len(group) > 1 and self._store.failed is None and error is not self._store.displaced:
             for one in group:
                 await self._commit([one])
             return
