@@ -18,6 +18,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +44,12 @@ class BatchServer(LlmServer):
     download_faults: int = 0
     """How many downloads break off half-way."""
     upload_faults: int = 0
+    edit: Callable[[bytes], bytes] = lambda lines: lines
+    """What becomes of the lines of every output file."""
+    endless: bytes = b""
+    """If given, every output file goes on with this again and again."""
+    slow_s: float = 0.0
+    """If given, files come in pieces of a byte, with so many seconds between them."""
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     answered: Counter[str] = field(default_factory=Counter)
@@ -157,7 +165,7 @@ class BatchServer(LlmServer):
             good = [x for line in good for x in (line, line)]
         if "strays" in faults:
             good = [{**good[0], "custom_id": "nobody-0"}, *good, {**good[-1], "custom_id": "nobody-1"}]
-        batch["output_file_id"] = self._store(_jsonl(good)) if good else None
+        batch["output_file_id"] = self._store(self.edit(_jsonl(good))) if good else None
         batch["error_file_id"] = self._store(_jsonl(bad)) if bad else None
         batch.update(status="expired" if left else "completed")
         batch["expired_at" if left else "completed_at"] = 1_000_060
@@ -194,6 +202,22 @@ class BatchServer(LlmServer):
             await response.write(content[: len(content) // 2])
             await asyncio.sleep(0.02)
             _abort(request)
+            return response
+        if self.slow_s:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            with suppress(ConnectionError):
+                for at in range(len(content)):
+                    await response.write(content[at : at + 1])
+                    await asyncio.sleep(self.slow_s)
+            return response
+        if self.endless:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(content)
+            with suppress(ConnectionError):
+                while True:
+                    await response.write(self.endless)
             return response
         return web.Response(body=content, content_type="application/octet-stream")
 
