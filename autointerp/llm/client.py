@@ -109,7 +109,7 @@ class LlmClient:
         self._bytes_per_token = 3.0
 
     def __repr__(self) -> str:
-        return f"LlmClient({self.endpoint.base_url!r}, model={self.endpoint.model!r})"
+        return f"LlmClient({self.endpoint.address!r}, model={self.endpoint.model!r})"
 
     async def __aenter__(self) -> LlmClient:
         self._over = asyncio.Event()  # a new one, since each run may have its own event loop
@@ -382,7 +382,7 @@ class LlmClient:
             self._unreachable_since = now
         gate = self._limits.gate
         gate.hold(sent_at, None, str(failure), longest_s=self._reach.longest_pause_s)
-        url = self.endpoint.base_url
+        url = self.endpoint.address
         if not self._answered and gate.episodes >= self._reach.first_tries:
             raise AutointerpError(f"cannot reach {url}: {failure}; is it running, and is base_url right?") from None
         if self._answered and now - self._unreachable_since > self._reach.outage_s:

@@ -202,7 +202,7 @@ async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:
     schemas = "honoured" if in_json else "not honoured, so labels are read from plain text"
     notes = "".join(f"; {note}" for note in found.notes)
     found_to = f"simulation methods: {methods}; JSON schemas: {schemas}{notes}"
-    return f"{endpoint.model} at {endpoint.base_url} answers; {found_to}"
+    return f"{endpoint.model} at {endpoint.address} answers; {found_to}"
 
 
 class Unrecorded:

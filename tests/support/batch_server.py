@@ -50,6 +50,10 @@ class BatchServer(LlmServer):
     """If given, every output file goes on with this again and again."""
     slow_s: float = 0.0
     """If given, files come in pieces of a byte, with so many seconds between them."""
+    prefix: str = ""
+    """What the address has before /v1, for batches."""
+    all_headers: list[dict[str, str]] = field(default_factory=list)
+    """The headers of every request, those about files and batches included."""
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     answered: Counter[str] = field(default_factory=Counter)
@@ -65,11 +69,24 @@ class BatchServer(LlmServer):
 
     def _add_routes(self, app: web.Application) -> None:
         super()._add_routes(app)
-        app.router.add_post("/v1/files", self._upload)
-        app.router.add_get("/v1/files/{id}/content", self._content)
-        app.router.add_post("/v1/batches", self._create)
-        app.router.add_get("/v1/batches", self._list)
-        app.router.add_get("/v1/batches/{id}", self._retrieve)
+        under = f"{self.prefix}/v1"
+        app.router.add_post(f"{under}/files", self._upload)
+        app.router.add_get(f"{under}/files/{{id}}/content", self._content)
+        app.router.add_post(f"{under}/batches", self._create)
+        app.router.add_get(f"{under}/batches", self._list)
+        app.router.add_get(f"{under}/batches/{{id}}", self._retrieve)
+
+        @web.middleware
+        async def note(request: web.Request, handler: Any) -> web.StreamResponse:
+            self.all_headers.append(dict(request.headers))
+            response: web.StreamResponse = await handler(request)
+            return response
+
+        app.middlewares.append(note)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{self.prefix}/v1"
 
     @property
     def sizes(self) -> list[int]:
