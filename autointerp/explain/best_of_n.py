@@ -1,8 +1,8 @@
 """best_of_n: the best of several labels by [explain] base, by their score on the select part.
 
-Sample i has seed `seed + i`, which is sent; the first keeps the configured temperature, the others have at least
-TEMPERATURE, or they would all be the same. They are judged on select, so that the score on report is not the best of
-several draws (the winner's curse).
+Sample i has seed `seed + i`, which is sent unless the endpoint refuses seeds; the first keeps the configured
+temperature, the others have at least TEMPERATURE, or they would all be the same. They are judged on select, so that the
+score on report is not the best of several draws (the winner's curse).
 """
 
 from __future__ import annotations

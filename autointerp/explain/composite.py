@@ -17,7 +17,7 @@ from autointerp.ask.explanation_row import blank_row
 from autointerp.ask.forecast import Estimate
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
-from autointerp.explain.asking import ask_labels, estimate_labels, in_reply_form
+from autointerp.explain.asking import as_taken, ask_labels, estimate_labels
 from autointerp.explain.explainer import ExplainRun, OpenRun, named
 from autointerp.explain.label_question import LabelPrompt
 from autointerp.explain.one_call import OneCall
@@ -101,7 +101,7 @@ async def labels_of(work: OpenRun, prompt: LabelPrompt, features: Sequence[int])
             await work.writer.explanation(row)
             found[row.feature] = row
 
-        await ask_labels(work.run, await in_reply_form(prompt, client), client, missing, write)
+        await ask_labels(work.run, await as_taken(work.run, prompt, client), client, missing, write)
     return found
 
 

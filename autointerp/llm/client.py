@@ -90,6 +90,8 @@ class LlmClient:
         self.ledger = ledger
         self.run_id = run_id
         self.counts = ClientCounts()
+        self.takes_seed: bool | None = None
+        """Whether the endpoint takes a seed; None until it was asked (capabilities.py)."""
         self._price(endpoint.model)
         self._transport = Transport(endpoint, llm)
         self._limits = Limits(llm, pauses)
