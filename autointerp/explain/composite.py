@@ -7,7 +7,6 @@ for nothing twice. Candidates' scores are rows of part 'select' (see validation.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +14,7 @@ from dataclasses import replace
 
 from autointerp.ask.explanation_row import blank_row
 from autointerp.ask.forecast import Estimate
+from autointerp.ask.question import side_by_side
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
 from autointerp.explain.asking import as_taken, ask_labels, estimate_labels
@@ -112,7 +112,7 @@ async def make_in_blocks(
     size = max(_BLOCK, work.run.job.in_flight)
     for start in range(0, len(features), size):
         rows = await make(features[start : start + size])
-        await asyncio.gather(*(work.write(row) for row in rows))
+        await side_by_side(work.write(row) for row in rows)
 
 
 # --- forecasts ------------------------------------------------------------------------------------------------------

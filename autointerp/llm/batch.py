@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from autointerp.background import in_background
 from autointerp.errors import AutointerpError, StoppedError
 from autointerp.llm.batch_files import (
     MOST_REQUESTS,
@@ -75,6 +76,8 @@ class BatchClient(LlmClient):
         self._watched: dict[asyncio.Task[None], Batch] = {}
         self._arrived = asyncio.Event()
         self._collector: asyncio.Task[None] | None = None
+        self._untold: AutointerpError | None = None
+        """The first error of a batch, or of the collector, that no caller waited for."""
 
     async def __aenter__(self) -> BatchClient:
         await super().__aenter__()
@@ -83,7 +86,7 @@ class BatchClient(LlmClient):
             self._under_way.update(dict.fromkeys(batch.requests, record.batch_key))
             self._say(f"going on with batch {record.batch_id or record.batch_key} of {len(requests):,} requests")
             self._watch(batch)
-        self._collector = asyncio.create_task(self._collect(), name="batch-collector")
+        self._collector = in_background(self._collect(), "the collector of batches", self._end_all)
         return self
 
     async def _unfinished(self) -> list[tuple[BatchRecord, list[BatchedRequest]]]:
@@ -95,23 +98,21 @@ class BatchClient(LlmClient):
         if kind is None and self._stopped is None:
             # Fetch an earlier run's batch if it has ended, even if no caller waits for it now: it is paid for.
             for task, batch in list(self._watched.items()):
-                looked = asyncio.create_task(batch.looked.wait())
-                await asyncio.wait([task, looked], return_when=asyncio.FIRST_COMPLETED)
-                looked.cancel()
+                task.add_done_callback(lambda _task, batch=batch: batch.looked.set())  # type: ignore[misc]
+                await batch.looked.wait()
         left = len(self._watched)
         tasks = [*self._watched, *([self._collector] if self._collector is not None else [])]
         for task in tasks:
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if left:
             self._say(
                 f"{left} unfinished {'batch goes' if left == 1 else 'batches go'} on at the endpoint; the same command "
                 "with the batch API fetches what is ready and waits for the rest"
             )
         await super().__aexit__(kind, *rest)
-        for result in results:
-            if isinstance(result, AutointerpError) and kind is None:
-                raise result
+        if self._untold is not None and kind is None:
+            raise self._untold
 
     def stop(self, error: AutointerpError) -> None:
         super().stop(error)
@@ -153,18 +154,19 @@ class BatchClient(LlmClient):
                 await asyncio.sleep(self.llm.batch_quiet_seconds)
             self._arrived.clear()
             if self._queue:
-                try:
-                    self._submit_what_fits()
-                except Exception as error:
-                    self._end_all(error)
-                    raise
+                self._submit_what_fits()
 
-    def _end_all(self, error: Exception) -> None:
+    def _end_all(self, error: AutointerpError) -> None:
         """End every caller's wait with `error`: a fault in this program must not leave one waiting."""
-        problem = error if isinstance(error, AutointerpError) else AutointerpError(f"{type(error).__name__}: {error}")
-        self.stop(problem)
-        for waiting in list(self._waiting.values()):
-            waiting.fail(problem)
+        self._end(list(self._waiting.values()), error)
+
+    def _end(self, callers: Sequence[Waiting], error: AutointerpError) -> None:
+        """Send nothing more, and tell these callers why. Where there are none, it is raised at the end."""
+        if not callers:
+            self._untold = self._untold or error
+        self.stop(error)
+        for waiting in callers:
+            waiting.fail(error)
 
     def _submit_what_fits(self) -> None:
         """Start batches with the queue's first requests, as many as the budget has room for. The others wait for the
@@ -216,7 +218,7 @@ class BatchClient(LlmClient):
     # --- one batch --------------------------------------------------------------------------------------------------
 
     def _watch(self, batch: Batch) -> None:
-        task = asyncio.create_task(self._run(batch), name=f"batch-{batch.record.batch_key}")
+        task = in_background(self._run(batch), f"batch {batch.record.batch_key}", self._end_all)
         self._watched[task] = batch
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -249,14 +251,8 @@ class BatchClient(LlmClient):
             if problem is not None:
                 raise problem
             await self._again(batch, state)
-        except AutointerpError as error:
-            self.stop(error)
-            for one in batch.requests:
-                if (waiting := self._waiting.get(one)) is not None:
-                    waiting.fail(error)
-        except Exception as error:
-            self._end_all(error)
-            raise
+        except AutointerpError as error:  # other batches under way are fetched all the same
+            self._end([self._waiting[one] for one in batch.requests if one in self._waiting], error)
         finally:
             self._forget(batch)
             for reservation in batch.reserved.values():

@@ -14,6 +14,7 @@ import dataclasses
 import time
 from typing import Any
 
+from autointerp.background import in_background
 from autointerp.config import EndpointConfig, LlmConfig, PriceConfig
 from autointerp.errors import AutointerpError, InputError, StoppedError
 from autointerp.llm.budget import Budget, Reservation, cost_usd
@@ -102,6 +103,7 @@ class LlmClient:
         self._alarm: asyncio.TimerHandle | None = None
         self._asking: dict[tuple[str, int], asyncio.Future[Reply]] = {}
         self._recording: set[asyncio.Task[None]] = set()
+        self._unrecorded: list[AutointerpError] = []
         self._answered = False
         self._succeeded = False
         self._succeeded_at = float("-inf")
@@ -129,12 +131,11 @@ class LlmClient:
             self._alarm.cancel()
         await self._limits.__aexit__()
         try:
-            failures = await asyncio.gather(*self._recording, return_exceptions=True)
+            await asyncio.gather(*self._recording, return_exceptions=True)
         finally:
             await self._transport.__aexit__()
-        for failure in failures:  # writing a record failed after its asker was cancelled; an earlier error goes first
-            if isinstance(failure, AutointerpError) and kind is None:
-                raise failure
+        if self._unrecorded and kind is None:  # of an asker that was cancelled; an earlier error goes first
+            raise self._unrecorded[0]
 
     async def ask(self, request: Request) -> Reply:
         """The reply to `request`: from the ledger if it is there, else from the endpoint, recorded before it is read.
@@ -288,10 +289,15 @@ class LlmClient:
             self._begin_record(self._record_of(request, attempts, "gave_up", f"the run ended first: {why}"))
 
     def _begin_record(self, record: CallRecord) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(self.ledger.record(record))
+        task = in_background(self.ledger.record(record), "the record of a call", self._not_recorded)
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)
         return task
+
+    def _not_recorded(self, error: AutointerpError) -> None:
+        """Nothing more is paid for once a record could not be written, whether or not its asker still waits."""
+        self._unrecorded.append(error)
+        self.stop(error)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait between two attempts, but not past the end of the run: the next attempt then raises the reason."""
