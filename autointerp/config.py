@@ -7,6 +7,7 @@ config_file.py reads the file. API keys are never kept here, only the name of th
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 import typing
 from dataclasses import dataclass, field
@@ -331,6 +332,21 @@ _LIKE_A_KEY = re.compile(r"(?=.{20})(?=.*[a-z])(?=.*[0-9])")
 """Matches API keys that would pass as the name of a variable (hf_..., gsk_...): long, with small letters and digits."""
 
 
+_LONG_PART = re.compile(r".*\w{16,}.*|.*[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}.*|.{40,}", re.ASCII | re.IGNORECASE)
+"""Matches a part of a path that has a long run without a dash, that no model has, or is a UUID, or very long."""
+
+
+def _may_be_secret(part: str) -> bool:
+    has_both = re.search("[0-9]", part) is not None and re.search("[A-Za-z]", part) is not None
+    return part.lower().startswith("sk-") or (has_both and _LONG_PART.fullmatch(part) is not None)
+
+
+def secret_parts(url: str) -> list[str]:
+    """The parts of the URL's path that may be secrets: some gateways take a key there."""
+    parts = re.split(r"[/;=,:@]", urlsplit(url).path)
+    return [part for part in parts if _may_be_secret(part)]
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
     """How to reach one OpenAI-compatible endpoint; part of [explain] and [score]."""
@@ -338,7 +354,8 @@ class EndpointConfig:
     model: str = ""
     """Model name as the endpoint knows it. Explainers and scorers that ask no LLM need none."""
     base_url: str = "https://api.openai.com/v1"
-    """Any OpenAI-compatible server (OpenAI, vLLM, llama.cpp, Ollama, OpenRouter)."""
+    """Any OpenAI-compatible server (OpenAI, vLLM, llama.cpp, Ollama, OpenRouter). What looks like a key in its path is
+    hidden in messages and in the store."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
     temperature: Annotated[float, Range(0, 100)] | None = 0.0
@@ -367,6 +384,16 @@ class EndpointConfig:
             and not _LIKE_A_KEY.match(self.api_key_env),
             "api_key_env must be the name of an environment variable that holds the key, not the key itself",
         )
+
+    @property
+    def address(self) -> str:
+        """base_url as messages show it and the store keeps it: each part that may be a secret is replaced by the start
+        of its hash, so that two addresses stay two."""
+        shown = self.base_url
+        for part in secret_parts(shown):
+            digest = hashlib.sha256(part.encode("utf-8", "replace")).hexdigest()[:8]
+            shown = shown.replace(part, f"[hidden {digest}]")
+        return shown
 
 
 @dataclass(frozen=True, slots=True)

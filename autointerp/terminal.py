@@ -248,6 +248,8 @@ class _Steps:
         self._steps: list[_Step] = []
         self._last = time.monotonic()
         self._over: threading.Event | None = None
+        self._failure: Exception | None = None
+        """What ended the thread, until the next step raises it."""
         self._lock = threading.RLock()
 
     @property
@@ -279,6 +281,9 @@ class _Steps:
                     self._over = None
 
     def updated(self, step: _Step, is_at_end: bool) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
         is_told = is_at_end and (step.tells_end or step.seconds >= self.every_s)
         if step.is_bar or is_told or time.monotonic() - self._last >= self.every_s:
             self._show(step)
@@ -295,14 +300,17 @@ class _Steps:
             listener(step.standing())
 
     def _speak(self, over: threading.Event) -> None:
-        while not over.wait(min(self.every_s, _LISTEN_EVERY_S) / 2):
-            with self._lock:
-                if over.is_set() or not self._steps:
-                    continue
-                step = self._steps[-1]
-                if time.monotonic() - self._last >= self.every_s:
-                    self._show(self._subject())
-            self._listen(step)
+        try:
+            while not over.wait(min(self.every_s, _LISTEN_EVERY_S) / 2):
+                with self._lock:
+                    if over.is_set() or not self._steps:
+                        continue
+                    step = self._steps[-1]
+                    if time.monotonic() - self._last >= self.every_s:
+                        self._show(self._subject())
+                self._listen(step)
+        except Exception as error:  # a thread's error reaches nobody
+            self._failure = error
 
     def _subject(self) -> _Step:
         """The innermost step about which there is something to say: one that has just begun has no speed yet."""

@@ -647,6 +647,16 @@ def test_memory_that_runs_out_in_training_is_exit_9_and_resumable(
 # --- the whole table ------------------------------------------------------------------------------------------------
 
 ROWS: dict[str, list[str]] = {
+    "a line of a batch's results that cannot be read": [
+        "test_llm_batch_unread::test_one_unreadable_line_costs_no_other_result",
+        "test_llm_batch_unread::test_a_file_without_end_is_left_with_what_it_held",
+    ],
+    "store or evidence taken away while it is open": [
+        "test_store_displaced::test_a_run_stops_paying",
+        "test_store_displaced::test_all_that_was_committed_is_saved_beside",
+        "test_store_displaced::test_evidence_that_is_taken_away_stops_the_run_and_is_saved",
+    ],
+    "the endpoint refuses seed": ["test_explain_seed::test_samples_without_a_seed"],
     "429 with Retry-After": [
         "test_fault_matrix::test_nobody_asks_while_retry_after_lasts",
         "test_fault_matrix::test_a_passing_fault_changes_nothing",

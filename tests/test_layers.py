@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
     "errors", "records", "config", "config_file", "stats", "resources", "deadline", "tasks", "plugins", "progress",
+    "background",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -23,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"errors", "records"},
     "plugins": {"errors"},
     "deadline": {"errors"},
+    "background": {"errors"},
     "config": {"errors", "deadline"},
     "config_file": {"errors", "deadline", "config"},
     "stats": set(),

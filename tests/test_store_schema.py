@@ -30,16 +30,16 @@ CONTRACT = {
     "window_id offset tokens activations max_activation text",
     "vocab_projection": "dictionary_id feature sign rank token_id token logit",
     "explanations": "explanation_id dictionary_id feature harvest_id explainer model template_sha256 evidence_sha256 "
-    "seed text status error input_tokens output_tokens cost_usd created_at rule",
+    "seed text status error input_tokens output_tokens cost_usd created_at rule sequence",
     "scores": "score_id dictionary_id feature explanation_id scorer method control part model template_sha256 seed "
-    "value ci_low ci_high n n_failed status error created_at harvest_id",
+    "value ci_low ci_high n n_failed status error created_at harvest_id sequence",
     "predictions": "score_id context_id truth predicted status",
     "labels": "dictionary_id name feature label explainer model scorer score ci_low ci_high density status "
     "explanation_id side",
     "sae_metrics": "dictionary_id corpus_id split metric value ci_low ci_high n_tokens",
     "llm_calls": "request_sha256 sample run_id dictionary_id feature stage model status reply input_tokens "
-    "cached_tokens output_tokens cost_usd latency_s created_at",
-    "runs": "run_id command started_at finished_at status exit_code config versions",
+    "cached_tokens output_tokens cost_usd latency_s created_at sequence",
+    "runs": "run_id command started_at finished_at status exit_code config versions sequence",
     "spend_by_stage": "dictionary_id name stage model n_calls cost_usd",
     "explainer_leaderboard": "dictionary_id name explainer model scorer method control mean_score ci_low ci_high n",
     "context_need": "dictionary_id feature median_tokens n",
@@ -73,6 +73,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (1, "initial"),
             (2, "methods"),
             (3, "batches"),
+            (4, "sequence"),
         ]
 
 

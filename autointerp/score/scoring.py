@@ -15,7 +15,7 @@ from typing import Any
 
 from autointerp.ask.forecast import Estimate, Forecast
 from autointerp.ask.job import Blocks, Job, Outcome, run_pool
-from autointerp.ask.question import Asker
+from autointerp.ask.question import Asker, side_by_side
 from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.records import Explanation, Score
@@ -118,7 +118,7 @@ async def score_through(
         rows = await work.score(item)
         if rows is not None:
             # The writer keeps the order, so the row that marks a target as scored is never committed before the others.
-            await asyncio.gather(*(writer.score(row) for row in rows))
+            await side_by_side(writer.score(row) for row in rows)
         _count(job, rows, outcome)
 
     # Twice as many as fill the connections: a target waits for commits too, and the client bounds the calls.

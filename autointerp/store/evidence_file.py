@@ -43,6 +43,7 @@ class StoreEvidence(StoreConnection):
                 self.evidence_replaced.set()
             finally:
                 attach_evidence(self.con, self.path, self.evidence_path, self.store_id)
+                self._note_evidence()
 
 
 def attach_evidence(con: duckdb.DuckDBPyConnection, path: Path, evidence_path: Path, store_id: str) -> None:

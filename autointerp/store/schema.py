@@ -17,6 +17,8 @@ from autointerp.store.safety.faults import translated
 
 Migration = tuple[int, str, str]
 """Version, name, SQL."""
+SEQUENCE_VERSION = 4
+"""The migration after which the rows of an older store get their numbers."""
 
 
 def migrations() -> list[Migration]:
@@ -66,6 +68,8 @@ def migrate(store: StoreConnection, migration: Migration) -> None:
             "(version INTEGER NOT NULL, name VARCHAR NOT NULL, applied_at TIMESTAMP NOT NULL)"
         )
         con.execute(sql)
+        if version == SEQUENCE_VERSION:
+            con.execute(sql_file("number_rows.sql"))
         if version == 1:
             store.insert_row("store_state", {"store_id": uuid.uuid4().hex, "commit_number": 0})
         store.insert_row("schema_migrations", {"version": version, "name": name, "applied_at": store.now()})

@@ -214,7 +214,7 @@ class StoreSelections(StoreConnection):
                 SELECT max(value) AS scorer FROM settings WHERE dictionary_id = ? AND name = 'label_scorer'
             ),
             latest AS (
-                SELECT feature, arg_max(value, created_at) AS value
+                SELECT feature, arg_max(value, scores.sequence) AS value
                 FROM scores CROSS JOIN shown
                 WHERE dictionary_id = ? AND control IS NULL AND part = 'report' AND explanation_id IS NOT NULL
                   AND value IS NOT NULL AND scores.scorer = coalesce(shown.scorer, 'simulation')
@@ -261,7 +261,7 @@ class StoreSelections(StoreConnection):
         found = self.rows(
             f"""
             WITH latest AS (
-                SELECT arg_max(rowid, created_at) AS row_id FROM explanations
+                SELECT arg_max(rowid, sequence) AS row_id FROM explanations
                 WHERE dictionary_id = ? AND explainer = ? AND status <> 'gave_up' AND {chosen}
                   AND explanation_id NOT IN (
                       SELECT unnest(derived_from[2:]) FROM explanations WHERE explainer = 'best_of_n'

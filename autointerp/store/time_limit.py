@@ -30,7 +30,8 @@ def time_limit(con: duckdb.DuckDBPyConnection, seconds: float, message: str) -> 
         if done.wait(seconds):
             return
         timed_out.set()
-        con.interrupt()
+        with suppress(duckdb.Error):  # it may be closed; the process ends all the same where the block goes on
+            con.interrupt()
         if not done.wait(GRACE_S):
             with suppress(Exception):  # whatever standard error is, the process ends
                 sys.stderr.write(f"error: {message}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 from autointerp.errors import InputError
@@ -23,6 +24,17 @@ def snapshot_path_of(path: Path) -> Path:
 def unfinished_snapshot_of(path: Path) -> Path:
     """Where a snapshot is made, until it is whole."""
     return path.with_name(snapshot_path_of(path).name + ".new")
+
+
+def saved_path_of(path: Path, stamp: str) -> Path:
+    """X.duckdb -> X.saved-<stamp>.duckdb: where a run whose store was deleted saves what it holds (keeping.py)."""
+    return path.with_name(f"{path.name.removesuffix('.duckdb')}.saved-{stamp}.duckdb")
+
+
+def saved_files_of(path: Path) -> list[Path]:
+    """What runs have saved of the store at `path`, the oldest first."""
+    pattern = f"{glob.escape(path.name.removesuffix('.duckdb'))}.saved-*Z.duckdb"
+    return sorted(path.parent.glob(pattern))
 
 
 def progress_path_of(path: Path, part: str = "") -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 
 from autointerp.errors import DamagedError
-from autointerp.store.connection import quoted
+from autointerp.store.connection import quoted, sql_file
 from autointerp.store.finding_tables import NOTED, from_note
 from autointerp.store.store import Store
 
@@ -55,6 +55,7 @@ def salvage(source: Path, target: Path, store_id: str | None, commit_number: int
             if table == "settings":  # the new file has its own views
                 wanted = "name <> 'views_sha256'"
             saved.append(_copy_table(con, table, columns, wanted))
+        con.execute(sql_file("number_rows.sql"))  # an older version's rows have no number
         try:
             state = con.execute("SELECT store_id, commit_number FROM damaged.store_state").fetchall()
         except duckdb.Error:
