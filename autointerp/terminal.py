@@ -5,6 +5,7 @@ Results go to stdout, and everything about the work itself goes to stderr (see l
 
 from __future__ import annotations
 
+import csv
 import io
 import threading
 import time
@@ -20,6 +21,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from autointerp.errors import InputError
 from autointerp.log import Level, Log, LogFormat
 from autointerp.log import visible as visible
 from autointerp.progress import Standing, iso
@@ -120,6 +122,25 @@ class Terminal:
         for row in [header, *cells]:
             line = "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))
             self.out.file.write(line.rstrip() + "\n")
+
+    def csv(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Writes a table as CSV. Raises InputError where the encoding of standard output lacks a sign of it."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n" if self.out.is_terminal else "\r\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        if self.out.is_terminal:
+            self.result(text.getvalue().rstrip("\n"))
+            return
+        try:
+            text.getvalue().encode(self.out.encoding)
+        except UnicodeEncodeError as error:  # CSV has no way to write such a sign
+            sign = error.object[error.start]
+            raise InputError(
+                f"standard output takes {self.out.encoding}, which lacks {ascii(sign)} of the result; set "
+                "PYTHONIOENCODING=utf-8, or choose another form"
+            ) from None
+        self.out.file.write(text.getvalue())
 
     @contextmanager
     def progress(self, what: str, total: int | None, unit: str = "", done: int = 0) -> Iterator[Progress]:

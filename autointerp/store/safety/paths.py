@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from autointerp.errors import InputError
 
+EVIDENCE = "evidence"
+"""The name by which SQL knows the attached evidence file."""
 DATABASE_LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
 """The ends of the files that DuckDB keeps beside a database X.duckdb, and looks for where it opens one."""
 
@@ -46,7 +49,22 @@ def refuse_own_file(store: Path, target: Path) -> None:
 
 
 def real_path(path: Path | str) -> Path:
-    """The file that a link leads to. Its WAL, ledger and evidence lie beside that file, and would not be found beside
-    the link."""
+    """The absolute path of a store's main file; where `path` is a link, of the file that it leads to. Its WAL, ledger
+    and evidence lie beside that file, and would not be found beside the link.
+
+    Absolute, because DuckDB takes relative names such as `:memory:` and `md:x` for something else than a file. Raises
+    InputError for a path at which DuckDB cannot keep a store.
+    """
     path = Path(path)
-    return path.resolve() if path.is_symlink() else path
+    path = path.resolve() if path.is_symlink() else Path(os.path.abspath(path))
+    if "?" in str(path):
+        raise InputError(
+            f"no store can be at {path}: DuckDB would put its log elsewhere, as it takes what follows a question mark "
+            "for options. Give the file or folder another name"
+        )
+    if path.name.partition(".")[0].lower() == EVIDENCE:
+        raise InputError(
+            f"no store can be called {path.name}: queries know the store by the name before the first dot, and "
+            f"{EVIDENCE!r} stands for the file of contexts beside it. Give it another name"
+        )
+    return path
