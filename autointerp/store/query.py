@@ -16,7 +16,7 @@ from typing import Any
 
 import duckdb
 
-from autointerp.errors import AutointerpError, InputError
+from autointerp.errors import AutointerpError, InputError, shown
 from autointerp.store.connection import identifier, quoted
 from autointerp.store.query_process import GRACE_S, Alarm, Limits, Rows, Say, answer_in_a_process
 from autointerp.store.query_statements import checked_statement, first_line
@@ -76,8 +76,12 @@ class _Output:
 def _put_in_place(target: Path) -> Iterator[Path]:
     """Where to write what is meant for `target`: a new file beside it, which replaces it when the block ends well. A
     device or a pipe is written to directly. Raises InputError where no file can stand there."""
-    place = target.parent.resolve() / target.name
-    if place.is_dir():
+    try:
+        place = target.parent.resolve() / target.name
+        is_folder = place.is_dir()
+    except OSError as error:
+        raise InputError(f"{shown(str(target))} cannot be written: {error.strerror}") from None
+    if is_folder:
         raise InputError(f"the result is to be a file, but there is a folder {target}")
     if not place.parent.is_dir():
         raise InputError(f"there is no folder {target.parent} to write {target.name!r} to")

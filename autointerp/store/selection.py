@@ -8,8 +8,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Any
 
-from autointerp.config import shown
-from autointerp.errors import InputError, nearest
+from autointerp.errors import InputError, nearest, shown
 from autointerp.store.condition import features_where
 from autointerp.store.connection import StoreConnection
 from autointerp.store.finding_tables import tables_in

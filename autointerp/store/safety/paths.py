@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from autointerp.errors import InputError
+from autointerp.errors import InputError, shown
 
 EVIDENCE = "evidence"
 """The name by which SQL knows the attached evidence file."""
 DATABASE_LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
 """The ends of the files that DuckDB keeps beside a database X.duckdb, and looks for where it opens one."""
+
+
+_LONGEST_NAME = 180
+"""Bytes. A file system takes 255, and files beside the store have its name and up to 60 more."""
 
 
 def evidence_path_of(path: Path) -> Path:
@@ -56,7 +60,16 @@ def real_path(path: Path | str) -> Path:
     InputError for a path at which DuckDB cannot keep a store.
     """
     path = Path(path)
-    path = path.resolve() if path.is_symlink() else Path(os.path.abspath(path))
+    try:
+        path = path.resolve() if path.is_symlink() else Path(os.path.abspath(path))
+        path.exists(), str(path).encode()
+    except (OSError, UnicodeEncodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not valid Unicode"
+        raise InputError(f"no store can be at {shown(str(path))}: {reason}") from None
+    if len(path.name.encode()) > _LONGEST_NAME:
+        raise InputError(
+            f"no store can be called {shown(path.name)}: the names of the files beside it would be too long"
+        )
     if "?" in str(path):
         raise InputError(
             f"no store can be at {path}: DuckDB would put its log elsewhere, as it takes what follows a question mark "
