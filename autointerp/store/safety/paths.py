@@ -52,6 +52,16 @@ def refuse_own_file(store: Path, target: Path) -> None:
             raise InputError(f"{target} belongs to the store {store}; write to another file")
 
 
+def path_with_folder(path: Path | str) -> Path:
+    """`real_path`, whose folder is made where there is none. Raises InputError where that cannot be."""
+    real = real_path(path)
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {shown(str(real.parent))} cannot be made: {error.strerror}") from None
+    return real
+
+
 def real_path(path: Path | str) -> Path:
     """The absolute path of a store's main file; where `path` is a link, of the file that it leads to. Its WAL, ledger
     and evidence lie beside that file, and would not be found beside the link.
