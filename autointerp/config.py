@@ -16,21 +16,12 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from autointerp.deadline import parse_deadline
-from autointerp.errors import InputError
+from autointerp.errors import InputError, shown
 
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
-
-
-def shown(value: Any) -> str:
-    """`value` for a message: shortened, and not written out where Python refuses to (5,000 digits, deep nests)."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return "a value too large to show"
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from support.store_fixtures import add_dictionary, add_features, call, child, fi
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
 from autointerp.store import Store, schema
 from autointerp.store.connection import sql_file
+from autointerp.store.finding_tables import NOTED, FindingTable
 from autointerp.store.safety.paths import evidence_path_of
 from autointerp.store.schema import migrations
 
@@ -267,12 +268,19 @@ def test_views_from_elsewhere_are_renewed_though_their_digest_is_ours(tmp_path: 
     assert path.read_bytes() == unchanged
 
 
+OWN = FindingTable("own", "own", columns={"a": "VARCHAR"})
+
+
 @pytest.mark.parametrize(
     "change",
     [
         "CREATE MACRO coalesce_all(x) AS 1; CREATE MACRO upper(x) AS 'evil'",
         "CREATE MACRO duckdb_functions() AS TABLE SELECT 1 AS a",
         "ALTER TABLE settings RENAME TO kept; CREATE VIEW settings AS FROM kept",
+        "CREATE TRIGGER t AFTER INSERT ON llm_calls FOR EACH STATEMENT "
+        "INSERT INTO settings SELECT 1, 'a', content FROM read_text('/etc/hostname')",
+        f"INSERT INTO settings VALUES (NULL, '{NOTED}own', '{OWN.noted()}'); "
+        "CREATE VIEW own AS SELECT 1 AS dictionary_id, 0 AS feature, content AS a FROM read_text('/etc/hostname')",
     ],
 )
 def test_a_store_that_changes_our_sql_is_not_written(tmp_path: Path, change: str) -> None:
@@ -284,6 +292,25 @@ def test_a_store_that_changes_our_sql_is_not_written(tmp_path: Path, change: str
     with pytest.raises(InputError, match="which this program did not make"):
         Store.open(path)
     assert path.read_bytes() == before
+
+
+def test_evidence_that_could_read_other_files_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.duckdb"
+    filled(path)[0].close()
+    evidence = evidence_path_of(path)
+    before = evidence.read_bytes()
+    for change in (
+        "ALTER TABLE windows RENAME TO kept; CREATE VIEW windows AS FROM kept",
+        "CREATE OR REPLACE VIEW contexts AS SELECT * FROM context_rows, read_text('/etc/hostname')",
+        "CREATE OR REPLACE VIEW contexts AS SELECT * FROM context_rows, (DESCRIBE windows)",
+        "CREATE MACRO upper(x) AS (SELECT content FROM read_text('/etc/hostname'))",
+    ):
+        evidence.write_bytes(before)
+        with duckdb.connect(str(evidence)) as con:
+            con.execute(change)
+        for read_only in (False, True):
+            with pytest.raises(InputError, match="in a form that this program did not make"):
+                Store.open(path, read_only=read_only)
 
 
 def test_dictionary_names_and_mismatch(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from autointerp.config import Config
 from autointerp.errors import AutointerpError
 from autointerp.stages import labelling, pipeline
+from autointerp.store.safety.paths import real_path
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal
 
@@ -46,7 +47,7 @@ def run_doctor(config: Config, terminal: Terminal) -> None:
 
 
 def _store(path: Path, say: Callable[[str], None]) -> str:
-    if not path.exists():
+    if not real_path(path).exists():
         return f"{path} does not exist yet; the first run makes it"
     with open_for_reading(path, say) as store:
         names = ", ".join(row.name for row in store.dictionaries())

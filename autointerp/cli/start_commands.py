@@ -9,7 +9,7 @@ import typer
 
 from autointerp.cli.config_template import config_template
 from autointerp.cli.options import DEFAULT_CONFIG, ConfigFile, LogForm, StorePath, Verbose, read_config
-from autointerp.errors import InputError
+from autointerp.errors import InputError, shown
 from autointerp.log import LogFormat
 from autointerp.terminal import Terminal
 
@@ -23,10 +23,13 @@ def init(
 ) -> None:
     """Write a commented autointerp.toml."""
     target = directory / "autointerp.toml"
-    if target.exists() and not force:
-        raise InputError(f"{target} exists; --force overwrites it")
-    directory.mkdir(parents=True, exist_ok=True)
-    target.write_text(config_template(), encoding="utf-8")
+    try:
+        if target.exists() and not force:
+            raise InputError(f"{target} exists; --force overwrites it")
+        directory.mkdir(parents=True, exist_ok=True)
+        target.write_text(config_template(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{shown(str(target))} cannot be written: {error.strerror}") from None
     Terminal().result(
         f"wrote {target}; set [model] name, [corpus] source and the [[sae]] hookpoint, then: autointerp run"
     )

@@ -29,7 +29,7 @@ from autointerp.stages.labelling import Labelling
 from autointerp.store.leakage import LeakageReport, check_leakage
 from autointerp.store.progress_file import ProgressFile, remove_shards_files
 from autointerp.store.rows import DictionaryRow
-from autointerp.store.safety.paths import refuse_own_file
+from autointerp.store.safety.paths import path_with_folder, refuse_own_file
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.store.safety.snapshot import open_for_writing
 from autointerp.store.selection import Selection
@@ -113,8 +113,7 @@ def _recorded(
     """The open store and the id of this run's row in `runs`, which records how the run ended. `selection` (the features
     to label) is kept for `status`. With `is_summed_up`, the log ends with a line that says what was done, however the
     run ended; only an error follows it."""
-    path, begun = Path(config.store.path), time.monotonic()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, begun = path_with_folder(config.store.path), time.monotonic()
     seconds = config.store.snapshot_seconds
     chosen = {} if selection is None else {"selection": as_dict(selection)}
     with (
@@ -192,8 +191,7 @@ def harvest(
         harvesting.forecast_harvest(session, saes)
         return
     if num_shards > 1:
-        path = Path(config.store.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = path_with_folder(config.store.path)
         part = f"shard-{shard_index}-of-{num_shards}"
         with terminal.working("running harvest"), _told(path, "harvest", terminal, part):
             harvesting.harvest_shard(session, saes, shard_index, num_shards)

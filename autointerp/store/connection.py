@@ -82,6 +82,11 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def identifier(name: str) -> str:
+    """`name` as an SQL identifier: of a database, which is called after its file, a table or a column."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 class StoreConnection:
     """One open main file with its evidence attached. `Store.open` makes it; close it, or use it in a `with` block.
 
@@ -276,13 +281,13 @@ class StoreConnection:
         """One INSERT of whole columns, given by name and equally long; rows come in their order. `conflict`: an
         ON CONFLICT clause. Call it inside a transaction."""
         types = self._types_of(table)
-        names = ", ".join(f'"{name}"' for name in columns)
+        names = ", ".join(identifier(name) for name in columns)
         values = ", ".join(f"unnest(?::{types[name]}[])" for name in columns)
         self.con.execute(f"INSERT INTO {table} ({names}) SELECT {values} {conflict}", list(columns.values()))
 
     def insert_row(self, table: str, row: Mapping[str, Any]) -> None:
         """One INSERT of one row, by column name. Call it inside a transaction."""
-        names = ", ".join(f'"{name}"' for name in row)
+        names = ", ".join(identifier(name) for name in row)
         self.con.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
 
     def insert_records(
@@ -378,6 +383,11 @@ class StoreConnection:
         if len(rows) != 1:
             raise DamagedError(f"{self.path}: table store_state holds {len(rows)} rows instead of one")
         self.store_id, self._commit_number = rows[0]
+
+    def check_rows(self) -> None:
+        """Raises DamagedError where the store holds less than was committed to it."""
+        self._read_state()
+        self.ledger.check(self._ledger_line(), self.path)
 
     def _ledger_line(self) -> LedgerLine:
         if not self._counted:  # before its migrations an older store lacks some tables; a lost table is found out

@@ -83,16 +83,9 @@ class StoreOpening(StoreConnection):
             store._read_state()
         return store
 
-    @classmethod
-    def check_rows(cls, path: Path, con: duckdb.DuckDBPyConnection) -> None:
-        """Raises DamagedError where `con`, a connection to the store at `path`, finds less than was committed."""
-        with translated(path, opening=True):
-            cls(path, con, True)._check_ledger()
-
     def _check_ledger(self) -> None:
         if is_ours(self.con, self.path):
-            self._read_state()
-            self.ledger.check(self._ledger_line(), self.path)
+            self.check_rows()
 
     def _prepare(self) -> None:
         if not self.read_only:  # a reader is cut off from what such a store could do

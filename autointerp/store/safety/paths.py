@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 
-from autointerp.errors import InputError
+from autointerp.errors import InputError, shown
 
+EVIDENCE = "evidence"
+"""The name by which SQL knows the attached evidence file."""
 DATABASE_LOGS = (".wal", ".wal.checkpoint", ".wal.recovery")
 """The ends of the files that DuckDB keeps beside a database X.duckdb, and looks for where it opens one."""
+
+
+_LONGEST_NAME = 180
+"""Bytes. A file system takes 255, and files beside the store have its name and up to 60 more."""
 
 
 def evidence_path_of(path: Path) -> Path:
@@ -57,8 +64,42 @@ def refuse_own_file(store: Path, target: Path) -> None:
             raise InputError(f"{target} belongs to the store {store}; write to another file")
 
 
+def path_with_folder(path: Path | str) -> Path:
+    """`real_path`, whose folder is made where there is none. Raises InputError where that cannot be."""
+    real = real_path(path)
+    try:
+        real.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {shown(str(real.parent))} cannot be made: {error.strerror}") from None
+    return real
+
+
 def real_path(path: Path | str) -> Path:
-    """The file that a link leads to. Its WAL, ledger and evidence lie beside that file, and would not be found beside
-    the link."""
+    """The absolute path of a store's main file; where `path` is a link, of the file that it leads to. Its WAL, ledger
+    and evidence lie beside that file, and would not be found beside the link.
+
+    Absolute, because DuckDB takes relative names such as `:memory:` and `md:x` for something else than a file. Raises
+    InputError for a path at which DuckDB cannot keep a store.
+    """
     path = Path(path)
-    return path.resolve() if path.is_symlink() else path
+    try:
+        path = path.resolve() if path.is_symlink() else Path(os.path.abspath(path))
+        path.exists(), str(path).encode()
+    except (OSError, UnicodeEncodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not valid Unicode"
+        raise InputError(f"no store can be at {shown(str(path))}: {reason}") from None
+    if len(path.name.encode()) > _LONGEST_NAME:
+        raise InputError(
+            f"no store can be called {shown(path.name)}: the names of the files beside it would be too long"
+        )
+    if "?" in str(path):
+        raise InputError(
+            f"no store can be at {path}: DuckDB would put its log elsewhere, as it takes what follows a question mark "
+            "for options. Give the file or folder another name"
+        )
+    if path.name.partition(".")[0].lower() == EVIDENCE:
+        raise InputError(
+            f"no store can be called {path.name}: queries know the store by the name before the first dot, and "
+            f"{EVIDENCE!r} stands for the file of contexts beside it. Give it another name"
+        )
+    return path

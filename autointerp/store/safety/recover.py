@@ -20,7 +20,7 @@ from pathlib import Path
 import duckdb
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import APPEND_ONLY, connect, quoted
+from autointerp.store.connection import APPEND_ONLY, connect, identifier, quoted
 from autointerp.store.evidence_file import attach_evidence
 from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import evidence_path_of, real_path, saved_files_of, snapshot_path_of
@@ -372,7 +372,9 @@ def _look(file: Path) -> _Seen:
         rows, unreadable = {}, {}
         for name in names:
             try:
-                rows[name] = int(con.execute(f'SELECT count(*), bit_xor(hash(t)) FROM "{name}" AS t').fetchall()[0][0])
+                rows[name] = int(
+                    con.execute(f"SELECT count(*), bit_xor(hash(t)) FROM {identifier(name)} AS t").fetchall()[0][0]
+                )
             except duckdb.Error as error:
                 unreadable[name] = str(error).split("\n\nStack Trace", 1)[0].strip()
         state = None
