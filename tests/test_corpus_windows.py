@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.windows import chat_renderer, token_ids, work_units
+from autointerp.corpus.windows import token_ids, work_units
 from autointerp.errors import InputError
 from autointerp.records import SPLITS, Document, WorkUnit
 
@@ -141,13 +141,3 @@ def test_bos_policies(metaspace_tokenizer: PreTrainedTokenizerBase) -> None:
     assert next(work_units(iter(documents), without, CorpusConfig())).windows[0].n_prefix == 0
     with pytest.raises(InputError, match="no BOS"):
         next(work_units(iter(documents), without, config))
-
-
-def test_chats_are_rendered_by_the_tokenizer_without_its_bos() -> None:
-    tokenizer = byte_level_tokenizer()
-    assert chat_renderer(tokenizer) is None
-    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-    render = chat_renderer(tokenizer)
-    assert render is not None
-    assert render([{"role": "user", "content": "Hi"}]) == "<user>Hi\n"
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False).startswith(END)

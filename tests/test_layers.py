@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
     "errors", "records", "config", "config_file", "stats", "resources", "deadline", "tasks", "plugins", "progress",
+    "template_limits",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -27,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_file": {"errors", "deadline", "config"},
     "stats": set(),
     "resources": {"errors"},
+    "template_limits": set(),
     "log": set(),
     "progress": set(),
     "terminal": {"log", "progress"},

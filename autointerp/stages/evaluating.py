@@ -104,10 +104,15 @@ def _structural(
     loaded, (point, output) = session.model(), session.points(sae)
     excluded = TokenText(loaded.tokenizer).excluded_ids(corpus.exclude_tokens)
     units: Iterator[WorkUnit] = session.units(corpus, report)
+    splice_tokens = 0 if loaded.looks_ahead else options.splice_tokens
+    if splice_tokens < options.splice_tokens:
+        session.terminal.warn(
+            f"{sae.dictionary}: no loss is measured, since model {loaded.name} sees the token it should predict"
+        )
     with session.terminal.progress(f"{sae.dictionary}: evaluating on {corpus.source}", options.tokens, "tokens") as to:
         return evaluate_structure(
             loaded, weights, point, output, units, excluded, session.config.model.batch_tokens,
-            max_tokens=options.tokens, splice_tokens=options.splice_tokens, seed=session.config.harvest.seed,
+            max_tokens=options.tokens, splice_tokens=splice_tokens, seed=session.config.harvest.seed,
             on_progress=lambda n, note: to(n, note=note),
         )  # fmt: skip
 

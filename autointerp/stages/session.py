@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.config import Config, CorpusConfig, SaeConfig
+from autointerp.corpus.chat_template import chat_renderer
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import corpus_fingerprint, read_documents
 from autointerp.corpus.token_text import TokenText
-from autointerp.corpus.windows import chat_renderer, work_units
+from autointerp.corpus.windows import work_units
 from autointerp.deadline import Deadline
 from autointerp.errors import InputError, MismatchError
 from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, quick_fvu
 from autointerp.model.hooks import Hookpoint, hidden_size_at
-from autointerp.model.load import LoadedModel, folder_sha256, load_model
+from autointerp.model.load import LoadedModel, folder_sha256
+from autointerp.model.padding import load_checked
 from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
 from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
@@ -45,7 +47,12 @@ class Session:
             if not self.config.model.name:
                 raise InputError("the configuration names no model; set [model] name to a hub id or a folder")
             with self.terminal.working(f"loading {self.config.model.name}"):
-                self._loaded = load_model(self.config.model)
+                self._loaded = load_checked(self.config.model, self.config.corpus.context_length)
+            if self._loaded.looks_ahead:
+                self.terminal.say(
+                    f"model {self._loaded.name} reads the tokens on both sides of a token: its batches get an "
+                    "attention mask, and what needs a next-token prediction is refused or left out"
+                )
             self.terminal.detail(
                 f"model {self._loaded.name} on {self._loaded.device}, {str(self._loaded.dtype).removeprefix('torch.')}"
             )
