@@ -99,7 +99,10 @@ def load_model(config: ModelConfig) -> LoadedModel:
             # The type says a model, but with output_loading_info it is a pair.
             with no_progress_bar():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    config.name, config=_settings(config), output_loading_info=True, **options
+                    config.name,
+                    config=read_settings(config.name, options["revision"]),
+                    output_loading_info=True,
+                    **options,
                 )
             model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
         if not placed:
@@ -139,18 +142,16 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 def _with_random_weights(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The architecture with weights as its own code initialises them, which depend only on seed and configuration."""
-    settings = _settings(config)
+    settings = read_settings(config.name, config.revision or "main")
     with torch.random.fork_rng():
         torch.manual_seed(config.random_weights or 0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)
     return model
 
 
-def _settings(config: ModelConfig) -> PreTrainedConfig:
-    """The model's config.json, with no choice of kernels."""
-    settings: PreTrainedConfig = AutoConfig.from_pretrained(
-        config.name, revision=config.revision or "main", trust_remote_code=False
-    )
+def read_settings(name: str, revision: str = "main") -> PreTrainedConfig:
+    """A model's config.json, with no choice of kernels. Raises what transformers raises."""
+    settings: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     _choose_no_kernels(settings)
     return settings
 
