@@ -61,7 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 """The allowed arrows: a room may import those named. A new room or arrow is a decision, made here."""
 
 TORCH_ROOMS = {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate"}
-TORCH_STAGES = {"session", "training", "harvesting", "verifying", "gathering", "evaluating", "measuring"}
+TORCH_STAGES = {
+    "session", "model_checks", "training", "harvesting", "verifying", "gathering", "evaluating", "measuring",
+}  # fmt: skip
 """Files of `stages` that run the model. They import nothing of the rooms that ask an LLM."""
 LLM_ROOMS = {"llm", "ask", "rules", "score", "explain"}
 

@@ -24,7 +24,9 @@ from autointerp.evaluate.stability import stability
 from autointerp.evaluate.structural import SUSPICIOUS_FVU, StructuralResult, evaluate_structure
 from autointerp.records import WorkUnit
 from autointerp.sae.sae import Sae
+from autointerp.stages.checks import require
 from autointerp.stages.evaluate_options import EvaluateOptions
+from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import Session, dictionary_id_of, loaded_sae
 from autointerp.store.store import Store
 
@@ -51,6 +53,7 @@ class _Evaluated:
 def evaluate(session: Session, store: Store, saes: Sequence[SaeConfig], options: EvaluateOptions) -> list[Row]:
     """Evaluate each of `saes`. Returns the rows written to sae_metrics, with the names of dictionary and corpus."""
     probes = [(path, read_labelled(path)) for path in options.probes]  # first, so that a bad file is refused at once
+    require(model_checks(session, saes, store))
     done = [_evaluate_one(session, store, sae, options, probes) for sae in saes]
     if not options.is_structural_only:
         _add_stability(session, done)

@@ -24,6 +24,8 @@ from autointerp.model.hooks import hidden_size_at
 from autointerp.records import SPLITS, WorkUnit
 from autointerp.sae.formats import load_sae, sae_sha256
 from autointerp.sae.sae import Sae
+from autointerp.stages.checks import require
+from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import (
     Session,
     corpus_key,
@@ -136,7 +138,9 @@ def harvest_shard(session: Session, saes: Sequence[SaeConfig], shard_index: int,
     """Harvest one shard's work units into the work folders, without the store."""
     session.check_corpus()
     facts = _Facts.of(session)
-    for group in _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False):
+    groups = _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False)
+    require(model_checks(session, saes))
+    for group in groups:
         _harvest_units(session, [_Ready.of(plan) for plan in group], text_pass.Shard(shard_index, num_shards))
 
 
@@ -155,7 +159,9 @@ def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig])
     if not todo:
         return False
     session.check_corpus()
-    for group in _groups(session, todo):
+    groups = _groups(session, todo)
+    require(model_checks(session, [plan.sae for plan in todo], store))
+    for group in groups:
         _harvest_group(session, store, group)
     return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
 from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
 from autointerp.sae.sae import Sae
+from autointerp.stages.checks import Check
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
@@ -37,8 +38,13 @@ TRAINED = "trained.json"
 class Session:
     """The state that one command's stages share: the configuration, the terminal, and the model, loaded when needed."""
 
-    def __init__(self, config: Config, terminal: Terminal) -> None:
+    def __init__(
+        self, config: Config, terminal: Terminal, more_checks: Sequence[Check] = (), methods: Collection[str] = ()
+    ) -> None:
+        """`more_checks` are looked at before the model's, at the start of a pass; `methods` are the evidence methods
+        that will be run after it."""
         self.config, self.terminal = config, terminal
+        self.more_checks, self.methods = tuple(more_checks), frozenset(methods)
         self.deadline = Deadline.of(config.budget.deadline)
         self._loaded: LoadedModel | None = None
 
@@ -63,8 +69,18 @@ class Session:
         usable document. A data set of the hub is not checked here."""
         if self._loaded is not None or self.config.corpus.source.startswith("hf:"):
             return
+        self.describe_source()
+
+    def describe_source(self) -> str:
+        """Says which text comes first, after reading the corpus up to its first usable document, without the model.
+        Raises InputError if there is none."""
+        if self.config.corpus.source.startswith("hf:"):
+            return f"{self.config.corpus.source} is a data set of the hub, which is opened when it is read"
         documents = read_documents(self.config.corpus, CorpusReport(), lambda messages: str(messages))
-        next(documents, None)
+        first = next(documents, None)
+        if first is None:
+            raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
+        return f"{self.config.corpus.source} can be read; its first document is {first.name!r}"
 
     def units(
         self,
@@ -80,9 +96,10 @@ class Session:
     def describe_model(self) -> str:
         loaded = self.model()
         size = sum(p.numel() for p in loaded.model.parameters())
-        return (
+        runs = (
             f"{loaded.name} ({size:,} parameters) runs on {loaded.device} in {str(loaded.dtype).removeprefix('torch.')}"
         )
+        return f"{runs}; it reads tokens on both sides, with a mask" if loaded.looks_ahead else runs
 
     def describe_corpus(self) -> str:
         """Says whether the corpus can be read, after reading its first documents. Raises InputError if it cannot."""
@@ -91,18 +108,23 @@ class Session:
         first = next(documents, None)
         if first is None:
             raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
+        next(self.units(), None)  # cut into windows as a run cuts it, which may be refused
         n_tokens = len(loaded.tokenizer(first.text[:10_000], add_special_tokens=False)["input_ids"])
         return (
             f"{self.config.corpus.source} can be read; its first document {first.name!r} begins with {n_tokens} tokens"
         )
 
-    def describe_sae(self, sae: SaeConfig) -> str:
+    def describe_sae(self, sae: SaeConfig, store: Store | None = None) -> str:
+        """Says what the SAE is, or will be once it is trained. Raises what `loaded_sae` raises, and MismatchError if
+        `store` holds another dictionary of its name."""
         loaded, folder = self.model(), self.sae_folder(sae)
         width = hidden_size_at(loaded, self.point(sae.hookpoint))
         if not sae.path and not (folder / TRAINED).exists():
             n_features = d_sae_of(sae, width)
             return f"{sae.hookpoint} has width {width}; `autointerp train` makes {n_features:,} features for it"
         weights, sha256 = loaded_sae(self, sae)
+        if store is not None:
+            store.known_dictionary(sae.dictionary, dictionary_values(self, sae, weights, sha256))
         return f"{folder}: {weights.d_sae:,} features of {sae.hookpoint}, width {width}, sha256 {sha256[:16]}"
 
     def sae_folder(self, sae: SaeConfig) -> Path:
@@ -161,21 +183,25 @@ def placeless(corpus: CorpusConfig) -> CorpusConfig:
 
 def dictionary_id_of(session: Session, store: Store, sae: SaeConfig, weights: Sae, sha256: str) -> int:
     """The dictionary's id in the store. Raises MismatchError if another SAE or model has taken its name."""
+    values = dictionary_values(session, sae, weights, sha256)
+    return store.add_dictionary(name=sae.dictionary, **values, config=asdict(sae))
+
+
+def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: str) -> dict[str, Any]:
+    """What makes a dictionary that one and no other: its row's columns but the name."""
     loaded = session.model()
-    return store.add_dictionary(
-        name=sae.dictionary,
-        model=loaded.name,
-        revision=loaded.revision,
-        hookpoint=sae.hookpoint,
-        output_hookpoint=sae.output_hookpoint,
-        architecture=weights.architecture,
-        d_in=weights.d_in,
-        d_out=weights.d_out,
-        d_sae=weights.d_sae,
-        sae_sha256=sha256,
-        tokenizer_sha256=loaded.tokenizer_sha256,
-        config=asdict(sae),
-    )
+    return {
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "hookpoint": sae.hookpoint,
+        "output_hookpoint": sae.output_hookpoint,
+        "architecture": weights.architecture,
+        "d_in": weights.d_in,
+        "d_out": weights.d_out,
+        "d_sae": weights.d_sae,
+        "sae_sha256": sha256,
+        "tokenizer_sha256": loaded.tokenizer_sha256,
+    }
 
 
 def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
