@@ -18,7 +18,8 @@ def run_doctor(config: Config, terminal: Terminal, prompts: Path | None = None, 
     with doctor_checks(config, terminal, prompts, with_calls) as checks:
         for check in checks:
             terminal.detail(f"{check.name}: unless it is looked at, {check.why}")
-            skipped = f"it needs the {check.after}" if check.after in failed else check.skipped
+            missing = [name for name in check.after if name in failed]
+            skipped = f"it needs the {' and the '.join(missing)}" if missing else check.skipped
             if skipped:
                 terminal.result(f"skip  {check.name}: {skipped}")
                 continue

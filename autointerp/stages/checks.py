@@ -24,8 +24,8 @@ class Check:
     """What becomes of a run where nobody looks."""
     look: Callable[[], str] = _nothing
     """Says what was found. Raises the AutointerpError that the run would end with."""
-    after: str = ""
-    """The name of a check without whose success this one says nothing new."""
+    after: tuple[str, ...] = ()
+    """The names of checks without whose success this one says nothing new."""
     pays: str = ""
     """What looking costs, in words. Such a check is doctor's alone, and its cost is told before."""
     skipped: str = ""

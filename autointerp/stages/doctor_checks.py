@@ -13,8 +13,8 @@ from autointerp.evidence.methods import check_methods
 from autointerp.stages.checks import Check
 from autointerp.stages.label_checks import label_checks
 from autointerp.stages.pipeline import gpu_session
+from autointerp.store.safety.new_store import try_new_store
 from autointerp.store.safety.reading import open_for_reading
-from autointerp.store.safety.trial import try_new_store
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 

@@ -44,7 +44,7 @@ def label_checks(
     return [
         Check("explainer", late, explainer),
         *_endpoint_checks("explain", config, explain, explainer_asks, "explainer", asks),
-        Check("scorers", late, scored_by),
+        Check("scorers", late, scored_by, ("explainer",)),
         *_endpoint_checks("score", config, score, lambda: scorers()[1], "scorers", asks),
     ]
 
@@ -58,11 +58,11 @@ def _endpoint_checks(
         return [Check(name, "labels need one", skipped="no model is set")]
     key = f"{stage} key"
     why = "a missing key or price ends a run after its harvest"
-    found = [Check(key, why, lambda: _access(config, endpoint) if is_asked() else "not needed", after)]
+    found = [Check(key, why, lambda: _access(config, endpoint) if is_asked() else "not needed", (after,))]
     if asks:
         pays = f"up to eight short calls of {endpoint.model}, which cost like any others"
         may_be = "one that is down, or does not do what scorers need, ends a run after its harvest"
-        found.append(Check(name, may_be, lambda: asyncio.run(describe_endpoint(config, endpoint)), key, pays))
+        found.append(Check(name, may_be, lambda: asyncio.run(describe_endpoint(config, endpoint)), (key,), pays))
     return found
 
 

@@ -18,7 +18,7 @@ from autointerp.explain.explaining import check_explainer
 from autointerp.explain.explaining import methods_read as methods_read
 from autointerp.llm.budget import Budget
 from autointerp.llm.capabilities import honours_json_schema, probe
-from autointerp.llm.client import LlmClient
+from autointerp.llm.client import ClientCounts, LlmClient
 from autointerp.records import CallRecord, Explanation, ShapeFacts
 from autointerp.rules import shape_labels
 from autointerp.score import scoring
@@ -195,29 +195,26 @@ def show_in_labels(config: Config, store: Store, row: DictionaryRow) -> None:
 
 async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:
     """Says in words what the endpoint supports. This takes a few short calls, which cost like any others."""
-    ledger = Unrecorded()
-    async with LlmClient(endpoint, config.llm, Budget(config.budget), ledger, "doctor") as client:
+    async with LlmClient(endpoint, config.llm, Budget(config.budget), Unrecorded(), "doctor") as client:
         found = await probe(client)
         in_json = found.chat and await honours_json_schema(client)
     methods = ", ".join(found.methods) or "none"
     schemas = "honoured" if in_json else "not honoured, so labels are read from plain text"
     notes = "".join(f"; {note}" for note in found.notes)
-    found_to = f"simulation methods: {methods}; JSON schemas: {schemas}{notes}; this took {ledger.spent()}"
+    found_to = f"simulation methods: {methods}; JSON schemas: {schemas}{notes}; {_spent(client.counts)}"
     return f"{endpoint.model} at {endpoint.base_url} answers; {found_to}"
 
 
-class Unrecorded:
-    """A call ledger that keeps sums only, for the calls of a check, which belong to no store."""
+def _spent(counts: ClientCounts) -> str:
+    tokens = f"{counts.input_tokens:,} input and {counts.output_tokens:,} output tokens"
+    return f"this took {counts.sent} calls, {tokens}, ${counts.cost_usd:.4f}"
 
-    def __init__(self) -> None:
-        self._calls: list[tuple[int, int, float]] = []
+
+class Unrecorded:
+    """A call ledger that keeps nothing, for the calls of a check, which belong to no store."""
 
     def find(self, request_sha256: str, sample: int) -> CallRecord | None:
         return None
 
     async def record(self, record: CallRecord) -> None:
-        self._calls.append((record.input_tokens, record.output_tokens, record.cost_usd))
-
-    def spent(self) -> str:
-        read, written, usd = (sum(column) for column in zip(*self._calls, strict=True)) if self._calls else (0, 0, 0.0)
-        return f"{len(self._calls)} calls, {read:,} input and {written:,} output tokens, ${usd:.4f}"
+        return None

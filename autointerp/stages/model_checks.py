@@ -22,21 +22,15 @@ def model_checks(session: Session, saes: Sequence[SaeConfig], store: Store | Non
     def fits(sae: SaeConfig) -> Callable[[], str]:
         return lambda: session.describe_sae(sae, store)
 
+    odd_text = "pieces and windows that do not fit the model end a pass in its midst"
     misfit = "one of another model or hookpoint, or of a name that is taken, ends a run or makes wrong features"
     return [
         *session.more_checks,
         Check("corpus", "text that cannot be read ends a run once the model is loaded", session.describe_source),
         Check("model", "its batches may change what is read, or it does not load", session.describe_model),
-        Check(
-            "text",
-            "pieces and windows that do not fit the model end a pass in its midst",
-            session.describe_corpus,
-            "model",
-        ),
-        Check(
-            "next token", "a run ends after its harvest, or measures nonsense", lambda: _next_token(session), "model"
-        ),
-        *(Check(f"SAE {sae.dictionary}", misfit, fits(sae), "model") for sae in saes),
+        Check("text", odd_text, session.describe_corpus, after=("corpus", "model")),
+        Check("next token", "a run ends after its harvest", lambda: _next_token(session), after=("model",)),
+        *(Check(f"SAE {sae.dictionary}", misfit, fits(sae), after=("model",)) for sae in saes),
     ]
 
 

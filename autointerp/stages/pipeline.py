@@ -31,6 +31,7 @@ from autointerp.stages.labelling import Labelling
 from autointerp.store.leakage import LeakageReport, check_leakage
 from autointerp.store.progress_file import ProgressFile, remove_shards_files
 from autointerp.store.rows import DictionaryRow
+from autointerp.store.safety.new_store import make_folder
 from autointerp.store.safety.paths import refuse_own_file
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.store.safety.snapshot import open_for_writing
@@ -118,7 +119,7 @@ def _recorded(
     to label) is kept for `status`. With `is_summed_up`, the log ends with a line that says what was done, however the
     run ended; only an error follows it."""
     path, begun = Path(config.store.path), time.monotonic()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     seconds = config.store.snapshot_seconds
     chosen = {} if selection is None else {"selection": as_dict(selection)}
     with (
@@ -197,7 +198,7 @@ def harvest(
         return
     if num_shards > 1:
         path = Path(config.store.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         part = f"shard-{shard_index}-of-{num_shards}"
         with terminal.working("running harvest"), _told(path, "harvest", terminal, part):
             harvesting.harvest_shard(session, saes, shard_index, num_shards)

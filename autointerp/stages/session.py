@@ -15,7 +15,7 @@ from autointerp.corpus.chat_template import chat_renderer
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import corpus_fingerprint, read_documents
 from autointerp.corpus.token_text import TokenText
-from autointerp.corpus.windows import work_units
+from autointerp.corpus.windows import token_ids, work_units
 from autointerp.deadline import Deadline
 from autointerp.errors import InputError, MismatchError
 from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, quick_fvu
@@ -109,7 +109,7 @@ class Session:
         if first is None:
             raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
         next(self.units(), None)  # cut into windows as a run cuts it, which may be refused
-        n_tokens = len(loaded.tokenizer(first.text[:10_000], add_special_tokens=False)["input_ids"])
+        n_tokens = len(token_ids([first.text[:10_000]], loaded.tokenizer)[0])
         return (
             f"{self.config.corpus.source} can be read; its first document {first.name!r} begins with {n_tokens} tokens"
         )
