@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.windows import bos_prefix, chat_renderer, token_ids, work_units
+from autointerp.corpus.windows import bos_prefix, token_ids, work_units
 from autointerp.errors import InputError
 from autointerp.records import SPLITS, Document, Window, WorkUnit
 
@@ -166,13 +166,3 @@ def test_windows_with_a_token_that_the_model_cannot_read_are_left_out() -> None:
     assert kept == [window for window in whole if pad not in window.token_ids] and len(kept) == len(whole) - 1
     assert report.n_skipped == {"unreadable_token": 1} and report.examples == {"unreadable_token": "a"}
     assert report.n_unusable == 0
-
-
-def test_chats_are_rendered_by_the_tokenizer_without_its_bos() -> None:
-    tokenizer = byte_level_tokenizer()
-    assert chat_renderer(tokenizer) is None
-    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-    render = chat_renderer(tokenizer)
-    assert render is not None
-    assert render([{"role": "user", "content": "Hi"}]) == "<user>Hi\n"
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False).startswith(END)

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
     "errors", "records", "config", "config_file", "stats", "resources", "deadline", "tasks", "plugins", "progress",
-    "background",
+    "background", "template_limits",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_file": {"errors", "deadline", "config"},
     "stats": set(),
     "resources": {"errors"},
+    "template_limits": set(),
     "log": set(),
     "progress": set(),
     "terminal": {"errors", "log", "progress"},
@@ -61,7 +62,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 """The allowed arrows: a room may import those named. A new room or arrow is a decision, made here."""
 
 TORCH_ROOMS = {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate"}
-TORCH_STAGES = {"session", "training", "harvesting", "verifying", "gathering", "evaluating", "measuring"}
+TORCH_STAGES = {
+    "session", "model_checks", "training", "harvesting", "verifying", "gathering", "evaluating", "measuring",
+}  # fmt: skip
 """Files of `stages` that run the model. They import nothing of the rooms that ask an LLM."""
 LLM_ROOMS = {"llm", "ask", "rules", "score", "explain"}
 

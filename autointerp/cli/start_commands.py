@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from autointerp.cli.config_template import config_template
-from autointerp.cli.options import DEFAULT_CONFIG, ConfigFile, LogForm, StorePath, Verbose, read_config
+from autointerp.cli.options import DEFAULT_CONFIG, ConfigFile, LogForm, Prompts, StorePath, Verbose, read_config
 from autointerp.errors import InputError, shown
 from autointerp.log import LogFormat
 from autointerp.terminal import Terminal
@@ -54,10 +54,15 @@ def demo(
 def doctor(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
+    prompts: Prompts = None,
+    no_calls: Annotated[
+        bool, typer.Option("--no-calls", help="Ask the endpoints nothing, which costs nothing.")
+    ] = False,
     verbose: Verbose = False,
     log_format: LogForm = LogFormat.text,
 ) -> None:
-    """Check device, model, corpus, SAE and endpoint, and whether the endpoint really returns logprobs."""
+    """Check device, model, corpus, SAE and store, and with a few short calls whether the endpoint really returns
+    logprobs."""
     from autointerp.cli.doctor import run_doctor
 
-    run_doctor(read_config(config, store), Terminal(verbose, log_format))
+    run_doctor(read_config(config, store), Terminal(verbose, log_format), prompts, not no_calls)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.sources import ChatRenderer
 from autointerp.errors import InputError
 from autointerp.records import Document, Window, WorkUnit
 
@@ -55,22 +54,6 @@ def stand_in_for_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str] | No
         return int(tokenizer.eos_token_id), str(tokenizer.eos_token)
     index = tokenizer.get_vocab().get(_DEFAULT_EOS)
     return None if index is None else (int(index), _DEFAULT_EOS)
-
-
-def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> ChatRenderer | None:
-    """Renders chats as text by the model's own chat template, for `read_documents`; None where there is no template.
-
-    A BOS that the template writes is removed, since windows get theirs by `prepend_bos`.
-    """
-    if not tokenizer.chat_template:
-        return None
-    bos = tokenizer.bos_token
-
-    def render(messages: list[dict[str, str]]) -> str:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        return text.removeprefix(str(bos)) if bos else text
-
-    return render
 
 
 def work_units(

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.corpus.windows import token_ids
+from autointerp.model.hooks import model_inputs
 from autointerp.model.input_limits import n_positions, spelled_unreadable
 from autointerp.model.load import LoadedModel
+from autointerp.model.padding import require_next_token
 from autointerp.model.token_batches import Batch, Halving, make_batches
 from autointerp.records import Window
 from autointerp.tasks import LabelGain, NotMeasured, Surprisal
@@ -172,8 +174,9 @@ def mean_nll(
 ) -> list[float]:
     """Mean nats per token of each one's `ids`, given all ids before each. Not finite where the model's logits are not.
 
-    Raises errors.OutOfMemoryError where halving the batches no longer helps.
+    Raises InputError where the model looks ahead, errors.OutOfMemoryError where halving the batches no longer helps.
     """
+    require_next_token(loaded, "the probability of a text")
     result = [math.nan] * len(continuations)
     windows = [Window("", 0, "report", [*one.prefix, *one.ids], len(one.prefix)) for one in continuations]
     budget = _LOGITS_CPU if loaded.device.type == "cpu" else _LOGITS_DEVICE
@@ -194,7 +197,7 @@ def _batch_nll(loaded: LoadedModel, batch: Batch) -> Tensor:
     position = torch.arange(batch.ids.shape[1], device=batch.ids.device)
     row, at = ((position >= batch.prefixes[:, None]) & (position < batch.lengths[:, None])).nonzero(as_tuple=True)
     with torch.inference_mode():
-        logits: Tensor = loaded.model(input_ids=batch.ids, use_cache=False).logits
+        logits: Tensor = loaded.model(**model_inputs(loaded, batch.ids, batch.lengths)).logits
     target, device = batch.ids[row, at], logits.device
     row, at, target = row.to(device), at.to(device), target.to(device)
     size = max(1, _BLOCK // logits.shape[-1])

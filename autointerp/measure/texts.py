@@ -101,7 +101,7 @@ def _read(
     slot[torch.tensor(wanted, dtype=torch.int64, device=device)] = torch.arange(len(wanted), device=device)
 
     def largest(part: Batch) -> tuple[Tensor, Tensor]:
-        x = activations_at(loaded, hookpoint, part.ids)
+        x = activations_at(loaded, hookpoint, part.ids, part.lengths)
         counted = eligible(part, excluded_ids).to(x.device)
         row = counted.nonzero(as_tuple=True)[0].to(device)
         vectors = x[counted].to(device)

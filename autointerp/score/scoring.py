@@ -91,6 +91,16 @@ def _chosen(run: Run) -> list[_Chosen]:
     return sorted(chosen, key=lambda one: one.turn(run))
 
 
+def check_settings(job: Job, explainer: str, config: ScoreConfig, control: str | None = None) -> tuple[list[str], bool]:
+    """The configured scorers, and whether one of them asks [score] model. Raises InputError where `score` would refuse
+    the settings, or where a template cannot be read. Nothing is read of the store."""
+    run = Run(job, explainer, config, control)
+    chosen = _chosen(run)
+    for one in chosen:
+        one.scorer.made_by(run)
+    return [one.scorer.name for one in chosen], any(one.needs.endpoint == config for one in chosen)
+
+
 class _Clients:
     """One client for every endpoint that is asked, opened when it is first needed."""
 

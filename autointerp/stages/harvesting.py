@@ -24,6 +24,8 @@ from autointerp.model.logit_path import LogitPath
 from autointerp.records import SPLITS, WorkUnit
 from autointerp.sae.formats import load_sae, sae_sha256
 from autointerp.sae.sae import Sae
+from autointerp.stages.checks import require
+from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import (
     Session,
     corpus_key,
@@ -140,6 +142,7 @@ def harvest_shard(session: Session, saes: Sequence[SaeConfig], shard_index: int,
     session.check_corpus()
     facts = _Facts.of(session)
     groups = _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False)
+    require(model_checks(session, saes))
     session.say_how_text_is_read()
     for group in groups:
         _harvest_units(session, [_Ready.of(plan) for plan in group], text_pass.Shard(shard_index, num_shards))
@@ -161,6 +164,7 @@ def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig])
         return False
     session.check_corpus()
     groups = _groups(session, todo)
+    require(model_checks(session, [plan.sae for plan in todo], store))
     session.say_how_text_is_read()
     for group in groups:
         _harvest_group(session, store, group)

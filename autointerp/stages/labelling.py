@@ -18,7 +18,7 @@ from autointerp.explain.explaining import check_explainer
 from autointerp.explain.explaining import methods_read as methods_read
 from autointerp.llm.budget import Budget
 from autointerp.llm.capabilities import honours_json_schema, probe, takes_seed
-from autointerp.llm.client import LlmClient
+from autointerp.llm.client import ClientCounts, LlmClient
 from autointerp.records import CallRecord, Explanation, ShapeFacts
 from autointerp.rules import shape_labels
 from autointerp.score import scoring
@@ -205,8 +205,13 @@ async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:
     notes = "".join(f"; {note}" for note in found.notes)
     if seed_refused:
         notes += "; it refuses `seed`, so labels with a seed are drawn by the temperature alone"
-    found_to = f"simulation methods: {methods}; JSON schemas: {schemas}{notes}"
+    found_to = f"simulation methods: {methods}; JSON schemas: {schemas}{notes}; {_spent(client.counts)}"
     return f"{endpoint.model} at {endpoint.address} answers; {found_to}"
+
+
+def _spent(counts: ClientCounts) -> str:
+    tokens = f"{counts.input_tokens:,} input and {counts.output_tokens:,} output tokens"
+    return f"this took {counts.sent} calls, {tokens}, ${counts.cost_usd:.4f}"
 
 
 class Unrecorded:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from itertools import islice
 
 from autointerp.config import CorpusConfig
+from autointerp.corpus.chat_template import chat_renderer
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import read_documents
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.token_text_check import text_misfit
-from autointerp.corpus.windows import bos_prefix, chat_renderer, stand_in_for_bos, work_units
+from autointerp.corpus.windows import bos_prefix, stand_in_for_bos, work_units
 from autointerp.errors import InputError
 from autointerp.model.input_limits import check_context_length, unreadable_tokens
 from autointerp.model.load import LoadedModel

@@ -24,6 +24,8 @@ from autointerp.sae.model_source import ModelSource
 from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import Trainer
 from autointerp.sae.training_run import SaeSpec
+from autointerp.stages.checks import require
+from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import (
     TRAINED,
     Session,
@@ -71,6 +73,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     if not todo:
         return False
     session.check_corpus()
+    require(model_checks(session, saes, store))
     loaded = session.model()
     points = {sae.dictionary: session.points(sae) for sae in todo}
     wanted = [point for pair in points.values() for point in pair if point is not None]

@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.errors import AutointerpError, InputError
-from autointerp.model.hooks import Hookpoint, hooked, resolve
+from autointerp.model.hooks import Hookpoint, hooked, model_inputs, resolve
 from autointerp.model.input_limits import n_positions
 from autointerp.model.load import LoadedModel
+from autointerp.model.padding import require_next_token
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
@@ -59,8 +60,9 @@ class Strength:
 class Steerer:
     """Runs the model with features of one SAE (or transcoder) clamped.
 
-    Raises InputError where a hookpoint names no module or is never run, a feature is not the SAE's, or a text is empty
-    or longer than the model's positions; errors.OutOfMemoryError where halving the batches no longer helps.
+    Raises InputError where a hookpoint names no module or is never run, a feature is not the SAE's, the model looks
+    ahead, or a text is empty or longer than the model's positions; errors.OutOfMemoryError where halving the batches no
+    longer helps.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Steerer:
     ) -> None:
         """`output` is where a transcoder writes, None (or `point`) for an SAE. Fewer tokens than `batch_tokens` run at
         once where the vocabulary is large."""
+        require_next_token(loaded, "steering")
         self.loaded, self.sae = loaded, sae
         self.source, self.target = point, output or point
         for where in {self.source, self.target}:
@@ -267,7 +270,7 @@ class Steerer:
                 stack.enter_context(hooked(self.loaded.model, self.target, edit=edit))
             else:
                 edited = True
-            logits: Tensor = self.loaded.model(input_ids=part.ids, use_cache=False).logits
+            logits: Tensor = self.loaded.model(**model_inputs(self.loaded, part.ids, part.lengths)).logits
         if not edited:
             raise InputError(f"hookpoint {self.target}: the model's forward pass never runs this module")
         return logits

@@ -70,8 +70,12 @@ def path_with_folder(path: Path | str) -> Path:
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the folder {shown(str(real.parent))} cannot be made: {error.strerror}") from None
+        raise cannot_be_made(path, error) from None
     return real
+
+
+def cannot_be_made(path: Path | str, error: OSError) -> InputError:
+    return InputError(f"no store can be made at {shown(str(path))} ({error.strerror or error}); set store.path")
 
 
 def real_path(path: Path | str) -> Path:
