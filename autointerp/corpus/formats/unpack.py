@@ -172,7 +172,7 @@ class _Arrow(_Inner):
 
     def __init__(self, inner: IO[bytes]) -> None:
         super().__init__(inner)
-        self._arrow: Any = _module("pyarrow")
+        self._arrow = cast(Any, _module("pyarrow"))
         self._stream = self._arrow.CompressedInputStream(self._arrow.PythonFile(inner, mode="r"), "zstd")
 
     def readinto(self, buffer: Any) -> int:

@@ -37,7 +37,9 @@ def require_memory_for_safetensors(path: Path) -> None:
     `files.read_header`."""
     n_numbers = 0
     for entry in files.read_header(path).values():
-        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            continue
+        offsets = entry.get("data_offsets")
         if isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(n, int) for n in offsets):
             n_numbers += max(0, offsets[1] - offsets[0]) // _ITEM_BYTES.get(str(entry.get("dtype")), 1)
     require_memory(path, n_numbers * BYTES_PER_NUMBER)
