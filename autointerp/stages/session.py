@@ -53,8 +53,8 @@ class Session:
         self._text: TokenText | None = None
 
     def model(self) -> LoadedModel:
-        """The model. Raises InputError if it cannot read the corpus's windows, or if padding beside a window changes the
-        activations in it, and whatever loading raises."""
+        """The model. Raises InputError if it cannot read the corpus's windows, or if padding beside a window changes
+        the activations in it, and whatever loading raises."""
         if self._loaded is None:
             if not self.config.model.name:
                 raise InputError("the configuration names no model; set [model] name to a hub id or a folder")
