@@ -2,6 +2,7 @@
 
     AutointerpError                   1  failed
       InputError                      2  usage, configuration, bad or empty input
+        NoProjection                  2  what a hookpoint holds cannot be said in tokens; harvests go on without it
       CredentialsError                3  the endpoint refused the key or the model name
       StoppedError                    4  a budget, quota or deadline was reached; what is done is kept, run again
       DiskFullError                   5
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AutointerpError(Exception):
@@ -26,6 +28,10 @@ class AutointerpError(Exception):
 
 class InputError(AutointerpError):
     exit_code = 2
+
+
+class NoProjection(InputError):
+    """The model does not lead the vectors of a hookpoint to its logits in a way that can be followed."""
 
 
 class CredentialsError(AutointerpError):
@@ -64,3 +70,12 @@ def nearest(name: str, known: Iterable[str], n: int = 5) -> str:
     """' Did you mean a, b?' with the known names closest to `name`, or '' if no name is close."""
     close = difflib.get_close_matches(name, list(known), n=n, cutoff=0.4)
     return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """`value` for a message: shortened, and not written out where Python refuses to (5,000 digits, deep nests)."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "a value too large to show"
+    return text if len(text) <= 200 else f"{text[:200]}..."

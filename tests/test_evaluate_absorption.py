@@ -99,6 +99,8 @@ def test_rows_are_means_over_the_letters_that_can_be_judged() -> None:
 def test_words_are_a_space_and_three_ascii_letters_once_for_each_case() -> None:
     pieces = [" The", " the", "the", " th", " thé", None, " cat1", " oranges", "  two"]
     assert vocabulary_words(pieces) == [(0, " The"), (7, " oranges")]
+    # A tokenizer that ends words instead of beginning them.
+    assert vocabulary_words(["the ", "The ", "th", "oranges ", "a "]) == [(0, "the "), (3, "oranges ")]
 
 
 def test_a_model_with_a_small_vocabulary_says_why_there_is_no_rate(tiny_gpt2: Path) -> None:

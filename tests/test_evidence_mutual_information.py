@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 from support.small_models import TRAINING_TEXT
+from support.tokenizer_kinds import KINDS
 from transformers import PreTrainedTokenizerBase
 
 from autointerp.config import EvidenceConfig, ModelConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import token_ids
+from autointerp.errors import NoProjection
 from autointerp.evidence import word_information as module
 from autointerp.evidence.word_information import mutual_information, vocabulary, word_embeddings
+from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel, load_model
+from autointerp.model.logit_path import LogitPath, find_logit_path
 from autointerp.records import Split, Window
 from autointerp.sae.sae import Sae
 
@@ -30,6 +34,11 @@ WORDS = [
 
 def model(folder: Path) -> LoadedModel:
     return load_model(ModelConfig(name=str(folder), device="cpu", dtype="float32"))
+
+
+def way(loaded: LoadedModel, hookpoint: str = "") -> LogitPath:
+    first = "transformer.h.0" if "GPT2" in type(loaded.model).__name__ else "model.layers.0"
+    return find_logit_path(loaded, Hookpoint.parse(hookpoint or first))
 
 
 def sae_of(W_enc: torch.Tensor) -> Sae:
@@ -78,9 +87,8 @@ def test_against_the_whole_matrix(
     results = []
     for block in (1 << 24, 3 * len(WORDS)):
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
-        results.append(mutual_information(loaded, sae_of(W_enc), text, WORDS, config, alive))
+        results.append(mutual_information(loaded, way(loaded), sae_of(W_enc), text, WORDS, config, alive))
     columns = results[0]
-    assert columns is not None and results[1] is not None
     assert columns["word"] == results[1]["word"]
     assert columns["score"] == pytest.approx(results[1]["score"], abs=1e-6)
     assert columns["feature"] == np.repeat(np.flatnonzero(alive), 6).tolist()
@@ -112,20 +120,23 @@ def test_the_published_order_lists_words_that_are_not_the_concepts(tiny_llama: P
     found = {}
     for mode in ("pmi", "paper"):
         config = EvidenceConfig(mi_mode=mode, words=3)  # type: ignore[arg-type]
-        columns = mutual_information(loaded, sae_of(W_enc), text, words, config, np.ones(6, dtype=bool))
-        assert columns is not None
+        columns = mutual_information(loaded, way(loaded), sae_of(W_enc), text, words, config, np.ones(6, dtype=bool))
         found[mode] = {c: {w for f, w in zip(columns["feature"], columns["word"], strict=True) if f == c} for c in own}
     assert found["pmi"] == own
     assert not any(found["paper"][c] & own[c] for c in own)
 
 
-def test_an_sae_that_reads_elsewhere_has_none(tiny_llama: Path) -> None:
+def test_an_encoder_outside_of_the_stream_says_nothing(tiny_llama: Path) -> None:
     loaded = model(tiny_llama)
     text, config = TokenText(loaded.tokenizer), EvidenceConfig()
-    assert mutual_information(loaded, sae_of(torch.eye(17)), text, WORDS, config, np.ones(17, dtype=bool)) is None
+    heads = way(loaded, "model.layers.1.self_attn.o_proj:in")
+    with pytest.raises(NoProjection, match="enters the residual stream through model.layers.1.self_attn.o_proj"):
+        mutual_information(loaded, heads, sae_of(torch.eye(64)), text, WORDS, config, np.ones(64, dtype=bool))
     for words, alive in (([], True), (WORDS, False)):
-        columns = mutual_information(loaded, sae_of(torch.eye(64)), text, words, config, np.full(64, alive))
-        assert columns is not None and not any(columns.values())
+        columns = mutual_information(
+            loaded, way(loaded), sae_of(torch.eye(64)), text, words, config, np.full(64, alive)
+        )
+        assert not any(columns.values())
 
 
 def test_word_embeddings_whether_or_not_the_tokenizer_adds_the_space(
@@ -142,6 +153,19 @@ def test_word_embeddings_whether_or_not_the_tokenizer_adds_the_space(
             word_embeddings(other, text, ["the"])[1][0], loaded.model.lm_head.weight[written[0]]
         )
         assert E.shape == (len(WORDS), 64)
+
+
+def test_words_of_a_tokenizer_that_writes_the_space_behind_them(tiny_llama: Path, tmp_path: Path) -> None:
+    loaded, tokenizer = model(tiny_llama), KINDS["</w>"].make(tmp_path)
+    text = TokenText(tokenizer)
+    kept, E = word_embeddings(
+        LoadedModel(loaded.model, tokenizer, loaded.device, loaded.dtype, "m", "r", "t"), text, ["the", "boats"]
+    )
+    ids = token_ids(["the", "boats"], tokenizer)
+    assert kept == ["the", "boats"] and ids[0] == [tokenizer.convert_tokens_to_ids("the</w>")]
+    for row, own in zip(E, ids, strict=True):
+        torch.testing.assert_close(row, loaded.model.lm_head.weight[own].mean(0))
+    assert set(vocabulary([windows_of("the boats, the tide", tokenizer, "explain", 3)], text, 9)) >= {"the", "boats"}
 
 
 def windows_of(text: str, tokenizer: PreTrainedTokenizerBase, split: Split, size: int) -> list[Window]:

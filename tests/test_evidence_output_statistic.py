@@ -14,7 +14,9 @@ from autointerp.corpus.token_text import TokenText
 from autointerp.evidence import logit_tails as module
 from autointerp.evidence.logit_tails import output_statistics
 from autointerp.harvest.vocab_projection import Unembedding
+from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel, load_model
+from autointerp.model.logit_path import LogitPath, find_logit_path
 from autointerp.sae.sae import Sae
 
 PLANTED = 3
@@ -22,6 +24,11 @@ PLANTED = 3
 
 def model(folder: Path) -> LoadedModel:
     return load_model(ModelConfig(name=str(folder), device="cpu", dtype="float32"))
+
+
+def way(loaded: LoadedModel) -> LogitPath:
+    first = "transformer.h.0" if "GPT2" in type(loaded.model).__name__ else "model.layers.0"
+    return find_logit_path(loaded, Hookpoint(first))
 
 
 def sae_of(rows: torch.Tensor) -> Sae:
@@ -43,8 +50,7 @@ def test_planted_and_random_features(
     sae = sae_of(torch.nn.functional.normalize(rows, dim=1))
     alive = np.ones(2000, dtype=bool)
     alive[10] = False
-    columns = output_statistics(loaded, sae, text, alive, seed=0)
-    assert columns is not None
+    columns = output_statistics(way(loaded), sae, text, alive, seed=0)
     assert columns["feature"] == np.flatnonzero(alive).tolist()
     is_output = np.array(columns["is_output"])
     assert is_output[: PLANTED + 1].all()
@@ -52,7 +58,7 @@ def test_planted_and_random_features(
     assert 0.002 <= is_output[PLANTED + 1 :].mean() <= 0.025
     assert len(set(columns["threshold"])) == 1
     # scipy's own statistics of the first few
-    logits = Unembedding(loaded, text).logits(sae.W_dec[:6]).double().numpy()
+    logits = Unembedding(way(loaded), text).logits(sae.W_dec[:6]).double().numpy()
     assert columns["kurtosis"][:6] == pytest.approx(kurtosis(logits, axis=1), rel=1e-3, abs=1e-4)
     assert columns["skew"][:6] == pytest.approx(skew(logits, axis=1), rel=1e-3, abs=1e-4)
 
@@ -60,8 +66,7 @@ def test_planted_and_random_features(
 def test_the_same_seed_gives_the_same_threshold(tiny_llama: Path) -> None:
     loaded = model(tiny_llama)
     text, sae, alive = TokenText(loaded.tokenizer), sae_of(torch.eye(64)), np.ones(64, dtype=bool)
-    first, again, other = (output_statistics(loaded, sae, text, alive, seed) for seed in (0, 0, 1))
-    assert first is not None and other is not None
+    first, again, other = (output_statistics(way(loaded), sae, text, alive, seed) for seed in (0, 0, 1))
     assert first == again
     assert first["threshold"] != other["threshold"]
 
@@ -69,9 +74,8 @@ def test_the_same_seed_gives_the_same_threshold(tiny_llama: Path) -> None:
 def test_nothing_to_say(tiny_llama: Path) -> None:
     loaded = model(tiny_llama)
     text = TokenText(loaded.tokenizer)
-    assert output_statistics(loaded, sae_of(torch.eye(17)), text, np.ones(17, dtype=bool), 0) is None
-    none = output_statistics(loaded, sae_of(torch.eye(64)), text, np.zeros(64, dtype=bool), 0)
-    assert none is not None and not any(none.values())
+    none = output_statistics(way(loaded), sae_of(torch.eye(64)), text, np.zeros(64, dtype=bool), 0)
+    assert not any(none.values())
     silent = sae_of(torch.zeros(1, 64))  # a row of zeros moves no logit
-    found = output_statistics(loaded, silent, text, np.ones(1, dtype=bool), 0)
-    assert found is not None and found["kurtosis"] == [0.0] and found["is_output"] == [False]
+    found = output_statistics(way(loaded), silent, text, np.ones(1, dtype=bool), 0)
+    assert found["kurtosis"] == [0.0] and found["is_output"] == [False]

@@ -36,9 +36,12 @@ from support.ledger_invariants import (
     underbooked,
     zeros_for_failures,
 )
+from support.sae_format_helpers import FIXTURES
 
+from autointerp.corpus.formats import unpack
 from autointerp.llm import client, limits, retry
 from autointerp.sae import families
+from autointerp.sae.formats import load_memory
 
 CONFIG = """
 [store]
@@ -583,6 +586,40 @@ def test_an_empty_corpus_is_told_before_the_model_is_loaded(tmp_path: Path, caps
         assert code == 2 and "no usable text" in err and "no model here" not in err
 
 
+CORPORA = {
+    "a.pdf": (b"%PDF-1.7 \x00\x01\xff" * 99, "a.pdf is a PDF"),
+    "a.json": (b'{\n "text": "x"\n}', "a.json is one JSON object, not a list of records"),
+    "a.csv": (b"id,body\n1,x\n", "no column 'text' in its first line"),
+    "a.txt": ("Où êtes-vous? ".encode("latin-1") * 99, "1 not_utf8"),
+    "z.zst": (b"\x28\xb5\x2f\xfd\x00", "pip install backports.zstd"),
+}
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_that_is_no_text_is_told_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(unpack, "_module", lambda module: None)  # nothing here unpacks zstd
+    (tmp_path / name).write_bytes(CORPORA[name][0])
+    config = write_config(tmp_path, tmp_path / "no model here")
+    config.write_text(config.read_text().replace("source = 'texts'", f"source = '{name}'"))
+    code, _, err = run(capsys, "run", "-c", str(config))
+    assert code == 2 and CORPORA[name][1] in err and "no model here" not in err, err
+
+
+def test_an_sae_that_does_not_fit_into_memory_is_told(
+    tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "texts")
+    config = write_config(tmp_path, tiny_gpt2)
+    shutil.copytree(FIXTURES / "saelens" / "topk", tmp_path / "sae" / "tiny")
+    text = config.read_text().replace("hookpoint =", f"path = '{tmp_path / 'sae' / 'tiny'}'\nhookpoint =")
+    config.write_text(text)
+    monkeypatch.setattr(load_memory, "free_memory", lambda: 1000)
+    code, _, err = run(capsys, "harvest", "-c", str(config))
+    assert code == 2 and "GiB of memory are free" in err, err
+
+
 def test_memory_that_runs_out_in_training_is_exit_9_and_resumable(
     tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -610,6 +647,16 @@ def test_memory_that_runs_out_in_training_is_exit_9_and_resumable(
 # --- the whole table ------------------------------------------------------------------------------------------------
 
 ROWS: dict[str, list[str]] = {
+    "a line of a batch's results that cannot be read": [
+        "test_llm_batch_unread::test_one_unreadable_line_costs_no_other_result",
+        "test_llm_batch_unread::test_a_file_without_end_is_left_with_what_it_held",
+    ],
+    "store or evidence taken away while it is open": [
+        "test_store_displaced::test_a_run_stops_paying",
+        "test_store_displaced::test_all_that_was_committed_is_saved_beside",
+        "test_store_displaced::test_evidence_that_is_taken_away_stops_the_run_and_is_saved",
+    ],
+    "the endpoint refuses seed": ["test_explain_seed::test_samples_without_a_seed"],
     "429 with Retry-After": [
         "test_fault_matrix::test_nobody_asks_while_retry_after_lasts",
         "test_fault_matrix::test_a_passing_fault_changes_nothing",

@@ -11,8 +11,10 @@ import torch
 from autointerp.config import ModelConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.harvest import vocab_projection as module
-from autointerp.harvest.vocab_projection import final_norm, vocab_projection
+from autointerp.harvest.vocab_projection import vocab_projection
+from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel, load_model
+from autointerp.model.logit_path import find_logit_path
 from autointerp.sae.sae import Sae
 
 N = 6
@@ -38,26 +40,30 @@ def plain_logits(loaded: LoadedModel, rows: np.ndarray, norm: torch.nn.Module) -
 
 
 @pytest.mark.parametrize(
-    ("name", "path"),
-    [("tiny_gpt2", "transformer.ln_f"), ("tiny_llama", "model.norm"), ("tiny_neox", "gpt_neox.final_layer_norm")],
+    ("name", "path", "block_path"),
+    [
+        ("tiny_gpt2", "transformer.ln_f", "transformer.h.1"),
+        ("tiny_llama", "model.norm", "model.layers.0.mlp"),
+        ("tiny_neox", "gpt_neox.final_layer_norm", "gpt_neox.layers.1:in"),
+    ],
 )
 @pytest.mark.parametrize("block", [1 << 25, 4000])
 def test_against_a_full_computation(
-    name: str, path: str, block: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str, path: str, block_path: str, block: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
     folder: Path = request.getfixturevalue(name)
     loaded = load_model(ModelConfig(name=str(folder), device="cpu", dtype="float32"))
     norm = loaded.model.get_submodule(path)
-    assert final_norm(loaded.model) is norm
     with torch.no_grad():  # random models have trivial norms
         norm.weight.copy_(torch.linspace(0.2, 2.0, len(norm.weight)))
         if getattr(norm, "bias", None) is not None:
             norm.bias.copy_(torch.linspace(-1, 1, len(norm.bias)))
     text = TokenText(loaded.tokenizer)
     sae = random_sae(loaded.model.config.hidden_size)
-    found = vocab_projection(loaded, sae, text, N)
-    assert found is not None
+    way = find_logit_path(loaded, Hookpoint.parse(block_path))
+    assert way.tail == (norm,)
+    found = vocab_projection(way, sae, text, N)
     kept = np.array([i for i, raw in enumerate(text.token_bytes) if raw and i not in text.special_ids])
     logits = plain_logits(loaded, sae.W_dec.numpy(), norm)[:, kept]
     logits -= logits.mean(1, keepdims=True)
@@ -77,12 +83,6 @@ def test_special_and_unused_ids_never_appear(tiny_gpt2: Path) -> None:
     loaded = load_model(ModelConfig(name=str(tiny_gpt2), device="cpu", dtype="float32"))
     text = TokenText(loaded.tokenizer)
     text.token_bytes[5] = b""  # as for an id that no token has
-    found = vocab_projection(loaded, random_sae(48), text, 10_000)
-    assert found is not None
+    found = vocab_projection(find_logit_path(loaded, Hookpoint("transformer.h.1")), random_sae(48), text, 10_000)
     assert {0, 5}.isdisjoint(found.token_id.tolist())
     assert len(found.token) == 23 * 2 * len(set(found.token_id.tolist()))
-
-
-def test_an_sae_that_writes_elsewhere_has_none(tiny_gpt2: Path) -> None:
-    loaded = load_model(ModelConfig(name=str(tiny_gpt2), device="cpu", dtype="float32"))
-    assert vocab_projection(loaded, random_sae(17), TokenText(loaded.tokenizer), N) is None

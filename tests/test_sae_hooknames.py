@@ -37,9 +37,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0}),
     "gpt_neox": ("GPTNeoX", GPT_NEOX),
     "gpt_neox_serial": ("GPTNeoX", GPT_NEOX | {"use_parallel_residual": False}),
-    **{name.lower(): (name, LLAMA_LIKE) for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2")},
+    **{name.lower(): (name, LLAMA_LIKE) for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Glm4")},
 }
 FAMILIES = sorted(CONFIGS)
+CONFIGS |= {"granite": ("Granite", LLAMA_LIKE | {"residual_multiplier": 0.22}), "olmo2": ("Olmo2", LLAMA_LIKE)}
 
 
 @cache
@@ -90,6 +91,8 @@ def test_the_heads_enter_the_output_projection(family: str) -> None:
         out_again = projection(z)
         if family == "gemma2":
             out_again = model(family).model.layers[1].post_attention_layernorm(out_again)
+        if family == "glm4":
+            out_again = model(family).model.layers[1].post_self_attn_layernorm(out_again)
     torch.testing.assert_close(out_again, out)
 
 
@@ -118,6 +121,12 @@ def test_the_embedding_is_the_token_embedding(family: str) -> None:
     ("blocks.1.hook_attn_out", "gemma2", "model.layers.1.post_attention_layernorm"),
     ("blocks.1.hook_resid_mid", "gemma2", "model.layers.1.pre_feedforward_layernorm:in"),
     ("hook_embed", "gemma2", "model.layers.0:in"),
+    ("blocks.1.hook_mlp_out", "glm4", "model.layers.1.post_mlp_layernorm"),
+    ("blocks.1.hook_attn_out", "glm4", "model.layers.1.post_self_attn_layernorm"),
+    ("blocks.1.hook_resid_mid", "glm4", "model.layers.1.post_attention_layernorm:in"),
+    ("blocks.1.hook_resid_mid", "granite", "model.layers.1.post_attention_layernorm:in"),
+    ("blocks.1.hook_attn_out", "olmo2", "model.layers.1.post_attention_layernorm"),
+    ("blocks.1.hook_mlp_out", "olmo2", "model.layers.1.post_feedforward_layernorm"),
     ("blocks.1.hook_resid_post", "gpt_neox", "gpt_neox.layers.1"),
     ("blocks.1.hook_attn_out", "gpt_neox", "gpt_neox.layers.1.attention"),
     ("blocks.1.attn.hook_z", "gpt_neox", "gpt_neox.layers.1.attention.dense:in"),
@@ -129,6 +138,19 @@ def test_names_both_ways(hook_name: str, family: str, path: str) -> None:
     assert back is not None and to_module_path(back, model(family)) == path
     if hook_name != "hook_embed" or family != "gemma2":  # the same place has two names there
         assert back == hook_name
+
+
+def test_what_is_multiplied_before_it_is_added_has_no_module() -> None:
+    for kind, module in (("attn_out", "self_attn"), ("mlp_out", "mlp")):
+        with pytest.raises(InputError, match=f"may multiply them first.*name model.layers.1.{module} to read"):
+            to_module_path(f"blocks.1.hook_{kind}", model("granite"))
+
+
+def test_a_norm_behind_attention_is_not_between_it_and_the_mlp() -> None:
+    with pytest.raises(InputError, match="post_attention_layernorm of Olmo2ForCausalLM does not read the residual"):
+        to_module_path("blocks.1.hook_resid_mid", model("olmo2"))
+    with pytest.raises(InputError, match="mlp of Olmo2ForCausalLM does not read what .*post_attention_layernorm"):
+        to_module_path("blocks.1.ln2.hook_normalized", model("olmo2"))
 
 
 def test_a_path_of_the_model_itself_is_kept() -> None:

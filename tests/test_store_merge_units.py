@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -75,6 +76,30 @@ def test_merge_without_units_and_with_a_torn_file(setup: Setup, tmp_path: Path) 
             setup.merge(store, folder)
         assert store.rows("SELECT * FROM evidence.context_rows") == before
         assert not list(tmp_path.glob("*.new*"))
+
+
+def test_a_flipped_bit_in_a_unit_is_named_and_that_unit_alone_is_done_again(setup: Setup, tmp_path: Path) -> None:
+    folder = setup.folder(tmp_path / "work")
+    setup.harvest(folder)
+    tables = ("SELECT * FROM evidence.context_rows", "SELECT * FROM features ORDER BY feature")
+    with Store.open(tmp_path / "x.duckdb", create=True) as store:
+        setup.merge(store, folder)
+        before = [store.rows(query) for query in tables]
+        unit = folder.pieces()[0].path
+        for name in TABLES:
+            path = unit / f"{name}.parquet"
+            whole = bytearray(path.read_bytes())
+            flipped = whole.copy()
+            flipped[len(flipped) // 3] ^= 4
+            path.write_bytes(flipped)
+            with pytest.raises(DamagedError, match=f"{path} is damaged.*delete its folder"):
+                setup.merge(store, folder)
+            path.write_bytes(whole)
+        shutil.rmtree(unit)
+        again = setup.folder(tmp_path / "work")
+        setup.harvest(again)
+        setup.merge(store, again)
+        assert [store.rows(query) for query in tables] == before
 
 
 def test_rows_lie_in_order_and_settings_are_put_back(setup: Setup, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from autointerp.corpus.windows import bos_prefix, token_ids
 from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.evaluate.pooled import BATCH_TOKENS
 from autointerp.model.hooks import Hookpoint
+from autointerp.model.input_limits import n_embeddings
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import activation_batches
 from autointerp.progress import Adding, Counting, uncounted
@@ -112,7 +113,7 @@ def absorption(
     """
     if sae.d_in != sae.d_out or sae.W_skip is not None or not torch.equal(sae.b_pre, sae.b_dec):
         return _without("the dictionary does not reconstruct what it reads, so its decoder has no direction to compare")
-    words = vocabulary_words(TokenText(loaded.tokenizer).pieces)
+    words = vocabulary_words(TokenText(loaded.tokenizer).pieces[: n_embeddings(loaded.model)])
     if len(words) > most_words:
         kept = np.random.default_rng(seed).choice(len(words), most_words, replace=False)
         words = [words[i] for i in np.sort(kept)]
@@ -145,12 +146,15 @@ def absorption(
 
 
 def vocabulary_words(pieces: Sequence[str | None]) -> list[tuple[int, str]]:
-    """(id, string) of the tokens that are a space and at least three ASCII letters. Of words that differ only in case,
-    the first is taken."""
-    found: dict[str, tuple[int, str]] = {}
-    for index, piece in enumerate(pieces):
-        if piece is not None and re.fullmatch(r" [A-Za-z]{3,}", piece):
-            found.setdefault(piece.lower(), (index, piece))
+    """(id, string) of the tokens that are a space and at least three ASCII letters, or, where the tokenizer ends words
+    instead (`</w>`), the letters and a space. Of words that differ only in case, the first is taken."""
+    for shape in (r" [A-Za-z]{3,}", r"[A-Za-z]{3,} "):
+        found: dict[str, tuple[int, str]] = {}
+        for index, piece in enumerate(pieces):
+            if piece is not None and re.fullmatch(shape, piece):
+                found.setdefault(piece.lower(), (index, piece))
+        if found:
+            break
     return list(found.values())
 
 

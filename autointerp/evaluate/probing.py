@@ -38,6 +38,7 @@ from autointerp.evaluate.labelled_texts import FEWEST_PER_CLASS, check_labels
 from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.evaluate.pooled import BATCH_TOKENS, pooled
 from autointerp.model.hooks import Hookpoint
+from autointerp.model.input_limits import spelled_unreadable
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import activation_batches, eligible
 from autointerp.progress import Adding, Counting, uncounted
@@ -211,6 +212,8 @@ def word_vectors(
         # The first token that reaches the word's end. Words inside one token share it.
         tokens = np.searchsorted(ends, word_ends)
         ids = list(encoded["input_ids"][:room])
+        for why in spelled_unreadable(loaded.model, loaded.tokenizer, [ids]).values():
+            raise InputError(f"sentence {number} {why}; take it out of the sentences")
         here = [(w, int(t)) for w, t in enumerate(tokens) if words[w].strip() and t < len(ids)]
         here = [(w, t) for w, t in here if ids[t] not in excluded]
         if here:

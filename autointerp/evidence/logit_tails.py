@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autointerp.corpus.token_text import TokenText
 from autointerp.harvest.vocab_projection import BLOCK_ELEMENTS, Unembedding
-from autointerp.model.load import LoadedModel
+from autointerp.model.logit_path import LogitPath
 from autointerp.sae.sae import Sae
 
 RANDOM_DIRECTIONS = 1000
@@ -24,18 +24,10 @@ QUANTILE = 0.99
 
 
 @torch.no_grad()
-def output_statistics(
-    loaded: LoadedModel, sae: Sae, text: TokenText, alive: np.ndarray, seed: int
-) -> dict[str, list[Any]] | None:
+def output_statistics(path: LogitPath, sae: Sae, text: TokenText, alive: np.ndarray, seed: int) -> dict[str, list[Any]]:
     """Columns feature, kurtosis, skew, threshold, is_output of the table `output_statistics`, for the `alive` features
-    (bool [d_sae]).
-
-    None where the SAE does not write into the residual stream (see `vocab_projection`). Raises InputError where the
-    model has no final norm or no unembedding.
-    """
-    head = Unembedding(loaded, text)
-    if sae.d_out != head.width:
-        return None
+    (bool [d_sae]). `path` begins where the SAE writes."""
+    head = Unembedding(path, text)
     features = np.flatnonzero(alive)
     rows = sae.W_dec[torch.from_numpy(features).to(sae.W_dec.device)]
     kurtosis, skew = _shape_of_logits(head, rows)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from autointerp.config import Config, EvidenceConfig
+from autointerp.errors import NoProjection
 from autointerp.progress import Counting
 from autointerp.records import ShapeFacts, Window, WorkUnit
 from autointerp.store.finding_tables import FindingTable, Row
-from autointerp.store.findings import MethodRun
+from autointerp.store.findings import NO_OUTPUT_SPACE, MethodRun
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from autointerp.corpus.token_text import TokenText
     from autointerp.model.hooks import Hookpoint
     from autointerp.model.load import LoadedModel
+    from autointerp.model.logit_path import LogitPath
     from autointerp.sae.sae import Sae
 
 Columns = Mapping[str, Sequence[Any]]
@@ -55,9 +57,13 @@ def nothing_found(features: Sequence[int], status: str, error: str) -> Found:
     return Found({}, [MethodRun(feature, status, error) for feature in features])
 
 
-def no_output_space(features: Sequence[int]) -> Found:
-    error = "the SAE's vectors have another width than the unembedding, so they say nothing of tokens"
-    return nothing_found(features, "no_output_space", error)
+def no_output_space(features: Sequence[int], reason: NoProjection) -> Found:
+    """No findings, because the SAE's vectors cannot be said in tokens."""
+    return nothing_found(features, NO_OUTPUT_SPACE, str(reason))
+
+
+PROJECTED = {"logits": 2}
+"""Among the settings of methods that follow vectors to the logits; to be counted up when the way is found otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,21 @@ def _token_text(study: Study) -> TokenText:
     from autointerp.corpus.token_text import TokenText
 
     return TokenText(study.model().tokenizer)
+
+
+def written_path(study: Study) -> LogitPath:
+    """The way of what the SAE writes to the logits, for `Study.once`. Raises NoProjection where there is none."""
+    from autointerp.model.logit_path import find_logit_path
+
+    read, written = study.points()
+    return find_logit_path(study.model(), written or read)
+
+
+def read_path(study: Study) -> LogitPath:
+    """The same of what it reads."""
+    from autointerp.model.logit_path import find_logit_path
+
+    return find_logit_path(study.model(), study.points()[0])
 
 
 def _excluded_ids(study: Study) -> frozenset[int]:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from autointerp.config import EvidenceConfig
-from autointerp.evidence.method import Found, Study, fields_of, no_output_space
+from autointerp.errors import NoProjection
+from autointerp.evidence.method import PROJECTED, Found, Study, fields_of, no_output_space, read_path
 from autointerp.evidence.page_lines import words_line
 from autointerp.store.finding_tables import MUTUAL_INFORMATION, Row
 
@@ -22,15 +23,19 @@ class MutualInformation:
     scope: Literal["dictionary"] = "dictionary"
 
     def settings(self, config: EvidenceConfig) -> Mapping[str, object]:
-        return fields_of(config, "mi_words", "mi_mode", "words")
+        return {**fields_of(config, "mi_words", "mi_mode", "words"), **PROJECTED}
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
         from autointerp.evidence.word_information import mutual_information, vocabulary
 
         text, config = study.text(), study.evidence
-        words = vocabulary(study.windows(), text, config.mi_words)
-        found = mutual_information(study.model(), study.weights(), text, words, config, study.alive())
-        return no_output_space(features) if found is None else Found(found)
+        try:
+            path = study.once(read_path)
+            words = vocabulary(study.windows(), text, config.mi_words)
+            found = mutual_information(study.model(), path, study.weights(), text, words, config, study.alive())
+        except NoProjection as reason:
+            return no_output_space(features, reason)
+        return Found(found)
 
     def page(self, rows: Sequence[Row]) -> list[str]:
         return words_line("words of its direction", rows, "score")

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from autointerp.config import EvidenceConfig
-from autointerp.evidence.method import Found, Study, fields_of, no_output_space
+from autointerp.errors import NoProjection
+from autointerp.evidence.method import PROJECTED, Found, Study, fields_of, no_output_space, written_path
 from autointerp.store.finding_tables import OUTPUT_STATISTICS, Row
 
 
@@ -21,13 +22,16 @@ class OutputStatistic:
     scope: Literal["dictionary"] = "dictionary"
 
     def settings(self, config: EvidenceConfig) -> Mapping[str, object]:
-        return fields_of(config, "seed")
+        return {**fields_of(config, "seed"), **PROJECTED}
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
         from autointerp.evidence.logit_tails import output_statistics
 
-        found = output_statistics(study.model(), study.weights(), study.text(), study.alive(), study.evidence.seed)
-        return no_output_space(features) if found is None else Found(found)
+        try:
+            path = study.once(written_path)
+        except NoProjection as reason:
+            return no_output_space(features, reason)
+        return Found(output_statistics(path, study.weights(), study.text(), study.alive(), study.evidence.seed))
 
     def page(self, rows: Sequence[Row]) -> list[str]:
         """output  its promoted tokens stand out: kurtosis 41.2 (1 in 100 random directions exceeds 1.3), skew +3.7"""

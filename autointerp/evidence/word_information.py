@@ -34,8 +34,9 @@ from torch import Tensor
 from autointerp.config import EvidenceConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import token_ids
-from autointerp.harvest.vocab_projection import Unembedding
+from autointerp.errors import NoProjection
 from autointerp.model.load import LoadedModel
+from autointerp.model.logit_path import LogitPath
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
 
@@ -81,18 +82,20 @@ def _words(window: Window, text: TokenText) -> Iterator[str]:
 
 @torch.no_grad()
 def mutual_information(
-    loaded: LoadedModel, sae: Sae, text: TokenText, words: Sequence[str], config: EvidenceConfig, alive: np.ndarray
-) -> dict[str, list[Any]] | None:
+    loaded: LoadedModel, path: LogitPath, sae: Sae, text: TokenText, words: Sequence[str], config: EvidenceConfig,
+    alive: np.ndarray,
+) -> dict[str, list[Any]]:  # fmt: skip
     """Columns feature, mode, rank, word, score of the table `mutual_information`: the best `config.words` of `words`
     by `config.mi_mode`, for the `alive` features (bool [d_sae]).
 
-    None where the SAE does not read the residual stream (its encoder has another width than the unembedding). Features
-    are worked on in blocks, so the table of features times words is never there as a whole. Raises InputError where
-    the model has no final norm or no unembedding.
+    `path` begins where the SAE reads. Features are worked on in blocks, so the table of features times words is never
+    there as a whole. Raises NoProjection where what the SAE reads is not in the residual stream: the encoder then
+    weighs what goes in, and says nothing of what comes out.
     """
-    head = Unembedding(loaded, text)
-    if sae.d_in != head.width:
-        return None
+    if path.carry:
+        raise NoProjection(
+            f"what the SAE reads enters the residual stream through {path.names[0]}, so its encoder is not part of it"
+        )
     features = np.flatnonzero(alive)
     kept, E = word_embeddings(loaded, text, words)
     if len(features) == 0 or len(kept) == 0:
@@ -105,9 +108,9 @@ def mutual_information(
         for part in index.split(size):
             directions = sae.W_enc[:, part].T
             if config.mi_mode == "paper":
-                yield head.normed(directions, keep_bias=True) @ E.T
+                yield path.hidden(directions, keep_bias=True) @ E.T
             else:
-                yield _standardised(head.normed(directions) @ E.T)
+                yield _standardised(path.hidden(directions) @ E.T)
 
     over_features = torch.full((len(kept),), -torch.inf, device=E.device)
     for L in blocks():
@@ -146,7 +149,8 @@ def word_embeddings(loaded: LoadedModel, text: TokenText, words: Sequence[str]) 
     ids: list[list[int]] = []
     for word, first, second in zip(words, spaced, bare, strict=True):
         for tokens in (first, second):
-            if tokens and max(tokens) < len(weight) and "".join(text.tokens(tokens)) == " " + word:
+            # A `</w>` tokenizer writes the space behind the word.
+            if tokens and max(tokens) < len(weight) and "".join(text.tokens(tokens)) in (f" {word}", f"{word} "):
                 kept.append(word)
                 ids.append(tokens)
                 break

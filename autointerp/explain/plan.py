@@ -85,7 +85,9 @@ def features_with_evidence(run: ExplainRun, explainer: Explainer) -> set[int]:
     job, methods = run.job, needed_methods(explainer.reads)
     found = set().union(*(job.store.features_with_findings(m, job.dictionary_id) for m in methods))
     if not found & set(job.store.selected_features(job.dictionary_id, job.selection)):
-        raise InputError(f"no chosen feature has what {explainer.name!r} reads: {how_to_find(methods)}")
+        reasons = [why for m in methods if (why := job.store.why_nothing(m, job.dictionary_id)) is not None]
+        missing = "; ".join(dict.fromkeys(reasons)) or how_to_find(methods)
+        raise InputError(f"no chosen feature has what {explainer.name!r} reads: {missing}")
     return found
 
 

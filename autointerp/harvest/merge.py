@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -75,11 +74,13 @@ def merge(
     corpus: CorpusFacts,
     *,
     key: str = "",
+    no_projection: str | None = None,
     threads: int | None = None,
     counting: Counting = uncounted,
 ) -> dict[str, int]:
     """Put a finished harvest into the store: corpus, harvest and features rows, and a new evidence file. A second call
-    gives equal rows under equal ids. `key` is stored with the harvest, so that the caller can see that it is done.
+    gives equal rows under equal ids. `key` is stored with the harvest, so that the caller can see that it is done, and
+    so is the reason why it has no vocabulary projection.
 
     Returns counts (contexts, windows, features by status). Raises InputError if units are missing, and whatever
     `merge_units` raises.
@@ -88,13 +89,12 @@ def merge(
     totals = summed(pieces)
     n_tokens = sum(totals.get(f"n_tokens_{split}", 0) for split in SPLITS)
     corpus_id = store.add_corpus(corpus.source, corpus.config, corpus.tokenizer_sha256, totals["n_documents"], n_tokens)
-    identity = json.loads((folder.root / "identity.json").read_text(encoding="utf-8"))
     harvest_id = store.add_harvest(
         dictionary_id,
         corpus_id,
         n_tokens,
-        {**identity, "key": key, "merge": {"negatives": config.negatives, "neighbours": config.neighbours}},
-        totals,
+        {**folder.identity, "key": key, "merge": {"negatives": config.negatives, "neighbours": config.neighbours}},
+        {**totals, **({} if no_projection is None else {"no_projection": no_projection})},
     )
     target = MergeTarget(dictionary_id, corpus_id, harvest_id)
     source = merge_source(pieces, sae, text, config)

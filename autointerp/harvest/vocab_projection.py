@@ -1,10 +1,12 @@
 """Finds the tokens that a feature's decoder row promotes and suppresses: the logit lens on the decoder.
 
-    logits_i = U (N(d_i) - N(0)),  minus their mean over the vocabulary
+    logits_i = U (N(C d_i) - N(0)),  minus their mean over the vocabulary
 
 N is the model's own final norm and U its unembedding (Geva et al. 2022; Gur-Arieh et al. 2025 apply the norm as well).
-N(0) is a LayerNorm's bias, which would promote the same tokens for every feature; it is zero for an RMSNorm. A soft cap
-on logits is monotone, so it is left out.
+N(0) is a LayerNorm's bias, which would promote the same tokens for every feature; it is zero for an RMSNorm. C is what
+leads the row into the residual stream: nothing for most SAEs, the output projection for one on attention's heads.
+model/logit_path.py finds all three by running the model. Logits are as large as the model makes them, but for a soft
+cap, which is monotone and left out.
 """
 
 from __future__ import annotations
@@ -13,11 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autointerp.corpus.token_text import TokenText
-from autointerp.errors import InputError
-from autointerp.model.load import LoadedModel
+from autointerp.model.logit_path import LogitPath
 from autointerp.sae.sae import Sae
 
 BLOCK_ELEMENTS = 1 << 25
@@ -38,21 +39,6 @@ class VocabProjection:
     """The logit minus the mean over the vocabulary."""
 
 
-def final_norm(model: nn.Module) -> nn.Module:
-    """The norm before the unembedding: the last norm module that belongs to no layer. Raises InputError if no such
-    module is found."""
-    found: nn.Module | None = None
-    for name, module in model.named_modules():
-        parts = name.lower().split(".")
-        is_norm = "norm" in type(module).__name__.lower()
-        in_layer = any(part.isdigit() for part in parts)
-        if is_norm and not in_layer and "embed" not in parts[-1]:
-            found = module
-    if found is None:
-        raise InputError(f"{type(model).__name__} has no final norm that can be found, so no vocabulary projection")
-    return found
-
-
 def ordinary_ids(text: TokenText, n_logits: int) -> list[int]:
     """Ids of the tokens that are neither special nor unused, for a model with `n_logits` logits."""
     n_tokens = min(n_logits, len(text.token_bytes))
@@ -60,47 +46,33 @@ def ordinary_ids(text: TokenText, n_logits: int) -> list[int]:
 
 
 class Unembedding:
-    """A model's final norm and unembedding, as directions in float32 on the model's device."""
+    """The way from a hookpoint's directions to the logits of the tokens that are neither special nor unused."""
 
-    def __init__(self, loaded: LoadedModel, text: TokenText) -> None:
-        head = loaded.model.get_output_embeddings()
-        if head is None:
-            raise InputError(f"model {loaded.name} has no output embedding, so no vocabulary projection")
-        self.norm = final_norm(loaded.model)
-        weight = head.weight
+    def __init__(self, path: LogitPath, text: TokenText) -> None:
+        self.path = path
+        weight = path.head.weight
+        assert isinstance(weight, Tensor)
         self.ids = torch.tensor(ordinary_ids(text, len(weight)), dtype=torch.int64, device=weight.device)
         """Ids of the kept tokens, which are neither special nor unused."""
         self.rows = weight.detach()[self.ids].float()
         self.rows = self.rows - self.rows.mean(0)
-        self._dtype = next((p.dtype for p in self.norm.parameters()), loaded.dtype)
 
     @property
     def width(self) -> int:
-        return self.rows.shape[1]
+        """The width of directions."""
+        return self.path.width
 
     @torch.no_grad()
     def logits(self, directions: Tensor) -> Tensor:
         """The logits of directions [n, width], float32 [n, kept tokens]."""
-        return self.normed(directions) @ self.rows.T
-
-    @torch.no_grad()
-    def normed(self, directions: Tensor, *, keep_bias: bool = False) -> Tensor:
-        """N(d) - N(0) of directions [n, width], or N(d) with the norm's bias: float32 [n, width]."""
-        x = directions.to(self.rows.device, self._dtype)
-        normed = self.norm(x).float()
-        return normed if keep_bias else normed - self.norm(torch.zeros_like(x[:1])).float()
+        return self.path.hidden(directions) @ self.rows.T
 
 
 @torch.no_grad()
-def vocab_projection(loaded: LoadedModel, sae: Sae, text: TokenText, n_tokens: int) -> VocabProjection | None:
-    """The `n_tokens` most promoted and most suppressed tokens of every feature, in blocks of features.
-
-    None if the SAE does not write into the residual stream, that is, if the widths of its decoder and of the
-    unembedding differ. Raises InputError if the model has no final norm or no unembedding.
-    """
-    head = Unembedding(loaded, text)
-    if sae.d_out != head.width:
-        return None
+def vocab_projection(path: LogitPath, sae: Sae, text: TokenText, n_tokens: int) -> VocabProjection:
+    """The `n_tokens` most promoted and most suppressed tokens of every feature, in blocks of features. `path` begins
+    where the SAE writes."""
+    head = Unembedding(path, text)
     n = min(n_tokens, len(head.ids))
     size = max(1, BLOCK_ELEMENTS // max(1, len(head.ids)))
     logits, ids = [], []
@@ -119,3 +91,9 @@ def vocab_projection(loaded: LoadedModel, sae: Sae, text: TokenText, n_tokens: i
         token=[strings[i] for i in token_id.tolist()],
         logit=logit,
     )
+
+
+def no_projection() -> VocabProjection:
+    """No rows, for a model whose logits cannot be reached."""
+    none = np.zeros(0)
+    return VocabProjection(none, none, none, none, [], none)

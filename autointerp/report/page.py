@@ -114,6 +114,8 @@ class ExplanationRow:
     cost_usd: float
     created_at: datetime
     """UTC."""
+    sequence: int
+    """Its place in the order in which rows were written to the store."""
     side: str | None
     derived_from: list[str] | None
     """Ids of the explanations that it was chosen from, joined of or revised from."""
@@ -133,6 +135,8 @@ class FeaturePage:
     promoted: list[PromotedToken]
     """The strongest first."""
     suppressed: list[PromotedToken]
+    no_projection: str | None
+    """Why there are no promoted tokens; None where nothing is in the way of them."""
     contexts: list[Context]
     """Contexts of all splits and kinds, as many of each as were asked for."""
     findings: Findings
@@ -181,6 +185,7 @@ def load_page(store: Store, dictionary_id: int, feature: int, contexts: int = 5)
         scores=records(ScoreRow, found["scores"]),
         promoted=found["promoted"],
         suppressed=found["suppressed"],
+        no_projection=found["no_projection"],
         contexts=found["contexts"],
         findings=findings_from(findings),
         method_runs=records(MethodRunRow, found["method_runs"]),

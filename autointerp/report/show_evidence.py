@@ -10,6 +10,7 @@ from autointerp.evidence.method import Method
 from autointerp.evidence.methods import BUILT_IN as BUILT_IN_METHODS
 from autointerp.evidence.methods import methods
 from autointerp.store.finding_tables import BUILT_IN
+from autointerp.store.findings import NO_OUTPUT_SPACE
 from autointerp.terminal import visible
 
 MOST_ROWS = 3
@@ -49,5 +50,10 @@ def _lines_of(name: str, method: Method | None, rows: Sequence[Mapping[str, Any]
 
 
 def _failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    failed = [f"{run['method']} ({run['status']})" for run in runs if run["status"] != "ok"]
-    return [f"nothing found by  {', '.join(failed)}"] if failed else []
+    failed = [f"{run['method']} ({run['status']})" for run in runs if run["status"] not in ("ok", NO_OUTPUT_SPACE)]
+    lines = [f"nothing found by  {', '.join(failed)}"] if failed else []
+    refused = [run for run in runs if run["status"] == NO_OUTPUT_SPACE]
+    for reason in dict.fromkeys(run["error"] for run in refused):
+        names = ", ".join(run["method"] for run in refused if run["error"] == reason)
+        lines.append(f"nothing found by  {names}: {reason}")
+    return lines

@@ -12,18 +12,20 @@ import torch
 from autointerp.config import SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.splits import require_all_splits
-from autointerp.corpus.token_text import TokenText
-from autointerp.errors import InputError
+from autointerp.errors import InputError, NoProjection
 from autointerp.harvest import memory, text_pass
 from autointerp.harvest.merge import CorpusFacts
 from autointerp.harvest.merge import merge as merge_harvest
 from autointerp.harvest.shards import HarvestFolder, may_hold, remove_folder
 from autointerp.harvest.target import Target
-from autointerp.harvest.vocab_projection import vocab_projection
+from autointerp.harvest.vocab_projection import no_projection, vocab_projection
 from autointerp.model.hooks import hidden_size_at
+from autointerp.model.logit_path import LogitPath
 from autointerp.records import SPLITS, WorkUnit
 from autointerp.sae.formats import load_sae, sae_sha256
 from autointerp.sae.sae import Sae
+from autointerp.stages.checks import require
+from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import (
     Session,
     corpus_key,
@@ -31,6 +33,7 @@ from autointerp.stages.session import (
     dictionary_id_of,
     digest,
     loaded_sae,
+    logit_path,
     model_key,
     placeless,
     warn_of_misfit,
@@ -117,11 +120,13 @@ class _Ready:
     weights: Sae
     sha256: str
     folder: HarvestFolder
+    path: LogitPath | NoProjection
+    """How what the SAE writes reaches the logits, or why it does not. Found before the text is read, not after it."""
 
     @classmethod
     def of(cls, plan: _Plan) -> _Ready:
         weights, sha256 = loaded_sae(plan.session, plan.sae)
-        return cls(plan, weights, sha256, plan.folder(sha256))
+        return cls(plan, weights, sha256, plan.folder(sha256), logit_path(plan.session, plan.sae))
 
     @property
     def target(self) -> Target:
@@ -136,7 +141,10 @@ def harvest_shard(session: Session, saes: Sequence[SaeConfig], shard_index: int,
     """Harvest one shard's work units into the work folders, without the store."""
     session.check_corpus()
     facts = _Facts.of(session)
-    for group in _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False):
+    groups = _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False)
+    require(model_checks(session, saes))
+    session.say_how_text_is_read()
+    for group in groups:
         _harvest_units(session, [_Ready.of(plan) for plan in group], text_pass.Shard(shard_index, num_shards))
 
 
@@ -155,7 +163,10 @@ def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig])
     if not todo:
         return False
     session.check_corpus()
-    for group in _groups(session, todo):
+    groups = _groups(session, todo)
+    require(model_checks(session, [plan.sae for plan in todo], store))
+    session.say_how_text_is_read()
+    for group in groups:
         _harvest_group(session, store, group)
     return True
 
@@ -177,7 +188,7 @@ def _prepared(store: Store, plan: _Plan) -> _Ready:
     dictionary_id_of(session, store, sae, weights, sha256)  # refuses a taken name before the work, not after it
     folder = plan.folder(sha256)
     folder.remove_leftovers()
-    return _Ready(plan, weights, sha256, folder)
+    return _Ready(plan, weights, sha256, folder, logit_path(session, sae))
 
 
 def _groups(session: Session, plans: Sequence[_Plan], merges: bool = True) -> list[list[_Plan]]:
@@ -281,7 +292,7 @@ def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.S
             say=terminal.say,
         )
         settings = text_pass.unit_settings(
-            loaded, TokenText(loaded.tokenizer), config.harvest, config.model.batch_tokens, config.corpus.exclude_tokens
+            loaded, session.token_text(), config.harvest, config.model.batch_tokens, config.corpus.exclude_tokens
         )
         done = text_pass.harvest(loaded, [one.target for one in ready], units, settings, shard, watch)
     require_all_splits(report)
@@ -289,8 +300,8 @@ def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.S
         f"{names}: harvested {done.n_tokens:,} tokens in {done.n_units} work units, from "
         f"{report.n_documents:,} documents"
     )
-    if report.n_skipped:
-        terminal.say(f"{names}: skipped {report.skipped_summary()}")
+    for remark in report.remarks():
+        terminal.say(f"{names}: {remark}")
     if done.n_nonfinite:
         terminal.say(f"{names}: {done.n_nonfinite:,} tokens left out for NaN or infinite activations")
     if done.halvings:
@@ -307,20 +318,22 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
     config, terminal, loaded = session.config, session.terminal, session.model()
     plan, weights, name = ready.plan, ready.weights, ready.name
     dictionary_id = dictionary_id_of(session, store, plan.sae, weights, ready.sha256)
-    text = TokenText(loaded.tokenizer)
+    text = session.token_text()
     # The projection comes first, because the features' rows, written last, mark a harvest as merged.
     with terminal.working(f"{name}: projecting the features onto the vocabulary"):
-        projection = vocab_projection(loaded, weights, text, config.harvest.vocab_tokens)
-        if projection is not None:
-            columns = {f.name: getattr(projection, f.name) for f in fields(projection)}
-            store.insert_vocab_projection(dictionary_id, **columns)
+        refused = str(ready.path) if isinstance(ready.path, NoProjection) else None
+        projection = no_projection()
+        if not isinstance(ready.path, NoProjection):
+            projection = vocab_projection(ready.path, weights, text, config.harvest.vocab_tokens)
+        columns = {f.name: getattr(projection, f.name) for f in fields(projection)}
+        store.insert_vocab_projection(dictionary_id, **columns)
     corpus = CorpusFacts(
         config.corpus.source, {**asdict(config.corpus), "fingerprint": plan.fingerprint}, loaded.tokenizer_sha256
     )
     with terminal.working(f"{name}: merging"):
         counts = merge_harvest(
             store, dictionary_id, ready.folder, weights, text, config.harvest, corpus, key=plan.key,
-            counting=terminal.counting(name),
+            counting=terminal.counting(name), no_projection=refused,
         )  # fmt: skip
     listed = ", ".join(f"{n:,} {counted}" for counted, n in counts.items())
     terminal.say(f"{name}: merged into {store.path.name}: {listed}")

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from autointerp.config import Config, SaeConfig
+from autointerp.corpus.windows import bos_prefix
 from autointerp.errors import DamagedError, MismatchError, OutOfMemoryError
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
@@ -23,6 +24,8 @@ from autointerp.sae.model_source import ModelSource
 from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import Trainer
 from autointerp.sae.training_run import SaeSpec
+from autointerp.stages.checks import require
+from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import (
     TRAINED,
     Session,
@@ -70,6 +73,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     if not todo:
         return False
     session.check_corpus()
+    require(model_checks(session, saes, store))
     loaded = session.model()
     points = {sae.dictionary: session.points(sae) for sae in todo}
     wanted = [point for pair in points.values() for point in pair if point is not None]
@@ -248,6 +252,6 @@ def _metadata(session: Session, sae: SaeConfig, loaded: LoadedModel) -> dict[str
         "hook_name": to_hook_name(str(session.point(sae.hookpoint)), loaded.model) or sae.hookpoint,
         "module_path": sae.hookpoint,
         "context_size": corpus.context_length,
-        "prepend_bos": corpus.prepend_bos != "never" and loaded.tokenizer.bos_token_id is not None,
+        "prepend_bos": bool(bos_prefix(loaded.tokenizer, corpus)),
         "dataset": corpus.source,
     }

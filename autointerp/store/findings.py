@@ -16,6 +16,9 @@ from autointerp.store.connection import StoreConnection
 from autointerp.store.finding_tables import BUILT_IN, NOTED, FindingTable, Row, tables_in
 from autointerp.store.values import as_json, clean
 
+NO_OUTPUT_SPACE = "no_output_space"
+"""The status of a run in which the vectors of the SAE could not be said in tokens; the same for all features."""
+
 
 @dataclass(frozen=True, slots=True)
 class MethodRun:
@@ -137,6 +140,20 @@ class StoreFindings(StoreConnection):
             f"SELECT DISTINCT feature FROM {name} WHERE dictionary_id = ? AND {found_where}", [dictionary_id]
         )
         return {int(feature) for (feature,) in found}
+
+    def why_nothing(self, method: str, dictionary_id: int) -> str | None:
+        """Why `method` (an evidence method, or vocab_projection) can find nothing about any feature of this dictionary,
+        with this model; None where nothing is in its way."""
+        if method == "vocab_projection":
+            sql = (
+                "SELECT report->>'no_projection' FROM harvests WHERE dictionary_id = $1 "
+                "AND harvest_id = (SELECT max(harvest_id) FROM features WHERE dictionary_id = $1)"
+            )
+            found = self.rows(sql, [dictionary_id])
+        else:
+            sql = "SELECT max(error) FROM method_runs WHERE dictionary_id = ? AND method = ? AND status = ?"
+            found = self.rows(sql, [dictionary_id, method, NO_OUTPUT_SPACE])
+        return found[0][0] if found else None
 
     def shape_labels(self, dictionary_id: int) -> dict[int, FeatureShape]:
         """The shapes that are a label by themselves, by feature."""

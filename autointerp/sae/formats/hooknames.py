@@ -6,7 +6,9 @@
     blocks.N.ln1.hook_normalized, ln2.hook_normalized           a norm's output before its weights
     hook_embed                   the token embedding
 
-"What it adds" matters if a norm follows (Gemma 2): the activation is then the norm's output, not the module's.
+"What it adds" matters if a norm follows (Gemma 2, GLM-4): the activation is then the norm's output, not the module's.
+A run of the model's first blocks says which it is. Where a module's output is multiplied before it is added (Granite),
+no module has the activation, and the name is refused.
 TransformerLens may also change a model's weights when it loads it. `check_processing` refuses dictionaries trained on
 activations that the Hugging Face model does not have.
 """
@@ -14,13 +16,14 @@ activations that the Hugging Face model does not have.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from autointerp.errors import InputError, nearest
 from autointerp.model.hooks import Hookpoint
+from autointerp.model.module_calls import ModuleCall, calls_before
 
 _BLOCKS = (
     "transformer.h",
@@ -34,6 +37,8 @@ _BLOCKS = (
 _EMBEDDINGS = ("wte", "embed_tokens", "embed_in")
 _ATTENTION = ("attn", "self_attn", "attention")
 _OUT_PROJECTION = ("c_proj", "o_proj", "dense", "out_proj")
+_TRIED = 6
+"""Tokens on which it is seen what a block adds."""
 KINDS = (
     "hook_resid_pre",
     "hook_resid_mid",
@@ -47,20 +52,6 @@ KINDS = (
     "mlp.hook_in",
 )
 """The hook names known after "blocks.N."; hook_embed is known besides."""
-
-
-class _Block(NamedTuple):
-    """Paths of modules within a block; None where the block has no such module."""
-
-    mlp: str
-    attention: str
-    out_projection: str
-    ln1: str
-    ln2: str
-    mlp_out: str
-    attn_out: str
-    parallel: bool
-    """Whether attention and MLP both read the block's input, so that no activation is between them."""
 
 
 def to_module_path(hook_name: str, model: nn.Module) -> str:
@@ -85,7 +76,7 @@ def to_module_path(hook_name: str, model: nn.Module) -> str:
     if path not in modules:
         n_blocks = len(list(modules[prefix].children()))
         raise InputError(f"{hook_name}: {type(model).__name__} has {n_blocks} blocks, 0 to {n_blocks - 1}")
-    return _in_block(hook_name, match[2], path, modules)
+    return _in_block(hook_name, match[2], path, model, modules)
 
 
 def to_hook_name(hookpoint: str, model: nn.Module) -> str | None:
@@ -157,9 +148,15 @@ def check_processing(metadata: dict[str, Any]) -> None:
         )
 
 
-def wants_bos(metadata: dict[str, Any]) -> bool | None:
-    """Whether training texts began with the model's beginning-of-text token; None where the file does not say."""
+def wants_bos(metadata: dict[str, Any], *, tokenizer_has_bos: bool = True) -> bool | None:
+    """Whether training texts began with a beginning-of-text token; None where the file does not say.
+
+    Where the tokenizer has none, TransformerLens takes the EOS for it, but an SAE that SAELens trained on the Hugging
+    Face model itself (model_class_name AutoModelForCausalLM) saw none, whatever its prepend_bos says.
+    """
     value = metadata.get("prepend_bos")
+    if value is True and not tokenizer_has_bos and metadata.get("model_class_name") == "AutoModelForCausalLM":
+        return False
     return value if isinstance(value, bool) else None
 
 
@@ -201,57 +198,100 @@ def _embedding(model: nn.Module, modules: dict[str, nn.Module], prefix: str) -> 
     raise InputError(f"{type(model).__name__} has no token embedding called {', '.join(_EMBEDDINGS)}")
 
 
-def _in_block(hook_name: str, kind: str, path: str, modules: dict[str, nn.Module]) -> str:
-    if kind in ("hook_resid_pre", "hook_resid_post"):
-        return f"{path}:in" if kind == "hook_resid_pre" else path
-    block = _parts(path, modules)
-    if kind in ("hook_resid_mid", "hook_mlp_in"):
-        if block.parallel:
-            if kind == "hook_mlp_in":
-                return f"{path}:in"
-            raise InputError(
-                f"{hook_name}: attention and MLP of this model run side by side, so nothing is between them"
-            )
-        return f"{path}.{block.ln2}:in"
-    if kind.endswith("hook_normalized"):
-        norm, reader = (block.ln1, block.attention) if kind.startswith("ln1") else (block.ln2, block.mlp)
-        if not _without_effect(modules[f"{path}.{norm}"]):
-            raise InputError(
-                f"{hook_name} is the norm's output before it is multiplied by the norm's weights, which this model "
-                f"does not compute by itself; if the SAE reads what enters the module, name {path}.{reader}:in"
-            )
-        return f"{path}.{reader}:in"
-    within = {
-        "hook_mlp_out": block.mlp_out,
-        "hook_attn_out": block.attn_out,
-        "attn.hook_z": f"{block.out_projection}:in",
-        "mlp.hook_in": f"{block.mlp}:in",
-    }
-    return f"{path}.{within[kind]}"
-
-
-def _parts(path: str, modules: dict[str, nn.Module]) -> _Block:
+def _in_block(hook_name: str, kind: str, path: str, model: nn.Module, modules: dict[str, nn.Module]) -> str:
     def first(names: tuple[str, ...], what: str) -> str:
         for name in names:
             if f"{path}.{name}" in modules:
-                return name
+                return f"{path}.{name}"
         raise InputError(f"{path} has no {what} called {', '.join(names)}")
 
+    if kind in ("hook_resid_pre", "hook_resid_post"):
+        return f"{path}:in" if kind == "hook_resid_pre" else path
     attention, mlp = first(_ATTENTION, "attention"), first(("mlp",), "MLP")
-    out_projection = first(tuple(f"{attention}.{name}" for name in _OUT_PROJECTION), "output projection")
-    sandwich = f"{path}.post_feedforward_layernorm" in modules  # a norm after attention and after the MLP
-    before_mlp = ("pre_feedforward_layernorm",) if sandwich else ("ln_2", "post_attention_layernorm")
-    ln1 = first(("ln_1", "input_layernorm"), "norm before attention")
+    if kind in ("hook_attn_out", "hook_mlp_out"):
+        attn_out, mlp_out = _added(hook_name, model, path, attention, mlp)
+        return attn_out if kind == "hook_attn_out" else mlp_out
+    if kind == "attn.hook_z":
+        inner = attention.removeprefix(f"{path}.")
+        return first(tuple(f"{inner}.{name}" for name in _OUT_PROJECTION), "output projection") + ":in"
+    if kind == "mlp.hook_in":
+        return f"{mlp}:in"
+    # Attention and MLP may both read the block's input, so that no activation is between them.
     parallel = bool(getattr(modules[path], "use_parallel_residual", False))
-    return _Block(
-        mlp=mlp,
-        attention=attention,
-        out_projection=out_projection,
-        ln1=ln1,
-        ln2=first(before_mlp, "norm before the MLP"),
-        mlp_out="post_feedforward_layernorm" if sandwich else mlp,
-        attn_out="post_attention_layernorm" if sandwich else attention,
-        parallel=parallel,
+    if kind == "hook_resid_mid" and parallel:
+        raise InputError(f"{hook_name}: attention and MLP of this model run side by side, so nothing is between them")
+    if kind == "hook_mlp_in" and parallel:
+        return f"{path}:in"
+    if kind == "ln1.hook_normalized":
+        norm, reader = first(("ln_1", "input_layernorm"), "norm before attention"), attention
+    else:
+        sandwich = f"{path}.pre_feedforward_layernorm" in modules  # a norm after attention and after the MLP
+        before_mlp = ("pre_feedforward_layernorm",) if sandwich else ("ln_2", "post_attention_layernorm")
+        norm, reader = first(before_mlp, "norm before the MLP"), mlp
+    calls = _calls(model, path)
+    if not kind.endswith("hook_normalized"):
+        if not _reads_the_stream(calls, path, attention, norm):
+            raise InputError(f"{hook_name}: {norm} of {type(model).__name__} does not read the residual stream")
+        return f"{norm}:in"
+    if not any(call.name == reader and call.reads(calls[norm].returned) for call in calls.values()):
+        raise InputError(f"{hook_name}: {reader} of {type(model).__name__} does not read what {norm} returns")
+    if not _without_effect(modules[norm]):
+        raise InputError(
+            f"{hook_name} is the norm's output before it is multiplied by the norm's weights, which this model "
+            f"does not compute by itself; if the SAE reads what enters the module, name {reader}:in"
+        )
+    return f"{reader}:in"
+
+
+def _calls(model: nn.Module, path: str) -> dict[str, ModuleCall]:
+    """The last call of every module up to the end of the block at `path`, by name, in the order in which they end."""
+    weight = cast(Tensor, cast(Any, model).get_input_embeddings().weight)
+    ids = torch.arange(min(_TRIED, len(weight)), device=weight.device)[:, None]
+    calls, _ = calls_before(model, Hookpoint(path), ids)
+    return {call.name: call for call in calls}
+
+
+def _tolerance(call: ModuleCall) -> float:
+    """How far sums in the residual stream may be off, as a share of its largest value."""
+    return 1e-4 if call.returned.dtype == torch.float32 else 2e-2
+
+
+def _reads_the_stream(calls: dict[str, ModuleCall], path: str, attention: str, norm: str) -> bool:
+    """Whether the norm reads the block's input and what attention adds, be it normalised or multiplied first."""
+    block, before_mlp = calls[path], calls[norm]
+    if block.read_values.shape != before_mlp.read_values.shape:
+        return False
+    added = before_mlp.read_values - block.read_values
+    for name in (attention, *(n for n in calls if n.rpartition(".")[0] == path and n != norm)):
+        one = calls[name].returned_values
+        if one.shape == added.shape:
+            factor = (one * added).sum() / (one * one).sum()
+            off = (added - factor * one).abs().amax()
+            if off <= _tolerance(block) * before_mlp.read_values.abs().amax():
+                return True
+    return False
+
+
+def _added(hook_name: str, model: nn.Module, path: str, attention: str, mlp: str) -> tuple[str, str]:
+    """The modules whose outputs, added to the block's input, make its output: what attention and what the MLP adds.
+
+    Raises InputError where the block adds no module's output as it is.
+    """
+    calls = _calls(model, path)
+    block, order = calls[path], list(calls)
+    added = block.returned_values - block.read_values
+    names = [attention, mlp, *(n for n in calls if n.rpartition(".")[0] == path and n not in (attention, mlp))]
+    fitting = [calls[n] for n in names if n in calls and calls[n].returned_values.shape == added.shape]
+    pairs = [(a, m) for a in fitting for m in fitting if a.name != mlp and m.name != attention and a is not m]
+    for a, m in pairs:  # the modules themselves come first
+        rest = added - a.returned_values - m.returned_values
+        if rest.abs().amax() <= _tolerance(block) * block.returned_values.abs().amax():
+            in_order = attention == a.name or mlp == m.name or order.index(a.name) < order.index(m.name)
+            return (a.name, m.name) if in_order else (m.name, a.name)
+    raise InputError(
+        f"{hook_name} is what the module adds to the residual stream, and {path} of {type(model).__name__} adds "
+        f"something else than {attention} and {mlp} return (it may multiply them first), which no module returns; name "
+        f"{attention if 'attn' in hook_name else mlp} to read what the module returns"
     )
 
 
