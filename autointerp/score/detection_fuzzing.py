@@ -37,6 +37,8 @@ class Questioned:
 
     told: Told
     examples: list[Example]
+    density: float | None = None
+    """The share of the split's tiles in which the feature fires; None where the harvest did not count its tiles."""
 
 
 class ExampleLoader:
@@ -55,7 +57,11 @@ class ExampleLoader:
             feature: choose_examples(self._scorer, some, config.contexts, config.seed, dictionary_id)
             for feature, some in contexts.items()
         }
-        return [Questioned(one, examples[one.explanation.feature]) for one in told]
+        store, harvest_id = self._run.job.store, self._run.job.harvest_id
+        n_tiles = store.n_tiles(harvest_id, self._run.part)
+        active = store.active_tiles(dictionary_id, harvest_id, self._run.part, list(contexts))
+        density = {feature: n / n_tiles for feature, n in active.items()} if n_tiles else {}
+        return [Questioned(one, examples[(f := one.explanation.feature)], density.get(f)) for one in told]
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,8 @@ class ChoiceScorer:
                     break
             identity = run.identity(item.told.explanation, by)
             every = [answer for one in rounds for answer in one]
-            return detection_rows(identity, self.name, every, run.part, interval_z(config, len(planned)))
+            z = interval_z(config, len(planned))
+            return detection_rows(identity, self.name, every, run.part, z, item.density)
 
         calls = ROUND if stops_early(config) else -(-4 * config.contexts // config.examples_per_call)
         return Work(by, ExampleLoader(run, targets, self.name), score, calls)

@@ -15,6 +15,9 @@ Rows of one label, `n` and `n_failed` counted in contexts:
     detection_sensitivity_decile_9 sensitivity in one decile (0 weakest .. 9 strongest); only deciles that were shown
     detection_specificity          share of the silent contexts that the judge left alone
     detection_specificity_random   specificity in one tier (random, same_token, neighbour); only tiers that were shown
+    detection_precision            of the tiles of ordinary text that the judge would choose, the share in which the
+                                   feature fires: from the sampled contexts, the random silent ones and the density
+                                   (prevalence.py). Without a false alarm it has no value, only its lower end
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
 from autointerp.config import EndpointConfig
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Prediction, Score, stable_id
+from autointerp.score.natural import is_ordinary, precision_result
 from autointerp.score.score_rows import Answer, Identity, Part, Result, obstacle
 
 DETECTION = "detection"
@@ -290,10 +294,12 @@ def answer_of(example: Example, said: bool | None, status: str, error: str | Non
 
 
 def detection_rows(
-    identity: Identity, scorer: str, answers: Sequence[Answer], part: Part = "report", z: float = stats.Z95
-) -> list[Score]:
+    identity: Identity, scorer: str, answers: Sequence[Answer], part: Part = "report", z: float = stats.Z95,
+    density: float | None = None,
+) -> list[Score]:  # fmt: skip
     """All rows of one label, the scorer's own row last: where it stands, the others do. `z`: standard errors on either
-    side of an interval."""
+    side of an interval. `density`: the share of the split's tiles in which the feature fires; without it there is no
+    precision."""
     active = [a for a in answers if _truth(a)]
     silent = [a for a in answers if not _truth(a)]
     deciles: dict[int, list[Answer]] = defaultdict(list)
@@ -311,6 +317,9 @@ def detection_rows(
         (f"{scorer}_specificity", silent),
     ]
     rows = [identity.row(name, part, some, share_right(some, z), keep=False) for name, some in strata]
+    if scorer == DETECTION and density is not None:
+        ordinary = [a for a in answers if is_ordinary(a.context)]
+        rows.append(identity.row(f"{scorer}_precision", part, ordinary, precision(ordinary, density), keep=False))
     return [*rows, identity.row(scorer, part, answers, balanced(answers, z), keep=True)]
 
 
@@ -321,6 +330,17 @@ def share_right(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
         return Result(why)
     right = [_truth(a) == _said(a) for a in answers if a.prediction.predicted is not None]
     return Result("ok", stats.wilson(sum(right), len(right), z))
+
+
+def precision(answers: Sequence[Answer], density: float) -> Result:
+    """Precision at natural prevalence, from answers about sampled and about random silent contexts."""
+    why = obstacle(answers)
+    if why is not None:
+        return Result(why)
+    usable = [a for a in answers if a.prediction.predicted is not None]
+    active = [_said(a) for a in usable if _truth(a)]
+    silent = [_said(a) for a in usable if not _truth(a)]
+    return precision_result(sum(active), len(active), sum(silent), len(silent), density)
 
 
 def balanced(answers: Sequence[Answer], z: float = stats.Z95) -> Result:

@@ -116,9 +116,14 @@ def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prev
 
 
 def _precision(hits: int, n_active: int, silent: SilentTiles, prevalence: Prevalence) -> Result:
-    alarms, n = int((silent.peak >= CLAIM).sum()), len(silent.documents)
-    found = natural_precision(hits, n_active, alarms, n, prevalence.density)
+    alarms = int((silent.peak >= CLAIM).sum())
+    return precision_result(hits, n_active, alarms, len(silent.documents), prevalence.density)
+
+
+def precision_result(hits: int, n_active: int, alarms: int, n_silent: int, density: float) -> Result:
+    """Precision at natural prevalence (see prevalence.natural_precision), or the status that says why there is none."""
+    found = natural_precision(hits, n_active, alarms, n_silent, density)
     if found.low is None:
-        return Result("no_contexts" if not n else "constant_prediction")
-    estimate = stats.Estimate(found.value, found.low, found.high, n_active + n)
+        return Result("constant_prediction" if n_active and n_silent else "no_contexts")
+    estimate = stats.Estimate(found.value, found.low, found.high, n_active + n_silent)
     return Result("ok" if found.value is not None else NO_FALSE_ALARM, estimate)

@@ -7,7 +7,9 @@ CREATE OR REPLACE VIEW windows AS SELECT * FROM evidence.windows;
 
 -- One row per feature of every dictionary, dead and failed ones included. The explainer and scorer are those chosen
 -- with set_label_choice, else whatever came last. The latest row counts; a 'gave_up' row only where there is no
--- other, since it is no answer and is asked again.
+-- other, since it is no answer and is asked again. `score` is of text as it comes where the scorer predicts activations
+-- (simulation_natural); `precision` and `recall` are of that text too. Where no false alarm was seen, `precision` is NULL
+-- and only its lower end is known.
 CREATE OR REPLACE VIEW labels AS
 WITH choice AS (
     SELECT
@@ -59,27 +61,44 @@ SELECT
     e.text AS label,
     e.explainer,
     e.model,
-    s.scorer,
+    coalesce(n.scorer, s.scorer) AS scorer,
     s.method,
-    s.value AS score,
-    s.ci_low,
-    s.ci_high,
-    s.n,
-    s.n_failed,
+    if(n.score_id IS NULL, s.value, n.value) AS score,
+    if(n.score_id IS NULL, s.ci_low, n.ci_low) AS ci_low,
+    if(n.score_id IS NULL, s.ci_high, n.ci_high) AS ci_high,
+    coalesce(n.n, s.n) AS n,
+    coalesce(n.n_failed, s.n_failed) AS n_failed,
     f.density,
     f.status,
     e.status AS explanation_status,
-    s.status AS score_status,
-    coalesce(e.error, s.error) AS error,
+    coalesce(n.status, s.status) AS score_status,
+    coalesce(e.error, n.error, s.error) AS error,
     e.explanation_id,
-    s.score_id,
-    e.side
+    coalesce(n.score_id, s.score_id) AS score_id,
+    e.side,
+    p.value AS precision,
+    p.ci_low AS precision_low,
+    r.value AS recall
 FROM features AS f
 JOIN dictionaries AS d ON d.dictionary_id = f.dictionary_id
 LEFT JOIN explained AS e ON e.dictionary_id = f.dictionary_id AND e.feature = f.feature
 LEFT JOIN latest_score AS ls
     ON ls.dictionary_id = f.dictionary_id AND ls.feature = f.feature AND ls.explanation_id = e.explanation_id
-LEFT JOIN scores AS s ON s.rowid = ls.row_id;
+LEFT JOIN scores AS s ON s.rowid = ls.row_id
+-- What the label says of text as it comes stands in the place of `simulation`, whose mixture of contexts flatters it.
+LEFT JOIN scores AS n
+    ON n.dictionary_id = s.dictionary_id AND n.feature = s.feature AND n.explanation_id = s.explanation_id
+    AND s.scorer = 'simulation' AND n.scorer = 'simulation_natural' AND n.control IS NULL AND n.part = s.part
+    AND n.method = s.method AND n.model = s.model AND n.template_sha256 = s.template_sha256 AND n.seed = s.seed
+LEFT JOIN scores AS p
+    ON p.dictionary_id = s.dictionary_id AND p.feature = s.feature AND p.explanation_id = s.explanation_id
+    AND p.scorer = s.scorer || '_precision' AND p.control IS NULL AND p.part = s.part
+    AND p.method = s.method AND p.model = s.model AND p.template_sha256 = s.template_sha256 AND p.seed = s.seed
+LEFT JOIN scores AS r
+    ON r.dictionary_id = s.dictionary_id AND r.feature = s.feature AND r.explanation_id = s.explanation_id
+    AND r.scorer = if(s.scorer = 'simulation', 'simulation_recall', s.scorer || '_sensitivity')
+    AND r.control IS NULL AND r.part = s.part
+    AND r.method = s.method AND r.model = s.model AND r.template_sha256 = s.template_sha256 AND r.seed = s.seed;
 
 -- Where an explainer's label of a feature became another, newest first: its rows in the order in which they were written,
 -- each beside the one before it. As in `labels`, 'gave_up' is no answer; a label that was lost has the new text NULL.
@@ -192,7 +211,7 @@ ORDER BY p.dictionary_id, p.scorer, p.method, p.control NULLS FIRST, mean_score 
 CREATE OR REPLACE VIEW explainer_leaderboard AS
 WITH headline AS (
     SELECT unnest([
-        'simulation', 'simulation_random', 'simulation_calibrated', 'detection', 'fuzzing', 'embedding', 'surprisal',
+        'simulation_natural', 'simulation', 'simulation_random', 'simulation_calibrated', 'detection', 'fuzzing', 'embedding', 'surprisal',
         'generation', 'output', 'intervention', 'intruder'
     ]) AS scorer
 ),
