@@ -16,8 +16,8 @@ Side = Literal["input", "output", "both"]
 """What a label describes: what the feature responds to, what it makes the model say, or both."""
 ShapeKind = Literal["token", "position", "dense", "rare", "other"]
 HEADLINE_SCORERS = (
-    "simulation_natural", "simulation", "simulation_random", "simulation_calibrated", "detection", "fuzzing", "embedding", "surprisal",
-    "generation", "output", "intervention", "intruder",
+    "simulation_natural", "simulation", "simulation_random", "simulation_calibrated", "detection", "fuzzing", "embedding",
+    "surprisal", "generation", "output", "intervention", "intruder",
 )  # fmt: skip
 """Values of `scores.scorer` that say how good a label is, in the order in which they are shown. A row whose name begins
 with one of them and an underscore is a part of it: "detection_sensitivity". The scorers of other packages come after
