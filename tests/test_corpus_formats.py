@@ -382,6 +382,24 @@ def test_a_pipe_or_device_is_refused_and_does_not_hang(tmp_path: Path) -> None:
             source_files(CorpusConfig(source=str(source)))
 
 
+def test_a_place_that_the_system_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for source in ("x" * 5000, "a\0b", str(loop), "~no-such-user-here/x"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_documents(CorpusConfig(source=source), CorpusReport())
+    with pytest.raises(InputError, match="there is no file or folder"):
+        read_documents(CorpusConfig(source=str(tmp_path / "a.txt" / "b")), CorpusReport())
+
+    def walk(folder: Path, onerror: Callable[[OSError], None]) -> Any:
+        onerror(PermissionError(13, "Permission denied", str(folder / "locked")))
+
+    monkeypatch.setattr(os, "walk", walk)
+    with pytest.raises(InputError, match="locked cannot be read: Permission denied"):
+        read(tmp_path)
+
+
 class SavedDataset:
     """What `datasets.load_from_disk` gives, as far as it is used."""
 
