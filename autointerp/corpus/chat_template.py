@@ -76,7 +76,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox with bounds."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
-    concat = staticmethod(joined)  # type: ignore[assignment]
+    concat = staticmethod(joined)
 
     def from_string(self, *args: Any, **named: Any) -> Any:
         for name, function in self.filters.items():
@@ -98,6 +98,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps format
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
+            if method.__name__ == "join":
+                args = tuple(list(counted_loop(arg)) for arg in args)  # what is looked at may be read only once
             _check_method(owner, method.__name__, args, named)
         result = super().call(__context, __obj, *args, **named)
         if isinstance(result, str):
@@ -165,7 +167,7 @@ def _check_method(owner: str, name: str, args: tuple[Any, ...], named: dict[str,
     elif name == "replace":
         _check_replaced(owner, *args[:2])
     elif name == "join":
-        joined(*args, between=owner)
+        joined(args[0] if args else (), owner)
     elif name in ("format", "format_map"):
         _check_format(owner)
         _check_width(args, named)
