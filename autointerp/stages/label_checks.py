@@ -77,5 +77,5 @@ def _access(config: Config, endpoints: Sequence[EndpointConfig]) -> str:
     for endpoint in endpoints:
         asyncio.run(open_and_close(endpoint))
         has_key = api_key(endpoint) != NO_KEY
-        found.append(f"{endpoint.api_key_env} is set" if has_key else f"none is set, and {endpoint.base_url} is local")
+        found.append(f"{endpoint.api_key_env} is set" if has_key else "none is set, and a local endpoint needs none")
     return "; ".join(dict.fromkeys(found)) or "not needed"
