@@ -34,6 +34,8 @@ from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
+FIRST_CHARACTERS = 100_000
+"""About as much text is cut into windows to see whether it can be."""
 TRAINED = "trained.json"
 """The file beside a finished SAE that says how it was trained, so that a second run knows that it is done."""
 
@@ -134,7 +136,8 @@ class Session:
         first = next(documents, None)
         if first is None:
             raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
-        next(self.units(), None)  # cut into windows as a run cuts it, which may be refused
+        few = min(self.config.corpus.unit_characters, FIRST_CHARACTERS)
+        next(self.units(replace(self.config.corpus, unit_characters=few)), None)  # cut as a run cuts it, or refused
         n_tokens = len(token_ids([first.text[:10_000]], loaded.tokenizer)[0])
         source = self.config.corpus.source
         remarks = "".join(f"; so far {remark}" for remark in report.remarks())

@@ -72,7 +72,6 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     todo = [sae for sae in saes if not sae.path and not _is_trained(session, sae, keys[sae.dictionary])]
     if not todo:
         return False
-    session.check_corpus()
     require(model_checks(session, saes, store))
     loaded = session.model()
     points = {sae.dictionary: session.points(sae) for sae in todo}
