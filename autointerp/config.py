@@ -7,6 +7,7 @@ config_file.py reads the file. API keys are never kept here, only the name of th
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 import typing
 from dataclasses import dataclass, field
@@ -15,21 +16,12 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from autointerp.deadline import parse_deadline
-from autointerp.errors import InputError
+from autointerp.errors import InputError, shown
 
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
-
-
-def shown(value: Any) -> str:
-    """`value` for a message: shortened, and not written out where Python refuses to (5,000 digits, deep nests)."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        return "a value too large to show"
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +114,11 @@ class CorpusConfig:
 
     source: str = ""
     """File, folder, glob, `hf:owner/dataset[:config][@split]`, or `stdlib` (the standard library's source text)."""
-    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    """text, jsonl, parquet, or auto: by the file's suffix."""
+    format: Literal["auto", "text", "jsonl", "json", "csv", "parquet"] = "auto"
+    """text, jsonl, json (an array of objects), csv, parquet, or auto: by the file's suffix and first bytes. All but
+    parquet may be compressed (gzip, bzip2, xz, zstd). A folder that `save_to_disk` wrote is recognised."""
     text_field: str = "text"
-    """Field or column that holds the text (jsonl, parquet, hf)."""
+    """Field or column that holds the text (all formats but text)."""
     chat_field: str | None = None
     """Field that holds a list of {role, content}, used instead of text_field and rendered with the model's own chat
     template."""
@@ -136,7 +129,8 @@ class CorpusConfig:
     context_length: Annotated[int, Range(8, 10**9)] = 128
     """Tokens in one window (one input of the model), the BOS included."""
     prepend_bos: Literal["auto", "always", "never"] = "auto"
-    """always, never, or auto: if the tokenizer has a BOS token. A prepended BOS is never counted or stored as text."""
+    """always, never, or auto: if the tokenizer has a BOS token. A prepended BOS is never counted or stored as text. For
+    always, the EOS stands in where the tokenizer has no BOS (Qwen), as in TransformerLens."""
     exclude_tokens: tuple[str, ...] = ()
     """Token strings that never count, besides BOS, EOS, padding and other special tokens."""
     max_tokens: LargeCount | None = None
@@ -329,6 +323,21 @@ _LIKE_A_KEY = re.compile(r"(?=.{20})(?=.*[a-z])(?=.*[0-9])")
 """Matches API keys that would pass as the name of a variable (hf_..., gsk_...): long, with small letters and digits."""
 
 
+_LONG_PART = re.compile(r".*\w{16,}.*|.*[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}.*|.{40,}", re.ASCII | re.IGNORECASE)
+"""Matches a part of a path that has a long run without a dash, that no model has, or is a UUID, or very long."""
+
+
+def _may_be_secret(part: str) -> bool:
+    has_both = re.search("[0-9]", part) is not None and re.search("[A-Za-z]", part) is not None
+    return part.lower().startswith("sk-") or (has_both and _LONG_PART.fullmatch(part) is not None)
+
+
+def secret_parts(url: str) -> list[str]:
+    """The parts of the URL's path that may be secrets: some gateways take a key there."""
+    parts = re.split(r"[/;=,:@]", urlsplit(url).path)
+    return [part for part in parts if _may_be_secret(part)]
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
     """How to reach one OpenAI-compatible endpoint; part of [explain] and [score]."""
@@ -336,7 +345,8 @@ class EndpointConfig:
     model: str = ""
     """Model name as the endpoint knows it. Explainers and scorers that ask no LLM need none."""
     base_url: str = "https://api.openai.com/v1"
-    """Any OpenAI-compatible server (OpenAI, vLLM, llama.cpp, Ollama, OpenRouter)."""
+    """Any OpenAI-compatible server (OpenAI, vLLM, llama.cpp, Ollama, OpenRouter). What looks like a key in its path is
+    hidden in messages and in the store."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
     temperature: Annotated[float, Range(0, 100)] | None = 0.0
@@ -365,6 +375,16 @@ class EndpointConfig:
             and not _LIKE_A_KEY.match(self.api_key_env),
             "api_key_env must be the name of an environment variable that holds the key, not the key itself",
         )
+
+    @property
+    def address(self) -> str:
+        """base_url as messages show it and the store keeps it: each part that may be a secret is replaced by the start
+        of its hash, so that two addresses stay two."""
+        shown = self.base_url
+        for part in secret_parts(shown):
+            digest = hashlib.sha256(part.encode("utf-8", "replace")).hexdigest()[:8]
+            shown = shown.replace(part, f"[hidden {digest}]")
+        return shown
 
 
 @dataclass(frozen=True, slots=True)

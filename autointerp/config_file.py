@@ -16,9 +16,9 @@ from datetime import time as day_time
 from pathlib import Path
 from typing import Any, Literal
 
-from autointerp.config import Config, ranges, shown
+from autointerp.config import Config, EndpointConfig, ranges
 from autointerp.deadline import fixed
-from autointerp.errors import InputError, nearest
+from autointerp.errors import InputError, nearest, shown
 
 NOT_TOML = (ValueError, RecursionError)
 """What tomllib raises: besides its own error, those for bytes that are not UTF-8, numbers of 5,000 digits, and deep
@@ -72,8 +72,14 @@ def environment_overrides(environ: typing.Mapping[str, str] = os.environ) -> dic
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain values that JSON can hold, for provenance columns."""
-    return dataclasses.asdict(config)
+    """A config dataclass as plain values that JSON can hold, for provenance columns. Addresses of endpoints are without
+    what may be a secret in them."""
+    found = dataclasses.asdict(config)
+    for name in found:
+        part = getattr(config, name)
+        if isinstance(part, EndpointConfig):
+            found[name]["base_url"] = part.address
+    return found
 
 
 def _set(table: dict[str, Any], dotted: str, value: Any) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AutointerpError(Exception):
@@ -69,3 +70,12 @@ def nearest(name: str, known: Iterable[str], n: int = 5) -> str:
     """' Did you mean a, b?' with the known names closest to `name`, or '' if no name is close."""
     close = difflib.get_close_matches(name, list(known), n=n, cutoff=0.4)
     return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """`value` for a message: shortened, and not written out where Python refuses to (5,000 digits, deep nests)."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "a value too large to show"
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+Counting = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+"""counting(doing, total, unit): a context that yields the function to which work says how much of it is done."""
+
+
+@contextmanager
+def uncounted(doing: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """The Counting of a caller who does not want to know."""
+    yield lambda done: None
+
+
+class Adding:
+    """Adds up what is done, and tells the sum to `update`."""
+
+    def __init__(self, update: Callable[[int], None]) -> None:
+        self._update, self._done = update, 0
+
+    def __call__(self, n: int) -> None:
+        """`n` more are done."""
+        self._done += n
+        self._update(self._done)
+
 
 LONGEST_S = 366 * 86400.0
 

@@ -7,7 +7,7 @@ of an interval that cannot be computed (one document cannot be resampled).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -18,6 +18,8 @@ Z95 = 1.959963984540054
 """The 97.5 % point of the normal distribution."""
 _FLOOR = 1e-12
 """Resampled sums cancel to about 1e-16 of their size. A variance below this share of them is taken as a constant's."""
+
+_DRAWS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,16 @@ def _correlation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(defined, np.clip((sxy - sx * sy / n) / bottom, -1.0, 1.0), np.nan)
 
 
-def _resamples(groups: int, n_boot: int, seed: int) -> NDArray[np.float64]:
-    """How often each group occurs in each resample, [n_boot, groups]."""
-    draws = np.random.default_rng(seed).integers(0, groups, size=(n_boot, groups))
-    draws += np.arange(n_boot)[:, None] * groups
-    return np.bincount(draws.ravel(), minlength=n_boot * groups).reshape(n_boot, groups).astype(np.float64)
+def _resamples(groups: int, n_boot: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each group occurs in each resample, [n_boot, groups], in blocks of rows: a million resamples of
+    thousands of groups fit into no memory."""
+    rng = np.random.default_rng(seed)
+    block = max(1, _DRAWS_AT_ONCE // groups)
+    for first in range(0, n_boot, block):
+        n = min(block, n_boot - first)
+        draws = rng.integers(0, groups, size=(n, groups))
+        draws += np.arange(n)[:, None] * groups
+        yield np.bincount(draws.ravel(), minlength=n * groups).reshape(n, groups).astype(np.float64)
 
 
 def pooled_correlation(
@@ -164,7 +171,7 @@ def _bootstrapped(
         return Estimate(None, None, None, n)
     if count < 2 or n_boot < 1:
         return Estimate(value, None, None, n)
-    low, high = _percentiles(statistic(_resamples(count, n_boot, seed) @ sums))
+    low, high = _percentiles(np.concatenate([statistic(times @ sums) for times in _resamples(count, n_boot, seed)]))
     return Estimate(value, low, high, n)
 
 
@@ -372,7 +379,7 @@ def mean_interval(values: ArrayLike, n_boot: int = 2000, seed: int = 0) -> Estim
         return Estimate(float(v.mean()), None, None, 1)
     rng = np.random.default_rng(seed)
     # In blocks, since n_boot x n draws would take gigabytes for a million features.
-    block = max(1, 4_000_000 // v.size)
+    block = max(1, _DRAWS_AT_ONCE // v.size)
     sizes = [(min(block, n_boot - i), v.size) for i in range(0, n_boot, block)]
     means = np.concatenate([v[rng.integers(0, v.size, size=size)].mean(axis=1) for size in sizes])
     low, high = np.percentile(means, [2.5, 97.5])
@@ -407,10 +414,13 @@ def auroc_interval(
     if len(index) < 2 or n_boot < 1:
         return Estimate(value, None, None, n)
     above = (p[:, None] > q[None, :]) + 0.5 * (p[:, None] == q[None, :])
-    times = _resamples(len(index), n_boot, seed)
-    pairs = times[:, of_p].sum(axis=1) * times[:, of_q].sum(axis=1)
-    won = np.einsum("bp,bp->b", times[:, of_p], times[:, of_q] @ above.T)
-    low, high = _percentiles(np.where(pairs > 0, won / np.maximum(pairs, 1.0), np.nan))
+
+    def aurocs(times: NDArray[np.float64]) -> NDArray[np.float64]:
+        pairs = times[:, of_p].sum(axis=1) * times[:, of_q].sum(axis=1)
+        won = np.einsum("bp,bp->b", times[:, of_p], times[:, of_q] @ above.T)
+        return np.where(pairs > 0, won / np.maximum(pairs, 1.0), np.nan)
+
+    low, high = _percentiles(np.concatenate([aurocs(times) for times in _resamples(len(index), n_boot, seed)]))
     if low is not None and low == high:
         return replace(auroc_of_independent(value, len(set(of_p)), len(set(of_q))), n=n)
     return Estimate(value, low, high, n)

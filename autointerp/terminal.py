@@ -5,6 +5,7 @@ Results go to stdout, and everything about the work itself goes to stderr (see l
 
 from __future__ import annotations
 
+import csv
 import io
 import threading
 import time
@@ -14,15 +15,15 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from autointerp.errors import InputError
 from autointerp.log import Level, Log, LogFormat
 from autointerp.log import visible as visible
-from autointerp.progress import Standing, iso
+from autointerp.progress import Counting, Standing, iso
 
 _LOG_EVERY_S = 10.0
 """Seconds between two lines about one step."""
@@ -79,7 +80,7 @@ class Terminal:
         """Writes one line about the work. `event` and `fields` are for a log in JSON."""
         self._steps.spoken()
         if self.is_live:
-            self.err.print(escape(visible(message)))
+            self.err.print(Text(visible(message)))
         else:
             self.log.write(message, level, event, **fields)
 
@@ -91,14 +92,19 @@ class Terminal:
         if self.verbose:
             self.say(message, level="debug")
 
-    def result(self, text: str, markup: bool = False) -> None:
-        """Writes text of the answer itself. Markup (colours, highlights) is shown only on a terminal. What a terminal
-        would obey is written out there; a pipe gets the text as it is."""
+    def result(self, text: str) -> None:
+        """Writes text of the answer itself. What a terminal would obey is written out there; a pipe gets the text as it
+        is."""
         if self.out.is_terminal:
-            lines = text if markup else "\n".join(visible(line) for line in text.split("\n"))
-            self.out.print(lines if markup else Text(lines))
+            self.out.print(Text("\n".join(visible(line) for line in text.split("\n"))))
         else:
             self.out.file.write(text + "\n")
+
+    def styled(self, *parts: str | tuple[str, str]) -> None:
+        """Writes one line of the answer to a terminal, from texts and from pairs of a text and its rich style. No text
+        is markup: `x[i]`, of three tokens, would be shown as `x`."""
+        shown = [(visible(part), "") if isinstance(part, str) else (visible(part[0]), part[1]) for part in parts]
+        self.out.print(Text.assemble(*shown), soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
         """Writes a table: with rules and folded cells on a terminal, aligned and unfolded in a pipe."""
@@ -121,11 +127,32 @@ class Terminal:
             line = "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))
             self.out.file.write(line.rstrip() + "\n")
 
+    def csv(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Writes a table as CSV. Raises InputError where the encoding of standard output lacks a sign of it."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n" if self.out.is_terminal else "\r\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        if self.out.is_terminal:
+            self.result(text.getvalue().rstrip("\n"))
+            return
+        try:
+            text.getvalue().encode(self.out.encoding)
+        except UnicodeEncodeError as error:  # CSV has no way to write such a sign
+            sign = error.object[error.start]
+            raise InputError(
+                f"standard output takes {self.out.encoding}, which lacks {ascii(sign)} of the result; set "
+                "PYTHONIOENCODING=utf-8, or choose another form"
+            ) from None
+        self.out.file.write(text.getvalue())
+
     @contextmanager
-    def progress(self, what: str, total: int | None, unit: str = "", done: int = 0) -> Iterator[Progress]:
+    def progress(
+        self, what: str, total: int | None, unit: str = "", done: int = 0, tells_end: bool = True
+    ) -> Iterator[Progress]:
         """Yields the Progress to update. A terminal shows a bar; a log gets lines, at most one every `every_s` seconds
         while there are updates, and one every `every_s` seconds without updates. `what` is "DICTIONARY: doing"; `done`
-        is how much of the total earlier runs did.
+        is how much of the total earlier runs did. `tells_end` is whether a log gets a last line even of a short step.
         """
         if self.is_live and not self._steps.has_bar:
             with (
@@ -134,8 +161,12 @@ class Terminal:
             ):
                 yield step
             return
-        with self._steps.step(_Step(what, total, unit, done, self._say_standing)) as step:
+        with self._steps.step(_Step(what, total, unit, done, self._say_standing, tells_end=tells_end)) as step:
             yield step
+
+    def counting(self, dictionary: str) -> Counting:
+        """The steps of work on one dictionary, for code that knows no terminal. A log hears of a short one nothing."""
+        return lambda doing, total, unit: self.progress(f"{dictionary}: {doing}", total, unit, tells_end=False)
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
@@ -156,7 +187,7 @@ class Terminal:
     def _say_standing(self, standing: Standing) -> None:
         now = datetime.now().astimezone()
         if self.is_live:
-            self.err.print(escape(visible(standing.line(now))))
+            self.err.print(Text(visible(standing.line(now))))
         else:
             self._log_standing(standing)
 
@@ -198,14 +229,14 @@ class _Step:
 
     def __init__(
         self, what: str, total: int | None, unit: str, done: int, show: Callable[[Standing], None],
-        is_counted: bool = True, is_bar: bool = False,
+        is_counted: bool = True, is_bar: bool = False, tells_end: bool = True,
     ) -> None:  # fmt: skip
         self._what, self._total, self._unit, self._begun_at = what, total, unit, done
         self._done, self._note, self._is_counted = done, "", is_counted
         self._begun = time.monotonic()
         self.show = show
         self.steps: _Steps | None = None
-        self.is_bar = is_bar
+        self.is_bar, self.tells_end = is_bar, tells_end
 
     @property
     def is_new(self) -> bool:
@@ -242,6 +273,8 @@ class _Steps:
         self._steps: list[_Step] = []
         self._last = time.monotonic()
         self._over: threading.Event | None = None
+        self._failure: Exception | None = None
+        """What ended the thread, until the next step raises it."""
         self._lock = threading.RLock()
 
     @property
@@ -273,7 +306,11 @@ class _Steps:
                     self._over = None
 
     def updated(self, step: _Step, is_at_end: bool) -> None:
-        if step.is_bar or is_at_end or time.monotonic() - self._last >= self.every_s:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        is_told = is_at_end and (step.tells_end or step.seconds >= self.every_s)
+        if step.is_bar or is_told or time.monotonic() - self._last >= self.every_s:
             self._show(step)
         self._listen(step)
 
@@ -288,14 +325,17 @@ class _Steps:
             listener(step.standing())
 
     def _speak(self, over: threading.Event) -> None:
-        while not over.wait(min(self.every_s, _LISTEN_EVERY_S) / 2):
-            with self._lock:
-                if over.is_set() or not self._steps:
-                    continue
-                step = self._steps[-1]
-                if time.monotonic() - self._last >= self.every_s:
-                    self._show(self._subject())
-            self._listen(step)
+        try:
+            while not over.wait(min(self.every_s, _LISTEN_EVERY_S) / 2):
+                with self._lock:
+                    if over.is_set() or not self._steps:
+                        continue
+                    step = self._steps[-1]
+                    if time.monotonic() - self._last >= self.every_s:
+                        self._show(self._subject())
+                self._listen(step)
+        except Exception as error:  # a thread's error reaches nobody
+            self._failure = error
 
     def _subject(self) -> _Step:
         """The innermost step about which there is something to say: one that has just begun has no speed yet."""

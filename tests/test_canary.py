@@ -147,7 +147,7 @@ def search(project: Path) -> int:
     return size
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("form", [pytest.param("text", marks=pytest.mark.slow), "json"])
 def test_a_run_through_every_fault(form: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     brain = Leaky()
     with LlmServer(brain) as server:
@@ -179,7 +179,11 @@ def test_a_run_through_every_fault(form: str, project: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     ("more", "at_last", "code", "form"),
-    [("", "echo_key_401", 3, "json"), (BROKEN, None, 1, "text"), (BROKEN, None, 1, "json")],
+    [
+        pytest.param("", "echo_key_401", 3, "json", marks=pytest.mark.slow),
+        (BROKEN, None, 1, "text"),
+        pytest.param(BROKEN, None, 1, "json", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_breaks_off(more: str, at_last: str | None, code: int, form: str, project: Path) -> None:
     with LlmServer(Leaky(at_last)) as server:
@@ -195,6 +199,7 @@ def test_a_run_that_breaks_off(more: str, at_last: str | None, code: int, form: 
         assert "RuntimeError" in err and "deep inside a call" in err
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_leaves(project: Path) -> None:
     with LlmServer(Leaky(), latency=0.02) as server:
         child = start(configure(project, server.url), "text")

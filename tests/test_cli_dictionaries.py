@@ -45,19 +45,32 @@ k = 3
 
 @pytest.fixture(scope="module")
 def project(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which two torchrun processes have trained three dictionaries."""
+    """A folder in which three dictionaries were trained."""
     folder = tmp_path_factory.mktemp("several")
+    with pytest.raises(SystemExit) as end:
+        main(["train", "-c", str(configured(folder, tiny_gpt2))])
+    assert end.value.code in (0, None)
+    return folder
+
+
+def configured(folder: Path, model: Path) -> Path:
     write_corpus(folder / "texts")
     config = folder / "autointerp.toml"
-    config.write_text(SEVERAL.format(model=str(tiny_gpt2), hookpoint="blocks.1.hook_resid_post", corpus="texts"))
+    config.write_text(SEVERAL.format(model=str(model), hookpoint="blocks.1.hook_resid_post", corpus="texts"))
+    return config
+
+
+@pytest.mark.slow
+def test_two_torchrun_processes_train_and_one_of_them_speaks(tiny_gpt2: Path, tmp_path: Path) -> None:
+    config = configured(tmp_path, tiny_gpt2)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "autointerp"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "train", "-c", str(config)], capture_output=True, text=True, timeout=280, env=environment
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("trained 64 features (topk)") == 1  # one process speaks
-    return folder
+    assert done.stderr.count("trained 64 features (topk)") == 1
+    assert {path.name for path in (tmp_path / "sae").iterdir()} == {"tiny", "jump", "mlp"}
 
 
 def test_all_are_there_and_train_again_does_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +177,11 @@ def apart(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return tables
 
 
-@pytest.mark.parametrize("first", [(), ("--dictionary", "tiny")], ids=["all", "one is there already"])
+@pytest.mark.parametrize(
+    "first",
+    [(), pytest.param(("--dictionary", "tiny"), marks=pytest.mark.slow)],
+    ids=["all", "one is there already"],
+)
 def test_three_dictionaries_in_one_pass_are_as_one_after_another(
     project: Path, apart: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     first: tuple[str, ...],
@@ -183,6 +200,7 @@ class Killed(BaseException):
     """Stands for a signal: nothing catches it."""
 
 
+@pytest.mark.slow
 def test_a_pass_killed_inside_a_unit_goes_on_there(
     project: Path, apart: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -215,6 +233,7 @@ def test_a_dry_run_tells_who_shares_a_pass(project: Path, capsys: pytest.Capture
     assert "one pass over the text for tiny, jump, mlp: about " in out and out.count("pass(es) over the text") == 3
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_together_is_harvested_in_groups(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

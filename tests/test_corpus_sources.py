@@ -14,8 +14,10 @@ import duckdb
 import pytest
 
 from autointerp.config import CorpusConfig
-from autointerp.corpus import sources
-from autointerp.corpus.sources import CorpusReport, corpus_fingerprint, read_documents, source_files
+from autointerp.corpus.corpus_report import CorpusReport
+from autointerp.corpus.formats import decoded_text, text_files
+from autointerp.corpus.source_files import corpus_fingerprint, source_files
+from autointerp.corpus.sources import read_documents
 from autointerp.errors import InputError
 from autointerp.records import Document
 
@@ -61,7 +63,7 @@ def test_a_folder_is_read_in_name_order_without_hidden_and_binary_files(tmp_path
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff\xfe\0")
     documents, report = read(tmp_path)
     assert names(documents) == ["a/b.py", "a/z.md", "b.txt", "c.txt"]
-    assert report.n_skipped == {"binary": 1} and report.n_unusable == 0
+    assert report.n_skipped == {"not_text": 1} and report.n_unusable == 0
 
 
 def test_a_glob_is_named_from_its_fixed_part(tmp_path: Path) -> None:
@@ -74,7 +76,8 @@ def test_a_glob_is_named_from_its_fixed_part(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [5, 1_000_000])
 def test_a_separator_parts_documents(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LINE_BYTES", chunk)
+    monkeypatch.setattr(decoded_text, "LINE_BYTES", chunk)
+    monkeypatch.setattr(text_files, "LINE_BYTES", chunk)
     path = tmp_path / "a.txt"
     path.write_text("first document\n===\nsecond =\n=== \n===\nthird\n===\n")
     documents, report = read(path, document_separator="\n===\n")
@@ -98,7 +101,7 @@ def test_gzip_is_read_and_a_truncated_one_counts(tmp_path: Path) -> None:
 def test_bytes_that_are_not_utf8_are_replaced_and_counted(
     tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LINE_BYTES", chunk)
+    monkeypatch.setattr(decoded_text, "LINE_BYTES", chunk)
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfcaf\xe9 and \xf0\x9f\x99\x82 and a \0 NUL \xf0\x9f")
     documents, report = read(path)
@@ -163,7 +166,7 @@ def test_too_many_bad_rows_end_it_and_the_fields_are_named(tmp_path: Path) -> No
 
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no text, jsonl or parquet files"):
+    with pytest.raises(InputError, match="no text, jsonl, JSON, CSV or Parquet files"):
         read(tmp_path)
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(InputError, match="no usable text: 1 empty"):
@@ -262,7 +265,7 @@ def test_hf_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 def test_the_standard_library_is_a_corpus() -> None:
-    found = {file.name for file in source_files(CorpusConfig(source="stdlib"))}
+    found = {file.name for file in source_files(CorpusConfig(source="stdlib")).files}
     assert {"argparse.py", "json/decoder.py"} <= found
     assert not any(part in name.split("/") for name in found for part in ("test", "encodings", "site-packages"))
     documents, report = read("stdlib")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -13,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.windows import chat_renderer, token_ids, work_units
+from autointerp.corpus.windows import bos_prefix, token_ids, work_units
 from autointerp.errors import InputError
-from autointerp.records import SPLITS, Document, WorkUnit
+from autointerp.records import SPLITS, Document, Window, WorkUnit
 
 TOKENIZER = byte_level_tokenizer()
 ALPHABET = ["the", "boats", "turned", "slowly", "🙂", "東京", "Łukasz\n3.14", "def", "read_lines(path):", END]
@@ -139,15 +140,29 @@ def test_bos_policies(metaspace_tokenizer: PreTrainedTokenizerBase) -> None:
     assert window.token_ids[0] == metaspace_tokenizer.bos_token_id and window.start == 0
     without = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(TOKENIZER.backend_tokenizer.to_str()))
     assert next(work_units(iter(documents), without, CorpusConfig())).windows[0].n_prefix == 0
-    with pytest.raises(InputError, match="no BOS"):
-        next(work_units(iter(documents), without, config))
+    # TransformerLens takes the EOS, and <|endoftext|> where there is none.
+    assert bos_prefix(without, config) == [TOKENIZER.convert_tokens_to_ids(END)]
+    metaspace_tokenizer = copy.deepcopy(metaspace_tokenizer)
+    metaspace_tokenizer.bos_token = None
+    assert bos_prefix(metaspace_tokenizer, CorpusConfig()) == []
+    assert bos_prefix(metaspace_tokenizer, config) == [metaspace_tokenizer.convert_tokens_to_ids("</s>")]
+    metaspace_tokenizer.eos_token = None
+    with pytest.raises(InputError, match="neither a BOS nor an EOS token"):
+        next(work_units(iter(documents), metaspace_tokenizer, config))
 
 
-def test_chats_are_rendered_by_the_tokenizer_without_its_bos() -> None:
+def test_windows_with_a_token_that_the_model_cannot_read_are_left_out() -> None:
     tokenizer = byte_level_tokenizer()
-    assert chat_renderer(tokenizer) is None
-    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-    render = chat_renderer(tokenizer)
-    assert render is not None
-    assert render([{"role": "user", "content": "Hi"}]) == "<user>Hi\n"
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False).startswith(END)
+    tokenizer.add_tokens(["[PAD]"])
+    pad = tokenizer.convert_tokens_to_ids("[PAD]")
+    text = "the boats turned slowly on their ropes as the tide came in, and an old woman sold oranges [PAD] on it"
+    documents = [Document("a", text, "explain"), Document("b", "boats turned slowly", "explain")]
+    report, config = CorpusReport(), CorpusConfig(context_length=8)
+
+    def windows(**options: Any) -> list[Window]:
+        return [w for unit in work_units(iter(documents), tokenizer, config, **options) for w in unit.windows]
+
+    kept, whole = windows(unreadable={pad: "[PAD]"}, report=report), windows()
+    assert kept == [window for window in whole if pad not in window.token_ids] and len(kept) == len(whole) - 1
+    assert report.n_skipped == {"unreadable_token": 1} and report.examples == {"unreadable_token": "a"}
+    assert report.n_unusable == 0

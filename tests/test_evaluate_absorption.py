@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from support.recorded_steps import RecordedSteps
 
 from autointerp.config import ModelConfig
 from autointerp.evaluate.absorption import (
@@ -98,6 +99,8 @@ def test_rows_are_means_over_the_letters_that_can_be_judged() -> None:
 def test_words_are_a_space_and_three_ascii_letters_once_for_each_case() -> None:
     pieces = [" The", " the", "the", " th", " thé", None, " cat1", " oranges", "  two"]
     assert vocabulary_words(pieces) == [(0, " The"), (7, " oranges")]
+    # A tokenizer that ends words instead of beginning them.
+    assert vocabulary_words(["the ", "The ", "th", "oranges ", "a "]) == [(0, "the "), (3, "oranges ")]
 
 
 def test_a_model_with_a_small_vocabulary_says_why_there_is_no_rate(tiny_gpt2: Path) -> None:
@@ -108,7 +111,10 @@ def test_a_model_with_a_small_vocabulary_says_why_there_is_no_rate(tiny_gpt2: Pa
     assert [row["metric"] for row in few] == ["absorption_letters", *FIELDS]
     assert {row["value"] for row in few} == {None} and "at least 20000 needed" in few[0]["note"]
     # With next to no words a letter, the whole of it runs, on an untrained model that knows no letters.
-    rows = {r["metric"]: r for r in absorption(loaded, sae, Hookpoint("transformer.h.1"), min_words=5, n_boot=50)}
+    steps = RecordedSteps()
+    found = absorption(loaded, sae, Hookpoint("transformer.h.1"), min_words=5, n_boot=50, counting=steps)
+    assert {unit for _, unit in steps.totals.values()} == {"words", "letters"}
+    rows = {r["metric"]: r for r in found}
     assert rows["absorption_letters"]["value"] is not None and rows["absorption_letters"]["n"]
 
 

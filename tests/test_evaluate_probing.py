@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from support.recorded_steps import RecordedSteps
 
 from autointerp import stats
 from autointerp.config import CorpusConfig, ModelConfig
@@ -113,7 +114,12 @@ def test_texts_that_differ_in_a_word_are_told_apart(loaded: LoadedModel, sae: Sa
     words = ["harbour", "lay", "quiet", "under", "grey", "sky", "boats", "turned", "slowly"]
     labels = [i % 2 for i in range(120)]
     texts = [" ".join([*rng.sample(words, 4), *(["oranges"] * 3 if label else ["captain"] * 3)]) for label in labels]
-    rows = {r["metric"]: r for r in k_sparse_probing(loaded, sae, POINT, texts, labels, n_boot=100)}
+    steps = RecordedSteps()
+    found = k_sparse_probing(loaded, sae, POINT, texts, labels, n_boot=100, counting=steps)
+    assert steps.totals == {
+        "reading the texts of probing": (120, "texts"), "training the probes of probing": (10, "probes")
+    }  # fmt: skip
+    rows = {r["metric"]: r for r in found}
     dense, floor = rows["probing_dense"], rows["probing_shuffled_labels"]
     assert dense["value"] == pytest.approx(1.0) and dense["n"] == 36 and dense["split"] == "test"
     assert floor["value"] is not None and floor["value"] < 0.85
@@ -145,7 +151,11 @@ def test_tags_that_are_words_are_told_apart(loaded: LoadedModel, sae: Sae) -> No
     kinds = {"NN": ["harbour", "sky", "tide"], "VB": ["lay", "sold", "came"], "JJ": ["grey", "quiet", "old"]}
     tags = [rng.choices(list(kinds), k=6) for _ in range(60)]
     sentences = [[rng.choice(kinds[tag]) for tag in found] for found in tags]
-    rows = {r["metric"]: r for r in token_probing(loaded, sae, POINT, sentences, tags, n_boot=50, ks=(1, 16))}
+    steps = RecordedSteps()
+    found = token_probing(loaded, sae, POINT, sentences, tags, n_boot=50, ks=(1, 16), counting=steps)
+    assert steps.totals["reading the sentences of token_probing"] == (60, "sentences")
+    assert steps.totals["training the probes of token_probing"] == (3, "tags")
+    rows = {r["metric"]: r for r in found}
     assert rows["token_probing_dense"]["value"] == pytest.approx(1.0, abs=0.02)
     assert rows["token_probing_shuffled_labels"]["value"] == pytest.approx(0.5, abs=0.15)
     assert rows["token_probing_k1 [NN]"]["unit"] == "words" and "token_probing_dense [JJ]" in rows

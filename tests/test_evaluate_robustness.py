@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from support.recorded_steps import RecordedSteps
 
 from autointerp.config import CorpusConfig, ModelConfig
 from autointerp.errors import InputError
@@ -84,7 +85,9 @@ def test_pooling_is_the_maximum_and_mean_over_the_text(loaded: LoadedModel, sae:
 
 
 def test_every_edit_has_its_numbers_above_their_floor(loaded: LoadedModel, sae: Sae) -> None:
-    rows = {r["metric"]: r for r in robustness(loaded, sae, POINT, texts(), n_boot=100)}
+    steps = RecordedSteps()
+    rows = {r["metric"]: r for r in robustness(loaded, sae, POINT, texts(), n_boot=100, counting=steps)}
+    assert steps.totals == {"reading the texts for robustness": (14 * (1 + len(EDITS)), "texts")}
     assert len(rows) == 4 * len(EDITS)
     for edit in ("typo", "lower", "spaces_doubled"):
         for measure in ("jaccard", "correlation"):

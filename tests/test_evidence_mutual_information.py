@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.small_models import TRAINING_TEXT
+from support.tokenizer_kinds import KINDS
 from transformers import PreTrainedTokenizerBase
 
 from autointerp.config import EvidenceConfig, ModelConfig
@@ -152,6 +153,19 @@ def test_word_embeddings_whether_or_not_the_tokenizer_adds_the_space(
             word_embeddings(other, text, ["the"])[1][0], loaded.model.lm_head.weight[written[0]]
         )
         assert E.shape == (len(WORDS), 64)
+
+
+def test_words_of_a_tokenizer_that_writes_the_space_behind_them(tiny_llama: Path, tmp_path: Path) -> None:
+    loaded, tokenizer = model(tiny_llama), KINDS["</w>"].make(tmp_path)
+    text = TokenText(tokenizer)
+    kept, E = word_embeddings(
+        LoadedModel(loaded.model, tokenizer, loaded.device, loaded.dtype, "m", "r", "t"), text, ["the", "boats"]
+    )
+    ids = token_ids(["the", "boats"], tokenizer)
+    assert kept == ["the", "boats"] and ids[0] == [tokenizer.convert_tokens_to_ids("the</w>")]
+    for row, own in zip(E, ids, strict=True):
+        torch.testing.assert_close(row, loaded.model.lm_head.weight[own].mean(0))
+    assert set(vocabulary([windows_of("the boats, the tide", tokenizer, "explain", 3)], text, 9)) >= {"the", "boats"}
 
 
 def windows_of(text: str, tokenizer: PreTrainedTokenizerBase, split: Split, size: int) -> list[Window]:

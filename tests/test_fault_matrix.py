@@ -36,9 +36,12 @@ from support.ledger_invariants import (
     underbooked,
     zeros_for_failures,
 )
+from support.sae_format_helpers import FIXTURES
 
+from autointerp.corpus.formats import unpack
 from autointerp.llm import client, limits, retry
 from autointerp.sae import families
+from autointerp.sae.formats import load_memory
 
 CONFIG = """
 [store]
@@ -351,7 +354,12 @@ def test_a_lasting_fault_is_a_row_and_the_others_do_not_feel_it(
         assert row == (whole if row[1] in missing else before)
 
 
-@pytest.mark.parametrize("kinds", groups(LASTING_FAULTS, 5), ids="+".join)
+@pytest.mark.parametrize(
+    "kinds",
+    [kinds if {"500", "garbage"} & {*kinds} else pytest.param(kinds, marks=pytest.mark.slow)
+     for kinds in groups(LASTING_FAULTS, 5)],
+    ids="+".join,
+)  # fmt: skip
 def test_a_lasting_fault_is_no_score_and_never_a_zero(
     labelled: Project, undisturbed: Undisturbed, short_patience: None, kinds: tuple[str, ...]
 ) -> None:
@@ -387,8 +395,10 @@ def test_a_lasting_fault_is_no_score_and_never_a_zero(
 @pytest.mark.parametrize(
     ("command", "kind", "code"),
     [
-        ("explain", "401", 3), ("explain", "403", 3), ("explain", "404", 3), ("explain", "402", 4),
-        ("explain", "insufficient_quota", 4), ("explain", "400", 2), ("score", "401", 3), ("score", "402", 4),
+        ("explain", "401", 3), ("explain", "402", 4), ("explain", "400", 2), ("score", "402", 4),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (
+            ("explain", "403", 3), ("explain", "404", 3), ("explain", "insufficient_quota", 4), ("score", "401", 3),
+        )),
     ],
 )  # fmt: skip
 def test_what_concerns_the_account_ends_the_run_at_once(
@@ -484,7 +494,7 @@ def test_a_restarted_endpoint_loses_nothing_and_one_that_stays_away_stops_resuma
         thread.start()
         return thread
 
-    with FaultServer(tmp_path / "own.jsonl", latency=0.05) as own:
+    with FaultServer(tmp_path / "own.jsonl", latency=0.02) as own:
         project.server, project.settings["connections"] = own, 2
         assert project.run("explain", features=None) == (0, ANY)
         for outage_s, code in ((30.0, 0), (0.5, 4)):
@@ -545,6 +555,7 @@ def test_mixed_passing_faults_change_nothing(
     assert most_per_body(project.entries) <= 6
 
 
+@pytest.mark.slow
 def test_mixed_faults_of_all_kinds_leave_a_status_in_every_row(project: Project, undisturbed: Undisturbed) -> None:
     """Refusals and slips too: what is ok is what it is without faults, the rest says why, and is no zero."""
     project.settings |= {"timeout": 2.0, "attempts": 2}
@@ -575,6 +586,40 @@ def test_an_empty_corpus_is_told_before_the_model_is_loaded(tmp_path: Path, caps
         assert code == 2 and "no usable text" in err and "no model here" not in err
 
 
+CORPORA = {
+    "a.pdf": (b"%PDF-1.7 \x00\x01\xff" * 99, "a.pdf is a PDF"),
+    "a.json": (b'{\n "text": "x"\n}', "a.json is one JSON object, not a list of records"),
+    "a.csv": (b"id,body\n1,x\n", "no column 'text' in its first line"),
+    "a.txt": ("Où êtes-vous? ".encode("latin-1") * 99, "1 not_utf8"),
+    "z.zst": (b"\x28\xb5\x2f\xfd\x00", "pip install backports.zstd"),
+}
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_that_is_no_text_is_told_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(unpack, "_module", lambda module: None)  # nothing here unpacks zstd
+    (tmp_path / name).write_bytes(CORPORA[name][0])
+    config = write_config(tmp_path, tmp_path / "no model here")
+    config.write_text(config.read_text().replace("source = 'texts'", f"source = '{name}'"))
+    code, _, err = run(capsys, "run", "-c", str(config))
+    assert code == 2 and CORPORA[name][1] in err and "no model here" not in err, err
+
+
+def test_an_sae_that_does_not_fit_into_memory_is_told(
+    tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "texts")
+    config = write_config(tmp_path, tiny_gpt2)
+    shutil.copytree(FIXTURES / "saelens" / "topk", tmp_path / "sae" / "tiny")
+    text = config.read_text().replace("hookpoint =", f"path = '{tmp_path / 'sae' / 'tiny'}'\nhookpoint =")
+    config.write_text(text)
+    monkeypatch.setattr(load_memory, "free_memory", lambda: 1000)
+    code, _, err = run(capsys, "harvest", "-c", str(config))
+    assert code == 2 and "GiB of memory are free" in err, err
+
+
 def test_memory_that_runs_out_in_training_is_exit_9_and_resumable(
     tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -602,6 +647,16 @@ def test_memory_that_runs_out_in_training_is_exit_9_and_resumable(
 # --- the whole table ------------------------------------------------------------------------------------------------
 
 ROWS: dict[str, list[str]] = {
+    "a line of a batch's results that cannot be read": [
+        "test_llm_batch_unread::test_one_unreadable_line_costs_no_other_result",
+        "test_llm_batch_unread::test_a_file_without_end_is_left_with_what_it_held",
+    ],
+    "store or evidence taken away while it is open": [
+        "test_store_displaced::test_a_run_stops_paying",
+        "test_store_displaced::test_all_that_was_committed_is_saved_beside",
+        "test_store_displaced::test_evidence_that_is_taken_away_stops_the_run_and_is_saved",
+    ],
+    "the endpoint refuses seed": ["test_explain_seed::test_samples_without_a_seed"],
     "429 with Retry-After": [
         "test_fault_matrix::test_nobody_asks_while_retry_after_lasts",
         "test_fault_matrix::test_a_passing_fault_changes_nothing",

@@ -61,7 +61,7 @@ def partial(root: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("block", [None, 20])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_killed_at_random_batches(
     setup: Setup, whole: tuple[Path, int], tmp_path: Path, seed: int, block: int | None
 ) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import random
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autointerp.errors import DamagedError, InputError, MismatchError
+from autointerp.harvest.sealed_files import write_json
 from autointerp.harvest.shards import HarvestFolder
 from autointerp.harvest.unit_evidence import UnitEvidence
 from autointerp.store.unit_tables import TABLES, ListBounds
@@ -81,7 +84,7 @@ def test_overlapping_folds_are_damage(tmp_path: Path) -> None:
     folder.fold(at_least=1)
     other = tmp_path / "folds" / "f00000002-2"
     shutil.copytree(folder.complete()[0].path, other)
-    (other / "unit.json").write_text(json.dumps({"units": [2, 3], "totals": {}}))
+    write_json(other / "unit.json", {"units": [2, 3], "totals": {}, "files": {}})
     with pytest.raises(DamagedError, match="share units"):
         folder.pieces()
 
@@ -134,3 +137,63 @@ def test_a_unit_without_its_files_is_damage(tmp_path: Path) -> None:
     (path / "unit.json").write_text("{")
     with pytest.raises(DamagedError, match="unit.json"):
         folder_at(tmp_path)
+
+
+def flips(data: bytes, n: int, rng: random.Random) -> list[bytes]:
+    """The data with one bit flipped, n times anew."""
+    found = []
+    for _ in range(n):
+        flipped = bytearray(data)
+        flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        found.append(bytes(flipped))
+    return found
+
+
+def test_a_flipped_bit_anywhere_is_found_and_its_file_named(tmp_path: Path) -> None:
+    stats = {
+        "split": np.zeros(50, dtype=np.int8), "feature": np.arange(50), "n_active_tokens": np.arange(50) * 7,
+        "n_active_tiles": np.arange(50), "scaled_sum": np.arange(50), "max": np.linspace(0, 3, 50, dtype=np.float32),
+    }  # fmt: skip
+    folder = folder_at(tmp_path)
+    for index in range(3):
+        folder.write(UnitEvidence(index, {"stats": stats}, {"n_documents": 2}))
+    folder.set_n_units(3)
+    folder.fold(0, 2, at_least=2)
+    rng = random.Random(0)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2 * (len(TABLES) + 1) + 2  # a fold, a unit, n_units.json and identity.json
+    for path in files:
+        whole = path.read_bytes()
+        for damaged in (*flips(whole, 6, rng), whole[: len(whole) // 2], b""):
+            path.write_bytes(damaged)
+            with pytest.raises(DamagedError, match=re.escape(str(path))):
+                folder_at(tmp_path).complete()
+        path.write_bytes(whole)
+    assert [piece.units for piece in folder_at(tmp_path).complete()] == [(0, 2), (1,)]
+
+
+def test_a_damaged_unit_is_not_folded(tmp_path: Path) -> None:
+    folder = filled(tmp_path, 3)
+    path = tmp_path / "units" / "u00000001" / "stats.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(flips(whole, 1, random.Random(0))[0])
+    with pytest.raises(DamagedError, match="u00000001/stats.parquet is damaged.*delete its folder"):
+        folder.fold(at_least=1)
+    assert len(folder.pieces()) == 3 and not list(tmp_path.glob(".tmp*"))
+    shutil.rmtree(path.parent)
+    folder = folder_at(tmp_path)
+    assert [folder.is_done(i) for i in range(3)] == [True, False, True]
+    folder.write(unit(1))
+    folder.fold(at_least=1)
+    assert folder.complete()[0].units == (0, 1, 2)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 20_000, '{"a": ' + "9" * 5000 + "}", "3", "{}", '{"sha256": 7}', "\0"])
+def test_nonsense_for_a_file_of_the_folder_is_damage(tmp_path: Path, text: str) -> None:
+    filled(tmp_path, 1)
+    for name in ("units/u00000000/unit.json", "n_units.json", "identity.json"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DamagedError, match=name):
+            folder_at(tmp_path).complete()
+        (tmp_path / name).write_bytes(whole)

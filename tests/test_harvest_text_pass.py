@@ -202,6 +202,7 @@ class Killed(BaseException):
 
 @given(kills=st.lists(st.integers(0, 6), min_size=1, max_size=3), fold_at=st.sampled_from([2, 3, 99]))
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_killed_resumed_and_folded(setup: Setup, whole: Path, kills: list[int], fold_at: int) -> None:
     with TemporaryDirectory() as temporary:
         root = Path(temporary)

@@ -562,9 +562,10 @@ def test_redirect_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CANARY not in str(refused.value)
 
 
-def test_none_is_lost_or_mixed_up_at_a_thousand_in_flight_with_faults() -> None:
+@pytest.mark.parametrize("in_flight", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_none_is_lost_or_mixed_up_in_flight_with_faults(in_flight: int) -> None:
     """One request in twenty fails once: each has its own answer, one row, and one place in the books."""
-    n = 1600
+    n = 8 * in_flight // 5
     faults = ["500", "reset", "short_body", "truncated_json", "html", "empty_choices"]
 
     def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
@@ -576,7 +577,7 @@ def test_none_is_lost_or_mixed_up_at_a_thousand_in_flight_with_faults() -> None:
     ledger = MemoryLedger()
     replies: dict[int, Reply] = {}
     with LlmServer(brain, latency=0.3) as server:
-        client = client_for(server, ledger, max_connections=1000, requests_per_minute=6e6, timeout=60.0)
+        client = client_for(server, ledger, max_connections=in_flight, requests_per_minute=6e6, timeout=60.0)
 
         async def run() -> None:
             async with client:
@@ -584,12 +585,14 @@ def test_none_is_lost_or_mixed_up_at_a_thousand_in_flight_with_faults() -> None:
                 async def worker(i: int) -> None:
                     replies[i] = await client.ask(chat(f"{i}"))
 
-                await run_pool(range(n), worker, 1000)
+                await run_pool(range(n), worker, in_flight)
 
         asyncio.run(run())
         assert len(server.faults) == n // 20
         assert len(server.requests) == client.counts.sent == client.budget.requests == n + n // 20
-        assert 200 <= server.peak_in_flight <= 1000  # loosely: a loaded machine does not get them all out in time
+        assert (
+            in_flight // 5 <= server.peak_in_flight <= in_flight
+        )  # loosely: a loaded machine does not get them all out in time
     assert {i: reply.text for i, reply in replies.items()} == {i: f"answer {i}" for i in range(n)}
     assert {reply.status for reply in replies.values()} == {"ok"}
     assert {reply.attempts for i, reply in replies.items() if i % 20 == 0} == {2}

@@ -115,3 +115,70 @@ def test_damaged_weights_are_not_replaced_by_random_ones(tmp_path: Path, tiny_ll
 def test_devices() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+
+
+# --- what a config.json asks for -------------------------------------------------------------------------------------
+
+
+KERNEL = "somebody/some-kernel"
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels of the hub that transformers has asked for."""
+    from transformers import modeling_utils
+
+    asked: list[str] = []
+    monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", lambda name, **_: asked.append(name))
+    return asked
+
+
+@pytest.mark.parametrize("random_weights", [None, 3])
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+def test_a_config_that_names_a_kernel_fetches_none(
+    tiny_llama: Path, tmp_path: Path, asked_for: list[str], key: str, random_weights: int | None
+) -> None:
+    plain = load_model(ModelConfig(name=str(tiny_llama), device="cpu", random_weights=random_weights))
+    copy = Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**settings, key: KERNEL}))
+    loaded = load_model(ModelConfig(name=str(copy), device="cpu", random_weights=random_weights))
+    assert not asked_for
+    ids = torch.arange(8).view(1, 8)
+    assert torch.equal(loaded.model(ids).logits, plain.model(ids).logits)
+    assert loaded.model.config._attn_implementation == "sdpa"
+
+
+def test_the_parts_of_a_model_name_no_kernel_either(tmp_path: Path, asked_for: list[str]) -> None:
+    from support.small_models import VOCAB, save_model
+    from transformers import Gemma3Config
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": VOCAB, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64}
+    vision = {**sizes, "image_size": 28, "patch_size": 14}
+    folder = save_model(tmp_path / "model", Gemma3Config(text_config=text, vision_config=vision))
+    settings = json.loads((folder / "config.json").read_text())
+    settings["text_config"]["_attn_implementation"] = settings["vision_config"]["attn_implementation"] = KERNEL
+    (folder / "config.json").write_text(json.dumps(settings))
+    load_model(ModelConfig(name=str(folder), device="cpu"))
+    assert not asked_for
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 0},
+        {"num_attention_heads": "many"},
+        {"hidden_size": -3},
+        {"hidden_act": "__import__('os')"},
+        {"_experts_implementation": KERNEL, "rope_parameters": 7},
+        {"model_type": None},
+    ],
+)
+def test_a_config_that_makes_no_model_is_an_input_error(
+    tiny_llama: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    copy = Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+    (copy / "config.json").write_text(json.dumps({**json.loads((copy / "config.json").read_text()), **change}))
+    with pytest.raises((InputError, DamagedError), match="cannot be loaded|do not fit its config.json"):
+        load_model(ModelConfig(name=str(copy), device="cpu", dtype="float32"))

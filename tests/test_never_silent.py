@@ -47,7 +47,9 @@ def slow(monkeypatch: pytest.MonkeyPatch, module: object, seconds: float) -> Non
 @pytest.fixture
 def project(tiny_gpt2: Path, tmp_path: Path) -> Path:
     write_corpus(tmp_path / "texts")
-    return write_config(tmp_path, tiny_gpt2)
+    config = write_config(tmp_path, tiny_gpt2)
+    config.write_text(config.read_text() + '[evidence]\nmethods = ["shape"]\n')
+    return config
 
 
 def test_training_speaks_while_its_buffer_fills(
@@ -106,6 +108,20 @@ def test_what_cannot_be_counted_speaks_too(capsys: pytest.CaptureFixture[str]) -
     assert len(lines) >= 3 and "a: training: 3 of 10 (30%) steps" in lines[-1]
     time.sleep(0.2)
     assert not capsys.readouterr().err, "nothing more once the work is over"
+
+
+def test_a_short_counted_step_is_not_told_and_a_long_one_is(capsys: pytest.CaptureFixture[str]) -> None:
+    counting = Terminal(every_s=0.1).counting("a")
+    with counting("probing", 2, "letters") as update:
+        update(1)
+        update(2)
+    assert not capsys.readouterr().err
+    with counting("probing", 2, "letters") as update:
+        update(1)
+        time.sleep(0.25)
+        update(2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 2 and "a: probing: 1 of 2 (50%) letters" in lines[0] and "2 of 2 (100%)" in lines[-1]
 
 
 def test_short_inner_steps_do_not_silence_the_outer_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -10,11 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import run
-from support.store_fixtures import filled
+from support.store_fixtures import copied, filled
 
 from autointerp.config_file import from_table
 from autointerp.errors import InputError
 from autointerp.stages.session import Session, file_name
+from autointerp.store import Selection, Store
+from autointerp.store.progress_file import ProgressFile
+from autointerp.store.query import run_query
+from autointerp.store.safety.paths import evidence_path_of
+from autointerp.store.safety.reading import open_for_reading
+from autointerp.store.safety.recover import recover
+from autointerp.store.safety.snapshot import SnapshotPublisher, open_for_writing
 from autointerp.terminal import Terminal
 
 EVIL = ["../x", "/etc/passwd", "..", ".", "", "a/../../b", "a\\..\\b", "-rf", "~", "a\nb", "x" * 5000, "\u202e", "CON/"]
@@ -43,11 +51,16 @@ def test_a_nul_is_refused(key: str) -> None:
         from_table({}, {key: "a\0b"})
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    path = tmp_path / "x.duckdb"
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "x.duckdb"
     filled(path)[0].close()
     return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, template: Path) -> Path:
+    return copied(template, tmp_path)
 
 
 def write(capsys: pytest.CaptureFixture[str], store: Path, output: Path, sql: str = "SELECT 1 AS one") -> int:
@@ -95,6 +108,52 @@ def test_no_result_takes_the_place_of_the_store(
     code, _, err = run(capsys, "evaluate", "-c", str(config), "--report", str(tmp_path / name))
     assert code == 2 and "belongs to the store" in err
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.name in before} == before
+
+
+@pytest.mark.parametrize("name", ['d\'ir "q" ünï/s \'t".duckdb', 'a"b.duckdb', "[a]*/s[1]*.duckdb", "damaged.duckdb"])
+def test_a_store_of_any_name_is_written_read_and_published(name: str, template: Path, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    for file in template.parent.iterdir():
+        shutil.copy(file, path.with_name(path.stem + file.name.removeprefix("x")))
+    with open_for_writing(path, snapshot_seconds=0) as opened:
+        SnapshotPublisher(opened, 60).publish()
+        assert opened.selected_features(1, Selection(where="feature > 3")) == [4, 5]
+        with open_for_reading(path) as seen:
+            assert seen.snapshot_age_s is not None and seen.rows("SELECT count(*) FROM contexts") == [(105,)]
+    evidence_path_of(path).unlink()
+    assert recover(path).lines[-1].endswith("`autointerp run` goes on from there")
+    assert run_query(path, "SELECT count(*) FROM dictionaries")[1] == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("a?b/x.duckdb", "takes what follows a question mark"), ("Evidence.duckdb", "can be called Ev")]
+)
+def test_a_name_that_duckdb_takes_for_something_else_is_refused(name: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    for use in (
+        lambda: Store.open(path, create=True), lambda: open_for_reading(path), lambda: recover(path),
+        lambda: run_query(path, "SELECT 1"), lambda: ProgressFile(path, "harvest", "shard-0-of-2"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=told):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_says_that_a_store_cannot_have_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "autointerp.toml"
+    config.write_text('[store]\npath = "what?.duckdb"\n')
+    code, out, _ = run(capsys, "doctor", "-c", str(config))
+    assert code == 2 and "FAIL  store: no store can be at" in out
+
+
+@pytest.mark.parametrize("name", [":memory:", "md:x.duckdb", "s3:x.duckdb"])
+def test_a_relative_name_is_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Store.open(name, create=True).close()
+    assert (tmp_path / name).stat().st_size > 0
+    with Store.open(name, read_only=True) as store:
+        assert store.path == tmp_path / name
 
 
 def test_where_no_file_can_be(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

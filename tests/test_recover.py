@@ -65,7 +65,7 @@ def test_a_sound_store_is_left_alone(path: Path, capsys: pytest.CaptureFixture[s
         recover(path.with_name("other.duckdb"))
 
 
-@pytest.mark.parametrize("damage", ["flip", "flip_first", "cut", "deleted"])
+@pytest.mark.parametrize("damage", ["flip", pytest.param("flip_first", marks=pytest.mark.slow), "cut", "deleted"])
 def test_a_damaged_wal(path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     wal = path.with_name(WAL)
     if damage == "flip":

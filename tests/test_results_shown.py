@@ -6,10 +6,12 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 from rich.console import Console
 from support.commands import run
@@ -17,6 +19,8 @@ from support.store_fixtures import filled
 
 from autointerp.cli.read_commands import Format, query
 from autointerp.report.show_json import as_json_text, named_apart
+from autointerp.store.connection import quoted
+from autointerp.store.safety.paths import evidence_path_of
 from autointerp.terminal import Terminal
 
 EVIL = "\x1b]0;title\x07 \x9b31m \u202e [/x] [red]r[/red] :x: a\\"
@@ -56,6 +60,22 @@ def test_a_table_shows_names_and_cells_as_they_are(screen: io.StringIO) -> None:
 def test_a_table_in_a_pipe_has_one_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal().table(["a\nb" + EVIL], [[EVIL]])
     assert capsys.readouterr().out.splitlines() == ["a\u21b5b" + SHOWN, SHOWN]
+
+
+def test_a_page_shows_tokens_that_are_markup_together(
+    screen: io.StringIO, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`x[i]` and `[/b]` are markup, though no token of them is."""
+    tokens = ["", "", "[", "i", "]:x:", "[/b]\x1b[31m\\", "", ""]
+    with duckdb.connect(str(evidence_path_of(store))) as con:
+        con.execute("UPDATE windows SET tokens = ?", [tokens])
+    with duckdb.connect(str(store)) as con:
+        con.execute(f"UPDATE dictionaries SET name = {quoted(EVIL)}")
+    assert run(capsys, "show", "4", "--store", str(store))[0] == 0
+    text = screen.getvalue()
+    lines = [line for line in re.sub("\x1b\\[[0-9;]*m", "", text).splitlines() if "@" in line]
+    assert len(lines) > 4 and all(r"[i]:x:[/b]\x1b[31m" + "\\  doc" in line for line in lines)
+    assert SHOWN in text and "\x1b[31m" not in text and "\x1b]" not in text
 
 
 @pytest.mark.parametrize("form", [Format.table, Format.csv, Format.json])

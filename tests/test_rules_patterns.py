@@ -71,6 +71,15 @@ def test_facts_of_a_line_of_code() -> None:
     assert at["0"].kind == "number" and at["0"].bracket == "it["
 
 
+def test_words_end_before_a_space_where_the_tokenizer_puts_it_there() -> None:
+    """The tokens of a `</w>` tokenizer: the same words and shapes as with the space in front."""
+    behind = facts_of(tokenized("the |key|board |( |keys "))
+    assert [fact.word for fact in behind] == ["the", "key", "keyboard", "( ", "keys"]
+    assert [fact.last_word for fact in behind] == ["^", "the", "the", "keyboard", "keyboard"]
+    assert [fact.kind for fact in behind] == ["word", "piece", "word", "mark:(", "word"]
+    assert facts_of(tokenized("ab|c("))[-1].last_word == "abc"
+
+
 @pytest.mark.parametrize(
     ("token", "kind", "group"),
     [

@@ -14,6 +14,7 @@ from support.sae_training import vectors as vectors_of_width
 from torch import Tensor
 from torch.nn import functional as F
 
+from autointerp.config import TrainConfig
 from autointerp.errors import InputError
 from autointerp.sae.buffer import ArraySource
 from autointerp.sae.entries import Pairs
@@ -33,13 +34,18 @@ LONG = replace(
 )
 
 
-def trained(tmp_path: Path, architecture: str, **settings: Any) -> tuple[Any, SaeRun]:
+SHORT = replace(LONG, tokens=150 * 256)
+
+
+def trained(tmp_path: Path, architecture: str, config: TrainConfig = LONG, **settings: Any) -> tuple[Any, SaeRun]:
     spec = SaeSpec("x", architecture, D_SAE, K, settings=settings)
-    trainer = Trainer(ArraySource(vectors(20_000), 500), LONG, [(spec, tmp_path)], log_every=100)
+    trainer = Trainer(ArraySource(vectors(20_000), 500), config, [(spec, tmp_path)], log_every=100)
     return trainer.train()[0], trainer.learners[0].run
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize(
+    "architecture", [a if a in ("topk", "jumprelu") else pytest.param(a, marks=pytest.mark.slow) for a in FAMILIES]
+)
 def test_the_directions_are_found_at_the_sparsity_asked_for(tmp_path: Path, architecture: str) -> None:
     sae, run = trained(tmp_path, architecture)
     true = F.normalize(torch.randn(40, D, generator=torch.Generator().manual_seed(99)), dim=1)
@@ -58,7 +64,7 @@ def test_the_directions_are_found_at_the_sparsity_asked_for(tmp_path: Path, arch
 @pytest.mark.parametrize("architecture", [a for a in FAMILIES if a not in ("batchtopk", "matryoshka")])
 def test_what_is_saved_computes_what_was_trained(tmp_path: Path, architecture: str) -> None:
     """The finished SAE on raw vectors against the family's own activations on scaled ones."""
-    sae, run = trained(tmp_path, architecture)
+    sae, run = trained(tmp_path, architecture, SHORT)
     x = vectors(300, seed=2)
     weights = {name: tensor.detach() for name, tensor in run.weights.items()}
     centred = x * run.scale_in - weights["b_dec"]
@@ -116,6 +122,7 @@ def test_batch_topk_chooses_over_the_batch_and_keeps_a_threshold() -> None:
     assert torch.equal(again.dense(20), active.dense(20))
 
 
+@pytest.mark.slow
 def test_matryoshka_prefixes_reconstruct_on_their_own(tmp_path: Path) -> None:
     nested, _ = trained(tmp_path / "a", "matryoshka", prefixes=[0.25, 1.0])
     plain, _ = trained(tmp_path / "b", "batchtopk")

@@ -8,6 +8,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from support.sae_format_helpers import FIXTURES
 
 from autointerp.errors import AutointerpError, DamagedError, InputError
-from autointerp.sae.formats import load_sae, restricted, sae_sha256
+from autointerp.sae.formats import load_memory, load_sae, restricted, sae_sha256
 
 PT = FIXTURES / "dictionary_learning" / "AutoEncoderTopK" / "ae.pt"
 NPZ = FIXTURES / "gemma_scope" / "params" / "params.npz"
@@ -179,17 +181,90 @@ def test_an_array_that_claims_more_than_it_holds_is_not_allocated(tmp_path: Path
 
 def test_files_beyond_the_limits_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open(tmp_path / "ae.pt", "wb") as file:
-        file.truncate(restricted.MAX_BYTES + 1)  # of holes
+        file.truncate(load_memory.MAX_BYTES + 1)  # of holes
     with pytest.raises(InputError, match="files above 64 GiB are not read"):
         load_sae(tmp_path)
-    monkeypatch.setattr(restricted, "free_memory", lambda: 1000)
+    monkeypatch.setattr(load_memory, "free_memory", lambda: 1000)
     shutil.copy(PT, tmp_path / "ae.pt")
     shutil.copy(NPZ, tmp_path / "params.npz")
-    for name in ("ae.pt", "params.npz"):
+    for path in (tmp_path / "ae.pt", tmp_path / "params.npz", FIXTURES / "saelens" / "topk"):
         with pytest.raises(InputError, match="of memory are free"):
-            load_sae(tmp_path / name)
+            load_sae(path)
     with pytest.raises(InputError, match="there is no file"):
         restricted.read_pt(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.parametrize("kind", ["<f4", "<f2", "<f8"])
+def test_memory_for_a_npz_is_asked_for_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Six bytes a number: float32, and one of the two matrices once more while it is scaled."""
+    with np.load(NPZ) as file:
+        arrays = {name: array.astype(kind) for name, array in file.items()}
+    np.savez_compressed(tmp_path / "params.npz", **arrays)
+    needed = sum(array.size for array in arrays.values()) * {"<f4": 6, "<f2": 6, "<f8": 12}[kind]
+    monkeypatch.setattr(load_memory, "free_memory", lambda: needed / load_memory.SHARE_OF_MEMORY - 1)
+    with pytest.raises(InputError, match="params.npz takes .* GiB, and .* are free"):
+        load_sae(tmp_path)
+    monkeypatch.setattr(load_memory, "free_memory", lambda: needed / load_memory.SHARE_OF_MEMORY + 1)
+    assert load_sae(tmp_path).W_enc.dtype == torch.float32
+
+
+PEAK = """
+import json, os, resource, sys
+from pathlib import Path
+import numpy as np, torch
+from safetensors.torch import save_file
+from autointerp.sae.formats import load_memory, load_sae
+torch.set_num_threads(1)
+d, s, root = 512, 49_152, Path(sys.argv[1])
+dims = {"W_enc": (d, s), "W_dec": (s, d), "b_enc": (s,), "threshold": (s,), "b_dec": (d,)}
+def npz(kind):
+    np.savez(root / "params.npz", **{name: np.full(shape, .01, kind) for name, shape in dims.items()})
+def pt():
+    state = {"encoder.weight": torch.full((s, d), .01), "encoder.bias": torch.zeros(s), "b_dec": torch.zeros(d)}
+    torch.save({**state, "decoder.weight": torch.full((d, s), .01), "k": torch.tensor(8)}, root / "ae.pt")
+    (root / "config.json").write_text('{"trainer": {"dict_class": "AutoEncoderTopK"}}')
+def saelens():
+    save_file({name: torch.full(shape, .01) for name, shape in dims.items()}, root / "sae_weights.safetensors")
+    config = {"architecture": "jumprelu", "d_in": d, "d_sae": s, "apply_b_dec_to_input": True, "metadata": {}}
+    (root / "cfg.json").write_text(json.dumps({**config, "normalize_activations": "none"}))
+def child(work):
+    if os.fork() == 0:
+        work()
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.wait()[1] == 0
+def load():
+    asked, free = [], load_memory.free_memory
+    real = load_memory.require_memory
+    def spy(path, n_bytes):
+        held = int(open("/proc/self/statm").read().split()[1]) * 4096
+        asked.append(held + n_bytes)
+        real(path, n_bytes)
+    from autointerp.sae.formats import restricted
+    load_memory.require_memory = restricted.require_memory = spy
+    torch.ones(9).isfinite().all()
+    load_sae(root)
+    (peak,) = (int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(peak * 1024, max(asked))
+for make in (lambda: npz("f4"), lambda: npz("f2"), lambda: npz("f8"), pt, saelens):
+    for file in root.iterdir(): file.unlink()
+    child(make)
+    child(load)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the peak is read from /proc")
+def test_loading_takes_no_more_memory_than_was_asked_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, env={**os.environ}, check=True
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 5
+    for peak, asked in lines:
+        assert int(peak) < int(asked) + 60_000_000, done.stdout  # besides torch's own buffers
 
 
 def test_the_hash_needs_no_reading(tmp_path: Path) -> None:

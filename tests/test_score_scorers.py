@@ -188,6 +188,7 @@ def test_what_is_pending_is_what_has_no_row(store: Store, monkeypatch: pytest.Mo
 # --- from the command to a reader -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stranger_s_scorer_runs_through_the_commands(
     bare_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,7 +73,7 @@ def simulation_requests(server: LlmServer) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("split_ten", [False, True])
+@pytest.mark.parametrize("split_ten", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_oracle_scores_one_by_every_method(store: Store, method: str, split_ten: bool) -> None:
     with LlmServer(World(logprobs=METHODS[method], split_ten=split_ten)) as server:
         told = run_explain(job(store), explain_config(server))

@@ -27,7 +27,7 @@ from autointerp.sae.formats import save_saelens
 from autointerp.sae.sae import Sae
 from autointerp.store import Store
 
-EVERY = 1 if os.environ.get("AUTOINTERP_DISK_FULL") == "all" else 20
+EVERY = 1 if os.environ.get("AUTOINTERP_DISK_FULL") == "all" else 60
 """One moment in so many is tried; AUTOINTERP_DISK_FULL=all tries every one."""
 SOURCE = Path(__file__).parent / "support" / "failing_disk.c"
 FAULTS = {"full": (errno.ENOSPC, True), "full_once": (errno.ENOSPC, False), "io": (errno.EIO, False)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pytest
 from support.evidence_helpers import SMALL, Setup
+from support.recorded_steps import RecordedSteps
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.harvest.merge import merge_source
@@ -76,6 +78,30 @@ def test_merge_without_units_and_with_a_torn_file(setup: Setup, tmp_path: Path) 
         assert not list(tmp_path.glob("*.new*"))
 
 
+def test_a_flipped_bit_in_a_unit_is_named_and_that_unit_alone_is_done_again(setup: Setup, tmp_path: Path) -> None:
+    folder = setup.folder(tmp_path / "work")
+    setup.harvest(folder)
+    tables = ("SELECT * FROM evidence.context_rows", "SELECT * FROM features ORDER BY feature")
+    with Store.open(tmp_path / "x.duckdb", create=True) as store:
+        setup.merge(store, folder)
+        before = [store.rows(query) for query in tables]
+        unit = folder.pieces()[0].path
+        for name in TABLES:
+            path = unit / f"{name}.parquet"
+            whole = bytearray(path.read_bytes())
+            flipped = whole.copy()
+            flipped[len(flipped) // 3] ^= 4
+            path.write_bytes(flipped)
+            with pytest.raises(DamagedError, match=f"{path} is damaged.*delete its folder"):
+                setup.merge(store, folder)
+            path.write_bytes(whole)
+        shutil.rmtree(unit)
+        again = setup.folder(tmp_path / "work")
+        setup.harvest(again)
+        setup.merge(store, again)
+        assert [store.rows(query) for query in tables] == before
+
+
 def test_rows_lie_in_order_and_settings_are_put_back(setup: Setup, tmp_path: Path) -> None:
     folder = setup.folder(tmp_path / "work")
     setup.harvest(folder)
@@ -98,6 +124,19 @@ def test_rows_lie_in_order_and_settings_are_put_back(setup: Setup, tmp_path: Pat
     with duckdb.connect(str(tmp_path / "x.evidence.duckdb"), read_only=True) as con:
         row = con.execute("SELECT n_contexts, (SELECT count(*) FROM contexts) FROM harvest_info").fetchone()
         assert row is not None and row[0] == row[1] == len(ids)
+
+
+def test_every_part_of_a_merge_is_counted(setup: Setup, tmp_path: Path) -> None:
+    folder, steps = setup.folder(tmp_path / "work"), RecordedSteps()
+    setup.harvest(folder)
+    with Store.open(tmp_path / "x.duckdb", create=True) as store:
+        setup.merge(store, folder, counting=steps)
+        ((n_windows,),) = store.rows("SELECT count(*) FROM evidence.windows")
+    windows = (n_windows, "windows")
+    assert steps.totals == {
+        "choosing contexts": (6, "steps"), "decoding windows": windows, "writing windows": windows,
+        "writing contexts": (setup.sae.d_sae, "features"),
+    }  # fmt: skip
 
 
 def test_a_memory_limit_that_is_too_small_costs_memory_and_not_the_merge(setup: Setup, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -120,6 +121,20 @@ WRITES = (
 def test_every_form_of_reading(path: Path) -> None:
     for sql in READS:
         assert run_query(path, sql)[1], sql
+
+
+def test_what_python_has_no_type_for_is_text(path: Path) -> None:
+    """A time with a zone would need one more package, and Python knows no months and no infinite time."""
+    columns, ((now, end, spans, struct, one),) = run_query(
+        path,
+        "SELECT now(), TIMESTAMPTZ 'infinity' AS end, [INTERVAL '1 month 2 days', NULL] AS spans, "
+        "{'INTERVAL': 3, 'in': INTERVAL '99999999 years'} AS struct, 1 AS one ORDER BY one -- all",
+    )
+    assert columns == ["now()", "end", "spans", "struct", "one"]
+    assert abs(datetime.fromisoformat(now) - datetime.now(UTC)) < timedelta(hours=1)
+    assert (end, spans, one) == ("infinity", ["1 month 2 days", None], 1)
+    assert struct == {"INTERVAL": 3, "in": "99999999 years"}
+    assert len(run_query(path, "SELECT * FROM test_all_types()")[1]) == 3
 
 
 @pytest.mark.parametrize("way", ["locked", "unsafe", "output"])

@@ -14,6 +14,7 @@ from support.store_fixtures import add_dictionary, add_features, call, child, fi
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
 from autointerp.store import Store, schema
 from autointerp.store.connection import sql_file
+from autointerp.store.finding_tables import NOTED, FindingTable
 from autointerp.store.safety.paths import evidence_path_of
 from autointerp.store.schema import migrations
 
@@ -30,16 +31,16 @@ CONTRACT = {
     "window_id offset tokens activations max_activation text",
     "vocab_projection": "dictionary_id feature sign rank token_id token logit",
     "explanations": "explanation_id dictionary_id feature harvest_id explainer model template_sha256 evidence_sha256 "
-    "seed text status error input_tokens output_tokens cost_usd created_at rule",
+    "seed text status error input_tokens output_tokens cost_usd created_at rule sequence",
     "scores": "score_id dictionary_id feature explanation_id scorer method control part model template_sha256 seed "
-    "value ci_low ci_high n n_failed status error created_at harvest_id",
+    "value ci_low ci_high n n_failed status error created_at harvest_id sequence",
     "predictions": "score_id context_id truth predicted status",
     "labels": "dictionary_id name feature label explainer model scorer score ci_low ci_high density status "
     "explanation_id side",
     "sae_metrics": "dictionary_id corpus_id split metric value ci_low ci_high n_tokens",
     "llm_calls": "request_sha256 sample run_id dictionary_id feature stage model status reply input_tokens "
-    "cached_tokens output_tokens cost_usd latency_s created_at",
-    "runs": "run_id command started_at finished_at status exit_code config versions",
+    "cached_tokens output_tokens cost_usd latency_s created_at sequence",
+    "runs": "run_id command started_at finished_at status exit_code config versions sequence",
     "spend_by_stage": "dictionary_id name stage model n_calls cost_usd",
     "explainer_leaderboard": "dictionary_id name explainer model scorer method control mean_score ci_low ci_high n",
     "context_need": "dictionary_id feature median_tokens n",
@@ -73,6 +74,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (1, "initial"),
             (2, "methods"),
             (3, "batches"),
+            (4, "sequence"),
         ]
 
 
@@ -266,12 +268,19 @@ def test_views_from_elsewhere_are_renewed_though_their_digest_is_ours(tmp_path: 
     assert path.read_bytes() == unchanged
 
 
+OWN = FindingTable("own", "own", columns={"a": "VARCHAR"})
+
+
 @pytest.mark.parametrize(
     "change",
     [
         "CREATE MACRO coalesce_all(x) AS 1; CREATE MACRO upper(x) AS 'evil'",
         "CREATE MACRO duckdb_functions() AS TABLE SELECT 1 AS a",
         "ALTER TABLE settings RENAME TO kept; CREATE VIEW settings AS FROM kept",
+        "CREATE TRIGGER t AFTER INSERT ON llm_calls FOR EACH STATEMENT "
+        "INSERT INTO settings SELECT 1, 'a', content FROM read_text('/etc/hostname')",
+        f"INSERT INTO settings VALUES (NULL, '{NOTED}own', '{OWN.noted()}'); "
+        "CREATE VIEW own AS SELECT 1 AS dictionary_id, 0 AS feature, content AS a FROM read_text('/etc/hostname')",
     ],
 )
 def test_a_store_that_changes_our_sql_is_not_written(tmp_path: Path, change: str) -> None:
@@ -283,6 +292,25 @@ def test_a_store_that_changes_our_sql_is_not_written(tmp_path: Path, change: str
     with pytest.raises(InputError, match="which this program did not make"):
         Store.open(path)
     assert path.read_bytes() == before
+
+
+def test_evidence_that_could_read_other_files_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.duckdb"
+    filled(path)[0].close()
+    evidence = evidence_path_of(path)
+    before = evidence.read_bytes()
+    for change in (
+        "ALTER TABLE windows RENAME TO kept; CREATE VIEW windows AS FROM kept",
+        "CREATE OR REPLACE VIEW contexts AS SELECT * FROM context_rows, read_text('/etc/hostname')",
+        "CREATE OR REPLACE VIEW contexts AS SELECT * FROM context_rows, (DESCRIBE windows)",
+        "CREATE MACRO upper(x) AS (SELECT content FROM read_text('/etc/hostname'))",
+    ):
+        evidence.write_bytes(before)
+        with duckdb.connect(str(evidence)) as con:
+            con.execute(change)
+        for read_only in (False, True):
+            with pytest.raises(InputError, match="in a form that this program did not make"):
+                Store.open(path, read_only=read_only)
 
 
 def test_dictionary_names_and_mismatch(tmp_path: Path) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +14,8 @@ from support.store_fixtures import copied, explanation, filled, score
 
 from autointerp.errors import InputError, StoppedError
 from autointerp.store import Selection, Store
-from autointerp.store.selection import check_condition, parse_features
+from autointerp.store.condition import check_condition, needed_tables
+from autointerp.store.selection import parse_features
 
 ALIVE = [0, 1, 2, 4, 5]
 
@@ -40,7 +40,7 @@ def chosen(store: Store, **selection: object) -> list[int]:
 def test_parse_features() -> None:
     assert parse_features("0-999,1234") == [(0, 999), (1234, 1234)]
     assert parse_features(" 3 , 5 - 7 ") == [(3, 3), (5, 7)]
-    for bad in ("", "a", "1,,2", "-3", "3-", "1-2-3", "0x1", "٣", "1.5", "1;2"):
+    for bad in ("", "a", "1,,2", "-3", "3-", "1-2-3", "0x1", "٣", "1.5", "1;2", "9" * 5000, "1-" + "9" * 5000):
         with pytest.raises(InputError, match="neither a number nor a range"):
             parse_features(bad)
     with pytest.raises(InputError, match="runs backwards"):
@@ -63,6 +63,7 @@ def test_choices_are_combined(store: Store) -> None:
     assert len(drawn) == 3 and drawn == sorted(drawn) and drawn == chosen(store, random=3)
     assert {tuple(chosen(store, random=3, seed=s)) for s in range(10)} != {tuple(drawn)}
     assert chosen(store, random=50) == ALIVE
+    assert chosen(store, features="4,0-2,1-4,1," * 3000 + "0") == [0, 1, 2, 4]
     with pytest.raises(InputError, match="last feature is 5"):
         chosen(store, features="0-6")
     with pytest.raises(InputError, match="--limit must be 1 or more"):
@@ -74,10 +75,11 @@ def test_where_reads_labels_and_other_tables(store: Store) -> None:
     store.insert_explanations(es)
     store.insert_scores([score(es[0], value=0.2), score(es[1], value=0.7)])
     assert chosen(store, where="score < 0.5") == [0]
-    assert chosen(store, where="label LIKE '%cat%'") == [1]
-    assert chosen(store, where="label IS NULL") == [2, 4, 5]
-    assert chosen(store, where="feature IN (SELECT feature FROM scores WHERE value > 0.5)") == [1]
-    assert chosen(store, where="feature IN (WITH t AS (SELECT feature FROM contexts) SELECT feature FROM t)") == ALIVE
+    condition = "label LIKE '%cat%' OR feature IN (SELECT feature - 1 FROM scores WHERE value > 0.5)"
+    assert chosen(store, where=condition) == [0, 1]
+    assert chosen(
+        store, where="label IS NULL AND feature IN (WITH t AS (SELECT feature FROM contexts) SELECT feature FROM t)"
+    ) == [2, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -98,43 +100,82 @@ def test_where_reads_labels_and_other_tables(store: Store) -> None:
         "feature IN (SELECT 1 FROM information_schema.tables)",
         "EXISTS (SELECT 1 FROM store_state)",
         "EXISTS (WITH t AS (SELECT * FROM read_text('/etc/passwd')) SELECT * FROM t)",
+        "EXISTS (SELECT 1 FROM (DESCRIBE '/etc/passwd'))",
+        "EXISTS (FROM (SUMMARIZE features))",
+        "EXISTS (SELECT 1 FROM (SHOW ALL TABLES))",
+        "EXISTS (WITH d AS (DELETE FROM features RETURNING 1) SELECT 1 FROM d)",
+        "EXISTS (WITH d AS (COPY (SELECT 1) TO '/tmp/x') SELECT 1 FROM d)",
         "feature = ?",
         "feature = $1",
     ],
 )
-def test_conditions_that_are_refused(store: Store, bad: str) -> None:
-    with pytest.raises(InputError, match="--where"):
-        chosen(store, where=bad)
+def test_conditions_that_are_refused(bad: str) -> None:
+    with duckdb.connect() as con, pytest.raises(InputError, match="--where"):
+        check_condition(con, bad)
+
+
+def test_a_refused_condition_changes_nothing(store: Store) -> None:
+    with pytest.raises(InputError, match="is not an SQL condition: syntax error"):
+        chosen(store, where="1=1); DROP TABLE features; SELECT (1=1")
+    with pytest.raises(InputError, match="not valid Unicode"):
+        chosen(store, where="label = '\ud800'")
     assert store.rows("SELECT count(*) FROM features") == [(6,)]
 
 
 def test_conditions_are_parsed_not_guessed() -> None:
-    for good in ("density > 0.1", "label = ') OR (1=1'", "feature = 1 /* ; DROP */", "status IN ('live', 'rare')"):
-        check_condition(good)
+    with duckdb.connect() as con:
+        for good in ("density > 0.1", "label = ') OR (1=1'", "feature = 1 /* ; DROP */", "status IN ('live', 'rare')"):
+            check_condition(con, good)
 
 
-def test_a_condition_has_a_time_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autointerp.store.selection.CONDITION_LIMIT_S", 0.3)
-    many = "(SELECT sum(hash(a.text, b.text, c.text, d.text, e.text)) FROM contexts a, contexts b, contexts c, "
-    with pytest.raises(StoppedError, match=r"--where .* took longer than 0.3 s"):
-        chosen(store, where=f"{many} contexts d, contexts e) > feature")
-    assert chosen(store, where="density >= 0") == ALIVE  # the store goes on
+def test_a_condition_sees_what_was_just_written(store: Store) -> None:
+    store.insert_explanations([explanation(0)])
+    with store.transaction() as con:
+        con.execute("INSERT INTO settings VALUES (1, 'a', 'b')")
+    condition = "label IS NOT NULL AND EXISTS (FROM label_changes) = false AND EXISTS (FROM evidence.windows)"
+    assert chosen(store, where=condition) == [0]
+    store.insert_explanations([explanation(1)])
+    assert chosen(store, where=condition) == [0, 1]
+    path = store.path
+    store.close()
+    with Store.open(path, read_only=True) as reader:  # which needs no copy
+        assert chosen(reader, where=condition) == [0, 1]
 
 
-def test_a_condition_that_no_interrupt_stops_ends_the_process(tmp_path: Path, template: Path) -> None:
-    parts = ["c0 AS NOT MATERIALIZED (SELECT feature AS x FROM features)"]
-    parts += [f"c{i} AS NOT MATERIALIZED (SELECT c{i - 1}.x FROM c{i - 1}, c{i - 1} AS d)" for i in range(1, 22)]
-    code = f"""
-from autointerp.store import Selection, Store, selection, time_limit
-selection.CONDITION_LIMIT_S, time_limit.GRACE_S = 0.3, 0.3
-with Store.open({str(copied(template, tmp_path))!r}) as store:
-    store.selected_features(1, Selection(where="feature IN (WITH {", ".join(parts)} SELECT x FROM c21)"))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (StoppedError.exit_code, ""), done.stderr
-    assert "took longer than 0.3 s" in done.stderr
-    with Store.open(tmp_path / template.name) as store:
-        assert chosen(store) == ALIVE
+def test_what_a_condition_needs_is_found_through_views() -> None:
+    assert needed_tables("density > 0.1") >= {"features", "explanations", "scores", "settings", "dictionaries"}
+    assert not needed_tables("density > 0.1") & {"llm_calls", "predictions", "pruned_contexts"}
+    assert "llm_calls" in needed_tables("EXISTS (FROM Spend_By_Stage)")
+    assert "pruned_contexts" in needed_tables('feature IN (SELECT feature FROM "context_need")')
+    assert needed_tables("EXISTS (FROM explainer_leaderboard)") >= {"explainer_leaderboard_strata", "scores"}
+
+
+DOUBLED = ["c0 AS NOT MATERIALIZED (SELECT feature AS x FROM features)"]
+DOUBLED += [f"c{i} AS NOT MATERIALIZED (SELECT c{i - 1}.x FROM c{i - 1}, c{i - 1} AS d)" for i in range(1, 22)]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "(SELECT sum(hash(a.text, b.text, c.text, d.text, e.text)) FROM contexts a, contexts b, contexts c, "
+        "contexts d, contexts e) > feature",
+        f"feature IN (WITH {', '.join(DOUBLED)} SELECT x FROM c21)",  # the planner heeds no interrupt
+    ],
+)
+def test_a_condition_has_a_time_limit(store: Store, monkeypatch: pytest.MonkeyPatch, condition: str) -> None:
+    monkeypatch.setattr("autointerp.store.condition.LIMIT_S", 0.3)
+    with pytest.raises(StoppedError, match=r"--where .* took longer than 0.3 s and was stopped; narrow it down$"):
+        chosen(store, where=condition)
+    assert chosen(store) == ALIVE  # the store goes on
+
+
+def test_a_condition_has_a_memory_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autointerp.store.condition.MEMORY", "100MB")
+    with pytest.raises(InputError, match=r"--where .* needs more memory than 100MB"):
+        chosen(store, where="(SELECT len(list(repeat('x', 1000000))) FROM contexts a, contexts b) > feature")
+    with pytest.raises(InputError, match=r"--where .* (crashed DuckDB|is not an SQL condition)"):
+        chosen(store, where="(" * 100_000 + "true" + ")" * 100_000)
+    assert chosen(store) == ALIVE
 
 
 def test_condition_over_an_unknown_column(store: Store) -> None:

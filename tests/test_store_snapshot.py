@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.store_fixtures import add_features, call, filled, write_evidence
+from support.store_fixtures import add_features, call, child, filled, write_evidence
 
 from autointerp.cli import app
 from autointerp.errors import DamagedError, InputError, MismatchError, StoreBusyError
 from autointerp.store import Store
 from autointerp.store.query import run_query
+from autointerp.store.safety import bare_reading, snapshot
 from autointerp.store.safety.paths import snapshot_path_of, unfinished_snapshot_of
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.store.safety.snapshot import SnapshotPublisher, open_for_writing
@@ -88,7 +89,7 @@ def test_commands_read_while_another_process_writes(path: Path, capsys: pytest.C
     seen = []
     with writer(path) as process:
         wait_for(lambda: snapshot_path_of(path).exists() and len(written(path)) > 20)
-        for _ in range(8):
+        for _ in range(3):
             before = written(path)
             asked = time.time()
             code, out, err = run(capsys, "query", counts, "--store", str(path), "--format", "json")
@@ -121,7 +122,7 @@ def test_commands_read_while_another_process_writes(path: Path, capsys: pytest.C
 def test_a_killed_writer_leaves_a_store_that_opens(path: Path) -> None:
     """Killed at many moments, most of them while a snapshot is made (publishing never pauses here)."""
     new = unfinished_snapshot_of(path)
-    for turn in range(4):
+    for turn in range(2):
         with writer(path, seconds=0.001) as process:
             wait_for(lambda: snapshot_path_of(path).exists() and bool(written(path)))
             if turn:
@@ -157,6 +158,50 @@ def test_the_snapshot_goes_with_its_run(path: Path) -> None:
     with open_for_writing(path, snapshot_seconds=0.0), pytest.raises(StoreBusyError):
         run_query(path, "SELECT 1")
     assert run_query(path, "SELECT 1")[1] == [(1,)]
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_run_waits_for_readers_and_not_for_a_writer(
+    path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    code = "import duckdb; c = duckdb.connect(sys.argv[1], read_only=bool(sys.argv[2])); print('open', flush=True)"
+    holder = child(f"{code}; sys.stdin.read()", path, "1" if read_only else "")
+    assert holder.stdout is not None and holder.stdin is not None and holder.stdout.readline() == "open\n"
+    told: list[str] = []
+    monkeypatch.setattr(snapshot, "READERS_WAIT_S", 0.0)
+    with pytest.raises(StoreBusyError, match="in use"), open_for_writing(path, say=told.append):
+        pass
+    monkeypatch.setattr(snapshot, "READERS_WAIT_S", 60.0)
+
+    def say(message: str) -> None:
+        told.append(message)
+        holder.communicate()
+
+    try:
+        with open_for_writing(path, say=say) as store:
+            assert read_only and store.rows("SELECT 1") == [(1,)]
+    except StoreBusyError as error:
+        assert not read_only and str(holder.pid) in str(error)
+    assert told == ([f"waiting for those who read {path}, 60 s at most"] if read_only else [])
+    if holder.poll() is None:
+        holder.communicate()
+
+
+def test_a_reader_waits_for_the_first_snapshot(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(path) as store:
+        publisher = SnapshotPublisher(store, SECONDS)
+        monkeypatch.setattr(bare_reading.time, "sleep", lambda seconds: publisher.publish())
+        with open_for_reading(path) as seen:
+            assert seen.snapshot_age_s is not None
+
+
+def test_a_run_does_not_wait_for_its_own_process(path: Path) -> None:
+    with (
+        Store.open(path, read_only=True),
+        pytest.raises(StoreBusyError, match="already open in this process"),
+        open_for_writing(path, say=pytest.fail),
+    ):
+        pass
 
 
 def test_a_snapshot_is_never_read_with_other_evidence(path: Path) -> None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import run
+from support.sae_format_helpers import FIXTURES
 
 from autointerp.config import SaeConfig
 from autointerp.config_file import environment_overrides, from_table, load
 from autointerp.errors import AutointerpError, DamagedError, InputError
 from autointerp.evaluate.labelled_texts import _records
+from autointerp.sae.files import read_state
+from autointerp.sae.formats import FORMATS, load_sae, sae_sha256
 from autointerp.stages.training import TRAINED, _is_trained
+from autointerp.store.progress_file import read_progress
+from autointerp.store.safety.paths import progress_path_of
+from autointerp.store.safety.row_ledger import RowLedger
 
 DEEP = 20_000
 
@@ -101,6 +109,84 @@ def test_a_torn_mark_of_training_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / TRAINED).write_text(text)
     with pytest.raises(DamagedError, match="cannot be read; delete the folder to train again"):
         _is_trained(Session(), SaeConfig(hookpoint="h"), "k")  # type: ignore[arg-type]
+
+
+NONSENSE = (
+    "", "[" * DEEP, '{"a": ' * DEEP, "{", "3", "null", "{}", '{"d_in": ' + "9" * 5000 + "}", "\0", '{"d_in": 1e999}',
+    '{"commit_number": Infinity, "rows": {}, "store_id": "s"}', '{"format": 1, "host": "h", "pid": 1e999}',
+    '{"format": 1, "host": "h", "process_started": "unknown", "updated_at": "0001-01-01"}',
+)  # fmt: skip
+NAMES = ("saelens/standard_scaled_checkpoint", "saelens/topk", "sparsify/sae", "dictionary_learning/AutoEncoderTopK",
+         "gemma_scope/params", "openai/TopK")  # fmt: skip
+SAES = [FIXTURES / name for name in NAMES]
+SAE_FILES = [(folder, file.name) for folder in SAES for file in sorted(folder.iterdir()) if file.name != "expected.npz"]
+
+
+def copied_sae(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to / "sae")
+    return to / "sae"
+
+
+def load_or_refuse(folder: Path) -> None:
+    """Read and hash the SAE under every format's name; no error but ours may come out."""
+    for format in ("auto", *FORMATS):
+        for work in (load_sae, sae_sha256):
+            with contextlib.suppress(AutointerpError):
+                work(folder, format)
+
+
+@pytest.mark.parametrize(("folder", "name"), SAE_FILES, ids=lambda value: getattr(value, "name", value))
+def test_an_sae_file_of_nonsense_is_refused(tmp_path: Path, folder: Path, name: str) -> None:
+    sae = copied_sae(folder, tmp_path)
+    for text in NONSENSE:
+        (sae / name).write_text(text)
+        load_or_refuse(sae)
+        header = text.encode()
+        (sae / name).write_bytes(len(header).to_bytes(8, "little") + header)  # as a safetensors header
+        load_or_refuse(sae)
+
+
+@pytest.mark.parametrize(("folder", "name"), SAE_FILES, ids=lambda value: getattr(value, "name", value))
+def test_an_sae_file_that_is_no_file_is_refused_and_does_not_hang(tmp_path: Path, folder: Path, name: str) -> None:
+    sae = copied_sae(folder, tmp_path)
+    for kind in ("pipe", "folder", "device", "loop"):
+        path = sae / name
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero" if kind == "device" else path)
+        load_or_refuse(sae)
+        load_or_refuse(path)
+        if name.startswith(("cfg", "sae", "ae", "params")) and kind != "loop":
+            with pytest.raises(InputError, match=f"{name} is not a regular file"):
+                load_sae(sae, folder.parent.name)
+
+
+def test_a_state_of_nonsense_is_told(tmp_path: Path) -> None:
+    for text in NONSENSE:
+        header = json.dumps({"__metadata__": {"state": text}}).encode()
+        (tmp_path / "t.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        with contextlib.suppress(DamagedError):
+            read_state(tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize("text", NONSENSE)
+def test_a_ledger_or_progress_file_of_nonsense_is_told_or_left_out(tmp_path: Path, text: str) -> None:
+    store = tmp_path / "s.duckdb"
+    (tmp_path / "ledger").write_text(text + "\n")
+    with pytest.raises(DamagedError, match="the last line of the row ledger is not readable"):
+        RowLedger(tmp_path / "ledger").last()
+    progress_path_of(store).write_text(text)
+    assert read_progress(store) == [] or "0001" in text
+    progress_path_of(store).unlink()
+    os.mkfifo(progress_path_of(store))
+    assert read_progress(store) == []
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,9 @@ def test_a_budget_that_ends_early_is_spent_on_the_first(store: Store) -> None:
         work = job(store, BudgetConfig(max_requests=2), max_connections=1)
         with pytest.raises(StoppedError):
             asyncio.run(explaining.explain(replace(work, selection=Selection(order="density")), here))
-    assert store.rows("SELECT feature FROM explanations ORDER BY created_at") == [(1,), (3,)]
+    assert store.rows("SELECT feature FROM explanations ORDER BY sequence") == [(1,), (3,)]
     asyncio.run(explaining.explain(replace(job(store), selection=Selection(order="density")), free))
     scored = replace(job(store), selection=Selection(order="density", limit=4))
     asyncio.run(scoring.score(scored, "patterns", ScoreConfig(contexts=2, bootstrap=10)))
-    done = store.rows("SELECT feature FROM scores WHERE scorer = 'simulation' AND part = 'report' ORDER BY created_at")
+    done = store.rows("SELECT feature FROM scores WHERE scorer = 'simulation' AND part = 'report' ORDER BY sequence")
     assert done == [(1,), (3,), (5,), (2,)]

@@ -41,6 +41,10 @@ class PromptTemplate:
         except Exception as error:  # whatever a template provokes in Jinja or in a filter is the template's fault
             raise self._error(error) from None
 
+    def compile(self) -> None:
+        """Find the faults of the template that need no values. Raises InputError."""
+        _ = self._template
+
     def block(self, name: str, **values: Any) -> str:
         """The named block, without the line break before its end. InputError: no such block, or a value it lacks."""
         template = self._template
@@ -65,7 +69,8 @@ class PromptTemplate:
 def load_template(name: str, folder: Path | None = None, examples: str | None = None) -> PromptTemplate:
     """The template `name` (as in "explain/contexts") of the program's prompts, or of those in `folder`.
 
-    `examples` names a TOML file beside it, whose [[example]] tables come with the template. InputError: no such file.
+    `examples` names a TOML file beside it, whose [[example]] tables come with the template. InputError: no such file,
+    or one that is no template.
     """
     root = prompts_folder(folder)
     source = _read(root / f"{name}.md")
@@ -81,7 +86,9 @@ def load_template(name: str, folder: Path | None = None, examples: str | None = 
             raise InputError(f"{path} is not valid TOML: {error}") from None
         if not all(isinstance(example, dict) for example in found):
             raise InputError(f"{path}: every example must be a table, [[example]]")
-    return PromptTemplate(name, source, digest.hexdigest(), found, str(root / f"{name}.md"))
+    template = PromptTemplate(name, source, digest.hexdigest(), found, str(root / f"{name}.md"))
+    template.compile()
+    return template
 
 
 def _read(path: Path) -> str:

@@ -6,9 +6,7 @@ forty times, fills any memory. So only statements that cannot multiply text are 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jinja2
@@ -18,10 +16,10 @@ from jinja2.filters import FILTERS
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from autointerp.template_limits import counted, counted_loop, counting, joined
+
 MOST_STEPS = 100_000
 """Passes through loops, and calls of filters, in one block."""
-MOST_CHARACTERS = 10_000_000
-"""The longest text of one block, and of what a filter makes."""
 
 _STATEMENTS: tuple[type[nodes.Node], ...] = (
     nodes.Template, nodes.Output, nodes.TemplateData, nodes.Block, nodes.For, nodes.If, nodes.Name, nodes.Const,
@@ -37,33 +35,10 @@ _FILTERS = (
 _LOOP = ("index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem")
 
 
-class _Steps:
-    def __init__(self) -> None:
-        self._left = MOST_STEPS
-
-    def take(self, n: int = 1) -> None:
-        self._left -= n
-        if self._left < 0:
-            raise SecurityError(f"more than {MOST_STEPS:,} steps through loops and filters")
-
-
-_steps: ContextVar[_Steps] = ContextVar("_steps")
-"""What the block that is being rendered may still do."""
-
-
 def render(pieces: Callable[[], Iterable[str]]) -> str:
     """The text of one block from its pieces. Raises SecurityError past the limits."""
-    token = _steps.set(_Steps())
-    try:
-        found, length = [], 0
-        for piece in pieces():
-            length += len(piece)
-            if length > MOST_CHARACTERS:
-                raise SecurityError(f"the text is longer than {MOST_CHARACTERS:,} characters")
-            found.append(piece)
-        return "".join(found)
-    finally:
-        _steps.reset(token)
+    with counting(MOST_STEPS):
+        return joined(pieces())
 
 
 def template_line(template: jinja2.Template | None, error: BaseException) -> int | None:
@@ -93,9 +68,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             keep_trailing_newline=True,
         )
         self.globals = {"range": self.globals["range"]}  # the sandbox's, which has a limit
-        self.filters = {name: _counted(FILTERS[name]) for name in _FILTERS}
-        self.filters |= {"join": _counted(_join), "tojson": _counted(_tojson)}
-        self.filters["counted"] = _counted_loop
+        self.filters = {name: counted(FILTERS[name]) for name in _FILTERS}
+        self.filters |= {"join": counted(_join), "tojson": counted(_tojson)}
+        self.filters["counted"] = counted_loop
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -152,28 +127,6 @@ def _is_read(node: nodes.List | nodes.Tuple) -> bool:
     return getattr(node, "ctx", "load") == "load"
 
 
-def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose work and whose result are bounded. functools.wraps keeps Jinja's marks on the function."""
-    at = 1 if hasattr(function, "jinja_pass_arg") else 0
-
-    @functools.wraps(function)
-    def counted(*args: Any, **named: Any) -> Any:
-        value = args[at] if len(args) > at else None
-        steps = _steps.get(None)
-        if steps is not None:
-            is_missing = isinstance(value, jinja2.Undefined)  # it refuses len()
-            steps.take(1 + (len(value) // 16 if isinstance(value, Sized) and not is_missing else 0))
-        result = function(*args, **named)
-        if isinstance(result, str):
-            if len(result) > MOST_CHARACTERS:
-                raise SecurityError(f"a text is longer than {MOST_CHARACTERS:,} characters")
-            if steps is not None:
-                steps.take(len(result) // 1024)
-        return result
-
-    return counted
-
-
 @jinja2.pass_eval_context
 def _tojson(context: nodes.EvalContext, value: Any) -> Any:
     """Jinja's own, without its `indent`, which multiplies text."""
@@ -181,21 +134,4 @@ def _tojson(context: nodes.EvalContext, value: Any) -> Any:
 
 
 def _join(value: Iterable[Any], d: str = "") -> str:
-    def pieces() -> Iterator[str]:
-        for i, item in enumerate(value):
-            yield str(d) + str(item) if i else str(item)
-
-    found, length = [], 0
-    for piece in pieces():
-        length += len(piece)
-        if length > MOST_CHARACTERS:
-            raise SecurityError(f"a text is longer than {MOST_CHARACTERS:,} characters")
-        found.append(piece)
-    return "".join(found)
-
-
-def _counted_loop(values: Iterable[Any]) -> Iterator[Any]:
-    steps = _steps.get(None) or _Steps()
-    for value in values:
-        steps.take()
-        yield value
+    return joined(value, str(d))

@@ -1,8 +1,9 @@
 """The command line: every command in one Typer app, and the one place where an error becomes a line and an exit code.
 
 A command parses its options, calls the pipeline or the report, and prints. The commands are in the *_commands.py files,
-by what a person does with them; to add one, add a function to one of those files. What brings in the LLM client or
-torch (pipeline, demo, doctor) is imported inside the commands that call it, so that the others start fast.
+by what a person does with them; to add one, add a function to one of those files. What brings in the LLM client,
+torch (pipeline, demo, doctor) or numpy (most reports) is imported inside the commands that call it, so that the others
+start fast.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typer.exceptions import TyperException
 
 from autointerp import __version__, log
 from autointerp.cli import label_commands, model_commands, read_commands, start_commands, tend_commands
+from autointerp.cli.streams import secure_streams
 from autointerp.errors import AutointerpError, PartialFailure, StoppedError, StoreBusyError
 from autointerp.log import Capture, Log
 from autointerp.terminal import Terminal
@@ -37,20 +39,6 @@ for part in (start_commands, model_commands, label_commands, read_commands, tend
 
 GOES_ON = (StoppedError, PartialFailure, StoreBusyError)
 """Errors after which the next run simply goes on: the log shows a warning, not an error."""
-
-
-def _end(code: int) -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_output()
-    sys.exit(code)
-
-
-def _drop_output() -> None:
-    """Throw away what is still to be written, since the reader of our pipe has gone. Python flushes stdout at its end,
-    and that must not fail either."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def guarded(call: Callable[[], Any], verbose: bool, told: Log | None = None) -> int:
@@ -72,9 +60,6 @@ def guarded(call: Callable[[], Any], verbose: bool, told: Log | None = None) -> 
         return 130
     except typer.Exit as end:
         return end.exit_code
-    except BrokenPipeError:
-        _drop_output()
-        return 0
     except Exception as error:  # an unforeseen error: say so, and how to see the details
         what = f"unexpected {type(error).__name__}: {error} (run with -v for the traceback)"
         told.end("error: ", what, 1, trace=traceback.format_exc() if verbose else None)
@@ -83,32 +68,45 @@ def guarded(call: Callable[[], Any], verbose: bool, told: Log | None = None) -> 
 
 
 def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM (sent by `kill`, `timeout`, containers and shutdowns) like Ctrl-C: replies that have arrived are
-    written, and the run's row says how it ended."""
+    """Handle SIGTERM (sent by `kill`, `timeout`, containers and shutdowns) and SIGHUP (a terminal that was closed) like
+    Ctrl-C: replies that have arrived are written, and the run's row says how it ended."""
     handler = signal.getsignal(signal.SIGINT)
     (handler if callable(handler) else signal.default_int_handler)(number, frame)
+
+
+def handle_signals() -> None:
+    """Makes each signal to stop a KeyboardInterrupt of the main thread."""
+    if "WORLD_SIZE" in os.environ:  # torchrun ends its processes by its own signals
+        return
+    # A shell's `... &` starts us with SIGINT ignored, and asyncio would then not end its tasks in order.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _as_ctrl_c)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else `nohup` started us
+        signal.signal(signal.SIGHUP, _as_ctrl_c)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit the process with its code.
 
-    `argv` replaces the process's own arguments; signal handlers are then not set, and stderr is restored at the end.
+    `argv` replaces the process's own arguments; the streams and signal handlers are then left alone, and stderr is
+    restored at the end.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments and arguments[0] == "--version":
-        _end(guarded(lambda: Terminal().result(f"autointerp {__version__}"), False))
+    if argv is None:
+        secure_streams()
+        handle_signals()
     arguments = arguments or ["--help"]
     verbose = "-v" in arguments or "--verbose" in arguments
     told = Log(log.asked_for(arguments))
-    if argv is None and "WORLD_SIZE" not in os.environ:  # torchrun ends its processes by its own signals
-        # A shell's `... &` starts us with SIGINT ignored, and asyncio would then not end its tasks in order.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, _as_ctrl_c)
     capture = Capture(told) if told.is_for_programs else None
-    code = guarded(lambda: app(arguments, standalone_mode=False), verbose, told)
+    if arguments[0] == "--version":
+        code = guarded(lambda: Terminal().result(f"autointerp {__version__}"), verbose, told)
+    else:
+        code = guarded(lambda: app(arguments, standalone_mode=False), verbose, told)
+    code = guarded(sys.stdout.flush, verbose, told) or code
     if capture is not None:
         if argv is None:  # not ended: what Python prints while it shuts down is captured too
             capture.flush()
         else:
             capture.end()
-    _end(code)
+    sys.exit(code)

@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 from autointerp.config import Config
 from autointerp.errors import AutointerpError
-from autointerp.stages import labelling, pipeline
-from autointerp.store.safety.reading import open_for_reading
+from autointerp.stages.doctor_checks import doctor_checks
 from autointerp.terminal import Terminal
 
 
-def run_doctor(config: Config, terminal: Terminal) -> None:
-    """Print a line for every check. After all have run, raise the first failure's error, and so use its exit code."""
+def run_doctor(config: Config, terminal: Terminal, prompts: Path | None = None, with_calls: bool = True) -> None:
+    """Print a line for every check, and before one that costs something, what it costs. After all have run, raise the
+    first failure's error, and so use its exit code."""
     failures: list[AutointerpError] = []
-
-    def check(what: str, work: Callable[[], str]) -> None:
-        try:
-            terminal.result(f"ok    {what}: {work()}")
-        except AutointerpError as error:
-            failures.append(error)
-            terminal.result(f"FAIL  {what}: {error}")
-
-    try:
-        session = pipeline.gpu_session(config, terminal)
-    except AutointerpError as error:
-        terminal.result(f"skip  model, corpus and SAE: {error}")
-    else:
-        check("model", session.describe_model)
-        check("corpus", session.describe_corpus)
-        for sae in config.sae:
-            check(f"SAE {sae.dictionary}", lambda sae=sae: session.describe_sae(sae))  # type: ignore[misc]
-    check("evidence methods", lambda: pipeline.describe_methods(config))
-    path = Path(config.store.path)
-    check("store", lambda: _store(path, terminal.say))
-    for stage, endpoint in (("explain", config.explain), ("score", config.score)):
-        if endpoint.model:
-            check(f"{stage} endpoint", lambda e=endpoint: asyncio.run(labelling.describe_endpoint(config, e)))  # type: ignore[misc]
-        else:
-            terminal.result(f"skip  {stage} endpoint: no model is set")
+    failed: set[str] = set()
+    with doctor_checks(config, terminal, prompts, with_calls) as checks:
+        for check in checks:
+            terminal.detail(f"{check.name}: unless it is looked at, {check.why}")
+            missing = [name for name in check.after if name in failed]
+            skipped = f"it needs the {' and the '.join(missing)}" if missing else check.skipped
+            if skipped:
+                terminal.result(f"skip  {check.name}: {skipped}")
+                continue
+            if check.pays:
+                terminal.result(f"note  {check.name}: {check.pays} (--no-calls leaves this out)")
+            try:
+                terminal.result(f"ok    {check.name}: {check.look()}")
+            except AutointerpError as error:
+                failures.append(error)
+                failed.add(check.name)
+                terminal.result(f"FAIL  {check.name}: {error}")
     if failures:
         raise failures[0]
-
-
-def _store(path: Path, say: Callable[[str], None]) -> str:
-    if not path.exists():
-        return f"{path} does not exist yet; the first run makes it"
-    with open_for_reading(path, say) as store:
-        names = ", ".join(row.name for row in store.dictionaries())
-    return f"{path} opens; dictionaries: {names or 'none yet'}"

@@ -1,10 +1,8 @@
 """Commands that read the store: status, show, search, query, compare. None of them imports the LLM client or torch,
-whose import takes longer than most queries."""
+whose import takes longer than most queries, and each imports its own report."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import shutil
 import sys
@@ -27,11 +25,7 @@ from autointerp.cli.options import (
 )
 from autointerp.errors import InputError
 from autointerp.log import LogFormat
-from autointerp.report.compare import print_comparison
-from autointerp.report.search import print_search
-from autointerp.report.show import print_feature
 from autointerp.report.show_json import as_json_text, named_apart
-from autointerp.report.status import print_status
 from autointerp.store.query import run_query
 from autointerp.terminal import Terminal
 
@@ -60,6 +54,8 @@ def status(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Say what is done, pending, failed and spent."""
+    from autointerp.report.status import print_status
+
     print_status(store_path(config, store), as_json, Terminal(verbose, log_format))
 
 
@@ -75,6 +71,8 @@ def show(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Show one feature: label, scores, evidence, contexts."""
+    from autointerp.report.show import print_feature
+
     path = store_path(config, store)
     print_feature(path, feature, dictionary, contexts, as_json, Terminal(verbose, log_format))
 
@@ -98,6 +96,8 @@ def compare(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Compare explainers, and each with its controls, on the features that both scored."""
+    from autointerp.report.compare import print_comparison
+
     path, terminal = store_path(config, store), Terminal(verbose, log_format)
     print_comparison(path, dictionary, against, agreement, strata, form.value, terminal)
 
@@ -114,6 +114,8 @@ def search(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Find features by words in their label."""
+    from autointerp.report.search import print_search
+
     print_search(store_path(config, store), text, dictionary, limit, as_json, Terminal(verbose, log_format))
 
 
@@ -137,7 +139,7 @@ def query(
     """Answer an SQL query over the store, read-only and locked down."""
     if math.isnan(timeout):
         raise InputError("--timeout must be a number of seconds, not nan")
-    statement = sys.stdin.read() if sql == "-" else sql
+    statement = _from_standard_input() if sql == "-" else sql
     path = store_path(config, store)
     terminal = Terminal(verbose, log_format)
     if output is not None or form is Format.parquet:
@@ -164,13 +166,13 @@ def query(
         names = named_apart(columns)
         terminal.result(as_json_text([dict(zip(names, row, strict=True)) for row in rows]))
     elif form is Format.csv:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n" if terminal.out.is_terminal else "\r\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-        if terminal.out.is_terminal:
-            terminal.result(text.getvalue().rstrip("\n"))
-        else:
-            sys.stdout.write(text.getvalue())
+        terminal.csv(columns, rows)
     else:
         terminal.table(columns, rows)
+
+
+def _from_standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the SQL on standard input is not UTF-8: {error.reason} at byte {error.start}") from None

@@ -3,6 +3,7 @@ crontab. A person puts it in place; nothing is installed, and no key is read or 
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from autointerp.errors import InputError
 
 PRESETS = {"hourly": "0 * * * *", "daily": "0 0 * * *", "weekly": "0 0 * * 0"}
 _FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of the month", 1, 31), ("month", 1, 12), ("day of the week", 0, 7))
+_NUMBER = re.compile(r"\d{1,6}", re.ASCII)
 _DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
 
 
@@ -71,7 +73,7 @@ def _values(every: str, text: str, name: str, low: int, high: int) -> set[int]:
         span, slash, step = part.partition("/")
         first, dash, last = span.partition("-")
         numbers = (step if slash else "1", first if span != "*" else "0", last if dash else "0")
-        if not all(n.isascii() and n.isdigit() for n in numbers):
+        if not all(_NUMBER.fullmatch(n) for n in numbers):
             raise InputError(
                 f"--every {every!r}: {part!r} is no {name}; write numbers, *, lists, ranges or steps (*/15)"
             )

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from autointerp.cli.config_template import config_template
-from autointerp.cli.options import DEFAULT_CONFIG, ConfigFile, LogForm, StorePath, Verbose, read_config
-from autointerp.errors import InputError
+from autointerp.cli.options import DEFAULT_CONFIG, ConfigFile, LogForm, Prompts, StorePath, Verbose, read_config
+from autointerp.errors import InputError, shown
 from autointerp.log import LogFormat
 from autointerp.terminal import Terminal
 
@@ -23,10 +23,13 @@ def init(
 ) -> None:
     """Write a commented autointerp.toml."""
     target = directory / "autointerp.toml"
-    if target.exists() and not force:
-        raise InputError(f"{target} exists; --force overwrites it")
-    directory.mkdir(parents=True, exist_ok=True)
-    target.write_text(config_template(), encoding="utf-8")
+    try:
+        if target.exists() and not force:
+            raise InputError(f"{target} exists; --force overwrites it")
+        directory.mkdir(parents=True, exist_ok=True)
+        target.write_text(config_template(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{shown(str(target))} cannot be written: {error.strerror}") from None
     Terminal().result(
         f"wrote {target}; set [model] name, [corpus] source and the [[sae]] hookpoint, then: autointerp run"
     )
@@ -51,10 +54,15 @@ def demo(
 def doctor(
     config: ConfigFile = DEFAULT_CONFIG,
     store: StorePath = None,
+    prompts: Prompts = None,
+    no_calls: Annotated[
+        bool, typer.Option("--no-calls", help="Ask the endpoints nothing, which costs nothing.")
+    ] = False,
     verbose: Verbose = False,
     log_format: LogForm = LogFormat.text,
 ) -> None:
-    """Check device, model, corpus, SAE and endpoint, and whether the endpoint really returns logprobs."""
+    """Check device, model, corpus, SAE and store, and with a few short calls whether the endpoint really returns
+    logprobs."""
     from autointerp.cli.doctor import run_doctor
 
-    run_doctor(read_config(config, store), Terminal(verbose, log_format))
+    run_doctor(read_config(config, store), Terminal(verbose, log_format), prompts, not no_calls)

@@ -20,7 +20,6 @@ from autointerp.cli.options import (
 from autointerp.cli.schedule import ScheduledRun, crontab_line, systemd_units
 from autointerp.errors import PartialFailure
 from autointerp.log import LogFormat
-from autointerp.store.safety.recover import recover as recover_store
 from autointerp.terminal import Terminal
 
 commands = typer.Typer()
@@ -58,6 +57,8 @@ def recover(
     verbose: Verbose = False,
 ) -> None:
     """Repair a store that refuses to open, and say what is lost. Deletes nothing."""
+    from autointerp.store.safety.recover import recover as recover_store
+
     recovery, terminal = recover_store(store_path(config, store), dry_run=dry_run), Terminal(verbose)
     for line in recovery.lines:
         terminal.result(line)

@@ -1,41 +1,26 @@
-"""Turns token ids into strings such that "".join(tokens) is the text, and identifies a tokenizer by a hash.
+"""Turns token ids into strings, and identifies a tokenizer by a hash.
 
-A character whose bytes are spread over several tokens belongs to the last of them. Bytes that never complete a
-character are shown as \\xNN. The bytes of byte-level BPE (GPT-2, Llama 3, Qwen) and of metaspace with byte fallback
-(Llama 2, Gemma, Mistral) are read from the vocabulary; any other tokenizer decodes each of its tokens once.
+The law: "".join(tokens) is what the tokenizer decodes for these ids where they stand amid a text. So the space that
+metaspace and WordPiece decoders take off the beginning of a text is kept, and so is the one that a `</w>` decoder takes
+off its end, since most windows neither begin nor end a document. A character whose bytes are spread over several tokens
+belongs to the last of them. Bytes that never complete a character are shown as \\xNN.
+
+A token's string is looked up by its id, which obeys the law for every decoder that writes a token in one way wherever
+it stands amid a text. `corpus/token_text_check.py` finds the others on the corpus itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autointerp.corpus.token_bytes import decoded, vocabulary_bytes
 from autointerp.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-METASPACE = "\u2581"
-BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The byte that each of GPT-2's printable characters stands for: `bytes_to_unicode` of Radford et al. 2019,
-    inverted."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def _parts_named(tree: Any, names: frozenset[str]) -> bool:
-    """Whether a (nested) section of tokenizer.json holds a component of one of these types."""
-    if isinstance(tree, dict):
-        return tree.get("type") in names or any(_parts_named(v, names) for v in tree.values())
-    return isinstance(tree, list) and any(_parts_named(v, names) for v in tree)
 
 
 def _backend_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
@@ -62,7 +47,19 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class TokenText:
-    """The strings of one tokenizer's tokens. Keep it: building it reads the whole vocabulary."""
+    """The strings of one tokenizer's tokens. Keep it: building it reads the whole vocabulary.
+
+    A token has one string wherever it stands, unless it is a part of a character:
+
+    | where | what a token's string is |
+    | --- | --- |
+    | contexts, pruned contexts, what the simulators are shown | `tokens` of the whole window, BOS included |
+    | promoted tokens, counterfactuals, shifted logits | `tokens` of the one id: parts of characters as \\xNN |
+    | exclude_tokens | the same string as among the promoted tokens |
+    | absorption, pruning's other words | `pieces`: parts of characters are no words |
+    | words of mutual information, texts written under steering | `tokens` of the stretch, joined |
+    | the rules' words | the context's strings: a word begins after a space, or ends before one (`</w>`) |
+    """
 
     pieces: list[str | None]
     """Each token's string, by id; None if its bytes are only a part of a character, and for ids without a token."""
@@ -70,23 +67,23 @@ class TokenText:
     """Each token's bytes, by id; empty for ids without a token."""
     special_ids: frozenset[int]
     """BOS, EOS, padding and every other token marked special."""
+    spelled_ids: frozenset[int]
+    """Ids whose tokens the decoder takes for bytes."""
+    misread_ids: frozenset[int]
+    """Added tokens whose string is their content, since the decoder misreads them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        added = tokenizer.added_tokens_decoder
-        special = {index for index, token in added.items() if token.special}
+        special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special_ids = frozenset(special | set(tokenizer.all_special_ids))
-        vocabulary = {index: token for token, index in tokenizer.get_vocab().items()}
-        self._bytes = _vocabulary_bytes(tokenizer, vocabulary)
-        for index, token in added.items():
-            self._bytes[index] = token.content.encode("utf-8", "replace")
+        self._tokenizer = tokenizer
+        self._bytes, self.spelled_ids, self.misread_ids, self._amid = vocabulary_bytes(tokenizer)
         self.pieces = [None] * (max(self._bytes, default=-1) + 1)
         for index, raw in self._bytes.items():
             self.pieces[index] = _whole_characters(raw)
         self.token_bytes = [self._bytes.get(index, b"") for index in range(len(self.pieces))]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """One string per id, decoded jointly. The leading space of a metaspace tokenizer is kept, since most stretches
-        of text do not begin a document. Raises InputError for an id outside the vocabulary."""
+        """One string per id, decoded jointly. Raises InputError for an id outside the vocabulary."""
         try:
             strings = [self.pieces[i] for i in ids]
         except IndexError:
@@ -110,58 +107,29 @@ class TokenText:
             start = end
         return whole
 
+    def decoded(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """What the tokenizer itself decodes for these ids: alone, and amid a text."""
+        (amid,) = self._amid.texts([ids])
+        return tuple(text for text in (*decoded(self._tokenizer, [ids]), amid) if text is not None)
+
     def excluded_ids(self, exclude_tokens: Iterable[str]) -> frozenset[int]:
-        """The special ids and the ids of `exclude_tokens`, each the text of one token with its leading space. Raises
-        InputError for a string that is not a token."""
+        """The special ids and the ids of `exclude_tokens`, each the string of one token as contexts and promoted tokens
+        show it, with its leading space. Raises InputError for a string that is not a token."""
+        wanted = set(exclude_tokens)
+        if not wanted:
+            return self.special_ids
         ids: dict[str, list[int]] = {}
-        for index, piece in enumerate(self.pieces):
-            if piece is not None:
-                ids.setdefault(piece, []).append(index)
+        for index in self._bytes:
+            piece = self.pieces[index]
+            ids.setdefault(self.tokens([index])[0] if piece is None else piece, []).append(index)
         excluded = set(self.special_ids)
-        for token in exclude_tokens:
+        for token in sorted(wanted):
             if token not in ids:
                 raise InputError(
                     f"corpus.exclude_tokens: {token!r} is not one token of the tokenizer.{nearest(token, ids)}"
                 )
             excluded.update(ids[token])
         return frozenset(excluded)
-
-
-def _vocabulary_bytes(tokenizer: PreTrainedTokenizerBase, vocabulary: dict[int, str]) -> dict[int, bytes]:
-    settings = _backend_settings(tokenizer) or {}
-    decoder = settings.get("decoder")
-    if _parts_named(decoder, frozenset({"ByteLevel"})):
-        table = _byte_of_character()
-        return {i: _byte_level(token, table) for i, token in vocabulary.items()}
-    metaspace = _parts_named(decoder, frozenset({"Metaspace", "ByteFallback"}))
-    if metaspace or any(token.startswith(METASPACE) for token in vocabulary.values()):
-        return {i: _metaspace(token) for i, token in vocabulary.items()}
-    return _decoded_one_by_one(tokenizer, sorted(vocabulary))
-
-
-def _byte_level(token: str, table: dict[str, int]) -> bytes:
-    try:
-        return bytes([table[character] for character in token])
-    except KeyError:  # outside the byte alphabet: the decoder takes such a token literally
-        return token.encode("utf-8", "replace")
-
-
-def _metaspace(token: str) -> bytes:
-    byte = BYTE_TOKEN.fullmatch(token)
-    if byte:
-        return bytes([int(byte[1], 16)])
-    return token.replace(METASPACE, " ").encode("utf-8", "replace")
-
-
-def _decoded_one_by_one(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> dict[int, bytes]:
-    """What each token adds to the text when it follows another token; many decoders treat the first token specially."""
-    if not ids:
-        return {}
-    anchor = ids[0]
-    alone = str(tokenizer.decode([anchor], clean_up_tokenization_spaces=False))
-    # A list of lists, since transformers 5 returns one string for a flat list.
-    pairs = tokenizer.batch_decode([[anchor, i] for i in ids], clean_up_tokenization_spaces=False)
-    return {i: text.removeprefix(alone).encode("utf-8", "replace") for i, text in zip(ids, pairs, strict=True)}
 
 
 def _whole_characters(raw: bytes) -> str | None:

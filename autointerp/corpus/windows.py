@@ -6,12 +6,11 @@ documents. What it holds does not depend on which other units are wanted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.sources import ChatRenderer
 from autointerp.errors import InputError
 from autointerp.records import Document, Window, WorkUnit
 
@@ -20,36 +19,41 @@ if TYPE_CHECKING:
 
 TOKENIZE_CHARACTERS = 500_000
 """Characters tokenised in one call: enough to keep the tokenizer's threads busy, few enough to hold twice."""
+_DEFAULT_EOS = "<|endoftext|>"
+NAME_A_BOS = "name the token as bos_token in the tokenizer_config.json of a copy of the model's folder"
+"""What to do where nothing says which token stands before a text."""
 SHORTEST_WINDOW = 2
 """Corpus tokens. In a window of one token, the token would have no context."""
 
 
 def bos_prefix(tokenizer: PreTrainedTokenizerBase, config: CorpusConfig) -> list[int]:
-    """The ids put before every window: [bos] or []. Raises InputError for `always` when the tokenizer has no BOS."""
+    """The ids put before every window: [bos] or [].
+
+    For `always`, the token of `stand_in_for_bos` stands before windows when the tokenizer has no BOS. Raises InputError
+    when it has no such token either.
+    """
     if config.prepend_bos == "never":
         return []
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        if config.prepend_bos == "always":
-            raise InputError('corpus.prepend_bos = "always" but the tokenizer has no BOS token; use "auto" or "never"')
+    if tokenizer.bos_token_id is not None:
+        return [int(tokenizer.bos_token_id)]
+    if config.prepend_bos == "auto":
         return []
-    return [int(bos)]
+    found = stand_in_for_bos(tokenizer)
+    if found is None:
+        raise InputError(
+            f'corpus.prepend_bos = "always", but the tokenizer has neither a BOS nor an EOS token; {NAME_A_BOS}, or '
+            'use "auto" or "never" for windows without one'
+        )
+    return [found[0]]
 
 
-def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> ChatRenderer | None:
-    """Renders chats as text by the model's own chat template, for `read_documents`; None where there is no template.
-
-    A BOS that the template writes is removed, since windows get theirs by `prepend_bos`.
-    """
-    if not tokenizer.chat_template:
-        return None
-    bos = tokenizer.bos_token
-
-    def render(messages: list[dict[str, str]]) -> str:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-        return text.removeprefix(str(bos)) if bos else text
-
-    return render
+def stand_in_for_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str] | None:
+    """(id, text) of the token that TransformerLens, and with it SAELens, puts before a text for a tokenizer without
+    BOS, such as Qwen's: the EOS, or <|endoftext|>. None if the tokenizer has neither."""
+    if tokenizer.eos_token_id is not None:
+        return int(tokenizer.eos_token_id), str(tokenizer.eos_token)
+    index = tokenizer.get_vocab().get(_DEFAULT_EOS)
+    return None if index is None else (int(index), _DEFAULT_EOS)
 
 
 def work_units(
@@ -59,17 +63,20 @@ def work_units(
     *,
     wanted: Callable[[int], bool] = lambda index: True,
     report: CorpusReport | None = None,
+    unreadable: Collection[int] = (),
 ) -> Iterator[WorkUnit]:
     """The units whose index is `wanted`, in order. Index i is always the i-th unit of the whole corpus.
 
     A unit ends with the document that brings it to `unit_characters`. Unwanted units are not tokenised, unless
     `max_tokens` is set. It counts the corpus tokens of all units (those in windows, without BOS) and ends the corpus
-    after the document that reaches it. Documents of one token are counted in `report` as one_token.
+    after the document that reaches it. Documents of one token are counted in `report` as one_token. Windows that hold
+    an `unreadable` id, one that the model has no embedding for, are left out, and their documents are counted as
+    unreadable_token.
     """
     prefix = bos_prefix(tokenizer, config)
     if len(prefix) + SHORTEST_WINDOW > config.context_length:
         raise InputError(f"corpus.context_length = {config.context_length} leaves no room for text")
-    left = config.max_tokens
+    left, unread = config.max_tokens, frozenset(unreadable)
     for index, unit in enumerate(_grouped(documents, config.unit_characters)):
         if not wanted(index) and left is None:
             continue
@@ -80,9 +87,12 @@ def work_units(
             cut = _windows(document, ids, prefix, config.context_length)
             if not cut and ids and report is not None:
                 report.skip("one_token", document.name)
-            windows += cut
+            readable = [w for w in cut if unread.isdisjoint(w.token_ids)] if unread else cut
+            if len(readable) < len(cut) and report is not None:
+                report.skip("unreadable_token", document.name)
+            windows += readable
             if left is not None:
-                left -= sum(len(window.token_ids) - window.n_prefix for window in cut)
+                left -= sum(len(window.token_ids) - window.n_prefix for window in readable)
                 if left <= 0:
                     break
         if wanted(index):

@@ -39,8 +39,10 @@ from autointerp.corpus.windows import bos_prefix, token_ids
 from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.evaluate.pooled import BATCH_TOKENS
 from autointerp.model.hooks import Hookpoint
+from autointerp.model.input_limits import n_embeddings
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import activation_batches
+from autointerp.progress import Adding, Counting, uncounted
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
 from autointerp.stats import mean_interval
@@ -102,6 +104,7 @@ def absorption(
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
     n_boot: int = 1000,
+    counting: Counting = uncounted,
 ) -> list[MetricRow]:
     """The rows of `absorption_rows` for the words of the model's own vocabulary.
 
@@ -110,7 +113,7 @@ def absorption(
     """
     if sae.d_in != sae.d_out or sae.W_skip is not None or not torch.equal(sae.b_pre, sae.b_dec):
         return _without("the dictionary does not reconstruct what it reads, so its decoder has no direction to compare")
-    words = vocabulary_words(TokenText(loaded.tokenizer).pieces)
+    words = vocabulary_words(TokenText(loaded.tokenizer).pieces[: n_embeddings(loaded.model)])
     if len(words) > most_words:
         kept = np.random.default_rng(seed).choice(len(words), most_words, replace=False)
         words = [words[i] for i in np.sort(kept)]
@@ -120,9 +123,12 @@ def absorption(
     head = [*prefix, *token_ids([prompt], loaded.tokenizer)[0]]
     windows = [Window(word, 0, "report", [*head, index], len(prefix)) for index, word in words]
     raw = torch.empty(len(words), sae.d_in, device=sae.W_enc.device)
-    for batch, activations in activation_batches(loaded, hookpoint, windows, batch_tokens):
-        # All prompts are of one length, so the word is always the last token.
-        raw[batch.indices] = activations[:, -1].to(raw)
+    with counting("reading the words for absorption", len(words), "words") as update:
+        adding = Adding(update)
+        for batch, activations in activation_batches(loaded, hookpoint, windows, batch_tokens):
+            # All prompts are of one length, so the word is always the last token.
+            raw[batch.indices] = activations[:, -1].to(raw)
+            adding(len(batch.indices))
     read = sae.encode_sparse(raw)
     index = (read.rows.cpu().numpy(), read.features.cpu().numpy())
     letters = letter_scores(
@@ -134,17 +140,21 @@ def absorption(
         min_f1=min_f1,
         min_words=min_words,
         seed=seed,
+        counting=counting,
     )
     return absorption_rows(letters, len(words), min_f1, len(words) * (len(head) + 1), n_boot, seed)
 
 
 def vocabulary_words(pieces: Sequence[str | None]) -> list[tuple[int, str]]:
-    """(id, string) of the tokens that are a space and at least three ASCII letters. Of words that differ only in case,
-    the first is taken."""
-    found: dict[str, tuple[int, str]] = {}
-    for index, piece in enumerate(pieces):
-        if piece is not None and re.fullmatch(r" [A-Za-z]{3,}", piece):
-            found.setdefault(piece.lower(), (index, piece))
+    """(id, string) of the tokens that are a space and at least three ASCII letters, or, where the tokenizer ends words
+    instead (`</w>`), the letters and a space. Of words that differ only in case, the first is taken."""
+    for shape in (r" [A-Za-z]{3,}", r"[A-Za-z]{3,} "):
+        found: dict[str, tuple[int, str]] = {}
+        for index, piece in enumerate(pieces):
+            if piece is not None and re.fullmatch(shape, piece):
+                found.setdefault(piece.lower(), (index, piece))
+        if found:
+            break
     return list(found.values())
 
 
@@ -158,6 +168,7 @@ def letter_scores(
     min_f1: float = MIN_F1,
     min_words: int = MIN_WORDS,
     seed: int = 0,
+    counting: Counting = uncounted,
 ) -> list[Letter]:
     """One Letter for each letter with at least `min_words` words, in alphabetical order.
 
@@ -171,18 +182,17 @@ def letter_scores(
     x /= max(float(np.sqrt((x[~held_out] ** 2).mean())), 1e-12)
     explained = vectors - b_dec
     columns = codes.tocsc()
-    scores = []
-    for letter in np.unique(classes):
+    sizes = {str(letter): int((classes == letter).sum()) for letter in np.unique(classes)}
+    enough = [letter for letter, n in sizes.items() if max(min_words, FEWEST_WORDS) <= n < len(classes)]
+
+    def judged(letter: str) -> Letter:
         y = classes == letter
-        if y.sum() < max(min_words, FEWEST_WORDS) or y.all():
-            continue
         probe = LogisticRegression(C=PROBE_C, class_weight="balanced", max_iter=5000)
         probe.fit(x[~held_out], y[~held_out])
         right = probe.predict(x)
         f1 = float(f1_score(y[held_out], right[held_out], zero_division=0.0))
         if f1 < min_f1:
-            scores.append(Letter(str(letter), f1, False))
-            continue
+            return Letter(letter, f1, False)
         p = probe.coef_[0] / np.linalg.norm(probe.coef_[0])
         main, sparse_f1 = _main_features(columns, y, held_out)
         projection = explained @ p
@@ -190,17 +200,21 @@ def letter_scores(
         cosine = W_dec @ p
         found = [absorbed(codes[i], cosine, float(projection[i]), main) for i in words]
         full, fraction, silent = np.array(found, dtype=np.float64).reshape(-1, 3).T
-        scores.append(
-            Letter(
-                str(letter),
-                f1,
-                True,
-                sparse_f1,
-                tuple(main),
-                len(words),
-                *(float(v.mean()) if len(words) else None for v in (full, fraction, silent)),
-            )
+        return Letter(
+            letter,
+            f1,
+            True,
+            sparse_f1,
+            tuple(main),
+            len(words),
+            *(float(v.mean()) if len(words) else None for v in (full, fraction, silent)),
         )
+
+    scores = []
+    with counting("probing the letters for absorption", len(enough), "letters") as update:
+        for letter in enough:
+            scores.append(judged(letter))
+            update(len(scores))
     return scores
 
 

@@ -3,7 +3,7 @@ cut into tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ from scipy.sparse import csr_matrix
 from autointerp.config import CorpusConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import bos_prefix, token_ids
+from autointerp.errors import InputError
 from autointerp.model.hooks import Hookpoint
+from autointerp.model.input_limits import spelled_unreadable
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import activation_batches, eligible
 from autointerp.records import Window
@@ -47,18 +49,22 @@ def pooled(
     texts: Sequence[str],
     corpus: CorpusConfig,
     batch_tokens: int = BATCH_TOKENS,
+    on_texts: Callable[[int], object] = lambda n: None,
 ) -> Pooled:
     """Read each text as one window of at most `corpus.context_length` tokens, and pool over its counted tokens.
+    `on_texts` is called with the number of texts of every batch that was read.
 
     Of `corpus` only context_length, prepend_bos and exclude_tokens matter. Memory grows with the active features of all
     texts (twice 8 bytes each), never with n * d_sae. Raises the InputErrors of `bos_prefix`, `excluded_ids` and the
-    hookpoint.
+    hookpoint, and one for a text that spells a token without an embedding.
     """
     prefix = bos_prefix(loaded.tokenizer, corpus)
     excluded = torch.tensor(
         sorted(TokenText(loaded.tokenizer).excluded_ids(corpus.exclude_tokens)), dtype=torch.int64, device=loaded.device
     )
     ids = token_ids(texts, loaded.tokenizer)
+    for i, why in spelled_unreadable(loaded.model, loaded.tokenizer, ids).items():
+        raise InputError(f"text {i} ({texts[i][:40]!r}...) {why}; take it out of the texts")
     room = corpus.context_length - len(prefix)
     # An empty text has no window, since a model cannot read a sequence without tokens.
     filled = [i for i, found in enumerate(ids) if found]
@@ -80,6 +86,7 @@ def pooled(
         found_features.append(features)
         found_max.append(largest)
         found_mean.append(total / np.maximum(n_tokens[rows], 1))
+        on_texts(len(batch.indices))
     index = (_joined(found_rows, np.int64), _joined(found_features, np.int64))
     shape = (n, sae.d_sae)
     return Pooled(

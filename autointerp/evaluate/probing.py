@@ -18,7 +18,7 @@ Intervals resample the held-out texts or sentences (percentile bootstrap, 95 %) 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -38,8 +38,10 @@ from autointerp.evaluate.labelled_texts import FEWEST_PER_CLASS, check_labels
 from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.evaluate.pooled import BATCH_TOKENS, pooled
 from autointerp.model.hooks import Hookpoint
+from autointerp.model.input_limits import spelled_unreadable
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import activation_batches, eligible
+from autointerp.progress import Adding, Counting, uncounted
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
 from autointerp.stats import Estimate
@@ -69,6 +71,7 @@ def k_sparse_probing(
     test_share: float = TEST_SHARE,
     seed: int = 0,
     n_boot: int = 1000,
+    counting: Counting = uncounted,
 ) -> list[MetricRow]:
     """AUROC rows <name>_max_k<k> and <name>_mean_k<k> (features pooled over the text's tokens by their maximum or
     mean), <name>_dense and <name>_dense_pca (on the mean activation), <name>_shuffled_labels, and <name>_majority:
@@ -81,16 +84,21 @@ def k_sparse_probing(
         raise InputError(f"{len(texts)} texts and {len(labels)} labels")
     if not set(labels) <= {0, 1}:
         raise InputError(f"labels must be 0 or 1, not {sorted(set(labels) - {0, 1})[:5]}")
-    read = pooled(loaded, sae, hookpoint, texts, corpus or CorpusConfig(), batch_tokens)
+    with counting(f"reading the texts of {name}", len(texts), "texts") as update:
+        read = pooled(loaded, sae, hookpoint, texts, corpus or CorpusConfig(), batch_tokens, Adding(update))
     kept = np.flatnonzero(read.n_tokens > 0)
     y = np.asarray(labels, dtype=np.int64)[kept]
     check_labels(y.tolist(), "the labelled text")
     train, test = train_test_split(np.arange(len(kept)), test_size=test_share, random_state=seed, stratify=y)
     features = {"max": read.maximum[kept], "mean": read.mean[kept]}
-    scores = {
-        f"{pooling}_k{k}": sparse_probe(x, y, train, test, k) for pooling, x in features.items() for k in _ks(ks, sae)
-    }
-    scores |= dense_probes(read.raw_mean[kept], y, train, test, seed)
+    sparse = [(pooling, k) for pooling in features for k in _ks(ks, sae)]
+    scores: dict[str, Scores] = {}
+    with counting(f"training the probes of {name}", len(sparse) + 2, "probes") as update:
+        for pooling, k in sparse:
+            scores[f"{pooling}_k{k}"] = sparse_probe(features[pooling], y, train, test, k)
+            update(len(scores))
+        scores |= dense_probes(read.raw_mean[kept], y, train, test, seed)
+        update(len(scores))
     counts = group_counts(np.arange(len(test)), n_boot, seed)
     aurocs = {probe: weighted_auroc(score, y[test], counts) for probe, score in scores.items()}
     aurocs["shuffled_labels"] = _floor(features["max"], y, train, test, max(_ks(ks, sae)), counts, [seed, 0])
@@ -116,6 +124,7 @@ def token_probing(
     test_share: float = TEST_SHARE,
     seed: int = 0,
     n_boot: int = 1000,
+    counting: Counting = uncounted,
 ) -> list[MetricRow]:
     """k-sparse probing of words, by the features at each word's last token: one-vs-rest for the `n_tags` most frequent
     tags.
@@ -132,7 +141,11 @@ def token_probing(
     order = np.random.default_rng(seed).permutation(len(sentences))
     total = np.cumsum([len(sentences[i]) for i in order])
     order = order[: int(np.searchsorted(total, most_words)) + 1]
-    read = word_vectors(loaded, sae, hookpoint, [sentences[i] for i in order], corpus or CorpusConfig(), batch_tokens)
+    chosen_sentences = [sentences[i] for i in order]
+    with counting(f"reading the sentences of {name}", len(order), "sentences") as update:
+        read = word_vectors(
+            loaded, sae, hookpoint, chosen_sentences, corpus or CorpusConfig(), batch_tokens, Adding(update)
+        )
     sentence, word, vectors, codes, n_tokens = read
     tag_of_word = np.array([tags[order[s]][w] for s, w in zip(sentence, word)], dtype=np.str_)
     # The sentences are in a random order already, so the first part of them is held out.
@@ -146,14 +159,16 @@ def token_probing(
         )
     counts = group_counts(sentence[test], n_boot, seed)
     found: dict[str, list[NDArray[np.float64]]] = {}
-    for i, tag in enumerate(chosen):
-        y = (tag_of_word == tag).astype(np.int64)
-        scores = {f"k{k}": sparse_probe(codes, y, train, test, k) for k in _ks(ks, sae)}
-        scores |= dense_probes(vectors, y, train, test, seed)
-        for probe, score in scores.items():
-            found.setdefault(probe, []).append(weighted_auroc(score, y[test], counts))
-        floor = _floor(codes, y, train, test, max(_ks(ks, sae)), counts, [seed, i])
-        found.setdefault("shuffled_labels", []).append(floor)
+    with counting(f"training the probes of {name}", len(chosen), "tags") as update:
+        for i, tag in enumerate(chosen):
+            y = (tag_of_word == tag).astype(np.int64)
+            scores = {f"k{k}": sparse_probe(codes, y, train, test, k) for k in _ks(ks, sae)}
+            scores |= dense_probes(vectors, y, train, test, seed)
+            for probe, score in scores.items():
+                found.setdefault(probe, []).append(weighted_auroc(score, y[test], counts))
+            floor = _floor(codes, y, train, test, max(_ks(ks, sae)), counts, [seed, i])
+            found.setdefault("shuffled_labels", []).append(floor)
+            update(i + 1)
     note = f"AUROC, mean over {len(chosen)} tags one-vs-rest; trained on {len(train)} words of other sentences"
     rows = [
         _row(f"{name}_{probe}", np.mean(values, axis=0), len(test), "words", n_tokens, note)
@@ -176,6 +191,7 @@ def word_vectors(
     sentences: Sequence[Sequence[str]],
     corpus: CorpusConfig,
     batch_tokens: int,
+    on_sentences: Callable[[int], object] = lambda n: None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], csr_matrix, int]:
     """(sentence [n], word in it [n], activations [n, d_in], features [n, d_sae], tokens read), all at each word's last
     token, ordered by sentence and word. Empty words, and words whose last token does not count, are left out."""
@@ -196,6 +212,8 @@ def word_vectors(
         # The first token that reaches the word's end. Words inside one token share it.
         tokens = np.searchsorted(ends, word_ends)
         ids = list(encoded["input_ids"][:room])
+        for why in spelled_unreadable(loaded.model, loaded.tokenizer, [ids]).values():
+            raise InputError(f"sentence {number} {why}; take it out of the sentences")
         here = [(w, int(t)) for w, t in enumerate(tokens) if words[w].strip() and t < len(ids)]
         here = [(w, t) for w, t in here if ids[t] not in excluded]
         if here:
@@ -208,6 +226,7 @@ def word_vectors(
     n_tokens = 0
     for batch, activations in activation_batches(loaded, hookpoint, windows, batch_tokens):
         n_tokens += int(eligible(batch, excluded).sum())
+        on_sentences(len(batch.indices))
         for row, index in enumerate(batch.indices):
             at = torch.tensor([len(prefix) + t for _, t in places[index][1]], device=activations.device)
             vectors[starts[index] : starts[index + 1]] = activations[row, at].to(vectors)

@@ -26,6 +26,7 @@ from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.evaluate.pooled import BATCH_TOKENS, Pooled, pooled
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
+from autointerp.progress import Adding, Counting, uncounted
 from autointerp.sae.sae import Sae
 from autointerp.stats import mean_interval
 
@@ -76,6 +77,7 @@ def robustness(
     seed: int = 0,
     n_boot: int = 1000,
     split: str | None = None,
+    counting: Counting = uncounted,
 ) -> list[MetricRow]:
     """Four rows per edit: robustness_<edit>_jaccard and _correlation, each also with _floor. Intervals are a bootstrap
     over texts.
@@ -89,13 +91,17 @@ def robustness(
     short = [cut for cut in (_cut(text, characters) for text in texts) if cut.strip()]
     if len(short) < FEWEST_TEXTS:
         raise InputError(f"robustness needs at least {FEWEST_TEXTS} texts that are not empty, not {len(short)}")
-    plain = pooled(loaded, sae, hookpoint, short, corpus, batch_tokens)
+    versions: dict[str, tuple[list[str], Pooled]] = {}
+    with counting("reading the texts for robustness", len(short) * (1 + len(EDITS)), "texts") as update:
+        adding = Adding(update)
+        plain = pooled(loaded, sae, hookpoint, short, corpus, batch_tokens, adding)
+        for name, edit in EDITS.items():
+            rng = random.Random(f"{seed}:{name}")
+            edited = [edit(text, rng) for text in short]
+            versions[name] = edited, pooled(loaded, sae, hookpoint, edited, corpus, batch_tokens, adding)
     rows: list[MetricRow] = []
-    for name, edit in EDITS.items():
-        rng = random.Random(f"{seed}:{name}")
-        edited = [edit(text, rng) for text in short]
+    for name, (edited, other) in versions.items():
         changed = np.array([a != b for a, b in zip(short, edited)])
-        other = pooled(loaded, sae, hookpoint, edited, corpus, batch_tokens)
         used = np.flatnonzero(changed & ~plain.cut & ~other.cut & (plain.n_tokens > 0) & (other.n_tokens > 0))
         note = f"{int((~changed).sum())} texts unchanged by the edit and {int((plain.cut | other.cut).sum())} too long"
         found = _rows_of(f"robustness_{name}", plain, other, used, note, seed, n_boot)

@@ -32,8 +32,9 @@ from torch.nn import functional as F
 
 from autointerp.errors import AutointerpError, InputError
 from autointerp.evaluate.metrics import DocumentSums, Floats, Metric, as_metrics, bootstrapped, ratio
-from autointerp.model.hooks import Hookpoint, activations_at, hooked
+from autointerp.model.hooks import Hookpoint, activations_at, hooked, model_inputs
 from autointerp.model.load import LoadedModel
+from autointerp.model.padding import require_next_token
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
@@ -67,9 +68,11 @@ def splice_metrics(
 
     `output_hookpoint` is None, or the hookpoint itself, for an SAE. `mean` [d_out] is used by the mean ablation;
     without it, the mean is measured on the windows. `n_tokens` of a metric is the number of losses. Raises InputError
-    when a hookpoint does not carry one vector per token or there is no loss to count, AutointerpError when more than
-    MOST_NONFINITE of the losses are not finite, and errors.OutOfMemoryError when halving the batches no longer helps.
+    when a hookpoint does not carry one vector per token, there is no loss to count, or the model looks ahead;
+    AutointerpError when more than MOST_NONFINITE of the losses are not finite, and errors.OutOfMemoryError when halving
+    the batches no longer helps.
     """
+    require_next_token(loaded, "the loss")
     excluded = _ids(excluded_ids, loaded.device)
     point = output_hookpoint or hookpoint
     halving = Halving()
@@ -144,7 +147,9 @@ def _mean(
     total: Tensor | None = None
     n = 0
     for batch in make_batches(windows, batch_tokens, loaded.pad_id):
-        for part, y in halving.run(batch.to(loaded.device), lambda part: activations_at(loaded, point, part.ids)):
+        for part, y in halving.run(
+            batch.to(loaded.device), lambda part: activations_at(loaded, point, part.ids, part.lengths)
+        ):
             counted = y[eligible(part, excluded).to(y.device)]
             counted = counted[torch.isfinite(counted.sum(-1, dtype=torch.float32))]
             summed = counted.cpu().double().sum(0)
@@ -173,10 +178,10 @@ class _Splice:
         if not len(row):
             return sums
         target = batch.ids[row, at + 1]
-        clean = self._logits(batch.ids, counted, "clean", row, at)
+        clean = self._logits(batch, counted, "clean", row, at)
         columns = {"ce_clean": _blockwise(clean, clean, target)[0]}
         for condition in SPLICED:
-            spliced = self._logits(batch.ids, counted, condition, row, at)
+            spliced = self._logits(batch, counted, condition, row, at)
             columns[f"ce_{condition}"], columns[f"kl_{condition}"] = _blockwise(spliced, clean, target)
         values = torch.stack([columns[name] for name in _COLUMNS[2:]], dim=1).numpy()
         good = np.isfinite(values).all(axis=1)
@@ -186,7 +191,7 @@ class _Splice:
         np.add.at(sums[:, 2:], windows[good], values[good])
         return sums
 
-    def _logits(self, ids: Tensor, counted: Tensor, condition: Condition, row: Tensor, at: Tensor) -> Tensor:
+    def _logits(self, batch: Batch, counted: Tensor, condition: Condition, row: Tensor, at: Tensor) -> Tensor:
         """The logits at the tokens that are followed by another, [n, vocabulary] in the model's dtype."""
         read: list[Tensor] = []
         edited = False
@@ -201,7 +206,7 @@ class _Splice:
                 if self.source != self.target:
                     stack.enter_context(hooked(self.loaded.model, self.source, capture=read))
                 stack.enter_context(hooked(self.loaded.model, self.target, edit=edit))
-            logits: Tensor = self.loaded.model(input_ids=ids, use_cache=False).logits
+            logits: Tensor = self.loaded.model(**model_inputs(self.loaded, batch.ids, batch.lengths)).logits
         if condition != "clean" and not edited:
             raise InputError(f"hookpoint {self.target}: the model's forward pass never runs this module")
         return logits[row.to(logits.device), at.to(logits.device)]

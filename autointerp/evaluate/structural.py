@@ -243,7 +243,7 @@ class _Reading:
         """Add the windows to the sums; yields after every batch."""
 
         def forward(part: Batch) -> list[Tensor]:
-            return activations_at_all(self.loaded, self.points, part.ids)
+            return activations_at_all(self.loaded, self.points, part.ids, part.lengths)
 
         for batch in make_batches(windows, self.batch_tokens, self.loaded.pad_id):
             for part, activations in self._halving.run(batch.to(self.loaded.device), forward):

@@ -9,7 +9,6 @@ and whatever needs torch, inside `find` only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from autointerp.config import Config, EvidenceConfig
 from autointerp.errors import NoProjection
+from autointerp.progress import Counting
 from autointerp.records import ShapeFacts, Window, WorkUnit
 from autointerp.store.finding_tables import FindingTable, Row
 from autointerp.store.findings import NO_OUTPUT_SPACE, MethodRun
@@ -83,9 +83,8 @@ class Study:
     units: Callable[[], Iterator[WorkUnit]]
     """The corpus, with the windows of all splits."""
     describe_shape: Describe
-    counting: Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
-    """counting(total, unit): a context in which the method says how much is done. A method that lasts and reports
-    nothing is only said to be still in work."""
+    counting: Counting
+    """A method that lasts says with it how much is done; one that does not is only said to be still in work."""
     _made: dict[Callable[[Study], Any], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -41,7 +41,7 @@ class Neighbours:
 
         point, _ = study.points()
         excluded = torch.tensor(sorted(study.excluded_ids()), dtype=torch.int64)
-        with study.counting(study.evidence.relation_tokens, "tokens") as update:
+        with study.counting("reading text", study.evidence.relation_tokens, "tokens") as update:
             found = relations(
                 study.model(), study.weights(), point, study.windows(), study.evidence, excluded, study.batch_tokens,
                 study.alive(), on_tokens=update,

@@ -26,8 +26,9 @@ from torch import Tensor
 from autointerp.config import EvidenceConfig
 from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError
-from autointerp.model.hooks import Hookpoint, activations_at, hooked
+from autointerp.model.hooks import Hookpoint, activations_at, hooked, model_inputs
 from autointerp.model.load import LoadedModel
+from autointerp.model.padding import require_next_token
 from autointerp.model.token_batches import Batch, Halving, make_batches
 from autointerp.records import Counterfactual, PrunedContext, Window
 from autointerp.sae.sae import Sae
@@ -238,7 +239,7 @@ class _Reader:
         result = [0.0] * len(asked)
 
         def last(part: Batch) -> Tensor:
-            x = activations_at(self.loaded, self.point, part.ids)
+            x = activations_at(self.loaded, self.point, part.ids, part.lengths)
             return x[torch.arange(len(x), device=x.device), part.lengths.to(x.device) - 1]
 
         for batch in make_batches(self._windows(sequences), self.batch_tokens, self.loaded.pad_id):
@@ -274,7 +275,7 @@ class _Reader:
             rows = [(row, i) for row, n in enumerate(part.indices) for i in readers[n]]
             found: list[Tensor] = []
             with torch.inference_mode(), hooked(self.loaded.model, path, capture=found, stop=True):
-                self.loaded.model(input_ids=part.ids, use_cache=False)
+                self.loaded.model(**model_inputs(self.loaded, part.ids, part.lengths))
             at = [len(before[i][1]) - 1 for _, i in rows]
             with torch.inference_mode():
                 logits: Tensor = head(found[0][[row for row, _ in rows], at])
@@ -290,6 +291,7 @@ class _Reader:
     def _head(self) -> tuple[torch.nn.Module, Hookpoint]:
         """The unembedding, and the hookpoint of what it reads. What some models do to logits after it (a soft cap, a
         factor) leaves their order as it is."""
+        require_next_token(self.loaded, "evidence.substitutes, which asks for likely next tokens,")
         head = self.loaded.model.get_output_embeddings()
         path = next((name for name, module in self.loaded.model.named_modules() if module is head), None)
         if head is None or path is None:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from autointerp.config import EvidenceConfig
 from autointerp.evidence.method import Describe, Found, Study
 from autointerp.evidence.page_lines import token_text
+from autointerp.progress import Counting, uncounted
 from autointerp.records import ShapeFacts, ShapeKind
 from autointerp.store.finding_tables import FEATURE_SHAPES, Row
 from autointerp.store.sampled_tokens import FiringFeature, active_tokens, firing_features, occurrences, window_lengths
@@ -59,7 +60,11 @@ class Shape:
         return {}
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
-        return Found(find_shapes(study.store, study.dictionary_id, study.harvest_id, study.describe_shape))
+        return Found(
+            find_shapes(
+                study.store, study.dictionary_id, study.harvest_id, study.describe_shape, counting=study.counting
+            )
+        )
 
     def page(self, rows: Sequence[Row]) -> list[str]:
         """shape  other; 34 % of its active tokens are ` raise`; position dependence 0.02"""
@@ -77,31 +82,45 @@ class Shape:
 
 
 def find_shapes(
-    store: Store, dictionary_id: int, harvest_id: int, describe: Describe, features: Sequence[int] | None = None
+    store: Store,
+    dictionary_id: int,
+    harvest_id: int,
+    describe: Describe,
+    features: Sequence[int] | None = None,
+    counting: Counting = uncounted,
 ) -> dict[str, list[Any]]:
     """Columns of the table `feature_shapes`, for the given features or all. Dead ones and those without any sampled
     context have no row."""
-    found = [(facts, *describe(facts)) for facts in shape_facts(store, dictionary_id, harvest_id, features)]
+    found = [(facts, *describe(facts)) for facts in shape_facts(store, dictionary_id, harvest_id, features, counting)]
     names = ("feature", "kind", "unigram", "unigram_purity", "position_dependence", "is_dense", "is_rare")
     columns: dict[str, list[Any]] = {name: [getattr(facts, name) for facts, _, _ in found] for name in names}
     return columns | {"text": [text for _, text, _ in found], "rule": [rule for _, _, rule in found]}
 
 
 def shape_facts(
-    store: Store, dictionary_id: int, harvest_id: int, features: Sequence[int] | None = None
+    store: Store,
+    dictionary_id: int,
+    harvest_id: int,
+    features: Sequence[int] | None = None,
+    counting: Counting = uncounted,
 ) -> list[ShapeFacts]:
     """The shapes in the order of features. See `find_shapes`."""
     firing = firing_features(store, dictionary_id, features)
     tokens_at = _tokens_at_places(store, dictionary_id, harvest_id)
     facts = []
-    for low in range(0, len(firing), FEATURES_AT_ONCE):
-        block = firing[low : low + FEATURES_AT_ONCE]
-        seen = _active_tokens(store, dictionary_id, harvest_id, [one.feature for one in block])
-        top = {feature: active.unigram for feature, active in seen.items() if active.n_tokens}
-        recalls = {feature: fired / n for feature, n, fired in occurrences(store, dictionary_id, harvest_id, top) if n}
-        facts += [
-            _facts(one, seen[one.feature], recalls.get(one.feature), tokens_at) for one in block if one.feature in seen
-        ]
+    with counting("shape", len(firing), "features") as update:
+        for low in range(0, len(firing), FEATURES_AT_ONCE):
+            block = firing[low : low + FEATURES_AT_ONCE]
+            seen = _active_tokens(store, dictionary_id, harvest_id, [one.feature for one in block])
+            top = {feature: active.unigram for feature, active in seen.items() if active.n_tokens}
+            found = occurrences(store, dictionary_id, harvest_id, top)
+            recalls = {feature: fired / n for feature, n, fired in found if n}
+            facts += [
+                _facts(one, seen[one.feature], recalls.get(one.feature), tokens_at)
+                for one in block
+                if one.feature in seen
+            ]
+            update(low + len(block))
     return facts
 
 

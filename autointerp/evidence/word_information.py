@@ -149,7 +149,8 @@ def word_embeddings(loaded: LoadedModel, text: TokenText, words: Sequence[str]) 
     ids: list[list[int]] = []
     for word, first, second in zip(words, spaced, bare, strict=True):
         for tokens in (first, second):
-            if tokens and max(tokens) < len(weight) and "".join(text.tokens(tokens)) == " " + word:
+            # A `</w>` tokenizer writes the space behind the word.
+            if tokens and max(tokens) < len(weight) and "".join(text.tokens(tokens)) in (f" {word}", f"{word} "):
                 kept.append(word)
                 ids.append(tokens)
                 break

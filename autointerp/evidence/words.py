@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from autointerp.config import EvidenceConfig
 from autointerp.evidence.method import Found, Study, fields_of
 from autointerp.evidence.page_lines import words_line
+from autointerp.progress import Counting, uncounted
 from autointerp.store.finding_tables import INPUT_WORDS, Row
 from autointerp.store.sampled_tokens import last_feature, random_tiles, texts_up_to_peak, tile_texts
 from autointerp.store.store import Store
@@ -54,14 +55,21 @@ class Words:
         return fields_of(config, "words")
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
-        return Found(find_input_words(study.store, study.dictionary_id, study.harvest_id, study.evidence.words))
+        n_words, counting = study.evidence.words, study.counting
+        found = find_input_words(study.store, study.dictionary_id, study.harvest_id, n_words, counting=counting)
+        return Found(found)
 
     def page(self, rows: Sequence[Row]) -> list[str]:
         return words_line("words where it fires", rows, "pmi")
 
 
 def find_input_words(
-    store: Store, dictionary_id: int, harvest_id: int, n_words: int, features: Sequence[int] | None = None
+    store: Store,
+    dictionary_id: int,
+    harvest_id: int,
+    n_words: int,
+    features: Sequence[int] | None = None,
+    counting: Counting = uncounted,
 ) -> dict[str, list[Any]]:
     """Columns feature, rank, word, pmi, g, p_value, n_with_word of the table `input_words`, for the given features or
     all: up to `n_words` words of each, the largest G first."""
@@ -71,11 +79,13 @@ def find_input_words(
     background = Background(_background_tiles(store, dictionary_id, harvest_id))
     if not background.n_tiles:
         return columns
-    for feature, contexts in _contexts(store, dictionary_id, harvest_id, features):
-        found = words_of(contexts, background)[:n_words]
-        for rank, (word, pmi, g, p_value, n) in enumerate(found):
-            for name, value in zip(columns, (feature, rank, word, pmi, g, p_value, n), strict=True):
-                columns[name].append(value)
+    with counting("words", last_feature(store, dictionary_id) + 1, "features") as update:
+        for feature, contexts in _contexts(store, dictionary_id, harvest_id, features):
+            found = words_of(contexts, background)[:n_words]
+            for rank, (word, pmi, g, p_value, n) in enumerate(found):
+                for name, value in zip(columns, (feature, rank, word, pmi, g, p_value, n), strict=True):
+                    columns[name].append(value)
+            update(feature + 1)
     return columns
 
 

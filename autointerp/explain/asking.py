@@ -15,7 +15,7 @@ from autointerp.explain.explainer import ExplainRun
 from autointerp.explain.label_question import Correction, LabelPrompt, LabelQuestion
 from autointerp.explain.label_replies import Label
 from autointerp.explain.plan import lacking_row
-from autointerp.llm.capabilities import honours_json_schema
+from autointerp.llm.capabilities import honours_json_schema, takes_seed
 from autointerp.llm.client import LlmClient
 from autointerp.records import Explanation, ExplanationStatus, FeatureEvidence
 
@@ -27,11 +27,21 @@ _REFUSALS: dict[str, ExplanationStatus] = {
 """What an endpoint can say of a request, as a label's status."""
 
 
-async def in_reply_form(prompt: LabelPrompt, client: LlmClient) -> LabelPrompt:
-    """The prompt, asking for JSON where [explain] reply says so or, with 'auto', where the endpoint supports it."""
-    if prompt.config.reply != "auto":
+async def as_taken(run: ExplainRun, prompt: LabelPrompt, client: LlmClient) -> LabelPrompt:
+    """The prompt in a form that the endpoint takes: for JSON where [explain] reply says so or, with 'auto', where the
+    endpoint supports it; and without a seed where it refuses one, which the run is told once."""
+    if prompt.config.reply == "auto":
+        prompt = prompt.in_json(await honours_json_schema(client))
+    if prompt.config.seed == 0:
         return prompt
-    return prompt.in_json(await honours_json_schema(client))
+    is_first = client.takes_seed is None
+    taken = await takes_seed(client)
+    if is_first and not taken and run.job.say is not None:
+        run.job.say(
+            f"{client.endpoint.address} refuses `seed`: labels with a seed are drawn without one, so only the "
+            f"temperature ({prompt.config.temperature}) makes them differ"
+        )
+    return dataclasses.replace(prompt, sends_seed=taken)
 
 
 def evidence_for(run: ExplainRun, prompt: LabelPrompt, features: Sequence[int]) -> list[FeatureEvidence]:
@@ -71,6 +81,8 @@ async def ask_label(
     label, last = _label(asked), asked.replies[-1]
     shown = _contexts_shown(question, asked)
     notes = []
+    if not prompt.sends_seed:
+        notes.append("drawn without its seed, which the endpoint refuses")
     if shown < question.contexts:
         notes.append(f"shown {shown} contexts instead of {question.contexts}, the prompt was too long")
     if label.status not in ("ok", "abstained"):

@@ -1,8 +1,8 @@
 """best_of_n: the best of several labels by [explain] base, by their score on the select part.
 
-Sample i has seed `seed + i`, which is sent; the first keeps the configured temperature, the others have at least
-TEMPERATURE, or they would all be the same. They are judged on select, so that the score on report is not the best of
-several draws (the winner's curse).
+Sample i has seed `seed + i`, which is sent unless the endpoint refuses seeds; the first keeps the configured
+temperature, the others have at least TEMPERATURE, or they would all be the same. They are judged on select, so that the
+score on report is not the best of several draws (the winner's curse).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from autointerp.ask.forecast import Estimate
-from autointerp.config import ExplainConfig
+from autointerp.config import ExplainConfig, ranges
 from autointerp.explain.composite import (
     check_base,
     composite_row,
@@ -84,7 +84,8 @@ def sample(config: ExplainConfig, i: int) -> ExplainConfig:
     temperature = config.temperature
     if i > 0 and temperature is not None:
         temperature = max(temperature, TEMPERATURE)
-    return replace(config, explainer=config.base, seed=config.seed + i, temperature=temperature)
+    seed = (config.seed + i) % (int(ranges(ExplainConfig)["seed"].high) + 1)
+    return replace(config, explainer=config.base, seed=seed, temperature=temperature)
 
 
 def best(row: Explanation, candidates: Sequence[Explanation], scores: Mapping[str, Score]) -> Explanation:

@@ -7,7 +7,6 @@ for nothing twice. Candidates' scores are rows of part 'select' (see validation.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,9 +14,10 @@ from dataclasses import replace
 
 from autointerp.ask.explanation_row import blank_row
 from autointerp.ask.forecast import Estimate
+from autointerp.ask.question import side_by_side
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
-from autointerp.explain.asking import ask_labels, estimate_labels, in_reply_form
+from autointerp.explain.asking import as_taken, ask_labels, estimate_labels
 from autointerp.explain.explainer import ExplainRun, OpenRun, named
 from autointerp.explain.label_question import LabelPrompt
 from autointerp.explain.one_call import OneCall
@@ -101,7 +101,7 @@ async def labels_of(work: OpenRun, prompt: LabelPrompt, features: Sequence[int])
             await work.writer.explanation(row)
             found[row.feature] = row
 
-        await ask_labels(work.run, await in_reply_form(prompt, client), client, missing, write)
+        await ask_labels(work.run, await as_taken(work.run, prompt, client), client, missing, write)
     return found
 
 
@@ -112,7 +112,7 @@ async def make_in_blocks(
     size = max(_BLOCK, work.run.job.in_flight)
     for start in range(0, len(features), size):
         rows = await make(features[start : start + size])
-        await asyncio.gather(*(work.write(row) for row in rows))
+        await side_by_side(work.write(row) for row in rows)
 
 
 # --- forecasts ------------------------------------------------------------------------------------------------------

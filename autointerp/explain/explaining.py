@@ -59,6 +59,16 @@ def _checked(job: Job, config: ExplainConfig, score_config: ScoreConfig | None) 
     return run
 
 
+def check_settings(job: Job, config: ExplainConfig, score_config: ScoreConfig | None = None) -> bool:
+    """Whether the configured explainer asks an LLM. Raises InputError where `explain` would refuse the settings, or
+    where a template cannot be read. Nothing is read of the store."""
+    run = _checked(job, config, score_config)
+    for name in run.explainer.made_of(config):
+        explainer_named(name)
+    run.explainer.digest(run)
+    return not run.explainer.is_free
+
+
 def _begin(job: Job, plan: Plan) -> Outcome:
     """Writes the rows that take no call; the outcome so far."""
     outcome = Outcome(pending=plan.size)

@@ -15,6 +15,9 @@ from autointerp.explain.label_replies import Label, parse_label
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, FeatureEvidence, Side
 
+_LARGEST_SAMPLE = 2**31 - 1
+"""The ledger numbers samples by integers of 32 bits."""
+
 
 @dataclass(frozen=True)
 class Correction:
@@ -42,6 +45,9 @@ class LabelPrompt:
     config: ExplainConfig
     is_json: bool = False
     """Ask for a JSON object instead of a `LABEL:` line."""
+    sends_seed: bool = True
+    """Whether the seed is sent, unless it is 0. Without it a sample has its own number in the ledger, and is drawn by
+    the temperature alone."""
 
     def in_json(self, is_json: bool) -> LabelPrompt:
         return replace(self, is_json=is_json)
@@ -64,7 +70,7 @@ class LabelPrompt:
             {"role": "system", "content": self.template.block("system", json=self.is_json)},
             {"role": "user", "content": self.template.block("user", mark=fence, **values)},
         ]
-        return self._request(messages, evidence, sample=0)
+        return self._request(messages, evidence)
 
     def again(self, request: Request, reply: str, evidence: FeatureEvidence) -> Request:
         """The request that asks once more after a reply without a label, and shows that reply."""
@@ -73,15 +79,16 @@ class LabelPrompt:
             {"role": "assistant", "content": reply},
             {"role": "user", "content": self.template.block("again", json=self.is_json)},
         ]
-        return self._request(messages, evidence, sample=request.sample)
+        return self._request(messages, evidence)
 
-    def _request(self, messages: list[dict[str, str]], evidence: FeatureEvidence, sample: int) -> Request:
+    def _request(self, messages: list[dict[str, str]], evidence: FeatureEvidence) -> Request:
         extra = {"response_format": response_format(self.side is None)} if self.is_json else {}
+        sent = self.config.seed if self.sends_seed else 0
         return Request(
             "chat",
-            chat_body(self.config, messages, self.config.max_tokens, seed=self.config.seed, **extra),
+            chat_body(self.config, messages, self.config.max_tokens, seed=sent, **extra),
             "explain",
-            sample=sample,
+            sample=0 if self.sends_seed else self.config.seed & _LARGEST_SAMPLE,
             dictionary_id=evidence.dictionary_id,
             feature=evidence.feature,
         )

@@ -73,17 +73,18 @@ def _label(raw: str, side: Side | None) -> Label:
 def _last_object(reply: str) -> tuple[int, dict[str, Any]] | None:
     """The last outermost JSON object whose "label" is a string or null, as (where it ends, the object)."""
     begin = max(0, len(reply) - _SEARCHED)
+    tail = reply[begin:]  # a decoder's error counts the lines of all that it was given
     decoder = json.JSONDecoder()
     last: tuple[int, dict[str, Any]] | None = None
-    at = begin
-    while (start := _OBJECT.search(reply, at)) is not None:
+    at = 0
+    while (start := _OBJECT.search(tail, at)) is not None:
         at = start.end()
         try:
-            value, end = decoder.raw_decode(reply, start.start())
+            value, end = decoder.raw_decode(tail, start.start())
         except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, nested too deep
             continue
         if "label" in value and isinstance(value["label"], (str, type(None))):
-            last, at = (end, value), end
+            last, at = (begin + end, value), end
     return last
 
 

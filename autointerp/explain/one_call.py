@@ -10,7 +10,7 @@ from autointerp.ask.forecast import Estimate
 from autointerp.ask.prompts import load_template
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
-from autointerp.explain.asking import ask_labels, estimate_labels, in_reply_form
+from autointerp.explain.asking import as_taken, ask_labels, estimate_labels
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
 from autointerp.explain.label_question import LabelPrompt
@@ -54,7 +54,7 @@ class OneCall:
 
     async def explain(self, work: OpenRun, features: Sequence[int]) -> None:
         client = await work.client(work.run.config)
-        prompt = await in_reply_form(self._prompt(work.run), client)
+        prompt = await as_taken(work.run, self._prompt(work.run), client)
         await ask_labels(work.run, prompt, client, features, work.write)
 
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:

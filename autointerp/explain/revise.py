@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from autointerp.ask.forecast import Estimate
 from autointerp.ask.job import BLOCK, Blocks, run_pool
 from autointerp.config import ExplainConfig
-from autointerp.explain.asking import ask_label, estimate_labels, evidence_for, in_reply_form
+from autointerp.explain.asking import as_taken, ask_label, estimate_labels, evidence_for
 from autointerp.explain.composite import (
     check_base,
     composite_row,
@@ -115,7 +115,7 @@ async def _rewrite(work: OpenRun, digest: str, wrong: Mapping[int, _Wrong]) -> d
     """The composite rows of the labels that have mistakes."""
     run = work.run
     client = await work.client(run.config)
-    prompt = await in_reply_form(REVISER.prompt(run.config, run.job.prompts), client)
+    prompt = await as_taken(run, REVISER.prompt(run.config, run.job.prompts), client)
     rows: dict[int, Explanation] = {}
 
     async def rewrite(evidence: FeatureEvidence) -> None:

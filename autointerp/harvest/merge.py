@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from autointerp.corpus.token_text import TokenText
 from autointerp.harvest.accumulators import TILE_BITS, TOKEN_BITS, bin_edges
 from autointerp.harvest.decoder_neighbours import decoder_neighbours
 from autointerp.harvest.shards import HarvestFolder, Piece
+from autointerp.progress import Counting, uncounted
 from autointerp.records import SPLITS
 from autointerp.sae.sae import Sae
 from autointerp.store.merge_units import HistogramEdges, MergeSource, MergeTarget, UnitTotals, bounds_of, merge_units
@@ -76,6 +76,7 @@ def merge(
     key: str = "",
     no_projection: str | None = None,
     threads: int | None = None,
+    counting: Counting = uncounted,
 ) -> dict[str, int]:
     """Put a finished harvest into the store: corpus, harvest and features rows, and a new evidence file. A second call
     gives equal rows under equal ids. `key` is stored with the harvest, so that the caller can see that it is done, and
@@ -88,15 +89,14 @@ def merge(
     totals = summed(pieces)
     n_tokens = sum(totals.get(f"n_tokens_{split}", 0) for split in SPLITS)
     corpus_id = store.add_corpus(corpus.source, corpus.config, corpus.tokenizer_sha256, totals["n_documents"], n_tokens)
-    identity = json.loads((folder.root / "identity.json").read_text(encoding="utf-8"))
     harvest_id = store.add_harvest(
         dictionary_id,
         corpus_id,
         n_tokens,
-        {**identity, "key": key, "merge": {"negatives": config.negatives, "neighbours": config.neighbours}},
+        {**folder.identity, "key": key, "merge": {"negatives": config.negatives, "neighbours": config.neighbours}},
         {**totals, **({} if no_projection is None else {"no_projection": no_projection})},
     )
     target = MergeTarget(dictionary_id, corpus_id, harvest_id)
     source = merge_source(pieces, sae, text, config)
     limit = working_memory(sae.d_sae, threads)
-    return merge_units(store, source, target, config, memory_limit=limit, threads=threads)
+    return merge_units(store, source, target, config, memory_limit=limit, threads=threads, counting=counting)

@@ -43,20 +43,23 @@ def recompute(
     excluded_ids: frozenset[int], on_windows: Callable[[int, int], None] = lambda done, of: None,
 ) -> Deviation:  # fmt: skip
     """Run each context's window through the model and compare its feature on the context's tokens, silent tokens
-    included. Tokens in `excluded_ids` (TokenText.excluded_ids) are not compared. `on_windows` is called after each
-    batch with the number of windows done and the number of all windows."""
+    included. The harvest's batches are not made again: windows run beside equally long ones only, without padding, and
+    in at most half of `batch_tokens`, so what a harvest's padding or neighbours changed shows. Tokens in `excluded_ids`
+    (TokenText.excluded_ids) are not compared. `on_windows` is called after each batch with the number of windows done
+    and the number of all windows."""
     windows: dict[int, Window] = {}
     by_window: dict[int, list[StoredContext]] = {}
     for context in contexts:
         windows.setdefault(context.window_id, Window("", 0, "explain", context.token_ids, context.n_prefix))
         by_window.setdefault(context.window_id, []).append(context)
     window_ids = list(windows)
-    batches = make_batches([windows[i] for i in window_ids], batch_tokens, loaded.pad_id)
+    half = max(1, batch_tokens // 2)
+    batches = make_batches([windows[i] for i in window_ids], half, loaded.pad_id, shortest_share=1)
     worst, absolute, relative, n_values = None, 0.0, 0.0, 0
     halving, n_done = Halving(), 0
     for batch in batches:
         for part, found in halving.run(
-            batch.to(loaded.device), lambda p: activations_at_all(loaded, [hookpoint], p.ids)
+            batch.to(loaded.device), lambda p: activations_at_all(loaded, [hookpoint], p.ids, p.lengths)
         ):
             for row, index in enumerate(part.indices):
                 codes = sae.encode_sparse(found[0][row, : int(part.lengths[row])].to(sae.W_enc.device))

@@ -2,7 +2,8 @@
 
     <root>/identity.json        what the units depend on; a harvest with another identity is refused
     <root>/n_units.json         the number of units of the corpus, once a process has read to its end
-    <root>/units/u00000012/     tables (store/unit_tables.py) and unit.json; either complete or absent
+    <root>/units/u00000012/     tables (store/unit_tables.py) and unit.json, with the checksums of the tables; either
+                                complete or absent
     <root>/folds/f00000000-7/   the joined tables of several units, and unit.json, which names them
     <root>/partial/             the state of unfinished units (checkpoint.py)
 
@@ -18,15 +19,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autointerp.errors import DamagedError, InputError, MismatchError
+from autointerp.harvest.sealed_files import AGAIN, check_files, file_hashes, read_json, write_json, written
 from autointerp.harvest.unit_evidence import UnitEvidence
-from autointerp.store.safety.faults import from_os
 from autointerp.store.safety.row_ledger import fsync_folder
 from autointerp.store.unit_tables import TABLES, ListBounds, fold_units, write_unit
 
@@ -34,6 +35,8 @@ FOLD_EVERY = 8
 """Unit folders that a process gathers before it folds them. This bounds the disk that a long harvest needs."""
 PARTIAL = "partial"
 _MANIFEST = "unit.json"
+_ALL_AGAIN = "delete its folder to harvest again from the start"
+_COUNT_AGAIN = "delete this file and run `autointerp harvest` again, which counts the units anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Piece:
     path: Path
     units: tuple[int, ...]
     totals: Mapping[str, int]
+    hashes: Mapping[str, str]
+    """The sha256 of each of its Parquet files, by name."""
 
 
 class HarvestFolder:
@@ -51,7 +56,7 @@ class HarvestFolder:
     def __init__(self, root: Path, identity: Mapping[str, Any], bounds: ListBounds) -> None:
         self.root, self._bounds = root, bounds
         self._units, self._folds = root / "units", root / "folds"
-        with _written(root):
+        with written(root):
             for folder in (self._units, self._folds):
                 folder.mkdir(parents=True, exist_ok=True)
         self.identity: Mapping[str, Any] = json.loads(json.dumps(dict(identity), default=str))
@@ -63,7 +68,7 @@ class HarvestFolder:
         path = self.root / "identity.json"
         if not path.exists():
             write_json(path, identity)
-        found = _read_json(path)
+        found = read_json(path, _ALL_AGAIN)
         if found == identity:
             return
         names = sorted(set(found) | set(identity))
@@ -101,7 +106,7 @@ class HarvestFolder:
         if not target.exists():
             with self._new_folder(target) as folder:
                 write_unit(evidence.index, evidence.tables, folder)
-                write_json(folder / _MANIFEST, {"units": [evidence.index], "totals": evidence.totals})
+                _write_manifest(folder, [evidence.index], evidence.totals)
         self._done.add(evidence.index)
 
     def fold(
@@ -111,10 +116,12 @@ class HarvestFolder:
         at_least: int = FOLD_EVERY,
         memory_limit: str | None = None,
     ) -> None:
-        """Join this shard's unit folders and its earlier fold into one folder, once it has `at_least` unit folders."""
+        """Join this shard's unit folders and its earlier fold into one folder, once it has `at_least` unit folders.
+        Raises DamagedError if a file is not what was written."""
         own = [p for p in self.pieces() if all(unit % num_shards == shard_index for unit in p.units)]
         if sum(p.path.parent == self._units for p in own) < at_least:
             return
+        _check(own)
         units = sorted(unit for piece in own for unit in piece.units)
         totals: dict[str, int] = {}
         for piece in own:
@@ -122,7 +129,7 @@ class HarvestFolder:
                 totals[name] = totals.get(name, 0) + n
         with self._new_folder(self._folds / f"f{units[0]:08d}-{len(units)}") as folder:
             fold_units([piece.path for piece in own], self._bounds, folder, memory_limit)
-            write_json(folder / _MANIFEST, {"units": units, "totals": totals})
+            _write_manifest(folder, units, totals)
         for piece in own:
             remove_folder(piece.path)
 
@@ -131,7 +138,7 @@ class HarvestFolder:
         path = self.root / "n_units.json"
         if not path.exists():
             write_json(path, {"n_units": n_units})
-        known = _read_json(path)["n_units"]
+        known = read_json(path, _COUNT_AGAIN)["n_units"]
         if known != n_units:
             raise MismatchError(
                 f"the corpus had {known} work units when {self.root} was begun and now has {n_units}: the text has "
@@ -142,10 +149,11 @@ class HarvestFolder:
     def n_units(self) -> int | None:
         """The number of units of the corpus; None until it has been read to its end."""
         path = self.root / "n_units.json"
-        return int(_read_json(path)["n_units"]) if path.exists() else None
+        return int(read_json(path, _COUNT_AGAIN)["n_units"]) if path.exists() else None
 
     def complete(self) -> list[Piece]:
-        """All pieces of a finished harvest. If it is not finished, raises InputError, which names what is missing."""
+        """All pieces of a finished harvest. If it is not finished, raises InputError, which names what is missing.
+        Raises DamagedError if a file is not what was written."""
         pieces, n_units = self.pieces(), self.n_units
         done = {unit for piece in pieces for unit in piece.units}
         if n_units is None:
@@ -160,6 +168,7 @@ class HarvestFolder:
                 f"{len(missing)} of {n_units} work units are not harvested yet (units {listed}); run the shards that "
                 "hold them, then merge again"
             )
+        _check(pieces)
         return pieces
 
     @contextmanager
@@ -168,7 +177,7 @@ class HarvestFolder:
         first, the new folder is dropped, since both have equal content."""
         folder = self.root / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
         try:
-            with _written(folder):
+            with written(folder):
                 folder.mkdir()
                 yield folder
                 shutil.rmtree(folder / "spill", ignore_errors=True)
@@ -203,14 +212,6 @@ class HarvestFolder:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise from_os(error, path) from error
-
-
 def remove_folder(folder: Path) -> None:
     """Delete a folder, and what a killed process has left of it. The folder is renamed first, so no part of it is ever
     found under its name."""
@@ -224,34 +225,8 @@ def may_hold(root: Path, facts: Mapping[str, Any]) -> bool:
     """Whether `root` may hold a harvest with these facts: false only if its identity file says otherwise."""
     if not (root / "identity.json").exists():
         return True
-    found = _read_json(root / "identity.json")
+    found = read_json(root / "identity.json", _ALL_AGAIN)
     return all(found.get(name) == value for name, value in json.loads(json.dumps(dict(facts), default=str)).items())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a small file so that it is either whole or absent."""
-    new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with _written(path):
-        try:
-            with new.open("w", encoding="utf-8") as handle:
-                json.dump(value, handle, sort_keys=True)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(new, path)
-            fsync_folder(path.parent)
-        finally:
-            with suppress(OSError):
-                new.unlink(missing_ok=True)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{path} cannot be read ({error}); delete its folder to harvest that part again") from None
-    if not isinstance(value, dict):
-        raise DamagedError(f"{path} holds no JSON object; delete its folder to harvest that part again")
-    return value
 
 
 def _pieces(paths: Iterable[Path]) -> list[Piece]:
@@ -267,8 +242,18 @@ def _pieces(paths: Iterable[Path]) -> list[Piece]:
 
 
 def _piece(path: Path) -> Piece:
-    found = _read_json(path / _MANIFEST)
+    found = read_json(path / _MANIFEST)
     missing = [name for name in TABLES if not (path / f"{name}.parquet").exists()]
     if missing:
-        raise DamagedError(f"{path} lacks {missing[0]}.parquet; delete the folder to harvest that part again")
-    return Piece(path, tuple(found["units"]), found["totals"])
+        raise DamagedError(f"{path} lacks {missing[0]}.parquet; {AGAIN}")
+    return Piece(path, tuple(found["units"]), found["totals"], found["files"])
+
+
+def _write_manifest(folder: Path, units: Sequence[int], totals: Mapping[str, int]) -> None:
+    hashes = file_hashes(folder / f"{name}.parquet" for name in TABLES)
+    write_json(folder / _MANIFEST, {"units": list(units), "totals": dict(totals), "files": hashes})
+
+
+def _check(pieces: Iterable[Piece]) -> None:
+    for piece in pieces:
+        check_files(piece.path, piece.hashes)

@@ -158,7 +158,7 @@ class _UnitPass:
         points = list(dict.fromkeys(work.target.hookpoint for work in turn))
 
         def forward(part: Batch) -> dict[Hookpoint, Tensor]:
-            return dict(zip(points, activations_at_all(self._loaded, points, part.ids), strict=True))
+            return dict(zip(points, activations_at_all(self._loaded, points, part.ids, part.lengths), strict=True))
 
         for part, activations in self._halving.run(batch.to(self._loaded.device), forward):
             counted = eligible(part, self._settings.excluded_ids)

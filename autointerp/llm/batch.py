@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from autointerp.background import in_background
 from autointerp.errors import AutointerpError, StoppedError
 from autointerp.llm.batch_files import (
     MOST_REQUESTS,
@@ -29,10 +29,10 @@ from autointerp.llm.batch_files import (
     custom_id,
     input_line,
     parted,
-    read_line,
     stand_in,
 )
 from autointerp.llm.batch_handover import PATIENCE, Handover
+from autointerp.llm.batch_results import Reading, read_files
 from autointerp.llm.batch_transport import BatchTransport
 from autointerp.llm.batch_work import Batch, Outcome, Waiting
 from autointerp.llm.budget import Reservation, cost_usd
@@ -41,20 +41,17 @@ from autointerp.llm.endpoint_errors import (
     AttemptError,
     BadReplyError,
     DeclinedError,
-    EndpointCredentialsError,
     RequestRefusedError,
     UnavailableError,
 )
 from autointerp.llm.ledger import BatchBook
-from autointerp.llm.replies import Envelope, Usage, load_json, read_envelope, storable_reply
+from autointerp.llm.replies import Envelope, Usage, load_json, read_envelope, read_usage, storable_reply
 from autointerp.llm.requests import FINAL_STATUSES, Reply, ReplyStatus, Request
-from autointerp.llm.retry import Attempts, retrying_alone
+from autointerp.llm.retry import MAX_BAD_REPLIES, Attempts, retrying_alone
 from autointerp.llm.transport import PATHS, error_in_ok_reply
 from autointerp.records import BatchedRequest, BatchRecord, CallRecord
 
 T = TypeVar("T")
-AT_ONCE = 256
-"""How many results are recorded at the same time, in one or a few commits."""
 
 
 class BatchClient(LlmClient):
@@ -79,38 +76,43 @@ class BatchClient(LlmClient):
         self._watched: dict[asyncio.Task[None], Batch] = {}
         self._arrived = asyncio.Event()
         self._collector: asyncio.Task[None] | None = None
+        self._untold: AutointerpError | None = None
+        """The first error of a batch, or of the collector, that no caller waited for."""
 
     async def __aenter__(self) -> BatchClient:
         await super().__aenter__()
-        for record, requests in await self._book.unfinished(self.endpoint.base_url, self.endpoint.model):
+        for record, requests in await self._unfinished():
             batch = Batch(record, {r.custom_id: r for r in requests}, resumed=True)
             self._under_way.update(dict.fromkeys(batch.requests, record.batch_key))
             self._say(f"going on with batch {record.batch_id or record.batch_key} of {len(requests):,} requests")
             self._watch(batch)
-        self._collector = asyncio.create_task(self._collect(), name="batch-collector")
+        self._collector = in_background(self._collect(), "the collector of batches", self._end_all)
         return self
+
+    async def _unfinished(self) -> list[tuple[BatchRecord, list[BatchedRequest]]]:
+        """What earlier runs left at this endpoint. Older versions wrote its whole address."""
+        addresses = dict.fromkeys((self.endpoint.address, self.endpoint.base_url))
+        return [one for where in addresses for one in await self._book.unfinished(where, self.endpoint.model)]
 
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None and self._stopped is None:
             # Fetch an earlier run's batch if it has ended, even if no caller waits for it now: it is paid for.
             for task, batch in list(self._watched.items()):
-                looked = asyncio.create_task(batch.looked.wait())
-                await asyncio.wait([task, looked], return_when=asyncio.FIRST_COMPLETED)
-                looked.cancel()
+                task.add_done_callback(lambda _task, batch=batch: batch.looked.set())  # type: ignore[misc]
+                await batch.looked.wait()
         left = len(self._watched)
         tasks = [*self._watched, *([self._collector] if self._collector is not None else [])]
         for task in tasks:
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if left:
             self._say(
                 f"{left} unfinished {'batch goes' if left == 1 else 'batches go'} on at the endpoint; the same command "
                 "with the batch API fetches what is ready and waits for the rest"
             )
         await super().__aexit__(kind, *rest)
-        for result in results:
-            if isinstance(result, AutointerpError) and kind is None:
-                raise result
+        if self._untold is not None and kind is None:
+            raise self._untold
 
     def stop(self, error: AutointerpError) -> None:
         super().stop(error)
@@ -152,18 +154,19 @@ class BatchClient(LlmClient):
                 await asyncio.sleep(self.llm.batch_quiet_seconds)
             self._arrived.clear()
             if self._queue:
-                try:
-                    self._submit_what_fits()
-                except Exception as error:
-                    self._end_all(error)
-                    raise
+                self._submit_what_fits()
 
-    def _end_all(self, error: Exception) -> None:
+    def _end_all(self, error: AutointerpError) -> None:
         """End every caller's wait with `error`: a fault in this program must not leave one waiting."""
-        problem = error if isinstance(error, AutointerpError) else AutointerpError(f"{type(error).__name__}: {error}")
-        self.stop(problem)
-        for waiting in list(self._waiting.values()):
-            waiting.fail(problem)
+        self._end(list(self._waiting.values()), error)
+
+    def _end(self, callers: Sequence[Waiting], error: AutointerpError) -> None:
+        """Send nothing more, and tell these callers why. Where there are none, it is raised at the end."""
+        if not callers:
+            self._untold = self._untold or error
+        self.stop(error)
+        for waiting in callers:
+            waiting.fail(error)
 
     def _submit_what_fits(self) -> None:
         """Start batches with the queue's first requests, as many as the budget has room for. The others wait for the
@@ -195,7 +198,7 @@ class BatchClient(LlmClient):
     def _batch_of(self, requests: Sequence[Request], reserved: dict[str, Reservation]) -> Batch:
         record = BatchRecord(
             batch_key=uuid.uuid4().hex, batch_id=None, run_id=self.run_id, model=self.endpoint.model,
-            base_url=self.endpoint.base_url, kind=requests[0].kind, input_file_id=None, status="uploading",
+            base_url=self.endpoint.address, kind=requests[0].kind, input_file_id=None, status="uploading",
             created_at=time.time(),
         )  # fmt: skip
         listed = [batched(request) for request in requests]
@@ -215,7 +218,7 @@ class BatchClient(LlmClient):
     # --- one batch --------------------------------------------------------------------------------------------------
 
     def _watch(self, batch: Batch) -> None:
-        task = asyncio.create_task(self._run(batch), name=f"batch-{batch.record.batch_key}")
+        task = in_background(self._run(batch), f"batch {batch.record.batch_key}", self._end_all)
         self._watched[task] = batch
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -248,14 +251,8 @@ class BatchClient(LlmClient):
             if problem is not None:
                 raise problem
             await self._again(batch, state)
-        except AutointerpError as error:
-            self.stop(error)
-            for one in batch.requests:
-                if (waiting := self._waiting.get(one)) is not None:
-                    waiting.fail(error)
-        except Exception as error:
-            self._end_all(error)
-            raise
+        except AutointerpError as error:  # other batches under way are fetched all the same
+            self._end([self._waiting[one] for one in batch.requests if one in self._waiting], error)
         finally:
             self._forget(batch)
             for reservation in batch.reserved.values():
@@ -270,28 +267,20 @@ class BatchClient(LlmClient):
     # --- results ----------------------------------------------------------------------------------------------------
 
     async def _fetch(self, batch: Batch, state: BatchState) -> None:
-        """Read both result files and record every result in them."""
+        """Read both result files and record every result in them, those that cannot be read too."""
         files = [f for f in (state.output_file_id, state.error_file_id) if f is not None]
         attempts = Attempts(max(PATIENCE, self.llm.attempts))
+        reading = Reading()
         failure: AttemptError | None = None
 
+        async def take(lines: list[ResultLine]) -> None:
+            await self._take_block(batch, state, lines)
+
         async def once() -> None:
-            read = unreadable = 0
-            batch.strays = 0
+            nonlocal reading
+            reading, batch.strays = Reading(), 0
             try:
-                for file_id in files:
-                    async with aclosing(self._batches.lines(file_id)) as lines:
-                        async for block in _blocks(lines):
-                            found = [read_line(self._transport.redact(x.decode("utf-8", "replace"))) for x in block]
-                            unreadable += found.count(None)
-                            read += len(block)
-                            await self._take_block(batch, state, [line for line in found if line is not None])
-                if unreadable or (read < state.n_results and len(batch.done) < len(batch.requests)):
-                    raise BadReplyError(f"{unreadable} of {read} lines were unreadable, of {state.n_results} expected")
-            except EndpointCredentialsError as error:
-                if error.http_status != 404:
-                    raise
-                self._say(f"a result file of batch {state.batch_id} is gone: {error}")
+                await read_files(files, self._batches, batch, state, take, self._say, reading)
             except AttemptError as error:
                 attempts.failed_alone(error)
                 raise
@@ -305,10 +294,59 @@ class BatchClient(LlmClient):
                 f"the results of batch {state.batch_id} cannot be fetched: {failure}; they stay at the endpoint: run "
                 "again later"
             )
-        note = f", {batch.strays} lines that belong to no request" if batch.strays else ""
+        n_unread = await self._take_unread(batch, state, reading)
+        notes = [f"{batch.strays} lines that belong to no request"] if batch.strays else []
+        if n_unread:
+            notes.append(f"{n_unread} that cannot be read, though they are paid for")
         self._say(
-            f"batch {state.batch_id} is {state.status}: {len(batch.done):,} of {len(batch.requests):,} done{note}"
+            f"batch {state.batch_id} is {state.status}: {len(batch.done):,} of {len(batch.requests):,} done"
+            + "".join(f", {note}" for note in notes)
         )
+
+    async def _take_unread(self, batch: Batch, state: BatchState, reading: Reading) -> int:
+        """Record the requests whose results are there and cannot be read, at the cost that the endpoint states or,
+        where that is unreadable too, at the most that was expected. Return how many they are."""
+        found = reading.unread_of(batch, state)
+        for one, lost in found.items():
+            if self._is_recorded(batch, one):
+                continue
+            request = self._request_of(batch, one)
+            expected = self._expected_usage(request)
+            used = read_usage({"usage": lost.usage}, expected) or expected
+            await self._take_bad(batch, state, one, BadReplyError(lost.why), used)
+        return len(found)
+
+    async def _take_bad(
+        self, batch: Batch, state: BatchState, one: str, failure: BadReplyError, used: Usage
+    ) -> None:  # fmt: skip
+        """Record an unusable reply that is billed, once."""
+        batch.failures[one] = failure
+        if one in batch.billed:
+            return
+        batch.billed.add(one)
+        found = batch.requests[one]
+        cost = self._batch_cost(self._request_of(batch, one), used)
+        record = _record_of(batch, state, found, Outcome("bad_reply", failure.raw, str(failure), used, cost))
+        await self._record(record)
+        self._settle_one(batch, one, record)
+        if (waiting := self._waiting.get(one)) is not None:
+            waiting.bad.append(record)
+
+    def _is_recorded(self, batch: Batch, one: str) -> bool:
+        """Whether an earlier process has recorded a final answer. If so, the caller that waits for it gets it."""
+        if not batch.resumed:
+            return False
+        found = batch.requests[one]
+        known = self.ledger.find(found.request_sha256, found.sample)
+        if known is None or known.status not in FINAL_STATUSES:
+            return False
+        self._give(batch, one, None)
+        return True
+
+    def _request_of(self, batch: Batch, one: str) -> Request:
+        """The request with this custom_id, or one in its place, where no caller in this process has it."""
+        waiting = self._waiting.get(one)
+        return waiting.request if waiting else stand_in(batch.record.kind, batch.record.model, batch.requests[one])
 
     async def _take_block(self, batch: Batch, state: BatchState, lines: Sequence[ResultLine]) -> None:
         """Record each result once. Where two lines belong to one request, the first usable one counts."""
@@ -330,14 +368,9 @@ class BatchClient(LlmClient):
 
     async def _take(self, batch: Batch, state: BatchState, line: ResultLine) -> None:
         """Record one result, then give it to the caller that waits for it. A failure that may pass is only noted."""
-        found = batch.requests[line.custom_id]
-        if batch.resumed:
-            known = self.ledger.find(found.request_sha256, found.sample)
-            if known is not None and known.status in FINAL_STATUSES:
-                self._give(batch, line.custom_id, None)
-                return
-        waiting = self._waiting.get(line.custom_id)
-        request = waiting.request if waiting else stand_in(batch.record.kind, batch.record.model, found)
+        if self._is_recorded(batch, line.custom_id):
+            return
+        request = self._request_of(batch, line.custom_id)
         used: Usage | None = None
         envelope: Envelope | None = None
         raw: str | None = line.body
@@ -353,22 +386,19 @@ class BatchClient(LlmClient):
             status, error, raw = declined.status, str(declined), declined.raw
         except (AttemptError, AutointerpError) as failure:
             batch.failures[line.custom_id] = failure
-            if used is None or not isinstance(failure, BadReplyError):
-                return
-            if line.custom_id in batch.billed:
-                return
-            batch.billed.add(line.custom_id)
-            status, error, raw = "bad_reply", str(failure), failure.raw
+            if isinstance(failure, BadReplyError):  # it was answered, and is billed
+                await self._take_bad(batch, state, line.custom_id, failure, used or self._expected_usage(request))
+            return
         stored = storable_reply(request.kind, raw, envelope.payload) if raw is not None and envelope else raw
         used = used or Usage(0, 0, 0, 0.0)
-        outcome = Outcome(status, stored, error, used, self._batch_cost(request, used))
-        record = _record_of(batch, state, found, outcome)
+        record = _record_of(
+            batch,
+            state,
+            batch.requests[line.custom_id],
+            Outcome(status, stored, error, used, self._batch_cost(request, used)),
+        )
         await self._record(record)
         self._settle_one(batch, line.custom_id, record)
-        if status == "bad_reply":
-            if (waiting := self._waiting.get(line.custom_id)) is not None:
-                waiting.bad.append(record)
-            return
         self._give(batch, line.custom_id, (record, line.body if envelope is not None else None))
 
     def _payload(self, request: Request, line: ResultLine) -> Any:
@@ -431,7 +461,11 @@ class BatchClient(LlmClient):
                 continue
             waiting.failures += state is not None
             failure = batch.failures.get(one)
-            again = waiting.failures < self.llm.attempts and not isinstance(failure, RequestRefusedError)
+            again = (
+                waiting.failures < self.llm.attempts
+                and len(waiting.bad) < MAX_BAD_REPLIES
+                and not isinstance(failure, RequestRefusedError)
+            )
             if state is None or again:
                 self._enqueue(waiting)
                 continue
@@ -466,15 +500,3 @@ def _record_of(batch: Batch, state: BatchState, request: BatchedRequest, outcome
         attempts=outcome.attempts,
         error=outcome.error,
     )
-
-
-async def _blocks(lines: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    block: list[bytes] = []
-    async for line in lines:
-        if line.strip():
-            block.append(line)
-        if len(block) >= AT_ONCE:
-            yield block
-            block = []
-    if block:
-        yield block

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,12 +141,68 @@ def _error_text(error: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class FileLine:
+    """A line of a file, as it was downloaded."""
+
+    text: bytes
+    """The line; of one that is too long, only the beginning."""
+    size: int
+    """Bytes of the whole line."""
+    tail: bytes = b""
+    """The end of a line that is too long."""
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.tail
+
+
+@dataclass(frozen=True, slots=True)
 class ResultLine:
     custom_id: str
     status: int | None
     """HTTP status of the request's own reply; None where there was no reply."""
     body: str
     """That reply as JSON, or the error as JSON where there was no reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadLine:
+    """A line that holds a result, but cannot be read. Its request was answered, and has its price."""
+
+    custom_id: str | None
+    """The request that it belongs to; None where that cannot be read either."""
+    why: str
+    usage: dict[str, Any] | None = None
+    """The usage object at its end, where it is too long."""
+    is_too_long: bool = False
+    """Then it will be so at every download, while another one may be torn at this one only."""
+
+
+_CUSTOM_ID = re.compile(r'"custom_id"\s*:\s*"([^"\\]{1,100})"')
+_USAGE = re.compile(r'(?<!\\)"usage"\s*:\s*(?=\{)')
+
+
+def unread(line: FileLine, text: str, tail: str, cap: int) -> UnreadLine:
+    """What can be said of a line that is longer than `cap` bytes, or is no result. `text`, `tail`: those of `line`,
+    decoded."""
+    named = _CUSTOM_ID.search(text)
+    custom_id = named[1] if named else None
+    if line.is_whole:
+        return UnreadLine(custom_id, f"its line in the result file, of {line.size:,} bytes, is no result")
+    why = f"its line in the result file has {line.size:,} bytes, and llm.max_reply_bytes allows {cap:,} in a batch"
+    return UnreadLine(custom_id, why, _usage_in(tail), is_too_long=True)
+
+
+def _usage_in(text: str) -> dict[str, Any] | None:
+    """The last usage object in `text`."""
+    places = list(_USAGE.finditer(text))
+    if not places:
+        return None
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text, places[-1].end())
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def read_line(line: str) -> ResultLine | None:

@@ -87,7 +87,7 @@ class Handover:
             await self._book.finish(record.batch_key, "lost", "the endpoint no longer knows it")
             return None
         raise InputError(
-            f"{self._endpoint.base_url} knows no batch {batch_id}, which an earlier run handed over and paid for; "
+            f"{self._endpoint.address} knows no batch {batch_id}, which an earlier run handed over and paid for; "
             f"use the key of the same project (it is given up {LONGEST_S / 3600:.0f} hours after its creation)"
         )
 
@@ -119,7 +119,7 @@ class Handover:
 
     def refusal(self, state: BatchState, n: int) -> AutointerpError:
         reason = state.errors or "no reason was given"
-        why = f"{self._endpoint.base_url} did not take the batch {state.batch_id}: {reason}"
+        why = f"{self._endpoint.address} did not take the batch {state.batch_id}: {reason}"
         if "token_limit" in state.errors:
             return StoppedError(
                 f"{why}; wait for other batches, or lower llm.batch_in_flight, so that fewer than {n:,} requests are "
@@ -146,6 +146,6 @@ class Handover:
         except AttemptError as failure:
             why = str(failure)
         raise StoppedError(
-            f"the batch API at {self._endpoint.base_url} does not answer: {why}; what is done is kept, and batches go "
+            f"the batch API at {self._endpoint.address} does not answer: {why}; what is done is kept, and batches go "
             "on there: run again later"
         )

@@ -16,6 +16,9 @@ TOP = (20, 5)
 """Alternatives per token to ask for, in turn. OpenAI allows at most 20 (5 on completions), vLLM 20 by default."""
 
 
+_SHORT = [{"role": "user", "content": "Answer with the digit 7 and nothing else."}]
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What `probe` found, or what is taken for granted (UNPROBED). `notes` says what is missing and why."""
@@ -100,24 +103,50 @@ async def honours_json_schema(client: LlmClient) -> bool:
     }
     if endpoint.temperature is not None:
         body["temperature"] = endpoint.temperature
-    request = Request("chat", body, "probe", truncation_ok=True)
-    known = client.ledger.find(request.sha256, 0)
-    if known is not None and known.status in FINAL_STATUSES:
-        reply = await client.ask(request)
-    else:
-        try:
-            reply = await client.send(request, raise_refusals=True)
-        except RequestRefusedError:
-            return False
-        except EndpointCredentialsError as error:
-            if error.http_status != 403:  # some endpoints forbid a field so; where it is the key, the next call says so
-                raise
-            return False
+    reply = await _unless_refused(client, body)
+    if reply is None:
+        return False
     try:
         answer = load_json(reply.text)
     except BadReplyError:
         return False
     return reply.ok and isinstance(answer, dict) and isinstance(answer.get("answer"), str)
+
+
+async def takes_seed(client: LlmClient) -> bool:
+    """Whether a chat request may carry a seed. Whether the endpoint heeds it is not asked.
+
+    Takes one short call for each client, unless the ledger has it, recorded under stage 'probe'. Raises the errors that
+    end a run, as `probe` does.
+    """
+    if client.takes_seed is None:
+        endpoint = client.endpoint
+        body: dict[str, Any] = {
+            "model": endpoint.model,
+            "messages": _SHORT,
+            endpoint.max_tokens_field: endpoint.max_tokens,
+        }
+        if endpoint.temperature is not None:
+            body["temperature"] = endpoint.temperature
+        reply = await _unless_refused(client, {**body, "seed": 1})
+        client.takes_seed = reply is not None and reply.status not in ("gave_up", "bad_reply")
+    return client.takes_seed
+
+
+async def _unless_refused(client: LlmClient, body: dict[str, Any]) -> Reply | None:
+    """The reply to a chat request, from the ledger if it is there; None where the endpoint refuses a field of it."""
+    request = Request("chat", body, "probe", truncation_ok=True)
+    known = client.ledger.find(request.sha256, 0)
+    if known is not None and known.status in FINAL_STATUSES:
+        return await client.ask(request)
+    try:
+        return await client.send(request, raise_refusals=True)
+    except RequestRefusedError:
+        return None
+    except EndpointCredentialsError as error:
+        if error.http_status != 403:  # some endpoints forbid a field so; where it is the key, the next call says so
+            raise
+        return None
 
 
 def prompt_logprob_fields(capabilities: Capabilities) -> dict[str, Any]:
@@ -142,7 +171,7 @@ async def _probe_chat(client: LlmClient, notes: list[str]) -> tuple[bool, int, A
     configured, since models that think need some room before the first word."""
     endpoint = client.endpoint
     body: dict[str, Any] = {
-        "messages": [{"role": "user", "content": "Answer with the digit 7 and nothing else."}],
+        "messages": _SHORT,
         endpoint.max_tokens_field: endpoint.max_tokens,
     }
     if endpoint.temperature is not None:

@@ -14,6 +14,7 @@ import dataclasses
 import time
 from typing import Any
 
+from autointerp.background import in_background
 from autointerp.config import EndpointConfig, LlmConfig, PriceConfig
 from autointerp.errors import AutointerpError, InputError, StoppedError
 from autointerp.llm.budget import Budget, Reservation, cost_usd
@@ -90,6 +91,8 @@ class LlmClient:
         self.ledger = ledger
         self.run_id = run_id
         self.counts = ClientCounts()
+        self.takes_seed: bool | None = None
+        """Whether the endpoint takes a seed; None until it was asked (capabilities.py)."""
         self._price(endpoint.model)
         self._transport = Transport(endpoint, llm)
         self._limits = Limits(llm, pauses)
@@ -100,6 +103,7 @@ class LlmClient:
         self._alarm: asyncio.TimerHandle | None = None
         self._asking: dict[tuple[str, int], asyncio.Future[Reply]] = {}
         self._recording: set[asyncio.Task[None]] = set()
+        self._unrecorded: list[AutointerpError] = []
         self._answered = False
         self._succeeded = False
         self._succeeded_at = float("-inf")
@@ -109,7 +113,7 @@ class LlmClient:
         self._bytes_per_token = 3.0
 
     def __repr__(self) -> str:
-        return f"LlmClient({self.endpoint.base_url!r}, model={self.endpoint.model!r})"
+        return f"LlmClient({self.endpoint.address!r}, model={self.endpoint.model!r})"
 
     async def __aenter__(self) -> LlmClient:
         self._over = asyncio.Event()  # a new one, since each run may have its own event loop
@@ -127,12 +131,11 @@ class LlmClient:
             self._alarm.cancel()
         await self._limits.__aexit__()
         try:
-            failures = await asyncio.gather(*self._recording, return_exceptions=True)
+            await asyncio.gather(*self._recording, return_exceptions=True)
         finally:
             await self._transport.__aexit__()
-        for failure in failures:  # writing a record failed after its asker was cancelled; an earlier error goes first
-            if isinstance(failure, AutointerpError) and kind is None:
-                raise failure
+        if self._unrecorded and kind is None:  # of an asker that was cancelled; an earlier error goes first
+            raise self._unrecorded[0]
 
     async def ask(self, request: Request) -> Reply:
         """The reply to `request`: from the ledger if it is there, else from the endpoint, recorded before it is read.
@@ -286,10 +289,15 @@ class LlmClient:
             self._begin_record(self._record_of(request, attempts, "gave_up", f"the run ended first: {why}"))
 
     def _begin_record(self, record: CallRecord) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(self.ledger.record(record))
+        task = in_background(self.ledger.record(record), "the record of a call", self._not_recorded)
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)
         return task
+
+    def _not_recorded(self, error: AutointerpError) -> None:
+        """Nothing more is paid for once a record could not be written, whether or not its asker still waits."""
+        self._unrecorded.append(error)
+        self.stop(error)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait between two attempts, but not past the end of the run: the next attempt then raises the reason."""
@@ -382,7 +390,7 @@ class LlmClient:
             self._unreachable_since = now
         gate = self._limits.gate
         gate.hold(sent_at, None, str(failure), longest_s=self._reach.longest_pause_s)
-        url = self.endpoint.base_url
+        url = self.endpoint.address
         if not self._answered and gate.episodes >= self._reach.first_tries:
             raise AutointerpError(f"cannot reach {url}: {failure}; is it running, and is base_url right?") from None
         if self._answered and now - self._unreachable_since > self._reach.outage_s:

@@ -31,6 +31,12 @@ def is_local(base_url: str) -> bool:
     return address.is_private or address.is_loopback
 
 
+def is_openai(base_url: str) -> bool:
+    """Whether this is OpenAI's own API, also one of its regions."""
+    host = (urlsplit(base_url).hostname or "").lower()
+    return host == "api.openai.com" or host.endswith(".api.openai.com")
+
+
 def api_key(endpoint: EndpointConfig, environ: Mapping[str, str] = os.environ) -> str:
     """The key for `endpoint`, without surrounding white space.
 
@@ -42,7 +48,7 @@ def api_key(endpoint: EndpointConfig, environ: Mapping[str, str] = os.environ) -
         if is_local(endpoint.base_url):
             return NO_KEY
         raise InputError(
-            f"no API key: the environment variable {endpoint.api_key_env} is not set, and {endpoint.base_url} "
+            f"no API key: the environment variable {endpoint.api_key_env} is not set, and {endpoint.address} "
             f"needs one; set it, or name another variable with api_key_env"
         )
     if not _KEY.fullmatch(key):
@@ -54,19 +60,18 @@ def api_key(endpoint: EndpointConfig, environ: Mapping[str, str] = os.environ) -
 
 
 class Redactor:
-    """Removes one key from text that others will see, also where JSON has escaped some of its characters (`\\/`,
-    `\\u003c`): the key would otherwise be back once the reply is parsed."""
+    """Removes secrets (the key, and parts of an address) from text that others will see, also where JSON has escaped
+    some of their characters (`\\/`, `\\u003c`): a secret would otherwise be back once the reply is parsed."""
 
-    def __init__(self, key: str) -> None:
-        self._key = key if len(key) >= _SECRET_LENGTH else None
-        either = (f"(?:{re.escape(c)}|{_escape(c)})" for c in key)
-        self._escaped = re.compile("".join(either))
+    def __init__(self, *secrets: str) -> None:
+        self._secrets = [secret for secret in secrets if len(secret) >= _SECRET_LENGTH]
+        ways = ("".join(f"(?:{re.escape(c)}|{_escape(c)})" for c in secret) for secret in self._secrets)
+        self._escaped = re.compile("|".join(ways))
 
     def __call__(self, text: str) -> str:
-        if self._key is None:
-            return text
-        text = text.replace(self._key, _BLOT)
-        return self._escaped.sub(_BLOT, text) if _AN_ESCAPE.search(text) else text
+        for secret in self._secrets:
+            text = text.replace(secret, _BLOT)
+        return self._escaped.sub(_BLOT, text) if self._secrets and _AN_ESCAPE.search(text) else text
 
 
 def _escape(character: str) -> str:

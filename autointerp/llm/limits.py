@@ -7,7 +7,6 @@ and a thousand of them would use half a core. It releases calls in the order in 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import random
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 
 from asyncio_throttle import Throttler
 
+from autointerp.background import in_background
 from autointerp.config import LlmConfig
 from autointerp.errors import StoppedError
 
@@ -144,14 +144,13 @@ class Limits:
         self._stopped: Exception | None = None
 
     async def __aenter__(self) -> Limits:
-        self._dispatcher = asyncio.create_task(self._dispatch(), name="llm-dispatcher")
+        self._dispatcher = in_background(self._dispatch(), "the dispatcher of calls", self.stop)
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         if self._dispatcher is not None:
             self._dispatcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._dispatcher
+            await asyncio.gather(self._dispatcher, return_exceptions=True)
 
     async def permit(self, tokens: float) -> None:
         """Wait until a call of about `tokens` (input and output) may be sent and no pause is on."""

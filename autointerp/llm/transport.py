@@ -19,7 +19,7 @@ import aiohttp
 import httpx2
 import openai
 
-from autointerp.config import EndpointConfig, LlmConfig
+from autointerp.config import EndpointConfig, LlmConfig, secret_parts
 from autointerp.errors import AutointerpError, InputError, StoppedError
 from autointerp.llm.endpoint_errors import (
     AttemptTimeoutError,
@@ -31,7 +31,7 @@ from autointerp.llm.endpoint_errors import (
     UnavailableError,
     UnreachableError,
 )
-from autointerp.llm.keys import NO_KEY, Redactor, api_key, is_local
+from autointerp.llm.keys import NO_KEY, Redactor, api_key, is_local, is_openai
 from autointerp.llm.requests import Request
 
 T = TypeVar("T")
@@ -46,6 +46,8 @@ _NOT_SENT = tuple(
     )
 )  # fmt: skip
 """Headers in which the SDK describes this machine: private, and each costs time in every call."""
+_UNCOMPRESSED = {"Accept-Encoding": "identity"}
+"""A compressed body could be small on the wire and huge in memory."""
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _OVERLOADED = {503, 529}
 _FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
@@ -79,13 +81,25 @@ class _CappedStream(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
+class _PlainClient(openai.AsyncOpenAI):
+    """The SDK's client for other endpoints than OpenAI's. What the environment holds for OpenAI (OPENAI_ORG_ID,
+    OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS) is none of their business."""
+
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        return {
+            "Accept": "application/json", "Content-Type": "application/json", "User-Agent": self.user_agent,
+            **_UNCOMPRESSED,
+        }  # fmt: skip
+
+
 class Transport:
     """The connection pool to one endpoint. Use as an async context manager."""
 
     def __init__(self, endpoint: EndpointConfig, llm: LlmConfig) -> None:
         key = api_key(endpoint)
-        self.redact = Redactor(key)
-        self._base_url = endpoint.base_url
+        self.redact = Redactor(key, *secret_parts(endpoint.base_url))
+        self._address = endpoint.address
         self._key_env = endpoint.api_key_env
         self._has_key = key != NO_KEY
         self._timeout = llm.timeout
@@ -98,14 +112,14 @@ class Transport:
             event_hooks={"response": [self._cap_reply]},
             trust_env=not is_local(endpoint.base_url),  # a proxy from the environment is not for local servers
         )
-        self._client = openai.AsyncOpenAI(
+        make = openai.AsyncOpenAI if is_openai(endpoint.base_url) else _PlainClient
+        self._client = make(
             api_key=key,
             base_url=endpoint.base_url,
             max_retries=0,
             timeout=timeout,
             http_client=http,
-            # a compressed body could be small on the wire and huge in memory
-            default_headers={"Accept-Encoding": "identity"},
+            default_headers=_UNCOMPRESSED,
         )
 
         # For every call the SDK joins the path to the base URL and copies the default of each missing option. Giving
@@ -120,7 +134,7 @@ class Transport:
         }
 
     def __repr__(self) -> str:
-        return f"Transport({self._base_url!r})"
+        return f"Transport({self._address!r})"
 
     async def __aenter__(self) -> Transport:
         return self
@@ -176,7 +190,7 @@ class Transport:
             if isinstance(cause, _OversizedError):
                 return BadReplyError(str(cause))
             if isinstance(cause, aiohttp.ClientConnectorCertificateError):
-                return AutointerpError(f"{self._base_url}: the TLS certificate is not accepted ({text})")
+                return AutointerpError(f"{self._address}: the TLS certificate is not accepted ({text})")
             if isinstance(cause, aiohttp.ClientHttpProxyError):  # so nothing reached the endpoint
                 return UnreachableError(
                     self.redact(f"the proxy refused the connection: {cause.status} {cause.message}")[:300]
@@ -184,7 +198,7 @@ class Transport:
             if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
                 return UnreachableError(text)
             if isinstance(cause, (aiohttp.InvalidURL, UnicodeError)):
-                return InputError(f"base_url {self._base_url!r} is not usable ({text})")
+                return InputError(f"base_url {self._address!r} is not usable ({text})")
             if isinstance(cause, aiohttp.SocketTimeoutError):
                 return AttemptTimeoutError(f"nothing arrived for {self._timeout:g} s")
             if isinstance(cause, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError)):
@@ -196,7 +210,7 @@ class Transport:
     def status_error(self, status: int, body: str, headers: httpx2.Headers | None, model: str, path: str) -> Exception:
         """Our error for an HTTP error status. `body` may be anything."""
         message, codes, inner = _read_error(body)
-        where = f"{self._base_url} answered {status}"
+        where = f"{self._address} answered {status}"
         text = f"{where}: {message}"
         wait = retry_after_s(headers) if headers is not None else None
         if status == 402 or codes & _QUOTA_CODES:

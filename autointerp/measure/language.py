@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.corpus.windows import token_ids
+from autointerp.model.hooks import model_inputs
+from autointerp.model.input_limits import n_positions, spelled_unreadable
 from autointerp.model.load import LoadedModel
+from autointerp.model.padding import require_next_token
 from autointerp.model.token_batches import Batch, Halving, make_batches
 from autointerp.records import Window
 from autointerp.tasks import LabelGain, NotMeasured, Surprisal
@@ -49,8 +52,8 @@ class Likelihoods:
 
 def longest_sequence(loaded: LoadedModel) -> int:
     """How many tokens the model reads at once, at most."""
-    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return min(int(positions), MOST_TOKENS) if positions else MOST_TOKENS
+    positions = n_positions(loaded.model)
+    return MOST_TOKENS if positions is None else min(positions, MOST_TOKENS)
 
 
 def surprisal(
@@ -92,7 +95,7 @@ def label_likelihood(
 
 def _surprisal_plan(loaded: LoadedModel, asked: Surprisal) -> Plan:
     prefixes = _with_bos(loaded, asked.prefixes)
-    texts = token_ids(asked.texts, loaded.tokenizer)
+    texts = _ids(loaded, asked.texts)
     room = _room(loaded, prefixes)
     for i, ids in enumerate(texts):
         if not ids:
@@ -116,7 +119,7 @@ def _label_ids(loaded: LoadedModel, asked: LabelGain) -> tuple[str, list[int]]:
     """
     after = asked.after.rstrip()
     label = asked.after[len(after) :] + asked.label
-    before, whole, alone = token_ids([after, after + label, asked.label], loaded.tokenizer)
+    before, whole, alone = _ids(loaded, [after, after + label, asked.label])
     within = bool(before) and whole[: len(before)] == before
     after, ids = (after, whole[len(before) :]) if within else (asked.after, alone)
     if not ids:
@@ -126,7 +129,15 @@ def _label_ids(loaded: LoadedModel, asked: LabelGain) -> tuple[str, list[int]]:
 
 def _with_bos(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
     bos = loaded.tokenizer.bos_token_id
-    return [([] if bos is None else [int(bos)]) + ids for ids in token_ids(texts, loaded.tokenizer)]
+    return [([] if bos is None else [int(bos)]) + ids for ids in _ids(loaded, texts)]
+
+
+def _ids(loaded: LoadedModel, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text. Raises NotMeasured (bad_task) for a text that the model has no embeddings for."""
+    found = token_ids(texts, loaded.tokenizer)
+    for why in spelled_unreadable(loaded.model, loaded.tokenizer, found).values():
+        raise NotMeasured("bad_task", f"a text {why}")
+    return found
 
 
 def _room(loaded: LoadedModel, prefixes: Sequence[Sequence[int]]) -> int:
@@ -163,8 +174,9 @@ def mean_nll(
 ) -> list[float]:
     """Mean nats per token of each one's `ids`, given all ids before each. Not finite where the model's logits are not.
 
-    Raises errors.OutOfMemoryError where halving the batches no longer helps.
+    Raises InputError where the model looks ahead, errors.OutOfMemoryError where halving the batches no longer helps.
     """
+    require_next_token(loaded, "the probability of a text")
     result = [math.nan] * len(continuations)
     windows = [Window("", 0, "report", [*one.prefix, *one.ids], len(one.prefix)) for one in continuations]
     budget = _LOGITS_CPU if loaded.device.type == "cpu" else _LOGITS_DEVICE
@@ -185,7 +197,7 @@ def _batch_nll(loaded: LoadedModel, batch: Batch) -> Tensor:
     position = torch.arange(batch.ids.shape[1], device=batch.ids.device)
     row, at = ((position >= batch.prefixes[:, None]) & (position < batch.lengths[:, None])).nonzero(as_tuple=True)
     with torch.inference_mode():
-        logits: Tensor = loaded.model(input_ids=batch.ids, use_cache=False).logits
+        logits: Tensor = loaded.model(**model_inputs(loaded, batch.ids, batch.lengths)).logits
     target, device = batch.ids[row, at], logits.device
     row, at, target = row.to(device), at.to(device), target.to(device)
     size = max(1, _BLOCK // logits.shape[-1])

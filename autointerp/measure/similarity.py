@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from transformers.utils import logging as hf_logging
 
 from autointerp.errors import DamagedError, InputError
-from autointerp.model.load import no_progress_bar
+from autointerp.model.load import DAMAGED_CONFIG, no_progress_bar, read_settings
 from autointerp.model.token_batches import Batch, Halving, make_batches
 from autointerp.records import Window
 from autointerp.tasks import NotMeasured, Similarity
@@ -172,11 +172,15 @@ def _loaded(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         # Typed as a model, but with output_loading_info it is a pair.
         with no_progress_bar():
             loaded: Any = AutoModel.from_pretrained(
-                str(folder), dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+                str(folder),
+                config=read_settings(str(folder)),
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
     except SafetensorError as error:
         raise DamagedError(f"the weights at {folder} cannot be read ({error}); fetch them again") from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except DAMAGED_CONFIG as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"the embedding model at {folder} cannot be loaded: {reason}") from error
     finally:

@@ -17,6 +17,7 @@ from autointerp.config import CorpusConfig
 from autointerp.corpus.windows import SHORTEST_WINDOW, bos_prefix, token_ids
 from autointerp.errors import InputError
 from autointerp.model.hooks import Hookpoint, activations_at
+from autointerp.model.input_limits import spelled_unreadable
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window, WorkUnit
@@ -49,7 +50,8 @@ def feature_maxima(
 
     `corpus` gives context_length and prepend_bos. `excluded_ids`: see TokenText.excluded_ids. NotMeasured
     (nonfinite) where the vectors of one of the texts, or the feature on it, are NaN or infinite; (bad_task) where the
-    dictionary has no such feature. Raises errors.OutOfMemoryError where halving the batches no longer helps.
+    dictionary has no such feature, or a text spells a token that the model has no embedding for. Raises
+    errors.OutOfMemoryError where halving the batches no longer helps.
     """
     prefix = bos_prefix(loaded.tokenizer, corpus)
     texts = list(dict.fromkeys(text for _, own in asked for text in own))
@@ -57,11 +59,12 @@ def feature_maxima(
     wanted = sorted({feature for feature, _ in asked if 0 <= feature < sae.d_sae})
     column = {feature: j for j, feature in enumerate(wanted)}
     ids = token_ids(texts, loaded.tokenizer) if texts else []
+    unreadable = spelled_unreadable(loaded.model, loaded.tokenizer, ids)
     # A text of no tokens has no window: nothing of it can be read.
     windows = {
         i: Window(str(i), 0, "report", [*prefix, *own[: corpus.context_length - len(prefix)]], len(prefix))
         for i, own in enumerate(ids)
-        if own
+        if own and i not in unreadable
     }
     maximum, n_tokens = _read(loaded, sae, hookpoint, windows, len(texts), wanted, excluded_ids, batch_tokens, halving)
     results: list[Maxima | NotMeasured] = []
@@ -69,6 +72,10 @@ def feature_maxima(
     for feature, own in asked:
         if feature not in column:
             results.append(NotMeasured("bad_task", f"the dictionary of {sae.d_sae} features has no feature {feature}"))
+            continue
+        why = next((unreadable[place[text]] for text in own if place[text] in unreadable), None)
+        if why is not None:
+            results.append(NotMeasured("bad_task", f"a text {why}"))
             continue
         found = Maxima()
         for text in own:
@@ -94,7 +101,7 @@ def _read(
     slot[torch.tensor(wanted, dtype=torch.int64, device=device)] = torch.arange(len(wanted), device=device)
 
     def largest(part: Batch) -> tuple[Tensor, Tensor]:
-        x = activations_at(loaded, hookpoint, part.ids)
+        x = activations_at(loaded, hookpoint, part.ids, part.lengths)
         counted = eligible(part, excluded_ids).to(x.device)
         row = counted.nonzero(as_tuple=True)[0].to(device)
         vectors = x[counted].to(device)

@@ -2,8 +2,9 @@
 
     Hookpoint.parse("transformer.h.6:in")        which module, and whether its input or its output
     hooked(model, point, capture=, edit=, stop=) collect the activation, replace it, end the forward pass there
-    activations_at(loaded, point, ids)           the activation at one hookpoint; nothing after it is computed
-    activations_at_all(loaded, points, ids)      the activations at several hookpoints, from one forward pass
+    activations_at(loaded, point, ids, lengths)  the activation at one hookpoint; nothing after it is computed
+    activations_at_all(loaded, points, ids, ...) the activations at several hookpoints, from one forward pass
+    model_inputs(loaded, ids, lengths)           what any forward pass over padded ids is called with
 
 Hooks are removed when their block ends, by an error too.
 """
@@ -145,23 +146,39 @@ def _caller(model: Any, hookpoints: Sequence[Hookpoint]) -> nn.Module:
     return base if isinstance(base, nn.Module) and inside else model
 
 
-def activations_at_all(loaded: LoadedModel, hookpoints: Sequence[Hookpoint], input_ids: Tensor) -> list[Tensor]:
-    """The activations [B, T, d] at each hookpoint, in the model's dtype, from one forward pass that ends once all are
-    captured.
+def model_inputs(loaded: LoadedModel, input_ids: Tensor, lengths: Tensor | None) -> dict[str, Any]:
+    """The arguments of a forward pass over `input_ids`, int64 [B, T] on any device.
 
-    `input_ids` is int64 [B, T] on any device. Rows may be padded on the right: attention is causal and no mask is
-    given, so padding does not change what is left of it; activations on the padding mean nothing. Raises InputError
-    when a hookpoint names no module, or one that the forward pass never runs.
+    `lengths`, int64 [B], is how many ids of each row are text; the rest, on the right, is padding. None: no row is
+    padded. A causal model never sees what stands to the right, so it gets no mask (which would also cost it its
+    fastest attention kernel). A model that looks ahead gets one, and ValueError is raised where several rows come
+    without their lengths.
+    """
+    ids = input_ids.to(loaded.device, non_blocking=True)
+    if not loaded.looks_ahead or (lengths is None and len(ids) == 1):
+        return {"input_ids": ids, "use_cache": False}
+    if lengths is None:
+        raise ValueError(f"model {loaded.name} looks ahead, so a batch needs the lengths of its rows")
+    position = torch.arange(ids.shape[1], device=ids.device)
+    mask = (position < lengths.to(ids.device)[:, None]).to(torch.int64)
+    return {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+
+
+def activations_at_all(
+    loaded: LoadedModel, hookpoints: Sequence[Hookpoint], input_ids: Tensor, lengths: Tensor | None = None
+) -> list[Tensor]:
+    """The activations [B, T, d] at each hookpoint, in the model's dtype, from one forward pass that ends once all are
+    captured. For `input_ids` and `lengths` see `model_inputs`; activations on the padding mean nothing. Raises
+    InputError when a hookpoint names no module, or one that the forward pass never runs.
     """
     captured: list[list[Tensor]] = [[] for _ in hookpoints]
-    ids = input_ids.to(loaded.device, non_blocking=True)
     # With one hookpoint nothing runs afterwards. With several, some models add later results in place.
     copy = len(hookpoints) > 1
     with torch.inference_mode(), ExitStack() as stack:
         for point, found in zip(hookpoints, captured, strict=True):
             stack.enter_context(hooked(loaded.model, point, capture=found, stop=lambda: all(captured), copy=copy))
-        _caller(loaded.model, hookpoints)(input_ids=ids, use_cache=False)
-    return [_shaped(found, point, ids.shape) for found, point in zip(captured, hookpoints, strict=True)]
+        _caller(loaded.model, hookpoints)(**model_inputs(loaded, input_ids, lengths))
+    return [_shaped(found, point, input_ids.shape) for found, point in zip(captured, hookpoints, strict=True)]
 
 
 def _shaped(found: list[Tensor], hookpoint: Hookpoint, shape: torch.Size) -> Tensor:
@@ -178,11 +195,15 @@ def _shaped(found: list[Tensor], hookpoint: Hookpoint, shape: torch.Size) -> Ten
     return tensor
 
 
-def activations_at(loaded: LoadedModel, hookpoint: Hookpoint, input_ids: Tensor) -> Tensor:
+def activations_at(
+    loaded: LoadedModel, hookpoint: Hookpoint, input_ids: Tensor, lengths: Tensor | None = None
+) -> Tensor:
     """The activations [B, T, d] at one hookpoint; see `activations_at_all`."""
-    return activations_at_all(loaded, [hookpoint], input_ids)[0]
+    return activations_at_all(loaded, [hookpoint], input_ids, lengths)[0]
 
 
 def hidden_size_at(loaded: LoadedModel, hookpoint: Hookpoint) -> int:
-    """The width d of the vectors at a hookpoint, measured on one token."""
-    return int(activations_at(loaded, hookpoint, torch.zeros(1, 1, dtype=torch.int64)).shape[-1])
+    """The width d of the vectors at a hookpoint, measured on two rows of three tokens, so that a module that swaps rows
+    and tokens (XLNet's) is refused at once."""
+    ids, lengths = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3, 3])
+    return int(activations_at(loaded, hookpoint, ids, lengths).shape[-1])

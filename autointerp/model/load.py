@@ -1,6 +1,8 @@
 """Loads a causal language model and its tokenizer from the Hugging Face hub, its cache, or a folder.
 
-Code that comes with a model is never run (trust_remote_code stays False). With HF_HUB_OFFLINE=1 only the cache is used.
+Code that comes with a model is never run: trust_remote_code stays False, and the kernels of attention and experts are
+transformers' own whatever config.json names, since a name there makes transformers fetch and run a kernel of the hub.
+With HF_HUB_OFFLINE=1 only the cache is used.
 """
 
 from __future__ import annotations
@@ -16,16 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
 from autointerp.config import ModelConfig
 from autointerp.corpus.token_text import tokenizer_sha256
 from autointerp.errors import DamagedError, InputError, OutOfMemoryError
+from autointerp.model.input_limits import check_vocabulary
 
 FINGERPRINT_BYTES = 1_000_000
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json")
+DAMAGED_CONFIG = (
+    OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError,
+    AssertionError, StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises for a folder or a hub model that it cannot make a model or a tokenizer of."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -42,11 +58,14 @@ class LoadedModel:
     revision: str
     """Commit hash of a hub model; `local:` and a hash of the files for a folder; `random:` for random weights."""
     tokenizer_sha256: str
+    looks_ahead: bool = False
+    """Whether a token's activations depend on what stands to its right, padding included (BERT's do): then batches get
+    an attention mask, and the model predicts no next token. padding.py finds out."""
 
     @property
     def pad_id(self) -> int:
-        """The id that pads a batch on the right. Causal attention never reads it, so any valid id will do; the model's
-        own padding id would only make transformers warn about a missing attention mask."""
+        """The id that pads a batch on the right. Causal attention never reads it and a mask hides it, so any valid id
+        will do; the model's own padding id would only make transformers warn about a missing attention mask."""
         return 1 if getattr(self.model.config.get_text_config(), "pad_token_id", None) == 0 else 0
 
 
@@ -57,7 +76,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             config.name, revision=config.revision or "main", trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except DAMAGED_CONFIG as error:
         raise InputError(_not_loaded(config, "tokenizer", error)) from error
     return tokenizer
 
@@ -66,7 +85,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     """The model on its device, in eval mode, without gradients.
 
     Raises InputError when there is no such model, device or package, DamagedError when weights are missing or cannot
-    be read, and OutOfMemoryError when the model does not fit on the device.
+    be read, MismatchError when the tokenizer is another model's, and OutOfMemoryError when the model does not fit on
+    the device.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
@@ -80,7 +100,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
         else:
             # The type says a model, but with output_loading_info it is a pair.
             with no_progress_bar():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(config.name, output_loading_info=True, **options)
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    config.name,
+                    config=read_settings(config.name, options["revision"]),
+                    output_loading_info=True,
+                    **options,
+                )
             model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
         if not placed:
             model.to(device)  # type: ignore[arg-type]  # transformers wraps it and loses its type
@@ -91,7 +116,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         ) from error
     except SafetensorError as error:
         raise DamagedError(f"the weights of model {config.name} cannot be read ({error}); fetch them again") from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except DAMAGED_CONFIG as error:
         raise InputError(_not_loaded(config, "model", error)) from error
     except RuntimeError as error:
         if "mismatch" not in str(error):
@@ -104,6 +129,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
             f"model {config.name} lacks {len(missing)} weights that its config.json asks for ({', '.join(missing[:3])}"
             "...); fetch it again, or name the model it belongs to"
         )
+    check_vocabulary(model, tokenizer, config.name)
     model.eval()
     model.requires_grad_(False)
     return LoadedModel(
@@ -119,11 +145,27 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 def _with_random_weights(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The architecture with weights as its own code initialises them, which depend only on seed and configuration."""
-    settings = AutoConfig.from_pretrained(config.name, revision=config.revision or "main", trust_remote_code=False)
+    settings = read_settings(config.name, config.revision or "main")
     with torch.random.fork_rng():
         torch.manual_seed(config.random_weights or 0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)
     return model
+
+
+def read_settings(name: str, revision: str = "main") -> PreTrainedConfig:
+    """A model's config.json, with no choice of kernels. Raises what transformers raises."""
+    settings: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    _choose_no_kernels(settings)
+    return settings
+
+
+def _choose_no_kernels(settings: PreTrainedConfig) -> None:
+    """Leave the choice of attention and expert kernels, of the parts of the model too, to transformers' defaults."""
+    settings._attn_implementation = None
+    settings._experts_implementation = None
+    for part in list(vars(settings).values()):
+        if isinstance(part, PreTrainedConfig):
+            _choose_no_kernels(part)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -23,7 +23,7 @@ from autointerp.records import Window
 
 MOST_HALVINGS = 4
 SHORTEST_SHARE = 0.5
-"""A window shorter than this share of its batch's longest window begins a new batch."""
+"""A window shorter than this share of its batch's longest window begins a new batch, unless asked otherwise."""
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
 
 Result = TypeVar("Result")
@@ -60,9 +60,12 @@ class Batch:
         )
 
 
-def make_batches(windows: Sequence[Window], batch_tokens: int, pad_id: int) -> list[Batch]:
+def make_batches(
+    windows: Sequence[Window], batch_tokens: int, pad_id: int, *, shortest_share: float = SHORTEST_SHARE
+) -> list[Batch]:
     """The windows of one unit in batches of at most `batch_tokens` ids, padding included. Longer windows come first;
-    equally long ones keep their order. A window longer than `batch_tokens` is a batch of its own."""
+    equally long ones keep their order. A window longer than `batch_tokens` is a batch of its own. With a
+    `shortest_share` of 1 only equally long windows share a batch, and nothing is padded."""
     lengths = np.fromiter((len(window.token_ids) for window in windows), dtype=np.int64, count=len(windows))
     prefixes = np.fromiter((window.n_prefix for window in windows), dtype=np.int64, count=len(windows))
     order = np.argsort(-lengths, kind="stable")
@@ -71,7 +74,7 @@ def make_batches(windows: Sequence[Window], batch_tokens: int, pad_id: int) -> l
     while start < len(order):
         longest = int(lengths[order[start]])
         room = order[start : start + max(1, batch_tokens // max(1, longest))]
-        rows = room[lengths[room] >= SHORTEST_SHARE * longest]  # the first ones, as lengths descend
+        rows = room[lengths[room] >= shortest_share * longest]  # the first ones, as lengths descend
         batches.append(_padded([windows[i] for i in rows], rows, lengths[rows], prefixes[rows], pad_id))
         start += len(rows)
     return batches
@@ -172,7 +175,7 @@ class ActivationBatches(Iterator[tuple[Batch, Tensor]]):
         self, loaded: LoadedModel, hookpoint: Hookpoint, windows: Sequence[Window], batch_tokens: int
     ) -> Iterator[tuple[Batch, Tensor]]:
         def forward(part: Batch) -> Tensor:
-            return activations_at_all(loaded, [hookpoint], part.ids)[0]
+            return activations_at_all(loaded, [hookpoint], part.ids, part.lengths)[0]
 
         for batch in make_batches(windows, batch_tokens, loaded.pad_id):
             yield from self._halving.run(batch.to(loaded.device), forward)

@@ -10,8 +10,6 @@ embeddings and knows no synonyms, so it is a lower bound on how much the labels 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections import Counter, defaultdict
@@ -282,11 +280,7 @@ def _print_rows(
     if form == "json":
         terminal.result(as_json_text(rows))
     elif form == "csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(astuple(row) for row in rows)
-        terminal.result(text.getvalue().rstrip("\n"))
+        terminal.csv(columns, [astuple(row) for row in rows])
     elif rows:
         terminal.table(columns, [astuple(row) for row in rows])
 

@@ -114,6 +114,8 @@ class ExplanationRow:
     cost_usd: float
     created_at: datetime
     """UTC."""
+    sequence: int
+    """Its place in the order in which rows were written to the store."""
     side: str | None
     derived_from: list[str] | None
     """Ids of the explanations that it was chosen from, joined of or revised from."""

@@ -43,6 +43,8 @@ class ScoreRow:
     error: str | None
     created_at: datetime
     """UTC."""
+    sequence: int
+    """Its place in the order in which rows were written to the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def score_groups(scores: Sequence[ScoreRow]) -> list[ScoreGroup]:
     """Groups the rows of one label, given in any order: report before select, then in the package's order of scorers,
     those of other packages last. Of several rows that differ only in their seed the latest counts."""
     latest: dict[tuple[str, ...], ScoreRow] = {}
-    for score in sorted(scores, key=lambda s: s.created_at):
+    for score in sorted(scores, key=lambda s: s.sequence):
         latest[score.scorer, *_origin(score), score.control or ""] = score
     groups = []
     for origin in dict.fromkeys(_origin(score) for score in latest.values()):

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
-
 from autointerp.errors import InputError
 from autointerp.records import Context, Kind, PromotedToken, Split
 from autointerp.report.page import FeatureFacts, FeaturePage, load_page
@@ -63,7 +61,7 @@ def _print_page(page: FeaturePage, terminal: Terminal) -> None:
     facts, say = page.facts, terminal.result
     where = f"{page.dictionary.model} {page.dictionary.hookpoint}"
     if terminal.out.is_terminal:
-        say(f"[bold]{escape(page.name)}[/bold]  {escape(where)}", markup=True)
+        terminal.styled((page.name, "bold"), f"  {where}")
     else:
         say(f"{page.name}  {where}")
     say(
@@ -159,11 +157,11 @@ def _print_context(context: Context, scale: float, terminal: Terminal) -> None:
     where = f"{context.document}@{context.position}"
     peak = f"{context.max_activation:6.2f}"
     if terminal.out.is_terminal:
-        shaded = "".join(
-            f"[{_shade(a / scale)}]{escape(visible(t))}[/]" if a > 0 and scale > 0 else escape(visible(t))
-            for t, a in zip(context.tokens, context.activations, strict=True)
-        )
-        terminal.out.print(f"  {peak}  {shaded}  [dim]{escape(visible(where))}[/dim]", soft_wrap=True)
+        shaded = [
+            (token, _shade(a / scale)) if a > 0 and scale > 0 else token
+            for token, a in zip(context.tokens, context.activations, strict=True)
+        ]
+        terminal.styled(f"  {peak}  ", *shaded, "  ", (where, "dim"))
         return
     marked = "".join(
         f"<<{visible(t)}>>" if a > MARKED * context.max_activation > 0 else visible(t)

@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autointerp.report.page import FeaturePage
 from autointerp.report.page_findings import Findings, Row
+
+if TYPE_CHECKING:
+    from autointerp.report.page import FeaturePage
 
 
 def page_rows(page: FeaturePage) -> dict[str, Any]:

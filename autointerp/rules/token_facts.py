@@ -48,7 +48,8 @@ class Facts(NamedTuple):
 @lru_cache(maxsize=65_536)
 def kind_of(token: str) -> str:
     """The shape of a token: 'newline', 'space', 'number', 'word', 'Word', 'WORD' (with a leading space, so the start
-    of a word), 'piece', 'Piece', 'PIECE' (without one), 'mark:X' by the first mark, 'bytes' for what is no character.
+    of a word, or the trailing one with which a `</w>` tokenizer ends it), 'piece', 'Piece', 'PIECE' (without one),
+    'mark:X' by the first mark, 'bytes' for what is no character.
     """
     core = token.strip()
     if not core:
@@ -56,7 +57,7 @@ def kind_of(token: str) -> str:
     if core.isdigit():
         return "number"
     if core.replace("_", "").isalnum() and not core[0].isdigit():
-        shape = "word" if token[0].isspace() else "piece"
+        shape = "word" if token[0].isspace() or token[-1] == " " else "piece"
         if core.isupper() and len(core) > 1:
             return shape.upper()
         return shape.capitalize() if core[0].isupper() else shape
@@ -64,6 +65,7 @@ def kind_of(token: str) -> str:
 
 
 _WORDS = re.compile(r"\w+")
+_ENDED = re.compile(r"\w+ ")
 _TAIL = re.compile(r"\w+\Z")
 _FIRST = re.compile(r"\w+|[^\w\s]")
 
@@ -73,6 +75,8 @@ class _Lexed(NamedTuple):
     kind: str
     inside_word: bool
     """It has word characters only, so it may continue the word before it."""
+    ends_word: bool
+    """It has word characters and a space behind them, which `</w>` tokenizers write."""
     tail: str
     """The word characters it ends with."""
     words: tuple[str, ...]
@@ -89,6 +93,7 @@ def _lex(token: str) -> _Lexed:
         folded=core.lower() or token,
         kind=kind_of(token),
         inside_word=bool(_WORDS.fullmatch(token)),
+        ends_word=bool(_ENDED.fullmatch(token)),
         tail=tail.group() if tail else "",
         words=tuple(_WORDS.findall(token)),
         marks=tuple(c for c in token if c in "#\"'()[]{}\n"),
@@ -116,13 +121,12 @@ class _Reader:
             self.word += token
         else:
             if lexed.words:
-                if not token[0].isspace() and (token[0].isalnum() or token[0] == "_") and self.word:
-                    self.last_word = self.word + lexed.words[0]  # the token ends the word it continues
-                elif self.word:
+                continues = token[0].isalnum() or token[0] == "_"
+                if self.word and not continues:
                     self.last_word = self.word
                 ended = lexed.words[:-1] if lexed.tail else lexed.words
-                if ended:
-                    self.last_word = ended[-1]
+                if ended:  # the first of them is the end of the word that the token continues
+                    self.last_word = ended[-1] if len(ended) > 1 or not continues else self.word + ended[0]
             elif self.word:
                 self.last_word = self.word
             self.word = lexed.tail
@@ -163,8 +167,13 @@ def facts_of(tokens: Sequence[str]) -> list[Facts]:
     out: list[Facts] = []
     before, before2, before_kind, before2_kind, mark = START, START, START, START, START
     for token in tokens:
-        lexed = _lex(token)
+        lexed, last_word = _lex(token), reader.last_word
         reader.read(token, lexed)
+        word = reader.word
+        if lexed.ends_word:
+            word = reader.last_word
+        else:
+            last_word = reader.last_word
         out.append(
             Facts(
                 token=token,
@@ -174,8 +183,8 @@ def facts_of(tokens: Sequence[str]) -> list[Facts]:
                 before2=before2,
                 before_kind=before_kind,
                 before2_kind=before2_kind,
-                word=reader.word or token,
-                last_word=reader.last_word or START,
+                word=word or token,
+                last_word=last_word or START,
                 line=reader.first,
                 indent=reader.indent,
                 quoted=reader.quoted,

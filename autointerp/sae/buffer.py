@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from autointerp.errors import InputError, MismatchError
+from autointerp.errors import InputError, MismatchError, StoppedError
+from autointerp.sae.kept_fill import KeptFill
 
 
 class ActivationSource(Protocol):
@@ -50,15 +51,18 @@ class ShuffledBatches:
     """`n_batches` batches of `batch_size` vectors from `source`, shuffled within blocks of about `buffer_vectors`.
 
     While a block is gathered, which takes minutes with a large model, `on_fill` is called with the number of vectors
-    that it has and will have. One block is held, with the dtype and device of the source's vectors. Raises InputError
-    if the source has no vectors, and MismatchError if their width is not its d_in.
+    that it has and will have. `kept` keeps a block that takes long on disk; a run that goes on reads it from there.
+    One block is held, with the dtype and device of the source's vectors. Raises InputError if the source has no
+    vectors, and MismatchError if their width is not its d_in.
     """
 
     def __init__(
         self, source: ActivationSource, *, batch_size: int, buffer_vectors: int, n_batches: int, seed: int,
-        on_fill: Callable[[int, int], None] = lambda vectors, of: None,
+        on_fill: Callable[[int, int], None] = lambda vectors, of: None, kept: KeptFill | None = None,
     ) -> None:  # fmt: skip
-        self._on_fill = on_fill
+        self._on_fill, self._kept = on_fill, kept
+        self.before_keeping: Callable[[], None] = lambda: None
+        """Called before the first part of a block is kept and the block before it is deleted."""
         self.source, self.batch_size, self.n_batches, self.seed = source, batch_size, n_batches, seed
         self.buffer_batches = min(n_batches, max(1, buffer_vectors // batch_size))
         self.served = 0
@@ -101,23 +105,47 @@ class ShuffledBatches:
         block_index = self.served // self.buffer_batches
         wanted = min(self.buffer_batches, self.n_batches - block_index * self.buffer_batches) * self.batch_size
         self._held, self._begun, self._start, filled = -1, block_index, self._next, 0
+        for part, behind in self._kept.begin(block_index, self._next) if self._kept is not None else ():
+            # parts are found only by a run that goes on, which has read nothing yet
+            filled = self._take(part, filled)
+            self._next = behind
         while filled < wanted:
             vectors = self._pending()
             part = vectors[: wanted - filled]
-            if self._buffer is None:
-                shape = self.buffer_batches * self.batch_size, self.source.d_in
-                self._buffer = torch.empty(shape, dtype=part.dtype, device=part.device)
-            self._buffer[filled : filled + len(part)] = part
-            filled += len(part)
+            filled = self._take(part, filled)
             if len(part) < len(vectors):
                 self._rest, self._next = vectors[len(part) :], (self._next[0], self._next[1] + len(part))
             else:
                 self._rest, self._next = None, (self._after, 0)
-            self._on_fill(filled, wanted)
+            self._report(filled, wanted)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + block_index)
         assert self._buffer is not None
         self._held = block_index
         self._order = torch.randperm(wanted, generator=generator).to(self._buffer.device)
+
+    def _take(self, vectors: Tensor, filled: int) -> int:
+        """Put `vectors` behind the first `filled` of the buffer. Returns how many there are now."""
+        if self._buffer is None:
+            shape = self.buffer_batches * self.batch_size, self.source.d_in
+            self._buffer = torch.empty(shape, dtype=vectors.dtype, device=vectors.device)
+        self._buffer[filled : filled + len(vectors)] = vectors
+        return filled + len(vectors)
+
+    def _report(self, filled: int, wanted: int) -> None:
+        try:
+            self._on_fill(filled, wanted)
+        except StoppedError:
+            self._keep(filled)
+            raise
+        # a block of which a part is kept is kept whole: a run that goes on in its middle needs all of it
+        if self._kept is not None and (self._kept.is_due(filled) or (filled == wanted and self._kept.is_used)):
+            self._keep(filled)
+
+    def _keep(self, filled: int) -> None:
+        if self._kept is not None and self._buffer is not None:
+            if not self._kept.is_used:
+                self.before_keeping()
+            self._kept.keep(self._buffer, filled, self._next)
 
     def _pending(self) -> Tensor:
         """The unread vectors at `_next`, at least one."""

@@ -6,6 +6,7 @@ import errno
 import glob
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,11 +57,25 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], state: object | None =
     write_atomically(path, lambda temporary: save_file(flat, temporary, metadata=metadata))
 
 
+def regular_size(path: Path) -> int:
+    """The size of a file in bytes. Raises InputError when there is none, and when it is something that has no end or
+    no content of its own, as a pipe, a device or a folder."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is not a regular file but a folder, a pipe or a device; put the file itself there")
+    return found.st_size
+
+
 def read_header(path: Path) -> dict[str, object]:
     """The header of a safetensors file. Raises InputError when there is no file. Raises DamagedError when it is not a
     safetensors file, is cut short, or claims a header above 1 MB, which would be read into memory unchecked."""
+    size = regular_size(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
@@ -68,9 +83,9 @@ def read_header(path: Path) -> dict[str, object]:
             if length > MAX_HEADER_BYTES:
                 raise DamagedError(f"{path} claims a header of {length} bytes; more than 1 MB is not read")
             header = json.loads(file.read(length))
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged: its header is not JSON ({error}); copy it again") from None
     if not isinstance(header, dict):
         raise DamagedError(f"{path} is damaged: its header is not a table")
@@ -92,5 +107,5 @@ def read_state(path: Path) -> object:
     metadata = read_header(path).get("__metadata__")
     try:
         return json.loads(metadata["state"])  # type: ignore[index]
-    except (TypeError, KeyError, json.JSONDecodeError):
+    except (TypeError, KeyError, ValueError, RecursionError):
         raise DamagedError(f"{path} holds no training state; it was not written as a checkpoint") from None

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from autointerp.config import CorpusConfig
+from autointerp.corpus.chat_template import chat_renderer
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import read_documents
 from autointerp.corpus.token_text import TokenText
-from autointerp.corpus.windows import chat_renderer, work_units
+from autointerp.corpus.windows import work_units
 from autointerp.model.hooks import Hookpoint, activations_at_all, hidden_size_at
+from autointerp.model.input_limits import unreadable_tokens
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.sae import parallel
@@ -51,8 +53,9 @@ class ModelSource:
         report = CorpusReport()
         documents = read_documents(self.corpus, report, chat_renderer(self.loaded.tokenizer))
         units = work_units(
-            documents, self.loaded.tokenizer, self.corpus, wanted=lambda index: index >= first_unit, report=report
-        )
+            documents, self.loaded.tokenizer, self.corpus, wanted=lambda index: index >= first_unit, report=report,
+            unreadable=unreadable_tokens(self.loaded.model, self.loaded.tokenizer),
+        )  # fmt: skip
         size = parallel.world_size()
         for unit in units:
             batches = make_batches(unit.windows, self.batch_tokens, self.loaded.pad_id)
@@ -65,7 +68,8 @@ class ModelSource:
     def _vectors(self, batch: Batch) -> Tensor:
         parts = []
         for part, activations in self._halving.run(
-            batch.to(self.loaded.device), lambda part: activations_at_all(self.loaded, self.hookpoints, part.ids)
+            batch.to(self.loaded.device),
+            lambda part: activations_at_all(self.loaded, self.hookpoints, part.ids, part.lengths),
         ):
             counted = eligible(part, self._excluded)
             parts.append(torch.cat([x[counted.to(x.device)].to(self.loaded.device) for x in activations], dim=1))

@@ -26,6 +26,7 @@ from autointerp.config import TrainConfig
 from autointerp.errors import AutointerpError, InputError, MismatchError
 from autointerp.sae import files, parallel
 from autointerp.sae.buffer import ActivationSource, ShuffledBatches
+from autointerp.sae.kept_fill import KeptFill
 from autointerp.sae.sae import Sae
 from autointerp.sae.training_run import Metrics, SaeRun, SaeSpec
 
@@ -59,8 +60,8 @@ class Trainer:
     that it finds in the folders.
 
     `on_metrics(name, step, metrics)` is called with every line that goes to a metrics.jsonl, `on_progress(step, steps)`
-    after every step, and `on_fill(vectors, of)` while the shuffle buffer is filled. Checkpoints are written every
-    `config.checkpoint_every` steps, after `checkpoint_every_s` seconds, and at the end.
+    after every step, and `on_fill(vectors, of)` while the shuffle buffer is filled; `kept` keeps a slow fill on disk.
+    Checkpoints are written every `config.checkpoint_every` steps, after `checkpoint_every_s` seconds, and at the end.
 
     Raises InputError (no vectors, impossible sizes), MismatchError (a checkpoint of another configuration),
     DamagedError (a checkpoint that cannot be read), DiskFullError, and AutointerpError if a loss is not a number for
@@ -77,6 +78,7 @@ class Trainer:
         on_metrics: OnMetrics | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         on_fill: Callable[[int, int], None] = lambda vectors, of: None,
+        kept: KeptFill | None = None,
         log_every: int = 50,
         checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     ) -> None:
@@ -95,6 +97,7 @@ class Trainer:
             n_batches=self.steps,
             seed=config.seed,
             on_fill=on_fill,
+            kept=kept,
         )
         self.learners = [
             _Learner(SaeRun(spec, config, source.d_in, self.steps, self.device), folder) for spec, folder in jobs
@@ -111,6 +114,8 @@ class Trainer:
             first = self.batches.block()
             for run in fresh:
                 run.begin(first)
+        # a checkpoint inside the block before would need that block again
+        self.batches.before_keeping = self.save_checkpoints
 
     def train(self) -> list[Sae]:
         """Run the remaining steps, and return the SAEs in raw-input units."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from autointerp.ask.forecast import Estimate, Forecast
 from autointerp.ask.job import Blocks, Job, Outcome, run_pool
-from autointerp.ask.question import Asker
+from autointerp.ask.question import Asker, side_by_side
 from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.records import Explanation, Score
@@ -91,6 +91,16 @@ def _chosen(run: Run) -> list[_Chosen]:
     return sorted(chosen, key=lambda one: one.turn(run))
 
 
+def check_settings(job: Job, explainer: str, config: ScoreConfig, control: str | None = None) -> tuple[list[str], bool]:
+    """The configured scorers, and whether one of them asks [score] model. Raises InputError where `score` would refuse
+    the settings, or where a template cannot be read. Nothing is read of the store."""
+    run = Run(job, explainer, config, control)
+    chosen = _chosen(run)
+    for one in chosen:
+        one.scorer.made_by(run)
+    return [one.scorer.name for one in chosen], any(one.needs.endpoint == config for one in chosen)
+
+
 class _Clients:
     """One client for every endpoint that is asked, opened when it is first needed."""
 
@@ -118,7 +128,7 @@ async def score_through(
         rows = await work.score(item)
         if rows is not None:
             # The writer keeps the order, so the row that marks a target as scored is never committed before the others.
-            await asyncio.gather(*(writer.score(row) for row in rows))
+            await side_by_side(writer.score(row) for row in rows)
         _count(job, rows, outcome)
 
     # Twice as many as fill the connections: a target waits for commits too, and the client bounds the calls.

@@ -315,12 +315,12 @@ def choose_method(config: ScoreConfig, found: Capabilities) -> str:
     usable = found.methods
     why = "; ".join(found.notes) or "no reason was given"
     if not usable:
-        raise InputError(f"{config.model} at {config.base_url} supports no way to simulate: {why}")
+        raise InputError(f"{config.model} at {config.address} supports no way to simulate: {why}")
     if config.method == "auto":
         return usable[0]
     if config.method not in usable:
         raise InputError(
-            f"score.method is {config.method!r}, but {config.model} at {config.base_url} supports "
+            f"score.method is {config.method!r}, but {config.model} at {config.address} supports "
             f"{', '.join(usable)}: {why}"
         )
     return config.method

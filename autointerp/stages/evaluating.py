@@ -14,7 +14,6 @@ import torch
 
 from autointerp.config import CorpusConfig, SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.token_text import TokenText
 from autointerp.evaluate.absorption import absorption
 from autointerp.evaluate.html_report import DictionaryReport, ReportData, write_report
 from autointerp.evaluate.labelled_texts import LabelledTexts, read_labelled
@@ -24,7 +23,9 @@ from autointerp.evaluate.stability import stability
 from autointerp.evaluate.structural import SUSPICIOUS_FVU, StructuralResult, evaluate_structure
 from autointerp.records import WorkUnit
 from autointerp.sae.sae import Sae
+from autointerp.stages.checks import require
 from autointerp.stages.evaluate_options import EvaluateOptions
+from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import Session, dictionary_id_of, loaded_sae
 from autointerp.store.store import Store
 
@@ -51,6 +52,7 @@ class _Evaluated:
 def evaluate(session: Session, store: Store, saes: Sequence[SaeConfig], options: EvaluateOptions) -> list[Row]:
     """Evaluate each of `saes`. Returns the rows written to sae_metrics, with the names of dictionary and corpus."""
     probes = [(path, read_labelled(path)) for path in options.probes]  # first, so that a bad file is refused at once
+    require(model_checks(session, saes, store))
     done = [_evaluate_one(session, store, sae, options, probes) for sae in saes]
     if not options.is_structural_only:
         _add_stability(session, done)
@@ -102,12 +104,17 @@ def _structural(
     report: CorpusReport | None = None,
 ) -> StructuralResult:  # fmt: skip
     loaded, (point, output) = session.model(), session.points(sae)
-    excluded = TokenText(loaded.tokenizer).excluded_ids(corpus.exclude_tokens)
+    excluded = session.token_text().excluded_ids(corpus.exclude_tokens)
     units: Iterator[WorkUnit] = session.units(corpus, report)
+    splice_tokens = 0 if loaded.looks_ahead else options.splice_tokens
+    if splice_tokens < options.splice_tokens:
+        session.terminal.warn(
+            f"{sae.dictionary}: no loss is measured, since model {loaded.name} sees the token it should predict"
+        )
     with session.terminal.progress(f"{sae.dictionary}: evaluating on {corpus.source}", options.tokens, "tokens") as to:
         return evaluate_structure(
             loaded, weights, point, output, units, excluded, session.config.model.batch_tokens,
-            max_tokens=options.tokens, splice_tokens=options.splice_tokens, seed=session.config.harvest.seed,
+            max_tokens=options.tokens, splice_tokens=splice_tokens, seed=session.config.harvest.seed,
             on_progress=lambda n, note: to(n, note=note),
         )  # fmt: skip
 
@@ -121,29 +128,30 @@ def _functional(
 ) -> list[dict[str, Any]]:
     loaded, corpus, (point, _) = session.model(), session.config.corpus, session.points(sae)
     seed = session.config.harvest.seed
+    counting = session.terminal.counting(sae.dictionary)
     session.terminal.say(f"{sae.dictionary}: robustness and absorption")
     texts = list(itertools.islice(_report_texts(session), ROBUSTNESS_TEXTS))
     rows: list[Any] = []
-    rows += robustness(loaded, weights, point, texts, corpus=corpus, seed=seed, split="report")
-    rows += absorption(loaded, weights, point, corpus=corpus, seed=seed)
+    rows += robustness(loaded, weights, point, texts, corpus=corpus, seed=seed, split="report", counting=counting)
+    rows += absorption(loaded, weights, point, corpus=corpus, seed=seed, counting=counting)
     for path, labelled in probes:
         session.terminal.say(f"{sae.dictionary}: probing {path.name}")
         if isinstance(labelled, LabelledTexts):
             rows += k_sparse_probing(
                 loaded, weights, point, labelled.texts, labelled.labels, name=f"probing_{path.stem}", corpus=corpus,
-                seed=seed,
+                seed=seed, counting=counting,
             )  # fmt: skip
         else:
             rows += token_probing(
                 loaded, weights, point, labelled.sentences, labelled.tags, name=f"token_probing_{path.stem}",
-                corpus=corpus, seed=seed,
+                corpus=corpus, seed=seed, counting=counting,
             )  # fmt: skip
     return [dict(row) for row in rows]
 
 
 def _report_texts(session: Session) -> Iterator[str]:
     """One window's text from each held-out document, as the model saw it."""
-    text = TokenText(session.model().tokenizer)
+    text = session.token_text()
     seen: set[str] = set()
     for unit in session.units():
         for window in unit.windows:

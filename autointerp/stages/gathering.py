@@ -87,7 +87,7 @@ def _study(session: Session, store: Store, sae: SaeConfig, describe: Describe) -
         points=lambda: session.points(sae),
         units=session.units,
         describe_shape=describe,
-        counting=lambda total, unit: session.terminal.progress(f"{row.name}: reading text", total, unit),
+        counting=session.terminal.counting(row.name),
     )
 
 

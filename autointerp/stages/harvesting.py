@@ -12,7 +12,6 @@ import torch
 from autointerp.config import SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.splits import require_all_splits
-from autointerp.corpus.token_text import TokenText
 from autointerp.errors import InputError, NoProjection
 from autointerp.harvest import memory, text_pass
 from autointerp.harvest.merge import CorpusFacts
@@ -25,6 +24,8 @@ from autointerp.model.logit_path import LogitPath
 from autointerp.records import SPLITS, WorkUnit
 from autointerp.sae.formats import load_sae, sae_sha256
 from autointerp.sae.sae import Sae
+from autointerp.stages.checks import require
+from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import (
     Session,
     corpus_key,
@@ -140,7 +141,10 @@ def harvest_shard(session: Session, saes: Sequence[SaeConfig], shard_index: int,
     """Harvest one shard's work units into the work folders, without the store."""
     session.check_corpus()
     facts = _Facts.of(session)
-    for group in _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False):
+    groups = _groups(session, [_Plan(session, sae, facts) for sae in saes], merges=False)
+    require(model_checks(session, saes))
+    session.say_how_text_is_read()
+    for group in groups:
         _harvest_units(session, [_Ready.of(plan) for plan in group], text_pass.Shard(shard_index, num_shards))
 
 
@@ -159,7 +163,10 @@ def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig])
     if not todo:
         return False
     session.check_corpus()
-    for group in _groups(session, todo):
+    groups = _groups(session, todo)
+    require(model_checks(session, [plan.sae for plan in todo], store))
+    session.say_how_text_is_read()
+    for group in groups:
         _harvest_group(session, store, group)
     return True
 
@@ -285,7 +292,7 @@ def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.S
             say=terminal.say,
         )
         settings = text_pass.unit_settings(
-            loaded, TokenText(loaded.tokenizer), config.harvest, config.model.batch_tokens, config.corpus.exclude_tokens
+            loaded, session.token_text(), config.harvest, config.model.batch_tokens, config.corpus.exclude_tokens
         )
         done = text_pass.harvest(loaded, [one.target for one in ready], units, settings, shard, watch)
     require_all_splits(report)
@@ -293,8 +300,8 @@ def _harvest_units(session: Session, ready: Sequence[_Ready], shard: text_pass.S
         f"{names}: harvested {done.n_tokens:,} tokens in {done.n_units} work units, from "
         f"{report.n_documents:,} documents"
     )
-    if report.n_skipped:
-        terminal.say(f"{names}: skipped {report.skipped_summary()}")
+    for remark in report.remarks():
+        terminal.say(f"{names}: {remark}")
     if done.n_nonfinite:
         terminal.say(f"{names}: {done.n_nonfinite:,} tokens left out for NaN or infinite activations")
     if done.halvings:
@@ -311,7 +318,7 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
     config, terminal, loaded = session.config, session.terminal, session.model()
     plan, weights, name = ready.plan, ready.weights, ready.name
     dictionary_id = dictionary_id_of(session, store, plan.sae, weights, ready.sha256)
-    text = TokenText(loaded.tokenizer)
+    text = session.token_text()
     # The projection comes first, because the features' rows, written last, mark a harvest as merged.
     with terminal.working(f"{name}: projecting the features onto the vocabulary"):
         refused = str(ready.path) if isinstance(ready.path, NoProjection) else None
@@ -326,7 +333,7 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
     with terminal.working(f"{name}: merging"):
         counts = merge_harvest(
             store, dictionary_id, ready.folder, weights, text, config.harvest, corpus, key=plan.key,
-            no_projection=refused,
+            counting=terminal.counting(name), no_projection=refused,
         )  # fmt: skip
     listed = ", ".join(f"{n:,} {counted}" for counted, n in counts.items())
     terminal.say(f"{name}: merged into {store.path.name}: {listed}")

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from autointerp.ask.forecast import Forecast, budget_lines, forecast_lines
 from autointerp.ask.job import NO_FAILURES, Job, Outcome
-from autointerp.config import Config, EndpointConfig
+from autointerp.config import Config, EndpointConfig, ExplainConfig
 from autointerp.errors import InputError, nearest
 from autointerp.explain import explaining
 from autointerp.explain.explaining import check_explainer
 from autointerp.explain.explaining import methods_read as methods_read
 from autointerp.llm.budget import Budget
-from autointerp.llm.capabilities import honours_json_schema, probe
-from autointerp.llm.client import LlmClient
+from autointerp.llm.capabilities import honours_json_schema, probe, takes_seed
+from autointerp.llm.client import ClientCounts, LlmClient
 from autointerp.records import CallRecord, Explanation, ShapeFacts
 from autointerp.rules import shape_labels
 from autointerp.score import scoring
@@ -198,11 +198,20 @@ async def describe_endpoint(config: Config, endpoint: EndpointConfig) -> str:
     async with LlmClient(endpoint, config.llm, Budget(config.budget), Unrecorded(), "doctor") as client:
         found = await probe(client)
         in_json = found.chat and await honours_json_schema(client)
+        with_seed = isinstance(endpoint, ExplainConfig) and (endpoint.seed > 0 or endpoint.explainer == "best_of_n")
+        seed_refused = found.chat and with_seed and not await takes_seed(client)
     methods = ", ".join(found.methods) or "none"
     schemas = "honoured" if in_json else "not honoured, so labels are read from plain text"
     notes = "".join(f"; {note}" for note in found.notes)
-    found_to = f"simulation methods: {methods}; JSON schemas: {schemas}{notes}"
-    return f"{endpoint.model} at {endpoint.base_url} answers; {found_to}"
+    if seed_refused:
+        notes += "; it refuses `seed`, so labels with a seed are drawn by the temperature alone"
+    found_to = f"simulation methods: {methods}; JSON schemas: {schemas}{notes}; {_spent(client.counts)}"
+    return f"{endpoint.model} at {endpoint.address} answers; {found_to}"
+
+
+def _spent(counts: ClientCounts) -> str:
+    tokens = f"{counts.input_tokens:,} input and {counts.output_tokens:,} output tokens"
+    return f"this took {counts.sent} calls, {tokens}, ${counts.cost_usd:.4f}"
 
 
 class Unrecorded:

@@ -19,7 +19,8 @@ from autointerp.corpus.windows import bos_prefix
 from autointerp.measure.language import label_likelihood, surprisal
 from autointerp.measure.similarity import SentenceEncoder, similarities
 from autointerp.measure.texts import explain_ids, feature_maxima
-from autointerp.model.load import LoadedModel, load_model, resolve_device
+from autointerp.model.load import LoadedModel, resolve_device
+from autointerp.model.padding import load_checked
 from autointerp.model.token_batches import Halving
 from autointerp.records import Measurement, MeasureTask, stable_id
 from autointerp.sae.sae import Sae
@@ -171,7 +172,7 @@ class Models:
         if name not in self._language_models:
             self._language_models.clear()
             other = replace(self.config.model, name=name, revision=None)
-            self._language_models[name] = load_model(other), Halving()
+            self._language_models[name] = load_checked(other, self.config.corpus.context_length), Halving()
             self.session.terminal.detail(f"language model {name}")
         return self._language_models[name]
 

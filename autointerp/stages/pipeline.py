@@ -24,12 +24,14 @@ from autointerp.errors import AutointerpError, InputError, PartialFailure, Stopp
 from autointerp.evidence.methods import check_methods
 from autointerp.score.controls import RANDOM_MODEL
 from autointerp.stages import labelling
+from autointerp.stages.checks import Check
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
+from autointerp.stages.label_checks import label_checks
 from autointerp.stages.labelling import Labelling
 from autointerp.store.leakage import LeakageReport, check_leakage
 from autointerp.store.progress_file import ProgressFile, remove_shards_files
 from autointerp.store.rows import DictionaryRow
-from autointerp.store.safety.paths import refuse_own_file
+from autointerp.store.safety.paths import path_with_folder, refuse_own_file
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.store.safety.snapshot import open_for_writing
 from autointerp.store.selection import Selection
@@ -56,12 +58,14 @@ def require_torch() -> None:
         ) from None
 
 
-def gpu_session(config: Config, terminal: Terminal) -> Session:
-    """A session, which loads the model when it is needed. Raises InputError if torch is not installed."""
+def gpu_session(config: Config, terminal: Terminal, more_checks: Sequence[Check] = ()) -> Session:
+    """A session, which loads the model when it is needed, and whose passes over the text begin with `more_checks`
+    besides their own. Raises InputError if torch is not installed."""
     require_torch()
     from autointerp.stages.session import Session
 
-    return Session(config, terminal)
+    methods = {*config.evidence.methods, *labelling.methods_read(config.explain)}
+    return Session(config, terminal, more_checks, methods)
 
 
 def _versions() -> dict[str, str]:
@@ -113,8 +117,7 @@ def _recorded(
     """The open store and the id of this run's row in `runs`, which records how the run ended. `selection` (the features
     to label) is kept for `status`. With `is_summed_up`, the log ends with a line that says what was done, however the
     run ended; only an error follows it."""
-    path, begun = Path(config.store.path), time.monotonic()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, begun = path_with_folder(config.store.path), time.monotonic()
     seconds = config.store.snapshot_seconds
     chosen = {} if selection is None else {"selection": as_dict(selection)}
     with (
@@ -192,8 +195,7 @@ def harvest(
         harvesting.forecast_harvest(session, saes)
         return
     if num_shards > 1:
-        path = Path(config.store.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = path_with_folder(config.store.path)
         part = f"shard-{shard_index}-of-{num_shards}"
         with terminal.working("running harvest"), _told(path, "harvest", terminal, part):
             harvesting.harvest_shard(session, saes, shard_index, num_shards)
@@ -245,11 +247,6 @@ def _gather(
     wanted = {*config.evidence.methods, *labelling.methods_read(config.explain), *methods}
     found = [gathering.gather(session, store, sae, sorted(wanted), labelling.describe_shape, selection) for sae in saes]
     return any(found)
-
-
-def describe_methods(config: Config) -> str:
-    """Says for `doctor` which evidence methods are run. Raises InputError if a named one does not exist."""
-    return ", ".join(method.name for method in check_methods(config.evidence.methods)) or "none"
 
 
 def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
@@ -375,7 +372,8 @@ def run(
         return
     with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
         work = Labelling(config, store, run_id, selection, terminal, prompts)
-        worked = _gpu_stages(config, saes, store, selection, terminal)
+        checks = label_checks(config, store, prompts, control)
+        worked = _gpu_stages(config, saes, store, selection, terminal, checks)
         failed = 0
         for sae in saes:
             row = store.dictionary(sae.dictionary)
@@ -409,10 +407,16 @@ def _score_and_measure(work: Labelling, row: DictionaryRow, sae: SaeConfig, cont
 
 
 def _gpu_stages(
-    config: Config, saes: tuple[SaeConfig, ...], store: Store, selection: Selection, terminal: Terminal
+    config: Config,
+    saes: tuple[SaeConfig, ...],
+    store: Store,
+    selection: Selection,
+    terminal: Terminal,
+    checks: Sequence[Check],
 ) -> bool:
     """Train, harvest and merge what is missing, and gather evidence. Returns whether anything was done. Without torch
-    it only says that labelling continues with what the store holds, or raises InputError if a dictionary is missing."""
+    it only says that labelling continues with what the store holds, or raises InputError if a dictionary is missing.
+    `checks` are looked at before the first pass over the text, if there is one."""
     try:
         require_torch()
     except InputError as error:
@@ -423,7 +427,7 @@ def _gpu_stages(
         return False
     from autointerp.stages import harvesting, training
 
-    session = gpu_session(config, terminal)
+    session = gpu_session(config, terminal, checks)
     worked = training.train(session, store, saes)
     worked = harvesting.harvest_and_merge(session, store, saes) or worked
     return _gather(session, store, saes, selection) or worked

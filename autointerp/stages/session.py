@@ -5,26 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from autointerp.config import Config, CorpusConfig, SaeConfig
+from autointerp.corpus.chat_template import chat_renderer
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.sources import corpus_fingerprint, read_documents
+from autointerp.corpus.sources import check_sources, corpus_fingerprint, read_documents
 from autointerp.corpus.token_text import TokenText
-from autointerp.corpus.windows import chat_renderer, work_units
+from autointerp.corpus.windows import NAME_A_BOS, bos_prefix, stand_in_for_bos, token_ids, work_units
 from autointerp.deadline import Deadline
 from autointerp.errors import InputError, MismatchError, NoProjection
 from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, quick_fvu
 from autointerp.model.hooks import Hookpoint, hidden_size_at
+from autointerp.model.input_limits import unreadable_tokens
 from autointerp.model.load import LoadedModel, folder_sha256, load_model
 from autointerp.model.logit_path import LogitPath, find_logit_path
+from autointerp.model.padding import checked
 from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
 from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
 from autointerp.sae.sae import Sae
+from autointerp.stages.checks import Check
+from autointerp.stages.text_reading import check_windows, reading_notes
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
@@ -36,29 +41,61 @@ TRAINED = "trained.json"
 class Session:
     """The state that one command's stages share: the configuration, the terminal, and the model, loaded when needed."""
 
-    def __init__(self, config: Config, terminal: Terminal) -> None:
+    def __init__(
+        self, config: Config, terminal: Terminal, more_checks: Sequence[Check] = (), methods: Collection[str] = ()
+    ) -> None:
+        """`more_checks` are looked at before the model's, at the start of a pass; `methods` are the evidence methods
+        that will be run after it."""
         self.config, self.terminal = config, terminal
+        self.more_checks, self.methods = tuple(more_checks), frozenset(methods)
         self.deadline = Deadline.of(config.budget.deadline)
         self._loaded: LoadedModel | None = None
+        self._text: TokenText | None = None
 
     def model(self) -> LoadedModel:
+        """The model. Raises InputError if it cannot read the corpus's windows, or if the padding beside a window changes
+        its activations, and whatever loading it raises."""
         if self._loaded is None:
             if not self.config.model.name:
                 raise InputError("the configuration names no model; set [model] name to a hub id or a folder")
             with self.terminal.working(f"loading {self.config.model.name}"):
-                self._loaded = load_model(self.config.model)
+                loaded = load_model(self.config.model)
+                check_windows(loaded, self.config.corpus)
+                self._loaded = checked(loaded, self.config.corpus.context_length, self.config.model.batch_tokens)
+            if self._loaded.looks_ahead:
+                self.terminal.say(
+                    f"model {self._loaded.name} reads the tokens on both sides of a token: its batches get an "
+                    "attention mask, and what needs a next-token prediction is refused or left out"
+                )
             self.terminal.detail(
                 f"model {self._loaded.name} on {self._loaded.device}, {str(self._loaded.dtype).removeprefix('torch.')}"
             )
         return self._loaded
 
+    def token_text(self) -> TokenText:
+        """The strings of the model's tokens. Reading the whole vocabulary takes seconds, so it is done once."""
+        if self._text is None:
+            self._text = TokenText(self.model().tokenizer)
+        return self._text
+
     def check_corpus(self) -> None:
-        """Raise InputError if the corpus has no usable text, before a model is loaded for it. Reads up to the first
-        usable document. A data set of the hub is not checked here."""
+        """Raise InputError if the corpus has no usable text, before a model is loaded for it. Looks at every file, and
+        reads up to the first usable document. A data set of the hub is not checked here."""
         if self._loaded is not None or self.config.corpus.source.startswith("hf:"):
             return
+        self.describe_source()
+
+    def describe_source(self) -> str:
+        """Says which text comes first, after reading the corpus up to its first usable document, without the model.
+        Raises InputError if there is none."""
+        if self.config.corpus.source.startswith("hf:"):
+            return f"{self.config.corpus.source} is a data set of the hub, which is opened when it is read"
+        check_sources(self.config.corpus)
         documents = read_documents(self.config.corpus, CorpusReport(), lambda messages: str(messages))
-        next(documents, None)
+        first = next(documents, None)
+        if first is None:
+            raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
+        return f"{self.config.corpus.source} can be read; its first document is {first.name!r}"
 
     def units(
         self,
@@ -69,28 +106,41 @@ class Session:
         """The `wanted` work units of `corpus`, or of the configured corpus."""
         corpus, report, tokenizer = corpus or self.config.corpus, report or CorpusReport(), self.model().tokenizer
         documents = read_documents(corpus, report, chat_renderer(tokenizer))
-        return work_units(documents, tokenizer, corpus, wanted=wanted, report=report)
+        unreadable = unreadable_tokens(self.model().model, tokenizer)
+        return work_units(documents, tokenizer, corpus, wanted=wanted, report=report, unreadable=unreadable)
+
+    def say_how_text_is_read(self) -> None:
+        """Warns of what a person would not expect of how this model reads the corpus, after reading its first
+        documents."""
+        for note in reading_notes(self.model(), self.token_text(), self.config.corpus):
+            self.terminal.warn(note)
 
     def describe_model(self) -> str:
         loaded = self.model()
         size = sum(p.numel() for p in loaded.model.parameters())
-        return (
+        runs = (
             f"{loaded.name} ({size:,} parameters) runs on {loaded.device} in {str(loaded.dtype).removeprefix('torch.')}"
         )
+        return f"{runs}; it reads tokens on both sides, with a mask" if loaded.looks_ahead else runs
 
     def describe_corpus(self) -> str:
         """Says whether the corpus can be read, after reading its first documents. Raises InputError if it cannot."""
         report, loaded = CorpusReport(), self.model()
+        check_sources(self.config.corpus)
         documents = read_documents(self.config.corpus, report, chat_renderer(loaded.tokenizer))
         first = next(documents, None)
         if first is None:
             raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
-        n_tokens = len(loaded.tokenizer(first.text[:10_000], add_special_tokens=False)["input_ids"])
-        return (
-            f"{self.config.corpus.source} can be read; its first document {first.name!r} begins with {n_tokens} tokens"
-        )
+        next(self.units(), None)  # cut into windows as a run cuts it, which may be refused
+        n_tokens = len(token_ids([first.text[:10_000]], loaded.tokenizer)[0])
+        source = self.config.corpus.source
+        remarks = "".join(f"; so far {remark}" for remark in report.remarks())
+        said = f"{source} can be read; its first document {first.name!r} begins with {n_tokens} tokens{remarks}"
+        return ". ".join([said, *reading_notes(loaded, self.token_text(), self.config.corpus)])
 
-    def describe_sae(self, sae: SaeConfig) -> str:
+    def describe_sae(self, sae: SaeConfig, store: Store | None = None) -> str:
+        """Says what the SAE is, or will be once it is trained. Raises what `loaded_sae` raises, and MismatchError if
+        `store` holds another dictionary of its name."""
         loaded, folder = self.model(), self.sae_folder(sae)
         width = hidden_size_at(loaded, self.point(sae.hookpoint))
         if not sae.path and not (folder / TRAINED).exists():
@@ -98,6 +148,8 @@ class Session:
             made = f"{sae.hookpoint} has width {width}; `autointerp train` makes {n_features:,} features for it"
             return f"{made}; {self._describe_projection(sae)}"
         weights, sha256 = loaded_sae(self, sae)
+        if store is not None:
+            store.known_dictionary(sae.dictionary, dictionary_values(self, sae, weights, sha256))
         held = f"{folder}: {weights.d_sae:,} features of {sae.hookpoint}, width {width}, sha256 {sha256[:16]}"
         return f"{held}; {self._describe_projection(sae)}"
 
@@ -164,21 +216,25 @@ def placeless(corpus: CorpusConfig) -> CorpusConfig:
 
 def dictionary_id_of(session: Session, store: Store, sae: SaeConfig, weights: Sae, sha256: str) -> int:
     """The dictionary's id in the store. Raises MismatchError if another SAE or model has taken its name."""
+    values = dictionary_values(session, sae, weights, sha256)
+    return store.add_dictionary(name=sae.dictionary, **values, config=asdict(sae))
+
+
+def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: str) -> dict[str, Any]:
+    """What makes a dictionary that one and no other: its row's columns but the name."""
     loaded = session.model()
-    return store.add_dictionary(
-        name=sae.dictionary,
-        model=loaded.name,
-        revision=loaded.revision,
-        hookpoint=sae.hookpoint,
-        output_hookpoint=sae.output_hookpoint,
-        architecture=weights.architecture,
-        d_in=weights.d_in,
-        d_out=weights.d_out,
-        d_sae=weights.d_sae,
-        sae_sha256=sha256,
-        tokenizer_sha256=loaded.tokenizer_sha256,
-        config=asdict(sae),
-    )
+    return {
+        "model": loaded.name,
+        "revision": loaded.revision,
+        "hookpoint": sae.hookpoint,
+        "output_hookpoint": sae.output_hookpoint,
+        "architecture": weights.architecture,
+        "d_in": weights.d_in,
+        "d_out": weights.d_out,
+        "d_sae": weights.d_sae,
+        "sae_sha256": sha256,
+        "tokenizer_sha256": loaded.tokenizer_sha256,
+    }
 
 
 def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
@@ -242,14 +298,8 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
 def _check_origin(session: Session, sae: SaeConfig, weights: Sae, folder: Path) -> None:
     """Raise MismatchError or InputError if the SAE, by its file, was trained on something else than it will read."""
     check_processing(weights.metadata)
-    wanted, corpus, loaded = wants_bos(weights.metadata), session.config.corpus, session.model()
-    has_bos = corpus.prepend_bos != "never" and loaded.tokenizer.bos_token_id is not None
-    if wanted is not None and wanted != has_bos:
-        setting = "always" if wanted else "never"
-        raise MismatchError(
-            f"the SAE at {folder} was trained {'with' if wanted else 'without'} a BOS token before each text, and this "
-            f"configuration reads {'without' if wanted else 'with'} one; set corpus.prepend_bos = {setting!r}"
-        )
+    _check_bos(session, weights, folder)
+    loaded = session.model()
     named = weights.metadata.get("hook_name")
     if isinstance(named, str) and named.startswith(("blocks.", "hook_")):
         meant = to_module_path(named, loaded.model)
@@ -260,10 +310,29 @@ def _check_origin(session: Session, sae: SaeConfig, weights: Sae, folder: Path) 
             )
 
 
+def _check_bos(session: Session, weights: Sae, folder: Path) -> None:
+    tokenizer = session.model().tokenizer
+    own = tokenizer.bos_token_id is not None
+    wanted = wants_bos(weights.metadata, tokenizer_has_bos=own)
+    if wanted is None or wanted == bool(bos_prefix(tokenizer, session.config.corpus)):
+        return
+    advice = f"set corpus.prepend_bos = {'always' if wanted else 'never'!r}"
+    if wanted and not own:
+        stand_in = stand_in_for_bos(tokenizer)
+        advice = (
+            f"{advice} (the tokenizer has no BOS: {stand_in[1]!r} stands in, as in TransformerLens)" if stand_in
+            else f"the tokenizer has neither a BOS nor an EOS token, so {NAME_A_BOS}"
+        )  # fmt: skip
+    raise MismatchError(
+        f"the SAE at {folder} was trained {'with' if wanted else 'without'} a BOS token before each text, and this "
+        f"configuration reads {'without' if wanted else 'with'} one; {advice}"
+    )
+
+
 def warn_of_misfit(session: Session, sae: SaeConfig, weights: Sae) -> None:
     """Warns if a loaded SAE explains hardly anything of the first tokens: its hookpoint, model or scaling is wrong."""
     point, output = session.points(sae)
-    excluded = TokenText(session.model().tokenizer).excluded_ids(session.config.corpus.exclude_tokens)
+    excluded = session.token_text().excluded_ids(session.config.corpus.exclude_tokens)
     batch_tokens = session.config.model.batch_tokens
     unexplained = quick_fvu(session.model(), weights, point, output, session.units(), excluded, batch_tokens)
     if not unexplained <= SUSPICIOUS_FVU:

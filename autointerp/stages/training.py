@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from autointerp.config import Config, SaeConfig
+from autointerp.corpus.windows import bos_prefix
 from autointerp.errors import DamagedError, MismatchError, OutOfMemoryError
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
@@ -18,10 +19,13 @@ from autointerp.model.token_batches import is_out_of_memory
 from autointerp.sae import files, parallel
 from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
 from autointerp.sae.formats.hooknames import to_hook_name
+from autointerp.sae.kept_fill import KeptFill
 from autointerp.sae.model_source import ModelSource
 from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import Trainer
 from autointerp.sae.training_run import SaeSpec
+from autointerp.stages.checks import require
+from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import (
     TRAINED,
     Session,
@@ -69,6 +73,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     if not todo:
         return False
     session.check_corpus()
+    require(model_checks(session, saes, store))
     loaded = session.model()
     points = {sae.dictionary: session.points(sae) for sae in todo}
     wanted = [point for pair in points.values() for point in pair if point is not None]
@@ -80,11 +85,12 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     names = ", ".join(spec.name for spec in specs)
     what = f"{names}: training {n_features} features"
     trainer: Trainer | None = None
+    kept = _kept_fill(session, todo[0], source, loaded)
     with terminal.progress(what, steps, "steps") as update, _Filling(terminal, names) as filling:
 
         def stop_at_deadline() -> None:
             if parallel.world_size() == 1 and session.deadline.left_s <= 0:
-                if trainer is not None:  # while the first buffer fills there is nothing to save
+                if trainer is not None:  # while the first buffer fills there is no weight to save
                     trainer.save_checkpoints()
                 session.deadline.check()
 
@@ -108,6 +114,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 on_metrics=lambda name, step, metrics: last.update({name: metrics}),
                 on_progress=on_progress,
                 on_fill=on_fill,
+                kept=kept,
             )
             update.begin_at(trainer.step)
             trained = trainer.train()
@@ -119,10 +126,31 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 "goes on from the last checkpoint; or lower train.batch_size, train.buffer_vectors or the number of "
                 "features, and delete the SAE's folder"
             ) from None
+    if kept is not None:
+        kept.delete()
     if store is not None:
         for sae, weights in zip(todo, trained, strict=True):
             _keep_trained(session, store, sae, weights, keys[sae.dictionary])
     return True
+
+
+def _kept_fill(session: Session, first: SaeConfig, source: ModelSource, loaded: LoadedModel) -> KeptFill | None:
+    """Where a slow fill of the shuffle buffer is kept: beside the first SAE's checkpoint. None under torchrun, where
+    all processes would have to find the same on disk."""
+    if parallel.world_size() > 1:
+        return None
+    config = session.config
+    key = digest(
+        {
+            "model": model_key(config),
+            "corpus": corpus_key(config),
+            "train": asdict(config.train),
+            "batch_tokens": config.model.batch_tokens,
+            "hookpoints": [str(point) for point in source.hookpoints],
+            "device": loaded.device.type,
+        }
+    )
+    return KeptFill(session.sae_folder(first) / "training" / "buffer", key, loaded.device)
 
 
 class _Filling:
@@ -224,6 +252,6 @@ def _metadata(session: Session, sae: SaeConfig, loaded: LoadedModel) -> dict[str
         "hook_name": to_hook_name(str(session.point(sae.hookpoint)), loaded.model) or sae.hookpoint,
         "module_path": sae.hookpoint,
         "context_size": corpus.context_length,
-        "prepend_bos": corpus.prepend_bos != "never" and loaded.tokenizer.bos_token_id is not None,
+        "prepend_bos": bool(bos_prefix(loaded.tokenizer, corpus)),
         "dataset": corpus.source,
     }

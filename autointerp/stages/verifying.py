@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autointerp.config import SaeConfig
-from autointerp.corpus.token_text import TokenText
 from autointerp.errors import AutointerpError, InputError
 from autointerp.harvest.recompute import recompute
 from autointerp.stages.session import Session, matching_sae
@@ -21,7 +20,7 @@ def verify(session: Session, store: Store, sae: SaeConfig, sample: int, leaks: S
     terminal, (row, weights), loaded = session.terminal, matching_sae(session, store, sae), session.model()
     with terminal.working(f"{row.name}: checking the rows"):
         broken = [*store.check(), *leaks]
-    excluded = TokenText(loaded.tokenizer).excluded_ids(session.config.corpus.exclude_tokens)
+    excluded = session.token_text().excluded_ids(session.config.corpus.exclude_tokens)
     contexts = stored_contexts(store, row.dictionary_id, sample)
     if not contexts:
         raise InputError(f"{row.name} has no stored contexts to verify; run `autointerp harvest` first")

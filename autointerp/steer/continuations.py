@@ -17,6 +17,7 @@ from torch import Tensor
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import token_ids
 from autointerp.errors import AutointerpError
+from autointerp.model.input_limits import spelled_unreadable
 from autointerp.model.load import LoadedModel
 from autointerp.records import stable_id
 from autointerp.steer.steering import Steerer, Strength
@@ -136,11 +137,14 @@ class SteeredTexts:
 
     def _prompts(self, asked: Steering) -> list[list[int]]:
         prompts = [self.prefix + ids for ids in token_ids(asked.prompts, self.loaded.tokenizer)]
-        limit = getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self.steerer.most_positions
+        unreadable = spelled_unreadable(self.loaded.model, self.loaded.tokenizer, prompts)
         for i, ids in enumerate(prompts):
+            if i in unreadable:
+                raise NotMeasured("bad_task", f"prompts[{i}] {unreadable[i]}")
             if not ids:
                 raise NotMeasured("bad_task", f"prompts[{i}] has no tokens, and no BOS stands before it")
-            if limit and len(ids) + asked.n_tokens > limit:
+            if limit is not None and len(ids) + asked.n_tokens > limit:
                 raise NotMeasured(
                     "bad_task",
                     f"prompts[{i}] has {len(ids)} tokens: with {asked.n_tokens} more it does not fit the model's "

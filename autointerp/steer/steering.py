@@ -27,8 +27,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.errors import AutointerpError, InputError
-from autointerp.model.hooks import Hookpoint, hooked, resolve
+from autointerp.model.hooks import Hookpoint, hooked, model_inputs, resolve
+from autointerp.model.input_limits import n_positions
 from autointerp.model.load import LoadedModel
+from autointerp.model.padding import require_next_token
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
@@ -58,8 +60,9 @@ class Strength:
 class Steerer:
     """Runs the model with features of one SAE (or transcoder) clamped.
 
-    Raises InputError where a hookpoint names no module or is never run, a feature is not the SAE's, or a text is empty
-    or longer than the model's positions; errors.OutOfMemoryError where halving the batches no longer helps.
+    Raises InputError where a hookpoint names no module or is never run, a feature is not the SAE's, the model looks
+    ahead, or a text is empty or longer than the model's positions; errors.OutOfMemoryError where halving the batches no
+    longer helps.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Steerer:
     ) -> None:
         """`output` is where a transcoder writes, None (or `point`) for an SAE. Fewer tokens than `batch_tokens` run at
         once where the vocabulary is large."""
+        require_next_token(loaded, "steering")
         self.loaded, self.sae = loaded, sae
         self.source, self.target = point, output or point
         for where in {self.source, self.target}:
@@ -81,7 +85,7 @@ class Steerer:
         config = loaded.model.config.get_text_config()
         budget = _LOGITS_CPU if loaded.device.type == "cpu" else _LOGITS_DEVICE
         self.batch_tokens = max(1, min(batch_tokens, budget // (int(getattr(config, "vocab_size", 0)) or 1)))
-        self.most_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.most_positions = n_positions(loaded.model)
         self.n_forwards = 0
         """Sequences that the model has read."""
         self.n_tokens = 0
@@ -266,7 +270,7 @@ class Steerer:
                 stack.enter_context(hooked(self.loaded.model, self.target, edit=edit))
             else:
                 edited = True
-            logits: Tensor = self.loaded.model(input_ids=part.ids, use_cache=False).logits
+            logits: Tensor = self.loaded.model(**model_inputs(self.loaded, part.ids, part.lengths)).logits
         if not edited:
             raise InputError(f"hookpoint {self.target}: the model's forward pass never runs this module")
         return logits

@@ -73,7 +73,7 @@ _LABELS = """
         k.kinds, k.values
     FROM explanations AS e SEMI JOIN several USING (feature) LEFT JOIN kinds AS k USING (explanation_id)
     WHERE e.dictionary_id = $dictionary AND e.status = 'ok'
-    ORDER BY e.feature, e.created_at, e.explanation_id
+    ORDER BY e.feature, e.sequence
 """
 _BOTH = """
     SELECT a.feature, a.value AS a, b.value AS b

@@ -13,13 +13,14 @@ from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import duckdb
 
 from autointerp.errors import AutointerpError, DamagedError, DiskFullError
 from autointerp.store.named_rows import Record, field_names, read_keyed_records, read_records
 from autointerp.store.safety.faults import from_duckdb, translated
+from autointerp.store.safety.open_files import OpenFiles
 from autointerp.store.safety.paths import DATABASE_LOGS, evidence_path_of
 from autointerp.store.safety.row_ledger import LedgerLine, RowLedger
 from autointerp.store.values import clean
@@ -32,6 +33,9 @@ APPEND_ONLY = (
     "measure_tasks", "measurements",
 )  # fmt: skip
 """Tables from which nothing is ever deleted. The row ledger counts their rows."""
+
+SEQUENCED = ("explanations", "scores", "llm_calls", "runs", "batches")
+"""Tables whose column `sequence` says in which order their rows were written: one counter for all of them."""
 
 GIVE_BACK_EVERY = 16
 """Commits after which memory that DuckDB no longer uses goes back to the system."""
@@ -78,6 +82,11 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def identifier(name: str) -> str:
+    """`name` as an SQL identifier: of a database, which is called after its file, a table or a column."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 class StoreConnection:
     """One open main file with its evidence attached. `Store.open` makes it; close it, or use it in a `with` block.
 
@@ -100,7 +109,17 @@ class StoreConnection:
         """The tables of APPEND_ONLY that the store has."""
         self._types: dict[str, dict[str, str]] = {}
         self._last_time = datetime.min
+        self._last_sequence: int | None = None
+        """The highest number in SEQUENCED; None until a row is written."""
         self._failed: AutointerpError | None = None
+        self._files: OpenFiles | None = None
+        """Set while the store is open for writing."""
+        self._displaced_files: dict[Path, str] = {}
+        """Those of our files that were deleted or replaced, and what became of each."""
+        self._displaced: DamagedError | None = None
+        self._saved_as: Path | None = None
+        self._saved_number = -1
+        """The last commit that was saved elsewhere."""
         self._memory_limit: str | None = None
         self.evidence_replaced = threading.Event()
         """Set when new evidence was put in place. The publisher of snapshots waits for it and clears it."""
@@ -109,8 +128,16 @@ class StoreConnection:
 
     def close(self) -> None:
         """Folds the WAL into the file and lets go of it. Safe to call twice."""
-        with self._lock, suppress(duckdb.Error):
-            self.con.close()
+        with self._lock:
+            files, self._files = self._look_for_files(), None
+            if files is not None and self._displaced_files:
+                self._save()
+                with suppress(duckdb.Error):  # a WAL beside another main file would stand in that one's way
+                    self.con.execute("PRAGMA disable_checkpoint_on_shutdown")
+            with suppress(duckdb.Error):
+                self.con.close()
+            if files is not None and self.path in self._displaced_files:
+                files.remove_wal()
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +146,8 @@ class StoreConnection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if kind is None and self._displaced is not None:
+            raise self._displaced
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
@@ -128,6 +157,10 @@ class StoreConnection:
 
         A block inside another one joins it. DuckDB's errors become this project's. After a full disk the connection can
         no longer be used, and every later transaction raises DiskFullError again.
+
+        Where the store's file, or its evidence, was deleted or replaced meanwhile, all that the store holds is saved
+        elsewhere, and this transaction and every later one raise DamagedError once they are made; `close` saves what
+        was added since.
         """
         with self._lock:
             if self._owner == threading.get_ident():
@@ -139,6 +172,7 @@ class StoreConnection:
                 raise self._failed
             self._owner = threading.get_ident()
             try:
+                self._look_for_files()
                 try:
                     self.con.begin()
                     yield self.con
@@ -149,10 +183,17 @@ class StoreConnection:
                         self.con.rollback()
                     raise
                 self._commit_number += 1
+                self._look_for_files()
+                if self._displaced_files:
+                    self._raise_displaced()
+                if self._files is not None:
+                    self._files.written()
                 self.ledger.append(self._ledger_line())
                 if self._commit_number % GIVE_BACK_EVERY == 0:
                     self._give_back_memory()
             except duckdb.Error as error:
+                if self._displaced_files:
+                    self._raise_displaced()
                 fault = from_duckdb(error, self.path)
                 if isinstance(fault, (DiskFullError, DamagedError)) or isinstance(error, duckdb.FatalException):
                     self._failed = fault
@@ -162,6 +203,40 @@ class StoreConnection:
                 raise
             finally:
                 self._owner = None
+
+    def _look_for_files(self) -> OpenFiles | None:
+        """Finds out whether the files that are open are still at their paths. Where they are not, what is committed
+        from here on goes to the open file as before."""
+        if self._files is not None and not self._displaced_files:
+            self._displaced_files = self._files.displaced()
+            if self._displaced_files:
+                with suppress(OSError):  # DuckDB makes its WAL by path
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(duckdb.Error):
+                    self.con.execute("SET wal_autocheckpoint = '1TB'")
+        return self._files
+
+    def _save(self) -> None:
+        """Saves elsewhere what the store holds, unless all of it was saved already."""
+        if self._saved_number != self._commit_number:
+            told = DamagedError(self._keep())
+            self._displaced = self._displaced or told
+            self._saved_number = self._commit_number
+
+    def _raise_displaced(self) -> NoReturn:
+        if self._displaced is None:
+            self._save()
+        assert self._displaced is not None
+        raise self._displaced
+
+    def _note_evidence(self) -> None:
+        """Call it when other evidence was attached."""
+        if self._files is not None:
+            self._files.evidence_is(self.evidence_path if self.evidence_path.exists() else None)
+
+    def _keep(self) -> str:
+        """Saves what the store holds under other names, and says so in a sentence (safety/keeping.py)."""
+        raise NotImplementedError
 
     def _give_back_memory(self) -> None:
         """DuckDB's allocator keeps freed memory (some 60 MB after 200,000 calls) until a limit is set, even to the
@@ -184,13 +259,19 @@ class StoreConnection:
         return self._commit_number
 
     @property
+    def displaced(self) -> DamagedError | None:
+        """The error that every transaction raises after it is made, once the store's files were taken away; None while
+        all is well."""
+        return self._displaced
+
+    @property
     def failed(self) -> AutointerpError | None:
         """The error after which this object can no longer write (full disk, damage); None while all is well."""
         return self._failed
 
     def now(self) -> datetime:
-        """The time in UTC, without zone, later than every time this object gave before, so that the latest row is
-        always one row."""
+        """The time in UTC, without zone, later than every time this object gave before. It does not say which of two
+        rows is the later: the clock may have been set back since an earlier run (see `next_sequence`)."""
         with self._lock:
             now = datetime.now(UTC).replace(tzinfo=None)
             self._last_time = max(now, self._last_time + timedelta(microseconds=1))
@@ -200,28 +281,39 @@ class StoreConnection:
         """One INSERT of whole columns, given by name and equally long; rows come in their order. `conflict`: an
         ON CONFLICT clause. Call it inside a transaction."""
         types = self._types_of(table)
-        names = ", ".join(f'"{name}"' for name in columns)
+        names = ", ".join(identifier(name) for name in columns)
         values = ", ".join(f"unnest(?::{types[name]}[])" for name in columns)
         self.con.execute(f"INSERT INTO {table} ({names}) SELECT {values} {conflict}", list(columns.values()))
 
     def insert_row(self, table: str, row: Mapping[str, Any]) -> None:
         """One INSERT of one row, by column name. Call it inside a transaction."""
-        names = ", ".join(f'"{name}"' for name in row)
+        names = ", ".join(identifier(name) for name in row)
         self.con.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
 
     def insert_records(
         self, table: str, records: Sequence[DataclassInstance], conflict: str = "", *, without: Sequence[str] = ()
     ) -> None:
-        """One INSERT of records of one type, whose fields are columns except those in `without`; created_at is the
-        time of each. Call it inside a transaction."""
+        """One INSERT into a table of SEQUENCED, of records of one type, whose fields are columns except those in
+        `without`; created_at is the time of each, sequence its number. Call it inside a transaction."""
         names = field_names(type(records[0]), without)
         columns: dict[str, list[Any]] = {name: [clean(getattr(r, name)) for r in records] for name in names}
         columns["created_at"] = [self.now() for _ in records]
+        columns["sequence"] = [self.next_sequence() for _ in records]
         self.insert_columns(table, columns, conflict)
 
     def next_id(self, table: str, column: str) -> int:
         """The number for a new row of `table`. Call it inside a transaction."""
         return int(self.con.execute(f"SELECT coalesce(max({column}), 0) + 1 FROM {table}").fetchall()[0][0])
+
+    def next_sequence(self) -> int:
+        """The number for a new row of a table in SEQUENCED, higher than all that the store has given, whatever the
+        clock says. Call it inside a transaction."""
+        if self._last_sequence is None:
+            newest = " UNION ALL ".join(f"SELECT max(sequence) AS number FROM {table}" for table in SEQUENCED)
+            found = self.con.execute(f"SELECT coalesce(max(number), 0) FROM ({newest})").fetchall()
+            self._last_sequence = int(found[0][0])
+        self._last_sequence += 1
+        return self._last_sequence
 
     def _types_of(self, table: str) -> dict[str, str]:
         """The SQL type of each column, read once."""
@@ -291,6 +383,11 @@ class StoreConnection:
         if len(rows) != 1:
             raise DamagedError(f"{self.path}: table store_state holds {len(rows)} rows instead of one")
         self.store_id, self._commit_number = rows[0]
+
+    def check_rows(self) -> None:
+        """Raises DamagedError where the store holds less than was committed to it."""
+        self._read_state()
+        self.ledger.check(self._ledger_line(), self.path)
 
     def _ledger_line(self) -> LedgerLine:
         if not self._counted:  # before its migrations an older store lacks some tables; a lost table is found out

@@ -53,21 +53,29 @@ class StoreDictionaries(StoreConnection):
             "tokenizer_sha256": tokenizer_sha256,
         }  # fmt: skip
         with self.transaction():
-            held = self.dicts(f"SELECT dictionary_id, {', '.join(values)} FROM dictionaries WHERE name = ?", [name])
-            for old in held:
-                for column, value in values.items():
-                    # A model in a folder is known by its content (model/load.py), and may have been moved.
-                    moved = column == "model" and str(revision).startswith("local:")
-                    if old[column] != value and not moved:
-                        raise MismatchError(
-                            f"the store {self.path} already has a dictionary {name!r} with {column} {old[column]!r}, "
-                            f"now it is {value!r}. Give the new one another `name` under [[sae]], or use another store"
-                        )
-                return int(old["dictionary_id"])
+            held = self.known_dictionary(name, values)
+            if held is not None:
+                return held
             dictionary_id = self.next_id("dictionaries", "dictionary_id")
             row = {"dictionary_id": dictionary_id, "name": name, **values, "config": as_json(config)}
             self.insert_row("dictionaries", {**row, "created_at": self.now()})
             return dictionary_id
+
+    def known_dictionary(self, name: str, values: Mapping[str, Any]) -> int | None:
+        """The dictionary_id of the dictionary with this name and these values of its other columns; None where the name
+        is new. Raises MismatchError where it is taken by another one."""
+        held = self.dicts(f"SELECT dictionary_id, {', '.join(values)} FROM dictionaries WHERE name = ?", [name])
+        for old in held:
+            for column, value in values.items():
+                # A model in a folder is known by its content (model/load.py), and may have been moved.
+                moved = column == "model" and str(values["revision"]).startswith("local:")
+                if old[column] != value and not moved:
+                    raise MismatchError(
+                        f"the store {self.path} already has a dictionary {name!r} with {column} {old[column]!r}, "
+                        f"now it is {value!r}. Give the new one another `name` under [[sae]], or use another store"
+                    )
+            return int(old["dictionary_id"])
+        return None
 
     def add_harvest(
         self, dictionary_id: int, corpus_id: int, n_tokens: int, config: Mapping[str, Any],

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import duckdb
 
-from autointerp.errors import AutointerpError, DamagedError, MismatchError
-from autointerp.store.connection import StoreConnection, connect, quoted, sql_file
+from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError
+from autointerp.store.connection import StoreConnection, connect, identifier, quoted, sql_file
+from autointerp.store.parsed_sql import parsed, tables_read
 from autointerp.store.safety.faults import translated, way_out
 from autointerp.store.safety.row_ledger import fsync_folder
 
-_TABLES = ("harvest_info", "windows", "context_rows", "contexts")
+_TABLES, _VIEW = ("harvest_info", "windows", "context_rows"), "contexts"
 
 
 class StoreEvidence(StoreConnection):
@@ -43,6 +44,7 @@ class StoreEvidence(StoreConnection):
                 self.evidence_replaced.set()
             finally:
                 attach_evidence(self.con, self.path, self.evidence_path, self.store_id)
+                self._note_evidence()
 
 
 def attach_evidence(con: duckdb.DuckDBPyConnection, path: Path, evidence_path: Path, store_id: str) -> None:
@@ -50,7 +52,7 @@ def attach_evidence(con: duckdb.DuckDBPyConnection, path: Path, evidence_path: P
     an empty database in memory takes its place.
 
     Raises DamagedError where features say that there must be evidence and the file is missing, unreadable or older
-    than they are; MismatchError where it was made for another store.
+    than they are; MismatchError where it was made for another store; InputError where a view in it is not ours.
     """
     with translated(path):
         con.execute("DETACH DATABASE IF EXISTS evidence")
@@ -98,7 +100,16 @@ def run_inside(con: duckdb.DuckDBPyConnection, database: str, sql: str) -> None:
     try:
         con.execute(sql)
     finally:
-        con.execute(f'USE "{row[0]}"')
+        con.execute(f"USE {identifier(row[0])}")
+
+
+def _reads_only(con: duckdb.DuckDBPyConnection, view: str, tables: set[str]) -> bool:
+    """Whether a view, given as the CREATE VIEW that DuckDB shows, reads nothing but `tables`. It is parsed, not run."""
+    try:
+        (node,) = parsed(con, view.partition(" AS ")[2])
+        return {table["table_name"] for table in tables_read(node)} <= tables
+    except (InputError, ValueError):  # ValueError: several statements
+        return False
 
 
 def _check_file(file: Path, store_id: str) -> None:
@@ -114,15 +125,19 @@ def _check_file(file: Path, store_id: str) -> None:
 
 
 def _check_attached(con: duckdb.DuckDBPyConnection, file: Path, store_id: str) -> None:
-    names = {
-        row[0]
-        for row in con.execute(
-            "SELECT table_name FROM information_schema.tables WHERE table_catalog = 'evidence'"
-        ).fetchall()
-    }
-    missing = [name for name in _TABLES if name not in names]
+    of_evidence = "WHERE database_name = 'evidence' AND NOT internal"
+    tables = {row[0] for row in con.execute(f"SELECT table_name FROM duckdb_tables() {of_evidence}").fetchall()}
+    views = dict(con.execute(f"SELECT view_name, sql FROM duckdb_views() {of_evidence}").fetchall())
+    missing = [name for name in _TABLES if name not in tables | set(views)] + [_VIEW] * (_VIEW not in views)
     if missing:
         raise DamagedError(f"{file} is not a whole evidence file: {', '.join(missing)} missing. {way_out(file)}")
+    macros = con.execute(f"SELECT function_name FROM duckdb_functions() {of_evidence}").fetchall()
+    disguised = [name for name in _TABLES if name in views] + [row[0] for row in macros]
+    if disguised or not _reads_only(con, views[_VIEW], set(_TABLES)):
+        raise InputError(
+            f"{file} holds {(disguised or [_VIEW])[0]!r} in a form that this program did not make and that could read "
+            "other files; put back the evidence file that was made here, or run merge or harvest again"
+        )
     other = con.execute(
         "SELECT harvest_id FROM evidence.harvest_info WHERE store_id IS NOT NULL AND store_id <> ?", [store_id]
     ).fetchall()

@@ -41,7 +41,7 @@ class StoreExplanations(StoreConnection):
         found = self.records(
             Explanation,
             f"SELECT {select_list(Explanation)} FROM explanations WHERE dictionary_id = ? "
-            "AND feature IN (SELECT unnest(?::INTEGER[])) ORDER BY feature, created_at",
+            "AND feature IN (SELECT unnest(?::INTEGER[])) ORDER BY feature, sequence",
             [dictionary_id, list(result)],
         )
         for explanation in found:

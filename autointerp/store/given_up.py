@@ -11,8 +11,8 @@ _Record = TypeVar("_Record", Explanation, Score)
 
 
 def replace_given_up(table: str, key: str, columns: Iterable[str]) -> str:
-    """The ON CONFLICT clause for rows of `table` with the given columns and created_at."""
-    sets = ", ".join(f"{c} = excluded.{c}" for c in (*columns, "created_at") if c != key)
+    """The ON CONFLICT clause for rows of `table` with the given columns, created_at and sequence."""
+    sets = ", ".join(f"{c} = excluded.{c}" for c in (*columns, "created_at", "sequence") if c != key)
     return f"ON CONFLICT ({key}) DO UPDATE SET {sets} WHERE {table}.status = 'gave_up'"
 
 

@@ -6,6 +6,7 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
+from autointerp.background import in_background
 from autointerp.errors import AutointerpError
 from autointerp.records import CallRecord, Explanation, Score
 from autointerp.store.calls import check_call
@@ -33,11 +34,14 @@ class GroupWriter:
         self._quiet_s = quiet_s
         self._queue: asyncio.Queue[tuple[_Record, asyncio.Future[None]] | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        self._group: list[tuple[_Record, asyncio.Future[None]]] = []
+        """The group that is being gathered or written."""
+        self._dead: AutointerpError | None = None
         self.commits = 0
         """Groups committed so far."""
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._write_groups())
+        self._task = in_background(self._write_groups(), "the writer of the store", self._died)
         return self
 
     async def __aexit__(
@@ -53,6 +57,8 @@ class GroupWriter:
         except asyncio.CancelledError:
             await task
             raise
+        except Exception as failure:
+            raise self._dead or failure from failure
 
     async def call(self, record: CallRecord) -> None:
         check_call(record)
@@ -69,6 +75,8 @@ class GroupWriter:
     async def _written(self, record: _Record) -> None:
         if self._store.failed is not None:
             raise self._store.failed
+        if self._dead is not None:
+            raise self._dead
         if self._task is None:
             raise AutointerpError("the group writer is closed")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -83,7 +91,7 @@ class GroupWriter:
             first = await self._queue.get()
             if first is None:
                 return
-            group = [first]
+            group = self._group = [first]
             deadline = loop.time() + self._max_wait_s
             while len(group) < self._max_rows:
                 if self._queue.empty():
@@ -100,6 +108,15 @@ class GroupWriter:
                 group.append(item)
             await self._commit(group)
 
+    def _died(self, error: AutointerpError) -> None:
+        """Nobody waits for a writer that writes no more: its records, and all later ones, are told why."""
+        self._dead = error
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            self._group += [item] if item is not None else []
+        for _, done in self._group:
+            _refuse(done, error)
+
     async def _commit(self, group: list[tuple[_Record, asyncio.Future[None]]]) -> None:
         records = [record for record, _ in group]
         error: Exception | None = None
@@ -114,15 +131,18 @@ class GroupWriter:
         except Exception as caught:
             # Not swallowed: the worker that gave the record gets it.
             error = caught
-        if error is not None and len(group) > 1 and self._store.failed is None:
+        if error is not None and len(group) > 1 and self._store.failed is None and error is not self._store.displaced:
             for one in group:
                 await self._commit([one])
             return
         for _, done in group:
-            if done.cancelled():
-                continue
-            if error is None:
+            if error is not None:
+                _refuse(done, error)
+            elif not done.done():
                 done.set_result(None)
-            else:
-                done.set_exception(error)
-                done.exception()  # a worker that was cancelled will never fetch it, and asyncio would complain
+
+
+def _refuse(done: asyncio.Future[None], error: Exception) -> None:
+    if not done.done():
+        done.set_exception(error)
+        done.exception()  # a worker that was cancelled will never fetch it, and asyncio would complain

@@ -19,7 +19,8 @@ class StoreBatches(StoreConnection):
         told = ("batch_key", "run_id", "model", "base_url", "kind", "status")
         with self.transaction():
             row = {name: getattr(batch, name) for name in told}
-            self.insert_row("batches", {**row, "n_requests": len(requests), "created_at": self.now()})
+            made = {"n_requests": len(requests), "created_at": self.now(), "sequence": self.next_sequence()}
+            self.insert_row("batches", {**row, **made})
             columns = {name: [clean(getattr(r, name)) for r in requests] for name in field_names(BatchedRequest)}
             self.insert_columns("batch_requests", {"batch_key": [batch.batch_key] * len(requests), **columns})
 
@@ -49,8 +50,7 @@ class StoreBatches(StoreConnection):
         columns = select_list(BatchRecord, created_at="epoch(created_at)")
         batches = self.records(
             BatchRecord,
-            f"SELECT {columns} FROM batches WHERE base_url = ? AND model = ? AND finished_at IS NULL "
-            "ORDER BY batches.created_at",
+            f"SELECT {columns} FROM batches WHERE base_url = ? AND model = ? AND finished_at IS NULL ORDER BY sequence",
             [base_url, model],
         )
         return [(batch, self._requests_of(batch.batch_key)) for batch in batches]

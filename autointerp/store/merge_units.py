@@ -17,6 +17,7 @@ import numpy as np
 
 from autointerp.config import HarvestConfig
 from autointerp.errors import InputError
+from autointerp.progress import Counting, uncounted
 from autointerp.records import SPLITS
 from autointerp.store.connection import quoted, sql_file
 from autointerp.store.evidence_file import run_inside
@@ -87,8 +88,11 @@ def merge_units(
     *,
     memory_limit: str | None = None,
     threads: int | None = None,
+    counting: Counting = uncounted,
 ) -> dict[str, int]:
     """Replaces the dictionary's evidence and features by those of the units. Other dictionaries are not changed.
+    `counting` is told of the steps in which contexts are chosen, the windows that are decoded and written, and the
+    features whose contexts are written.
 
     Returns counts (contexts, windows, features of each status). Raises DiskFullError, DamagedError (a Parquet file
     cannot be read) and InputError (there are no units).
@@ -98,12 +102,12 @@ def merge_units(
     new_file = _new_file(store)
     with reading_units(store.evidence_path):
         try:
-            return _merge(store, source, target, config, new_file, memory_limit, threads)
+            return _merge(store, source, target, config, new_file, memory_limit, threads, counting)
         except duckdb.OutOfMemoryException:
             if memory_limit is None:
                 raise
             # The rows are the same either way, so using more memory is better than failing.
-            return _merge(store, source, target, config, new_file, None, threads)
+            return _merge(store, source, target, config, new_file, None, threads, counting)
 
 
 def remove_leftovers(store: Store) -> None:
@@ -129,6 +133,7 @@ def _merge(
     new_file: Path,
     memory_limit: str | None,
     threads: int | None,
+    counting: Counting,
 ) -> dict[str, int]:
     features_file = _features_file(new_file)
     con = store.con.cursor()
@@ -136,9 +141,10 @@ def _merge(
     remove_leftovers(store)
     try:
         with _limits(con, memory_limit, threads):
-            _compute(con, source, config)
+            with counting("choosing contexts", 6, "steps") as update:
+                _compute(con, source, config, update)
             con.execute(f"ATTACH {quoted(str(new_file))} AS building")
-            counts = _write(con, store, source, target)
+            counts = _write(con, store, source, target, counting)
             con.execute("DETACH building")
             copy(con, "SELECT * FROM new_features ORDER BY feature", features_file)
         con.close()
@@ -178,11 +184,15 @@ def _limits(con: duckdb.DuckDBPyConnection, memory_limit: str | None, threads: i
             con.execute(f"RESET GLOBAL {name}")
 
 
-def _compute(con: duckdb.DuckDBPyConnection, source: MergeSource, config: HarvestConfig) -> None:
-    """Makes the temporary tables active_contexts, negative_contexts and new_features."""
+def _compute(
+    con: duckdb.DuckDBPyConnection, source: MergeSource, config: HarvestConfig, update: Callable[[int], None]
+) -> None:
+    """Makes the temporary tables active_contexts, negative_contexts and new_features, and tells `update` the number of
+    the step that is done."""
     read_units(con, source.folders)
     bounds = bounds_of(config)
     reduce_units(con, bounds)
+    update(1)
     variables: dict[str, Any] = {
         "n_top": config.top_contexts,
         "n_sampled": config.sampled_contexts,
@@ -203,10 +213,15 @@ def _compute(con: duckdb.DuckDBPyConnection, source: MergeSource, config: Harves
     con.execute("INSERT INTO tile_edges VALUES (0, NULL, NULL), ($1, NULL, NULL)", [len(tiles)])
     _table(con, "neighbours", **{name: np.asarray(c, dtype=np.int32) for name, c in source.neighbours.items()})
     con.execute(sql_file("merge/contexts.sql"))
+    update(2)
     con.execute(sql_file("merge/tiles.sql"))
+    update(3)
     _draw_random_tiles(con, config)
+    update(4)
     con.execute(sql_file("merge/negatives.sql"))
+    update(5)
     con.execute(sql_file("merge/features.sql"))
+    update(6)
 
 
 def _table(con: duckdb.DuckDBPyConnection, name: str, **columns: np.ndarray) -> None:
@@ -256,21 +271,26 @@ def _splitmix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def _write(con: duckdb.DuckDBPyConnection, store: Store, source: MergeSource, target: MergeTarget) -> dict[str, int]:
+def _write(
+    con: duckdb.DuckDBPyConnection, store: Store, source: MergeSource, target: MergeTarget, counting: Counting
+) -> dict[str, int]:
     """Fills the attached database `building` with the new evidence and that of the other dictionaries."""
     run_inside(con, "building", sql_file("evidence_schema.sql"))
-    _decode_windows(con, source)
+    _decode_windows(con, source, counting)
     con.execute("SET VARIABLE dictionary_id = $1", [target.dictionary_id])
     con.execute("SET VARIABLE harvest_id = $1", [target.harvest_id])
     con.execute("SET VARIABLE corpus_id = $1", [target.corpus_id])
     con.execute("SET VARIABLE store_id = $1", [store.store_id])
     con.execute("SET VARIABLE now = $1", [store.now()])
     (n_windows,) = con.execute("SELECT count(*) FROM window_ids").fetchone() or (0,)
-    _in_parts(con, "merge/write_windows.sql", n_windows, WINDOWS_AT_ONCE)
+    with counting("writing windows", n_windows, "windows") as update:
+        _in_parts(con, "merge/write_windows.sql", n_windows, WINDOWS_AT_ONCE, update)
     n_written = 0
-    for low in range(0, source.d_sae, FEATURES_AT_ONCE):
-        con.execute("SET VARIABLE n_before = $1", [n_written])
-        n_written += _part(con, "merge/write_contexts.sql", low, FEATURES_AT_ONCE)
+    with counting("writing contexts", source.d_sae, "features") as update:
+        for low in range(0, source.d_sae, FEATURES_AT_ONCE):
+            con.execute("SET VARIABLE n_before = $1", [n_written])
+            n_written += _part(con, "merge/write_contexts.sql", low, FEATURES_AT_ONCE)
+            update(min(low + FEATURES_AT_ONCE, source.d_sae))
     con.execute(sql_file("merge/write.sql"))
     counted = con.execute(
         "SELECT (SELECT count(*) FROM active_contexts), (SELECT count(*) FROM negative_contexts), "
@@ -280,10 +300,11 @@ def _write(con: duckdb.DuckDBPyConnection, store: Store, source: MergeSource, ta
     return dict(zip(("n_active_contexts", "n_negatives", "n_windows"), counted, strict=True))
 
 
-def _in_parts(con: duckdb.DuckDBPyConnection, name: str, n: int, size: int) -> None:
-    """Runs an SQL file for every part low .. high-1 of 0 .. n-1."""
+def _in_parts(con: duckdb.DuckDBPyConnection, name: str, n: int, size: int, update: Callable[[int], None]) -> None:
+    """Runs an SQL file for every part low .. high-1 of 0 .. n-1, and tells `update` the end of each."""
     for low in range(0, n, size):
         _part(con, name, low, size)
+        update(min(low + size, n))
 
 
 def _part(con: duckdb.DuckDBPyConnection, name: str, low: int, size: int) -> int:
@@ -294,7 +315,7 @@ def _part(con: duckdb.DuckDBPyConnection, name: str, low: int, size: int) -> int
     return int(n_rows)
 
 
-def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource) -> None:
+def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource, counting: Counting) -> None:
     """Makes table window_tokens (unit, window, tokens). Windows without split characters come from a join with the
     pieces, the others are decoded one by one."""
     pieces = np.array([(piece or "") for piece in source.pieces], dtype=object)
@@ -302,7 +323,8 @@ def _decode_windows(con: duckdb.DuckDBPyConnection, source: MergeSource) -> None
     _table(con, "pieces", token_id=np.arange(len(pieces), dtype=np.int32), piece=pieces, whole=whole)
     con.execute(sql_file("merge/windows.sql"))
     (n_windows,) = con.execute("SELECT count(*) FROM window_ids").fetchone() or (0,)
-    _in_parts(con, "merge/decode.sql", n_windows, WINDOWS_AT_ONCE)
+    with counting("decoding windows", n_windows, "windows") as update:
+        _in_parts(con, "merge/decode.sql", n_windows, WINDOWS_AT_ONCE, update)
     broken = con.execute(
         'SELECT unit, "window", token_ids FROM window_texts '
         'ANTI JOIN window_tokens USING (unit, "window") ORDER BY unit, "window"'

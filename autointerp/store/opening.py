@@ -11,7 +11,8 @@ from autointerp.errors import DamagedError, InputError
 from autointerp.store.connection import StoreConnection, connect, restrict
 from autointerp.store.evidence_file import attach_evidence
 from autointerp.store.safety.faults import translated
-from autointerp.store.safety.paths import real_path, snapshot_path_of, unfinished_snapshot_of
+from autointerp.store.safety.open_files import OpenFiles
+from autointerp.store.safety.paths import real_path, saved_files_of, snapshot_path_of, unfinished_snapshot_of
 from autointerp.store.safety.row_ledger import RowLedger
 from autointerp.store.schema import is_ours, migrate, pending_migrations, refresh_views, refuse_disguised
 
@@ -33,9 +34,11 @@ class StoreOpening(StoreConnection):
         if not path.exists():
             for left in (wal, ledger.path):
                 if left.exists():
+                    saved = saved_files_of(path)
+                    way = f"Move {saved[-1]}, where a run saved what it held, to its place" if saved else "Restore it"
                     raise DamagedError(
-                        f"{path} is missing, but {left.name} beside it shows that it held a store. Restore the file, "
-                        "or let `autointerp recover` set aside what is left, to start a new one"
+                        f"{path} is missing, but {left.name} beside it shows that it held a store. {way}, or let "
+                        "`autointerp recover` set aside what is left, to start a new one"
                     )
             if not create or read_only:
                 raise InputError(f"no store at {path}; `autointerp run` or `autointerp demo` makes one")
@@ -61,6 +64,8 @@ class StoreOpening(StoreConnection):
                     for leftover in (snapshot_path_of(path), new, new.with_name(new.name + ".wal")):
                         leftover.unlink(missing_ok=True)
                     con.execute("PRAGMA enable_checkpoint_on_shutdown")
+                    store._files = OpenFiles(path)
+                store._note_evidence()
         except BaseException:
             con.close()
             raise
@@ -78,16 +83,9 @@ class StoreOpening(StoreConnection):
             store._read_state()
         return store
 
-    @classmethod
-    def check_rows(cls, path: Path, con: duckdb.DuckDBPyConnection) -> None:
-        """Raises DamagedError where `con`, a connection to the store at `path`, finds less than was committed."""
-        with translated(path, opening=True):
-            cls(path, con, True)._check_ledger()
-
     def _check_ledger(self) -> None:
         if is_ours(self.con, self.path):
-            self._read_state()
-            self.ledger.check(self._ledger_line(), self.path)
+            self.check_rows()
 
     def _prepare(self) -> None:
         if not self.read_only:  # a reader is cut off from what such a store could do

@@ -28,7 +28,7 @@ def measured_latency(store: StoreConnection, model: str) -> Latency | None:
             SELECT latency_s, output_tokens FROM llm_calls
             WHERE model = ? AND status = 'ok' AND stage <> 'probe' AND latency_s > 0
               AND run_id NOT IN (SELECT run_id FROM batches)
-            ORDER BY created_at DESC LIMIT ?
+            ORDER BY sequence DESC LIMIT ?
         )
         """,
         [model, LATEST],
@@ -42,7 +42,7 @@ def earlier_scores(store: StoreConnection, dictionary_id: int, scorer: str, mode
         float(value)
         for (value,) in store.rows(
             "SELECT value FROM scores WHERE dictionary_id = ? AND scorer = ? AND model = ? AND part = ? "
-            "AND control IS NULL AND value IS NOT NULL ORDER BY created_at DESC LIMIT 200",
+            "AND control IS NULL AND value IS NOT NULL ORDER BY sequence DESC LIMIT 200",
             [dictionary_id, scorer, model, part],
         )
     ]

@@ -115,9 +115,9 @@ def _progress_files(store: Path) -> list[tuple[Path, CommandProgress]]:
     first = progress_path_of(path)
     found = []
     for file in sorted(path.parent.glob(f"{glob.escape(first.name)}*")):
-        if file.suffix == ".tmp":
+        if file.suffix == ".tmp" or not file.is_file():
             continue
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             facts = json.loads(file.read_text(encoding="utf-8"))
             if facts["format"] == FORMAT:
                 found.append((file, CommandProgress(_state_of(facts), facts)))

@@ -16,21 +16,13 @@ from typing import Any
 
 import duckdb
 
-from autointerp.errors import AutointerpError, InputError
-from autointerp.store.connection import quoted
-from autointerp.store.query_process import (
-    GRACE_S,
-    Alarm,
-    Rows,
-    Say,
-    answer_in_a_process,
-    needs_more_memory,
-    took_too_long,
-)
+from autointerp.errors import AutointerpError, InputError, shown
+from autointerp.store.connection import identifier, quoted
+from autointerp.store.query_process import GRACE_S, Alarm, Limits, Rows, Say, answer_in_a_process
 from autointerp.store.query_statements import checked_statement, first_line
+from autointerp.store.safety.bare_reading import connect_for_reading
 from autointerp.store.safety.faults import from_duckdb, translated
 from autointerp.store.safety.paths import real_path, refuse_own_file
-from autointerp.store.safety.reading import connect_for_reading
 
 LONGEST_S = 10_000_000
 """The longest time limit, some four months: timers take no infinite one."""
@@ -60,11 +52,10 @@ def run_query(
         sql.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"the SQL is not valid Unicode: {error.reason} at character {error.start}") from None
-    limits = _Limits(unsafe, memory_limit, timeout_s, max_rows)
-    memory = _bytes_of(memory_limit)
+    limits = Limits("the query", timeout_s, memory_limit, " or allow more time")
 
     def answer(output: _Output | None) -> Rows:
-        return answer_in_a_process(_Query(path, sql, limits, output), memory, memory_limit, timeout_s, say)
+        return answer_in_a_process(_Query(path, sql, limits, unsafe, max_rows, output), limits, say)
 
     if output is None:
         return answer(None)
@@ -73,17 +64,6 @@ def run_query(
     refuse_own_file(path, output)
     with _put_in_place(output) as new:
         return answer(_Output(new, output_format))
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """What a statement may do and use."""
-
-    unsafe: bool
-    """Whether it may read files."""
-    memory: str
-    seconds: float
-    max_rows: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +76,12 @@ class _Output:
 def _put_in_place(target: Path) -> Iterator[Path]:
     """Where to write what is meant for `target`: a new file beside it, which replaces it when the block ends well. A
     device or a pipe is written to directly. Raises InputError where no file can stand there."""
-    place = target.parent.resolve() / target.name
-    if place.is_dir():
+    try:
+        place = target.parent.resolve() / target.name
+        is_folder = place.is_dir()
+    except OSError as error:
+        raise InputError(f"{shown(str(target))} cannot be written: {error.strerror}") from None
+    if is_folder:
         raise InputError(f"the result is to be a file, but there is a folder {target}")
     if not place.parent.is_dir():
         raise InputError(f"there is no folder {target.parent} to write {target.name!r} to")
@@ -123,7 +107,10 @@ class _Query:
 
     path: Path
     sql: str
-    limits: _Limits
+    limits: Limits
+    unsafe: bool
+    """Whether it may read files."""
+    max_rows: int | None
     output: _Output | None
 
     def __call__(self, alarm: Alarm, say: Say) -> Rows:
@@ -148,11 +135,15 @@ class _Query:
                 if output is not None and is_explain:
                     raise InputError("only a SELECT can be written to a file")
                 # Without brackets, as it may end in a comment. By now we know that it is a single SELECT.
-                con.execute(statement if output is None else f"CREATE TEMP TABLE result AS\n{statement}")
+                if output is not None:
+                    statement = f"CREATE TEMP TABLE result AS\n{statement}"
+                elif not is_explain:
+                    statement = _with_text_for_python(con, statement)
+                con.execute(statement)
                 columns = [column[0] for column in con.description or []]
                 rows: list[tuple[Any, ...]] = []
                 if output is None:
-                    rows = con.fetchall() if limits.max_rows is None else con.fetchmany(limits.max_rows)
+                    rows = con.fetchall() if self.max_rows is None else con.fetchmany(self.max_rows)
                 timer.cancel()
                 timer.join()  # it may be about to interrupt
                 if timed_out.is_set():
@@ -164,16 +155,21 @@ class _Query:
                 return [], []
             except duckdb.InterruptException:
                 if timed_out.is_set():
-                    raise took_too_long(limits.seconds) from None
+                    raise limits.took_too_long() from None
                 raise
             except duckdb.OutOfMemoryException as error:
-                raise needs_more_memory(limits.memory, first_line(error)) from error
+                raise limits.needs_more_memory(first_line(error)) from error
+            except (OverflowError, ValueError) as error:
+                raise InputError(
+                    f"a value of the result does not fit Python's types ({error}); cast it to VARCHAR, or write the "
+                    "result to a file"
+                ) from None
             except MemoryError:
-                raise needs_more_memory(limits.memory) from None
+                raise limits.needs_more_memory() from None
             except duckdb.Error as error:
                 if timed_out.is_set():  # not every function names the interrupt as the cause
-                    raise took_too_long(limits.seconds) from None
-                raise _explained(error, self.path, limits.unsafe) from error
+                    raise limits.took_too_long() from None
+                raise _explained(error, self.path, self.unsafe) from error
             finally:
                 timer.cancel()
 
@@ -183,11 +179,11 @@ class _Query:
         limits, output = self.limits, self.output
         extra = [] if output is None else [output.file]
         # By default DuckDB would spill into a folder beside the store, where a reader may not be allowed to write.
-        con = connect_for_reading(self.path, say, may_reach=None if limits.unsafe else extra, spill=spill)
+        con = connect_for_reading(self.path, say, may_reach=None if self.unsafe else extra, spill=spill)
         try:
             with translated(self.path):
                 con.execute(f"SET memory_limit = {quoted(limits.memory)}")
-                if not limits.unsafe and output is None:
+                if not self.unsafe and output is None:
                     # External access does not cover the files of attached databases: those could be written to.
                     con.execute("SET disabled_filesystems = 'LocalFileSystem'")
                 con.execute("SET lock_configuration = true")
@@ -197,15 +193,21 @@ class _Query:
             raise
 
 
-_UNITS = {"K": 1, "M": 2, "G": 3, "T": 4}
+_NOT_IN_PYTHON = re.compile(r'(?<!")\b(?:TIMESTAMP WITH TIME ZONE|TIMESTAMPTZ_NS|INTERVAL)\b(?!")')
+"""Types whose values Python gets as text: it would need a package for the first, and has no months."""
 
 
-def _bytes_of(limit: str) -> int:
-    """The bytes in "2GB" or "512MiB". Raises InputError for another text."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B", limit, re.IGNORECASE)
-    if found is None:
-        raise InputError(f"memory limit must look like 2GB or 512MB, not {limit!r}")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2].upper()])
+def _with_text_for_python(con: duckdb.DuckDBPyConnection, select: str) -> str:
+    """`select`, with what Python has no type for cast to text, inside of lists and structs too."""
+    columns = con.execute(f"DESCRIBE SELECT * FROM (\n{select}\n)").fetchall()
+    if not any(_NOT_IN_PYTHON.search(kind) for _, kind, *_ in columns):
+        return select
+    given = [f"c{i}" for i in range(len(columns))]
+    shown = [
+        f"{c}{'::' + _NOT_IN_PYTHON.sub('VARCHAR', kind) if _NOT_IN_PYTHON.search(kind) else ''} AS {identifier(name)}"
+        for c, (name, kind, *_) in zip(given, columns, strict=True)
+    ]
+    return f"SELECT {', '.join(shown)} FROM (\n{select}\n) AS given({', '.join(given)})"
 
 
 def _explained(error: duckdb.Error, path: Path, unsafe: bool) -> AutointerpError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
 from autointerp.errors import AutointerpError, InputError, StoppedError
@@ -33,6 +35,38 @@ _START = (
 )
 
 
+_UNITS = {"K": 1, "M": 2, "G": 3, "T": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a user's SQL may use."""
+
+    what: str
+    """The SQL, as a message names it: "the query"."""
+    seconds: float
+    memory: str
+    """Of DuckDB: "2GB" or "512MiB"."""
+    way_out: str = ""
+    """How to allow it more time."""
+
+    @property
+    def bytes(self) -> int:
+        """`memory` as a number. Raises InputError where it is none."""
+        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([KMGT])(i?)B", self.memory, re.IGNORECASE | re.ASCII)
+        if found is None:
+            raise InputError(f"memory limit must look like 2GB or 512MB, not {self.memory!r}")
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2].upper()])
+
+    def took_too_long(self) -> StoppedError:
+        return StoppedError(
+            f"{self.what} took longer than {self.seconds:g} s and was stopped; narrow it down{self.way_out}"
+        )
+
+    def needs_more_memory(self, reason: str = "") -> InputError:
+        return InputError(f"{self.what} needs more memory than {self.memory}{reason and ': '}{reason}")
+
+
 class Alarm:
     """Ends this process by SIGALRM, whatever it is doing, unless it is switched off in time."""
 
@@ -45,9 +79,9 @@ class Alarm:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def answer_in_a_process(answer: Answer, memory: int, memory_text: str, seconds: float, say: Say | None) -> Rows:
-    """What `answer` (which must be picklable) gives, called in a new process that may hold `memory` bytes beside its
-    own modules.
+def answer_in_a_process(answer: Answer, limits: Limits, say: Say | None = None) -> Rows:
+    """What `answer` (which must be picklable) gives, called in a new process that may hold the memory of `limits`
+    beside its own modules. `answer` itself sets the alarm.
 
     Raises what `answer` raises, StoppedError where its alarm went off, InputError where the process ran out of memory
     or crashed.
@@ -65,7 +99,7 @@ def answer_in_a_process(answer: Answer, memory: int, memory_text: str, seconds: 
         try:
             assert process.stdin is not None
             with suppress(BrokenPipeError), process.stdin as requests:
-                pickle.dump((answer, memory), requests)
+                pickle.dump((answer, limits.bytes), requests)
             result = _received(replies, say)
             if result is not None:
                 return result
@@ -74,25 +108,17 @@ def answer_in_a_process(answer: Answer, memory: int, memory_text: str, seconds: 
             process.kill()
             process.wait()
         if code == -signal.SIGALRM:
-            raise took_too_long(seconds)
+            raise limits.took_too_long()
         errors.seek(0)
         said = errors.read().decode(errors="replace").strip()
         if code == -signal.SIGKILL or "bad_alloc" in said or "MemoryError" in said:
-            raise needs_more_memory(memory_text)
+            raise limits.needs_more_memory()
         if code < 0:
             raise InputError(
-                f"the query crashed DuckDB (signal {signal.Signals(-code).name}): it nests too deep, or needs more "
-                f"memory than {memory_text}"
+                f"{limits.what} crashed DuckDB (signal {signal.Signals(-code).name}): it nests too deep, or needs "
+                f"more memory than {limits.memory}"
             )
-        raise AutointerpError(f"the query's process ended with {code}: {said[-2000:]}")
-
-
-def took_too_long(seconds: float) -> StoppedError:
-    return StoppedError(f"the query took longer than {seconds:g} s and was stopped; narrow it down or allow more time")
-
-
-def needs_more_memory(limit: str, reason: str = "") -> InputError:
-    return InputError(f"the query needs more memory than {limit}{reason and ': '}{reason}")
+        raise AutointerpError(f"the process of {limits.what} ended with {code}: {said[-2000:]}")
 
 
 def _received(replies: BinaryIO, say: Say | None) -> Rows | None:

@@ -32,16 +32,16 @@ def run_progress(store: Store) -> dict[str, Any] | None:
     """
     found = store.rows(
         """
-        SELECT r.run_id, r.command, r.status, r.config::VARCHAR, c.first_at, c.last_at, r.started_at
+        SELECT r.run_id, r.command, r.status, r.config::VARCHAR, c.first_at, c.last_at, r.started_at, r.sequence
         FROM runs AS r JOIN (
             SELECT run_id, min(created_at) AS first_at, max(created_at) AS last_at FROM llm_calls GROUP BY run_id
         ) AS c USING (run_id)
-        ORDER BY r.started_at DESC LIMIT 1
+        ORDER BY r.sequence DESC LIMIT 1
         """
     )
     if not found:
         return None
-    run_id, command, written, config, first_at, last_at, started_at = found[0]
+    run_id, command, written, config, first_at, last_at, started_at, since = found[0]
     status = store.run_status(written)
     begin = max(first_at if first_at < last_at else started_at, last_at - timedelta(minutes=WINDOW_MIN))
     minutes = max((last_at - begin).total_seconds() / 60, 1 / 60)
@@ -51,7 +51,7 @@ def run_progress(store: Store) -> dict[str, Any] | None:
         [run_id, begin],
     )[0]
     settings = json.loads(config) if config else {}
-    work = _work(store, command, settings, begin, last_at, minutes)
+    work = _work(store, command, settings, since, begin, last_at, minutes)
     spent = store.spent(run_id)
     used = {"max_usd": spent.usd, "max_requests": spent.requests, "max_tokens": spent.tokens}
     paces = {"max_usd": usd / minutes, "max_requests": int(requests) / minutes, "max_tokens": int(tokens) / minutes}
@@ -88,7 +88,7 @@ class Written:
 
 def written_by(store: Store, run_id: str) -> Written:
     """The rows that the running command has written. It is the only writer, so every row since its start counts."""
-    since = "created_at >= (SELECT started_at FROM runs WHERE run_id = ?)"
+    since = "sequence > (SELECT sequence FROM runs WHERE run_id = ?)"
     names = [name for (name,) in store.rows(f"SELECT DISTINCT scorer FROM scores WHERE {since}", [run_id])]
     headlines = [name for name in names if headline_of(name, names) == name]
     others = (*HEADLINE_SCORERS, *headlines)
@@ -118,14 +118,22 @@ def _minutes_until(deadline: Any, last_at: datetime) -> float | None:
 
 
 def _work(
-    store: Store, command: str, settings: dict[str, Any], begin: datetime, last_at: datetime, minutes: float
+    store: Store,
+    command: str,
+    settings: dict[str, Any],
+    since: int,
+    begin: datetime,
+    last_at: datetime,
+    minutes: float,
 ) -> dict[str, dict[str, Any]]:
-    """What is left to do, and how fast it goes, for labels and for scores."""
+    """What is left to do, and how fast it goes, for labels and for scores. `since`: the run's own number; what it wrote
+    has higher ones."""
     explainer = settings.get("explain", {}).get("explainer", "")
     scorers = settings.get("score", {}).get("scorers") or ["simulation"]
     selection = Selection(**settings.get("selection", {}))
     # A row is written just after its call.
-    window = [begin, last_at + timedelta(seconds=1)]
+    window = [since, begin, last_at + timedelta(seconds=1)]
+    in_window = "sequence > ? AND created_at BETWEEN ? AND ?"
     left: dict[str, int] = {}
     held = store.dictionaries()
     names = {sae.get("name") or sae.get("hookpoint") for sae in settings.get("sae", [])}
@@ -153,17 +161,15 @@ def _work(
         left["labels"] = left.get("labels", 0) + unlabelled
         to_score = sum(max(0, usable + unlabelled - scored.get(scorer, 0)) for scorer in scorers)
         left["scores"] = left.get("scores", 0) + to_score
-    labels = store.rows(
-        "SELECT count(*) FROM explanations WHERE created_at BETWEEN ? AND ? AND input_tokens > 0", window
-    )[0][0]
+    labels = store.rows(f"SELECT count(*) FROM explanations WHERE {in_window} AND input_tokens > 0", window)[0][0]
     scores = store.rows(
-        "SELECT count(*) FROM scores WHERE created_at BETWEEN ? AND ? AND control IS NULL AND part = 'report' "
+        f"SELECT count(*) FROM scores WHERE {in_window} AND control IS NULL AND part = 'report' "
         "AND scorer IN (SELECT unnest(?))",
         [*window, scorers],
     )[0][0]
     # Where labels come first, the time that they took does not count for the scores.
     asked_at = store.rows(
-        "SELECT min(created_at) FROM llm_calls WHERE created_at BETWEEN ? AND ? AND stage NOT IN ('explain', 'probe')",
+        f"SELECT min(created_at) FROM llm_calls WHERE {in_window} AND stage NOT IN ('explain', 'probe')",
         window,
     )[0][0]
     scoring = minutes if asked_at is None else max((last_at - asked_at).total_seconds() / 60, 1 / 60)

@@ -45,6 +45,7 @@ class StoreRuns(StoreConnection):
         with self.transaction() as con:
             con.execute("UPDATE runs SET status = 'killed' WHERE status = 'running'")
             row = {"run_id": run_id, "command": clean(command), "started_at": self.now(), "status": "running"}
+            row["sequence"] = self.next_sequence()
             self.insert_row("runs", {**row, "config": as_json(config), "versions": as_json(versions)})
         return run_id
 

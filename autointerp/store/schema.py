@@ -13,10 +13,13 @@ import duckdb
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.store.connection import StoreConnection, sql_file
+from autointerp.store.finding_tables import NOTED, from_note
 from autointerp.store.safety.faults import translated
 
 Migration = tuple[int, str, str]
 """Version, name, SQL."""
+SEQUENCE_VERSION = 4
+"""The migration after which the rows of an older store get their numbers."""
 
 
 def migrations() -> list[Migration]:
@@ -66,6 +69,8 @@ def migrate(store: StoreConnection, migration: Migration) -> None:
             "(version INTEGER NOT NULL, name VARCHAR NOT NULL, applied_at TIMESTAMP NOT NULL)"
         )
         con.execute(sql)
+        if version == SEQUENCE_VERSION:
+            con.execute(sql_file("number_rows.sql"))
         if version == 1:
             store.insert_row("store_state", {"store_id": uuid.uuid4().hex, "commit_number": 0})
         store.insert_row("schema_migrations", {"version": version, "name": name, "applied_at": store.now()})
@@ -79,8 +84,8 @@ def migrate(store: StoreConnection, migration: Migration) -> None:
 
 def refuse_disguised(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     """Raises InputError where the store at `path` holds what changes the meaning of our own SQL: a view under the name
-    of one of our tables, or a macro under that of a function of DuckDB. Such a store came from elsewhere, and could
-    read this machine's files into prompts."""
+    of one of our tables, those of evidence methods included, a macro under that of a function of DuckDB, or a trigger.
+    Such a store came from elsewhere, and could read this machine's files into prompts."""
     with translated(path, opening=True):
         # `system.main`: a macro of the store cannot stand in for these.
         named = "FROM system.main.duckdb_{0}() WHERE database_name = system.main.current_database() AND NOT internal"
@@ -89,12 +94,29 @@ def refuse_disguised(con: duckdb.DuckDBPyConnection, path: Path) -> None:
             f"SELECT function_name {named.format('functions')} AND function_name IN "
             "(SELECT function_name FROM system.main.duckdb_functions() WHERE internal)"
         ).fetchall()
+        triggers = con.execute(
+            "SELECT trigger_name FROM system.main.duckdb_triggers() "
+            "WHERE database_name = system.main.current_database()"
+        ).fetchall()
     tables = {name for _, _, sql in migrations() for name in re.findall(r"CREATE TABLE (\w+)", sql)}
-    for kind, name in [("view", name) for name in sorted(views & tables)] + [("macro", row[0]) for row in macros]:
+    found = [("macro", row[0]) for row in macros] + [("trigger", row[0]) for row in triggers]
+    if not found and not views & tables:  # so that the table `settings` is what it seems to be
+        tables |= _noted_tables(con, path)
+    for kind, name in [("view", name) for name in sorted(views & tables)] + found:
         raise InputError(
             f"{path} holds a {kind} {name!r}, which this program did not make and which would change what its own SQL "
             "does; drop it, if the store is to be trusted"
         )
+
+
+def _noted_tables(con: duckdb.DuckDBPyConnection, path: Path) -> set[str]:
+    """The names of the tables that evidence methods of other packages brought to the store."""
+    with translated(path, opening=True):
+        exists = con.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'settings'").fetchall()[0][0]
+        if not exists:  # the first migration is to come
+            return set()
+        notes = con.execute("SELECT value FROM settings WHERE starts_with(name, ?)", [NOTED]).fetchall()
+    return {from_note(note).name for (note,) in notes}
 
 
 def _has_views_of(con: duckdb.DuckDBPyConnection, sql: str) -> bool:

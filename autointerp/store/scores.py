@@ -102,7 +102,7 @@ class StoreScores(StoreConnection):
             f"SELECT {select_list(Score, without=_OF_ITS_OWN)} FROM scores "
             "WHERE explanation_id IN (SELECT unnest(?::VARCHAR[])) AND harvest_id = ? "
             "AND scorer = ? AND part = ? AND model = ? AND template_sha256 = ? AND seed = ? AND control IS NULL "
-            "AND status <> 'gave_up' ORDER BY created_at",
+            "AND status <> 'gave_up' ORDER BY sequence",
             [list(explanation_ids), harvest_id, scorer, part, model, template_sha256, seed],
             without=_OF_ITS_OWN,
         )

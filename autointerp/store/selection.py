@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Collection, Iterator
+import re
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
-
-from autointerp.errors import AutointerpError, InputError, nearest
-from autointerp.store.connection import StoreConnection, connect
+from autointerp.errors import InputError, nearest, shown
+from autointerp.store.condition import features_where
+from autointerp.store.connection import StoreConnection
 from autointerp.store.finding_tables import tables_in
 from autointerp.store.labels_left import LabelsLeft
-from autointerp.store.time_limit import time_limit
 
-_TABLES = frozenset(
-    {
-        "corpora", "dictionaries", "harvests", "features", "vocab_projection", "explanations", "scores", "predictions",
-        "sae_metrics", "training_metrics", "llm_calls", "runs", "labels", "contexts", "windows", "spend_by_stage",
-        "explainer_leaderboard", "explainer_leaderboard_strata", "method_runs", "measure_tasks", "measurements",
-        "context_need", "label_changes", "batches", "batch_requests",
-    }
-)  # fmt: skip
-"""Those that a condition may read; the tables of evidence methods are added (see finding_tables.py)."""
-# The columns that a condition may use: those of `features`, and those that only `labels` has.
-_SELECTABLE = """
-    SELECT f.*, l.name, l.label, l.explainer, l.model, l.scorer, l.method, l.score, l.ci_low, l.ci_high,
-           l.explanation_status, l.score_status, l.side
-    FROM features AS f JOIN labels AS l USING (dictionary_id, feature)
-    WHERE f.dictionary_id = ?
-"""
-
-
-CONDITION_LIMIT_S = 30.0
-"""Seconds that finding the features of a condition may take; the time limit of `query` by default."""
-
+_RANGE = re.compile(r"(\d{1,18})(?:\s*-\s*(\d{1,18}))?", re.ASCII)
 ORDERS = ("density", "random", "score")
 """density: the features that fire most often come first. random: drawn with the selection's seed, so that the results
 hold for all features whenever the work ends. score: the worst label comes first, and features without a score before
@@ -81,71 +59,24 @@ def is_chosen(dictionary_id: int, wanted: list[int] | None) -> tuple[str, list[A
 def parse_features(text: str) -> list[tuple[int, int]]:
     """The inclusive ranges of "0-999,1234". Raises InputError, which names the part that does not parse."""
     ranges = []
-    for part in text.split(","):
-        low, dash, high = (piece.strip() for piece in part.strip().partition("-"))
-        if not low.isascii() or not low.isdigit() or (dash and not (high.isascii() and high.isdigit())):
-            raise InputError(f"--features {text!r}: {part.strip()!r} is neither a number nor a range like 0-999")
-        first, last = int(low), int(high) if dash else int(low)
+    for part in (piece.strip() for piece in text.split(",")):
+        found = _RANGE.fullmatch(part)
+        if found is None:
+            raise InputError(f"--features {shown(text)}: {shown(part)} is neither a number nor a range like 0-999")
+        first, last = int(found[1]), int(found[2] or found[1])
         if last < first:
-            raise InputError(f"--features {text!r}: the range {part.strip()!r} runs backwards")
+            raise InputError(f"--features {shown(text)}: the range {part!r} runs backwards")
         ranges.append((first, last))
     return ranges
 
 
-def check_condition(condition: str, more_tables: Collection[str] = ()) -> None:
-    """Raises InputError unless `condition` is one SQL expression that reads nothing but the store's own tables, those
-    that evidence methods of other packages brought to it (`more_tables`) included.
-
-    DuckDB parses the text and never runs it. It is parsed twice: in brackets, as the only WHERE clause of a statement
-    that we build, where the parse shows anything that ends the expression early, adds a statement, or names a table
-    function or a file; and without brackets, so that it cannot close ours and open its own.
-    """
-    # The closing bracket has a line of its own, so that a trailing comment cannot swallow it.
-    statements: list[dict[str, Any]] = []
-    with connect() as con:
-        for statement in (f"SELECT\n{condition}\n", f"SELECT 1 FROM features WHERE (\n{condition}\n)"):
-            row = con.execute("SELECT json_serialize_sql(?)", [statement]).fetchone()
-            tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
-            if tree["error"]:
-                reason = tree.get("error_message", "cannot be parsed")
-                raise InputError(f"--where {condition!r} is not an SQL condition: {reason}")
-            statements = tree["statements"]
-    node = statements[0]["node"] if len(statements) == 1 else {}
-    plain = (
-        node.get("type") == "SELECT_NODE"
-        and not node["modifiers"]
-        and not node["group_expressions"]
-        and node["having"] is None
-        and node["qualify"] is None
-        and node["sample"] is None
-        and node["from_table"]["type"] == "BASE_TABLE"
-    )
-    if not plain:
-        raise InputError(f"--where {condition!r} must be one SQL condition and nothing after it")
-    with_names = {entry["key"] for inner in _dicts(node) for entry in inner.get("cte_map", {}).get("map", [])}
-    for inner in _dicts(node["where_clause"]):
-        kind = inner.get("type")
-        if kind == "TABLE_FUNCTION":
-            raise InputError(f"--where {condition!r}: table functions are not allowed in a condition")
-        if kind == "VALUE_PARAMETER" or inner.get("class") == "PARAMETER":
-            raise InputError(f"--where {condition!r}: a condition takes no parameters (?, $1)")
-        if kind == "BASE_TABLE":
-            table = inner["table_name"]
-            is_ours = table in _TABLES or table in more_tables
-            known = is_ours and inner["schema_name"] in ("", "main", "evidence") and not inner["catalog_name"]
-            if not known and not (table in with_names and not inner["schema_name"]):
-                raise InputError(f"--where {condition!r}: {table!r} is not a table of the store")
-
-
-def _dicts(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every dict inside a parsed JSON value, itself included."""
-    if isinstance(tree, dict):
-        yield tree
-        for value in tree.values():
-            yield from _dicts(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _dicts(value)
+def _within(features: list[int], ranges: list[tuple[int, int]]) -> list[int]:
+    """Those of `features`, which are sorted, that lie in one of the inclusive `ranges`."""
+    chosen: list[int] = []
+    for first, last in sorted(ranges):
+        above = bisect_left(features, max(first, chosen[-1] + 1 if chosen else first))
+        chosen += features[above : bisect_right(features, last)]
+    return chosen
 
 
 class StoreSelections(StoreConnection):
@@ -160,33 +91,26 @@ class StoreSelections(StoreConnection):
             raise InputError(
                 f"--order {selection.order!r} is none of {', '.join(ORDERS)}.{nearest(selection.order, ORDERS)}"
             )
-        conditions, parameters = ["status <> 'dead'"], []
-        source = "SELECT feature, status FROM features WHERE dictionary_id = ?"
+        found = [
+            row[0]
+            for row in self.rows(
+                "SELECT feature FROM features WHERE dictionary_id = ? AND status <> 'dead' ORDER BY feature",
+                [dictionary_id],
+            )
+        ]
         if selection.features is not None:
             ranges = parse_features(selection.features)
             last = self.rows("SELECT max(feature) FROM features WHERE dictionary_id = ?", [dictionary_id])[0][0]
-            highest = max(high for _, high in ranges)
-            if last is not None and highest > last:
-                raise InputError(f"--features {selection.features!r}: the dictionary's last feature is {last}")
-            conditions.append("(" + " OR ".join("feature BETWEEN ? AND ?" for _ in ranges) + ")")
-            parameters = [bound for pair in ranges for bound in pair]
-        if selection.where is not None:
-            check_condition(selection.where, {table.name for table in tables_in(self)})
-            source = _SELECTABLE
-            conditions.append(f"(\n{selection.where}\n)")
+            if last is not None and max(high for _, high in ranges) > last:
+                raise InputError(f"--features {shown(selection.features)}: the dictionary's last feature is {last}")
+            found = _within(found, ranges)
         for name in ("random", "limit"):
             count = getattr(selection, name)
             if count is not None and count < 1:
                 raise InputError(f"--{name} must be 1 or more, not {count}")
-        sql = f"SELECT feature FROM ({source}) AS features WHERE {' AND '.join(conditions)} ORDER BY feature"
-        try:
-            found = [row[0] for row in self._limited_rows(sql, [dictionary_id, *parameters], selection.where)]
-        except AutointerpError as error:
-            cause = error.__cause__
-            if selection.where is not None and isinstance(cause, duckdb.Error) and type(error) is AutointerpError:
-                reason = str(cause).split("\n\nLINE", 1)[0]
-                raise InputError(f"--where {selection.where!r} does not fit the table features: {reason}") from cause
-            raise
+        if selection.where is not None:
+            fitting = features_where(self, dictionary_id, selection.where, {table.name for table in tables_in(self)})
+            found = [feature for feature in found if feature in fitting]
         if selection.random is not None and selection.random < len(found):
             found = sorted(random.Random(selection.seed).sample(found, selection.random))
         if selection.order == "random":
@@ -195,14 +119,6 @@ class StoreSelections(StoreConnection):
             place = self._places(dictionary_id, selection.order)
             found.sort(key=place.__getitem__)  # of equal ones, the lower number comes first
         return found if selection.limit is None else found[: selection.limit]
-
-    def _limited_rows(self, sql: str, parameters: list[Any], condition: str | None) -> list[tuple[Any, ...]]:
-        """The rows of `sql`, under a time limit where a user's condition is part of it."""
-        if condition is None:
-            return self.rows(sql, parameters)
-        message = f"--where {condition!r} took longer than {CONDITION_LIMIT_S:g} s and was stopped; narrow it down"
-        with self._reading() as con, time_limit(con, CONDITION_LIMIT_S, message):
-            return con.execute(sql, parameters).fetchall()
 
     def _places(self, dictionary_id: int, order: str) -> dict[int, float]:
         """The number that decides each feature's place; the smallest comes first."""
@@ -214,7 +130,7 @@ class StoreSelections(StoreConnection):
                 SELECT max(value) AS scorer FROM settings WHERE dictionary_id = ? AND name = 'label_scorer'
             ),
             latest AS (
-                SELECT feature, arg_max(value, created_at) AS value
+                SELECT feature, arg_max(value, scores.sequence) AS value
                 FROM scores CROSS JOIN shown
                 WHERE dictionary_id = ? AND control IS NULL AND part = 'report' AND explanation_id IS NOT NULL
                   AND value IS NOT NULL AND scores.scorer = coalesce(shown.scorer, 'simulation')
@@ -261,7 +177,7 @@ class StoreSelections(StoreConnection):
         found = self.rows(
             f"""
             WITH latest AS (
-                SELECT arg_max(rowid, created_at) AS row_id FROM explanations
+                SELECT arg_max(rowid, sequence) AS row_id FROM explanations
                 WHERE dictionary_id = ? AND explainer = ? AND status <> 'gave_up' AND {chosen}
                   AND explanation_id NOT IN (
                       SELECT unnest(derived_from[2:]) FROM explanations WHERE explainer = 'best_of_n'

@@ -18,6 +18,7 @@ from autointerp.store.findings import StoreFindings
 from autointerp.store.llm_batches import StoreBatches
 from autointerp.store.opening import StoreOpening
 from autointerp.store.runs import StoreRuns
+from autointerp.store.safety.keeping import StoreKeeping
 from autointerp.store.scores import StoreScores
 from autointerp.store.selection import StoreSelections
 
@@ -25,8 +26,8 @@ _KINDS = ("top", "sampled", "negative")
 
 
 class Store(
-    StoreOpening, StoreEvidence, StoreDictionaries, StoreFeatures, StoreContexts, StoreFindings, StoreExplanations,
-    StoreScores, StoreCalls, StoreBatches, StoreRuns, StoreSelections,
+    StoreOpening, StoreKeeping, StoreEvidence, StoreDictionaries, StoreFeatures, StoreContexts, StoreFindings,
+    StoreExplanations, StoreScores, StoreCalls, StoreBatches, StoreRuns, StoreSelections,
 ):  # fmt: skip
     """`with Store.open(path) as store: ...`; `open` tells the errors."""
 
@@ -94,10 +95,10 @@ class Store(
             "feature": row[0],
             "label": self.dicts("SELECT * FROM labels WHERE dictionary_id = ? AND feature = ?", key)[0],
             "explanations": self.dicts(
-                "SELECT * FROM explanations WHERE dictionary_id = ? AND feature = ? ORDER BY created_at DESC", key
+                "SELECT * FROM explanations WHERE dictionary_id = ? AND feature = ? ORDER BY sequence DESC", key
             ),
             "scores": self.dicts(
-                "SELECT * FROM scores WHERE dictionary_id = ? AND feature = ? ORDER BY created_at DESC", key
+                "SELECT * FROM scores WHERE dictionary_id = ? AND feature = ? ORDER BY sequence DESC", key
             ),
             "promoted": [t for t in tokens if t.sign == 1],
             "suppressed": [t for t in tokens if t.sign == -1],
@@ -153,6 +154,6 @@ class Store(
             "spend_by_stage": self.dicts("SELECT * FROM spend_by_stage"),
             "runs": [{**row, "status": self.run_status(row["status"])} for row in self.dicts(
                 "SELECT run_id, command, started_at::VARCHAR AS started_at, finished_at::VARCHAR AS finished_at, "
-                "status, exit_code FROM runs ORDER BY runs.started_at DESC LIMIT 10"
+                "status, exit_code FROM runs ORDER BY sequence DESC LIMIT 10"
             )],
         }  # fmt: skip

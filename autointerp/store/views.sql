@@ -23,11 +23,11 @@ samples AS (
     SELECT unnest(derived_from[2:]) AS explanation_id FROM explanations WHERE explainer = 'best_of_n'
 ),
 latest_explanation AS (
-    -- Writers give every row its own microsecond, so the key is a total order; the large constant puts gave_up last.
+    -- Every row has a number of its own, so the key is a total order; the large constant puts gave_up last.
     SELECT
         e.dictionary_id,
         e.feature,
-        arg_max(e.rowid, epoch_us(e.created_at) - if(e.status = 'gave_up', 4611686018427387904, 0)) AS row_id
+        arg_max(e.rowid, e.sequence - if(e.status = 'gave_up', 4611686018427387904, 0)) AS row_id
     FROM explanations AS e
     LEFT JOIN choice AS c ON c.dictionary_id = e.dictionary_id
     WHERE (c.explainer IS NULL OR e.explainer = c.explainer) AND e.explanation_id NOT IN (FROM samples)
@@ -46,7 +46,7 @@ latest_score AS (
         s.dictionary_id,
         s.feature,
         s.explanation_id,
-        arg_max(s.rowid, epoch_us(s.created_at) - if(s.status = 'gave_up', 4611686018427387904, 0)) AS row_id
+        arg_max(s.rowid, s.sequence - if(s.status = 'gave_up', 4611686018427387904, 0)) AS row_id
     FROM scores AS s
     LEFT JOIN choice AS c ON c.dictionary_id = s.dictionary_id
     WHERE s.control IS NULL AND s.part = 'report' AND (c.scorer IS NULL OR s.scorer = c.scorer)
@@ -102,19 +102,20 @@ WITH history AS (
         lag(created_at) OVER earlier AS previous_at,
         created_at AS changed_at,
         lag(explanation_id) OVER earlier AS previous_explanation_id,
-        explanation_id
+        explanation_id,
+        sequence
     FROM explanations
     WHERE status <> 'gave_up'
-    WINDOW earlier AS (PARTITION BY dictionary_id, feature, explainer ORDER BY created_at)
+    WINDOW earlier AS (PARTITION BY dictionary_id, feature, explainer ORDER BY sequence)
 )
 SELECT
     h.dictionary_id,
     d.name,
-    h.* EXCLUDE (dictionary_id)
+    h.* EXCLUDE (dictionary_id, sequence)
 FROM history AS h
 JOIN dictionaries AS d ON d.dictionary_id = h.dictionary_id
 WHERE h.previous_explanation_id IS NOT NULL AND h.text IS DISTINCT FROM h.previous_text
-ORDER BY h.changed_at DESC;
+ORDER BY h.sequence DESC;
 
 CREATE OR REPLACE VIEW spend_by_stage AS
 SELECT

@@ -18,6 +18,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +44,16 @@ class BatchServer(LlmServer):
     download_faults: int = 0
     """How many downloads break off half-way."""
     upload_faults: int = 0
+    edit: Callable[[bytes], bytes] = lambda lines: lines
+    """What becomes of the lines of every output file."""
+    endless: bytes = b""
+    """If given, every output file goes on with this again and again."""
+    slow_s: float = 0.0
+    """If given, files come in pieces of a byte, with so many seconds between them."""
+    prefix: str = ""
+    """What the address has before /v1, for batches."""
+    all_headers: list[dict[str, str]] = field(default_factory=list)
+    """The headers of every request, those about files and batches included."""
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     answered: Counter[str] = field(default_factory=Counter)
@@ -57,11 +69,24 @@ class BatchServer(LlmServer):
 
     def _add_routes(self, app: web.Application) -> None:
         super()._add_routes(app)
-        app.router.add_post("/v1/files", self._upload)
-        app.router.add_get("/v1/files/{id}/content", self._content)
-        app.router.add_post("/v1/batches", self._create)
-        app.router.add_get("/v1/batches", self._list)
-        app.router.add_get("/v1/batches/{id}", self._retrieve)
+        under = f"{self.prefix}/v1"
+        app.router.add_post(f"{under}/files", self._upload)
+        app.router.add_get(f"{under}/files/{{id}}/content", self._content)
+        app.router.add_post(f"{under}/batches", self._create)
+        app.router.add_get(f"{under}/batches", self._list)
+        app.router.add_get(f"{under}/batches/{{id}}", self._retrieve)
+
+        @web.middleware
+        async def note(request: web.Request, handler: Any) -> web.StreamResponse:
+            self.all_headers.append(dict(request.headers))
+            response: web.StreamResponse = await handler(request)
+            return response
+
+        app.middlewares.append(note)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{self.prefix}/v1"
 
     @property
     def sizes(self) -> list[int]:
@@ -157,7 +182,7 @@ class BatchServer(LlmServer):
             good = [x for line in good for x in (line, line)]
         if "strays" in faults:
             good = [{**good[0], "custom_id": "nobody-0"}, *good, {**good[-1], "custom_id": "nobody-1"}]
-        batch["output_file_id"] = self._store(_jsonl(good)) if good else None
+        batch["output_file_id"] = self._store(self.edit(_jsonl(good))) if good else None
         batch["error_file_id"] = self._store(_jsonl(bad)) if bad else None
         batch.update(status="expired" if left else "completed")
         batch["expired_at" if left else "completed_at"] = 1_000_060
@@ -194,6 +219,22 @@ class BatchServer(LlmServer):
             await response.write(content[: len(content) // 2])
             await asyncio.sleep(0.02)
             _abort(request)
+            return response
+        if self.slow_s:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            with suppress(ConnectionError):
+                for at in range(len(content)):
+                    await response.write(content[at : at + 1])
+                    await asyncio.sleep(self.slow_s)
+            return response
+        if self.endless:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(content)
+            with suppress(ConnectionError):
+                while True:
+                    await response.write(self.endless)
             return response
         return web.Response(body=content, content_type="application/octet-stream")
 

@@ -23,6 +23,7 @@ from autointerp.harvest.text_pass import PassWatch, Shard, harvest, identity, un
 from autointerp.model.hooks import Hookpoint, activations_at
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.model.token_batches import eligible, make_batches
+from autointerp.progress import Counting, uncounted
 from autointerp.records import SPLITS, Split, Window, WorkUnit
 from autointerp.sae.sae import Sae
 from autointerp.store.store import Store
@@ -116,12 +117,15 @@ class Setup:
             self.merge(store, folder, config)
         return path
 
-    def merge(self, store: Store, folder: HarvestFolder, config: HarvestConfig = SMALL, name: str = "a") -> int:
+    def merge(
+        self, store: Store, folder: HarvestFolder, config: HarvestConfig = SMALL, name: str = "a",
+        counting: Counting = uncounted,
+    ) -> int:  # fmt: skip
         dictionary_id = store.add_dictionary(
             name=name, model="m", revision="r", hookpoint=str(POINT), architecture="topk", d_in=self.sae.d_in,
             d_out=self.sae.d_out, d_sae=self.sae.d_sae, sae_sha256="sha", tokenizer_sha256="t", config={},
         )  # fmt: skip
-        merge(store, dictionary_id, folder, self.sae, self.text, config, CorpusFacts("x", {}, "t"))
+        merge(store, dictionary_id, folder, self.sae, self.text, config, CorpusFacts("x", {}, "t"), counting=counting)
         return dictionary_id
 
 

@@ -587,7 +587,7 @@ NATURAL_KEYS = {
     "evidence.context_rows": "dictionary_id, feature, split, kind, tier, rank",
     "evidence.harvest_info": "dictionary_id",
 }
-_OF_THE_RUN = ("created_at", "run_id", "latency_s", "attempts", "store_id")
+_OF_THE_RUN = ("created_at", "sequence", "run_id", "latency_s", "attempts", "store_id")
 _OF_THE_ATTEMPTS = ("input_tokens", "cached_tokens", "output_tokens", "cost_usd")
 """Columns that include failed attempts, which are billed as well; which attempts fail depends on what was in flight."""
 

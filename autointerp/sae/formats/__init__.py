@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.errors import DamagedError, InputError, nearest
+from autointerp.sae.files import regular_size
 from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, sparsify
 from autointerp.sae.formats.hub import local_folder
-from autointerp.sae.formats.internal import read_config
+from autointerp.sae.formats.internal import all_finite, read_config
 from autointerp.sae.sae import Sae
 
 __all__ = ["FORMATS", "detect", "load_sae", "local_folder", "sae_sha256", "save_saelens", "save_sparsify"]
@@ -60,7 +61,7 @@ def load_sae(path: Path | str, format: str = "auto") -> Sae:
     """
     found = _path(path)
     sae = _LOAD[_format(found, format)](found)
-    if not all(bool(tensor.isfinite().all()) for tensor in sae.buffers()):
+    if not all(all_finite(tensor) for tensor in sae.buffers()):
         raise DamagedError(f"{found}: some of the SAE's numbers are too large for float32 once its scaling is undone")
     return sae
 
@@ -72,6 +73,7 @@ def sae_sha256(folder: Path | str, format: str = "auto") -> str:
     settings, weights = _IDENTITY[_format(path, format)](path)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for file in weights:
+        regular_size(file)
         with file.open("rb") as opened:
             while part := opened.read(1 << 20):
                 digest.update(part)
@@ -119,6 +121,8 @@ def _path(path: Path | str) -> Path:
     found = local_folder(path) if isinstance(path, str) else path
     if not found.exists():
         raise InputError(f"there is no SAE folder {found}; check [[sae]].path")
+    if not found.is_dir():
+        regular_size(found)
     return found
 
 

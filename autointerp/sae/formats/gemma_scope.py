@@ -31,15 +31,16 @@ def load(path: Path) -> Sae:
     d_out = internal.matrix_shape(arrays, "W_dec", file)[1]
     shapes = {"W_enc": [d_in, d_sae], "b_enc": [d_sae], "threshold": [d_sae], "W_dec": [d_sae, d_out], "b_dec": [d_out]}
     weights = internal.checked(arrays, shapes, file, "W_enc")
+    del arrays
     metadata: dict[str, Any] = {"prepend_bos": True}  # all of them were trained on documents that begin with a BOS
     if _of_the_embedding(file):  # trained on the embedding's rows before Gemma multiplies them by sqrt(d_in)
         weights["W_enc"] /= math.sqrt(d_in)
         weights["W_dec"] *= math.sqrt(d_in)
         metadata["hook_name"] = "hook_embed"
-    return internal.build(
-        weights["W_enc"],
+    return internal.build(  # which drops each matrix as soon as it has scaled it
+        weights.pop("W_enc"),
         weights["b_enc"],
-        weights["W_dec"],
+        weights.pop("W_dec"),
         weights["b_dec"],
         threshold=weights["threshold"],
         b_pre=torch.zeros(d_in),

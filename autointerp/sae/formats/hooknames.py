@@ -148,9 +148,15 @@ def check_processing(metadata: dict[str, Any]) -> None:
         )
 
 
-def wants_bos(metadata: dict[str, Any]) -> bool | None:
-    """Whether training texts began with the model's beginning-of-text token; None where the file does not say."""
+def wants_bos(metadata: dict[str, Any], *, tokenizer_has_bos: bool = True) -> bool | None:
+    """Whether training texts began with a beginning-of-text token; None where the file does not say.
+
+    Where the tokenizer has none, TransformerLens takes the EOS for it, but an SAE that SAELens trained on the Hugging
+    Face model itself (model_class_name AutoModelForCausalLM) saw none, whatever its prepend_bos says.
+    """
     value = metadata.get("prepend_bos")
+    if value is True and not tokenizer_has_bos and metadata.get("model_class_name") == "AutoModelForCausalLM":
+        return False
     return value if isinstance(value, bool) else None
 
 

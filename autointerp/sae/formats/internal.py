@@ -24,6 +24,7 @@ from autointerp.sae import files
 from autointerp.sae.sae import Normalize, Sae
 
 MAX_CONFIG_BYTES = 1_000_000
+_TESTED_AT_ONCE = 1 << 20
 UNIT_TOLERANCE = 1e-4
 """Rows this close to length 1 are not scaled, so that a saved SAE is read back bit for bit."""
 
@@ -95,13 +96,21 @@ def checked(
             raise DamagedError(f"{path}: {name} has shape {list(tensor.shape)}, but {says} says {list(shape)}")
         if not tensor.is_floating_point():
             raise DamagedError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers")
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise DamagedError(f"{path}: {name} holds NaN or infinite numbers")
     converted = {name: tensors[name].detach().float() for name in shapes}
     for name, tensor in converted.items():
-        if not bool(tensor.isfinite().all()):
+        if tensor.dtype != tensors[name].dtype and not all_finite(tensor):
             raise DamagedError(f"{path}: {name} holds numbers too large for float32")
     return converted
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite. Looks at some rows at a time, since torch makes a copy of what it tests."""
+    if tensor.numel() <= _TESTED_AT_ONCE or tensor.ndim == 0:
+        return bool(tensor.isfinite().all())
+    rows = max(1, _TESTED_AT_ONCE * len(tensor) // tensor.numel())
+    return all(bool(part.isfinite().all()) for part in tensor.split(rows))
 
 
 def matrix_shape(tensors: Mapping[str, Any], name: str, path: Path) -> tuple[int, int]:
@@ -118,13 +127,13 @@ def matrix_shape(tensors: Mapping[str, Any], name: str, path: Path) -> tuple[int
 def read_config(path: Path) -> dict[str, Any]:
     """Read a JSON table. Raises InputError when there is no file, and DamagedError when it is larger than 1 MB or is
     not a table."""
+    if files.regular_size(path) > MAX_CONFIG_BYTES:
+        raise DamagedError(f"{path} is larger than 1 MB, so it is not an SAE configuration")
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise DamagedError(f"{path} is larger than 1 MB, so it is not an SAE configuration")
         config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # a number of more than 4,300 digits is a ValueError
         raise DamagedError(f"{path} is damaged: not JSON ({error}); copy it again") from None
     if not isinstance(config, dict):
         raise DamagedError(f"{path} is damaged: expected a table, found {type(config).__name__}")

@@ -21,24 +21,23 @@ import torch
 from torch import Tensor
 
 from autointerp.errors import AutointerpError, DamagedError, InputError
+from autointerp.sae.files import regular_size
+from autointerp.sae.formats.load_memory import BYTES_PER_NUMBER, require_memory, require_size
 
-MAX_BYTES = 64 << 30
-"""The largest file that is opened. A float32 SAE of 4096 inputs and a million features has 34 GB."""
-SHARE_OF_MEMORY = 0.8
 MAX_PICKLE_BYTES = 16 << 20
 """Largest size of the part of a .pt that is not tensors. Real files have kilobytes of it."""
 MAX_ENTRIES = 100_000
-_FALLBACK_BYTES = 8 << 30
 _NPY_HEADER_BYTES = 10_000
 
 
 def read_pt(path: Path, *, look: bool = False) -> Any:
     """The content of a .pt file, with tensors on CPU. With `look` the tensors stay in the file if its layout allows it.
 
-    Raises InputError when there is no file, when it is larger than MAX_BYTES or the free memory, or when it asks Python
-    to run something. Raises DamagedError when it is cut short or claims more than it holds.
+    Raises InputError when there is no file, when it or what is made of it is too large for the memory, or when it asks
+    Python to run something. Raises DamagedError when it is cut short or claims more than it holds.
     """
     size = _size(path)
+    require_memory(path, size)
     archive = zipfile.is_zipfile(path)
     if archive:
         _check_archive(path, size)
@@ -52,7 +51,9 @@ def read_pt(path: Path, *, look: bool = False) -> Any:
         raise DamagedError(f"{path} is damaged: it claims more numbers than fit into memory") from None
     except Exception as error:  # a damaged pickle may raise anything
         raise DamagedError(f"{path} is damaged: {_first_line(error)}; copy it again") from None
-    _check_tensors(value, path, size)
+    n_numbers, n_bytes = _check_tensors(value, path, size)
+    if not look:
+        require_memory(path, n_numbers * BYTES_PER_NUMBER - n_bytes)
     return value
 
 
@@ -65,10 +66,11 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            _check_total(sum(entry.file_size for entry in entries), path)
+            require_size(path, sum(entry.file_size for entry in entries))
             if len(entries) > MAX_ENTRIES:
                 raise DamagedError(f"{path} is damaged: {len(entries)} arrays")
-            return {_array_name(entry): _read_array(archive, entry, path) for entry in entries}
+            require_memory(path, sum(_bytes_needed(archive, entry, path) for entry in entries))
+            return {_array_name(entry): _read_array(archive, entry) for entry in entries}
     except AutointerpError:
         raise
     except Exception as error:  # from zipfile, zlib or the parser of array headers
@@ -87,33 +89,9 @@ def npz_names(path: Path) -> list[str]:
 
 
 def _size(path: Path) -> int:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    _check_total(size, path)
+    size = regular_size(path)
+    require_size(path, size)
     return size
-
-
-def _check_total(n_bytes: int, path: Path) -> None:
-    if n_bytes > MAX_BYTES:
-        raise InputError(f"{path} holds {n_bytes / 2**30:.1f} GiB; files above {MAX_BYTES >> 30} GiB are not read")
-    free = free_memory()
-    if n_bytes > SHARE_OF_MEMORY * free:
-        raise InputError(
-            f"{path} holds {n_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free; "
-            "the whole file is read into memory, so use a machine with more"
-        )
-
-
-def free_memory() -> int:
-    """Bytes of memory that can be used without swapping; 8 GiB where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            found = dict(line.split(":", 1) for line in lines)
-        return int(found["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return _FALLBACK_BYTES
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -138,10 +116,10 @@ def _check_archive(path: Path, size: int) -> None:
         raise DamagedError(f"{path} is not read: more than {MAX_PICKLE_BYTES >> 20} MiB of it are not tensors")
 
 
-def _check_tensors(value: Any, path: Path, size: int) -> None:
+def _check_tensors(value: Any, path: Path, size: int) -> tuple[int, int]:
     """Refuse a tensor whose shape and strides claim more numbers than are stored: one number can be repeated a billion
-    times."""
-    waiting, seen = [value], 0
+    times. Returns how many numbers there are, and how many bytes they take."""
+    waiting, seen, n_numbers, n_bytes = [value], 0, 0, 0
     while waiting:
         item = waiting.pop()
         seen += 1
@@ -155,8 +133,11 @@ def _check_tensors(value: Any, path: Path, size: int) -> None:
                 raise DamagedError(
                     f"{path} is not read: it holds a tensor of shape {list(item.shape)} that is not all there"
                 )
+            n_numbers += item.numel()
+            n_bytes += item.numel() * item.element_size()
         if seen > MAX_ENTRIES:
             raise DamagedError(f"{path} is not read: more than {MAX_ENTRIES} values cannot be a dictionary's weights")
+    return n_numbers, n_bytes
 
 
 def _not_plain(path: Path, message: str) -> InputError | DamagedError:
@@ -175,7 +156,9 @@ def _array_name(entry: zipfile.ZipInfo) -> str:
     return entry.filename.removesuffix(".npy")
 
 
-def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> Tensor:
+def _bytes_needed(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> int:
+    """The most that loading takes for this array: it, its numbers in float32, and half of those once more, since one of
+    the two matrices is scaled while both are there. Refuses what is not plain numbers, or claims more than is there."""
     name = _array_name(entry)
     with archive.open(entry) as file:
         shape, dtype = _npy_header(file, path, name)
@@ -183,11 +166,16 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) ->
         raise InputError(f"{path}: {name} holds Python objects instead of numbers; nothing of it was read")
     if math.prod(shape) * dtype.itemsize > entry.file_size:
         raise DamagedError(f"{path} is damaged: {name} claims the shape {list(shape)}, which is more than is there")
+    if dtype.kind not in "fiub":
+        raise InputError(f"{path}: {name} holds {dtype}, which are not numbers")
+    converted = 4 if (dtype.kind, dtype.itemsize) != ("f", 4) else 0
+    return math.prod(shape) * max(6, dtype.itemsize + converted)
+
+
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
     with archive.open(entry) as file:
         array: Any = np.lib.format.read_array(file, allow_pickle=False)
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"{path}: {name} holds {array.dtype}, which are not numbers")
-    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)).copy())
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
 
 
 def _npy_header(file: IO[bytes], path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from autointerp.errors import DamagedError, InputError, nearest
 from autointerp.sae import files
 from autointerp.sae.formats import internal
+from autointerp.sae.formats.load_memory import require_memory_for_safetensors
 from autointerp.sae.sae import Normalize, Sae
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
@@ -83,6 +84,7 @@ def load(folder: Path) -> Sae:
     if transcoder and normalize != "none":
         raise InputError(f"{path}: normalize_activations {normalize!r} is not supported for transcoders")
     k = internal.positive_int(config, "k", path) if architecture in _TOPK else None
+    require_memory_for_safetensors(folder / WEIGHTS)
     tensors = files.read_tensors(folder / WEIGHTS)
     weights = _weights(tensors, config, folder / WEIGHTS, path)
     encoder = _Encoder(weights, architecture)

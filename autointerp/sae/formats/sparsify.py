@@ -18,6 +18,7 @@ from torch import Tensor
 from autointerp.errors import InputError, nearest
 from autointerp.sae import files
 from autointerp.sae.formats import internal
+from autointerp.sae.formats.load_memory import require_memory_for_safetensors
 from autointerp.sae.sae import Sae
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -39,6 +40,7 @@ def load(folder: Path) -> Sae:
     shapes = {"encoder.weight": [d_sae, d_in], "encoder.bias": [d_sae], "W_dec": [d_sae, d_in], "b_dec": [d_in]}
     if skip:
         shapes["W_skip"] = [d_in, d_in]
+    require_memory_for_safetensors(folder / WEIGHTS)
     weights = internal.checked(files.read_tensors(folder / WEIGHTS), shapes, folder / WEIGHTS, CONFIG)
     metadata = config.get("metadata")
     return internal.build(

@@ -28,6 +28,10 @@ _DAMAGED = (
 _FULL_ERRNO = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
+class OpenHereError(StoreBusyError):
+    """This process itself has the store open, so that no waiting helps."""
+
+
 def from_duckdb(error: duckdb.Error, path: Path, opening: bool = False) -> AutointerpError:
     """The project's error for `error`, which was raised while working on the database at `path`.
 
@@ -42,7 +46,7 @@ def from_duckdb(error: duckdb.Error, path: Path, opening: bool = False) -> Autoi
         holder = f"another process (PID {found[1] if found else 'unknown'})"
         return StoreBusyError(f"{path} is in use by {holder}; try again later")
     if "different configuration than existing connections" in low:
-        return StoreBusyError(f"{path} is already open in this process (PID {os.getpid()}); close it first")
+        return OpenHereError(f"{path} is already open in this process (PID {os.getpid()}); close it first")
     if any(mark in low for mark in _FULL):
         return DiskFullError(
             f"the disk is full: could not write {path}. Rows already acknowledged are kept; free some space and run "

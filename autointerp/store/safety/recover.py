@@ -20,10 +20,10 @@ from pathlib import Path
 import duckdb
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import APPEND_ONLY, connect, quoted
+from autointerp.store.connection import APPEND_ONLY, connect, identifier, quoted
 from autointerp.store.evidence_file import attach_evidence
 from autointerp.store.safety.faults import translated
-from autointerp.store.safety.paths import evidence_path_of, real_path, snapshot_path_of
+from autointerp.store.safety.paths import evidence_path_of, real_path, saved_files_of, snapshot_path_of
 from autointerp.store.safety.row_ledger import LedgerLine, RowLedger, fsync_folder
 from autointerp.store.safety.salvage import SavedTable, salvage
 from autointerp.store.store import Store
@@ -193,6 +193,8 @@ class _Recoverer:
         left = [file for file in (self.wal, self.ledger.path) if file.exists()]
         if not left:
             raise InputError(f"no store at {self.path}; name one with --store")
+        for saved in saved_files_of(self.path):
+            self.say(f"{saved} is what a run saved when its store was taken away; move it to {self.path} to go on")
         self.say(
             f"{self.path} is missing, and what lies beside it cannot replace it. Put it back from a backup if there is "
             "one. Otherwise what is left is set aside, and the next run starts a new store"
@@ -370,7 +372,9 @@ def _look(file: Path) -> _Seen:
         rows, unreadable = {}, {}
         for name in names:
             try:
-                rows[name] = int(con.execute(f'SELECT count(*), bit_xor(hash(t)) FROM "{name}" AS t').fetchall()[0][0])
+                rows[name] = int(
+                    con.execute(f"SELECT count(*), bit_xor(hash(t)) FROM {identifier(name)} AS t").fetchall()[0][0]
+                )
             except duckdb.Error as error:
                 unreadable[name] = str(error).split("\n\nStack Trace", 1)[0].strip()
         state = None

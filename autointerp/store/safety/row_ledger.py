@@ -61,7 +61,7 @@ class RowLedger:
             line = json.loads(complete[-1])
             rows = {str(table): int(n) for table, n in line["rows"].items()}
             return LedgerLine(str(line["store_id"]), int(line["commit_number"]), rows)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DamagedError(
                 f"{self.path}: the last line of the row ledger is not readable ({error}). If the store itself is "
                 "sound, `autointerp recover` sets this file aside and starts a new one"

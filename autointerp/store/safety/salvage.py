@@ -9,12 +9,14 @@ from pathlib import Path
 import duckdb
 
 from autointerp.errors import DamagedError
-from autointerp.store.connection import quoted
+from autointerp.store.connection import identifier, quoted, sql_file
 from autointerp.store.finding_tables import NOTED, from_note
 from autointerp.store.store import Store
 
 _FEWEST_ROWS = 2048
 """DuckDB reads this many rows at once; one unreadable block costs all of them."""
+_DAMAGED = '"/damaged"'
+"""The name of the attached source in SQL. No store has it: its name is that of a file, without a slash."""
 _NOT_COPIED = ("schema_migrations", "store_state", "snapshot_info")
 
 
@@ -37,10 +39,10 @@ def salvage(source: Path, target: Path, store_id: str | None, commit_number: int
     saved = []
     with Store.open(target, create=True) as store:
         con = store.con
-        con.execute(f"ATTACH {quoted(str(source))} AS damaged (READ_ONLY)")
+        con.execute(f"ATTACH {quoted(str(source))} AS {_DAMAGED} (READ_ONLY)")
         held = {
             row[0]
-            for row in con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'damaged'").fetchall()
+            for row in con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = '/damaged'").fetchall()
         }
         con.execute("DELETE FROM settings")
         _make_finding_tables(con)
@@ -55,8 +57,9 @@ def salvage(source: Path, target: Path, store_id: str | None, commit_number: int
             if table == "settings":  # the new file has its own views
                 wanted = "name <> 'views_sha256'"
             saved.append(_copy_table(con, table, columns, wanted))
+        con.execute(sql_file("number_rows.sql"))  # an older version's rows have no number
         try:
-            state = con.execute("SELECT store_id, commit_number FROM damaged.store_state").fetchall()
+            state = con.execute(f"SELECT store_id, commit_number FROM {_DAMAGED}.store_state").fetchall()
         except duckdb.Error:
             state = []
         if state:
@@ -64,7 +67,7 @@ def salvage(source: Path, target: Path, store_id: str | None, commit_number: int
         if store_id is not None:
             con.execute("UPDATE store_state SET store_id = ?", [store_id])
         con.execute("UPDATE store_state SET commit_number = greatest(commit_number, ?)", [commit_number])
-        con.execute("DETACH damaged")
+        con.execute(f"DETACH {_DAMAGED}")
         con.execute("CHECKPOINT")
     # The ledger is named after the file as it was made; the first run on the finished store starts a new one.
     store.ledger.path.unlink(missing_ok=True)
@@ -75,7 +78,7 @@ def _make_finding_tables(con: duckdb.DuckDBPyConnection) -> None:
     """Makes the tables that evidence methods of other packages brought to the damaged store, as far as its settings can
     be read: the schema does not know them."""
     try:
-        notes = con.execute("SELECT value FROM damaged.settings WHERE starts_with(name, ?)", [NOTED]).fetchall()
+        notes = con.execute(f"SELECT value FROM {_DAMAGED}.settings WHERE starts_with(name, ?)", [NOTED]).fetchall()
     except duckdb.Error:
         return
     for (note,) in notes:
@@ -86,23 +89,23 @@ def _make_finding_tables(con: duckdb.DuckDBPyConnection) -> None:
 def _common_columns(con: duckdb.DuckDBPyConnection, table: str) -> str:
     """The columns that the table has in both files, quoted; empty where the new schema has no such table."""
     rows = con.execute(
-        "SELECT column_name FROM duckdb_columns() WHERE table_name = $1 AND database_name = 'damaged' "
+        "SELECT column_name FROM duckdb_columns() WHERE table_name = $1 AND database_name = '/damaged' "
         "AND column_name IN (SELECT column_name FROM duckdb_columns() "
         "                    WHERE table_name = $1 AND database_name = current_database()) ORDER BY column_index",
         [table],
     ).fetchall()
-    return ", ".join(f'"{row[0]}"' for row in rows)
+    return ", ".join(identifier(row[0]) for row in rows)
 
 
 def _copy_table(con: duckdb.DuckDBPyConnection, table: str, columns: str, wanted: str) -> SavedTable:
     try:
-        n, last = con.execute(f'SELECT count(*), max(rowid) FROM damaged."{table}"').fetchall()[0]
+        n, last = con.execute(f"SELECT count(*), max(rowid) FROM {_DAMAGED}.{identifier(table)}").fetchall()[0]
     except duckdb.Error:
         return SavedTable(table, 0, None)
     if not n:
         return SavedTable(table, 0, 0)
     unreadable = _copy_range(con, table, columns, wanted, 0, last + 1)
-    (saved,) = con.execute(f'SELECT count(*) FROM "{table}"').fetchall()[0]
+    (saved,) = con.execute(f"SELECT count(*) FROM {identifier(table)}").fetchall()[0]
     return SavedTable(table, saved, n - saved if unreadable or wanted == "true" else 0)
 
 
@@ -112,7 +115,7 @@ def _copy_range(
     """Copies the rows low .. high-1. Returns whether some could not be read."""
     try:
         con.execute(
-            f'INSERT INTO "{table}" ({columns}) SELECT {columns} FROM damaged."{table}" '
+            f"INSERT INTO {identifier(table)} ({columns}) SELECT {columns} FROM {_DAMAGED}.{identifier(table)} "
             f"WHERE rowid >= ? AND rowid < ? AND {wanted}",
             [low, high],
         )

@@ -21,16 +21,21 @@ from typing import Self
 
 import duckdb
 
-from autointerp.errors import AutointerpError, DiskFullError
-from autointerp.store.connection import connect, quoted, sql_file
+from autointerp.errors import DiskFullError, StoreBusyError
+from autointerp.store.connection import connect, identifier, quoted, sql_file
 from autointerp.store.evidence_file import evidence_of, run_inside
-from autointerp.store.safety.faults import translated
-from autointerp.store.safety.paths import snapshot_path_of, unfinished_snapshot_of
+from autointerp.store.safety.faults import OpenHereError, translated
+from autointerp.store.safety.paths import real_path, snapshot_path_of, unfinished_snapshot_of
 from autointerp.store.safety.row_ledger import fsync_folder
 from autointerp.store.store import Store
 
 _LEFT_OUT = {"llm_calls": "* REPLACE (NULL::VARCHAR AS reply)"}
+_COPY = '"/snapshot"'
+"""The name of the attached copy in SQL. No store has it: its name is that of a file, without a slash."""
 _SPARE_BYTES = 64 * 2**20
+READERS_WAIT_S = 30.0
+"""Seconds that a run waits for readers to let go of the store; the time limit of `query` by default."""
+_READERS_PAUSE_S = 0.1
 _LARGEST_SHARE = 3
 """At most one of this many seconds is spent on copying, so a large store is published less often than asked for."""
 
@@ -39,9 +44,10 @@ _LARGEST_SHARE = 3
 def open_for_writing(
     path: Path, *, create: bool = False, snapshot_seconds: float = 0.0, say: Callable[[str], None] | None = None
 ) -> Iterator[Store]:
-    """Opens the store for a run. While the block lasts, readers find a snapshot that is at most `snapshot_seconds` old
+    """Opens the store for a run. Readers that hold it are waited for, READERS_WAIT_S at most; another writer is not.
+    While the block lasts, readers find a snapshot that is at most `snapshot_seconds` old
     (0: none). It is removed when the store is closed, since then the store itself can be read."""
-    store = Store.open(path, create=create)
+    store = _opened_once_unread(path, create, say)
     publisher = SnapshotPublisher(store, snapshot_seconds, say) if snapshot_seconds > 0 else None
     try:
         with store, publisher or nullcontext():
@@ -49,6 +55,31 @@ def open_for_writing(
     finally:
         if publisher:
             publisher.remove()
+
+
+def _opened_once_unread(path: Path, create: bool, say: Callable[[str], None] | None) -> Store:
+    until, has_told = time.monotonic() + READERS_WAIT_S, False
+    while True:
+        try:
+            return Store.open(path, create=create)
+        except StoreBusyError as error:
+            is_over = isinstance(error, OpenHereError) or time.monotonic() >= until
+            if is_over or not _is_only_read(path):
+                raise
+            if say is not None and not has_told:
+                say(f"waiting for those who read {path}, {READERS_WAIT_S:g} s at most")
+                has_told = True
+        time.sleep(_READERS_PAUSE_S)
+
+
+def _is_only_read(path: Path) -> bool:
+    """Whether those who hold the store's file let others read it."""
+    try:
+        with translated(path):
+            connect(real_path(path), read_only=True).close()
+    except StoreBusyError:
+        return False
+    return True
 
 
 class SnapshotPublisher:
@@ -103,7 +134,9 @@ class SnapshotPublisher:
             try:
                 if not self._confirm():
                     self.publish()
-            except (AutointerpError, duckdb.Error, OSError) as error:
+            except (
+                Exception
+            ) as error:  # whatever it is: a thread that ends says nothing, and readers see no new snapshot
                 if self._stopping:
                     return
                 self._tell(f"readers see an old snapshot of the store, as a new one could not be made: {error}")
@@ -160,7 +193,7 @@ class SnapshotPublisher:
         store = self._store
         cursor = store.con.cursor()
         try:
-            cursor.execute(f"ATTACH {quoted(str(new))} AS snapshot_copy")
+            cursor.execute(f"ATTACH {quoted(str(new))} AS {_COPY}")
             self._copying = cursor
             with store.exclusive():  # no commit, and no change of the evidence, between these few reads
                 instant = time.time()
@@ -177,25 +210,24 @@ class SnapshotPublisher:
                     facts.close()
             for (table,) in sorted(tables):
                 columns = _LEFT_OUT.get(table, "*")
-                cursor.execute(
-                    f"CREATE TABLE snapshot_copy.{_name(table)} AS SELECT {columns} FROM {_name(main)}.{_name(table)}"
-                )
+                name = identifier(table)
+                cursor.execute(f"CREATE TABLE {_COPY}.{name} AS SELECT {columns} FROM {identifier(main)}.{name}")
             cursor.execute(
-                "CREATE TABLE snapshot_copy.snapshot_info "
+                f"CREATE TABLE {_COPY}.snapshot_info "
                 "(commit_number BIGINT, taken_at TIMESTAMP, seconds DOUBLE, pid BIGINT, evidence VARCHAR)"
             )
             cursor.execute(
-                "INSERT INTO snapshot_copy.snapshot_info VALUES (?, make_timestamp(?), ?, ?, ?)",
+                f"INSERT INTO {_COPY}.snapshot_info VALUES (?, make_timestamp(?), ?, ?, ?)",
                 [commit_number, int(instant * 1e6), self._seconds, os.getpid(), evidence],
             )
             cursor.commit()
-            cursor.execute("CHECKPOINT snapshot_copy")
+            cursor.execute(f"CHECKPOINT {_COPY}")
         finally:
             self._copying = None
             with suppress(duckdb.Error):
                 cursor.rollback()
             with suppress(duckdb.Error):
-                cursor.execute("DETACH DATABASE IF EXISTS snapshot_copy")
+                cursor.execute(f"DETACH DATABASE IF EXISTS {_COPY}")
             cursor.close()
         return commit_number, instant
 
@@ -207,10 +239,6 @@ def _add_views(new: Path) -> None:
         con.execute("ATTACH ':memory:' AS evidence")
         run_inside(con, "evidence", sql_file("evidence_schema.sql"))
         con.execute(sql_file("views.sql"))
-
-
-def _name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _unlink(file: Path) -> None:

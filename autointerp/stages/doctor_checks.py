@@ -1,0 +1,70 @@
+"""All checks of one configuration, for `autointerp doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from autointerp.config import Config
+from autointerp.errors import AutointerpError, InputError
+from autointerp.evidence.methods import check_methods
+from autointerp.stages.checks import Check
+from autointerp.stages.label_checks import label_checks
+from autointerp.stages.pipeline import gpu_session
+from autointerp.store.safety.new_store import try_new_store
+from autointerp.store.safety.reading import open_for_reading
+from autointerp.store.store import Store
+from autointerp.terminal import Terminal
+
+
+@contextmanager
+def doctor_checks(
+    config: Config, terminal: Terminal, prompts: Path | None = None, with_calls: bool = True
+) -> Iterator[list[Check]]:
+    """Every check there is: those of the configuration and of the store, of labelling with the templates in `prompts`,
+    of model, text and SAEs where torch is installed, and last, `with_calls`, those that ask an endpoint."""
+    path = Path(config.store.path)
+    with ExitStack() as stack:
+        held: Store | None = None
+        if path.exists():
+            with suppress(AutointerpError):  # its own check tells
+                held = stack.enter_context(open_for_reading(path, terminal.say))
+        empty = Path(stack.enter_context(TemporaryDirectory())) / "empty.duckdb"
+        labelling = label_checks(config, stack.enter_context(Store.open(empty, create=True)), prompts, asks=True)
+        yield [
+            Check("evidence methods", "an unknown one ends a run after its harvest", lambda: _methods(config)),
+            Check("store", "one that cannot be made ends a run", lambda: _store(path, terminal)),
+            *(check for check in labelling if not check.pays),
+            *_model_checks(config, terminal, held),
+            *(_unasked(check) if not with_calls else check for check in labelling if check.pays),
+        ]
+
+
+def _unasked(check: Check) -> Check:
+    return Check(check.name, check.why, skipped="it is not asked (--no-calls)")
+
+
+def _model_checks(config: Config, terminal: Terminal, held: Store | None) -> list[Check]:
+    name = "model, corpus and SAE"
+    try:
+        session = gpu_session(config, terminal)
+    except InputError as error:
+        return [Check(name, "a harvest needs it", skipped=str(error))]
+    from autointerp.stages.model_checks import model_checks
+
+    return model_checks(session, config.sae, held)
+
+
+def _methods(config: Config) -> str:
+    return ", ".join(method.name for method in check_methods(config.evidence.methods)) or "none"
+
+
+def _store(path: Path, terminal: Terminal) -> str:
+    if path.exists():
+        with open_for_reading(path, terminal.say) as store:
+            names = ", ".join(row.name for row in store.dictionaries())
+        return f"{path} opens; dictionaries: {names or 'none yet'}"
+    try_new_store(path)
+    return f"{path} does not exist yet; the first run makes it"

@@ -1,0 +1,53 @@
+"""What can be known of the model, the text and the SAEs before a pass over the text begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from autointerp.config import SaeConfig
+from autointerp.errors import InputError
+from autointerp.stages.checks import Check
+from autointerp.stages.session import Session
+from autointerp.store.store import Store
+
+NEXT_TOKEN_METHODS = ("token_change",)
+NEXT_TOKEN_SCORERS = ("surprisal", "output", "intervention")
+"""They steer the model, or ask it how likely a text is."""
+
+
+def model_checks(session: Session, saes: Sequence[SaeConfig], store: Store | None = None) -> list[Check]:
+    """The checks of a command that reads the text with the model for `saes`, whose dictionaries `store` may hold. Those
+    that the session was given come first: they need no model."""
+
+    def fits(sae: SaeConfig) -> Callable[[], str]:
+        return lambda: session.describe_sae(sae, store)
+
+    odd_text = "pieces and windows that do not fit the model end a pass in its midst"
+    misfit = "one of another model or hookpoint, or of a name that is taken, ends a run or makes wrong features"
+    return [
+        *session.more_checks,
+        Check("corpus", "text that cannot be read ends a run once the model is loaded", session.describe_source),
+        Check("model", "its batches may change what is read, or it does not load", session.describe_model),
+        Check("text", odd_text, session.describe_corpus, after=("corpus", "model")),
+        Check("next token", "a run ends after its harvest", lambda: _next_token(session), after=("model",)),
+        *(Check(f"SAE {sae.dictionary}", misfit, fits(sae), after=("model",)) for sae in saes),
+    ]
+
+
+def _next_token(session: Session) -> str:
+    config, loaded = session.config, session.model()
+    asked = [f"the evidence method {name}" for name in NEXT_TOKEN_METHODS if name in session.methods]
+    if "pruning" in session.methods and config.evidence.substitutes:
+        asked.append(f"evidence.substitutes = {config.evidence.substitutes}")
+    for name in NEXT_TOKEN_SCORERS:
+        by_other = name == "surprisal" and config.score.language_model not in ("", None, config.model.name)
+        if name in config.score.scorers and not by_other:
+            asked.append(f"the scorer {name}")
+    if not loaded.looks_ahead:
+        return "the model predicts one, and is asked for it" if asked else "nothing asks for one"
+    if asked:
+        raise InputError(
+            f"model {loaded.name} reads the tokens on both sides, so it predicts no next token, and {', '.join(asked)} "
+            "asks for one; leave it out, or use a causal model"
+        )
+    return "the model predicts none, and nothing asks for one; `evaluate` leaves out the loss"

@@ -1,0 +1,192 @@
+"""The smallest and the largest value of every number of the configuration really runs.
+
+Numbers that only bound what there is (contexts, words shown) run at both ends. WAITED names those that set how long
+something waits or how often it is done: their far end would take days, and test_config_numbers.py checks their ranges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.batch_client import Asked, texts
+from support.batch_server import BatchServer
+from support.known_words import World, job, plant_findings
+from support.llm_helpers import ask_all, chat, client_for, echo
+from support.llm_server import LlmServer
+from support.store_fixtures import add_dictionary
+
+from autointerp import stats
+from autointerp.config import BudgetConfig, ExplainConfig, LlmConfig, PriceConfig, ScoreConfig, ranges
+from autointerp.errors import StoppedError
+from autointerp.explain.explaining import explain
+from autointerp.score.scoring import score
+from autointerp.store import Store
+
+WAITED = {"requests_per_minute", "tokens_per_minute", "batch_poll_seconds", "batch_quiet_seconds", "samples"}
+"""One call, or the near end, is tried of these."""
+
+
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+def ends(kind: type) -> list[tuple[str, float]]:
+    """(name, value) for both ends of every number of a config dataclass."""
+    return [(name, end) for name, allowed in ranges(kind).items() for end in (allowed.low, allowed.high)]
+
+
+@pytest.fixture
+def planted(bare_world: Path) -> Path:
+    return bare_world
+
+
+@pytest.mark.parametrize(("name", "value"), [pair for pair in ends(LlmConfig) if not pair[0].startswith("batch")])
+def test_a_call_at_both_ends_of_every_limit(name: str, value: float) -> None:
+    with LlmServer(echo()) as server:
+        (reply,) = ask_all(client_for(server, attempts=1) if name == "attempts" and value == 1 else client_for(
+            server, **{"attempts": 2, name: value}), chat("a"))  # fmt: skip
+    if (name, value) == ("max_reply_bytes", 1):
+        assert (reply.status, reply.attempts) == ("bad_reply", 2) and "max_reply_bytes = 1" in (reply.error or "")
+    elif (name, value) == ("timeout", 0.001):
+        assert reply.status in ("gave_up", "ok")
+    else:
+        assert reply.ok
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, value in ends(LlmConfig) if name.startswith("batch")
+     and (name not in WAITED or value < 1)],
+)  # fmt: skip
+def test_a_batch_at_both_ends_of_its_limits(name: str, value: float, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "x.duckdb", create=True) as store, BatchServer(echo()) as server:
+        add_dictionary(store, "d")
+        assert len(Asked(server, store, *texts(3), **{name: value}).ok) == 3
+
+
+@pytest.mark.parametrize(("name", "value"), ends(BudgetConfig))
+def test_a_budget_at_both_ends(name: str, value: float) -> None:
+    with LlmServer(echo()) as server:
+        client = client_for(
+            server, budget=BudgetConfig(**{name: value}), prices={"test-model": PriceConfig(input=1.0, output=1.0)}
+        )
+        if value == 0:
+            with pytest.raises(StoppedError, match=f"budget.{name} = 0"):
+                ask_all(client, chat("a"))
+            assert not server.requests
+        else:
+            assert ask_all(client, chat("a"))[0].ok
+
+
+@pytest.mark.parametrize(("name", "value"), ends(PriceConfig))
+def test_a_price_at_both_ends(name: str, value: float) -> None:
+    prices = {"test-model": PriceConfig(**{"input": 1.0, "output": 1.0, name: value})}
+    with LlmServer(echo()) as server:
+        (reply,) = ask_all(client_for(server, prices=prices), chat("a"))
+    assert reply.ok and 0 <= reply.cost_usd < 1e9
+
+
+def at(kind: type, end: str, **fixed: Any) -> dict[str, Any]:
+    """Every number of a config dataclass at its "low" or "high" end, except those that are given."""
+    numbers = {name: getattr(allowed, end) for name, allowed in ranges(kind).items()}
+    return {**numbers, **fixed}
+
+
+@pytest.mark.parametrize("explainer", ["combined", "best_of_n", *map(slow, ("contrastive", "revise"))])
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_labels_at_both_ends_of_everything(store: Store, end: str, explainer: str) -> None:
+    plant_findings(store, [0], [0], {})
+    with LlmServer(World()) as server:
+        config = ExplainConfig(
+            **at(ExplainConfig, end, samples=1 if end == "low" else 3, unless_patterns_above=None),
+            explainer=explainer, model="m", base_url=server.url, reply="text",
+        )  # fmt: skip
+        judge = ScoreConfig(model="m", base_url=server.url, contexts=3, bootstrap=20)
+        assert asyncio.run(explain(job(store, features="0"), config, judge)).statuses == {"ok": 1}
+        assert asyncio.run(explain(job(store, features="0"), config, judge)).pending == 0
+    seeds = {row[0] for row in store.rows("SELECT seed FROM explanations")}
+    if explainer == "best_of_n" and end == "high":  # the samples' seeds go round
+        assert seeds == {2**32 - 1, 0, 1}
+
+
+def test_a_feature_that_any_rule_explains_is_left_to_patterns(store: Store) -> None:
+    with LlmServer(World()) as server:
+        for value in (ranges(ExplainConfig)["unless_patterns_above"].low, 1.0):
+            config = ExplainConfig(
+                explainer="contexts", model="m", base_url=server.url, reply="text", unless_patterns_above=value
+            )
+            assert asyncio.run(explain(job(store, features="0"), config)).statuses == {"ok": 1}
+
+
+@pytest.mark.parametrize(
+    "scorer", ["simulation", "simulation_calibrated", "detection", "fuzzing", "intruder", "embedding"]
+)
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_scores_at_both_ends_of_everything(labelled: Store, end: str, scorer: str) -> None:
+    with LlmServer(World()) as server:
+        config = ScoreConfig(
+            **at(ScoreConfig, end, bootstrap=1 if end == "low" else 20_000, stop_width=None, stop_threshold=None),
+            scorers=(scorer,), model="m", base_url=server.url, embedding_model="m",
+        )  # fmt: skip
+        outcome = asyncio.run(score(job(labelled, features="0"), "combined", config))
+        assert outcome.pending == 1 and set(outcome.statuses) <= {"ok", "no_contexts"}
+        again = asyncio.run(score(job(labelled, features="0"), "combined", config))
+    assert again.pending == 0
+    assert outcome.statuses == {"ok": 1} or (scorer, end) == ("intruder", "high")
+
+
+@pytest.mark.parametrize("name", ["stop_width", "stop_threshold"])
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_early_stopping_at_both_ends(labelled: Store, end: str, name: str) -> None:
+    with LlmServer(World()) as server:
+        value = getattr(ranges(ScoreConfig)[name], end)
+        config = ScoreConfig(scorers=("detection",), model="m", base_url=server.url, contexts=3, **{name: value})
+        assert asyncio.run(score(job(labelled, features="0"), "combined", config)).statuses == {"ok": 1}
+
+
+@pytest.fixture
+def labelled(labelled_world: Path, tmp_path: Path) -> Any:
+    from support.known_words import copy_of
+
+    with copy_of(labelled_world, tmp_path / "planted.duckdb") as opened:
+        yield opened
+
+
+def test_the_most_resamples_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million resamples of twenty thousand documents would take 160 GB at once. In parts they are the same draws."""
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=4) for _ in range(12)]
+    y = [one + rng.normal(size=4) for one in x]
+    documents = [f"d{i}" for i in range(12)]
+    whole = [
+        stats.pooled_correlation(x, y, documents, 500, seed=3),
+        stats.pooled_r_squared(x, y, documents, 500, seed=3),
+        stats.auroc_interval([1, 2, 3], [0, 2, 1], "abc", "cde", 500, seed=3),
+    ]
+    largest = 0
+    real = np.bincount
+
+    def noting(values: Any, *args: Any, **more: Any) -> Any:
+        nonlocal largest
+        largest = max(largest, np.asarray(values).size)
+        return real(values, *args, **more)
+
+    monkeypatch.setattr(stats, "_DRAWS_AT_ONCE", 100)
+    monkeypatch.setattr(np, "bincount", noting)
+    parts = [
+        stats.pooled_correlation(x, y, documents, 500, seed=3),
+        stats.pooled_r_squared(x, y, documents, 500, seed=3),
+        stats.auroc_interval([1, 2, 3], [0, 2, 1], "abc", "cde", 500, seed=3),
+    ]
+    assert largest <= 100
+    for one, other in zip(whole, parts, strict=True):
+        assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-9)
+
+
+def test_what_is_not_run_at_its_far_end_is_still_a_number_of_the_configuration() -> None:
+    named = {name for kind in (LlmConfig, ExplainConfig) for name in ranges(kind)}
+    assert named >= WAITED
