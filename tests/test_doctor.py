@@ -146,7 +146,7 @@ REFUSALS: dict[str, tuple[str, Spoil, int, str]] = {
     "another BOS": ("SAE tiny", replacing("fits", "wants_no_bos"), 8, "without a BOS"),
     "a taken name": ("SAE tiny", store_with_another_dictionary, 8, "already has a dictionary 'tiny'"),
     "a damaged store": ("store", damaged_store, 7, "tiny.duckdb"),
-    "no folder": ("store", folder_that_is_a_file, 2, "no store can be made at taken/tiny.duckdb"),
+    "no folder": ("store", folder_that_is_a_file, 2, "no store can be made at 'taken/tiny.duckdb'"),
     "a next token": ("next token", bert_that_predicts, 2, "the evidence method token_change asks for one"),
 }  # fmt: skip
 BY_THE_STORE = {"a damaged store", "no folder"}

@@ -80,7 +80,7 @@ def test_lock_down(path: Path, tmp_path: Path, sql: str) -> None:
         "DELETE FROM evidence.windows",
     ],
 )
-@pytest.mark.parametrize("unsafe", [False, True])
+@pytest.mark.parametrize("unsafe", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nothing_can_be_written(path: Path, sql: str, unsafe: bool) -> None:
     before = path.read_bytes()
     with pytest.raises(InputError, match="cannot change the store"):
@@ -137,8 +137,14 @@ def test_what_python_has_no_type_for_is_text(path: Path) -> None:
     assert len(run_query(path, "SELECT * FROM test_all_types()")[1]) == 3
 
 
-@pytest.mark.parametrize("way", ["locked", "unsafe", "output"])
-@pytest.mark.parametrize("sql", WRITES)
+@pytest.mark.parametrize(
+    ("sql", "way"),
+    [
+        (sql, way) if way == "unsafe" or i % 6 == 0 else pytest.param(sql, way, marks=pytest.mark.slow)
+        for i, sql in enumerate(WRITES)
+        for way in ("locked", "unsafe", "output")
+    ],
+)
 def test_only_reading_is_answered(path: Path, tmp_path: Path, sql: str, way: str) -> None:
     """DuckDB lets a query write to the files of attached databases, whatever external access it has."""
     store = tmp_path / path.name
@@ -239,7 +245,7 @@ def test_a_file_may_hold_more_than_the_memory_does(path: Path, tmp_path: Path) -
 def test_a_query_that_fails_half_way_ends(path: Path, tmp_path: Path) -> None:
     """COPY of a query that fails on one of several threads may wait for ever."""
     fails = "SELECT CASE WHEN i < 400000 THEN i ELSE error('at last') END AS i FROM range(500000) AS r(i)"
-    for _ in range(20):
+    for _ in range(6):
         with pytest.raises(InputError, match="at last"):
             run_query(path, fails, output=tmp_path / "x.csv", output_format="csv")
     assert not (tmp_path / "x.csv").exists()

@@ -76,7 +76,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox with bounds."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
-    concat = staticmethod(joined)  # type: ignore[assignment]
+    concat = staticmethod(joined)
 
     def from_string(self, *args: Any, **named: Any) -> Any:
         for name, function in self.filters.items():
@@ -165,7 +165,7 @@ def _check_method(owner: str, name: str, args: tuple[Any, ...], named: dict[str,
     elif name == "replace":
         _check_replaced(owner, *args[:2])
     elif name == "join":
-        joined(*args, between=owner)
+        joined(args[0] if args else (), owner)
     elif name in ("format", "format_map"):
         _check_format(owner)
         _check_width(args, named)

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -46,10 +46,10 @@ class KeptFill:
         self._last = time.monotonic()
         while (path := self._path(self._parts)).exists():
             try:
-                found, state = files.read_tensors(path)["vectors"], files.read_state(path)
-                if state != self._state(found, state["behind"]):  # type: ignore[index]
+                found, state = files.read_tensors(path)["vectors"], cast(Any, files.read_state(path))
+                if state != self._state(found, state["behind"]):
                     break
-                position, skip = state["behind"]  # type: ignore[index]
+                position, skip = state["behind"]
             except (DamagedError, InputError, KeyError, TypeError, ValueError):
                 break
             self._parts += 1
@@ -81,7 +81,7 @@ class KeptFill:
         return self._folder / f"{self._block}-{part}.safetensors"
 
     def _state(self, vectors: Tensor, behind: Any) -> dict[str, Any]:
-        bits = vectors.contiguous().view(torch.uint8).numpy()
+        bits = vectors.contiguous().view(torch.uint8).numpy().tobytes()
         return {
             "key": self._key, "block": self._block, "begin": self._begin, "first": self._kept, "behind": behind,
             "sha256": hashlib.sha256(bits).hexdigest(),

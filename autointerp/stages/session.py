@@ -53,10 +53,11 @@ class Session:
         self.deadline = Deadline.of(config.budget.deadline)
         self._loaded: LoadedModel | None = None
         self._text: TokenText | None = None
+        self._told_reading = False
 
     def model(self) -> LoadedModel:
-        """The model. Raises InputError if it cannot read the corpus's windows, or if the padding beside a window
-        changes its activations, and whatever loading it raises."""
+        """The model. Raises InputError if it cannot read the corpus's windows, or if padding beside a window changes
+        the activations in it, and whatever loading raises."""
         if self._loaded is None:
             if not self.config.model.name:
                 raise InputError("the configuration names no model; set [model] name to a hub id or a folder")
@@ -112,10 +113,12 @@ class Session:
         return work_units(documents, tokenizer, corpus, wanted=wanted, report=report, unreadable=unreadable)
 
     def say_how_text_is_read(self) -> None:
-        """Warns of what a person would not expect of how this model reads the corpus, after reading its first
-        documents."""
-        for note in reading_notes(self.model(), self.token_text(), self.config.corpus):
-            self.terminal.warn(note)
+        """Warns, once in a command, of what a person would not expect of how this model reads the corpus. Reads its
+        first documents."""
+        if not self._told_reading:
+            self._told_reading = True
+            for note in reading_notes(self.model(), self.token_text(), self.config.corpus):
+                self.terminal.warn(note)
 
     def describe_model(self) -> str:
         loaded = self.model()
