@@ -49,7 +49,7 @@ def _unasked(check: Check) -> Check:
 def _model_checks(config: Config, terminal: Terminal, store: Store) -> list[Check]:
     name = "model, corpus and SAE"
     try:
-        session = gpu_session(config, terminal)
+        session = gpu_session(config, terminal, explains=True)
     except InputError as error:
         return [Check(name, "a harvest needs it", skipped=str(error))]
     from autointerp.stages.model_checks import model_checks

@@ -44,12 +44,14 @@ class Session:
     """The state that one command's stages share: the configuration, the terminal, and the model, loaded when needed."""
 
     def __init__(
-        self, config: Config, terminal: Terminal, more_checks: Sequence[Check] = (), methods: Collection[str] = ()
-    ) -> None:
+        self, config: Config, terminal: Terminal, more_checks: Sequence[Check] = (), methods: Collection[str] = (),
+        needs_promoted_tokens: bool = False,
+    ) -> None:  # fmt: skip
         """`more_checks` are looked at before the model's, at the start of a pass; `methods` are the evidence methods
-        that will be run after it."""
+        that will be run after it. `needs_promoted_tokens`: without them the run has nothing to explain."""
         self.config, self.terminal = config, terminal
         self.more_checks, self.methods = tuple(more_checks), frozenset(methods)
+        self.needs_promoted_tokens = needs_promoted_tokens
         self.deadline = Deadline.of(config.budget.deadline)
         self._loaded: LoadedModel | None = None
         self._text: TokenText | None = None
@@ -164,6 +166,11 @@ class Session:
         try:
             return f"promoted tokens through {find_logit_path(self.model(), output or point)}"
         except NoProjection as reason:
+            if self.needs_promoted_tokens:
+                raise NoProjection(
+                    f"{sae.dictionary} has no promoted tokens, and the explainer {self.config.explain.explainer!r} "
+                    f"reads nothing else; choose another one ({reason})"
+                ) from reason
             return f"no promoted tokens: {reason}"
 
     def sae_folder(self, sae: SaeConfig) -> Path:
