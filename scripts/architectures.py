@@ -38,10 +38,15 @@ from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.small_models import byte_level_tokenizer
+
 from autointerp.errors import InputError
 from autointerp.model.hooks import Hookpoint, activations_at_all
 from autointerp.model.load import LoadedModel
 from autointerp.model.logit_path import find_logit_path
+from autointerp.model.padding import checked
 
 VOCAB, DIRECTIONS, TOP, SECONDS, MOST_BYTES = 320, 16, 20, 40, 8 << 30
 LIMITS = Path(__file__).parents[1] / "docs" / "limits.md"
@@ -146,7 +151,8 @@ def small_model(name: str) -> nn.Module:
 
 
 def loaded_of(model: nn.Module) -> LoadedModel:
-    return LoadedModel(model, None, torch.device("cpu"), torch.float32, "tiny", "random", "")  # type: ignore[arg-type]
+    tokenizer: Any = byte_level_tokenizer()
+    return LoadedModel(model, tokenizer, torch.device("cpu"), torch.float32, "tiny", "random", "")  # type: ignore[arg-type]
 
 
 # --- the plain model ------------------------------------------------------------------------------------------------
@@ -213,14 +219,17 @@ def blocks_of(model: nn.Module, ids: Tensor) -> list[str]:
 
 
 def activations(model: nn.Module, blocks: list[str]) -> str:
-    loaded, generator = loaded_of(model), torch.Generator().manual_seed(2)
-    texts = [torch.randint(5, VOCAB, (n,), generator=generator) for n in (12, 7, 9)]
-    ids = torch.full((3, 12), loaded.pad_id)
-    for row, text in zip(ids, texts, strict=True):
-        row[: len(text)] = text
+    """As a harvest reads them: the model is first tried for what its padding does."""
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.tensor([12, 7, 9])
+    texts = [torch.randint(5, VOCAB, (n,), generator=generator) for n in lengths.tolist()]
     points = [Hookpoint(name) for name in dict.fromkeys((blocks[0], blocks[-1]))]
     try:
-        found = activations_at_all(loaded, points, ids)
+        loaded = checked(loaded_of(model), int(lengths.max()), 1024)
+        ids = torch.full((3, 12), loaded.pad_id)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text)] = text
+        found = activations_at_all(loaded, points, ids, lengths)
     except InputError as error:
         return f"refused: {error}"
     for point, batch in zip(points, found, strict=True):

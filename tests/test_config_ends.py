@@ -7,6 +7,7 @@ something waits or how often it is done: their far end would take days, and test
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,24 @@ import numpy as np
 import pytest
 from support.batch_client import Asked, texts
 from support.batch_server import BatchServer
+from support.commands import run, write_corpus
 from support.known_words import World, job, plant_findings
 from support.llm_helpers import ask_all, chat, client_for, echo
 from support.llm_server import LlmServer
+from support.small_models import VOCAB
 from support.store_fixtures import add_dictionary
 
 from autointerp import stats
-from autointerp.config import BudgetConfig, ExplainConfig, LlmConfig, PriceConfig, ScoreConfig, ranges
+from autointerp.config import (
+    BudgetConfig,
+    ExplainConfig,
+    HarvestConfig,
+    LlmConfig,
+    PriceConfig,
+    ScoreConfig,
+    TrainConfig,
+    ranges,
+)
 from autointerp.errors import StoppedError
 from autointerp.explain.explaining import explain
 from autointerp.score.scoring import score
@@ -190,3 +202,85 @@ def test_the_most_resamples_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_not_run_at_its_far_end_is_still_a_number_of_the_configuration() -> None:
     named = {name for kind in (LlmConfig, ExplainConfig) for name in ranges(kind)}
     assert named >= WAITED
+
+
+# --- the model side ---------------------------------------------------------------------------------------------------
+
+HARVEST_ENDS = {
+    "low": {
+        "harvest": at(HarvestConfig, "low", negative_pool_windows=1, feature_block=8),
+        "corpus": {"unit_characters": 1, "block_characters": 1000, "max_skipped_share": 0.0},
+        "model": {"batch_tokens": 1},
+    },
+    "high": {
+        # A pool of a billion windows, and contexts of a billion tokens, are refused: the disk has no room for them.
+        "harvest": at(HarvestConfig, "high", context_tokens=32, negative_pool_windows=10_000, negatives=1000),
+        "corpus": {
+            "context_length": 32, "unit_characters": 10**15, "block_characters": 10**15, "max_skipped_share": 1.0,
+            "max_tokens": 10**15,
+        },
+        "model": {"batch_tokens": 10**9},
+    },
+}  # fmt: skip
+"""Values under which a harvest runs; the ends of the rest are refused by name, or are those of other tests."""
+
+
+def small_project(folder: Path, model: Path, tables: dict[str, dict[str, Any]]) -> Path:
+    """A configuration with these tables, and 25 short documents."""
+    texts_folder = write_corpus(folder / "texts")
+    for file in sorted(texts_folder.iterdir())[25:]:
+        file.unlink()
+    tables = {
+        "model": {"name": str(model), "dtype": "float32", **tables.get("model", {})},
+        "corpus": {"source": str(texts_folder), "context_length": 32, **tables.get("corpus", {})},
+        "train": {"tokens": 1024, "batch_size": 128, "buffer_vectors": 512, "lr": 0.01, **tables.get("train", {})},
+        "harvest": {"context_tokens": 16, "top_contexts": 4, **tables.get("harvest", {})},
+        "store": {"path": str(folder / "tiny.duckdb")},
+    }
+    lines = ["[[sae]]", 'name = "tiny"', 'hookpoint = "transformer.h.1"', "d_sae = 16", "k = 4"]
+    for section, values in tables.items():
+        lines += [f"[{section}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+    config = folder / "autointerp.toml"
+    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_a_harvest_at_both_ends_of_everything(
+    end: str, tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_project(tmp_path, tiny_gpt2, HARVEST_ENDS[end])
+    for command in ("train", "harvest"):
+        code, _, err = run(capsys, command, "-c", str(config))
+        assert code == 0, err
+    with Store.open(tmp_path / "tiny.duckdb", read_only=True) as store:
+        assert store.rows("SELECT count(*) FROM features") == [(16,)]
+        assert store.check() == []
+        promoted = store.rows("SELECT DISTINCT n FROM (SELECT count(*) AS n FROM vocab_projection GROUP BY feature)")
+        # All tokens but the special one, promoted and suppressed.
+        assert promoted == ([] if end == "low" else [(2 * (VOCAB - 1),)])
+        most = store.rows("SELECT max(n) FROM (SELECT count(*) AS n FROM contexts WHERE kind = 'top' GROUP BY ALL)")
+        per_split = store.rows(
+            "SELECT max(n) FROM (SELECT count(*) AS n FROM contexts WHERE kind = 'top' GROUP BY feature, split)"
+        )
+        assert most[0][0] and (per_split == [(1,)] if end == "low" else per_split[0][0] > 1)
+        rare = store.rows("SELECT count(*) FROM features WHERE status = 'live'")[0][0]
+        assert (rare > 0) == (end == "low"), "with rare_below at its end, every feature is rare"
+
+
+TRAIN_ENDS = {
+    "low": at(TrainConfig, "low", tokens=256, batch_size=1, lr=1e-12),
+    "high": at(TrainConfig, "high", tokens=1024, batch_size=1024, lr=0.01),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_training_at_both_ends_of_everything(
+    end: str, tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_project(tmp_path, tiny_gpt2, {"train": TRAIN_ENDS[end]})
+    code, _, err = run(capsys, "train", "-c", str(config))
+    assert code == 0, err
+    assert (tmp_path / "sae" / "tiny" / "sae_weights.safetensors").exists()

@@ -75,7 +75,8 @@ def test_chats_are_rendered_by_the_tokenizer_without_its_bos() -> None:
         "{%- macro say(m) %}{% generation %}[{{ m.role|upper }}]{{ m.content|indent(2) }}{% endgeneration %}"
         "{% endmacro %}{% for m in messages if m.role != 'system' %}{{ say(m) }}"
         "{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
-        "{{ messages|join('/', attribute='role') }}{{ '%-9s|%s'|format('a', 3) }}{{ '{:>5}'.format('b') }}"
+        "{{ ', '.join(messages|map(attribute='role')) }}{{ messages|join('/', attribute='role') }}"
+        "{{ '%-9s|%s'|format('a', 3) }}{{ '{:>5}'.format('b') }}"
         "{{ '%05d' % 7 }}{% for k, v in {'a': 1, 'b': [2, 'x']}.items() %}{{ k ~ v }}{% endfor %}{{ 'ab'.center(9) }}"
         "{{ messages|map(attribute='role')|list|reverse|list }}{{ [1, 2] + [3] }}{{ 'x' * 3 }}{{ 2 ** 10 % 7 }}",
     ],

@@ -8,32 +8,17 @@ import gzip
 import io
 import json
 import lzma
-import os
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import duckdb
 import pytest
+from support.corpus_reading import JSONL, TEXTS, read_texts, write_parquet
 
 from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.formats import json_rows, parquet_rows, unpack
-from autointerp.corpus.source_files import source_files
+from autointerp.corpus.formats import json_rows, unpack
 from autointerp.corpus.sources import check_sources, read_documents
 from autointerp.errors import InputError
-
-TEXTS = [f'Document {i}: "naïve", 日本語, 🙂;\tand more.\nA second line, with a comma.' for i in range(70)]
-JSONL = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
-
-
-def read(source: Path, **options: Any) -> tuple[list[str], CorpusReport]:
-    report = CorpusReport()
-    render = options.pop("render_chat", None)
-    documents = read_documents(CorpusConfig(source=str(source), **options), report, render)
-    return [document.text for document in documents], report
 
 
 def as_csv(delimiter: str = ",") -> str:
@@ -77,7 +62,7 @@ def test_records_are_read_as_records(tmp_path: Path, name: str, chunk: int, monk
     if name.endswith(("json", "b", "csv", "tsv")) or name == "c.jsonl":  # read in chunks; the others by the line
         monkeypatch.setattr("autointerp.corpus.formats.decoded_text.LINE_BYTES", chunk)
     (tmp_path / name).write_bytes(CONTENT[name])
-    texts, report = read(tmp_path / name)
+    texts, report = read_texts(tmp_path / name)
     assert texts == TEXTS
     assert (report.n_records, report.n_skipped, report.n_replaced_characters) == (len(TEXTS), {}, 0)
 
@@ -89,11 +74,11 @@ def test_packed_records_are_the_same_records(tmp_path: Path, packing: str, name:
     path = tmp_path / f"{name}.{packing}"
     more = "\n".encode("utf-16-le") if name == "b.jsonl" else b"\n"
     path.write_bytes(packed + PACK[packing](more))  # several streams in one file
-    texts, report = read(path)
+    texts, report = read_texts(path)
     assert texts == TEXTS and not report.n_skipped
     path.write_bytes(packed[:-9])  # in a file of one block, all of it is lost
     with pytest.raises(InputError, match="1 unreadable"):
-        read(path)
+        read_texts(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -101,16 +86,16 @@ def test_packed_records_are_the_same_records(tmp_path: Path, packing: str, name:
 def test_text_of_other_encodings_is_the_same_text(tmp_path: Path, encoding: str, packing: str | None) -> None:
     path, data = tmp_path / "a.txt", "".join(TEXTS).encode(encoding)
     path.write_bytes(data if packing is None else PACK[packing](data))  # the name need not say that it is packed
-    texts, report = read(path, document_separator="comma.")
+    texts, report = read_texts(path, document_separator="comma.")
     assert texts == [text.removesuffix("comma.") for text in TEXTS] and report.n_replaced_characters == 0
     (tmp_path / "b.txt.gz").write_bytes(b"not packed after all. " * 9)
-    assert read(tmp_path / "b.txt.gz")[0] == ["not packed after all. " * 9]
+    assert read_texts(tmp_path / "b.txt.gz")[0] == ["not packed after all. " * 9]
 
 
 def test_damaged_utf16_is_unreadable_and_not_guessed_at(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("text ".encode("utf-16") + b"\x00\xd8" * 9)
     with pytest.raises(InputError, match=r"1 unreadable \(first: a.txt: it begins as utf-16 and is not"):
-        read(tmp_path / "a.txt")
+        read_texts(tmp_path / "a.txt")
 
 
 def test_zstd_that_nothing_here_unpacks_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +107,7 @@ def test_zstd_that_nothing_here_unpacks_is_refused_at_once(tmp_path: Path, monke
             read_documents(CorpusConfig(source=str(source)), CorpusReport())
     (tmp_path / "z.jsonl.zst").rename(tmp_path / "z.jsonl")
     with pytest.raises(InputError, match="zstd"):
-        read(tmp_path / "z.jsonl")
+        read_texts(tmp_path / "z.jsonl")
 
 
 def zip_bytes() -> bytes:
@@ -164,9 +149,9 @@ def test_what_is_no_text_is_refused_alone_and_left_out_of_a_folder(tmp_path: Pat
     data, what = OTHER[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=f"{name} is {what}".replace("(", r"\(").replace(")", r"\)")):
-        read(tmp_path / name)
+        read_texts(tmp_path / name)
     (tmp_path / "text.md").write_text("some text")
-    texts, report = read(tmp_path)
+    texts, report = read_texts(tmp_path)
     assert texts == ["some text"] and report.n_skipped == {"not_text": 1} and what in report.examples["not_text"]
     assert report.remarks() == [f"skipped {report.skipped_summary()}"]
 
@@ -174,9 +159,9 @@ def test_what_is_no_text_is_refused_alone_and_left_out_of_a_folder(tmp_path: Pat
 def test_a_text_may_begin_like_another_file(tmp_path: Path) -> None:
     for start in ("ORCs live here", "RIFF and rag", "GIF89a is a format", "PAR1", "[not JSON", "{'a': 1}"):
         (tmp_path / "a.txt").write_text(start + " text" * 9)
-        assert read(tmp_path / "a.txt")[0] == [start + " text" * 9]
+        assert read_texts(tmp_path / "a.txt")[0] == [start + " text" * 9]
     (tmp_path / "a.txt").write_text('{"text": "x"}\n{"text": "y"}\n')
-    assert read(tmp_path / "a.txt", format="text")[0] == ['{"text": "x"}\n{"text": "y"}\n'], "as the user says"
+    assert read_texts(tmp_path / "a.txt", format="text")[0] == ['{"text": "x"}\n{"text": "y"}\n'], "as the user says"
 
 
 def test_a_corpus_of_mostly_unread_files_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -191,7 +176,7 @@ def test_a_corpus_of_mostly_unread_files_is_refused_before_it_is_read(tmp_path: 
         (tmp_path / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
     (tmp_path / "b.arrow").unlink()
     check_sources(config)
-    assert read(tmp_path)[0] == ["about the data"]
+    assert read_texts(tmp_path)[0] == ["about the data"]
 
 
 def test_the_columns_of_every_file_are_looked_at_before_one_is_read(tmp_path: Path) -> None:
@@ -215,22 +200,22 @@ def test_the_columns_of_every_file_are_looked_at_before_one_is_read(tmp_path: Pa
 def test_replaced_characters_are_counted_shown_and_too_many_refused(tmp_path: Path) -> None:
     latin = "Où êtes-vous, mon ami? Déjà vu. "  # 4 of 32 characters
     (tmp_path / "a.txt").write_bytes(latin.encode("latin-1") * 5 + b"plain text " * 500)
-    texts, report = read(tmp_path / "a.txt")
+    texts, report = read_texts(tmp_path / "a.txt")
     assert texts[0].count("\ufffd") == report.n_replaced_characters == 5 * 4
     assert report.remarks() == ["20 characters in 1 records are not UTF-8 and became U+FFFD"]
     (tmp_path / "a.txt").write_bytes(latin.encode("latin-1") * 100)
     with pytest.raises(InputError, match=r"1 not_utf8 \(first: a.txt: 400 of its first 3,200 characters are not UTF-8"):
-        read(tmp_path / "a.txt")
+        read_texts(tmp_path / "a.txt")
     for i in range(30):
         (tmp_path / f"b{i}.txt").write_text("plain text")
-    texts, report = read(tmp_path)
+    texts, report = read_texts(tmp_path)
     assert texts == ["plain text"] * 30 and report.n_skipped == {"not_utf8": 1}, "one file of many is left out"
 
 
 def test_many_records_with_few_replaced_characters_each_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"".join(b'{"text": "caf\xe9 number %d"}\n' % i for i in range(300)))
     with pytest.raises(InputError, match=r"101 of [\d,]+ characters of the corpus are not UTF-8.*iconv"):
-        read(tmp_path / "a.jsonl")
+        read_texts(tmp_path / "a.jsonl")
 
 
 # --- JSON arrays and CSV --------------------------------------------------------------------------------------------
@@ -243,7 +228,7 @@ def test_many_records_with_few_replaced_characters_each_are_refused(tmp_path: Pa
 )  # fmt: skip
 def test_a_damaged_array_is_counted_from_where_it_is_damaged(tmp_path: Path, end: str, n: int) -> None:
     (tmp_path / "a.json").write_text('[{"text": "good"}' + end)
-    texts, report = read(tmp_path / "a.json", max_skipped_share=0.9)
+    texts, report = read_texts(tmp_path / "a.json", max_skipped_share=0.9)
     assert texts[:1] == ["good"] and report.n_skipped == {"unreadable": 1}
 
 
@@ -251,7 +236,7 @@ def test_an_array_holds_one_record_in_memory(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("autointerp.corpus.formats.decoded_text.LINE_BYTES", 1000)
     monkeypatch.setattr(json_rows, "LONGEST_ITEM", 3000)
     (tmp_path / "a.json").write_text(json.dumps([{"text": "a"}, {"text": "b" * 2000}, 7, {"text": "c" * 9000}]))
-    texts, report = read(tmp_path / "a.json", max_skipped_share=0.9)
+    texts, report = read_texts(tmp_path / "a.json", max_skipped_share=0.9)
     assert texts == ["a", "b" * 2000] and report.n_skipped == {"not_an_object": 1, "unreadable": 1}
 
 
@@ -259,175 +244,16 @@ def test_csv_needs_the_column_and_counts_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id,texts\n1,one\n")
     with pytest.raises(InputError, match=r"no column 'text' in its first line.*it has id, texts\. Did you mean texts"):
-        read(path)
+        read_texts(path)
     path.write_text("only some text, with a comma\nand another line\n")
     with pytest.raises(InputError, match="no column 'text'.*corpus.format = 'text'"):
-        read(path)
-    assert read(path, format="text")[0] == ["only some text, with a comma\nand another line\n"]
+        read_texts(path)
+    assert read_texts(path, format="text")[0] == ["only some text, with a comma\nand another line\n"]
     path.write_text('text\none\n\n"two\n, lines"\n')
-    assert read(path)[0] == ["one", "two\n, lines"]
+    assert read_texts(path)[0] == ["one", "two\n, lines"]
     path.write_text('id,text\n1,one\n2,two,three\n4\n5,""\n6,"six"x\n7,seven\n')
-    texts, report = read(path, max_skipped_share=0.9)
+    texts, report = read_texts(path, max_skipped_share=0.9)
     assert texts == ["one"] and report.n_skipped == {"bad_csv": 2, "empty": 1, "unreadable": 1}
     path.write_text("id,text\n1,one\n2," + "x" * 1_100_000 + "\n")
-    texts, report = read(path, max_skipped_share=0.9)
+    texts, report = read_texts(path, max_skipped_share=0.9)
     assert texts == ["one"] and report.n_skipped == {"unreadable": 1}
-
-
-# --- Parquet --------------------------------------------------------------------------------------------------------
-
-
-def write_parquet(path: Path, select: str) -> Path:
-    with duckdb.connect() as connection:
-        connection.execute(f"COPY ({select}) TO '{path}' (FORMAT parquet)")
-    return path
-
-
-def test_long_and_short_rows_come_in_order_within_the_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are long or short at will; what is fetched together stays below the bound on bytes."""
-    monkeypatch.setattr(parquet_rows, "SHORT_ROW", 100)
-    monkeypatch.setattr(parquet_rows, "LONG_ROWS", 1000)
-    monkeypatch.setattr(parquet_rows, "LONGEST_ROW", 600)
-    monkeypatch.setattr(parquet_rows, "_ROWS_AT_ONCE", 7)
-    wanted = [f"row {i} " + "é" * (i * 37 % 320) for i in range(60)]
-    select = "SELECT CASE WHEN i <> 5 THEN 'row ' || i || ' ' || repeat('é', (i * 37 % 320)::INT) END AS text, i AS n"
-    path = write_parquet(tmp_path / "a.parquet", f"{select} FROM range(60) t(i)")
-    texts, report = read(path, max_skipped_share=0.9)
-    fits = [t for i, t in enumerate(wanted) if len(t.encode()) <= 600 and i != 5]
-    assert texts == fits and 20 < len(fits) < 59
-    assert report.n_skipped == {"row_too_long": 59 - len(fits), "missing_field": 1} and report.n_records == 60
-
-    messages = "[{'content': repeat('é', (i * 37 % 320)::INT), 'role': 'user', 'name': 'x'}]"
-    select = f"SELECT CASE i WHEN 3 THEN NULL WHEN 4 THEN [] ELSE {messages} END AS m FROM range(60) t(i)"
-    path = write_parquet(tmp_path / "b.parquet", select)
-    rendered, report = read(
-        path,
-        chat_field="m",
-        max_skipped_share=0.9,
-        render_chat=lambda m: "".join(f"{x['role']}: {x['content']}" for x in m),
-    )
-    expected = [f"user: {'é' * (i * 37 % 320)}" for i in range(60) if i not in (3, 4)]
-    assert rendered == [text for text in expected if len(text.encode()) - 2 <= 600]
-    assert report.n_skipped["missing_field"] == report.n_skipped["wrong_type"] == 1
-
-
-def test_a_small_file_of_huge_rows_costs_memory_by_the_byte(tmp_path: Path) -> None:
-    """A file of 3 kB with 12 rows of 8 MB."""
-    import tracemalloc
-
-    long = "repeat('lorem ipsum dolor ', 450000) || (i % 2)"
-    path = write_parquet(tmp_path / "a.parquet", f"SELECT {long} AS text FROM range(12) t(i)")
-    tracemalloc.start()
-    rows = parquet_rows.parquet_rows(path, "a", CorpusConfig(), CorpusReport())
-    lengths = [len(row["text"]) for _, row in rows]
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert lengths == [8_100_001] * 12 and peak < 2 * parquet_rows.LONG_ROWS
-
-
-def test_parquet_that_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_rows, "MOST_MEMORY", "100MB")
-    chat = "[{'role': 'user', 'content': repeat('lorem ipsum ', 100000)}]"
-    path = write_parquet(tmp_path / "a.parquet", f"SELECT {chat} AS m FROM range(200) t(i)")
-    with pytest.raises(InputError, match="cannot be read within 100MB of memory"):
-        read(path, chat_field="m", render_chat=lambda messages: messages[0]["content"])
-
-
-@pytest.mark.parametrize(("value", "kind"), [("1", "INTEGER"), ("['a']", r"VARCHAR\[\]"), ("'a'::BLOB", "BLOB")])
-def test_a_column_of_another_type_is_refused_by_name(tmp_path: Path, value: str, kind: str) -> None:
-    path = write_parquet(tmp_path / "a.parquet", f"SELECT {value} AS text")
-    with pytest.raises(InputError, match=f"column 'text' holds {kind}, not text"):
-        read(path)
-    with pytest.raises(InputError, match=f"column 'text' holds {kind}, not lists of"):
-        read(path, chat_field="text", render_chat=str)
-
-
-# --- links, pipes, saved datasets -----------------------------------------------------------------------------------
-
-
-def test_links_out_of_a_folder_are_not_followed_but_told(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("a private key")
-    folder = tmp_path / "corpus"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "a.txt").write_text("text")
-    (folder / "sub" / "b.txt").symlink_to("../a.txt")
-    (folder / "c.txt").symlink_to(tmp_path / "secret")
-    os.mkfifo(folder / "d.txt")
-    for source in (folder, folder / "*" / "*.txt", folder / "*.txt"):
-        texts, report = read(source)
-        assert set(texts) == {"text"}
-        assert report.n_skipped == ({"link_out": 1} if source.name != "*.txt" or source.parent == folder else {})
-    assert read(tmp_path / "corpus" / "c.txt")[0] == ["a private key"], "a file that is named is read"
-    (folder / "a.txt").unlink()
-    (folder / "sub" / "b.txt").unlink()
-    with pytest.raises(InputError, match="links that lead out of the folder are not followed .c.txt."):
-        read(folder)
-
-
-def test_a_snapshot_of_the_hubs_cache_is_all_links_and_is_read(tmp_path: Path) -> None:
-    snapshot = tmp_path / "datasets--o--d" / "snapshots" / "abc"
-    (snapshot / "data").mkdir(parents=True)
-    (tmp_path / "datasets--o--d" / "blobs").mkdir()
-    (tmp_path / "datasets--o--d" / "blobs" / "1234").write_text(JSONL)
-    (snapshot / "data" / "a.jsonl").symlink_to("../../../blobs/1234")
-    (snapshot / "b.txt").symlink_to("/etc/hostname")
-    for source in (snapshot, snapshot / "data"):
-        assert read(source)[0] == TEXTS
-
-
-def test_a_pipe_or_device_is_refused_and_does_not_hang(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for source in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(InputError, match="is not a regular file"):
-            source_files(CorpusConfig(source=str(source)))
-
-
-class SavedDataset:
-    """What `datasets.load_from_disk` gives, as far as it is used."""
-
-    column_names = ("text", "n")
-
-    def __iter__(self) -> Any:
-        return iter([{"text": text, "n": i} for i, text in enumerate(TEXTS)])
-
-
-def test_a_saved_dataset_is_opened_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "saved" / "train"
-    folder.mkdir(parents=True)
-    (folder / "data-00000-of-00001.arrow").write_bytes(b"\xff\xff\xff\xff\x10\x01\0\0")
-    (folder / "dataset_info.json").write_text('{\n "features": {}\n}')
-    (folder / "state.json").write_text('{\n "_data_files": []\n}')
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="needs the package `datasets`"):
-        read(folder)
-    asked: list[str] = []
-    module = types.ModuleType("datasets")
-    module.load_from_disk = lambda path: (asked.append(path), SavedDataset())[1]  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    texts, report = read(folder)
-    assert texts == TEXTS and report.n_records == len(TEXTS) and asked == [str(folder)]
-    with pytest.raises(InputError, match=r"has no column 'body'; it has text, n"):
-        read(folder, text_field="body")
-    splits = tmp_path / "saved" / "dataset_dict.json"
-    splits.write_text('{"splits": ["test", "train"]}')
-    assert read(tmp_path / "saved")[0] == TEXTS and asked[-1] == str(folder)
-    splits.write_text('{"splits": ["test", "validation"]}')
-    with pytest.raises(InputError, match="holds the splits test, validation; name the folder of one"):
-        read(tmp_path / "saved")
-    for nonsense in ("[" * 100_000, '{"splits": 7}', "{}", ""):
-        splits.write_text(nonsense)
-        with pytest.raises(InputError, match="dataset_dict.json cannot be read"):
-            read(tmp_path / "saved")
-
-
-def test_a_real_saved_dataset(tmp_path: Path) -> None:
-    datasets, arrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
-    table = datasets.table.InMemoryTable(arrow.table({"text": TEXTS}))
-    saved = datasets.Dataset(table, fingerprint="f")
-    datasets.DatasetDict({"test": saved, "train": saved}).save_to_disk(str(tmp_path / "d"))
-    for folder in (tmp_path / "d", tmp_path / "d" / "test"):
-        assert read(folder)[0] == TEXTS
-    torn = next((tmp_path / "d" / "test").glob("*.arrow"))
-    torn.write_bytes(torn.read_bytes()[:200])
-    with pytest.raises(InputError, match="cannot be opened"):
-        read(tmp_path / "d" / "test")

@@ -90,7 +90,7 @@ def test_a_project_with_nothing_wrong(project: Path, capsys: pytest.CaptureFixtu
     assert {name for name, (state, _) in lines.items() if state != "ok"} == {"explain endpoint", "score endpoint"}
     assert lines["score key"][1] == "not needed"
     assert lines["store"][1] == "tiny.duckdb does not exist yet; the first run makes it"
-    assert lines["explainer"][1] == "patterns asks no LLM"
+    assert lines["explainer"][1] == "patterns; asks no LLM"
     assert sorted(project.rglob("*")) == before, "nothing is left behind"
 
 
@@ -127,6 +127,7 @@ def folder_that_is_a_file(project: Path, parts: Path) -> None:
 
 NO_METHOD = '[evidence]\nmethods = ["no"]\n[explain]'
 ASKING = 'explainer = "combined"\nmodel = "m"\nbase_url = "https://llm.example.org/v1"'
+EMBEDDING = 'scorers = ["embedding"]\nembedding_model = "e"\nmodel = "m"\nbase_url = "https://llm.example.org/v1"'
 LOCAL = 'explainer = "combined"\nmodel = "m"\nbase_url = "http://127.0.0.1:9/v1"'
 EXPLAINER = 'explainer = "patterns"'
 PRICED = LOCAL.replace('"m"', '"n"') + '\n[budget]\nmax_usd = 1.0\n[llm.prices."m"]\ninput = 1.0\noutput = 1.0'
@@ -137,6 +138,7 @@ REFUSALS: dict[str, tuple[str, Spoil, int, str]] = {
     "no such scorer": ("scorers", replacing("[score]", '[score]\nscorers = ["fuzz"]'), 2, "no scorer 'fuzz'"),
     "no judge to ask": ("scorers", replacing(JUDGE, 'scorers = ["detection"]'), 2, "set score.model"),
     "no key": ("explain key", replacing(EXPLAINER, ASKING), 2, "no API key"),
+    "no key for embeddings": ("score key", replacing(JUDGE, EMBEDDING), 2, "no API key"),
     "no price": ("explain key", replacing(EXPLAINER, PRICED), 2, "price"),
     "no text": ("corpus", replacing("/texts'", "/empty'"), 2, "usable"),
     "no corpus": ("corpus", replacing("/texts'", "/nowhere'"), 2, "nowhere"),
@@ -223,7 +225,7 @@ def test_nothing_is_asked_unless_it_was_said(project: Path, capsys: pytest.Captu
         assert code == 0, out + err
         assert not server.requests
         assert lines_of(out)["explain endpoint"] == ("skip", "it is not asked (--no-calls)")
-        assert lines_of(out)["explain key"][1] == f"none is set, and {server.url} is local"
+        assert lines_of(out)["explain key"][1] == "none is set, and a local endpoint needs none"
         code, out, err = run(capsys, "doctor")
         assert code == 0, out + err
         n = len(server.requests)

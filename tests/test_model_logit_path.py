@@ -3,8 +3,11 @@ nothing else, and all that follows is the model's own."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -305,3 +308,13 @@ def test_the_model_is_left_as_it_was() -> None:
     path_of("gpt2", "transformer.wte")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.slow
+def test_the_table_of_architectures_has_nothing_wrong() -> None:
+    """A few of each kind; scripts/architectures.py without names tries all of them."""
+    script = Path(__file__).parents[1] / "scripts" / "architectures.py"
+    names = ["gpt2", "gemma4_text", "granite", "glm4", "lfm2", "bert", "openai-gpt", "modernbert-decoder", "mamba"]
+    done = subprocess.run([sys.executable, script, *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not tried" not in done.stdout and "| right | right | right | right | 5: " in done.stdout

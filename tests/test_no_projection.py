@@ -47,6 +47,7 @@ def project(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "[harvest]\ncontext_tokens = 16\ntop_contexts = 3\nsampled_contexts = 3\nnegatives = 2\nvocab_tokens = 20\n"
         '[evidence]\nmethods = ["output_statistic", "mutual_information"]\n'
         '[explain]\nexplainer = "vocab_projection"\nmodel = "m"\nbase_url = "http://127.0.0.1:9/v1"\n'
+        '[score]\nmodel = "m"\nbase_url = "http://127.0.0.1:9/v1"\n'
         f'[store]\npath = "{folder / "s.duckdb"}"\n'
     )
     return folder
@@ -64,6 +65,15 @@ def test_doctor_says_it_before_a_run(project: Path) -> None:
     heads, inside = (session.describe_sae(sae) for sae in config.sae)
     assert "promoted tokens through model.layers.2.self_attn.o_proj -> model.norm -> lm_head" in heads
     assert "no promoted tokens: what model.layers.2.mlp:in of LlamaForCausalLM holds" in inside and REASON in inside
+
+
+def test_a_run_whose_explainer_reads_nothing_else_ends_before_the_text_is_read(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(project / "unused" / "s.duckdb")
+    code, _, err = run(capsys, "run", "-c", str(project / "c.toml"), "--store", store, "--dictionary", "inside")
+    assert code == 2 and "inside has no promoted tokens, and the explainer 'vocab_projection' reads nothing else" in err
+    assert REASON in err and "harvested" not in err
 
 
 def test_the_directions_of_heads_are_led_through_the_output_projection(harvested: Path, tiny_llama: Path) -> None:

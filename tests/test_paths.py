@@ -147,6 +147,23 @@ def test_doctor_says_that_a_store_cannot_have_its_name(tmp_path: Path, capsys: p
     assert code == 2 and "FAIL  store: no store can be at" in out
 
 
+def test_what_is_no_file_is_no_store(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.duckdb")
+    long, undecoded = tmp_path / ("x" * 181), tmp_path / os.fsdecode(b"\xff")
+    for path, told in (
+        (tmp_path, "is a folder"), (tmp_path / "pipe.duckdb", "or a pipe"), (Path("/dev/zero"), "a device"),
+        (long, "would be too long"), (tmp_path / ("x" * 300), "File name too long"), (undecoded, "not valid Unicode"),
+    ):  # fmt: skip
+        for use in (
+            lambda p: Store.open(p, create=True),
+            open_for_reading,
+            recover,
+            lambda p: run_query(p, "SELECT 1"),
+        ):
+            with pytest.raises(InputError, match=told):
+                use(path)
+
+
 @pytest.mark.parametrize("name", [":memory:", "md:x.duckdb", "s3:x.duckdb"])
 def test_a_relative_name_is_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

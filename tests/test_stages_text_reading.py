@@ -109,12 +109,18 @@ def test_an_sae_trained_on_the_hugging_face_model_saw_no_stand_in(session_of: Ma
         loaded_sae(session, session.config.sae[0])
 
 
-def test_tokens_without_an_embedding_are_told_and_their_windows_left_out(session_of: Make, tmp_path: Path) -> None:
+def test_tokens_without_an_embedding_are_told_and_their_windows_left_out(
+    session_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.add_tokens(["[PAD]"])
     session = session_of(tokenizer)
     (tmp_path / "texts" / "000.txt").write_text("the boats [PAD] turned slowly", encoding="utf-8")
-    (note,) = notes(session)
+    told: list[str] = []
+    monkeypatch.setattr(session.terminal, "warn", told.append)
+    session.say_how_text_is_read()
+    session.say_how_text_is_read()
+    (note,) = told
     assert "no embedding for 1 of the tokenizer's added tokens ('[PAD]')" in note
     report = CorpusReport()
     ids = {i for unit in session.units(report=report) for window in unit.windows for i in window.token_ids}

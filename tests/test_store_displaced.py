@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.known_words import World, copy_of, job
+from support.commands import run
+from support.known_words import WORDS, World, copy_of
 from support.llm_server import LlmServer
 from support.store_fixtures import call, copied, explanation, filled, score
 
-from autointerp.config import ExplainConfig
 from autointerp.errors import DamagedError
-from autointerp.explain.explaining import explain
 from autointerp.store import Store
 from autointerp.store.safety.paths import evidence_path_of, saved_files_of
 from autointerp.store.safety.recover import recover
@@ -169,9 +167,12 @@ def test_other_names_and_new_evidence_are_no_matter(path: Path) -> None:
         assert read.rows("SELECT count(*) FROM explanations") == [(3,)]
 
 
-def test_a_run_stops_paying(bare_world: Path, tmp_path: Path) -> None:
-    path = tmp_path / "planted.duckdb"
-    store = copy_of(bare_world, path)
+def test_a_run_stops_paying(
+    bare_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    path, config = tmp_path / "planted.duckdb", tmp_path / "autointerp.toml"
+    copy_of(bare_world, path).close()
     answered = 0
 
     def label(body: dict[str, object]) -> str:
@@ -182,17 +183,15 @@ def test_a_run_stops_paying(bare_world: Path, tmp_path: Path) -> None:
         return f"label {answered}"
 
     with LlmServer(World(label=label)) as server:
-        config = ExplainConfig(explainer="contexts", model="m", base_url=server.url, reply="text", shape_labels=False)
-        with pytest.raises(DamagedError, match="was deleted while this command had it open"):
-            asyncio.run(explain(job(store, max_connections=1), config))
+        config.write_text(
+            f'[explain]\nexplainer = "contexts"\nreply = "text"\nmodel = "m"\nbase_url = "{server.url}"\n'
+            f'[llm]\nmax_connections = 1\n[store]\npath = "{path}"\n'
+        )
+        code, _, err = run(capsys, "explain", "-c", str(config))
         sent = len(server.requests)
-    store.close()
-    assert sent <= 3 < store_size(bare_world)
-    with Store.open(saved_files_of(path)[0], read_only=True) as read:
-        paid = read.rows("SELECT count(*) FROM llm_calls WHERE status = 'ok'")[0][0]
-        assert paid == sent, "every answer is kept"
-
-
-def store_size(path: Path) -> int:
-    with Store.open(path, read_only=True) as read:
-        return int(read.rows("SELECT count(*) FROM features WHERE status <> 'dead'")[0][0])
+    (saved,) = saved_files_of(path)
+    assert code == 7 and f"error: {path} was deleted while this command had it open" in err and str(saved) in err
+    assert sent <= 3 < len(WORDS)
+    with Store.open(saved, read_only=True) as read:
+        assert read.rows("SELECT count(*) FROM llm_calls WHERE status = 'ok'") == [(sent,)], "every answer is kept"
+        assert read.rows("SELECT status, exit_code FROM runs WHERE command = 'explain'") == [("failed", 7)]

@@ -74,8 +74,7 @@ def text_stream(number: int, before: TextIO | None, must_arrive: bool) -> TextIO
         io.BufferedWriter(_Stream(number, must_arrive)),
         encoding=getattr(before, "encoding", None) or "utf-8",
         errors=_ESCAPED,
-        line_buffering=not must_arrive or bool(getattr(before, "line_buffering", False)),
-        write_through=bool(getattr(before, "write_through", False)),
+        line_buffering=not must_arrive or any(getattr(before, n, False) for n in ("line_buffering", "write_through")),
     )
 
 

@@ -98,6 +98,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps format
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
+            if method.__name__ == "join":
+                args = tuple(list(counted_loop(arg)) for arg in args)  # what is looked at may be read only once
             _check_method(owner, method.__name__, args, named)
         result = super().call(__context, __obj, *args, **named)
         if isinstance(result, str):

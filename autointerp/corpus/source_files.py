@@ -56,7 +56,7 @@ def source_files(config: CorpusConfig) -> FoundFiles:
         raise InputError("corpus.source is not set; name a file, folder, glob, hf:dataset, or stdlib")
     if source == "stdlib":
         return FoundFiles(_stdlib_files())
-    path = Path(source).expanduser()
+    path = place_of(config)
     links_out: list[str] = []
     if path.is_file():
         found = [(path, path.name)]
@@ -79,6 +79,20 @@ def source_files(config: CorpusConfig) -> FoundFiles:
     return FoundFiles([SourceFile(f, name, _format_of(f, config)) for f, name in found], sorted(links_out))
 
 
+def place_of(config: CorpusConfig) -> Path:
+    """The path that corpus.source names; it may be a glob or not exist. Raises InputError if the system refuses it."""
+    path = Path(config.source)
+    try:
+        path = path.expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, too long a name, a NUL, ~ of nobody
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"corpus.source: {config.source[:200]!r} cannot be read: {reason}") from None
+    return path
+
+
 def _kind(config: CorpusConfig) -> str:
     return "text, jsonl, JSON, CSV or Parquet" if config.format == "auto" else config.format
 
@@ -94,8 +108,12 @@ def _links_told(links_out: list[str]) -> str:
 
 def _walk(folder: Path, left_out: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Regular files below `folder`, without hidden ones. Links to folders, hidden folders and folders with a name in
-    `left_out` are not entered."""
-    for parent, folders, files in os.walk(folder):
+    `left_out` are not entered. Raises InputError for a folder that cannot be listed."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"corpus.source: {error.filename} cannot be read: {error.strerror}")
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [f for f in folders if not f.startswith(".") and f not in left_out]
         for name in files:
             path = Path(parent, name)

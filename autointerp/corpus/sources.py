@@ -8,7 +8,6 @@ Memory is bounded by the largest record (see formats/) and by what splits.py rea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
@@ -19,7 +18,7 @@ from autointerp.corpus.formats.parquet_rows import parquet_rows
 from autointerp.corpus.formats.row_pieces import ChatRenderer, Row, row_pieces
 from autointerp.corpus.formats.text_files import text_pieces
 from autointerp.corpus.formats.unpack import UNREADABLE
-from autointerp.corpus.source_files import Format, SourceFile, corpus_fingerprint, source_files
+from autointerp.corpus.source_files import Format, SourceFile, corpus_fingerprint, place_of, source_files
 from autointerp.corpus.source_formats import READ, check_files, content_of
 from autointerp.corpus.splits import Piece, split_documents
 from autointerp.errors import InputError
@@ -45,8 +44,7 @@ def read_documents(
     if config.source.startswith("hf:"):
         pieces = row_pieces(hub_rows(config, report), config, report, render_chat)
     elif _is_saved(config):
-        folder = Path(config.source).expanduser()
-        pieces = row_pieces(saved_rows(folder, config, report), config, report, render_chat)
+        pieces = row_pieces(saved_rows(place_of(config), config, report), config, report, render_chat)
     else:
         found = source_files(config)
         for name in found.links_out:
@@ -60,13 +58,13 @@ def check_sources(config: CorpusConfig) -> None:
     if config.source.startswith("hf:"):
         return
     if _is_saved(config):
-        saved_rows(Path(config.source).expanduser(), config, CorpusReport())
+        saved_rows(place_of(config), config, CorpusReport())
     else:
         check_files(config)
 
 
 def _is_saved(config: CorpusConfig) -> bool:
-    return bool(config.source) and is_saved_dataset(Path(config.source).expanduser())
+    return config.source not in ("", "stdlib") and is_saved_dataset(place_of(config))
 
 
 def _checked(documents: Iterator[Document], config: CorpusConfig, report: CorpusReport) -> Iterator[Document]:

@@ -34,6 +34,13 @@ def methods_read(config: ExplainConfig) -> tuple[str, ...]:
     return tuple(m for m in dict.fromkeys(methods) if m not in HARVESTED)
 
 
+def needs_promoted_tokens(config: ExplainConfig) -> bool:
+    """Whether the configured explainer has nothing to read where a harvest has no promoted tokens."""
+    reads = next((one.reads for one in explainers() if one.name == config.explainer), ())
+    methods = needed_methods(reads)
+    return bool(methods) and set(methods) <= HARVESTED
+
+
 async def explain(job: Job, config: ExplainConfig, score_config: ScoreConfig | None = None) -> Outcome:
     """Labels for the chosen features that have none yet. `score_config` says how candidates are validated: best_of_n
     and revise need it.

@@ -193,7 +193,7 @@ class _Finder:
             readers = [] if held is None else [call for call in self.calls if call.reads(held)]
             readers = [call for call in readers if call.name != at.path and not call.name.startswith(own)]
         if not readers:
-            raise self._refused(at, "no module reads it as it is")
+            raise self._refused(at, "no module reads it as it is, and what it goes into does not keep it")
         # A container begins before, and ends after, the modules that it hands the tensor on to.
         outer = readers[-1]
         if not all(call.name == outer.name or call.name.startswith(f"{outer.name}.") for call in readers):

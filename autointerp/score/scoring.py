@@ -91,14 +91,17 @@ def _chosen(run: Run) -> list[_Chosen]:
     return sorted(chosen, key=lambda one: one.turn(run))
 
 
-def check_settings(job: Job, explainer: str, config: ScoreConfig, control: str | None = None) -> tuple[list[str], bool]:
-    """The configured scorers, and whether one of them asks [score] model. Raises InputError where `score` would refuse
-    the settings, or where a template cannot be read. Nothing is read of the store."""
+def check_settings(
+    job: Job, explainer: str, config: ScoreConfig, control: str | None = None
+) -> tuple[list[str], list[EndpointConfig]]:
+    """The configured scorers, and the endpoints that they ask. Raises InputError where `score` would refuse the
+    settings, or where a template cannot be read. Nothing is read of the store."""
     run = Run(job, explainer, config, control)
     chosen = _chosen(run)
     for one in chosen:
         one.scorer.made_by(run)
-    return [one.scorer.name for one in chosen], any(one.needs.endpoint == config for one in chosen)
+    endpoints = [one.needs.endpoint for one in chosen if one.needs.endpoint is not None]
+    return [one.scorer.name for one in chosen], [e for i, e in enumerate(endpoints) if e not in endpoints[:i]]
 
 
 class _Clients:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 from autointerp.config import Config
 from autointerp.errors import AutointerpError, InputError
@@ -13,7 +13,7 @@ from autointerp.evidence.methods import check_methods
 from autointerp.stages.checks import Check
 from autointerp.stages.label_checks import label_checks
 from autointerp.stages.pipeline import gpu_session
-from autointerp.store.safety.new_store import try_new_store
+from autointerp.store.safety.new_store import trial_store
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
@@ -25,19 +25,19 @@ def doctor_checks(
 ) -> Iterator[list[Check]]:
     """Every check there is: those of the configuration and of the store, of labelling with the templates in `prompts`,
     of model, text and SAEs where torch is installed, and last, `with_calls`, those that ask an endpoint."""
-    path = Path(config.store.path)
+    path, failure = Path(config.store.path), None
     with ExitStack() as stack:
-        held: Store | None = None
-        if path.exists():
-            with suppress(AutointerpError):  # its own check tells
-                held = stack.enter_context(open_for_reading(path, terminal.say))
-        empty = Path(stack.enter_context(TemporaryDirectory())) / "empty.duckdb"
-        labelling = label_checks(config, stack.enter_context(Store.open(empty, create=True)), prompts, asks=True)
+        try:
+            store = stack.enter_context(open_for_reading(path, terminal.say) if path.exists() else trial_store(path))
+        except AutointerpError as error:
+            failure = error
+            store = stack.enter_context(trial_store(Path(gettempdir()) / "empty.duckdb"))
+        labelling = label_checks(config, store, prompts, asks=True)
         yield [
             Check("evidence methods", "an unknown one ends a run after its harvest", lambda: _methods(config)),
-            Check("store", "one that cannot be made ends a run", lambda: _store(path, terminal)),
+            Check("store", "one that cannot be made or opened ends a run", lambda: _described(path, store, failure)),
             *(check for check in labelling if not check.pays),
-            *_model_checks(config, terminal, held),
+            *_model_checks(config, terminal, store),
             *(_unasked(check) if not with_calls else check for check in labelling if check.pays),
         ]
 
@@ -46,25 +46,24 @@ def _unasked(check: Check) -> Check:
     return Check(check.name, check.why, skipped="it is not asked (--no-calls)")
 
 
-def _model_checks(config: Config, terminal: Terminal, held: Store | None) -> list[Check]:
+def _model_checks(config: Config, terminal: Terminal, store: Store) -> list[Check]:
     name = "model, corpus and SAE"
     try:
-        session = gpu_session(config, terminal)
+        session = gpu_session(config, terminal, explains=True)
     except InputError as error:
         return [Check(name, "a harvest needs it", skipped=str(error))]
     from autointerp.stages.model_checks import model_checks
 
-    return model_checks(session, config.sae, held)
+    return model_checks(session, config.sae, store)
 
 
 def _methods(config: Config) -> str:
     return ", ".join(method.name for method in check_methods(config.evidence.methods)) or "none"
 
 
-def _store(path: Path, terminal: Terminal) -> str:
-    if path.exists():
-        with open_for_reading(path, terminal.say) as store:
-            names = ", ".join(row.name for row in store.dictionaries())
-        return f"{path} opens; dictionaries: {names or 'none yet'}"
-    try_new_store(path)
-    return f"{path} does not exist yet; the first run makes it"
+def _described(path: Path, store: Store, failure: AutointerpError | None) -> str:
+    if failure is not None:
+        raise failure
+    if not path.exists():
+        return f"{path} does not exist yet; the first run makes it"
+    return f"{path} opens; dictionaries: {', '.join(row.name for row in store.dictionaries()) or 'none yet'}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autointerp.ask.job import Job
@@ -27,38 +27,38 @@ def label_checks(
     job = Job(store, -1, -1, "checks", Selection(), config.llm, Budget(config.budget), prompts)
     explain, score = config.explain, config.score
 
-    def explainer_asks() -> bool:
-        return explaining.check_settings(job, explain, score)
+    def explains() -> tuple[list[str], list[EndpointConfig]]:
+        return [explain.explainer], [explain] if explaining.check_settings(job, explain, score) else []
 
-    def scorers() -> tuple[list[str], bool]:
+    def scores() -> tuple[list[str], list[EndpointConfig]]:
         return scoring.check_settings(job, explain.explainer, score, control)
-
-    def explainer() -> str:
-        return f"{explain.explainer} asks {explain.model if explainer_asks() else 'no LLM'}"
-
-    def scored_by() -> str:
-        names, ask = scorers()
-        return f"{', '.join(names)}; asks {score.model if ask else 'no LLM'}"
 
     late = "an unknown one, a broken template or a missing model ends a run after its harvest"
     return [
-        Check("explainer", late, explainer),
-        *_endpoint_checks("explain", config, explain, explainer_asks, "explainer", asks),
-        Check("scorers", late, scored_by, ("explainer",)),
-        *_endpoint_checks("score", config, score, lambda: scorers()[1], "scorers", asks),
+        Check("explainer", late, lambda: _told(*explains())),
+        *_endpoint_checks("explain", config, explain, lambda: explains()[1], "explainer", asks),
+        Check("scorers", late, lambda: _told(*scores()), ("explainer",)),
+        *_endpoint_checks("score", config, score, lambda: scores()[1], "scorers", asks),
     ]
 
 
+def _told(names: Sequence[str], asked: Sequence[EndpointConfig]) -> str:
+    models = ", ".join(dict.fromkeys(endpoint.model for endpoint in asked))
+    return f"{', '.join(names)}; asks {models or 'no LLM'}"
+
+
 def _endpoint_checks(
-    stage: str, config: Config, endpoint: EndpointConfig, is_asked: Callable[[], bool], after: str, asks: bool
-) -> list[Check]:
-    """Of the endpoint of [explain] or [score]; whether it is asked at all is known once `after` was looked at."""
+    stage: str, config: Config, endpoint: EndpointConfig, asked: Callable[[], Sequence[EndpointConfig]], after: str,
+    asks: bool,
+) -> list[Check]:  # fmt: skip
+    """Of the endpoint of [explain] or [score]. Which models of it are `asked`, if any, is known once `after` was looked
+    at."""
     name = f"{stage} endpoint"
     if not endpoint.model:
         return [Check(name, "labels need one", skipped="no model is set")]
     key = f"{stage} key"
     why = "a missing key or price ends a run after its harvest"
-    found = [Check(key, why, lambda: _access(config, endpoint) if is_asked() else "not needed", (after,))]
+    found = [Check(key, why, lambda: _access(config, asked()), (after,))]
     if asks:
         pays = f"up to eight short calls of {endpoint.model}, which cost like any others"
         may_be = "one that is down, or does not do what scorers need, ends a run after its harvest"
@@ -66,13 +66,16 @@ def _endpoint_checks(
     return found
 
 
-def _access(config: Config, endpoint: EndpointConfig) -> str:
-    """Raises InputError where the endpoint needs a key that is not set, or a budget in dollars lacks a price."""
+def _access(config: Config, endpoints: Sequence[EndpointConfig]) -> str:
+    """Raises InputError where an endpoint needs a key that is not set, or a budget in dollars lacks a price."""
 
-    async def open_and_close() -> None:
+    async def open_and_close(endpoint: EndpointConfig) -> None:
         async with LlmClient(endpoint, config.llm, Budget(config.budget), Unrecorded(), "checks"):
             pass
 
-    asyncio.run(open_and_close())
-    has_key = api_key(endpoint) != NO_KEY
-    return f"{endpoint.api_key_env} is set" if has_key else f"none is set, and {endpoint.base_url} is local"
+    found = []
+    for endpoint in endpoints:
+        asyncio.run(open_and_close(endpoint))
+        has_key = api_key(endpoint) != NO_KEY
+        found.append(f"{endpoint.api_key_env} is set" if has_key else "none is set, and a local endpoint needs none")
+    return "; ".join(dict.fromkeys(found)) or "not needed"

@@ -16,6 +16,7 @@ from autointerp.errors import InputError, nearest
 from autointerp.explain import explaining
 from autointerp.explain.explaining import check_explainer
 from autointerp.explain.explaining import methods_read as methods_read
+from autointerp.explain.explaining import needs_promoted_tokens as needs_promoted_tokens
 from autointerp.llm.budget import Budget
 from autointerp.llm.capabilities import honours_json_schema, probe, takes_seed
 from autointerp.llm.client import ClientCounts, LlmClient

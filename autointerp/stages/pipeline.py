@@ -58,14 +58,18 @@ def require_torch() -> None:
         ) from None
 
 
-def gpu_session(config: Config, terminal: Terminal, more_checks: Sequence[Check] = ()) -> Session:
+def gpu_session(
+    config: Config, terminal: Terminal, more_checks: Sequence[Check] = (), explains: bool = False
+) -> Session:
     """A session, which loads the model when it is needed, and whose passes over the text begin with `more_checks`
-    besides their own. Raises InputError if torch is not installed."""
+    besides their own. `explains`: the configured explainer will read what they find. Raises InputError if torch is not
+    installed."""
     require_torch()
     from autointerp.stages.session import Session
 
     methods = {*config.evidence.methods, *labelling.methods_read(config.explain)}
-    return Session(config, terminal, more_checks, methods)
+    needed = explains and labelling.needs_promoted_tokens(config.explain)
+    return Session(config, terminal, more_checks, methods, needs_promoted_tokens=needed)
 
 
 def _versions() -> dict[str, str]:
@@ -427,7 +431,7 @@ def _gpu_stages(
         return False
     from autointerp.stages import harvesting, training
 
-    session = gpu_session(config, terminal, checks)
+    session = gpu_session(config, terminal, checks, explains=True)
     worked = training.train(session, store, saes)
     worked = harvesting.harvest_and_merge(session, store, saes) or worked
     return _gather(session, store, saes, selection) or worked

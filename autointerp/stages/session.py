@@ -34,6 +34,8 @@ from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
+FIRST_CHARACTERS = 100_000
+"""About as much text is cut into windows to see whether it can be."""
 TRAINED = "trained.json"
 """The file beside a finished SAE that says how it was trained, so that a second run knows that it is done."""
 
@@ -42,15 +44,18 @@ class Session:
     """The state that one command's stages share: the configuration, the terminal, and the model, loaded when needed."""
 
     def __init__(
-        self, config: Config, terminal: Terminal, more_checks: Sequence[Check] = (), methods: Collection[str] = ()
-    ) -> None:
+        self, config: Config, terminal: Terminal, more_checks: Sequence[Check] = (), methods: Collection[str] = (),
+        needs_promoted_tokens: bool = False,
+    ) -> None:  # fmt: skip
         """`more_checks` are looked at before the model's, at the start of a pass; `methods` are the evidence methods
-        that will be run after it."""
+        that will be run after it. `needs_promoted_tokens`: without them the run has nothing to explain."""
         self.config, self.terminal = config, terminal
         self.more_checks, self.methods = tuple(more_checks), frozenset(methods)
+        self.needs_promoted_tokens = needs_promoted_tokens
         self.deadline = Deadline.of(config.budget.deadline)
         self._loaded: LoadedModel | None = None
         self._text: TokenText | None = None
+        self._told_reading = False
 
     def model(self) -> LoadedModel:
         """The model. Raises InputError if it cannot read the corpus's windows, or if padding beside a window changes
@@ -110,10 +115,12 @@ class Session:
         return work_units(documents, tokenizer, corpus, wanted=wanted, report=report, unreadable=unreadable)
 
     def say_how_text_is_read(self) -> None:
-        """Warns of what a person would not expect of how this model reads the corpus, after reading its first
-        documents."""
-        for note in reading_notes(self.model(), self.token_text(), self.config.corpus):
-            self.terminal.warn(note)
+        """Warns, once in a command, of what a person would not expect of how this model reads the corpus. Reads its
+        first documents."""
+        if not self._told_reading:
+            self._told_reading = True
+            for note in reading_notes(self.model(), self.token_text(), self.config.corpus):
+                self.terminal.warn(note)
 
     def describe_model(self) -> str:
         loaded = self.model()
@@ -131,7 +138,8 @@ class Session:
         first = next(documents, None)
         if first is None:
             raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
-        next(self.units(), None)  # cut into windows as a run cuts it, which may be refused
+        few = min(self.config.corpus.unit_characters, FIRST_CHARACTERS)
+        next(self.units(replace(self.config.corpus, unit_characters=few)), None)  # cut as a run cuts it, or refused
         n_tokens = len(token_ids([first.text[:10_000]], loaded.tokenizer)[0])
         source = self.config.corpus.source
         remarks = "".join(f"; so far {remark}" for remark in report.remarks())
@@ -158,6 +166,11 @@ class Session:
         try:
             return f"promoted tokens through {find_logit_path(self.model(), output or point)}"
         except NoProjection as reason:
+            if self.needs_promoted_tokens:
+                raise NoProjection(
+                    f"{sae.dictionary} has no promoted tokens, and the explainer {self.config.explain.explainer!r} "
+                    f"reads nothing else; choose another one ({reason})"
+                ) from reason
             return f"no promoted tokens: {reason}"
 
     def sae_folder(self, sae: SaeConfig) -> Path:

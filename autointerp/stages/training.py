@@ -72,10 +72,10 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     todo = [sae for sae in saes if not sae.path and not _is_trained(session, sae, keys[sae.dictionary])]
     if not todo:
         return False
-    session.check_corpus()
     require(model_checks(session, saes, store))
     loaded = session.model()
     points = {sae.dictionary: session.points(sae) for sae in todo}
+    session.say_how_text_is_read()
     wanted = [point for pair in points.values() for point in pair if point is not None]
     source = ModelSource(loaded, wanted, config.corpus, config.model.batch_tokens)
     specs = [_spec(config, sae, points[sae.dictionary], source) for sae in todo]

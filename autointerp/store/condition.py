@@ -17,7 +17,7 @@ from typing import Any
 
 import duckdb
 
-from autointerp.errors import InputError, StoreBusyError
+from autointerp.errors import InputError, StoreBusyError, shown
 from autointerp.store.connection import StoreConnection, connect, identifier, quoted, restrict, sql_file
 from autointerp.store.evidence_file import attach_evidence
 from autointerp.store.parsed_sql import every_dict, parsed, tables_read
@@ -56,7 +56,7 @@ def features_where(
     Raises InputError where the condition is not one (see `check_condition`), does not fit the store or needs too much
     memory; StoppedError where it takes too long.
     """
-    limits = Limits(f"--where {condition!r}", LIMIT_S, MEMORY)
+    limits = Limits(f"--where {shown(condition)}", LIMIT_S, MEMORY)
     try:
         condition.encode()
     except UnicodeEncodeError as error:
@@ -151,7 +151,9 @@ class _Condition:
                 raise self.limits.needs_more_memory() from None
             except duckdb.Error as error:
                 reason = str(error).split("\n\nLINE", 1)[0]
-                raise InputError(f"--where {self.condition!r} does not fit the table features: {reason}") from error
+                raise InputError(
+                    f"--where {shown(self.condition)} does not fit the table features: {reason}"
+                ) from error
         alarm.off()
         return ["feature"], found
 
@@ -190,7 +192,7 @@ def check_condition(con: duckdb.DuckDBPyConnection, condition: str, more_tables:
         try:
             nodes = parsed(con, statement)
         except InputError as error:
-            raise InputError(f"--where {condition!r} is not an SQL condition: {error}") from None
+            raise InputError(f"--where {shown(condition)} is not an SQL condition: {error}") from None
     node = nodes[0] if len(nodes) == 1 else {}
     plain = (
         node.get("type") == "SELECT_NODE"
@@ -202,15 +204,15 @@ def check_condition(con: duckdb.DuckDBPyConnection, condition: str, more_tables:
         and node["from_table"]["type"] == "BASE_TABLE"
     )
     if not plain:
-        raise InputError(f"--where {condition!r} must be one SQL condition and nothing after it")
+        raise InputError(f"--where {shown(condition)} must be one SQL condition and nothing after it")
     with_names = {entry["key"] for inner in every_dict(node) for entry in inner.get("cte_map", {}).get("map", [])}
     try:
         tables = tables_read(node["where_clause"])
     except InputError as error:
-        raise InputError(f"--where {condition!r}: {error} in a condition") from None
+        raise InputError(f"--where {shown(condition)}: {error} in a condition") from None
     for inner in tables:
         table = inner["table_name"]
         is_ours = table in TABLES or table in more_tables
         known = is_ours and inner["schema_name"] in ("", "main", "evidence") and not inner["catalog_name"]
         if not known and not (table in with_names and not inner["schema_name"]):
-            raise InputError(f"--where {condition!r}: {table!r} is not a table of the store")
+            raise InputError(f"--where {shown(condition)}: {table!r} is not a table of the store")

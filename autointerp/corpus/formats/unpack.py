@@ -172,13 +172,14 @@ class _Arrow(_Inner):
 
     def __init__(self, inner: IO[bytes]) -> None:
         super().__init__(inner)
-        self._arrow = cast(Any, _module("pyarrow"))
-        self._stream = self._arrow.CompressedInputStream(self._arrow.PythonFile(inner, mode="r"), "zstd")
+        arrow: Any = importlib.import_module("pyarrow")
+        self._fault = arrow.ArrowException
+        self._stream = arrow.CompressedInputStream(arrow.PythonFile(inner, mode="r"), "zstd")
 
     def readinto(self, buffer: Any) -> int:
         try:
             out = self._stream.read(len(buffer))
-        except self._arrow.ArrowException as error:
+        except self._fault as error:
             raise OSError(str(error)) from None
         buffer[: len(out)] = out
         return len(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from autointerp.errors import InputError
 from autointerp.sae import files
@@ -37,11 +38,10 @@ def require_memory_for_safetensors(path: Path) -> None:
     `files.read_header`."""
     n_numbers = 0
     for entry in files.read_header(path).values():
-        if not isinstance(entry, dict):
-            continue
-        offsets = entry.get("data_offsets")
+        facts: dict[str, Any] = entry if isinstance(entry, dict) else {}
+        offsets = facts.get("data_offsets")
         if isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(n, int) for n in offsets):
-            n_numbers += max(0, offsets[1] - offsets[0]) // _ITEM_BYTES.get(str(entry.get("dtype")), 1)
+            n_numbers += max(0, offsets[1] - offsets[0]) // _ITEM_BYTES.get(str(facts.get("dtype")), 1)
     require_memory(path, n_numbers * BYTES_PER_NUMBER)
 
 

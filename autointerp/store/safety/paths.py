@@ -88,10 +88,13 @@ def real_path(path: Path | str) -> Path:
     path = Path(path)
     try:
         path = path.resolve() if path.is_symlink() else Path(os.path.abspath(path))
-        path.exists(), str(path).encode()
+        is_other = path.exists() and not path.is_file()
+        str(path).encode()
     except (OSError, UnicodeEncodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not valid Unicode"
         raise InputError(f"no store can be at {shown(str(path))}: {reason}") from None
+    if is_other:  # a pipe would be waited for
+        raise InputError(f"{path} is a folder, a device or a pipe, and no store; name a file")
     if len(path.name.encode()) > _LONGEST_NAME:
         raise InputError(
             f"no store can be called {shown(path.name)}: the names of the files beside it would be too long"
