@@ -1,4 +1,5 @@
-"""`simulation` (Bills et al. 2023): predict each token's activation from the label, correlate with the truth.
+"""`simulation` (after Bills et al. 2023; correlation.py says how it differs): predict each token's activation from the
+label, correlate with the truth.
 
 The rows are those of correlation.py. Four scoring methods, never averaged together:
 
@@ -362,8 +363,7 @@ def _answer(context: Context, max_activation: float, asked: Asked[list[float]]) 
 
 
 def _rows(run: Run, by: MadeBy, item: Simulated, report: Sequence[Answer], select: Sequence[Answer]) -> list[Score]:
-    identity, config = run.identity(item.told.explanation, by), run.config
+    identity = run.identity(item.told.explanation, by)
     if run.part == "select":
-        result = correlation(select, config.bootstrap, config.seed)
-        return [identity.row(SIMULATION, "select", select, result, keep=True)]
-    return correlation_rows(identity, report, None if item.select is None else select, config.bootstrap)
+        return [identity.row(SIMULATION, "select", select, correlation(select), keep=True)]
+    return correlation_rows(identity, report, None if item.select is None else select)

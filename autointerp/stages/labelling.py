@@ -19,7 +19,7 @@ from autointerp.explain.explaining import methods_read as methods_read
 from autointerp.llm.budget import Budget
 from autointerp.llm.capabilities import honours_json_schema, probe
 from autointerp.llm.client import LlmClient
-from autointerp.records import CallRecord, Explanation, ShapeFacts
+from autointerp.records import VALUED_STATUSES, CallRecord, Explanation, ShapeFacts
 from autointerp.rules import shape_labels
 from autointerp.score import scoring
 from autointerp.score.controls import CONTROLS
@@ -175,7 +175,8 @@ def _say_outcome(what: str, outcome: Outcome, terminal: Terminal) -> int:
 def say_summary(store: Store, run_id: str, command: str, seconds: float, terminal: Terminal) -> None:
     """Prints the last line of a command's log, however it ended: what it has labelled, scored and spent."""
     done = written_by(store, run_id)
-    labelled, scored, spent = done.labels["ok"], done.scores["ok"], done.spent
+    labelled, spent = done.labels["ok"], done.spent
+    scored = sum(done.scores[status] for status in VALUED_STATUSES)
     failed = sum(n for status, n in (done.labels + done.scores).items() if status not in NO_FAILURES)
     terminal.say(
         f"{command}: {labelled:,} labelled, {scored:,} scored, {failed:,} failed; {spent.requests:,} requests, "
