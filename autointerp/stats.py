@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 Z95 = 1.959963984540054
 """The 97.5 % point of the normal distribution."""
 _FLOOR = 1e-12
-"""Resampled sums cancel to about 1e-16 of their size. A variance below this share of them is taken as a constant's."""
+"""Sums cancel to about 1e-16 of their size. A variance below this share of them is taken as a constant's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +77,6 @@ def correlation_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     defined = (vx > _FLOOR * np.maximum(sxx, _FLOOR)) & (vy > _FLOOR * np.maximum(syy, _FLOOR))
     bottom = np.sqrt(np.where(defined, vx * vy, 1.0))
     return np.where(defined, np.clip((sxy - sx * sy / n) / bottom, -1.0, 1.0), np.nan)
-
-
-def _resamples(groups: int, n_boot: int, seed: int) -> NDArray[np.float64]:
-    """How often each group occurs in each resample, [n_boot, groups]."""
-    draws = np.random.default_rng(seed).integers(0, groups, size=(n_boot, groups))
-    draws += np.arange(n_boot)[:, None] * groups
-    return np.bincount(draws.ravel(), minlength=n_boot * groups).reshape(n_boot, groups).astype(np.float64)
 
 
 def _percentiles(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
@@ -278,43 +271,6 @@ def spearman_interval(
     return Estimate(value, low, high, int(a.size))
 
 
-def auroc_interval(
-    positive: Sequence[float],
-    negative: Sequence[float],
-    positive_documents: Sequence[Hashable],
-    negative_documents: Sequence[Hashable],
-    n_boot: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """`auroc` with a 95 % percentile interval from a bootstrap over documents, those of both classes together.
-
-    `n` counts both classes. If all resamples agree (because the classes do not overlap, say), they say nothing about
-    the width. The interval is then that of `auroc_of_independent`, with the number of documents. The value is None if a
-    class is empty. The interval is None with fewer than two documents, or if fewer than half of the resamples hold both
-    classes.
-    """
-    p, q = flat(positive), flat(negative)
-    if p.size != len(positive_documents) or q.size != len(negative_documents):
-        raise ValueError("auroc_interval needs one document per value")
-    n = int(p.size + q.size)
-    value = auroc(p, q)
-    if value is None:
-        return Estimate(None, None, None, n)
-    index: dict[Hashable, int] = {}
-    of_p = [index.setdefault(d, len(index)) for d in positive_documents]
-    of_q = [index.setdefault(d, len(index)) for d in negative_documents]
-    if len(index) < 2 or n_boot < 1:
-        return Estimate(value, None, None, n)
-    above = (p[:, None] > q[None, :]) + 0.5 * (p[:, None] == q[None, :])
-    times = _resamples(len(index), n_boot, seed)
-    pairs = times[:, of_p].sum(axis=1) * times[:, of_q].sum(axis=1)
-    won = np.einsum("bp,bp->b", times[:, of_p], times[:, of_q] @ above.T)
-    low, high = _percentiles(np.where(pairs > 0, won / np.maximum(pairs, 1.0), np.nan))
-    if low is not None and low == high:
-        return replace(auroc_of_independent(value, len(set(of_p)), len(set(of_q))), n=n)
-    return Estimate(value, low, high, n)
-
-
 def auroc_of_independent(value: float, positives: int, negatives: int) -> Estimate:
     """The AUROC `value` of independent positives and negatives with a 95 % score interval (Newcombe 2006, method 5).
     Like Wilson's interval for a share, it keeps its width at 0 and 1, and it holds for a handful of values."""
@@ -336,60 +292,3 @@ def auroc_of_independent(value: float, positives: int, negatives: int) -> Estima
 
     low, high = (0.0 if value == 0.0 else end(0.0)), (1.0 if value == 1.0 else end(1.0))
     return Estimate(value, low, high, positives + negatives)
-
-
-# --- means -----------------------------------------------------------------------------------------------------------
-
-_T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""The 97.5 % points of Student's t with 1 .. 30 degrees of freedom."""
-FEW_VALUES = 40
-"""Below this many values a percentile bootstrap of their mean is too narrow, and Student's interval is given."""
-
-
-def t_point(freedom: float) -> float:
-    """The 97.5 % point of Student's t with `freedom` degrees of freedom, at least 1 and not always a whole number: to
-    within 0.1 % from 4 on, 3 % below."""
-    if freedom < 1.0:
-        raise ValueError(f"Student's t needs at least one degree of freedom, not {freedom}")
-    if freedom >= len(_T95):
-        z = Z95
-        return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    below = int(freedom)
-    low, high = _T95[below - 1], _T95[below]
-    # Its logarithm is nearly a straight line in 1 / freedom.
-    share = (1 / below - 1 / freedom) / (1 / below - 1 / (below + 1))
-    return math.exp((1 - share) * math.log(low) + share * math.log(high))
-
-
-def t_interval(values: ArrayLike) -> Estimate:
-    """The mean with Student's 95 % interval, for a handful of values, where a bootstrap would be far too narrow. The
-    value is None without values; the interval is None with fewer than two."""
-    v = flat(values)
-    if not np.isfinite(v).all():
-        raise ValueError("the interval of a mean needs finite values; leave failed rows out and count them")
-    if v.size == 0:
-        return Estimate(None, None, None, 0)
-    mean = float(v.mean())
-    if v.size < 2:
-        return Estimate(mean, None, None, 1)
-    half = t_point(v.size - 1) * float(v.std(ddof=1)) / math.sqrt(v.size)
-    return Estimate(mean, mean - half, mean + half, int(v.size))
-
-
-def mean_interval(values: ArrayLike, n_boot: int = 2000, seed: int = 0) -> Estimate:
-    """The mean with a 95 % interval: `t_interval` below FEW_VALUES values, else a percentile bootstrap over the values.
-    For a paired comparison pass the differences. The value is None without values; the interval is None with fewer than
-    two."""
-    v = flat(values)
-    if v.size < FEW_VALUES or not np.isfinite(v).all():
-        return t_interval(v)
-    rng = np.random.default_rng(seed)
-    # In blocks, since n_boot x n draws would take gigabytes for a million features.
-    block = max(1, 4_000_000 // v.size)
-    sizes = [(min(block, n_boot - i), v.size) for i in range(0, n_boot, block)]
-    means = np.concatenate([v[rng.integers(0, v.size, size=size)].mean(axis=1) for size in sizes])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(v.mean()), float(low), float(high), int(v.size))

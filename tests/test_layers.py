@@ -14,8 +14,8 @@ from support.without_torch import TORCH_SIDE, run_without_torch
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
-    "errors", "records", "config", "config_file", "stats", "jackknife", "resources", "deadline", "tasks", "plugins",
-    "progress",
+    "errors", "records", "config", "config_file", "stats", "means", "jackknife", "resources", "deadline", "tasks",
+    "plugins", "progress",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "deadline"},
     "config_file": {"errors", "deadline", "config"},
     "stats": set(),
-    "jackknife": {"stats"},
+    "means": {"stats"},
+    "jackknife": {"stats", "means"},
     "resources": {"errors"},
     "log": set(),
     "progress": set(),

@@ -34,6 +34,8 @@ def run_doctor(config: Config, terminal: Terminal) -> None:
         for sae in config.sae:
             check(f"SAE {sae.dictionary}", lambda sae=sae: session.describe_sae(sae))  # type: ignore[misc]
     check("evidence methods", lambda: pipeline.describe_methods(config))
+    if (short := labelling.short_of_contexts(config)) is not None:
+        terminal.result(f"warn  contexts: {short}")
     path = Path(config.store.path)
     check("store", lambda: _store(path, terminal.say))
     for stage, endpoint in (("explain", config.explain), ("score", config.score)):

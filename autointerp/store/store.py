@@ -98,7 +98,8 @@ class Store(
             ),
             "scores": self.dicts(
                 "SELECT * EXCLUDE (documents, influences) REPLACE (n_by_kind::MAP(VARCHAR, INTEGER) AS n_by_kind) "
-                "FROM scores WHERE dictionary_id = ? AND feature = ? ORDER BY created_at DESC", key
+                "FROM scores WHERE dictionary_id = ? AND feature = ? ORDER BY created_at DESC",
+                key,
             ),
             "promoted": [t for t in tokens if t.sign == 1],
             "suppressed": [t for t in tokens if t.sign == -1],
