@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from support.simulated_truth import coverage
+from support.simulated_truth import coverage, crossed
 
 from autointerp import means
 from autointerp.means import SharedDocuments, feature_mean, mean_interval, t_interval, t_point
@@ -52,22 +52,6 @@ def test_intervals_of_differences_cover(n: int) -> None:
 
 
 # --- features and documents ------------------------------------------------------------------------------------------
-
-
-def crossed(
-    rng: np.random.Generator, features: int, documents: int, of_documents: float
-) -> tuple[list[float], SharedDocuments]:
-    """Values of features, each a mean over 15 documents (mean 0), and how documents move them."""
-    own, shared = rng.normal(0.0, 0.3, features), rng.normal(0.0, of_documents, documents)
-    of_feature = np.argsort(rng.random((features, documents)), axis=1)[:, :15]
-    x = shared[of_feature] + rng.normal(0.0, 1.0, of_feature.shape)
-    left_out = (15 * x.mean(axis=1, keepdims=True) - x) / 14
-    moved = math.sqrt(14 / 15) * (left_out.mean(axis=1, keepdims=True) - left_out)
-    totals = np.bincount(of_feature.ravel(), moved.ravel(), documents)
-    sums = SharedDocuments(
-        features, documents, float((totals**2).sum()), float((totals**4).sum()), float((moved**2).sum())
-    )
-    return (own + x.mean(axis=1)).tolist(), sums
 
 
 @pytest.mark.parametrize(("documents", "of_documents"), [(20, 0.3), (20, 1.0), (60, 0.0), (60, 0.5)])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp.means import SharedDocuments
 from autointerp.stats import Estimate
 
 Floats = NDArray[np.float64]
@@ -84,3 +85,19 @@ class Population:
         rows = np.concatenate([self._rng.choice(self._active, n), self._rng.choice(self._silent, documents - n)])
         rows = np.repeat(rows, per_document)
         return self.truth[rows], self.predicted[rows], np.repeat(np.arange(documents), per_document).tolist()
+
+
+def crossed(
+    rng: np.random.Generator, features: int, documents: int, of_documents: float
+) -> tuple[list[float], SharedDocuments]:
+    """Values of features, each a mean over 15 documents (mean 0), and how documents move them."""
+    own, shared = rng.normal(0.0, 0.3, features), rng.normal(0.0, of_documents, documents)
+    of_feature = np.argsort(rng.random((features, documents)), axis=1)[:, :15]
+    x = shared[of_feature] + rng.normal(0.0, 1.0, of_feature.shape)
+    left_out = (15 * x.mean(axis=1, keepdims=True) - x) / 14
+    moved = math.sqrt(14 / 15) * (left_out.mean(axis=1, keepdims=True) - left_out)
+    totals = np.bincount(of_feature.ravel(), moved.ravel(), documents)
+    sums = SharedDocuments(
+        features, documents, float((totals**2).sum()), float((totals**4).sum()), float((moved**2).sum())
+    )
+    return (own + x.mean(axis=1)).tolist(), sums
