@@ -236,15 +236,18 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
     return pearson(ranks(a), ranks(b))
 
 
+FEWEST_GROUPS = 8
+
+
 def spearman_interval(
     x: ArrayLike, y: ArrayLike, groups: Sequence[Hashable] | None = None, n_boot: int = 1000, seed: int = 0
 ) -> Estimate:
     """Spearman's rank correlation with a 95 % percentile bootstrap interval; every resample is ranked anew.
 
     `groups` gives the group of each pair of values, if pairs of one group are not independent (labels of one feature);
-    whole groups are then resampled. The interval is None with fewer than two groups, or if fewer than half of the
-    resamples define a correlation. With more than 5,000 pairs there are fewer resamples, but at least 200; the interval
-    is narrow by then.
+    whole groups are then resampled. The interval is None with fewer than FEWEST_GROUPS groups, where it would hold the
+    truth too seldom, or if fewer than half of the resamples define a correlation. With more than 5,000 pairs there are
+    fewer resamples, but at least 200; the interval is narrow by then.
     """
     a, b = flat(x), flat(y)
     value = spearman(a, b)
@@ -253,7 +256,7 @@ def spearman_interval(
     group = np.array([index.setdefault(g, len(index)) for g in named], dtype=np.int64)
     if group.size != a.size:
         raise ValueError(f"{a.size} pairs in {group.size} groups")
-    if value is None or len(index) < 2:
+    if value is None or len(index) < FEWEST_GROUPS:
         return Estimate(value, None, None, int(a.size))
     _, place_a = np.unique(a, return_inverse=True)
     _, place_b = np.unique(b, return_inverse=True)

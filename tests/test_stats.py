@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.simulated_truth import coverage
 
 from autointerp import stats
 from autointerp.means import t_interval
@@ -117,6 +118,20 @@ def test_the_spearman_bootstrap_ranks_every_resample_anew() -> None:
     assert stats.spearman_interval([], []).value is None
     with pytest.raises(ValueError, match="3 pairs in 2 groups"):
         stats.spearman_interval([1, 2, 3], [1, 2, 3], [0, 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [8, 15, 30])
+def test_spearman_intervals_cover(n: int) -> None:
+    rng = np.random.default_rng(n)
+    true = 6 / math.pi * math.asin(0.25)  # of two normal numbers with the correlation .5
+
+    def once() -> tuple[float, stats.Estimate]:
+        x = rng.normal(size=n)
+        return true, stats.spearman_interval(x, 0.5 * x + math.sqrt(0.75) * rng.normal(size=n), n_boot=300)
+
+    assert 0.92 <= coverage(once, 500) <= 0.98
+    assert stats.spearman_interval(range(7), range(7)).low is None
 
 
 @pytest.mark.parametrize(("positives", "negatives", "level"), [(4, 4, 0.7), (3, 5, 0.6), (1, 2, 0.9)])

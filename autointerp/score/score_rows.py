@@ -47,7 +47,7 @@ class Identity:
         """`keep`: whether the predictions go with this row (once per context is enough)."""
         failed = [a for a in answers if a.prediction.status != "ok"]
         documents = {a.context.document for a in answers if a.prediction.status == "ok"}
-        kinds = Counter(a.context.tier or a.context.kind for a in answers)
+        kinds: Counter[str] = Counter(a.context.tier or a.context.kind for a in answers)
         influences = result.estimate.influences
         label = self.explanation
         if label is not None:
