@@ -115,7 +115,7 @@ def row(scorer: str, value: float | None = 0.5, later: int = 0, **more: Any) -> 
         "scorer": scorer, "method": "m", "control": None, "part": "report", "model": "gpt", "template_sha256": "t",
         "seed": later, "value": value, "ci_low": None, "ci_high": None, "n": 3, "n_failed": 0,
         "status": "failed" if value is None else "ok", "error": None,
-        "created_at": datetime(2026, 1, 1) + timedelta(seconds=later),
+        "created_at": datetime(2026, 1, 1) + timedelta(seconds=later), "n_documents": None, "n_by_kind": None,
     }  # fmt: skip
     return ScoreRow(**values | more)
 
