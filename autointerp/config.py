@@ -442,7 +442,7 @@ class ScoreConfig(EndpointConfig):
     of these that the endpoint supports."""
     contexts: Few = 10
     """N: simulation reads N top, N sampled and N negative contexts; detection and fuzzing read 2 N activating and 2 N
-    negative ones."""
+    negative ones. The harvest has to keep that many: harvest.top_contexts of N, harvest.sampled_contexts of 2 N."""
     examples_per_call: Few = 5
     """detection, fuzzing: most contexts in one request."""
     stop_width: Annotated[float, Range(1e-6, 0.999999)] | None = None
@@ -465,9 +465,9 @@ class ScoreConfig(EndpointConfig):
     language_model: str = ""
     """surprisal, intervention: the model (hub id or folder) that reads the label and the text. Default: [model]."""
     bootstrap: Annotated[int, Range(1, 10**6)] = 1000
-    """simulation: resamples of documents from which the interval is taken."""
+    """Not used any more, since intervals are no longer resampled; older configurations name it."""
     seed: Seed = 0
-    """Seed of the contexts drawn and of the bootstrap. Unless 0, it is sent to the endpoint."""
+    """Seed of the contexts drawn. Unless 0, it is sent to the endpoint."""
 
 
 @dataclass(frozen=True, slots=True)

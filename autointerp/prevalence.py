@@ -13,10 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autointerp import stats
-
-FEWEST_DOCUMENTS = 5
-"""With fewer documents there is no interval: it would be far too narrow."""
+from autointerp import jackknife, stats
 
 
 @dataclass(frozen=True)
@@ -53,9 +50,9 @@ def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent:
     """The correlation of truth and prediction over the tokens of ordinary text, with a jackknife over documents.
 
     `active` is a uniform sample of the `n_active` tiles in which the feature fires, and `silent` of the `n_silent`
-    others. z = atanh r; SE^2 = (G - 1) / G sum (z_-g - mean z)^2 over the G documents; the interval is tanh(z +- t SE).
-    The value is None where truth or prediction is constant, or a kind of tile that the corpus holds was not sampled.
-    The interval is None with fewer than FEWEST_DOCUMENTS documents. `n` is the number of tiles.
+    others. The value is None where truth or prediction is constant, or a kind of tile that the corpus holds was not
+    sampled. The interval (see jackknife.interval) is None where the active tiles are from fewer than
+    jackknife.MIN_DOCUMENTS documents, or without one of the documents there is no value. `n` is the number of tiles.
     """
     n = len(active.documents) + len(silent.documents)
     if (n_active > 0 and not len(active.sums)) or (n_silent >= 0.5 and not len(silent.sums)):
@@ -67,16 +64,22 @@ def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent:
     tiles = [np.bincount(of, minlength=len(index)).astype(np.float64) for of in groups]
     totals = [_weighted(part.sum(0), len(kind.sums), size) for part, kind, size in
               zip(per_document, (active, silent), (n_active, n_silent), strict=True)]  # fmt: skip
-    value = stats.correlation_of_moments(totals[0] + totals[1])
-    if value is None:
+    value = float(stats.correlation_of((totals[0] + totals[1])[None])[0])
+    if np.isnan(value):
         return stats.Estimate(None, None, None, n)
+    if np.count_nonzero(tiles[0]) < jackknife.MIN_DOCUMENTS:
+        return stats.Estimate(value, None, None, n)
     without = np.zeros((len(index), 6))
     for part, kind, size, count in zip(per_document, (active, silent), (n_active, n_silent), tiles, strict=True):
         left = len(kind.sums) - count
         weight = np.divide(size, left, out=np.zeros_like(left), where=left > 0)
         without += weight[:, None] * (part.sum(0) - part)
-    low, high = stats.jackknife_ends(value, [stats.correlation_of_moments(row) for row in without], FEWEST_DOCUMENTS)
-    return stats.Estimate(value, low, high, n)
+    with np.errstate(divide="ignore"):  # a correlation of 1 has no interval
+        ends = jackknife.interval(float(np.arctanh(value)), np.arctanh(stats.correlation_of(without)))
+    if ends is None:
+        return stats.Estimate(value, None, None, n)
+    low, high = np.tanh(ends)
+    return stats.Estimate(value, float(low), float(high), n)
 
 
 def _weighted(sums: NDArray[np.float64], n: int, size: float) -> NDArray[np.float64]:

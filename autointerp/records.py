@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+VALUED_STATUSES = ("ok", "constant_prediction")
+"""Statuses of scores that have a value. A constant prediction is a score of the label, 0, and no failure."""
 Split = Literal["explain", "select", "report"]
 SPLITS: tuple[Split, ...] = ("explain", "select", "report")
 Kind = Literal["top", "sampled", "negative"]
@@ -277,7 +279,8 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One number for one label, with its interval and its failures. `value` is None unless status is 'ok'."""
+    """One number for one label, with its interval and its failures. `value` is None unless status is one of
+    VALUED_STATUSES."""
 
     score_id: str
     dictionary_id: int
@@ -298,6 +301,14 @@ class Score:
     n_failed: int
     status: str
     error: str | None = None
+    n_documents: int | None = None
+    """Different documents among the contexts that have a prediction; None for a score that is not over contexts."""
+    n_by_kind: dict[str, int] | None = None
+    """Contexts asked about, by kind: top, sampled, and for negatives their tier. None as for n_documents."""
+    documents: list[str] | None = None
+    """Those documents, in the order of `influences`; None where influences are not known."""
+    influences: list[float] | None = None
+    """By how much each document moves `value` (jackknife.influences_of)."""
     predictions: list[Prediction] = field(default_factory=list)
 
 

@@ -7,8 +7,8 @@ of an interval that cannot be computed (one document cannot be resampled).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -17,9 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 Z95 = 1.959963984540054
 """The 97.5 % point of the normal distribution."""
 _FLOOR = 1e-12
-"""Resampled sums cancel to about 1e-16 of their size. A variance below this share of them is taken as a constant's."""
-
-_DRAWS_AT_ONCE = 4_000_000
+"""Sums cancel to about 1e-16 of their size. A variance below this share of them is taken as a constant's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,29 +28,31 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
+    influences: Mapping[Hashable, float] | None = field(default=None, compare=False, repr=False)
+    """By how much each document moves the value (see jackknife.influences_of); None where that is not known."""
 
 
-def _flat(values: ArrayLike) -> NDArray[np.float64]:
+def flat(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64).ravel()
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
     """Pearson correlation of two equally long vectors; None if either is constant, empty or not finite."""
-    a, b = _flat(x), _flat(y)
+    a, b = flat(x), flat(y)
     if a.size != b.size:
         raise ValueError(f"pearson needs vectors of one length, not {a.size} and {b.size}")
     if a.size < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return None
-    value = _correlation(_moments(_standard(a), _standard(b)))[0]
+    value = correlation_of(moments_of(standardised(a), standardised(b)))[0]
     return None if math.isnan(value) else float(value)
 
 
 def is_constant(values: ArrayLike) -> bool:
     """Whether all values are equal, up to rounding. An empty vector counts as constant."""
-    return not _standard(_flat(values)).any()
+    return not standardised(flat(values)).any()
 
 
-def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """`values` centred and scaled to at most 1, so that sums of squares neither cancel nor overflow. A vector that is
     constant up to rounding becomes exactly zero."""
     top = float(np.abs(values).max(initial=0.0))
@@ -64,137 +64,19 @@ def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.zeros_like(values) if spread < 1e-12 else centred / spread
 
 
-def _moments(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def moments_of(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """n and the sums of x, y, xx, yy and xy, [1, 6]."""
     return np.array([[x.size, x.sum(), y.sum(), x @ x, y @ y, x @ y]])
 
 
-def _correlation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlations [B] from rows of `_moments` [B, 6]; NaN where a variance is zero."""
+def correlation_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Correlations [B] from rows of `moments_of` [B, 6]; NaN where a variance is zero."""
     n, sx, sy, sxx, syy, sxy = sums.T
     n = np.maximum(n, 1.0)
     vx, vy = sxx - sx * sx / n, syy - sy * sy / n
     defined = (vx > _FLOOR * np.maximum(sxx, _FLOOR)) & (vy > _FLOOR * np.maximum(syy, _FLOOR))
     bottom = np.sqrt(np.where(defined, vx * vy, 1.0))
     return np.where(defined, np.clip((sxy - sx * sy / n) / bottom, -1.0, 1.0), np.nan)
-
-
-def correlation_of_moments(sums: ArrayLike) -> float | None:
-    """The correlation from weighted sums [6] of 1, x, y, x^2, y^2 and x y; None where a variance is zero."""
-    n, sx, sy, sxx, syy, sxy = np.asarray(sums, dtype=np.float64)
-    value = float(_correlation(np.array([[n, sx, sy, sxx, syy, sxy]]))[0])
-    return None if math.isnan(value) else value
-
-
-def jackknife_ends(value: float, without: Sequence[float | None], fewest: int) -> tuple[float | None, float | None]:
-    """The 95 % interval of a correlation from its values `without` each of the documents in turn.
-
-    With z = atanh r, SE^2 = (G - 1) / G sum (z_-g - mean z)^2, and the ends are tanh(z +- t SE) with G - 1 degrees of
-    freedom. (None, None) with fewer than `fewest` documents, or where a value is undefined or is 1.
-    """
-    groups = len(without)
-    if groups < max(2, fewest) or any(r is None for r in without) or abs(value) >= 1 - 1e-12:
-        return None, None
-    z = np.arctanh(np.clip(np.array(without, dtype=np.float64), -1 + 1e-12, 1 - 1e-12))
-    error = math.sqrt((groups - 1) / groups * float(((z - z.mean()) ** 2).sum()))
-    middle, reach = math.atanh(value), t_point(groups - 1) * error
-    return math.tanh(middle - reach), math.tanh(middle + reach)
-
-
-def _resamples(groups: int, n_boot: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each group occurs in each resample, [n_boot, groups], in blocks of rows: a million resamples of
-    thousands of groups fit into no memory."""
-    rng = np.random.default_rng(seed)
-    block = max(1, _DRAWS_AT_ONCE // groups)
-    for first in range(0, n_boot, block):
-        n = min(block, n_boot - first)
-        draws = rng.integers(0, groups, size=(n, groups))
-        draws += np.arange(n)[:, None] * groups
-        yield np.bincount(draws.ravel(), minlength=n * groups).reshape(n, groups).astype(np.float64)
-
-
-def pooled_correlation(
-    truth: Sequence[ArrayLike],
-    predicted: Sequence[ArrayLike],
-    documents: Sequence[Hashable],
-    n_boot: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """Pearson correlation over the tokens of all contexts pooled (Bills et al. 2023), with a 95 % percentile interval
-    from a bootstrap over documents.
-
-    `truth[i]` and `predicted[i]` hold one number per token of context i, which is from `documents[i]`. `n` is the
-    number of contexts. The value is None if truth or prediction is constant. The interval is None with fewer than two
-    documents, or if fewer than half of the resamples define a correlation. Only six sums per document are resampled, so
-    a thousand resamples of thirty contexts take about a millisecond.
-    """
-    x, y, group = _pooled(truth, predicted, documents)
-    x, y = _standard(x), _standard(y)
-    columns = (np.ones_like(x), x, y, x * x, y * y, x * y)
-    return _bootstrapped(_correlation, columns, group, len(truth), n_boot, seed)
-
-
-def pooled_r_squared(
-    truth: Sequence[ArrayLike],
-    predicted: Sequence[ArrayLike],
-    documents: Sequence[Hashable],
-    n_boot: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """`r_squared` over the tokens of all contexts pooled, with the interval and the rules of `pooled_correlation`."""
-    x, y, group = _pooled(truth, predicted, documents)
-    scale = float(np.abs(x).max(initial=0.0)) or 1.0
-    x, y = x / scale, y / scale
-    columns = (np.ones_like(x), x, x * x, (x - y) ** 2)
-
-    def r_squares(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        n, sx, sxx, error = sums.T
-        variance = sxx - sx * sx / np.maximum(n, 1.0)
-        defined = variance > _FLOOR * np.maximum(sxx, _FLOOR)
-        return np.where(defined, 1.0 - error / np.where(defined, variance, 1.0), np.nan)
-
-    return _bootstrapped(r_squares, columns, group, len(truth), n_boot, seed)
-
-
-def _pooled(
-    truth: Sequence[ArrayLike], predicted: Sequence[ArrayLike], documents: Sequence[Hashable]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """(truth, prediction, number of its document) for all tokens of all contexts."""
-    if not len(truth) == len(predicted) == len(documents):
-        raise ValueError(f"{len(truth)} truths, {len(predicted)} predictions, {len(documents)} documents")
-    xs, ys = [_flat(t) for t in truth], [_flat(p) for p in predicted]
-    for i, (a, b) in enumerate(zip(xs, ys, strict=True)):
-        if a.size != b.size:
-            raise ValueError(f"context {i} has {a.size} tokens and {b.size} predictions")
-    index: dict[Hashable, int] = {}
-    of_context = np.array([index.setdefault(d, len(index)) for d in documents], dtype=np.int64)
-    x = np.concatenate([*xs, np.zeros(0)])
-    y = np.concatenate([*ys, np.zeros(0)])
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("activations and predictions must be finite")
-    return x, y, np.repeat(of_context, [a.size for a in xs])
-
-
-def _bootstrapped(
-    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    columns: Sequence[NDArray[np.float64]],
-    group: NDArray[np.int64],
-    n: int,
-    n_boot: int,
-    seed: int,
-) -> Estimate:
-    """A statistic of sums of `columns` over tokens, with its interval from resampling the groups' sums."""
-    if group.size < 2:
-        return Estimate(None, None, None, n)
-    count = int(group.max()) + 1
-    sums = np.stack([np.bincount(group, weights=column, minlength=count) for column in columns], axis=1)
-    value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
-    if math.isnan(value):
-        return Estimate(None, None, None, n)
-    if count < 2 or n_boot < 1:
-        return Estimate(value, None, None, n)
-    low, high = _percentiles(np.concatenate([statistic(times @ sums) for times in _resamples(count, n_boot, seed)]))
-    return Estimate(value, low, high, n)
 
 
 def _percentiles(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
@@ -208,7 +90,7 @@ def _percentiles(values: NDArray[np.float64]) -> tuple[float | None, float | Non
 def linear_calibration(predicted: ArrayLike, truth: ArrayLike) -> tuple[float, float]:
     """(slope, intercept) of the least-squares line truth ~ slope * predicted + intercept. The slope is 0 if `predicted`
     is constant. Raises ValueError without data."""
-    x, y = _flat(predicted), _flat(truth)
+    x, y = flat(predicted), flat(truth)
     if x.size != y.size or x.size == 0:
         raise ValueError(f"a calibration needs two equally long, non-empty vectors, not {x.size} and {y.size}")
     dx = x - x.mean()
@@ -220,7 +102,7 @@ def linear_calibration(predicted: ArrayLike, truth: ArrayLike) -> tuple[float, f
 def r_squared(truth: ArrayLike, predicted: ArrayLike) -> float | None:
     """The share of the centred variance explained: 1 - sum (truth - predicted)^2 / sum (truth - mean truth)^2. Negative
     if the mean would predict better; None if `truth` is constant."""
-    y, p = _flat(truth), _flat(predicted)
+    y, p = flat(truth), flat(predicted)
     if y.size != p.size:
         raise ValueError(f"r_squared needs vectors of one length, not {y.size} and {p.size}")
     if y.size == 0:
@@ -249,7 +131,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
 def auroc(positive: ArrayLike, negative: ArrayLike) -> float | None:
     """The probability that a positive scores above a negative, with ties counted half (the Mann-Whitney statistic).
     None if either side is empty."""
-    p, q = _flat(positive), np.sort(_flat(negative))
+    p, q = flat(positive), np.sort(flat(negative))
     if p.size == 0 or q.size == 0:
         return None
     below = np.searchsorted(q, p, side="left")
@@ -337,7 +219,7 @@ def _binomial(n: int, shares: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def ranks(values: ArrayLike) -> NDArray[np.float64]:
     """The rank of every value, from 1 for the smallest. Equal values share the mean of their ranks."""
-    _, place, counts = np.unique(_flat(values), return_inverse=True, return_counts=True)
+    _, place, counts = np.unique(flat(values), return_inverse=True, return_counts=True)
     return _mid_ranks(counts.astype(np.float64))[place]
 
 
@@ -348,10 +230,13 @@ def _mid_ranks(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
     """Spearman's rank correlation, with mean ranks for ties; None if either vector is constant, empty or not finite."""
-    a, b = _flat(x), _flat(y)
+    a, b = flat(x), flat(y)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return None
     return pearson(ranks(a), ranks(b))
+
+
+FEWEST_GROUPS = 8
 
 
 def spearman_interval(
@@ -360,18 +245,18 @@ def spearman_interval(
     """Spearman's rank correlation with a 95 % percentile bootstrap interval; every resample is ranked anew.
 
     `groups` gives the group of each pair of values, if pairs of one group are not independent (labels of one feature);
-    whole groups are then resampled. The interval is None with fewer than two groups, or if fewer than half of the
-    resamples define a correlation. With more than 5,000 pairs there are fewer resamples, but at least 200; the interval
-    is narrow by then.
+    whole groups are then resampled. The interval is None with fewer than FEWEST_GROUPS groups, where it would hold the
+    truth too seldom, or if fewer than half of the resamples define a correlation. With more than 5,000 pairs there are
+    fewer resamples, but at least 200; the interval is narrow by then.
     """
-    a, b = _flat(x), _flat(y)
+    a, b = flat(x), flat(y)
     value = spearman(a, b)
     index: dict[Hashable, int] = {}
     named: Sequence[Hashable] = range(a.size) if groups is None else groups
     group = np.array([index.setdefault(g, len(index)) for g in named], dtype=np.int64)
     if group.size != a.size:
         raise ValueError(f"{a.size} pairs in {group.size} groups")
-    if value is None or len(index) < 2:
+    if value is None or len(index) < FEWEST_GROUPS:
         return Estimate(value, None, None, int(a.size))
     _, place_a = np.unique(a, return_inverse=True)
     _, place_b = np.unique(b, return_inverse=True)
@@ -387,65 +272,6 @@ def spearman_interval(
         found[i] = float(times @ (r * s)) / math.sqrt(bottom) if bottom > 0.0 else math.nan
     low, high = _percentiles(found)
     return Estimate(value, low, high, int(a.size))
-
-
-def mean_interval(values: ArrayLike, n_boot: int = 2000, seed: int = 0) -> Estimate:
-    """The mean with a 95 % percentile bootstrap interval over the values. For a paired comparison pass the differences.
-    The value is None without values; the interval is None with fewer than two."""
-    v = _flat(values)
-    if v.size == 0:
-        return Estimate(None, None, None, 0)
-    if not np.isfinite(v).all():
-        raise ValueError("mean_interval needs finite values; leave failed rows out and count them")
-    if v.size < 2:
-        return Estimate(float(v.mean()), None, None, 1)
-    rng = np.random.default_rng(seed)
-    # In blocks, since n_boot x n draws would take gigabytes for a million features.
-    block = max(1, _DRAWS_AT_ONCE // v.size)
-    sizes = [(min(block, n_boot - i), v.size) for i in range(0, n_boot, block)]
-    means = np.concatenate([v[rng.integers(0, v.size, size=size)].mean(axis=1) for size in sizes])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(v.mean()), float(low), float(high), int(v.size))
-
-
-def auroc_interval(
-    positive: Sequence[float],
-    negative: Sequence[float],
-    positive_documents: Sequence[Hashable],
-    negative_documents: Sequence[Hashable],
-    n_boot: int = 1000,
-    seed: int = 0,
-) -> Estimate:
-    """`auroc` with a 95 % percentile interval from a bootstrap over documents, those of both classes together.
-
-    `n` counts both classes. If all resamples agree (because the classes do not overlap, say), they say nothing about
-    the width. The interval is then that of `auroc_of_independent`, with the number of documents. The value is None if a
-    class is empty. The interval is None with fewer than two documents, or if fewer than half of the resamples hold both
-    classes.
-    """
-    p, q = _flat(positive), _flat(negative)
-    if p.size != len(positive_documents) or q.size != len(negative_documents):
-        raise ValueError("auroc_interval needs one document per value")
-    n = int(p.size + q.size)
-    value = auroc(p, q)
-    if value is None:
-        return Estimate(None, None, None, n)
-    index: dict[Hashable, int] = {}
-    of_p = [index.setdefault(d, len(index)) for d in positive_documents]
-    of_q = [index.setdefault(d, len(index)) for d in negative_documents]
-    if len(index) < 2 or n_boot < 1:
-        return Estimate(value, None, None, n)
-    above = (p[:, None] > q[None, :]) + 0.5 * (p[:, None] == q[None, :])
-
-    def aurocs(times: NDArray[np.float64]) -> NDArray[np.float64]:
-        pairs = times[:, of_p].sum(axis=1) * times[:, of_q].sum(axis=1)
-        won = np.einsum("bp,bp->b", times[:, of_p], times[:, of_q] @ above.T)
-        return np.where(pairs > 0, won / np.maximum(pairs, 1.0), np.nan)
-
-    low, high = _percentiles(np.concatenate([aurocs(times) for times in _resamples(len(index), n_boot, seed)]))
-    if low is not None and low == high:
-        return replace(auroc_of_independent(value, len(set(of_p)), len(set(of_q))), n=n)
-    return Estimate(value, low, high, n)
 
 
 def auroc_of_independent(value: float, positives: int, negatives: int) -> Estimate:
@@ -469,33 +295,3 @@ def auroc_of_independent(value: float, positives: int, negatives: int) -> Estima
 
     low, high = (0.0 if value == 0.0 else end(0.0)), (1.0 if value == 1.0 else end(1.0))
     return Estimate(value, low, high, positives + negatives)
-
-
-_T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""The 97.5 % points of Student's t with 1 .. 30 degrees of freedom."""
-
-
-def t_point(freedom: int) -> float:
-    """The 97.5 % point of Student's t. Raises ValueError without a degree of freedom."""
-    if freedom < 1:
-        raise ValueError(f"Student's t needs a degree of freedom, not {freedom}")
-    # Beyond the table the first term of the expansion in 1 / freedom is good to three decimals.
-    return _T95[freedom - 1] if freedom <= len(_T95) else Z95 + (Z95**3 + Z95) / (4 * freedom)
-
-
-def t_interval(values: ArrayLike) -> Estimate:
-    """The mean with Student's 95 % interval, for a handful of values, where a bootstrap would be far too narrow. The
-    value is None without values; the interval is None with fewer than two."""
-    v = _flat(values)
-    if not np.isfinite(v).all():
-        raise ValueError("t_interval needs finite values; leave failed rows out and count them")
-    if v.size == 0:
-        return Estimate(None, None, None, 0)
-    mean = float(v.mean())
-    if v.size < 2:
-        return Estimate(mean, None, None, 1)
-    half = t_point(int(v.size) - 1) * float(v.std(ddof=1)) / math.sqrt(v.size)
-    return Estimate(mean, mean - half, mean + half, int(v.size))

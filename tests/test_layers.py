@@ -14,8 +14,8 @@ from support.without_torch import TORCH_SIDE, run_without_torch
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
-    "errors", "records", "config", "config_file", "stats", "prevalence", "resources", "deadline", "tasks", "plugins",
-    "progress", "background", "template_limits",
+    "errors", "records", "config", "config_file", "stats", "means", "jackknife", "prevalence", "resources", "deadline",
+    "tasks", "plugins", "progress", "background", "template_limits",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -28,7 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "deadline"},
     "config_file": {"errors", "deadline", "config"},
     "stats": set(),
-    "prevalence": {"stats"},
+    "means": {"stats"},
+    "jackknife": {"stats", "means"},
+    "prevalence": {"stats", "jackknife"},
     "resources": {"errors"},
     "template_limits": set(),
     "log": set(),

@@ -193,19 +193,19 @@ def test_label_stability_by_what_varies(store: Store, path: Path, capsys: pytest
 
 def test_scorers_rank_correlation(store: Store, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`contexts`: the same order twice. `pruned`: the reverse. Together: in between."""
-    values = [0.1, 0.3, 0.35, 0.6, 0.62, 0.9]
+    values = [0.1, 0.3, 0.35, 0.6, 0.62, 0.7, 0.8, 0.9]
     for explainer, sign in (("contexts", 1.0), ("pruned", -1.0)):
-        es = [label(f, explainer) for f in range(6)]
+        es = [label(f, explainer) for f in range(N)]
         store.insert_explanations(es)
         for e, v in zip(es, values, strict=True):
             store.insert_scores([score(e, value=v), score(e, scorer="detection", value=0.5 + sign * v**3 / 2)])
             store.insert_scores([score(e, scorer="detection", value=0.5, control="shuffled")])
     store.close()
     rows = {r["explainer"]: r for r in compared(capsys, path, "--agreement") if r["measure"] == "rank_correlation"}
-    assert (rows["contexts"]["value"], rows["contexts"]["n"]) == (pytest.approx(1.0), 6)
+    assert (rows["contexts"]["value"], rows["contexts"]["n"]) == (pytest.approx(1.0), N)
     assert rows["pruned"]["value"] == pytest.approx(-1.0)
     # A feature's two labels are drawn together: they cancel in every resample.
-    assert rows["all"]["n"] == 12
+    assert rows["all"]["n"] == 2 * N
     assert [rows["all"][k] for k in ("value", "ci_low", "ci_high")] == pytest.approx([0.0] * 3, abs=1e-9)
     assert rows["all"]["scorer"] == "detection (numbers, gpt) ~ simulation (numbers, gpt)"
 

@@ -116,6 +116,7 @@ def row(scorer: str, value: float | None = 0.5, later: int = 0, **more: Any) -> 
         "seed": later, "value": value, "ci_low": None, "ci_high": None, "n": 3, "n_failed": 0,
         "status": "failed" if value is None else "ok", "error": None,
         "created_at": datetime(2026, 1, 1) - timedelta(seconds=later), "sequence": later,
+        "n_documents": None, "n_by_kind": None,
     }  # fmt: skip
     return ScoreRow(**values | more)
 

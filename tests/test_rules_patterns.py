@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.known_words import RAW_MAX, WORDS, contexts, evidence, with_tokens
 
-from autointerp import stats
+from autointerp import jackknife
 from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.ask.scale import scaled
 from autointerp.records import Context, FeatureEvidence, PromotedToken
@@ -135,7 +135,7 @@ def test_any_text_can_be_described(tokens: list[str], active: int) -> None:
 
 def held_out(rule: Rule, feature: int) -> float:
     found = contexts(feature, "report")
-    value = stats.pooled_correlation(
+    value = jackknife.pooled_correlation(
         [scaled(c.activations, RAW_MAX) for c in found],
         [rule.predict(c.tokens) for c in found],
         [c.document for c in found],

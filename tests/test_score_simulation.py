@@ -12,12 +12,14 @@ from support.known_words import RAW_MAX, contexts, near
 
 from autointerp.ask.chat import ReplyError
 from autointerp.ask.scale import scaled
+from autointerp.errors import AutointerpError
 from autointerp.llm.requests import TokenLogprob
 from autointerp.records import Context, Explanation, Prediction
 from autointerp.score.correlation import calibrated_fit, correlation, correlation_rows, is_random_only
 from autointerp.score.score_rows import Answer, Identity
 from autointerp.score.simulation import choose_contexts
 from autointerp.score.simulation_replies import expected_numbers, read_lines, read_prompt_logprobs
+from autointerp.store.scores import check_score
 
 TOKENS = [" the", " alpha", "\n", ' "x"']
 
@@ -230,31 +232,34 @@ def answers(part: str, predict: object = None, failed: dict[int, str] | None = N
 
 
 def test_the_rows_of_a_perfect_label() -> None:
-    found = correlation_rows(IDENTITY, answers("report"), answers("select"), 200)
+    found = correlation_rows(IDENTITY, answers("report"), answers("select"))
     assert [(r.scorer, r.part, r.n) for r in found] == [
         ("simulation", "select", 18), ("simulation_calibrated", "report", 18), ("simulation_random", "report", 9),
         ("simulation", "report", 18),
     ]  # fmt: skip
     for row in found:
         assert row.status == "ok" and row.value == pytest.approx(1.0) and row.n_failed == 0
-        assert row.ci_low == pytest.approx(1.0) and row.explanation_id == LABEL.explanation_id
+        assert row.ci_low is None  # all documents agree, which says nothing of the next one
+        assert row.explanation_id == LABEL.explanation_id and row.n_documents == len(row.documents or [])
     assert len({r.score_id for r in found}) == 4
     assert [len(r.predictions) for r in found] == [18, 0, 0, 18]
+    by_kind = {"top": 6, "sampled": 6, "random": 3, "same_token": 2, "neighbour": 1}
+    assert [r.n_by_kind for r in found] == [by_kind, by_kind, {"sampled": 6, "random": 3}, by_kind]
 
 
 def test_calibration_corrects_scale_but_not_order() -> None:
     def squeezed(_: Context, truth: list[float]) -> list[float]:
         return [0.2 * t + 1.0 for t in truth]
 
-    raw = correlation(answers("report", squeezed), 100, 0).estimate.value
-    calibrated = calibrated_fit(answers("select", squeezed), answers("report", squeezed), 100, 0).estimate.value
+    raw = correlation(answers("report", squeezed)).estimate.value
+    calibrated = calibrated_fit(answers("select", squeezed), answers("report", squeezed)).estimate.value
     assert raw == pytest.approx(1.0) and calibrated == pytest.approx(1.0)
-    wrong_size = calibrated_fit(answers("select"), answers("report", squeezed), 100, 0).estimate.value
+    wrong_size = calibrated_fit(answers("select"), answers("report", squeezed)).estimate.value
     assert wrong_size is not None and wrong_size < 0.5
 
 
 def test_failed_contexts_are_counted_and_left_out() -> None:
-    found = correlation_rows(IDENTITY, answers("report", failed={0: "token_count", 7: "refused"}), None, 100)
+    found = correlation_rows(IDENTITY, answers("report", failed={0: "token_count", 7: "refused"}), None)
     headline = found[-1]
     assert (headline.n, headline.n_failed, headline.status) == (18, 2, "ok")
     assert headline.value == pytest.approx(1.0)
@@ -263,12 +268,25 @@ def test_failed_contexts_are_counted_and_left_out() -> None:
 
 def test_statuses_without_a_value() -> None:
     half = dict.fromkeys(range(10), "token_count")
-    assert correlation(answers("report", failed=half), 10, 0).status == "token_count"
-    assert correlation(answers("report", failed={3: "gave_up"}), 10, 0).status == "gave_up"
-    assert correlation([], 10, 0).status == "no_contexts"
-    assert correlation(answers("report", lambda c, t: [3.0] * len(t)), 10, 0).status == "constant_prediction"
+    assert correlation(answers("report", failed=half)).status == "token_count"
+    assert correlation(answers("report", failed={3: "gave_up"})).status == "gave_up"
+    assert correlation([]).status == "no_contexts"
     silent = [a for a in answers("report") if a.context.kind == "negative"]
     moving = [replace(a, prediction=replace(a.prediction, predicted=[float(i) for i in range(16)])) for a in silent]
-    result = correlation(moving, 10, 0)
+    result = correlation(moving)
     assert result.status == "constant_truth" and result.estimate.value is None
-    assert calibrated_fit(answers("select"), moving, 10, 0).status == "constant_truth"
+    assert calibrated_fit(answers("select"), moving).status == "constant_truth"
+
+
+def test_a_label_that_predicts_the_same_everywhere_scores_zero() -> None:
+    constant = answers("report", lambda c, t: [3.0] * len(t))
+    result = correlation(constant)
+    assert (result.status, result.estimate.value, result.estimate.low) == ("constant_prediction", 0.0, None)
+    assert set((result.estimate.influences or {}).values()) == {0.0}
+    for row in correlation_rows(IDENTITY, constant, None):
+        check_score(row)
+        assert (row.status, row.value) == ("constant_prediction", 0.0)
+    with pytest.raises(AutointerpError, match="only then"):
+        check_score(replace(row, value=None))
+    with pytest.raises(AutointerpError, match="only then"):
+        check_score(replace(row, status="constant_truth"))

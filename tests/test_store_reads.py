@@ -158,8 +158,10 @@ def test_leaderboard_and_spending(store: Store) -> None:
     assert len(row) == 1
     assert (row[0]["explainer"], row[0]["n"], row[0]["n_without_score"]) == ("contexts", 2, 1)
     assert row[0]["mean_score"] == pytest.approx(0.4)
-    half = 1.959964 * np.std([0.3, 0.5], ddof=1) / np.sqrt(2)
+    error = np.std([0.3, 0.5], ddof=1) / np.sqrt(2)
+    half = 12.706 * error  # Student's t of one degree of freedom
     assert (row[0]["ci_low"], row[0]["ci_high"]) == (pytest.approx(0.4 - half), pytest.approx(0.4 + half))
+    assert (row[0]["se_features"], row[0]["se_both"], row[0]["n_documents"]) == (pytest.approx(error), None, None)
     store.insert_calls([call(1), call(2, stage="score", attempts=4), call(3, stage="score", status="refused")])
     spend = store.dicts("SELECT stage, n_calls, n_not_ok, n_requests, cost_usd FROM spend_by_stage ORDER BY stage")
     assert spend == [

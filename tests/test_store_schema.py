@@ -33,7 +33,8 @@ CONTRACT = {
     "explanations": "explanation_id dictionary_id feature harvest_id explainer model template_sha256 evidence_sha256 "
     "seed text status error input_tokens output_tokens cost_usd created_at rule sequence",
     "scores": "score_id dictionary_id feature explanation_id scorer method control part model template_sha256 seed "
-    "value ci_low ci_high n n_failed status error created_at harvest_id sequence",
+    "value ci_low ci_high n n_failed status error created_at harvest_id sequence "
+    "n_documents n_by_kind documents influences",
     "predictions": "score_id context_id truth predicted status",
     "labels": "dictionary_id name feature label explainer model scorer score ci_low ci_high density status "
     "explanation_id side",
@@ -54,6 +55,10 @@ TYPES = {
     ("contexts", "tokens"): "VARCHAR[]",
     ("contexts", "activations"): "FLOAT[]",
     ("contexts", "text"): "VARCHAR",
+    ("scores", "n_documents"): "INTEGER",
+    ("scores", "n_by_kind"): "JSON",
+    ("scores", "documents"): "VARCHAR[]",
+    ("scores", "influences"): "FLOAT[]",
     ("predictions", "truth"): "FLOAT[]",
     ("predictions", "predicted"): "FLOAT[]",
     ("corpora", "config"): "JSON",
@@ -75,6 +80,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (2, "methods"),
             (3, "batches"),
             (4, "sequence"),
+            (5, "score_documents"),
         ]
 
 
@@ -94,6 +100,29 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path, monke
         store.add_corpus("more", {}, "tok", 1, 2)
     with Store.open(path, read_only=True) as store:
         assert store.row_counts()["corpora"] == 2
+
+
+def test_scores_of_an_older_schema_stay_and_constant_predictions_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.duckdb"
+    columns = (
+        "(score_id, dictionary_id, feature, harvest_id, scorer, method, part, model, template_sha256, seed, n, "
+        "n_failed, created_at, value, status) "
+        "VALUES (?, 1, 0, 1, 'simulation', 'numbers', 'report', 'm', 't', 0, 30, 0, now()::TIMESTAMP, ?, ?)"
+    )
+    rows = [("a", 0.5, "ok"), ("b", None, "constant_prediction"), ("c", None, "constant_truth")]
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "migrations", lambda: [m for m in migrations() if m[1] != "score_documents"])
+        patch.setattr(schema, "sql_file", lambda name: "" if name == "views.sql" else sql_file(name))
+        with Store.open(path, create=True) as store:
+            store.con.executemany(f"INSERT INTO scores {columns}", rows)
+    with Store.open(path) as store:
+        found = store.rows("SELECT score_id, value, status, n_documents, n_by_kind FROM scores ORDER BY score_id")
+    assert found == [
+        ("a", 0.5, "ok", None, None), ("b", 0.0, "constant_prediction", None, None),
+        ("c", None, "constant_truth", None, None),
+    ]  # fmt: skip
 
 
 def test_every_column_of_the_first_schema_is_pinned(tmp_path: Path) -> None:

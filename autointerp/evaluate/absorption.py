@@ -38,6 +38,7 @@ from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import bos_prefix, token_ids
 from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.evaluate.pooled import BATCH_TOKENS
+from autointerp.means import mean_interval
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.input_limits import n_embeddings
 from autointerp.model.load import LoadedModel
@@ -45,7 +46,6 @@ from autointerp.model.token_batches import activation_batches
 from autointerp.progress import Adding, Counting, uncounted
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
-from autointerp.stats import mean_interval
 
 PROMPT = "They talked about it for a while, and then about the"
 """The text before the word. Any word can follow it, and it names no letter."""

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp import stats
+from autointerp.means import mean_interval
 from autointerp.sae import codes
 from autointerp.sae.codes import SparseCodes
 
@@ -432,7 +433,7 @@ def decoder_metrics(W_dec: Tensor, alive: NDArray[np.bool_], n_tokens: int, seed
         nearest.append(cosines.amax(1).clamp(-1.0, 1.0).cpu())
     cosine = torch.cat(nearest).double().numpy()
     share = stats.wilson(int((cosine > REDUNDANT_ABOVE).sum()), len(cosine))
-    mean = stats.mean_interval(cosine, seed=seed)
+    mean = mean_interval(cosine, seed=seed)
     return [
         Metric(name, e.value, None, e.low if sampled else None, e.high if sampled else None, n_tokens)
         for name, e in (("decoder_redundant_fraction", share), ("decoder_mean_max_cosine", mean))

@@ -24,11 +24,11 @@ from autointerp.config import CorpusConfig
 from autointerp.errors import InputError
 from autointerp.evaluate.metric_rows import MetricRow, metric_row
 from autointerp.evaluate.pooled import BATCH_TOKENS, Pooled, pooled
+from autointerp.means import mean_interval
 from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
 from autointerp.progress import Adding, Counting, uncounted
 from autointerp.sae.sae import Sae
-from autointerp.stats import mean_interval
 
 FEWEST_TEXTS = 10
 TYPO_SHARE = 0.2

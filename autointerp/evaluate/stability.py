@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from autointerp.errors import InputError
 from autointerp.evaluate.metric_rows import MetricRow, metric_row
-from autointerp.stats import mean_interval
+from autointerp.means import mean_interval
 
 SHARED_COSINE = 0.7
 LARGEST_ASSIGNMENT = 20_000

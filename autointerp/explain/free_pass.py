@@ -31,7 +31,7 @@ def well_explained(job: Job, labels: Sequence[Explanation], threshold: float) ->
             Answer(c, Prediction(c.context_id, scaled(c.activations, largest), rule.predict(c.tokens), "ok"))
             for c in choose_contexts(contexts[label.feature], CONTEXTS)
         ]
-        value = correlation(answers, 0, 0).estimate.value
+        value = correlation(answers).estimate.value
         if value is not None and value >= threshold:
             chosen.append(label)
     return chosen

@@ -1,8 +1,9 @@
 """`autointerp compare`: explainers against one another and against their controls, paired over the same features; and
 how well labels and scorers agree.
 
-A difference is the mean over the features that both sides have a score for; its 95 % interval comes from a bootstrap
-over features. Each interval is for one comparison alone: of twenty comparisons without any difference, one excludes 0.
+A difference is the mean over the features that both sides have a score for. Its 95 % interval is by features and by the
+documents on which many features were scored at once (means.feature_mean); where it is not known which those are, by
+features alone. Each interval is for one comparison alone: of twenty comparisons without any difference, one excludes 0.
 
 The similarity of two labels is the F1 of their sets of words, lower-cased and without stop words. It needs no
 embeddings and knows no synonyms, so it is a lower bound on how much the labels say the same.
@@ -21,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from autointerp import stats
+from autointerp import means, stats
 from autointerp.errors import InputError, nearest
 from autointerp.report.show_json import as_json_text
 from autointerp.store.comparisons import Comparison, Contender, Kind, LabelRow, Paired, compared_scores
@@ -51,6 +52,12 @@ class Difference:
     better: float | None
     """Share of the n features on which a scores higher."""
     worse: float | None
+    se_features: float | None
+    """Standard error of the difference if features were independent."""
+    se_both: float | None
+    """Standard error by features and documents; None where it is not known which documents move the scores."""
+    n_documents: int | None
+    """Documents that the features share; None as for se_both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +127,14 @@ def contender_names(contenders: Iterable[Contender]) -> dict[Contender, str]:
 def difference(kind: Kind, a: str, b: str, paired: Paired) -> Difference:
     """The paired difference of a and b (names to show). The numbers are None where no feature has both scores."""
     delta = paired.a - paired.b
-    found = stats.mean_interval(delta)
-    n = found.n
+    mean = means.feature_mean(delta, paired.shared)
+    found, n = mean.estimate, mean.estimate.n
     return Difference(
         kind.scorer, kind.method, kind.model, a, b, n, paired.n_unpaired,
         mean_a=float(paired.a.mean()) if n else None, mean_b=float(paired.b.mean()) if n else None,
         difference=found.value, ci_low=found.low, ci_high=found.high,
         better=float(np.mean(delta > 0)) if n else None, worse=float(np.mean(delta < 0)) if n else None,
+        se_features=mean.se_features, se_both=mean.se_both, n_documents=mean.n_documents,
     )  # fmt: skip
 
 
@@ -169,7 +177,7 @@ def label_agreement(found: Comparison) -> list[Agreement]:
 
 
 def _agreement(measure: str, among: str, explainer: str, scorer: str, values: Sequence[float]) -> Agreement:
-    e = stats.mean_interval(values)
+    e = means.mean_interval(values)
     return Agreement(measure, among, explainer, scorer, e.n, e.value, e.low, e.high)
 
 

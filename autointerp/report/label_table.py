@@ -19,9 +19,14 @@ def print_labels(path: Path, dictionary: str, terminal: Terminal, rows: int = 20
     counts = ", ".join(f"{n} {status}" for status, n in summary["features"].items())
     terminal.result(f"{dictionary}: {counts}; {summary['labelled']} labelled, {summary['scored']} scored")
     for row in summary["scores"]:
+        name = f"{row['explainer']} / {row['scorer']} ({row['method']})"
+        if row["mean_score"] is None:
+            terminal.result(f"{name}: no score of {row['n_without_score']} features")
+            continue
+        interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        shared = "" if row["n_documents"] is None else f" on {row['n_documents']} documents"
         terminal.result(
-            f"{row['explainer']} / {row['scorer']} ({row['method']}): mean {row['mean_score']:.3f} "
-            f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}] over {row['n']} features, "
+            f"{name}: mean {row['mean_score']:.3f}{interval} over {row['n']} features{shared}, "
             f"{row['n_without_score']} without a score"
         )
     terminal.table(

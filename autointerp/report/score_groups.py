@@ -34,7 +34,7 @@ class ScoreRow:
     template_sha256: str
     seed: int
     value: float | None
-    """The score; None unless `status` is ok."""
+    """The score; None unless `status` is one of VALUED_STATUSES."""
     ci_low: float | None
     ci_high: float | None
     n: int
@@ -45,6 +45,10 @@ class ScoreRow:
     """UTC."""
     sequence: int
     """Its place in the order in which rows were written to the store."""
+    n_documents: int | None
+    """Different documents among its contexts; None where that is not known."""
+    n_by_kind: dict[str, int] | None
+    """Contexts by kind and tier; None as for n_documents."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,10 +104,11 @@ def _group_lines(group: ScoreGroup) -> list[str]:
     score = group.score
     controls = sorted(f"{control.control} {_number(control)}" for control in group.controls)
     interval = "" if score.ci_low is None else f" [{score.ci_low:.2f}, {score.ci_high:.2f}]"
+    documents = "" if score.n_documents is None else f" of {score.n_documents} documents"
     beside = f"; {', '.join(controls)}" if controls else ""
     lines = [
         f"score  {_number(score)}{interval}  {score.scorer}, {score.method}, on {score.part}; "
-        f"n {score.n}, {score.n_failed} failed{beside}"
+        f"n {score.n}{documents}, {score.n_failed} failed{beside}"
     ]
     if group.parts:
         lines.append(f"       {', '.join(_part(part) for part in group.parts)}")
@@ -129,7 +130,10 @@ def _words(part: ScorePart) -> str:
 
 
 def _number(score: ScoreRow) -> str:
-    return score.status if score.value is None else f"{score.value:.2f}"
+    """The value, and the status where it says more than that there is one."""
+    if score.value is None:
+        return score.status
+    return f"{score.value:.2f}" if score.status == "ok" else f"{score.value:.2f} ({score.status})"
 
 
 def _token_lines(page: FeaturePage) -> list[str]:

@@ -4,7 +4,7 @@
     embedding_random         AUROC against the silent ones of one tier (random, same_token, neighbour); only tiers that
                              were asked about
 
-`n` and `n_failed` count contexts. The interval is from a bootstrap over documents (see stats.auroc_interval). For every
+`n` and `n_failed` count contexts. The interval counts documents (see jackknife.pooled_auroc). For every
 context the truth is kept (1 activating, 0 silent) and the number, as the prediction.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autointerp import stats
+from autointerp import jackknife
 from autointerp.records import Prediction, Score
 from autointerp.score.detection_questions import TIERS, Example
 from autointerp.score.score_rows import Answer, Identity, Result, obstacle
@@ -25,7 +25,7 @@ def number_answer(example: Example, said: float | None, status: str = "ok", erro
     return Answer(example.context, Prediction(example.context.context_id, truth, predicted, status), error)
 
 
-def auroc_rows(identity: Identity, scorer: str, answers: Sequence[Answer], n_boot: int = 1000) -> list[Score]:
+def auroc_rows(identity: Identity, scorer: str, answers: Sequence[Answer]) -> list[Score]:
     """All rows of one label, the headline last: where it stands, the others do."""
     active = [a for a in answers if a.prediction.truth[0] > 0.5]
     silent = [a for a in answers if a.prediction.truth[0] <= 0.5]
@@ -34,12 +34,12 @@ def auroc_rows(identity: Identity, scorer: str, answers: Sequence[Answer], n_boo
         of_tier = [a for a in silent if a.context.tier == tier]
         if of_tier:
             part = [*active, *of_tier]
-            result = auroc_result(part, n_boot, identity.seed)
+            result = auroc_result(part)
             rows.append(identity.row(f"{scorer}_{tier}", "report", part, result, keep=False))
-    return [*rows, identity.row(scorer, "report", answers, auroc_result(answers, n_boot, identity.seed), keep=True)]
+    return [*rows, identity.row(scorer, "report", answers, auroc_result(answers), keep=True)]
 
 
-def auroc_result(answers: Sequence[Answer], n_boot: int, seed: int) -> Result:
+def auroc_result(answers: Sequence[Answer]) -> Result:
     """AUROC; 'constant_truth' where only contexts of one class got a number."""
     why = obstacle(answers)
     if why is not None:
@@ -49,8 +49,8 @@ def auroc_result(answers: Sequence[Answer], n_boot: int, seed: int) -> Result:
         side: [(p[0], document) for truth, p, document in known if p is not None and truth == side]
         for side in (True, False)
     }
-    estimate = stats.auroc_interval(
+    estimate = jackknife.pooled_auroc(
         [p for p, _ in of_class[True]], [p for p, _ in of_class[False]], [d for _, d in of_class[True]],
-        [d for _, d in of_class[False]], n_boot, seed,
+        [d for _, d in of_class[False]],
     )  # fmt: skip
     return Result("constant_truth") if estimate.value is None else Result("ok", estimate)

@@ -1,22 +1,28 @@
 """Score rows of scorers that predict the activation of every token. No I/O here.
 
     simulation             pooled Pearson correlation over the tokens of N top + N sampled + N negative contexts of one
-                           part, with a bootstrap over documents: the headline score on `report`
+                           part: the headline score on `report`
     simulation_random      that correlation over the sampled and the random-tier negative ones among them: what the
                            label says of ordinary text, without the strongest contexts
     simulation_calibrated  1 - sum (t - (a p + b))^2 / sum (t - mean t)^2 over the report contexts, where t is the truth
                            and p the prediction per token, and (a, b) the least-squares line fitted on `select`. Unlike
                            a correlation it asks for the right size, and may be negative
 
-`n` counts the contexts that a score asked about, all kinds together (N = n / 3 for `simulation`); `n_failed` counts
-those without a prediction, and the value is over the others.
+`simulation` is a variant of the score of Bills et al. 2023, not that score. They correlate over the 5 strongest of many
+text records and 5 drawn uniformly from all records, 1 : 1. Here a third of the contexts is drawn from those where the
+feature is active, so that weak activations count, and half of the silent third was chosen to look like the active ones.
+So values of the two cannot be compared.
+
+`n` counts the contexts that a score asked about, all kinds together (N = n / 3 for `simulation`), and `n_by_kind` those
+of each kind; `n_failed` counts those without a prediction, and the value is over the others. Intervals are jackknives
+over documents (see autointerp/jackknife.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autointerp import stats
+from autointerp import jackknife, stats
 from autointerp.records import Context, Score
 from autointerp.score.score_rows import Answer, Identity, Result, obstacle
 
@@ -30,19 +36,16 @@ def is_random_only(context: Context) -> bool:
     return context.kind == "sampled" or context.tier == "random"
 
 
-def correlation_rows(
-    identity: Identity, report: Sequence[Answer], select: Sequence[Answer] | None, n_boot: int
-) -> list[Score]:
+def correlation_rows(identity: Identity, report: Sequence[Answer], select: Sequence[Answer] | None) -> list[Score]:
     """All rows of one label, the headline last: where it stands, the others do."""
-    seed = identity.seed
     rows = []
     if select is not None:
-        rows.append(identity.row(SIMULATION, "select", select, correlation(select, n_boot, seed), keep=True))
-        calibrated = calibrated_fit(select, report, n_boot, seed)
+        rows.append(identity.row(SIMULATION, "select", select, correlation(select), keep=True))
+        calibrated = calibrated_fit(select, report)
         rows.append(identity.row(CALIBRATED, "report", report, calibrated, keep=False))
     ordinary = [a for a in report if is_random_only(a.context)]
-    rows.append(identity.row(RANDOM_ONLY, "report", ordinary, correlation(ordinary, n_boot, seed), keep=False))
-    rows.append(identity.row(SIMULATION, "report", report, correlation(report, n_boot, seed), keep=True))
+    rows.append(identity.row(RANDOM_ONLY, "report", ordinary, correlation(ordinary), keep=False))
+    rows.append(identity.row(SIMULATION, "report", report, correlation(report), keep=True))
     return rows
 
 
@@ -52,20 +55,22 @@ def _series(answers: Sequence[Answer]) -> tuple[list[list[float]], list[list[flo
     return [t for t, _, _ in good], [p for _, p, _ in good], [d for _, _, d in good]
 
 
-def correlation(answers: Sequence[Answer], n_boot: int, seed: int) -> Result:
-    """Pooled Pearson correlation with its bootstrap interval."""
+def correlation(answers: Sequence[Answer]) -> Result:
+    """Pooled Pearson correlation with its interval. A constant prediction of a truth that varies is worth 0, with the
+    status 'constant_prediction': it is a score of the label. A constant truth says nothing of the label, so there is no
+    value."""
     why = obstacle(answers)
     if why is not None:
         return Result(why)
     truth, predicted, documents = _series(answers)
-    estimate = stats.pooled_correlation(truth, predicted, documents, n_boot, seed)
-    if estimate.value is not None:
-        return Result("ok", estimate)
-    flat = [t for context in truth for t in context]
-    return Result("constant_truth" if stats.is_constant(flat) else "constant_prediction")
+    estimate = jackknife.pooled_correlation(truth, predicted, documents)
+    if estimate.value is None:
+        return Result("constant_truth")
+    flat = [p for context in predicted for p in context]
+    return Result("constant_prediction" if stats.is_constant(flat) else "ok", estimate)
 
 
-def calibrated_fit(select: Sequence[Answer], report: Sequence[Answer], n_boot: int, seed: int) -> Result:
+def calibrated_fit(select: Sequence[Answer], report: Sequence[Answer]) -> Result:
     """R squared on `report` of predictions calibrated on `select`."""
     why = obstacle(select) or obstacle(report)
     if why is not None:
@@ -76,5 +81,5 @@ def calibrated_fit(select: Sequence[Answer], report: Sequence[Answer], n_boot: i
     )
     truth, predicted, documents = _series(report)
     calibrated = [[slope * p + intercept for p in context] for context in predicted]
-    estimate = stats.pooled_r_squared(truth, calibrated, documents, n_boot, seed)
+    estimate = jackknife.pooled_r_squared(truth, calibrated, documents)
     return Result("constant_truth") if estimate.value is None else Result("ok", estimate)

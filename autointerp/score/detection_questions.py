@@ -30,10 +30,13 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from autointerp import stats
+import numpy as np
+
+from autointerp import jackknife, stats
 from autointerp.ask.chat import ReplyError, chat_body
 from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
 from autointerp.config import EndpointConfig
+from autointerp.jackknife import Floats
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Prediction, Score, stable_id
 from autointerp.score.natural import is_ordinary, precision_result
@@ -328,8 +331,32 @@ def share_right(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
     why = obstacle(answers)
     if why is not None:
         return Result(why)
-    right = [_truth(a) == _said(a) for a in answers if a.prediction.predicted is not None]
-    return Result("ok", stats.wilson(sum(right), len(right), z))
+    usable = [a for a in answers if a.prediction.predicted is not None]
+    right = [_truth(a) == _said(a) for a in usable]
+    found = stats.wilson(sum(right), len(right), z)
+    sums, documents = _document_sums(usable, [[float(r), 1.0] for r in right])
+    return Result("ok", replace(found, influences=jackknife.influences(_share_of, sums, documents)))
+
+
+def _document_sums(answers: Sequence[Answer], columns: Sequence[Sequence[float]]) -> tuple[Floats, list[str]]:
+    """(the sums of each answer's columns over its document, the documents)."""
+    documents = list(dict.fromkeys(a.context.document for a in answers))
+    place = {document: i for i, document in enumerate(documents)}
+    sums = np.zeros((len(documents), len(columns[0])))
+    for answer, row in zip(answers, columns, strict=True):
+        sums[place[answer.context.document]] += row
+    return sums, documents
+
+
+def _share_of(sums: Floats) -> Floats:
+    right, n = sums.T
+    return np.where(n > 0, right / np.maximum(n, 1.0), np.nan)
+
+
+def _balanced_of(sums: Floats) -> Floats:
+    found, active, spared, silent = sums.T
+    defined = (active > 0) & (silent > 0)
+    return np.where(defined, (found / np.maximum(active, 1.0) + spared / np.maximum(silent, 1.0)) / 2, np.nan)
 
 
 def precision(answers: Sequence[Answer], density: float) -> Result:
@@ -353,7 +380,14 @@ def balanced(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
     silent = [not _said(a) for a in usable if not _truth(a)]
     if not active or not silent:
         return Result("constant_truth")
-    return Result("ok", stats.balanced_accuracy_interval(sum(active), len(active), sum(silent), len(silent), z))
+    found = stats.balanced_accuracy_interval(sum(active), len(active), sum(silent), len(silent), z)
+    rows = [[float(t and s), float(t), float(not t and not s), float(not t)] for t, s in map(_both, usable)]
+    sums, documents = _document_sums(usable, rows)
+    return Result("ok", replace(found, influences=jackknife.influences(_balanced_of, sums, documents)))
+
+
+def _both(answer: Answer) -> tuple[bool, bool]:
+    return _truth(answer), _said(answer)
 
 
 def _truth(answer: Answer) -> bool:

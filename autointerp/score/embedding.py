@@ -206,7 +206,7 @@ class EmbeddingScorer:
 
         async def score(item: Questioned) -> list[Score]:
             answers = await _answers(run, embedder, asker, item) if item.examples else []
-            return auroc_rows(run.identity(item.told.explanation, by), self.name, answers, run.config.bootstrap)
+            return auroc_rows(run.identity(item.told.explanation, by), self.name, answers)
 
         return Work(by, ExampleLoader(run, targets), score, calls=6)
 
@@ -220,7 +220,7 @@ class EmbeddingScorer:
         async def score(item: Measured[Sequence[Example]]) -> list[Score] | None:
             answers = answers_of(item, similarity_answers)
             identity = run.identity(item.told.explanation, by)
-            return None if answers is None else auroc_rows(identity, self.name, answers, run.config.bootstrap)
+            return None if answers is None else auroc_rows(identity, self.name, answers)
 
         return Work(by, ContextTasks(run, targets, ask), score, block=BLOCK)
 

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autointerp import stats
 from autointerp.ask.forecast import Estimate
 from autointerp.ask.job import BLOCK
 from autointerp.ask.prompts import PromptTemplate, load_template
 from autointerp.ask.question import Asker
+from autointerp.means import t_interval
 from autointerp.records import Explanation, Measurement, Score
 from autointerp.score.measurements import Measured, asked_and_answered, measure_task
 from autointerp.score.score_rows import Identity, Result, counted_row
@@ -61,7 +61,7 @@ def intervention_rows(identity: Identity, n_prompts: int, result: dict[str, Any]
 
 
 def _mean(values: list[float]) -> Result:
-    return Result("ok", stats.t_interval(values)) if values else Result("no_random_features")
+    return Result("ok", t_interval(values)) if values else Result("no_random_features")
 
 
 def failed_rows(identity: Identity, status: str, error: str | None, n: int = 0, n_failed: int = 0) -> list[Score]:

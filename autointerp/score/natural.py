@@ -110,9 +110,12 @@ def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prev
         return Result("ok", found)
     if prevalence.silent >= 0.5 and not silent.documents:
         return Result("no_contexts")
-    predicted = [p for a in active for p in a.prediction.predicted or []]
-    constant = stats.is_constant(predicted) and not silent.squares.any()
-    return Result("constant_prediction" if constant or not any(predicted) else "constant_truth")
+    everywhere = max((p for a in active for p in a.prediction.predicted or []), default=0.0)
+    same = [p for a in active for p in a.prediction.predicted or []]
+    same += (silent.total / np.maximum(silent.n_tokens, 1)).tolist() + silent.peak.tolist()
+    if np.allclose(same, everywhere):  # worth 0, as in correlation.py
+        return Result("constant_prediction", stats.Estimate(0.0, None, None, found.n))
+    return Result("constant_truth")
 
 
 def _precision(hits: int, n_active: int, silent: SilentTiles, prevalence: Prevalence) -> Result:

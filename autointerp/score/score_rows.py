@@ -1,8 +1,9 @@
 """Rows of the table `scores`: whose they are, what they were made by, and when there is no value. No I/O here.
 
-A value is None with a status where it is not defined ('constant_truth', 'constant_prediction', 'no_contexts'), where an
+A value is None with a status where it is not defined ('constant_truth', 'no_contexts'), where an
 endpoint gave up on a context ('gave_up': the next run asks again), and where more than half of the contexts failed (the
-commonest of their statuses). What `n` and `n_failed` count is said by every scorer; mostly it is contexts.
+commonest of their statuses). A simulation that predicts the same everywhere has the value 0, and says so in its status
+('constant_prediction'). What `n` and `n_failed` count is said by every scorer; mostly it is contexts.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ class Identity:
     def row(self, scorer: str, part: Part, answers: Sequence[Answer], result: Result, keep: bool) -> Score:
         """`keep`: whether the predictions go with this row (once per context is enough)."""
         failed = [a for a in answers if a.prediction.status != "ok"]
+        documents = {a.context.document for a in answers if a.prediction.status == "ok"}
+        kinds: Counter[str] = Counter(a.context.tier or a.context.kind for a in answers)
+        influences = result.estimate.influences
         label = self.explanation
         if label is not None:
             dictionary_id, feature = label.dictionary_id, label.feature
@@ -77,6 +81,10 @@ class Identity:
             n_failed=len(failed),
             status=result.status,
             error=failed[0].error if failed else None,
+            n_documents=len(documents) if answers else None,
+            n_by_kind=dict(kinds) if answers else None,
+            documents=None if influences is None else [str(document) for document in influences],
+            influences=None if influences is None else list(influences.values()),
             predictions=[a.prediction for a in answers] if keep else [],
         )
 

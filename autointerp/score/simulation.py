@@ -1,4 +1,5 @@
-"""`simulation` (Bills et al. 2023): predict each token's activation from the label, correlate with the truth.
+"""`simulation` (after Bills et al. 2023; correlation.py says how it differs): predict each token's activation from the
+label, correlate with the truth.
 
 The rows are those of correlation.py. Four scoring methods, never averaged together:
 
@@ -375,11 +376,10 @@ def _rows(
     active: Sequence[Answer] | None = None, silent: SilentTiles | None = None,
 ) -> list[Score]:  # fmt: skip
     """`active` and `silent`: what was predicted of more ordinary text than `report` holds."""
-    identity, config = run.identity(item.told.explanation, by), run.config
+    identity = run.identity(item.told.explanation, by)
     if run.part == "select":
-        result = correlation(select, config.bootstrap, config.seed)
-        return [identity.row(SIMULATION, "select", select, result, keep=True)]
-    rows = correlation_rows(identity, report, None if item.select is None else select, config.bootstrap)
+        return [identity.row(SIMULATION, "select", select, correlation(select), keep=True)]
+    rows = correlation_rows(identity, report, None if item.select is None else select)
     if item.prevalence is None:
         return rows
     asked = [a for a in report if a.context.tier == "random"]

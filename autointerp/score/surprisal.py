@@ -80,7 +80,7 @@ class SurprisalScorer:
         async def score(item: Measured[Sequence[Example]]) -> list[Score] | None:
             answers = answers_of(item, surprisal_answers)
             identity = run.identity(item.told.explanation, by)
-            return None if answers is None else auroc_rows(identity, self.name, answers, run.config.bootstrap)
+            return None if answers is None else auroc_rows(identity, self.name, answers)
 
         return Work(by, ContextTasks(run, targets, ask), score, block=BLOCK)
 

@@ -14,7 +14,7 @@ from autointerp.llm.client import LlmClient
 from autointerp.llm.keys import NO_KEY, api_key
 from autointerp.score import scoring
 from autointerp.stages.checks import Check
-from autointerp.stages.labelling import Unrecorded, describe_endpoint
+from autointerp.stages.labelling import Unrecorded, describe_endpoint, short_of_contexts
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 
@@ -33,11 +33,12 @@ def label_checks(
     def scores() -> tuple[list[str], list[EndpointConfig]]:
         return scoring.check_settings(job, explain.explainer, score, control)
 
+    short = [text for text in (short_of_contexts(config),) if text is not None]
     late = "an unknown one, a broken template or a missing model ends a run after its harvest"
     return [
         Check("explainer", late, lambda: _told(*explains())),
         *_endpoint_checks("explain", config, explain, lambda: explains()[1], "explainer", asks),
-        Check("scorers", late, lambda: _told(*scores()), ("explainer",)),
+        Check("scorers", late, lambda: "; ".join([_told(*scores()), *short]), ("explainer",)),
         *_endpoint_checks("score", config, score, lambda: scores()[1], "scorers", asks),
     ]
 

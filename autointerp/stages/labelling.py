@@ -20,10 +20,11 @@ from autointerp.explain.explaining import needs_promoted_tokens as needs_promote
 from autointerp.llm.budget import Budget
 from autointerp.llm.capabilities import honours_json_schema, probe, takes_seed
 from autointerp.llm.client import ClientCounts, LlmClient
-from autointerp.records import CallRecord, Explanation, ShapeFacts
+from autointerp.records import VALUED_STATUSES, CallRecord, Explanation, ShapeFacts
 from autointerp.rules import shape_labels
 from autointerp.score import scoring
 from autointerp.score.controls import CONTROLS
+from autointerp.score.kept_contexts import kept_by, shortfall
 from autointerp.score.scorers import scorers
 from autointerp.store.pace import measured_latency
 from autointerp.store.rows import DictionaryRow
@@ -109,6 +110,7 @@ def score(labelling: Labelling, row: DictionaryRow, control: str | None = None) 
     explainer = config.explain.explainer
     check_explainer(explainer)
     job = labelling.job(row)
+    _warn_of_shortfall(labelling, job)
     what = explainer if control is None else f"{explainer} under the control {control}"
     with terminal.progress(f"{row.name}: scoring {what}", None, "labels") as update:
         outcome = asyncio.run(scoring.score(_with_progress(job, update), explainer, config.score, control))
@@ -133,6 +135,7 @@ def forecast(
             found.append(("explain", explaining.forecast_explain(job, config.explain, config.score)))
             planned = explaining.planned_labels(job, config.explain, config.score)
         if "score" in stages:
+            _warn_of_shortfall(labelling, job)
             told = scoring.forecast_score(job, config.explain.explainer, config.score, control, planned)
             found.append(("score", told))
     forecasts = [one for _, one in found]
@@ -144,6 +147,20 @@ def forecast(
     for line in budget_lines(forecasts, config.llm, config.budget, latencies):
         terminal.result(line)
     return forecasts
+
+
+def _warn_of_shortfall(labelling: Labelling, job: Job) -> None:
+    """Warns where the scores ask for more contexts than the job's harvest kept."""
+    rows = {row.harvest_id: row.config for row in job.store.harvests(job.dictionary_id)}
+    short = shortfall(labelling.config.score.contexts, kept_by(rows.get(job.harvest_id, {})))
+    if short is not None:
+        labelling.terminal.warn(short)
+
+
+def short_of_contexts(config: Config) -> str | None:
+    """What a harvest as configured would keep too few of for the scores; None where nothing is short."""
+    names = ("top_contexts", "sampled_contexts", "negatives")
+    return shortfall(config.score.contexts, {name: getattr(config.harvest, name) for name in names})
 
 
 def _priced(job: Job) -> Job:
@@ -176,7 +193,8 @@ def _say_outcome(what: str, outcome: Outcome, terminal: Terminal) -> int:
 def say_summary(store: Store, run_id: str, command: str, seconds: float, terminal: Terminal) -> None:
     """Prints the last line of a command's log, however it ended: what it has labelled, scored and spent."""
     done = written_by(store, run_id)
-    labelled, scored, spent = done.labels["ok"], done.scores["ok"], done.spent
+    labelled, spent = done.labels["ok"], done.spent
+    scored = sum(done.scores[status] for status in VALUED_STATUSES)
     failed = sum(n for status, n in (done.labels + done.scores).items() if status not in NO_FAILURES)
     terminal.say(
         f"{command}: {labelled:,} labelled, {scored:,} scored, {failed:,} failed; {spent.requests:,} requests, "

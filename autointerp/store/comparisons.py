@@ -16,6 +16,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp.means import SharedDocuments
 from autointerp.records import headline_of
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import read_records
@@ -24,12 +25,20 @@ Floats = NDArray[np.float64]
 
 _SCORES = """
     CREATE TEMP TABLE compared AS
+    WITH of_label AS (
+        SELECT
+            s.explanation_id, s.feature, e.explainer, e.model AS explaining_model, s.scorer, s.method,
+            s.model AS scorer_model, avg(s.value) AS value, count(s.value) AS n_scores
+        FROM scores AS s JOIN explanations AS e USING (explanation_id)
+        WHERE s.dictionary_id = ? AND s.part = 'report' AND s.control IS NULL AND (? OR s.scorer IN (SELECT unnest(?)))
+        GROUP BY ALL
+    )
     SELECT
-        s.explanation_id, s.feature, e.explainer, e.model AS explaining_model, s.scorer, s.method,
-        s.model AS scorer_model, avg(s.value) AS value
-    FROM scores AS s JOIN explanations AS e USING (explanation_id)
-    WHERE s.dictionary_id = ? AND s.part = 'report' AND s.control IS NULL AND (? OR s.scorer IN (SELECT unnest(?)))
-    GROUP BY ALL
+        * EXCLUDE (n_scores),
+        1 / (n_scores * count(value) OVER (
+            PARTITION BY feature, explainer, explaining_model, scorer, method, scorer_model
+        )) AS weight  -- of one of the label's scores in the feature's mean
+    FROM of_label
 """
 # A control has the same label, scorer, prompt and seed as the real score; the scorer was told something else instead.
 _LIFTS = """
@@ -58,6 +67,56 @@ _PAIR = """
         GROUP BY feature
     )
     SELECT one.value AS a, other.value AS b FROM one FULL JOIN other USING (feature) ORDER BY feature
+"""
+# By how much each document moves the difference of a feature's two means, summed up over features. It goes on from
+# `influencing`: the scores behind the two means, with sign 1 and -1.
+_SHARED = """
+    known AS (
+        SELECT feature FROM influencing GROUP BY feature
+        HAVING bool_and(influences IS NOT NULL) AND min(sign) < max(sign)
+    ),
+    moving AS (
+        SELECT feature, unnest(documents) AS document, sign * weight * unnest(influences) AS moved
+        FROM influencing SEMI JOIN known USING (feature)
+    ),
+    of_feature AS (SELECT feature, document, sum(moved) AS moved FROM moving GROUP BY feature, document),
+    of_document AS (SELECT sum(moved) AS total, sum(moved ** 2) AS own FROM of_feature GROUP BY document)
+    SELECT
+        (SELECT count(*) FROM known) AS n_features, count(*) AS n_documents, coalesce(sum(total ** 2), 0.0) AS squares,
+        coalesce(sum(total ** 4), 0.0) AS fourths, coalesce(sum(own), 0.0) AS own
+    FROM of_document
+"""
+_PAIR_INFLUENCES = f"""
+    WITH influencing AS (
+        SELECT
+            c.feature, c.weight, s.documents, s.influences,
+            if(c.explainer = $explainer_a AND c.explaining_model = $model_a, 1, -1) AS sign
+        FROM compared AS c JOIN scores AS s
+            ON s.explanation_id = c.explanation_id AND s.scorer = c.scorer AND s.method = c.method
+            AND s.model = c.scorer_model AND s.part = 'report' AND s.control IS NULL AND s.value IS NOT NULL
+        WHERE c.scorer = $scorer AND c.method = $method AND c.scorer_model = $model
+          AND ((c.explainer = $explainer_a AND c.explaining_model = $model_a)
+            OR (c.explainer = $explainer_b AND c.explaining_model = $model_b))
+    ),
+    {_SHARED}
+"""
+_LIFT_INFLUENCES = f"""
+    WITH lifted AS (
+        SELECT
+            s.feature, s.documents AS real_documents, s.influences AS real, c.documents AS floor_documents,
+            c.influences AS floor, 1 / count(*) OVER (PARTITION BY s.feature) AS weight
+        FROM scores AS s
+        JOIN scores AS c USING (explanation_id, scorer, method, model, template_sha256, seed, part, dictionary_id)
+        JOIN explanations AS e USING (explanation_id)
+        WHERE s.dictionary_id = $dictionary AND s.part = 'report' AND s.control IS NULL AND c.control = $control
+          AND s.scorer = $scorer AND s.method = $method AND s.model = $model AND e.explainer = $explainer
+          AND e.model = $explaining_model AND s.value IS NOT NULL AND c.value IS NOT NULL
+    ),
+    influencing AS (
+        SELECT feature, weight, real_documents AS documents, real AS influences, 1 AS sign FROM lifted
+        UNION ALL SELECT feature, weight, floor_documents, floor, -1 FROM lifted
+    ),
+    {_SHARED}
 """
 _LABELS = """
     WITH several AS (
@@ -111,6 +170,8 @@ class Paired:
     b: Floats
     n_unpaired: int
     """Features without a value on one of the two sides."""
+    shared: SharedDocuments | None = None
+    """By how much the documents that features share move the differences a - b; None where no influences are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +208,15 @@ class Comparison:
 
     def pair(self, kind: Kind, a: Contender, b: Contender) -> Paired:
         """Scores of one kind for the features that both contenders labelled."""
-        return _paired(
-            self._columns(
-                _PAIR,
-                {
-                    "scorer": kind.scorer, "method": kind.method, "model": kind.model, "explainer_a": a.explainer,
-                    "model_a": a.model, "explainer_b": b.explainer, "model_b": b.model,
-                },
-            )
-        )  # fmt: skip
+        chosen = {
+            "scorer": kind.scorer, "method": kind.method, "model": kind.model, "explainer_a": a.explainer,
+            "model_a": a.model, "explainer_b": b.explainer, "model_b": b.model,
+        }  # fmt: skip
+        return _paired(self._columns(_PAIR, chosen), self._shared(_PAIR_INFLUENCES, chosen))
+
+    def _shared(self, sql: str, parameters: Any) -> SharedDocuments | None:
+        (found,) = read_records(self._cursor.execute(sql, parameters), SharedDocuments)
+        return found if found.n_features else None
 
     def controls(self) -> list[tuple[Contender, Kind, str]]:
         """For which contenders, kinds and controls a control was scored beside the real label."""
@@ -169,13 +230,17 @@ class Comparison:
 
     def lift(self, contender: Contender, kind: Kind, control: str) -> Paired:
         """Scores of the real labels (a), and of the control in their place (b)."""
-        return _paired(
-            self._columns(
-                "SELECT real AS a, floor AS b FROM lifts WHERE explainer = ? AND explaining_model = ? AND scorer = ? "
-                "AND method = ? AND scorer_model = ? AND control = ? ORDER BY feature",
-                [contender.explainer, contender.model, kind.scorer, kind.method, kind.model, control],
-            )
+        chosen = {
+            "explainer": contender.explainer, "explaining_model": contender.model, "scorer": kind.scorer,
+            "method": kind.method, "model": kind.model, "control": control,
+        }  # fmt: skip
+        columns = self._columns(
+            "SELECT real AS a, floor AS b FROM lifts WHERE explainer = $explainer "
+            "AND explaining_model = $explaining_model AND scorer = $scorer AND method = $method "
+            "AND scorer_model = $model AND control = $control ORDER BY feature",
+            chosen,
         )
+        return _paired(columns, self._shared(_LIFT_INFLUENCES, {**chosen, "dictionary": self._dictionary_id}))
 
     def both(self, a: Kind, b: Kind, contender: Contender | None) -> tuple[Floats, Floats, list[int]]:
         """Two kinds of score of the same labels, by one contender or by all (None), and the labels' features."""
@@ -222,7 +287,7 @@ def compared_scores(store: StoreConnection, dictionary_id: int, *, strata: bool 
         yield Comparison(cursor, dictionary_id)
 
 
-def _paired(columns: dict[str, Any]) -> Paired:
+def _paired(columns: dict[str, Any], shared: SharedDocuments | None) -> Paired:
     a, b = (np.ma.filled(np.ma.asarray(columns[name], dtype=np.float64), np.nan) for name in "ab")
     kept = np.isfinite(a) & np.isfinite(b)
-    return Paired(a[kept], b[kept], int((~kept).sum()))
+    return Paired(a[kept], b[kept], int((~kept).sum()), shared)

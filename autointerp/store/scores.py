@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from autointerp.errors import AutointerpError
-from autointerp.records import Prediction, Score
+from autointerp.records import VALUED_STATUSES, Prediction, Score
 from autointerp.store.connection import StoreConnection
 from autointerp.store.given_up import first_unless_given_up, replace_given_up
 from autointerp.store.named_rows import field_names, select_list
@@ -17,12 +17,17 @@ _OF_ITS_OWN = ("predictions",)
 
 
 def check_score(s: Score) -> None:
-    """Raises AutointerpError where the record may not be stored: a value without 'ok' or the reverse, a number that is
-    not finite."""
+    """Raises AutointerpError where the record may not be stored: a value with a status of failure or the reverse, a
+    number that is not finite."""
     what = f"score {s.scorer} of feature {s.feature}"
     check_finite(what, value=s.value, ci_low=s.ci_low, ci_high=s.ci_high)
-    if (s.status == "ok") != (s.value is not None):
-        raise AutointerpError(f"{what}: status is {s.status!r} but value is {s.value!r}; only 'ok' rows have a value")
+    if (s.status in VALUED_STATUSES) != (s.value is not None):
+        raise AutointerpError(
+            f"{what}: status is {s.status!r} but value is {s.value!r}; rows have a value if their status is "
+            f"{' or '.join(VALUED_STATUSES)}, and only then"
+        )
+    if not all(map(math.isfinite, s.influences or [])):
+        raise AutointerpError(f"{what}: the influence of a document is not finite")
     for p in s.predictions:
         if (p.status == "ok") != (p.predicted is not None):
             raise AutointerpError(f"{what}: context {p.context_id} has status {p.status!r} and predicted {p.predicted}")

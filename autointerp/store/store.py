@@ -99,7 +99,9 @@ class Store(
                 "SELECT * FROM explanations WHERE dictionary_id = ? AND feature = ? ORDER BY sequence DESC", key
             ),
             "scores": self.dicts(
-                "SELECT * FROM scores WHERE dictionary_id = ? AND feature = ? ORDER BY sequence DESC", key
+                "SELECT * EXCLUDE (documents, influences) REPLACE (n_by_kind::MAP(VARCHAR, INTEGER) AS n_by_kind) "
+                "FROM scores WHERE dictionary_id = ? AND feature = ? ORDER BY sequence DESC",
+                key,
             ),
             "promoted": [t for t in tokens if t.sign == 1],
             "suppressed": [t for t in tokens if t.sign == -1],

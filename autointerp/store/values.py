@@ -9,11 +9,12 @@ from typing import Any
 from autointerp.errors import AutointerpError
 
 
-def clean(text: Any) -> Any:
-    """A string without lone surrogates (a model's JSON may hold them, DuckDB refuses them); anything else as it is."""
-    if isinstance(text, str) and not text.isascii():
-        return text.encode("utf-8", "replace").decode("utf-8")
-    return text
+def clean(value: Any) -> Any:
+    """A string without lone surrogates (a model's JSON may hold them, DuckDB refuses them); a dict as JSON; anything
+    else as it is."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return as_json(value) if isinstance(value, dict) else value
 
 
 def as_json(value: Any) -> str:

@@ -168,10 +168,15 @@ GROUP BY dictionary_id, feature
 ORDER BY dictionary_id, feature;
 
 -- Mean score over features for every explainer and scorer, controls beside the real scores (control NULL); methods are
--- never averaged together. A feature with several scores of one kind counts once, by their mean. The interval is the
--- normal one, over features. Scores of a feature that read no label have no explainer.
+-- never averaged together. A feature with several scores of one kind counts once, by their mean. Scores of a feature that
+-- read no label have no explainer.
+--
+-- Many features are scored on the same documents, so their errors go together. se_features is the standard error as if
+-- they did not, se_both the one by features and documents (means.feature_mean says how): the interval is Student's, by
+-- se_both where it is known, and there is none where the features share fewer than 10 documents. Two scores of one
+-- feature count as two features in the shared part, which is then a little too large.
 CREATE OR REPLACE VIEW explainer_leaderboard_strata AS
-WITH per_feature AS (
+WITH each_score AS (
     SELECT
         s.dictionary_id,
         e.explainer,
@@ -181,30 +186,122 @@ WITH per_feature AS (
         s.control,
         s.model AS scorer_model,
         s.feature,
-        avg(s.value) AS value
+        s.value,
+        s.documents,
+        s.influences
     FROM scores AS s
     LEFT JOIN explanations AS e ON e.explanation_id = s.explanation_id
     WHERE s.part = 'report'
+),
+per_feature AS (
+    SELECT
+        * EXCLUDE (value, documents, influences),
+        avg(value) AS value,
+        count(value) AS n_scores,
+        count(value) > 0 AND count(influences) = count(value) AS is_known
+    FROM each_score
     GROUP BY ALL
+),
+means AS (
+    SELECT
+        * EXCLUDE (feature, value, n_scores, is_known),
+        avg(value) AS mean_score,
+        count(value) AS n,
+        count(*) - count(value) AS n_without_score,
+        count(*) FILTER (is_known) AS n_known,
+        stddev_samp(value) / sqrt(count(value)) AS se_features
+    FROM per_feature
+    GROUP BY ALL
+),
+per_document AS (
+    SELECT
+        * EXCLUDE (moved),
+        sum(moved) AS total,
+        sum(moved * moved) AS own
+    FROM (
+        SELECT
+            s.dictionary_id, s.explainer, s.model, s.scorer, s.method, s.control, s.scorer_model,
+            unnest(s.documents) AS document, unnest(s.influences) / f.n_scores AS moved
+        FROM each_score AS s
+        JOIN per_feature AS f
+            ON f.dictionary_id = s.dictionary_id AND f.feature = s.feature AND f.scorer = s.scorer
+            AND f.method = s.method AND f.scorer_model = s.scorer_model
+            AND f.explainer IS NOT DISTINCT FROM s.explainer AND f.model IS NOT DISTINCT FROM s.model
+            AND f.control IS NOT DISTINCT FROM s.control
+        WHERE f.is_known AND s.value IS NOT NULL
+    )
+    GROUP BY ALL
+),
+shared AS (
+    SELECT
+        * EXCLUDE (document, total, own),
+        count(*) AS n_documents,
+        sum(total * total) AS squares,
+        sum(total * total * total * total) AS fourths,
+        sum(own) AS own
+    FROM per_document
+    GROUP BY ALL
+),
+-- The degrees of freedom of a variance over documents, as means.satterthwaite gives them.
+errors AS (
+    SELECT
+        m.*,
+        h.n_documents,
+        if(h.n_documents IS NULL, NULL, greatest(0, h.squares - h.own) / (m.n_known * m.n_known)) AS between_features,
+        least(greatest(2 * h.n_documents / greatest(
+            h.n_documents * h.fourths / nullif(h.squares * h.squares, 0) - 1, 1e-9
+        ), 1), greatest(1, h.n_documents - 1)) AS freedom
+    FROM means AS m
+    LEFT JOIN shared AS h
+        ON 2 * m.n_known >= m.n AND h.dictionary_id = m.dictionary_id AND h.scorer = m.scorer AND h.method = m.method
+        AND h.scorer_model = m.scorer_model AND h.explainer IS NOT DISTINCT FROM m.explainer
+        AND h.model IS NOT DISTINCT FROM m.model AND h.control IS NOT DISTINCT FROM m.control
+),
+both_errors AS (
+    SELECT
+        *,
+        sqrt(se_features * se_features + between_features) AS se_both,
+        greatest(1, coalesce(
+            (se_features * se_features + between_features) ** 2
+            / nullif(se_features ** 4 / (n - 1) + between_features ** 2 / freedom, 0),
+            n - 1
+        )) AS t_freedom
+    FROM errors
+),
+-- The 97.5 % point of Student's t, as means.t_point gives it; between two whole degrees of freedom, that of the lower.
+halves AS (
+    SELECT
+        *,
+        CASE
+            WHEN n < 2 OR n_documents < 10 THEN NULL
+            WHEN t_freedom < 30 THEN list_extract([
+                12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+                2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045
+            ], floor(t_freedom)::INTEGER)
+            ELSE 1.959964 + 2.372271 / t_freedom + 2.822499 / t_freedom ** 2
+        END * coalesce(se_both, se_features) AS half
+    FROM both_errors
 )
 SELECT
-    p.dictionary_id,
+    h.dictionary_id,
     d.name,
-    p.explainer,
-    p.model,
-    p.scorer,
-    p.method,
-    p.control,
-    p.scorer_model,
-    avg(p.value) AS mean_score,
-    avg(p.value) - 1.959964 * stddev_samp(p.value) / sqrt(count(p.value)) AS ci_low,
-    avg(p.value) + 1.959964 * stddev_samp(p.value) / sqrt(count(p.value)) AS ci_high,
-    count(p.value) AS n,
-    count(*) - count(p.value) AS n_without_score
-FROM per_feature AS p
+    h.explainer,
+    h.model,
+    h.scorer,
+    h.method,
+    h.control,
+    h.scorer_model,
+    h.mean_score,
+    h.mean_score - h.half AS ci_low,
+    h.mean_score + h.half AS ci_high,
+    h.n,
+    h.n_without_score,
+    h.se_features,
+    h.se_both,
+    h.n_documents
+FROM halves AS h
 JOIN dictionaries AS d USING (dictionary_id)
-GROUP BY p.dictionary_id, d.name, p.explainer, p.model, p.scorer, p.method, p.control, p.scorer_model
-ORDER BY p.dictionary_id, p.scorer, p.method, p.control NULLS FIRST, mean_score DESC NULLS LAST;
+ORDER BY h.dictionary_id, h.scorer, h.method, h.control NULLS FIRST, h.mean_score DESC NULLS LAST;
 
 -- The same without the parts of scores (sensitivity by decile, ...): records.HEADLINE_SCORERS, and of the scorers of other
 -- packages whatever is not a part of another row.

@@ -62,13 +62,13 @@ def _rounded_maxima(*asked: Any) -> list[Any]:
 
 
 def means(store: Store, features: Sequence[Planted]) -> Means:
-    """The means of the scores. A constant prediction counts as no correlation."""
+    """The means of the scores."""
     found: dict[tuple[str, str, Quality | None], list[float]] = defaultdict(list)
-    for scorer, feature, quality, status, value in store.rows(
-        "SELECT scorer, s.feature, e.model, s.status, value FROM scores s LEFT JOIN explanations e "
+    for scorer, feature, quality, value in store.rows(
+        "SELECT scorer, s.feature, e.model, value FROM scores s LEFT JOIN explanations e "
         "USING (explanation_id) WHERE part = 'report' AND coalesce(e.model IN (SELECT unnest(?::VARCHAR[])), true)",
         [list(QUALITIES)],
     ):
-        if value is not None or status == "constant_prediction":
-            found[scorer, features[feature].kind, quality].append(0.0 if value is None else value)
+        if value is not None:
+            found[scorer, features[feature].kind, quality].append(value)
     return {key: sum(values) / len(values) for key, values in found.items()}
