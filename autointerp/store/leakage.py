@@ -159,8 +159,8 @@ class LeakageReport:
             found.append(
                 f"near-duplicates ({self.ngram}-token shingles, Jaccard overlap above {self.threshold:g}): "
                 f"{near.n_near:,} of {near.n_contexts:,} {near.part} contexts ({_percent(near.share)}) resemble "
-                f"{_a(near.seen)} context; {near.n_near_own:,} ({_percent(near.share_own)}) one of their own feature, in "
-                f"{len(near.features):,} of {near.n_features:,} features"
+                f"{_a(near.seen)} context; {near.n_near_own:,} ({_percent(near.share_own)}) one of their own feature, "
+                f"in {len(near.features):,} of {near.n_features:,} features"
             )
             found += [
                 f"  {near.part} context {pair.context_id} and {near.seen} context {pair.seen_context_id} overlap by "
