@@ -31,6 +31,10 @@ from autointerp.terminal import Terminal
 TRAINED = "trained.json"
 """The file beside a finished SAE that says how it was trained, so that a second run knows that it is done."""
 
+HELD_OUT = "report_held_out.json"
+"""The file in an SAE's training folder that says that its training has never read the report split. It is made before
+the first step, so that a training which an earlier version began does not get one."""
+
 
 class Session:
     """The state that one command's stages share: the configuration, the terminal, and the model, loaded when needed."""
@@ -119,6 +123,11 @@ class Session:
         """The folder in which harvested units wait for the merge."""
         store = Path(self.config.store.path)
         return store.with_suffix(".work") / file_name(sae.dictionary)
+
+
+def held_out_from_training(folder: Path) -> bool:
+    """Whether the SAE trained in `folder` has not read the report split."""
+    return (folder / "training" / HELD_OUT).exists()
 
 
 def file_name(name: str) -> str:
