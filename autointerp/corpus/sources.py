@@ -25,7 +25,7 @@ from jinja2 import TemplateError
 
 from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.splits import Piece, split_documents
+from autointerp.corpus.splits import Piece, SplitRule, split_documents, split_rule_of
 from autointerp.errors import InputError, nearest
 from autointerp.records import Document
 
@@ -69,10 +69,19 @@ def read_documents(
             "use corpus.text_field, or a model with a chat template"
         )
     if config.source.startswith("hf:"):
-        pieces = _hf_pieces(config, report, render_chat)
+        documents = split_documents(_hf_pieces(config, report, render_chat), config, report, by_runs=False)
     else:
         pieces = _file_pieces(source_files(config), config, report, render_chat)
-    return _checked(split_documents(pieces, config, report), config, report)
+        documents = split_documents(pieces, config, report)
+    return _checked(documents, config, report)
+
+
+def split_rule(config: CorpusConfig) -> SplitRule:
+    """By which rule the corpus is split. Reads the beginning of the files; a data set of the hub, which may not be
+    within reach, is always split by hash."""
+    if config.source.startswith("hf:"):
+        return "hash"
+    return split_rule_of(_file_pieces(source_files(config), config, CorpusReport(), str), config)
 
 
 def _checked(documents: Iterator[Document], config: CorpusConfig, report: CorpusReport) -> Iterator[Document]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from autointerp.config import Config, CorpusConfig, SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.sources import corpus_fingerprint, read_documents
+from autointerp.corpus.sources import corpus_fingerprint, read_documents, split_rule
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import chat_renderer, work_units
 from autointerp.deadline import Deadline
@@ -89,8 +89,13 @@ class Session:
         if first is None:
             raise InputError(f"the corpus {self.config.corpus.source!r} holds no usable text")
         n_tokens = len(loaded.tokenizer(first.text[:10_000], add_special_tokens=False)["input_ids"])
+        few = (
+            "; it has fewer than 64 documents, so they are cut and split by runs of blocks, and intervals, which count "
+            "files, are wide or missing"
+        )
         return (
             f"{self.config.corpus.source} can be read; its first document {first.name!r} begins with {n_tokens} tokens"
+            + (few if split_rule(self.config.corpus) == "runs" else "")
         )
 
     def describe_sae(self, sae: SaeConfig) -> str:
@@ -155,6 +160,27 @@ def model_key(config: Config) -> list[Any]:
 def corpus_key(config: Config) -> list[Any]:
     """The text and how it is cut. The corpus's place does not count."""
     return [corpus_fingerprint(config.corpus), asdict(placeless(config.corpus))]
+
+
+def harvest_fingerprint(config: Config) -> str:
+    """`corpus_fingerprint`, with the rule of the splits where it is not "hash". A harvest keeps it, so that its explain
+    text is known for what it is. Before there was another rule, small corpora were split by hash, too."""
+    fingerprint, rule = corpus_fingerprint(config.corpus), split_rule(config.corpus)
+    return fingerprint if rule == "hash" else f"{fingerprint} split by {rule}"
+
+
+def check_splits(config: Config, row: DictionaryRow, harvested: Mapping[str, Any]) -> None:
+    """Raise MismatchError if the text that was harvested is split by another rule now: text of the explain split of
+    today may stand in the report split of the store. `harvested`: the config of the harvest."""
+    if split_rule(config.corpus) == "hash":
+        return
+    then, now = str(harvested.get("corpus_fingerprint", "")), harvest_fingerprint(config)
+    if then == now.split(" ")[0]:
+        raise MismatchError(
+            f"{row.name} was harvested when a corpus of few documents was split block by block, and not by runs of "
+            "blocks; run `autointerp harvest` (or `run`) to harvest it anew. What is in the store stays valid, and "
+            "`explain`, `score` and `verify` work on it"
+        )
 
 
 def placeless(corpus: CorpusConfig) -> CorpusConfig:
