@@ -21,7 +21,7 @@ class OutputStatistic:
     scope: Literal["dictionary"] = "dictionary"
 
     def settings(self, config: EvidenceConfig) -> Mapping[str, object]:
-        return fields_of(config, "seed")
+        return {**fields_of(config, "seed"), "null": "moments of the decoder"}
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
         from autointerp.evidence.logit_tails import output_statistics
@@ -30,10 +30,12 @@ class OutputStatistic:
         return no_output_space(features) if found is None else Found(found)
 
     def page(self, rows: Sequence[Row]) -> list[str]:
-        """output  its promoted tokens stand out: kurtosis 41.2 (1 in 100 random directions exceeds 1.3), skew +3.7"""
+        """output  its promoted tokens stand out: kurtosis 41.2 (1 in 100 random directions exceeds 1.3; p 0.01), ..."""
         lines = []
         for found in rows:
             acts = "its promoted tokens stand out" if found["is_output"] else "its promoted tokens do not stand out"
             chance = f"1 in 100 random directions exceeds {found['threshold']:.1f}"
+            if found["p_value"] is not None:  # rows of earlier versions have none
+                chance += f"; p {found['p_value']:.2g}"
             lines.append(f"output  {acts}: kurtosis {found['kurtosis']:.1f} ({chance}), skew {found['skew']:+.1f}")
         return lines
