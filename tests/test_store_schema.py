@@ -73,6 +73,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (1, "initial"),
             (2, "methods"),
             (3, "batches"),
+            (4, "output_p_values"),
         ]
 
 
