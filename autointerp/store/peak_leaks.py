@@ -83,6 +83,23 @@ class PeakLeaks:
     """Every feature with n_contained above 0, the one with the largest share first."""
 
 
+@dataclass(frozen=True)
+class _Block:
+    """The contexts of a block of features, and the runs of their tokens. Equal keys mean the same feature and the same
+    tokens."""
+
+    feature: Ints
+    context_id: Ints
+    split: NDArray[np.object_]
+    kind: NDArray[np.object_]
+    peak_key: NDArray[np.uint64]
+    """Per context: the key of the run that ends at its peak, 0 where there is none."""
+    key: NDArray[np.uint64]
+    """Per run."""
+    owner: Ints
+    """Per run: the index of its context."""
+
+
 @dataclass
 class _Counts:
     """What was found so far for one pair of splits."""
@@ -115,34 +132,29 @@ def peak_leaks(cursor: duckdb.DuckDBPyConnection, dictionary_id: int, harvest_id
     """The leaks of every pair of PAIRS. Memory grows with the tokens of a block of features, not with the store."""
     counts = {pair: _Counts() for pair in PAIRS}
     for block in _blocks(cursor, dictionary_id, harvest_id, ngram):
-        splits = {split: block["split"] == split for split in SPLITS}
-        active = (block["kind"] != "negative") & (block["peak_key"] != 0)
+        splits = {split: block.split == split for split in SPLITS}
+        active = (block.kind != "negative") & (block.peak_key != 0)
         for seen, held in PAIRS:
-            has_key = splits[seen][block["owner"]]
-            keys, first = np.unique(block["key"][has_key], return_index=True)
+            has_key = splits[seen][block.owner]
+            keys, first = np.unique(block.key[has_key], return_index=True)
             asked = np.flatnonzero(active & splits[held])
             if not len(asked):
                 continue
-            place = np.searchsorted(keys, block["peak_key"][asked])
+            place = np.searchsorted(keys, block.peak_key[asked])
             contained = np.zeros(len(asked), dtype=bool)
             inside = place < len(keys)
-            contained[inside] = keys[place[inside]] == block["peak_key"][asked][inside]
+            contained[inside] = keys[place[inside]] == block.peak_key[asked][inside]
             found = counts[seen, held]
-            found.add(block["feature"][asked], block["kind"][asked] == "top", contained)
-            partners = block["owner"][has_key][first[place[contained]]]
+            found.add(block.feature[asked], block.kind[asked] == "top", contained)
+            partners = block.owner[has_key][first[place[contained]]]
             for context, partner in zip(asked[contained], partners, strict=True):
                 if len(found.examples) == SHOWN:
                     break
-                found.examples.append(PeakPair(int(block["context_id"][context]), int(block["context_id"][partner])))
+                found.examples.append(PeakPair(int(block.context_id[context]), int(block.context_id[partner])))
     return [counts[pair].result(*pair) for pair in PAIRS]
 
 
-def _blocks(
-    cursor: duckdb.DuckDBPyConnection, dictionary_id: int, harvest_id: int, ngram: int
-) -> Iterator[dict[str, NDArray[np.generic]]]:
-    """For a block of features at a time, per context: feature, context_id, split, kind, peak_key (the key of the run
-    that ends at its peak, 0 where there is none); and per run of its tokens: key, and owner, the context's index. Equal
-    keys mean the same feature and the same tokens."""
+def _blocks(cursor: duckdb.DuckDBPyConnection, dictionary_id: int, harvest_id: int, ngram: int) -> Iterator[_Block]:
     sizes = cursor.execute(_SIZES, [dictionary_id, harvest_id]).fetchnumpy()
     features, tokens = (np.asarray(sizes[name], dtype=np.int64) for name in ("feature", "tokens"))
     for low, high in runs(np.arange(len(features)), tokens, _BLOCK_TOKENS):
@@ -157,8 +169,6 @@ def _blocks(
         has_run = (peak >= ngram - 1) & (peak < length)
         peak_key = np.zeros(len(length), dtype=np.uint64)
         peak_key[has_run] = keys[(begins + peak - ngram + 1)[has_run]]
-        yield {
-            "feature": feature, "context_id": np.asarray(rows["context_id"], dtype=np.int64),
-            "split": np.asarray(rows["split"]), "kind": np.asarray(rows["kind"]), "peak_key": peak_key,
-            "key": keys[whole], "owner": owners[whole],
-        }  # fmt: skip
+        context_ids = np.asarray(rows["context_id"], dtype=np.int64)
+        split, kind = (np.asarray(rows[name], dtype=object) for name in ("split", "kind"))
+        yield _Block(feature, context_ids, split, kind, peak_key, keys[whole], owners[whole])
