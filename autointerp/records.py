@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,8 +19,8 @@ Side = Literal["input", "output", "both"]
 """What a label describes: what the feature responds to, what it makes the model say, or both."""
 ShapeKind = Literal["token", "position", "dense", "rare", "other"]
 HEADLINE_SCORERS = (
-    "simulation_natural", "simulation", "simulation_random", "simulation_calibrated", "detection", "fuzzing", "embedding",
-    "surprisal", "generation", "output", "intervention", "intruder",
+    "simulation_natural", "simulation", "simulation_random", "simulation_calibrated", "detection", "fuzzing",
+    "embedding", "surprisal", "generation", "output", "intervention", "intruder",
 )  # fmt: skip
 """Values of `scores.scorer` that say how good a label is, in the order in which they are shown. A row whose name begins
 with one of them and an underscore is a part of it: "detection_sensitivity". The scorers of other packages come after
@@ -47,7 +48,16 @@ class Document:
     """The source's own id, or path plus index; a block of a larger document is `name#3`."""
     text: str
     split: Split
-    """A function of the document's content alone; for a block, of the whole document's (see corpus/splits.py)."""
+    """A function of the corpus's text alone (see corpus/splits.py)."""
+
+
+_BLOCK_NUMBER = re.compile(r"#\d+$")
+
+
+def source_of(document: str) -> str:
+    """The document that a block was cut from, or the document itself. Blocks of one source are about the same things,
+    so that resampling them as if they were independent gives intervals that are too narrow."""
+    return _BLOCK_NUMBER.sub("", document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +96,17 @@ class Context:
     """0 (weakest) .. 9 (strongest) of the feature's activating tiles, by the tile's maximum; None for negatives."""
     rank: int
     document: str
+    """Its name; `source` is what it was cut from."""
     position: int
     """Where the peak is in the document's tokens; for negatives, where the first token is."""
     tokens: list[str]
     activations: list[float]
     """One per token, raw units; 0 where the feature is silent and on special tokens."""
+
+    @property
+    def source(self) -> str:
+        """The document, or the file of which it is a block: what intervals resample."""
+        return source_of(self.document)
 
     @property
     def max_activation(self) -> float:

@@ -101,6 +101,10 @@ def test_evaluate_writes_metrics_and_a_page(project: Path, capsys: pytest.Captur
     assert found["mlp", "l0"] <= 3 and "loss_recovered_zero" in {metric for _, metric in found}
     assert any(metric.startswith("stability_") and metric.endswith("[jump]") for _, metric in found)
     assert any(row["metric"].startswith("probing_probes") for row in rows)
+    fvus = {r["note"]: r for r in rows if (r["dictionary"], r["metric"], r["split"]) == ("tiny", "fvu", None)}
+    assert set(fvus) == {"report text, held out from training", "another corpus"}
+    assert {r["split"] for r in rows if r.get("note") == "report text, held out from training"} == {"report", None}
+    assert all(r["n"] > 1 and r["unit"] == "documents" for r in fvus.values())
     page = (project / "page.html").read_text()
     assert "jump" in page and "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
     code, out, _ = run(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,15 +15,17 @@ from hypothesis import strategies as st
 
 from autointerp.config import CorpusConfig
 from autointerp.corpus.corpus_report import CorpusReport
+from autointerp.corpus.sources import split_rule
 from autointerp.corpus.splits import (
     Piece,
     gap_characters,
     require_all_splits,
+    run_splits,
     split_documents,
     split_of,
 )
 from autointerp.errors import InputError
-from autointerp.records import Document
+from autointerp.records import Document, source_of
 
 WORDS = ["the", "tide", "came", "in", "and", "boats", "turned", "slowly", "on", "their", "ropes", "under", "a", "sky"]
 
@@ -90,6 +95,68 @@ def test_one_file_feeds_all_three_splits() -> None:
             assert found - position >= gap_characters(block)
             assert text[found - 1] in " \n"
         position = found + len(document.text)
+
+
+@pytest.mark.parametrize("heldout", [0.1, 0.3, 0.5, 0.8])
+def test_no_report_block_lies_beside_an_explain_block(heldout: float) -> None:
+    """In files of any number of blocks. Split block by block, more than half of the report blocks would."""
+    for n, is_backwards in itertools.product(range(3, 130), (False, True)):
+        splits = run_splits(n, heldout, is_backwards)
+        assert len(splits) == n and set(splits) == {"explain", "select", "report"}
+        assert all({a, b} != {"explain", "report"} for a, b in itertools.pairwise(splits))
+        if n >= 32:
+            counts = Counter(splits)
+            assert counts["select"] == counts["report"]
+            assert counts["explain"] / n == pytest.approx(1 - heldout, abs=0.07)
+            assert sum(a != b for a, b in itertools.pairwise(splits)) <= n // 8  # few borders
+
+
+@pytest.mark.parametrize("n_files", [1, 3, 9, 40])
+def test_small_corpora_are_split_by_runs(n_files: int) -> None:
+    texts = [prose(300_000 // n_files, seed) for seed in range(n_files)]
+    documents, report = documents_of(texts)
+    require_all_splits(report)
+    beside = [(a, b) for a, b in itertools.pairwise(documents) if source_of(a.name) == source_of(b.name)]
+    assert beside and not any({a.split, b.split} == {"explain", "report"} for a, b in beside)
+    by_block = [(split_of(a.text, 0.5), split_of(b.text, 0.5)) for a, b in beside]
+    assert sum({"explain", "report"} == set(pair) for pair in by_block) > len(beside) / 10  # the rule before
+    assert {source_of(d.name) for d in documents} == {f"d{i}" for i in range(n_files)}
+
+
+def test_a_file_of_two_blocks_is_not_divided() -> None:
+    documents = documents_of([prose(3500, seed) for seed in range(20)])[0]
+    splits: dict[str, set[str]] = {}
+    for document in documents:
+        splits.setdefault(source_of(document.name), set()).add(document.split)
+    assert len(documents) == 40 and all(len(found) == 1 for found in splits.values())
+    assert set().union(*splits.values()) == {"explain", "select", "report"}
+
+
+def test_larger_corpora_are_split_by_content_as_before() -> None:
+    """64 documents, or as much text as 64 full blocks: every document and block by its own hash."""
+    config = CorpusConfig(block_characters=1000)
+    for texts in ([prose(900 + 2000 * (seed % 2), seed) for seed in range(64)], [prose(90_000)]):
+        documents = documents_of(texts, config=config)[0]
+        assert len(documents) > 64
+        assert [d.split for d in documents] == [split_of(d.text, 0.5) for d in documents]
+    digest = hashlib.sha256("".join(d.split[0] for d in documents_of([prose(3000, i) for i in range(80)])[0]).encode())
+    assert digest.hexdigest()[:16] == "3721468d2b2c64ec"
+
+
+def test_an_id_that_looks_like_a_block_is_its_own_source() -> None:
+    pieces = [Piece(name, prose(500, i), False) for i, name in enumerate(("page#1", "page#2", "plain"))]
+    documents = list(split_documents(iter(pieces), CorpusConfig(), CorpusReport()))
+    assert [d.name for d in documents] == ["page#1#0", "page#2#0", "plain"]
+    assert [source_of(d.name) for d in documents] == ["page#1", "page#2", "plain"]
+
+
+def test_the_rule_is_known_from_the_beginning_of_the_corpus(tmp_path: Path) -> None:
+    for i in range(64):
+        (tmp_path / f"{i:02}.txt").write_text(prose(300, i))
+    assert split_rule(CorpusConfig(source=str(tmp_path))) == "hash"
+    (tmp_path / "00.txt").unlink()
+    assert split_rule(CorpusConfig(source=str(tmp_path))) == "runs"
+    assert split_rule(CorpusConfig(source="hf:some/where")) == "hash"
 
 
 def test_a_small_corpus_keeps_small_documents_whole() -> None:

@@ -69,6 +69,11 @@ def test_one_word() -> None:
     partly = csr_matrix(np.array([[0.5, 1.0, 0.0, 5.0]]))
     full, fraction, silent = absorbed(partly, cosine, 1.5, [0])
     assert not full and not silent and fraction == pytest.approx(0.9 / 1.4)
+    # main contributes .8 and the absorber .5 of the projection: it can only take the .2 that main leaves
+    capped = csr_matrix(np.array([[0.8, 0.5 / 0.9, 0.0, 0.0]]))
+    assert absorbed(capped, cosine, 1.0, [0])[1] == pytest.approx(0.2)
+    # main leaves nothing
+    assert absorbed(csr_matrix(np.array([[1.0, 0.5 / 0.9, 0.0, 0.0]])), cosine, 1.0, [0])[1] == 0.0
     # Silent, but what is active has nothing to do with the letter: the letter is missed and not absorbed.
     missed = csr_matrix(np.array([[0.0, 0.0, 1.0, 5.0]]))
     assert absorbed(missed, cosine, 2.0, [0]) == (False, 0.0, True)

@@ -182,9 +182,11 @@ def test_batches_do_not_matter(models: dict[str, LoadedModel], batch_tokens: int
     np.testing.assert_array_equal(one.density, other.density)
 
 
-def test_no_more_is_read_than_asked_for(models: dict[str, LoadedModel]) -> None:
+def test_no_more_is_read_than_asked_for(models: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model reads as many tokens as asked for, sampled from the first READ_TIMES as many of the text."""
     loaded, point = models["tiny_neox"], POINTS["tiny_neox"]
     units = some_units()
+    monkeypatch.setattr(structural, "READ_TIMES", 1)
     taken = 0
 
     def counting() -> Iterator[WorkUnit]:
@@ -207,11 +209,32 @@ def test_no_more_is_read_than_asked_for(models: dict[str, LoadedModel]) -> None:
         max_tokens=wanted,
         splice_tokens=wanted // 2,
     )
-    assert result.n_tokens == sum(counts[:5]) and taken == 1
+    assert wanted - 20 < result.n_tokens <= wanted and taken == 1
     losses = next(m for m in result.metrics if m.metric == "ce_sae" and m.split is None)
     assert 0 < losses.n_tokens <= wanted // 2
     fvu = quick_fvu(loaded, affine(32, 0.5), Hookpoint.parse(point), None, counting(), EXCLUDED, 64, n_tokens=wanted)
-    assert fvu == pytest.approx(result.value("fvu")) and taken == 2
+    x = torch.cat([counted_vectors(loaded, Hookpoint.parse(point), [w]) for w in first[:5]])
+    error = (affine(32, 0.5)(x) - x).square().sum() / (x - x.mean(0)).square().sum()
+    assert fvu == pytest.approx(float(error), rel=1e-4) and taken == 2
+
+
+def test_the_sample_is_of_all_documents_wherever_the_corpus_begins(models: dict[str, LoadedModel]) -> None:
+    """A corpus whose first document is as long as the sample: the first windows would be of one document."""
+    loaded, point = models["tiny_neox"], POINTS["tiny_neox"]
+    long = WorkUnit(0, [Window("long", 8 * i, "report", [0, *range(1, 9)], 1) for i in range(40)], 1)
+    rest = [
+        WorkUnit(i, [Window(f"doc{i}-{j}", 0, "report", [0, *range(20 + j, 28 + j)], 1) for j in range(10)], 10)
+        for i in range(1, 21)
+    ]
+    result = evaluated(loaded, affine(32, 0.5), point, [long, *rest], max_tokens=320, splice_tokens=160)
+    assert 300 < result.n_tokens <= 320
+    for metric in result.metrics:
+        spliced = metric.metric.startswith(("ce_", "kl_", "delta_ce", "loss_"))
+        assert metric.n_documents > (12 if spliced else 25), metric
+    fvu = next(m for m in result.metrics if m.metric == "fvu")
+    assert fvu.ci_low is not None
+    again = evaluated(loaded, affine(32, 0.5), point, [*rest, long], max_tokens=320)
+    assert again.value("fvu") == pytest.approx(result.value("fvu"))  # the order of the corpus does not matter
 
 
 def test_the_splice_samples_the_whole_corpus() -> None:
@@ -234,8 +257,9 @@ def test_a_first_look_comes_early(models: dict[str, LoadedModel], monkeypatch: p
     said: list[tuple[int, str]] = []
     sae = topk_sae(32)
     result = evaluated(loaded, sae, point, units, splice_tokens=50, on_progress=lambda n, note: said.append((n, note)))
+    drawn = structural._sampled(units, torch.tensor(sorted(EXCLUDED)), 10**6, 0)
     assert result.early_fvu == quick_fvu(
-        loaded, sae, Hookpoint.parse(point), None, units, EXCLUDED, BATCH_TOKENS, n_tokens=100
+        loaded, sae, Hookpoint.parse(point), None, [drawn], EXCLUDED, BATCH_TOKENS, n_tokens=100
     )
     assert result.early_fvu != result.value("fvu")
     n_early, remark = next((n, note) for n, note in said if note)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chi2, chi2_contingency, false_discovery_control
+from scipy.stats import chi2_contingency, false_discovery_control, hypergeom
 from support.tile_store import TILE, tile_store
 
 from autointerp.evidence import words as module
 from autointerp.evidence.words import Background, find_input_words, words_in, words_of
 from autointerp.store import Store
 from autointerp.store.findings import MethodRun
+from autointerp.store.sampled_tokens import Stretch
 
 VOCABULARY = [f" {a}{b}" for a in ("ba", "do", "ki", "lu", "me") for b in ("ran", "tol", "pis", "zem", "fug", "wad")]
 FILLERS = [" the", " the", " the", " of", ",", ".", " 7"]
@@ -84,7 +85,12 @@ def test_planted_words_come_first(planted: Store) -> None:
     assert not listed(columns, ALWAYS) and not listed(columns, SILENT)
     assert all(pmi > 0 for pmi in columns["pmi"]) and all(p < 0.05 for p in columns["p_value"])
     first = columns["word"].index("harbour")
-    assert columns["n_with_word"][first] == 20 and columns["rank"][first] == 0
+    # 20 sampled contexts, in fewer documents: each document counts once
+    documents = planted.rows(
+        "SELECT count(DISTINCT window_id) FROM evidence.context_rows WHERE feature = ? AND kind = 'sampled' "
+        "AND split = 'explain'", [AFTER_HARBOUR],
+    )  # fmt: skip
+    assert columns["n_with_word"][first] == documents[0][0] < 20 and columns["rank"][first] == 0
 
 
 def test_columns_are_what_the_store_takes(planted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,59 +115,131 @@ def test_without_a_background_nothing_is_said(tmp_path: Path) -> None:
 def test_against_loops_and_scipy() -> None:
     """Every number of a feature's words, from the definition: each background tile cut at each of its lengths."""
     rng = random.Random(4)
-    tiles = [(list(window[: rng.choice((TILE, TILE, 11))]), "", "") for window in texts(60, 2)]
-    contexts = [(window[: rng.randrange(1, TILE + 1)], "", "") for window in texts(25, 3)]
-    for tokens, _, _ in contexts[:15]:
+    tiles = [
+        Stretch(list(window[: rng.choice((TILE, TILE, 11))]), "", "", f"d{i // 4 if i < 40 else i}")
+        for i, window in enumerate(texts(60, 2))
+    ]
+    contexts = [window[: rng.randrange(1, TILE + 1)] for window in texts(25, 3)]
+    for tokens in contexts[:15]:
         tokens[0] = " lumin"
-    tiles[0][0][0] = " lumin"
+    tiles[0].tokens[0] = " lumin"
 
     def words(tokens: Sequence[str]) -> set[str]:
         return {w.lower() for w in re.findall(r"[a-zA-Z]{2,}", "".join(tokens))}
 
-    names = sorted(set().union(*(words(tokens) for tokens, _, _ in contexts)))
-    background = set().union(*(words(tokens) for tokens, _, _ in tiles))
+    names = sorted(set().union(*(words(tokens) for tokens in contexts)))
+    background = set().union(*(words(tile.tokens) for tile in tiles))
     rows, p_values = [], []
     n = len(contexts)
-    sizes = [sum(len(tile) >= len(c) for tile, _, _ in tiles) for c, _, _ in contexts]
-    n_tiles = float(np.mean(sizes))
+    n_tiles = round(float(np.mean([sum(len(tile.tokens) >= len(c) for tile in tiles) for c in contexts])))
+    sizes = {tile.document: sum(other.document == tile.document for other in tiles) for tile in tiles}
     for name in names:
-        a = sum(name in words(tokens) for tokens, _, _ in contexts)
-        shares = [
-            np.mean([name in words(tile[: len(c)]) for tile, _, _ in tiles if len(tile) >= len(c)])
-            for c, _, _ in contexts
-        ]
-        b = float(np.mean(shares)) * n_tiles
+        a = sum(name in words(tokens) for tokens in contexts)
+        shares = []
+        for weighs in (lambda tile: 1.0, lambda tile: 1 / sizes[tile.document]):
+            of_context = []
+            for c in contexts:
+                long = [tile for tile in tiles if len(tile.tokens) >= len(c)]
+                held = [weighs(tile) for tile in long if name in words(tile.tokens[: len(c)])]
+                of_context.append(sum(held) / sum(map(weighs, long)))
+            shares.append(float(np.mean(of_context)))
+        b = max(shares) * n_tiles
         pmi = math.log((a + 0.5) / (n + 1) / ((b + 0.5) / (n_tiles + 1)))
         table = [[a, n - a], [b, n_tiles - b]]
         g = chi2_contingency(table, correction=False, lambda_="log-likelihood").statistic
         rows.append((name, pmi, g, a))
-        p_values.append(chi2.sf(g, 1) if pmi > 0 else 1.0)
+        whole = math.ceil(b - 1e-6)
+        p_values.append(hypergeom.sf(a - 1, n + n_tiles, n, a + whole))
     n_tests = len(background | set(names))
     adjusted = false_discovery_control([*p_values, *[1.0] * (n_tests - len(p_values))])[: len(rows)]
     wanted = [
         (name, pmi, g, p, a)
         for (name, pmi, g, a), p in zip(rows, adjusted, strict=True)
-        if pmi > 0 and p < 0.05 and a > 1
+        if pmi > 0 and p < 0.05 and a > 2
     ]
     wanted.sort(key=lambda row: -row[2])
-    found = words_of([(words_in(*context), len(context[0])) for context in contexts], Background(tiles))
+    found = words_of([(words_in(c, "", ""), len(c)) for c in contexts], Background(tiles))
     assert wanted[0][0] == "lumin"
     assert [row[0] for row in found] == [row[0] for row in wanted]
     for own, other in zip(found, wanted, strict=True):
         assert own[1:] == pytest.approx(other[1:], rel=1e-9)
 
 
-def test_random_features_have_no_words() -> None:
-    """Contexts drawn as the background is: at most about 1 feature in 20 may get any word."""
-    rng = random.Random(6)
-    tiles = [(window[:TILE], "", "") for window in texts(3000, 5)]
-    background = Background(tiles[:2000])
-    rest = tiles[2000:]
+def topical(n_documents: int, seed: int, vocabulary: int = 3000) -> list[list[list[str]]]:
+    """Tiles of documents, [documents, tiles, words]: each document has 25 words of its own that make up half of it,
+    and the short ones have a line at the head that stands in a third of them."""
+    rng = np.random.default_rng(seed)
+    chance = 1 / np.arange(5, vocabulary + 5)
+    chance /= chance.sum()
+    names = np.array([f" w{''.join(chr(97 + int(d)) for d in np.base_repr(i, 9))}" for i in range(vocabulary)])
+    documents = []
+    for _ in range(n_documents):
+        n_tiles = int(rng.choice((2, 6, 30)))
+        own = rng.choice(vocabulary, 25, p=chance)
+        ids = np.where(
+            rng.random((n_tiles, TILE)) < 0.5,
+            rng.choice(own, (n_tiles, TILE)),
+            rng.choice(vocabulary, (n_tiles, TILE), p=chance),
+        )
+        tiles = [list(row) for row in names[ids]]
+        if n_tiles == 2 and rng.random() < 1 / 3:
+            for tile in tiles:
+                tile[0] = " licence"
+        documents.append(tiles)
+    return documents
+
+
+TILE_OF_TEXT = dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def null_world() -> tuple[list[list[TILE_OF_TEXT]], Background]:
+    """Documents whose tiles a feature may fire on, and a background of other documents of the same kind."""
+    documents = topical(200, 1)
+    chosen = [Stretch(t, "", "", f"d{i}") for i, tiles in enumerate(topical(200, 2)) for t in tiles]
+    return [[words_in(t, "", "") for t in tiles] for tiles in documents], Background(chosen)
+
+
+@pytest.mark.parametrize("n_documents", [3, 8, 20])
+def test_a_feature_that_knows_no_words_lists_none(
+    null_world: tuple[list[list[TILE_OF_TEXT]], Background], n_documents: int
+) -> None:
+    """The null: it fires at random in the documents it fires in, be they three (where counting contexts listed a word
+    for 91 of 100 features) or many. At most 1 feature in 20 may list a word."""
+    documents, background = null_world
+    rng = random.Random(n_documents)
     n_listed = 0
     for _ in range(200):
-        chosen = [tokens[: rng.randrange(1, TILE + 1)] for tokens, _, _ in rng.sample(rest, 20)]
-        n_listed += bool(words_of([(words_in(tokens, "", ""), len(tokens)) for tokens in chosen], background))
-    assert n_listed <= 20
+        one_of_each = [rng.choice(tiles) for tiles in rng.sample(documents, n_documents)]
+        n_listed += bool(words_of([(words, TILE) for words in one_of_each], background))
+    assert n_listed <= 10
+
+
+def test_a_word_of_a_tenth_of_the_documents_is_found(
+    null_world: tuple[list[list[TILE_OF_TEXT]], Background],
+) -> None:
+    """The power that remains: a rare word in 6 of 20 documents."""
+    documents, background = null_world
+    rng = random.Random(0)
+    contexts = [(rng.choice(tiles), TILE) for tiles in rng.sample(documents, 20)]
+    for words, _ in contexts[:6]:
+        words["harbour"] = 3
+    assert words_of(contexts, background)[0][0] == "harbour"
+    assert words_of(contexts, background)[0][4] == 6
+
+
+def test_contexts_of_three_documents_are_three(tmp_path: Path) -> None:
+    """20 contexts from three documents, in which a word stands everywhere, weigh as much as three contexts."""
+    windows = texts(60, 7)
+    rng = random.Random(1)
+    for window in windows[:3]:
+        for at in range(0, len(window), TILE):
+            window[at] = " harbour" if rng.random() < 0.9 else window[at]
+    fires_early = {0: lambda number, window: [float(number < 3 and i % TILE == 8) for i in range(len(window))]}
+    store, _, _ = tile_store(tmp_path / "s.duckdb", windows, fires_early, sampled=20, negatives=200)
+    with store:
+        found = find_input_words(store, 1, 1, 50)
+    assert all(n <= 3 for n in found["n_with_word"])
 
 
 def test_words_at_the_edges() -> None:

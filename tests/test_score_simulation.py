@@ -290,3 +290,16 @@ def test_a_label_that_predicts_the_same_everywhere_scores_zero() -> None:
         check_score(replace(row, value=None))
     with pytest.raises(AutointerpError, match="only then"):
         check_score(replace(row, status="constant_truth"))
+
+
+def test_blocks_of_one_file_are_one_document_to_an_interval() -> None:
+    """Renaming documents to blocks of one file leaves the value and takes the interval; blocks of as many files as
+    there were documents change nothing."""
+    plain = answers("report", lambda c, t: [v + i % 3 for i, v in enumerate(t)])
+    names = list(dict.fromkeys(a.context.document for a in plain))
+    one = [replace(a, context=replace(a.context, document=f"a.txt#{names.index(a.context.document)}")) for a in plain]
+    many = [replace(a, context=replace(a.context, document=f"{a.context.document}#7")) for a in plain]
+    whole = correlation(plain).estimate
+    of_one, of_many = correlation(one).estimate, correlation(many).estimate
+    assert whole.low is not None and (of_many.value, of_many.low) == (whole.value, whole.low)
+    assert of_one.value == pytest.approx(whole.value) and of_one.low is None

@@ -81,6 +81,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (3, "batches"),
             (4, "sequence"),
             (5, "score_documents"),
+            (6, "output_p_values"),
         ]
 
 

@@ -20,7 +20,7 @@ from autointerp.corpus.formats.text_files import text_pieces
 from autointerp.corpus.formats.unpack import UNREADABLE
 from autointerp.corpus.source_files import Format, SourceFile, corpus_fingerprint, place_of, source_files
 from autointerp.corpus.source_formats import READ, check_files, content_of
-from autointerp.corpus.splits import Piece, split_documents
+from autointerp.corpus.splits import Piece, SplitRule, split_documents, split_rule_of
 from autointerp.errors import InputError
 from autointerp.records import Document
 
@@ -42,15 +42,30 @@ def read_documents(
             "use corpus.text_field, or a model with a chat template"
         )
     if config.source.startswith("hf:"):
-        pieces = row_pieces(hub_rows(config, report), config, report, render_chat)
-    elif _is_saved(config):
-        pieces = row_pieces(saved_rows(place_of(config), config, report), config, report, render_chat)
+        documents = split_documents(
+            row_pieces(hub_rows(config, report), config, report, render_chat), config, report, by_runs=False
+        )
     else:
-        found = source_files(config)
-        for name in found.links_out:
-            report.skip("link_out", name)
-        pieces = _file_pieces(found.files, config, report, render_chat)
-    return _checked(split_documents(pieces, config, report), config, report)
+        documents = split_documents(_local_pieces(config, report, render_chat), config, report)
+    return _checked(documents, config, report)
+
+
+def _local_pieces(config: CorpusConfig, report: CorpusReport, render_chat: ChatRenderer | None) -> Iterator[Piece]:
+    """The pieces of every document on this machine."""
+    if _is_saved(config):
+        return row_pieces(saved_rows(place_of(config), config, report), config, report, render_chat)
+    found = source_files(config)
+    for name in found.links_out:
+        report.skip("link_out", name)
+    return _file_pieces(found.files, config, report, render_chat)
+
+
+def split_rule(config: CorpusConfig) -> SplitRule:
+    """By which rule the corpus is split. Reads the beginning of the files; a data set of the hub, which may not be
+    within reach, is always split by hash."""
+    if config.source.startswith("hf:"):
+        return "hash"
+    return split_rule_of(_local_pieces(config, CorpusReport(), str), config)
 
 
 def check_sources(config: CorpusConfig) -> None:

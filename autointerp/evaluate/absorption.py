@@ -12,9 +12,10 @@ has absorbed the letter's direction. To find such words, for each letter:
 
 full absorption       the main features are silent, and the feature that contributes most has cos(d_i, p) >= .025 and
                       makes up at least .4 of the projection
-absorption fraction   if up to 3 other features with cos(d_i, p) >= .1 together make up at least .4 of the projection,
-                      while the main features fall short of it: the share of those others in what main and absorbing
-                      features contribute; else 0
+absorption fraction   as SAEBench defines it. Let m and a be the shares of the projection that the main features and
+                      up to 3 other features with cos(d_i, p) >= .1 contribute. Those others absorb no more than what
+                      the main features leave: a' = min(a, 1 - m). If a is at least .4 and m is below 1, the fraction
+                      is a' / (a' + m); else 0
 
 Activations are read at the last token of a prompt that says nothing about spelling. The words are single tokens.
 """
@@ -238,7 +239,8 @@ def absorbed(
     from_main = max(0.0, float(share[is_main].sum()))
     if absorbing < FRACTION_SHARE or from_main >= 1.0:
         return full, 0.0, silent
-    return full, float(absorbing / (absorbing + from_main)), silent
+    absorbing = min(float(absorbing), 1.0 - from_main)  # what goes beyond the projection is nobody's to absorb
+    return full, absorbing / (absorbing + from_main), silent
 
 
 def _main_features(columns: csc_matrix, y: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> tuple[list[int], float]:

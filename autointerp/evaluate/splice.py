@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.errors import AutointerpError, InputError
-from autointerp.evaluate.metrics import DocumentSums, Floats, Metric, as_metrics, bootstrapped, ratio
+from autointerp.evaluate.metrics import DocumentSums, Floats, Metric, as_metrics, bootstrapped, ratio, together
 from autointerp.model.hooks import Hookpoint, activations_at, hooked, model_inputs
 from autointerp.model.load import LoadedModel
 from autointerp.model.padding import require_next_token
@@ -94,17 +94,17 @@ def splice_metrics(
                 if rows:
                     table = tables.setdefault(split, DocumentSums(len(_COLUMNS)))
                     table.add([part.windows[i].document for i in rows], sums[rows])
-    if not tables:
+    whole = together(list(tables.values()))
+    if whole is None:
         raise InputError("no token of the corpus is followed by another one, so there is no loss to compare")
-    together = np.concatenate([table.rows() for table in tables.values()])
-    _check_finite(together)
+    _check_finite(whole.rows())
     found = []
-    by_split: list[tuple[str | None, Floats]] = [(split, table.rows()) for split, table in sorted(tables.items())]
-    for name, rows_of in [*by_split, (None, together)]:
-        counted = rows_of[rows_of[:, _AT["n"]] > 0]
+    by_split: list[tuple[str | None, DocumentSums]] = [*sorted(tables.items()), (None, whole)]
+    for name, table in by_split:
+        counted = table.rows()[table.rows()[:, _AT["n"]] > 0]
         if len(counted):
             n_tokens = round(float(counted[:, _AT["n"]].sum()))
-            found += as_metrics(bootstrapped(counted, _figures, seed), name, n_tokens)
+            found += as_metrics(bootstrapped(counted, _figures, seed), name, n_tokens, table.n_documents)
     return found
 
 

@@ -1,13 +1,15 @@
 """The structural evaluation of a dictionary on a corpus: reconstruction, sparsity, features, and the loss it costs.
 
-One forward pass per batch, stopped at the hookpoint, gives everything but the loss. The splice then runs the whole
-model over a sample of the windows. metrics.py and splice.py define the figures.
+The windows are a sample of the corpus by hash: its first ones would come from few documents, of one kind where a corpus
+is sorted. One forward pass per batch, stopped at the hookpoint, gives everything but the loss. The splice then runs the
+whole model over a sample of those windows. metrics.py and splice.py define the figures.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +31,9 @@ EARLY_TOKENS = 10_000
 """The FVU is first looked at after this many tokens."""
 SUSPICIOUS_FVU = 0.8
 """A dictionary with a higher FVU after EARLY_TOKENS is probably loaded wrongly, or belongs to another model."""
+READ_TIMES = 50
+"""The sample is drawn from so many times as many tokens as it holds, so that a corpus without an end is not read for
+ever."""
 MOST_NONFINITE = 1e-3
 """Largest share of tokens whose activations may be NaN or infinite."""
 
@@ -68,9 +73,10 @@ def evaluate_structure(
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> StructuralResult:
-    """Evaluate `sae`, on any device, on the first windows of `units` that hold `max_tokens` tokens that count (no BOS,
-    no `excluded_ids`). The last window is read to its end. The splice runs on a sample of these windows with at most
-    `splice_tokens` tokens, but with at least one window unless `splice_tokens` is 0.
+    """Evaluate `sae`, on any device, on a sample of the windows of `units` that holds at most `max_tokens` tokens that
+    count (no BOS, no `excluded_ids`), but at least one window. It is drawn from the first READ_TIMES * `max_tokens` of
+    them, and held in memory. The splice runs on a sample of these windows with at most `splice_tokens` tokens, but with
+    at least one window unless `splice_tokens` is 0.
 
     `output_hookpoint` is None, or the hookpoint itself, for an SAE. The seed draws the windows of the splice, the
     documents of the intervals and, for a large dictionary, the decoder rows compared. Raises InputError when no token
@@ -81,7 +87,7 @@ def evaluate_structure(
     reading = _Reading(loaded, sae, hookpoint, output_hookpoint, excluded_ids, batch_tokens)
     early: float | None = None
     sample = _Sample(splice_tokens, seed)
-    for piece in _pieces(units, reading.excluded, max_tokens, cut_at=EARLY_TOKENS):
+    for piece in _pieces([_sampled(units, reading.excluded, max_tokens, seed)], reading.excluded, cut_at=EARLY_TOKENS):
         for window, n_counted in zip(piece.windows, piece.n_counted):
             sample.offer(window, n_counted)
         for _ in reading.read(piece.windows):
@@ -97,9 +103,11 @@ def evaluate_structure(
     by_split: dict[str | None, list[Metric]] = {}
     for split in (*splits, None):
         n_tokens = sums.n_tokens(split)
-        by_split[split] = sums.metrics(split, seed) + feature_metrics(sums.counts(split), n_tokens, split)
+        n_documents = sums.n_documents(split)
+        by_split[split] = sums.metrics(split, seed)
+        by_split[split] += feature_metrics(sums.counts(split), n_tokens, split, n_documents)
     counts, n_tokens = sums.counts(), sums.n_tokens()
-    by_split[None] += decoder_metrics(sae.W_dec, counts > 0, n_tokens, seed)
+    by_split[None] += decoder_metrics(sae.W_dec, counts > 0, n_tokens, sums.n_documents(), seed)
     if splice_tokens > 0:
         if on_progress is not None:
             on_progress(n_tokens, "the loss with replaced activations")
@@ -158,7 +166,17 @@ class _Piece:
     """Number of tokens that count in this piece and all before it."""
 
 
-def _pieces(units: Iterable[WorkUnit], excluded: Tensor, end: int, cut_at: int = 0) -> Iterator[_Piece]:
+def _sampled(units: Iterable[WorkUnit], excluded: Tensor, max_tokens: int, seed: int) -> WorkUnit:
+    """The sample of `evaluate_structure` as one unit, in the order of the hash, so that its beginning is a sample,
+    too."""
+    sample = _Sample(max_tokens, seed)
+    for piece in _pieces(units, excluded, READ_TIMES * max_tokens):
+        for window, n_counted in zip(piece.windows, piece.n_counted):
+            sample.offer(window, n_counted)
+    return WorkUnit(0, sample.by_hash(), 0)
+
+
+def _pieces(units: Iterable[WorkUnit], excluded: Tensor, end: float = math.inf, cut_at: int = 0) -> Iterator[_Piece]:
     """The windows of the units, up to the one that reaches `end` tokens that count. No further unit is drawn.
 
     The unit that reaches `cut_at` tokens is cut there. Batches take the longest windows of a piece first, and without
@@ -214,6 +232,10 @@ class _Sample:
     def windows(self) -> list[Window]:
         """The sampled windows, in the order in which they were offered."""
         return [window for _, _, window, _ in sorted(self._held, key=lambda held: held[1])]
+
+    def by_hash(self) -> list[Window]:
+        """The sampled windows, the smallest hash first."""
+        return [window for _, _, window, _ in sorted(self._held, key=lambda held: (-held[0], held[1]))]
 
 
 class _Reading:

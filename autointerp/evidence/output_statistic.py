@@ -22,7 +22,7 @@ class OutputStatistic:
     scope: Literal["dictionary"] = "dictionary"
 
     def settings(self, config: EvidenceConfig) -> Mapping[str, object]:
-        return {**fields_of(config, "seed"), **PROJECTED}
+        return {**fields_of(config, "seed"), **PROJECTED, "null": "moments of the decoder"}
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
         from autointerp.evidence.logit_tails import output_statistics
@@ -34,10 +34,12 @@ class OutputStatistic:
         return Found(output_statistics(path, study.weights(), study.text(), study.alive(), study.evidence.seed))
 
     def page(self, rows: Sequence[Row]) -> list[str]:
-        """output  its promoted tokens stand out: kurtosis 41.2 (1 in 100 random directions exceeds 1.3), skew +3.7"""
+        """output  its promoted tokens stand out: kurtosis 41.2 (1 in 100 random directions exceeds 1.3; p 0.01), ..."""
         lines = []
         for found in rows:
             acts = "its promoted tokens stand out" if found["is_output"] else "its promoted tokens do not stand out"
             chance = f"1 in 100 random directions exceeds {found['threshold']:.1f}"
+            if found["p_value"] is not None:  # rows of earlier versions have none
+                chance += f"; p {found['p_value']:.2g}"
             lines.append(f"output  {acts}: kurtosis {found['kurtosis']:.1f} ({chance}), skew {found['skew']:+.1f}")
         return lines

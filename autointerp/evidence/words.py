@@ -1,25 +1,28 @@
-"""The evidence method `words`: words whose presence goes with a feature's firing, found by counting.
+"""The evidence method `words`: words whose presence goes with a feature's firing, found by counting documents.
 
 A context holds a word when the word begins at or before the peak's token: what comes later cannot have made a causal
 model's feature fire. The word in which the peak stands is read to its end. The contexts are the feature's sampled
-ones, which are uniform over the tiles in which it fires. The background is the corpus at large: the negatives of tier
-`random` of all features together, each tile once. (One feature's negatives are silent tiles only; those of all features
-together are uniform, as long as no feature fires nearly everywhere.)
+ones, which are uniform over the tiles in which it fires. Contexts of one document are not independent: what the
+document is about stands in all of them, whatever the feature does. So each document counts once, by the first of its
+contexts, and a word has to stand in FEWEST_DOCUMENTS documents.
 
-The longer a text is, the more words it holds. So the background's tiles are read as far as the contexts are: if a
-feature's contexts reach l_1 .. l_n tokens, a word's share of the background is the mean over j of its share of the
-tiles cut after l_j tokens, among the tiles that are as long. Cutting each tile at a random one of the feature's lengths
-would give this share on average, but with noise.
+The background is the corpus at large: the negatives of tier `random` of all features together, each tile once. (One
+feature's negatives are silent tiles only; those of all features together are uniform, as long as no feature fires
+nearly everywhere.) The longer a text is, the more words it holds. So the background's tiles are read as far as the
+contexts are: if a feature's contexts reach l_1 .. l_n tokens, a word's share of the background is the mean over j of
+its share of the tiles cut after l_j tokens, among the tiles that are as long. Cutting each tile at a random one of the
+feature's lengths would give this share on average, but with noise. Which documents a feature that has nothing to do
+with words fires in may or may not go by their size, so the share is the larger of two: with each tile, or with each
+document, weighing the same.
 
     pmi   log P(word | fires) / P(word), nats; half an occurrence is added to every cell
-    G     2 sum O log(O / E) over the 2 x 2 table (contexts, background) x (with, without the word); p from chi-squared
-          with one degree of freedom, for words with pmi > 0, and 1 for the others, then Benjamini-Hochberg over every
-          word of the contexts and the background. A word that stands in one context only is not listed.
+    G     2 sum O log(O / E) over the 2 x 2 table (documents, background) x (with, without the word)
+    p     Fisher's exact test of that table, one-sided, since counts are small; then Benjamini-Hochberg over every word
+          of the contexts and the background
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,13 +36,13 @@ from autointerp.evidence.method import Found, Study, fields_of
 from autointerp.evidence.page_lines import words_line
 from autointerp.progress import Counting, uncounted
 from autointerp.store.finding_tables import INPUT_WORDS, Row
-from autointerp.store.sampled_tokens import last_feature, random_tiles, texts_up_to_peak, tile_texts
+from autointerp.store.sampled_tokens import Stretch, last_feature, random_tiles, texts_up_to_peak, tile_texts
 from autointerp.store.store import Store
 
 BACKGROUND_TILES = 8192
 """Tiles of the background, at most; evenly spaced over those there are."""
 SIGNIFICANT = 0.05
-FEWEST_CONTEXTS = 2
+FEWEST_DOCUMENTS = 3
 FEATURES_AT_ONCE = 512
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
@@ -52,7 +55,7 @@ class Words:
     scope: Literal["dictionary"] = "dictionary"
 
     def settings(self, config: EvidenceConfig) -> Mapping[str, object]:
-        return fields_of(config, "words")
+        return {**fields_of(config, "words"), "counts": "documents"}
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
         n_words, counting = study.evidence.words, study.counting
@@ -108,63 +111,86 @@ def words_in(tokens: Sequence[str], ahead: str, before: str) -> dict[str, int]:
 class Background:
     """How often each word stands in tiles cut after any number of tokens."""
 
-    def __init__(self, tiles: Sequence[tuple[Sequence[str], str, str]]) -> None:
-        """`tiles`: (tokens, text ahead, token before)."""
-        longest = max((len(tokens) for tokens, _, _ in tiles), default=0)
+    def __init__(self, tiles: Sequence[Stretch]) -> None:
+        longest = max((len(tile.tokens) for tile in tiles), default=0)
         self._index: dict[str, int] = {}
-        spans: list[tuple[int, int, int]] = []
-        lengths = np.zeros(longest + 2, dtype=np.int64)
-        for tokens, ahead, before in tiles:
-            lengths[len(tokens)] += 1
-            for word, at in words_in(tokens, ahead, before).items():
-                spans.append((self._index.setdefault(word, len(self._index)), at + 1, len(tokens) + 1))
         self.n_tiles = len(tiles)
-        self._tiles_at = np.cumsum(lengths[::-1])[::-1][: longest + 1]
-        """[longest + 1]: tiles of at least so many tokens."""
-        steps = np.zeros((len(self._index), longest + 2), dtype=np.int32)
+        in_document = Counter(tile.document for tile in tiles)
+        spans: list[tuple[int, int, int]] = []
+        span_weights: list[float] = []
+        totals = np.zeros((2, longest + 2))
+        for tile in tiles:
+            weight, n = 1 / in_document[tile.document], len(tile.tokens)
+            totals[:, n] += (1.0, weight)
+            for word, at in words_in(tile.tokens, tile.ahead, tile.before).items():
+                spans.append((self._index.setdefault(word, len(self._index)), at + 1, n + 1))
+                span_weights.append(weight)
+        # Both tables twice: with weight 1 for each tile, and with weight 1 for each document.
+        self._total = np.cumsum(totals[:, ::-1], axis=1)[:, ::-1][:, : longest + 1]
+        """[2, longest + 1]: the weight of the tiles of at least so many tokens."""
         row, begin, end = np.array(spans, dtype=np.int64).reshape(-1, 3).T
-        np.add.at(steps, (row, begin), 1)
-        np.add.at(steps, (row, end), -1)
-        self._held = np.cumsum(steps, axis=1)[:, : longest + 1]
-        """[words, longest + 1]: of those tiles, how many hold the word within so many tokens."""
+        steps = np.zeros((2, len(self._index), longest + 2))
+        for table, weights in zip(steps, (np.ones(len(spans)), np.array(span_weights)), strict=True):
+            np.add.at(table, (row, begin), weights)
+            np.add.at(table, (row, end), -weights)
+        self._held = np.cumsum(steps, axis=2)[:, :, : longest + 1]
+        """[2, words, longest + 1]: of those tiles, the weight of those that hold the word within so many tokens."""
 
     def n_words_with(self, words: Sequence[str]) -> int:
         """Distinct words of the background and `words` together."""
         return len(self._index) + sum(word not in self._index for word in words)
 
-    def shares(self, words: Sequence[str], lengths: Sequence[int]) -> tuple[NDArray[np.float64], float]:
+    def shares(self, words: Sequence[str], lengths: Sequence[int]) -> tuple[NDArray[np.float64], int]:
         """(each word's share of the tiles cut to `lengths`, over how many tiles that share is taken)."""
-        longest = len(self._tiles_at) - 1
+        longest = self._total.shape[1] - 1
         # A context longer than every tile is compared with the longest tiles.
         times = np.bincount(np.minimum(lengths, longest), minlength=longest + 1) / len(lengths)
-        weights = times / np.maximum(self._tiles_at, 1)
         known = np.array([self._index.get(word, -1) for word in words])
-        shares = np.where(known >= 0, self._held[known] @ weights, 0.0)
-        return shares, float(times @ self._tiles_at)
+        held = np.maximum.reduce(
+            [table[known] @ (times / np.maximum(total, 1e-9)) for table, total in zip(self._held, self._total)]
+        )
+        return np.where(known >= 0, np.clip(held, 0.0, 1.0), 0.0), round(float(times @ self._total[0]))
 
 
 def words_of(
     contexts: Sequence[tuple[dict[str, int], int]], background: Background
 ) -> list[tuple[str, float, float, float, int]]:
-    """(word, pmi, G, adjusted p, contexts with it) of the words that go with a feature's firing, the largest G first.
+    """(word, pmi, G, adjusted p, documents with it) of the words that go with a feature's firing, the largest G first.
 
-    `contexts`: the words of each of its contexts, and how many tokens that is.
+    `contexts`: the words of one context of each of its documents, and how many tokens that is.
     """
     counts = Counter(word for words, _ in contexts for word in words)
     if not counts:
         return []
     names = sorted(counts)
-    n = float(len(contexts))
-    with_word = np.array([counts[name] for name in names], dtype=np.float64)
+    n = len(contexts)
+    with_word = np.array([counts[name] for name in names], dtype=np.int64)
     share, n_tiles = background.shares(names, [length for _, length in contexts])
     held = share * n_tiles
     pmi = np.log((with_word + 0.5) / (n + 1)) - np.log((held + 0.5) / (n_tiles + 1))
-    g = g_statistic(with_word, n, held, n_tiles)
-    p = np.array([math.erfc(math.sqrt(value / 2)) if sign > 0 else 1.0 for value, sign in zip(g, pmi, strict=True)])
+    g = g_statistic(with_word.astype(np.float64), float(n), held, float(n_tiles))
+    p = fisher_upper(with_word, n, np.ceil(held - 1e-6).astype(np.int64), n_tiles)
     adjusted = benjamini_hochberg(p, background.n_words_with(names))
-    listed = np.flatnonzero((pmi > 0) & (adjusted < SIGNIFICANT) & (with_word >= FEWEST_CONTEXTS))
+    listed = np.flatnonzero((pmi > 0) & (adjusted < SIGNIFICANT) & (with_word >= FEWEST_DOCUMENTS))
     order = sorted(listed.tolist(), key=lambda i: (-g[i], names[i]))
     return [(names[i], float(pmi[i]), float(g[i]), float(adjusted[i]), int(with_word[i])) for i in order]
+
+
+def fisher_upper(a: NDArray[np.int64], n_a: int, b: NDArray[np.int64], n_b: int) -> NDArray[np.float64]:
+    """P(A >= a) of the tables [[a, n_a - a], [b, n_b - b]] with all margins fixed: a hypergeometric tail, [tables]."""
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n_a + n_b + 1)))])
+
+    def log_choose(n: NDArray[np.int64] | int, k: NDArray[np.int64]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
+        return found
+
+    drawn = np.arange(n_a + 1)[None, :]
+    margin = (a + b)[:, None]
+    others = margin - drawn
+    possible = (drawn >= a[:, None]) & (others >= 0) & (others <= n_b)
+    others = np.where(possible, others, 0)
+    log_p = log_choose(n_a, drawn) + log_choose(n_b, others) - log_choose(n_a + n_b, margin)
+    return np.minimum(np.where(possible, np.exp(np.where(possible, log_p, 0.0)), 0.0).sum(axis=1), 1.0)
 
 
 def g_statistic(a: NDArray[np.float64], n_a: float, b: NDArray[np.float64], n_b: float) -> NDArray[np.float64]:
@@ -188,26 +214,29 @@ def benjamini_hochberg(p: NDArray[np.float64], n_tests: int) -> NDArray[np.float
     return adjusted
 
 
-def _background_tiles(store: Store, dictionary_id: int, harvest_id: int) -> list[tuple[list[str], str, str]]:
+def _background_tiles(store: Store, dictionary_id: int, harvest_id: int) -> list[Stretch]:
     tiles = random_tiles(store, dictionary_id, harvest_id)
     if len(tiles) > BACKGROUND_TILES:
         spread = np.linspace(0, len(tiles) - 1, BACKGROUND_TILES).round().astype(np.int64)
         tiles = [tiles[i] for i in spread]
-    return [(tile.tokens, tile.ahead, tile.before) for tile in tile_texts(store, tiles)]
+    return tile_texts(store, tiles)
 
 
 def _contexts(
     store: Store, dictionary_id: int, harvest_id: int, features: Sequence[int] | None
 ) -> Iterator[tuple[int, list[tuple[dict[str, int], int]]]]:
-    """(feature, for each of its sampled contexts its words and length) of every feature that has any, in order."""
+    """(feature, words and length of the first sampled context of each of its documents) of every feature that has any,
+    in order. Sampled contexts are ranked by a hash, so the first is a random one."""
     wanted = None if features is None else sorted({int(f) for f in features})
     for low in range(0, last_feature(store, dictionary_id) + 1, FEATURES_AT_ONCE):
         high = low + FEATURES_AT_ONCE - 1
         own = None if wanted is None else [f for f in wanted if low <= f <= high]
         if own == []:
             continue
-        found: dict[int, list[tuple[dict[str, int], int]]] = {}
+        found: dict[int, dict[str, tuple[dict[str, int], int]]] = {}
         for feature, text in texts_up_to_peak(store, dictionary_id, harvest_id, low, high, own):
-            words = words_in(text.tokens, text.ahead, text.before)
-            found.setdefault(feature, []).append((words, len(text.tokens)))
-        yield from found.items()
+            documents = found.setdefault(feature, {})
+            if text.document not in documents:
+                documents[text.document] = words_in(text.tokens, text.ahead, text.before), len(text.tokens)
+        for feature, documents in found.items():
+            yield feature, list(documents.values())

@@ -1,5 +1,10 @@
-"""revise: the label by [explain] base, rewritten in view of the contexts of the select part on which it misled the
-judge. Where there are none its text is kept, without a call."""
+"""revise: the label by [explain] base, rewritten in view of contexts of the select part on which it misled the judge.
+
+The documents of select are halved. The rewrite is made from the mistakes on the first half, and it replaces the label
+only if it scores better on the second, which it has not seen: a rewrite fits the mistakes it was shown, whether or not
+it is a better label. Every rewrite is a row of its own, by the explainer DRAFT, and judged like any label. Where the
+first half holds no mistake, or the second half too little to judge by, the label is kept without a call.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +30,13 @@ from autointerp.explain.evidence_sections import EXCERPTS, Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
 from autointerp.explain.label_question import Correction, LabelPrompt
 from autointerp.explain.one_call import OneCall
-from autointerp.explain.validation import mistakes
-from autointerp.records import Explanation, FeatureEvidence, Score, Side
+from autointerp.explain.validation import halves, mistakes, value_on
+from autointerp.records import Context, Explanation, FeatureEvidence, Score, Side
 
 REVISER = OneCall("revise", (EXCERPTS,), "input")
 """The question that shows a label and its mistakes. A revised label has its base's side, so the LLM is not asked."""
+DRAFT = "revise_draft"
+"""The explainer's name in the rows of rewrites, kept or not."""
 
 
 class Revise:
@@ -51,7 +58,7 @@ class Revise:
 
     def digest(self, run: ExplainRun) -> str:
         reviser = REVISER.prompt(run.config, run.job.prompts)
-        correction: list[object] = [reviser.template.sha256, run.config.mistakes]
+        correction: list[object] = [reviser.template.sha256, run.config.mistakes, "judged on the other half"]
         return recipe_sha256(run, [self._base(run)], correction, validator_of(run))
 
     async def explain(self, work: OpenRun, features: Sequence[int]) -> None:
@@ -64,38 +71,48 @@ class Revise:
             usable = [label for label in labels.values() if label.status == "ok"]
             scores = await validator.scores(usable, judge, work.writer)
             wrong = _corrections(run, [labels[f] for f in block], scores)
-            rewritten = await _rewrite(work, digest, wrong) if wrong else {}
-            return [
-                rewritten[f]
-                if f in rewritten
-                else kept(composite_row(run, digest, [labels[f]]), labels[f], scores.get(labels[f].explanation_id))
-                for f in block
-            ]
+            drafts = await _rewrite(work, digest, wrong) if wrong else {}
+            ready = [d for f, d in drafts.items() if d.status == "ok" and d.text != labels[f].text]
+            drafted = await validator.scores(ready, judge, work.writer)
+            rows = []
+            for f in block:
+                label = labels[f]
+                if f not in drafts:
+                    row = composite_row(run, digest, [label])
+                    rows.append(kept(row, label, scores.get(label.explanation_id)))
+                    continue
+                row = composite_row(run, digest, [label, drafts[f]])
+                score = drafted.get(drafts[f].explanation_id)
+                rows.append(better(row, label, drafts[f], wrong[f], score))
+            return rows
 
         await make_in_blocks(work, features, make)
 
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:
-        """The estimate if every label had mistakes."""
+        """The estimate if every label had mistakes, so that every rewrite is judged as well."""
         base = self._base(run)
         # The correction shows as many contexts again as there are mistakes.
         first = estimate_labels(run, base, features)
         more = 1 + run.config.mistakes / max(1, run.config.contexts)
         rewriting = (run.config.model, replace(first, read=more * first.read))
         judging = estimate_validation(run, validator_of(run), [base], features)
-        return [*estimate_parts(run, [base], features), rewriting, judging]
+        return [*estimate_parts(run, [base], features), rewriting, judging, judging]
 
 
 @dataclass(frozen=True)
-class _Wrong:
-    """A label, and what it misled the judge about."""
+class Wrong:
+    """A label, what it misled the judge about on one half, and how it did on the other half."""
 
     label: Explanation
     correction: Correction
+    judged: list[Context]
+    """The contexts of the other half."""
+    value: float
 
 
-def _corrections(run: ExplainRun, labels: Sequence[Explanation], scores: Mapping[str, Score]) -> dict[int, _Wrong]:
-    """The corrections of the labels that have mistakes, by feature."""
-    wrong: dict[int, _Wrong] = {}
+def _corrections(run: ExplainRun, labels: Sequence[Explanation], scores: Mapping[str, Score]) -> dict[int, Wrong]:
+    """The corrections of the labels that have mistakes on the first half and a score on the second, by feature."""
+    wrong: dict[int, Wrong] = {}
     every = dict.fromkeys(("top", "sampled", "negative"))
     for start in range(0, len(labels), BLOCK):
         block = labels[start : start + BLOCK]
@@ -105,32 +122,64 @@ def _corrections(run: ExplainRun, labels: Sequence[Explanation], scores: Mapping
             score = scores.get(label.explanation_id)
             if label.status != "ok" or score is None:
                 continue
-            missed, alarms = mistakes(score, held[label.feature], run.config.mistakes)
-            if missed or alarms:
-                wrong[label.feature] = _Wrong(label, Correction(label.text or "", missed, alarms))
+            asked = {prediction.context_id for prediction in score.predictions}
+            shown, judged = halves([c for c in held[label.feature] if c.context_id in asked])
+            missed, alarms = mistakes(score, shown, run.config.mistakes)
+            value = value_on(score, judged)
+            if (missed or alarms) and value is not None:
+                wrong[label.feature] = Wrong(label, Correction(label.text or "", missed, alarms), judged, value)
     return wrong
 
 
-async def _rewrite(work: OpenRun, digest: str, wrong: Mapping[int, _Wrong]) -> dict[int, Explanation]:
-    """The composite rows of the labels that have mistakes."""
+async def _rewrite(work: OpenRun, digest: str, wrong: Mapping[int, Wrong]) -> dict[int, Explanation]:
+    """The rewrites, by feature, written as rows of the explainer DRAFT."""
     run = work.run
     client = await work.client(run.config)
     prompt = await as_taken(run, REVISER.prompt(run.config, run.job.prompts), client)
+    drafting = run.of(replace(run.config, explainer=DRAFT))
     rows: dict[int, Explanation] = {}
 
     async def rewrite(evidence: FeatureEvidence) -> None:
         base, correction = wrong[evidence.feature].label, wrong[evidence.feature].correction
         told = await ask_label(run, prompt, client, evidence, correction)
         shown = [c.context_id for c in (*correction.missed, *correction.false_alarms)]
-        rows[evidence.feature] = replace(
-            composite_row(run, digest, [base], shown), text=told.text, status=told.status, error=told.error,
+        row = replace(
+            composite_row(drafting, digest, [base], shown), text=told.text, status=told.status, error=told.error,
             side=base.side if told.text else None, input_tokens=told.input_tokens, output_tokens=told.output_tokens,
             cost_usd=told.cost_usd,
         )  # fmt: skip
+        await work.writer.explanation(row)
+        rows[evidence.feature] = row
 
     blocks = Blocks(list(wrong), lambda block: evidence_for(run, prompt, block))
     await run_pool(blocks, min(run.job.in_flight, len(wrong)), rewrite, client.stop)
     return rows
+
+
+def better(row: Explanation, base: Explanation, draft: Explanation, wrong: Wrong, score: Score | None) -> Explanation:
+    """`row` with the text of the draft if it scores higher than the base on the half of select that it was not made
+    from, else with the base's text and a note that says why. `score`: the draft's."""
+    if draft.status == "gave_up":
+        return replace(row, status="gave_up", error=draft.error)
+    if draft.status != "ok":
+        return _with_text(row, base, f"not revised, the rewrite is {draft.status}")
+    if draft.text == base.text:
+        return _with_text(row, base, "not revised, the rewrite is the same label")
+    if score is None:
+        return replace(row, status="gave_up", error="the endpoint gave up on the score of the rewrite")
+    value = value_on(score, wrong.judged)
+    if value is None:
+        return _with_text(row, base, f"not revised, the rewrite has no score: {score.status}")
+    if value <= wrong.value:
+        told = (
+            f"not revised, the rewrite scores {value:.2f} on contexts it was not made from, the label {wrong.value:.2f}"
+        )
+        return _with_text(row, base, told)
+    return _with_text(row, draft, None)
+
+
+def _with_text(row: Explanation, label: Explanation, note: str | None) -> Explanation:
+    return replace(row, text=label.text, status="ok", side=label.side, error=note)
 
 
 def kept(row: Explanation, base: Explanation, score: Score | None) -> Explanation:
@@ -140,4 +189,4 @@ def kept(row: Explanation, base: Explanation, score: Score | None) -> Explanatio
     if score is None:
         return replace(row, status="gave_up", error="the endpoint gave up on the score of the label")
     note = None if score.value is not None else f"not revised, the label has no score: {score.status}"
-    return replace(row, text=base.text, status="ok", side=base.side, error=note)
+    return _with_text(row, base, note)

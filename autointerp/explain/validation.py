@@ -7,11 +7,14 @@ of one feature are asked about on the same contexts, all of them: sequential sto
 
 from __future__ import annotations
 
+import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
+from autointerp import stats
 from autointerp.ask.forecast import Estimate
 from autointerp.ask.job import Job, Outcome
 from autointerp.ask.question import Asker
@@ -21,7 +24,8 @@ from autointerp.errors import InputError
 from autointerp.llm.client import LlmClient
 from autointerp.records import Context, Explanation, Score
 from autointerp.score.correlation import SIMULATION
-from autointerp.score.detection_questions import TIERS
+from autointerp.score.detection_questions import TIERS, balanced
+from autointerp.score.score_rows import Answer, obstacle
 from autointerp.score.scorer import Run, Scorer
 from autointerp.score.scorers import scorer_named
 from autointerp.score.scoring import score_through
@@ -113,3 +117,41 @@ def mistakes(score: Score, contexts: Sequence[Context], most: int) -> tuple[list
     pairs = zip_longest([c for _, c in missed], [c for _, _, c in alarms])
     chosen = [context for pair in pairs for context in pair if context is not None][:most]
     return [c for c in chosen if c.kind != "negative"], [c for c in chosen if c.kind == "negative"]
+
+
+def halves(contexts: Sequence[Context]) -> tuple[list[Context], list[Context]]:
+    """The contexts in two halves without a common document. Documents take turns in the order of the hash of their
+    names, first those in which the feature is active, then the others, so that either half has both kinds if there are
+    two documents of each."""
+    documents: dict[str, list[Context]] = defaultdict(list)
+    for context in contexts:
+        documents[context.document].append(context)
+
+    def key(document: str) -> tuple[bool, bytes]:
+        is_silent = all(context.kind == "negative" for context in documents[document])
+        return is_silent, hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
+
+    parts: tuple[list[Context], list[Context]] = ([], [])
+    turns = {False: 0, True: 0}
+    for document in sorted(documents, key=key):
+        is_silent = key(document)[0]
+        parts[turns[is_silent] % 2].extend(documents[document])
+        turns[is_silent] += 1
+    return parts
+
+
+def value_on(score: Score, contexts: Sequence[Context]) -> float | None:
+    """The score's value over these contexts alone; 0 where a simulation predicts the same everywhere. None where they
+    define no value, as without an active or without a silent context."""
+    by_id = {context.context_id: context for context in contexts}
+    answers = [Answer(by_id[p.context_id], p) for p in score.predictions if p.context_id in by_id]
+    if score.scorer != SIMULATION:
+        return balanced(answers).estimate.value
+    if obstacle(answers) is not None:
+        return None
+    known = [a.prediction for a in answers if a.prediction.predicted is not None]
+    truth = [value for prediction in known for value in prediction.truth]
+    predicted = [value for prediction in known for value in prediction.predicted or ()]
+    if not stats.is_constant(truth) and stats.is_constant(predicted):
+        return 0.0
+    return stats.pearson(truth, predicted)

@@ -49,6 +49,10 @@ class OutputStatistic:
     threshold: float
     """The kurtosis that 1 in 100 random directions exceeds."""
     is_output: bool
+    """Whether p_value is below .05."""
+    p_value: float | None
+    """The share of random directions with as large a kurtosis, adjusted over the features; None in rows of earlier
+    versions, where `is_output` says whether kurtosis exceeds the threshold."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,16 @@ from autointerp.model.hooks import Hookpoint, activations_at_all, hidden_size_at
 from autointerp.model.input_limits import unreadable_tokens
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
+from autointerp.records import Split
 from autointerp.sae import parallel
+
+TRAINING_SPLITS: tuple[Split, ...] = ("explain", "select")
+"""The report split is kept from training, so that a dictionary can be evaluated on text it was not fitted to."""
 
 
 class ModelSource:
-    """Activations [n, sum of widths] of hookpoints, side by side, on every token that counts, in the corpus's order.
+    """Activations [n, sum of widths] of hookpoints, side by side, on every token that counts of TRAINING_SPLITS, in the
+    corpus's order.
 
     One forward pass serves all hookpoints, and `columns` gives the columns of each. A position is [work unit, batch in
     the unit]; reading from it skips everything before it without running the model. Under torchrun each process runs
@@ -58,7 +63,8 @@ class ModelSource:
         )  # fmt: skip
         size = parallel.world_size()
         for unit in units:
-            batches = make_batches(unit.windows, self.batch_tokens, self.loaded.pad_id)
+            windows = [window for window in unit.windows if window.split in TRAINING_SPLITS]
+            batches = make_batches(windows, self.batch_tokens, self.loaded.pad_id)
             skipped = first_batch if unit.index == first_unit else 0
             for number in range(skipped, len(batches), size):
                 own = batches[number + parallel.rank() : number + parallel.rank() + 1]

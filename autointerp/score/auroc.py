@@ -44,7 +44,7 @@ def auroc_result(answers: Sequence[Answer]) -> Result:
     why = obstacle(answers)
     if why is not None:
         return Result(why)
-    known = [(a.prediction.truth[0] > 0.5, a.prediction.predicted, a.context.document) for a in answers]
+    known = [(a.prediction.truth[0] > 0.5, a.prediction.predicted, a.context.source) for a in answers]
     of_class = {
         side: [(p[0], document) for truth, p, document in known if p is not None and truth == side]
         for side in (True, False)

@@ -50,7 +50,7 @@ def correlation_rows(identity: Identity, report: Sequence[Answer], select: Seque
 
 
 def _series(answers: Sequence[Answer]) -> tuple[list[list[float]], list[list[float]], list[str]]:
-    usable = [(a.prediction.truth, a.prediction.predicted, a.context.document) for a in answers]
+    usable = [(a.prediction.truth, a.prediction.predicted, a.context.source) for a in answers]
     good = [(t, p, d) for t, p, d in usable if p is not None]
     return [t for t, _, _ in good], [p for _, p, _ in good], [d for _, _, d in good]
 

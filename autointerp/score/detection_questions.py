@@ -340,11 +340,11 @@ def share_right(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
 
 def _document_sums(answers: Sequence[Answer], columns: Sequence[Sequence[float]]) -> tuple[Floats, list[str]]:
     """(the sums of each answer's columns over its document, the documents)."""
-    documents = list(dict.fromkeys(a.context.document for a in answers))
+    documents = list(dict.fromkeys(a.context.source for a in answers))
     place = {document: i for i, document in enumerate(documents)}
     sums = np.zeros((len(documents), len(columns[0])))
     for answer, row in zip(answers, columns, strict=True):
-        sums[place[answer.context.document]] += row
+        sums[place[answer.context.source]] += row
     return sums, documents
 
 

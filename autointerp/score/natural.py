@@ -58,7 +58,7 @@ class SilentTiles:
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> SilentTiles:
         """From contexts that were asked about; those without a prediction are left out."""
-        told = [(a.context.document, np.asarray(a.prediction.predicted)) for a in answers if a.prediction.predicted]
+        told = [(a.context.source, np.asarray(a.prediction.predicted)) for a in answers if a.prediction.predicted]
         return cls(
             [document for document, _ in told],
             np.array([p.size for _, p in told], dtype=np.float64),
@@ -102,7 +102,7 @@ def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prev
     firing = Tiles.of(
         [a.prediction.truth for a in active],
         [a.prediction.predicted or [] for a in active],
-        [a.context.document for a in active],
+        [a.context.source for a in active],
     )
     quiet = Tiles.silent(silent.n_tokens, silent.total, silent.squares, silent.documents)
     found = natural_correlation(firing, quiet, prevalence.active, prevalence.silent)

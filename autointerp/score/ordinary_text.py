@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from autointerp.records import source_of
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
 from autointerp.score.natural import SilentTiles
@@ -33,6 +34,6 @@ class OrdinaryText:
         chosen = np.flatnonzero(silent)
         sizes, total, squares = self._texts.sums(predicted)
         return SilentTiles(
-            [self._tiles[i].document for i in chosen], sizes[silent], total[silent], squares[silent],
+            [source_of(self._tiles[i].document) for i in chosen], sizes[silent], total[silent], squares[silent],
             self._texts.peaks(predicted)[silent],
         )  # fmt: skip

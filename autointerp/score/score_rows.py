@@ -46,7 +46,7 @@ class Identity:
     def row(self, scorer: str, part: Part, answers: Sequence[Answer], result: Result, keep: bool) -> Score:
         """`keep`: whether the predictions go with this row (once per context is enough)."""
         failed = [a for a in answers if a.prediction.status != "ok"]
-        documents = {a.context.document for a in answers if a.prediction.status == "ok"}
+        documents = {a.context.source for a in answers if a.prediction.status == "ok"}
         kinds: Counter[str] = Counter(a.context.tier or a.context.kind for a in answers)
         influences = result.estimate.influences
         label = self.explanation

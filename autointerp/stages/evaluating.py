@@ -1,5 +1,9 @@
 """The stage that measures how good a dictionary is: it writes structural and functional metrics to the store, and a
-report."""
+report.
+
+On the dictionary's own corpus only the `report` split is read, which `train` leaves out: on text that it was trained on
+a dictionary reconstructs better than on any other. Every row says whether training had read its text.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +25,12 @@ from autointerp.evaluate.probing import k_sparse_probing, token_probing
 from autointerp.evaluate.robustness import robustness
 from autointerp.evaluate.stability import stability
 from autointerp.evaluate.structural import SUSPICIOUS_FVU, StructuralResult, evaluate_structure
-from autointerp.records import WorkUnit
+from autointerp.records import Split, WorkUnit
 from autointerp.sae.sae import Sae
 from autointerp.stages.checks import require
 from autointerp.stages.evaluate_options import EvaluateOptions
 from autointerp.stages.model_checks import model_checks
-from autointerp.stages.session import Session, dictionary_id_of, loaded_sae
+from autointerp.stages.session import Session, dictionary_id_of, held_out_from_training, loaded_sae
 from autointerp.store.store import Store
 
 ROBUSTNESS_TEXTS = 200
@@ -73,8 +77,8 @@ def _evaluate_one(
     weights, sha256 = loaded_sae(session, sae)
     dictionary_id = dictionary_id_of(session, store, sae, weights, sha256)
     own = session.config.corpus
-    result = _structural(session, sae, weights, own, options)
-    rows = _structural_rows(result, _own_corpus(store, dictionary_id), own.source)
+    result = _structural(session, sae, weights, own, options, split="report")
+    rows = _structural_rows(result, _own_corpus(store, dictionary_id), own.source, _seen_in_training(session, sae))
     fvu = result.early_fvu
     if fvu is not None and not fvu <= SUSPICIOUS_FVU:
         session.terminal.warn(
@@ -87,7 +91,7 @@ def _evaluate_one(
         corpus_id = store.add_corpus(
             source, asdict(other), session.model().tokenizer_sha256, report.n_documents, found.n_tokens
         )
-        rows += _structural_rows(found, corpus_id, source)
+        rows += _structural_rows(found, corpus_id, source, "another corpus")
     if not options.is_structural_only:
         rows += _functional(session, sae, weights, probes)
     return _Evaluated(sae, weights, dictionary_id, rows, result)
@@ -101,11 +105,14 @@ def _own_corpus(store: Store, dictionary_id: int) -> int | None:
 
 def _structural(
     session: Session, sae: SaeConfig, weights: Sae, corpus: CorpusConfig, options: EvaluateOptions,
-    report: CorpusReport | None = None,
+    report: CorpusReport | None = None, split: Split | None = None,
 ) -> StructuralResult:  # fmt: skip
+    """Measures on `corpus`, or on one split of it."""
     loaded, (point, output) = session.model(), session.points(sae)
     excluded = session.token_text().excluded_ids(corpus.exclude_tokens)
     units: Iterator[WorkUnit] = session.units(corpus, report)
+    if split is not None:
+        units = (replace(unit, windows=[w for w in unit.windows if w.split == split]) for unit in units)
     splice_tokens = 0 if loaded.looks_ahead else options.splice_tokens
     if splice_tokens < options.splice_tokens:
         session.terminal.warn(
@@ -119,8 +126,23 @@ def _structural(
         )  # fmt: skip
 
 
-def _structural_rows(result: StructuralResult, corpus_id: int | None, source: str) -> list[dict[str, Any]]:
-    return [{**asdict(metric), "corpus_id": corpus_id, "corpus": source} for metric in result.metrics]
+def _structural_rows(result: StructuralResult, corpus_id: int | None, source: str, note: str) -> list[dict[str, Any]]:
+    return [
+        {
+            **asdict(metric), "n": metric.n_documents, "unit": "documents", "corpus_id": corpus_id, "corpus": source,
+            "note": note,
+        }
+        for metric in result.metrics
+    ]  # fmt: skip
+
+
+def _seen_in_training(session: Session, sae: SaeConfig) -> str:
+    """What is known of whether the SAE was trained on the report split."""
+    if sae.path:
+        return "report text; whether training read it is not known"
+    if held_out_from_training(session.sae_folder(sae)):
+        return "report text, held out from training"
+    return "in-sample: training read this text"
 
 
 def _functional(
@@ -186,12 +208,13 @@ def _show(session: Session, one: _Evaluated) -> None:
         found = {r["metric"]: r for r in one.rows if r.get("corpus") == source and r["split"] is None}
         listed += [_cells(found[name], Path(source).name or source) for name in SHOWN if name in found]
     listed += [_cells(row, "") for row in one.rows if "corpus" not in row]
-    columns = ("metric", "value", "ci_low", "ci_high", "on", "remark")
+    columns = ("metric", "value", "ci_low", "ci_high", "n", "on", "remark")
     session.terminal.table(columns, listed, f"{one.sae.dictionary}: {len(structural)} structural metrics and more")
 
 
 def _cells(row: Row, corpus: str) -> tuple[Any, ...]:
-    return row["metric"], row["value"], row["ci_low"], row["ci_high"], corpus, row.get("note", "")
+    n = "" if row.get("n") is None else f"{row['n']:,} {row.get('unit') or ''}".strip()
+    return row["metric"], row["value"], row["ci_low"], row["ci_high"], n, corpus, row.get("note", "")
 
 
 def _write_report(session: Session, store: Store, done: Sequence[_Evaluated], options: EvaluateOptions) -> None:

@@ -7,7 +7,7 @@ and for SQL. The table method_runs says on which features it was run.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -16,7 +16,8 @@ from autointerp.config import EvidenceConfig, SaeConfig
 from autointerp.errors import AutointerpError, InputError
 from autointerp.evidence.method import Columns, Describe, Found, Method, Study
 from autointerp.evidence.methods import check_methods
-from autointerp.stages.session import Session, digest, matching_sae
+from autointerp.records import WorkUnit
+from autointerp.stages.session import Session, check_splits, digest, matching_sae
 from autointerp.store.findings import MethodRun
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
@@ -77,6 +78,12 @@ def _study(session: Session, store: Store, sae: SaeConfig, describe: Describe) -
     harvest_id = store.current_harvest(row.dictionary_id)
     if harvest_id is None:
         raise InputError(f"{row.name} was not harvested yet; run `autointerp harvest` first")
+    harvested = next(h.config for h in store.harvests(row.dictionary_id) if h.harvest_id == harvest_id)
+
+    def units() -> Iterator[WorkUnit]:
+        check_splits(session.config, row, harvested)
+        return session.units()
+
     return Study(
         store=store,
         dictionary=row,
@@ -85,7 +92,7 @@ def _study(session: Session, store: Store, sae: SaeConfig, describe: Describe) -
         model=session.model,
         weights=cache(lambda: matching_sae(session, store, sae)[1]),
         points=lambda: session.points(sae),
-        units=session.units,
+        units=units,
         describe_shape=describe,
         counting=session.terminal.counting(row.name),
     )

@@ -32,6 +32,7 @@ from autointerp.stages.session import (
     d_sae_of,
     dictionary_id_of,
     digest,
+    harvest_fingerprint,
     loaded_sae,
     logit_path,
     model_key,
@@ -53,8 +54,8 @@ class _Facts:
     @classmethod
     def of(cls, session: Session) -> _Facts:
         with session.terminal.working("reading the corpus and the model for their hashes"):
-            key = corpus_key(session.config)
-            return cls(key[0], key, model_key(session.config))
+            fingerprint = harvest_fingerprint(session.config)
+            return cls(fingerprint, [fingerprint, *corpus_key(session.config)[1:]], model_key(session.config))
 
 
 class _Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from autointerp.config import Config, CorpusConfig, SaeConfig
 from autointerp.corpus.chat_template import chat_renderer
 from autointerp.corpus.corpus_report import CorpusReport
-from autointerp.corpus.sources import check_sources, corpus_fingerprint, read_documents
+from autointerp.corpus.sources import check_sources, corpus_fingerprint, read_documents, split_rule
 from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import NAME_A_BOS, bos_prefix, stand_in_for_bos, token_ids, work_units
 from autointerp.deadline import Deadline
@@ -38,6 +38,10 @@ FIRST_CHARACTERS = 100_000
 """About as much text is cut into windows to see whether it can be."""
 TRAINED = "trained.json"
 """The file beside a finished SAE that says how it was trained, so that a second run knows that it is done."""
+
+HELD_OUT = "report_held_out.json"
+"""The file in an SAE's training folder that says that its training has never read the report split. It is made before
+the first step, so that a training which an earlier version began does not get one."""
 
 
 class Session:
@@ -143,6 +147,11 @@ class Session:
         n_tokens = len(token_ids([first.text[:10_000]], loaded.tokenizer)[0])
         source = self.config.corpus.source
         remarks = "".join(f"; so far {remark}" for remark in report.remarks())
+        if split_rule(self.config.corpus) == "runs":
+            remarks += (
+                "; it has fewer than 64 documents, so they are cut and split by runs of blocks, and intervals, which "
+                "count files, are wide or missing"
+            )
         said = f"{source} can be read; its first document {first.name!r} begins with {n_tokens} tokens{remarks}"
         return ". ".join([said, *reading_notes(loaded, self.token_text(), self.config.corpus)])
 
@@ -196,6 +205,11 @@ class Session:
         return store.with_suffix(".work") / file_name(sae.dictionary)
 
 
+def held_out_from_training(folder: Path) -> bool:
+    """Whether the SAE trained in `folder` has not read the report split."""
+    return (folder / "training" / HELD_OUT).exists()
+
+
 def file_name(name: str) -> str:
     """A dictionary's name as a file name. It is never a path, and different names give different file names."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".")[:100] or "sae"
@@ -221,6 +235,27 @@ def model_key(config: Config) -> list[Any]:
 def corpus_key(config: Config) -> list[Any]:
     """The text and how it is cut. The corpus's place does not count."""
     return [corpus_fingerprint(config.corpus), asdict(placeless(config.corpus))]
+
+
+def harvest_fingerprint(config: Config) -> str:
+    """`corpus_fingerprint`, with the rule of the splits where it is not "hash". A harvest keeps it, so that its explain
+    text is known for what it is. Before there was another rule, small corpora were split by hash, too."""
+    fingerprint, rule = corpus_fingerprint(config.corpus), split_rule(config.corpus)
+    return fingerprint if rule == "hash" else f"{fingerprint} split by {rule}"
+
+
+def check_splits(config: Config, row: DictionaryRow, harvested: Mapping[str, Any]) -> None:
+    """Raise MismatchError if the text that was harvested is split by another rule now: text of the explain split of
+    today may stand in the report split of the store. `harvested`: the config of the harvest."""
+    if split_rule(config.corpus) == "hash":
+        return
+    then, now = str(harvested.get("corpus_fingerprint", "")), harvest_fingerprint(config)
+    if then == now.split(" ")[0]:
+        raise MismatchError(
+            f"{row.name} was harvested when a corpus of few documents was split block by block, and not by runs of "
+            "blocks; run `autointerp harvest` (or `run`) to harvest it anew. What is in the store stays valid, and "
+            "`explain`, `score` and `verify` work on it"
+        )
 
 
 def placeless(corpus: CorpusConfig) -> CorpusConfig:

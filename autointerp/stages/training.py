@@ -20,13 +20,14 @@ from autointerp.sae import files, parallel
 from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
 from autointerp.sae.formats.hooknames import to_hook_name
 from autointerp.sae.kept_fill import KeptFill
-from autointerp.sae.model_source import ModelSource
+from autointerp.sae.model_source import TRAINING_SPLITS, ModelSource
 from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import Trainer
 from autointerp.sae.training_run import SaeSpec
 from autointerp.stages.checks import require
 from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import (
+    HELD_OUT,
     TRAINED,
     Session,
     corpus_key,
@@ -78,6 +79,9 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     session.say_how_text_is_read()
     wanted = [point for pair in points.values() for point in pair if point is not None]
     source = ModelSource(loaded, wanted, config.corpus, config.model.batch_tokens)
+    if parallel.is_first():
+        for sae in todo:
+            _mark_held_out(session.sae_folder(sae) / "training")
     specs = [_spec(config, sae, points[sae.dictionary], source) for sae in todo]
     last: dict[str, Mapping[str, float]] = {}
     steps = max(1, config.train.tokens // config.train.batch_size)
@@ -134,6 +138,14 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     return True
 
 
+def _mark_held_out(folder: Path) -> None:
+    """Notes that this training does not read the report split, unless it goes on from steps without such a note."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        note = json.dumps({"splits": list(TRAINING_SPLITS)}) + "\n"
+        files.write_atomically(folder / HELD_OUT, lambda temporary: temporary.write_text(note, encoding="utf-8"))
+
+
 def _kept_fill(session: Session, first: SaeConfig, source: ModelSource, loaded: LoadedModel) -> KeptFill | None:
     """Where a slow fill of the shuffle buffer is kept: beside the first SAE's checkpoint. None under torchrun, where
     all processes would have to find the same on disk."""
@@ -148,6 +160,7 @@ def _kept_fill(session: Session, first: SaeConfig, source: ModelSource, loaded: 
             "batch_tokens": config.model.batch_tokens,
             "hookpoints": [str(point) for point in source.hookpoints],
             "device": loaded.device.type,
+            "splits": TRAINING_SPLITS,
         }
     )
     return KeptFill(session.sae_folder(first) / "training" / "buffer", key, loaded.device)

@@ -3,14 +3,16 @@
 All stored contexts of the dictionary's current harvest are compared. By law no document and no snippet's text is in two
 splits, and every score was made on the part that it names. LeakageReport.broken lists what does not hold.
 Near-duplicates (licence headers, generated code, quoted mail) are a property of the corpus that a split by document
-cannot rule out. They are counted, and the report names the features whose scores they may lift.
+cannot rule out. They are counted over all three pairs of splits, and the report names the features whose scores they
+may lift: as near-duplicates of whole contexts, and, since little text around a peak can be all that a feature reads,
+as peaks whose last tokens stand in a context that was seen (peak_leaks.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from autointerp.errors import InputError
 from autointerp.records import SPLITS, Split
 from autointerp.store.near_duplicates import Ints, ShingleIndex, indexed, near_pairs, runs, shingles_of, spans
+from autointerp.store.peak_leaks import PAIRS, PeakLeaks, peak_leaks
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 
@@ -77,7 +80,7 @@ _PREDICTIONS = """
 class NearPair:
     context_id: int
     """A context of the held-out part."""
-    explain_context_id: int
+    seen_context_id: int
     overlap: float
     """Jaccard, 0..1."""
 
@@ -87,19 +90,20 @@ class FeatureNear:
     feature: int
     n_contexts: int
     n_near: int
-    """Contexts with a near-duplicate among the explain contexts of the same feature: these may lift its score."""
+    """Contexts with a near-duplicate among the seen contexts of the same feature: these may lift its score."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartNear:
-    """Near-duplicates between the contexts of one held-out part and the explain contexts."""
+    """Near-duplicates between the contexts of one held-out part and those of another split, which was seen before."""
 
-    part: Literal["select", "report"]
+    seen: Split
+    part: Split
     n_contexts: int
     n_near: int
-    """Contexts with a near-duplicate among all explain contexts."""
+    """Contexts with a near-duplicate among all seen contexts."""
     n_near_own: int
-    """Contexts with a near-duplicate among the explain contexts of their own feature."""
+    """Contexts with a near-duplicate among the seen contexts of their own feature."""
     share: float | None
     """n_near / n_contexts; None without contexts."""
     share_own: float | None
@@ -127,7 +131,9 @@ class LeakageReport:
     n_misplaced_predictions: int
     """Predictions that were made on a context of another split than their score's part."""
     near: list[PartNear]
-    """The near-duplicates in select, then those in report."""
+    """The near-duplicates of each of PAIRS."""
+    peaks: list[PeakLeaks]
+    """The peaks that were seen, of each of PAIRS."""
 
     def broken(self) -> list[str]:
         """The broken laws, one line each; empty if all hold."""
@@ -152,18 +158,33 @@ class LeakageReport:
         for near in self.near:
             found.append(
                 f"near-duplicates ({self.ngram}-token shingles, Jaccard overlap above {self.threshold:g}): "
-                f"{near.n_near:,} of {near.n_contexts:,} {near.part} contexts ({_percent(near.share)}) resemble an "
-                f"explain context; {near.n_near_own:,} ({_percent(near.share_own)}) one of their own feature, in "
-                f"{len(near.features):,} of {near.n_features:,} features"
+                f"{near.n_near:,} of {near.n_contexts:,} {near.part} contexts ({_percent(near.share)}) resemble "
+                f"{_a(near.seen)} context; {near.n_near_own:,} ({_percent(near.share_own)}) one of their own feature, "
+                f"in {len(near.features):,} of {near.n_features:,} features"
             )
             found += [
-                f"  {near.part} context {pair.context_id} and explain context {pair.explain_context_id} overlap by "
+                f"  {near.part} context {pair.context_id} and {near.seen} context {pair.seen_context_id} overlap by "
                 f"{pair.overlap:.2f}"
                 for pair in near.examples
             ]
             if near.features:
                 worst = ", ".join(f"{f.feature} ({f.n_near} of {f.n_contexts})" for f in near.features[:SHOWN])
                 found.append(f"  features with the most of their own {near.part} contexts: {worst}")
+        for peaks in self.peaks:
+            found.append(
+                f"peaks: the {self.ngram} tokens that end at the peak stand in {_a(peaks.seen)} context of the same "
+                f"feature for {peaks.n_contained:,} of {peaks.n_contexts:,} active {peaks.held} contexts "
+                f"({_percent(peaks.share)}), {peaks.n_top_contained:,} of {peaks.n_top:,} top ones "
+                f"({_percent(peaks.share_top)}), in {len(peaks.features):,} of {peaks.n_features:,} features"
+            )
+            found += [
+                f"  the peak of {peaks.held} context {pair.context_id} stands in {peaks.seen} context "
+                f"{pair.seen_context_id}"
+                for pair in peaks.examples
+            ]
+            if peaks.features:
+                most = ", ".join(f"{f.feature} ({f.n_contained} of {f.n_contexts})" for f in peaks.features[:SHOWN])
+                found.append(f"  features with the most of their {peaks.held} peaks: {most}")
         return [f"{self.dictionary}: {line}" for line in found]
 
     def as_dict(self) -> dict[str, Any]:
@@ -193,6 +214,7 @@ def check_leakage(store: Store, row: DictionaryRow, ngram: int = NGRAM, threshol
         texts, texts_in_both = _two(cursor.execute(_TEXTS))
         misplaced = cursor.execute(_PREDICTIONS, [row.dictionary_id]).fetchone()
         near = _near_duplicates(cursor, ngram, threshold)
+        peaks = peak_leaks(cursor, row.dictionary_id, harvest_id, ngram)
     return LeakageReport(
         dictionary=row.name,
         harvest_id=harvest_id,
@@ -205,6 +227,7 @@ def check_leakage(store: Store, row: DictionaryRow, ngram: int = NGRAM, threshol
         n_texts_in_both_parts=texts_in_both,
         n_misplaced_predictions=misplaced[0] if misplaced else 0,
         near=near,
+        peaks=peaks,
     )
 
 
@@ -254,28 +277,28 @@ class _Part:
         self.partner = np.zeros(len(side.lengths), dtype=np.int64)
         self.is_own = np.zeros(len(side.features), dtype=bool)
 
-    def take(self, snippets: Ints, explain: Ints, overlap: NDArray[np.float64], own: _OwnContexts) -> None:
-        order = np.lexsort((explain, -overlap, snippets))
+    def take(self, snippets: Ints, seen: Ints, overlap: NDArray[np.float64], own: _OwnContexts) -> None:
+        order = np.lexsort((seen, -overlap, snippets))
         found, first = np.unique(snippets[order], return_index=True)
         places = order[first]
         is_better = overlap[places] > self.best[found]
         self.best[found[is_better]] = overlap[places[is_better]]
-        self.partner[found[is_better]] = explain[places[is_better]]
+        self.partner[found[is_better]] = seen[places[is_better]]
         # Each pair of snippets stands for all contexts, of several features, that show the first snippet.
         n_contexts = np.diff(self.side.first)[snippets]
         for low, high in runs(np.arange(len(snippets)), n_contexts, _EXPANDED):
             counts = n_contexts[low:high]
             contexts = spans(self.side.first[snippets[low:high]], counts)
-            is_own = own.have(self.side.features[contexts], np.repeat(explain[low:high], counts))
+            is_own = own.have(self.side.features[contexts], np.repeat(seen[low:high], counts))
             self.is_own[contexts[is_own]] = True
 
-    def result(self, part: Literal["select", "report"], explain: _Side) -> PartNear:
+    def result(self, seen: _Side) -> PartNear:
         side, n = self.side, len(self.side.features)
         n_near, n_own = int((self.best > 0)[side.snippets].sum()), int(self.is_own.sum())
         near = np.flatnonzero(self.best)
         shown = near[np.lexsort((side.context_ids[near], -self.best[near]))][:SHOWN]
         examples = [
-            NearPair(int(side.context_ids[s]), int(explain.context_ids[self.partner[s]]), float(self.best[s]))
+            NearPair(int(side.context_ids[s]), int(seen.context_ids[self.partner[s]]), float(self.best[s]))
             for s in shown
         ]
         features, counts = np.unique(side.features, return_counts=True)
@@ -283,15 +306,15 @@ class _Part:
         order = [i for i in np.lexsort((features, -own, -own / counts)) if own[i]]
         touched = [FeatureNear(int(features[i]), int(counts[i]), int(own[i])) for i in order]
         share, share_own = (n_near / n, n_own / n) if n else (None, None)
-        return PartNear(part, n, n_near, n_own, share, share_own, len(features), examples, touched)
+        return PartNear(seen.split, side.split, n, n_near, n_own, share, share_own, len(features), examples, touched)
 
 
 class _OwnContexts:
-    """Tells which explain snippets each feature has."""
+    """Tells which of the seen snippets each feature has."""
 
-    def __init__(self, explain: _Side) -> None:
-        self._n = max(1, len(explain.lengths))
-        self._keys = np.unique(explain.features * self._n + explain.snippets)
+    def __init__(self, seen: _Side) -> None:
+        self._n = max(1, len(seen.lengths))
+        self._keys = np.unique(seen.features * self._n + seen.snippets)
 
     def have(self, features: Ints, snippets: Ints) -> NDArray[np.bool_]:
         keys = features * self._n + snippets
@@ -300,24 +323,27 @@ class _OwnContexts:
 
 
 def _near_duplicates(cursor: duckdb.DuckDBPyConnection, ngram: int, threshold: float) -> list[PartNear]:
-    explain = _Side(cursor, "explain")
-    own = _OwnContexts(explain)
-    parts: dict[Literal["select", "report"], _Part] = {
-        "select": _Part(_Side(cursor, "select")),
-        "report": _Part(_Side(cursor, "report")),
-    }
-    for before, tokens, lengths in explain.blocks():
-        index = indexed(shingles_of(tokens, lengths, ngram))
-        for part in parts.values():
-            _compare(part, index, before, own, ngram, threshold)
-    return [part.result(name, explain) for name, part in parts.items()]
+    sides = {split: _Side(cursor, split) for split in SPLITS}
+    parts = {pair: _Part(sides[pair[1]]) for pair in PAIRS}
+    for seen in dict.fromkeys(seen for seen, _ in PAIRS):
+        own = _OwnContexts(sides[seen])
+        for before, tokens, lengths in sides[seen].blocks():
+            index = indexed(shingles_of(tokens, lengths, ngram))
+            for pair in PAIRS:
+                if pair[0] == seen:
+                    _compare(parts[pair], index, before, own, ngram, threshold)
+    return [parts[pair].result(sides[pair[0]]) for pair in PAIRS]
 
 
 def _compare(part: _Part, index: ShingleIndex, before: int, own: _OwnContexts, ngram: int, threshold: float) -> None:
-    """Compares one held-out part with a block of explain snippets, the first of which has the number `before`."""
+    """Compares one held-out part with a block of seen snippets, the first of which has the number `before`."""
     for first, tokens, lengths in part.side.blocks():
-        for snippets, explain, overlap in near_pairs(shingles_of(tokens, lengths, ngram), index, threshold):
-            part.take(snippets + first, explain + before, overlap, own)
+        for snippets, seen, overlap in near_pairs(shingles_of(tokens, lengths, ngram), index, threshold):
+            part.take(snippets + first, seen + before, overlap, own)
+
+
+def _a(split: Split) -> str:
+    return f"an {split}" if split == "explain" else f"a {split}"
 
 
 def _percent(share: float | None) -> str:

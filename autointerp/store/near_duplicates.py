@@ -48,6 +48,18 @@ class ShingleIndex:
 
 def shingles_of(tokens: Ints, lengths: Ints, n: int) -> Shingles:
     """The shingles of the sequences that `tokens` holds one after the other; `lengths` are their numbers of tokens."""
+    hashes, owners, _, is_start = runs_of_tokens(tokens, lengths, n)
+    hashes, owners = hashes[is_start], owners[is_start]
+    order = np.lexsort((hashes, owners))
+    hashes, owners = hashes[order], owners[order]
+    is_new = np.ones(len(hashes), dtype=bool)
+    is_new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+    return Shingles(hashes[is_new], owners[is_new], np.bincount(owners[is_new], minlength=len(lengths)))
+
+
+def runs_of_tokens(tokens: Ints, lengths: Ints, n: int) -> tuple[NDArray[np.uint64], Ints, Ints, NDArray[np.bool_]]:
+    """For every token of the sequences: (hash of the run of n tokens that begins there, its sequence, its place in it,
+    whether the run is within the sequence). A sequence shorter than n has one run, all of it."""
     owners = np.repeat(np.arange(len(lengths)), lengths)
     offsets = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     widths = np.minimum(lengths, n)[owners]
@@ -56,13 +68,7 @@ def shingles_of(tokens: Ints, lengths: Ints, n: int) -> Shingles:
     hashes = widths.astype(np.uint64)
     for i in range(n):
         hashes = hashes * _MULTIPLIERS[0] + np.where(i < widths, mixed[i : i + len(tokens)], np.uint64(0))
-    is_start = offsets + widths <= lengths[owners]
-    hashes, owners = _mixed(hashes[is_start]), owners[is_start]
-    order = np.lexsort((hashes, owners))
-    hashes, owners = hashes[order], owners[order]
-    is_new = np.ones(len(hashes), dtype=bool)
-    is_new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
-    return Shingles(hashes[is_new], owners[is_new], np.bincount(owners[is_new], minlength=len(lengths)))
+    return _mixed(hashes), owners, offsets, offsets + widths <= lengths[owners]
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

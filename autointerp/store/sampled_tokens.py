@@ -50,21 +50,22 @@ _TILES = f"""
         unnest(?::INTEGER[]) AS length)
     SELECT w.tokens[c."offset" + 1 : c."offset" + c.length],
         array_to_string(w.tokens[c."offset" + c.length + 1 : c."offset" + c.length + {AHEAD}], ''),
-        CASE WHEN c."offset" > w.n_prefix THEN w.tokens[c."offset"] ELSE '' END
+        CASE WHEN c."offset" > w.n_prefix THEN w.tokens[c."offset"] ELSE '' END, w.document
     FROM chosen AS c JOIN evidence.windows AS w USING (window_id)
     ORDER BY c.window_id, c."offset"
 """
 # The tokens up to the peak; the tile's own end plays no part.
 _UP_TO_PEAK = f"""
     WITH chosen AS (
-        SELECT c.feature, c.rank, w.tokens, w.n_prefix, c."offset", c.position - w.start + w.n_prefix + 1 AS "end"
+        SELECT c.feature, c.rank, w.document, w.tokens, w.n_prefix, c."offset",
+            c.position - w.start + w.n_prefix + 1 AS "end"
         FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id)
         WHERE c.dictionary_id = ? AND c.harvest_id = ? AND c.split = 'explain' AND c.kind = 'sampled'
             AND c.feature BETWEEN ? AND ?
             AND (?::INTEGER[] IS NULL OR c.feature IN (SELECT unnest(?::INTEGER[])))
     )
     SELECT feature, tokens["offset" + 1 : "end"], array_to_string(tokens["end" + 1 : "end" + {AHEAD}], ''),
-        CASE WHEN "offset" > n_prefix THEN tokens["offset"] ELSE '' END
+        CASE WHEN "offset" > n_prefix THEN tokens["offset"] ELSE '' END, document
     FROM chosen ORDER BY feature, rank
 """
 
@@ -78,6 +79,7 @@ class Stretch:
     """The text of the next AHEAD tokens."""
     before: str
     """The token in front; empty at the beginning of the window's text."""
+    document: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +157,8 @@ def texts_up_to_peak(
     return [(feature, _stretch(*stretch)) for feature, *stretch in rows]
 
 
-def _stretch(tokens: list[str], ahead: str, before: str | None) -> Stretch:
-    return Stretch(tokens, ahead, before or "")
+def _stretch(tokens: list[str], ahead: str, before: str | None, document: str) -> Stretch:
+    return Stretch(tokens, ahead, before or "", document)
 
 
 def last_feature(store: Store, dictionary_id: int) -> int:

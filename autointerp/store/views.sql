@@ -21,8 +21,11 @@ WITH choice AS (
     GROUP BY dictionary_id
 ),
 samples AS (
-    -- Labels that best_of_n only chose among: all but the first, which is the base explainer's own.
+    -- Labels that were only chosen among: of best_of_n all but the first, which is the base explainer's own, and the
+    -- rewrites of revise, which count where they became its label.
     SELECT unnest(derived_from[2:]) AS explanation_id FROM explanations WHERE explainer = 'best_of_n'
+    UNION ALL
+    SELECT explanation_id FROM explanations WHERE explainer = 'revise_draft'
 ),
 latest_explanation AS (
     -- Every row has a number of its own, so the key is a total order; the large constant puts gave_up last.
