@@ -117,6 +117,15 @@ def _is_journald() -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
+def _descriptor(stream: Any) -> int | None:
+    """The descriptor to which a stream writes; None if it has none."""
+    try:
+        found = stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+    return found if isinstance(found, int) else None
+
+
 def _stderr() -> TextIO:
     """The real stderr, beneath any capture."""
     stream = sys.stderr
@@ -143,7 +152,10 @@ class Capture:
         logging.captureWarnings(True)
 
     def _is_beneath(self, handler: logging.Handler) -> bool:
-        return isinstance(handler, logging.StreamHandler) and handler.stream is self._beneath
+        """Whether a library's handler writes to the real stderr, perhaps through an object that stood for it before."""
+        if not isinstance(handler, logging.StreamHandler):
+            return False
+        return handler.stream is self._beneath or _descriptor(handler.stream) == _descriptor(self._beneath) is not None
 
     def flush(self) -> None:
         """Write out a last line that has no end of line yet."""

@@ -35,7 +35,6 @@ STARTED_IN = {
     "terminal.py": "the thread keeps its error, which the next step raises",
     "store/safety/snapshot.py": "the thread tells every error, and goes on",
     "store/query.py": "a timer that interrupts a statement, in a process that ends anyway",
-    "store/time_limit.py": "the thread does nothing that can fail, and is joined",
 }
 """The only files that start tasks and threads, and how each of them is observed."""
 

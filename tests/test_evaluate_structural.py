@@ -315,9 +315,9 @@ def test_a_few_broken_tokens_are_left_out_and_counted(
     loaded, point, units = models["tiny_neox"], POINTS["tiny_neox"], some_units()
     real, seen = structural.activations_at_all, 0
 
-    def with_one_nan(loaded: LoadedModel, points: Sequence[Hookpoint], ids: Tensor) -> list[Tensor]:
+    def with_one_nan(loaded: LoadedModel, points: Sequence[Hookpoint], *batch: Tensor) -> list[Tensor]:
         nonlocal seen
-        found = [a.clone() for a in real(loaded, points, ids)]
+        found = [a.clone() for a in real(loaded, points, *batch)]
         if not seen:
             found[0][0, 1, 3] = torch.nan
         seen += 1

@@ -140,13 +140,14 @@ def test_a_decoder_that_depends_on_its_neighbours_is_told(session_of: Make, tmp_
 
 
 def test_doctor_says_so_and_names_what_is_refused(session_of: Make) -> None:
-    """The lines of `doctor`: the model can be loaded, the corpus cannot be read with it."""
+    """The lines of `doctor`: the model cannot read the corpus's windows."""
     tokenizer = byte_level_tokenizer()
     tokenizer.add_tokens(["[PAD]"])
     session = session_of(tokenizer, context_length=128)
     assert "no embedding for 1 of the tokenizer's added tokens" in session.describe_corpus()
-    session.config = replace(session.config, corpus=replace(session.config.corpus, context_length=129))
     assert "parameters" in session.describe_model()
-    for work in (session.describe_corpus, session.units, lambda: session.describe_sae(session.config.sae[0])):
+    long = session_of(tokenizer, context_length=129)
+    looked = (long.describe_model, long.describe_corpus, long.units, lambda: long.describe_sae(long.config.sae[0]))
+    for work in looked:
         with pytest.raises(InputError, match="context_length = 129, but model .* reads at most 128 tokens at once"):
             work()

@@ -38,7 +38,7 @@ def read_pt(path: Path, *, look: bool = False) -> Any:
     """
     size = _size(path)
     require_memory(path, size)
-    archive = zipfile.is_zipfile(path)
+    archive = _is_archive(path)
     if archive:
         _check_archive(path, size)
     try:
@@ -57,11 +57,19 @@ def read_pt(path: Path, *, look: bool = False) -> Any:
     return value
 
 
+def _is_archive(path: Path) -> bool:
+    """Whether the file is a zip archive. Raises DamagedError where it is one that cannot be opened."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile as error:
+        raise DamagedError(f"{path} is damaged: {_first_line(error)}; copy it again") from None
+
+
 def read_npz(path: Path) -> dict[str, Tensor]:
     """The arrays of a .npz file as tensors. Raises InputError when there is no file, it is too large, or it holds
     Python objects instead of numbers. Raises DamagedError when it is damaged or not a .npz."""
     size = _size(path)
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         raise DamagedError(f"{path} is damaged: its {size} bytes are not a .npz archive; copy it again")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -79,9 +87,9 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 def npz_names(path: Path) -> list[str]:
     """The names of the arrays in a .npz; [] for any other file."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return []
     try:
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            return []
         with zipfile.ZipFile(path) as archive:
             return [_array_name(entry) for entry in archive.infolist() if entry.filename.endswith(".npy")]
     except Exception:  # a damaged file is not recognised
