@@ -58,7 +58,7 @@ def world(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield World(forks, corpus, tiny_gpt2, server, undisturbed)
 
 
-@pytest.mark.parametrize("points", [POINTS[3::8], pytest.param(POINTS, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize("points", [POINTS[3::14], pytest.param(POINTS, marks=pytest.mark.slow)], ids=["some", "all"])
 def test_a_kill_at_every_named_place(world: World, tmp_path: Path, points: tuple[Point, ...]) -> None:
     project = make_project(tmp_path / "killed", world.corpus, world.model, world.server.url)
     story = run_killed(world.forks, project, [Kill(point=point) for point in points])

@@ -119,6 +119,7 @@ def test_commands_read_while_another_process_writes(path: Path, capsys: pytest.C
         assert process.poll() is None, path.with_suffix(".log").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_store_that_opens(path: Path) -> None:
     """Killed at many moments, most of them while a snapshot is made (publishing never pauses here)."""
     new = unfinished_snapshot_of(path)
