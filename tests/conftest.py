@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 
 LONGEST = (
-    "test_parsers",
-    "test_kills",
-    "test_cli_dictionaries",
-    "test_planted_methods",
     "test_fault_matrix",
-    "test_canary",
+    "test_planted_methods",
+    "test_store_query",
+    "test_llm_batch",
+    "test_score_scoring",
+    "test_cli_dictionaries",
+    "test_parsers",
+    "test_cli_app",
+    "test_recover",
+    "test_explain_composites",
 )
 """Files that go first, so that with several processes none of them is left over at the end."""
 

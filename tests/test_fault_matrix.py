@@ -244,7 +244,12 @@ def most_per_body(entries: list[Entry]) -> int:
 # --- one fault of a kind for each request ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kinds", groups([*PASSING, "garbage", "empty"], 5), ids="+".join)
+@pytest.mark.parametrize(
+    "kinds",
+    [kinds if {"429", "hang"} & {*kinds} else pytest.param(kinds, marks=pytest.mark.slow)
+     for kinds in groups([*PASSING, "garbage", "empty"], 5)],
+    ids="+".join,
+)  # fmt: skip
 def test_a_passing_fault_changes_nothing(project: Project, undisturbed: Undisturbed, kinds: tuple[str, ...]) -> None:
     """Every request about a feature meets the feature's kind once. A model's slip is an answer: what follows it is
     another request."""

@@ -208,6 +208,7 @@ def wait_for(path: Path, stage: str) -> dict[str, object]:
     raise AssertionError(f"nothing is told of {stage}")
 
 
+@pytest.mark.slow
 def test_status_of_a_running_and_of_a_killed_harvest(
     project: Path, harvesting: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ def ask(paths: list[str], home: Path, **environment: str) -> list[object]:
     return list(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_only_the_folder_is_downloaded_and_errors_say_what_to_do(hub: str, tmp_path: Path) -> None:
     paths = ["hf:o/saes//a", "hf:o/saes//b/params.npz", "hf:o/saes@main//b/", "hf:o/saes//c", "hf:o/saes@nowhere//a"]
     paths += ["hf:o/gated//a", "hf:o/other//a"]

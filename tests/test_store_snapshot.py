@@ -205,6 +205,7 @@ def test_a_run_does_not_wait_for_its_own_process(path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_never_read_with_other_evidence(path: Path) -> None:
     with Store.open(path) as store:
         publisher = SnapshotPublisher(store, 60.0)
