@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.recorded_steps import RecordedSteps
 from support.sae_format_helpers import FIXTURES, check_as_recorded, copied, recorded
 
 from autointerp.errors import DamagedError, InputError
@@ -37,7 +38,9 @@ def test_recorded_dictionaries_compute_what_the_library_does(name: str) -> None:
         "context_size": 128,
         "hook_name": "blocks.1.hook_resid_post",
     }
-    assert sae_sha256(folder) == sae_sha256(folder / "ae.pt")
+    steps = RecordedSteps()
+    assert sae_sha256(folder) == sae_sha256(folder / "ae.pt", counting=steps)
+    assert steps.totals == {"hashing the SAE": (1, "MB")}
 
 
 @pytest.mark.parametrize("name", sorted(set(recorded(TOOL)) - AMBIGUOUS | {"AutoEncoderTopK"}))

@@ -70,7 +70,7 @@ class _Plan:
                 f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table"
             )
         with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
-            self.sae_sha256 = sae_sha256(folder, sae.format)
+            self.sae_sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
         self.key = digest(
             {
                 "model": [*facts.model_key, config.model.batch_tokens],

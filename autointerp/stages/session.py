@@ -292,7 +292,7 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
     if not folder.exists():
         raise InputError(f"there is no SAE at {folder}, with which the store's dictionary {row.name!r} was made")
     with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
-        sha256 = sae_sha256(folder, sae.format)
+        sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
     if sha256 != row.sae_sha256:
         raise MismatchError(
             f"the SAE at {folder} has sha256 {sha256[:16]}..., but the store's dictionary {row.name!r} was made with "
