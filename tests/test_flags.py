@@ -58,6 +58,8 @@ def folder(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def check(capsys: pytest.CaptureFixture[str], command: str, before: tuple[str, ...], value: str) -> None:
+    for stream in (sys.stdout, sys.stderr):  # as `secure_streams` makes those of a process of its own
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code, _, err = run(capsys, command, *before, value)
     asked = f"{command} {' '.join(before)} {value[:60]!r}: {code} {err[-600:]}"
     assert code in (0, 1, 2, 4, 6, 7, 8) and "unexpected" not in err and "Traceback" not in err, asked
