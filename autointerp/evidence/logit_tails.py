@@ -17,6 +17,7 @@ from torch import Tensor
 from autointerp.corpus.token_text import TokenText
 from autointerp.harvest.vocab_projection import BLOCK_ELEMENTS, Unembedding
 from autointerp.model.logit_path import LogitPath
+from autointerp.progress import Counting, uncounted
 from autointerp.sae.sae import Sae
 
 RANDOM_DIRECTIONS = 1000
@@ -24,13 +25,15 @@ QUANTILE = 0.99
 
 
 @torch.no_grad()
-def output_statistics(path: LogitPath, sae: Sae, text: TokenText, alive: np.ndarray, seed: int) -> dict[str, list[Any]]:
+def output_statistics(
+    path: LogitPath, sae: Sae, text: TokenText, alive: np.ndarray, seed: int, counting: Counting = uncounted
+) -> dict[str, list[Any]]:
     """Columns feature, kurtosis, skew, threshold, is_output of the table `output_statistics`, for the `alive` features
     (bool [d_sae]). `path` begins where the SAE writes."""
     head = Unembedding(path, text)
     features = np.flatnonzero(alive)
     rows = sae.W_dec[torch.from_numpy(features).to(sae.W_dec.device)]
-    kurtosis, skew = _shape_of_logits(head, rows)
+    kurtosis, skew = _shape_of_logits(head, rows, counting)
     threshold = random_threshold(head, rows.float().norm(dim=1).cpu(), seed) if len(features) else 0.0
     return {
         "feature": features.tolist(),
@@ -50,17 +53,21 @@ def random_threshold(head: Unembedding, norms: Tensor, seed: int) -> float:
     return float(np.quantile(_shape_of_logits(head, directions)[0], QUANTILE))
 
 
-def _shape_of_logits(head: Unembedding, directions: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _shape_of_logits(
+    head: Unembedding, directions: Tensor, counting: Counting = uncounted
+) -> tuple[np.ndarray, np.ndarray]:
     """(excess kurtosis, skew), float64 [n], of the logits of directions [n, width]; 0 where all logits are equal."""
     size = max(1, BLOCK_ELEMENTS // max(1, len(head.ids)))
     found = []
-    for part in directions.split(size):
-        logits = head.logits(part)
-        logits -= logits.mean(1, keepdim=True)
-        z = logits / logits.square().mean(1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        varies = z.square().mean(1) > 0.5
-        square = z.square()
-        moments = torch.stack([square.square().mean(1) - 3, (square * z).mean(1)])
-        found.append(torch.where(varies, moments, 0.0).cpu().double())
+    with counting("output statistics", len(directions), "features") as update:
+        for part in directions.split(size):
+            logits = head.logits(part)
+            logits -= logits.mean(1, keepdim=True)
+            z = logits / logits.square().mean(1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+            varies = z.square().mean(1) > 0.5
+            square = z.square()
+            moments = torch.stack([square.square().mean(1) - 3, (square * z).mean(1)])
+            found.append(torch.where(varies, moments, 0.0).cpu().double())
+            update(sum(block.shape[1] for block in found))
     kurtosis, skew = torch.cat(found, 1).numpy() if found else np.zeros((2, 0))
     return kurtosis, skew

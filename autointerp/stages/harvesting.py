@@ -324,7 +324,9 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
         refused = str(ready.path) if isinstance(ready.path, NoProjection) else None
         projection = no_projection()
         if not isinstance(ready.path, NoProjection):
-            projection = vocab_projection(ready.path, weights, text, config.harvest.vocab_tokens)
+            projection = vocab_projection(
+                ready.path, weights, text, config.harvest.vocab_tokens, terminal.counting(name)
+            )
         columns = {f.name: getattr(projection, f.name) for f in fields(projection)}
         store.insert_vocab_projection(dictionary_id, **columns)
     corpus = CorpusFacts(
