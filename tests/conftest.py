@@ -48,6 +48,16 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 @pytest.fixture(scope="session")
+def filled_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed store with features, calls and evidence, to be copied."""
+    from support.store_fixtures import filled
+
+    path = tmp_path_factory.mktemp("filled") / "x.duckdb"
+    filled(path)[0].close()
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_gpt2(model_folder: Callable[[str], Path]) -> Path:
     """3 layers x 48, LayerNorm, tied head, learned positions (128)."""
     from transformers import GPT2Config

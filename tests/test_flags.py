@@ -10,7 +10,7 @@ import click
 import pytest
 import typer
 from support.commands import run
-from support.store_fixtures import copied, filled
+from support.store_fixtures import copied
 
 from autointerp.cli.app import app
 
@@ -41,17 +41,10 @@ def every_flag() -> list[tuple[str, tuple[str, ...]]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "x.duckdb"
-    filled(path)[0].close()
-    return path
-
-
 @pytest.fixture
-def folder(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, filled_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    copied(template, tmp_path)
+    copied(filled_store, tmp_path)
     (tmp_path / "autointerp.toml").write_text('[store]\npath = "x.duckdb"\n')
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     return tmp_path

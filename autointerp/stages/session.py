@@ -55,6 +55,8 @@ class Session:
         self.deadline = Deadline.of(config.budget.deadline)
         self._loaded: LoadedModel | None = None
         self._text: TokenText | None = None
+        self._notes: tuple[CorpusConfig, list[str]] | None = None
+        self._checked_sources: CorpusConfig | None = None
         self._told_reading = False
 
     def model(self) -> LoadedModel:
@@ -95,7 +97,7 @@ class Session:
         Raises InputError if there is none."""
         if self.config.corpus.source.startswith("hf:"):
             return f"{self.config.corpus.source} is a data set of the hub, which is opened when it is read"
-        check_sources(self.config.corpus)
+        self._check_sources()
         documents = read_documents(self.config.corpus, CorpusReport(), lambda messages: str(messages))
         first = next(documents, None)
         if first is None:
@@ -119,8 +121,21 @@ class Session:
         first documents."""
         if not self._told_reading:
             self._told_reading = True
-            for note in reading_notes(self.model(), self.token_text(), self.config.corpus):
+            for note in self._reading_notes():
                 self.terminal.warn(note)
+
+    def _reading_notes(self) -> list[str]:
+        """`reading_notes`, for which the first documents are read once."""
+        corpus = self.config.corpus
+        if self._notes is None or self._notes[0] != corpus:
+            self._notes = corpus, list(reading_notes(self.model(), self.token_text(), corpus))
+        return self._notes[1]
+
+    def _check_sources(self) -> None:
+        """`check_sources`, which opens every file, once."""
+        if self._checked_sources != self.config.corpus:
+            check_sources(self.config.corpus)
+            self._checked_sources = self.config.corpus
 
     def describe_model(self) -> str:
         loaded = self.model()
@@ -133,7 +148,7 @@ class Session:
     def describe_corpus(self) -> str:
         """Says whether the corpus can be read, after reading its first documents. Raises InputError if it cannot."""
         report, loaded = CorpusReport(), self.model()
-        check_sources(self.config.corpus)
+        self._check_sources()
         documents = read_documents(self.config.corpus, report, chat_renderer(loaded.tokenizer))
         first = next(documents, None)
         if first is None:
@@ -144,7 +159,7 @@ class Session:
         source = self.config.corpus.source
         remarks = "".join(f"; so far {remark}" for remark in report.remarks())
         said = f"{source} can be read; its first document {first.name!r} begins with {n_tokens} tokens{remarks}"
-        return ". ".join([said, *reading_notes(loaded, self.token_text(), self.config.corpus)])
+        return ". ".join([said, *self._reading_notes()])
 
     def describe_sae(self, sae: SaeConfig, store: Store | None = None) -> str:
         """Says what the SAE is, or will be once it is trained. Raises what `loaded_sae` raises, and MismatchError if
