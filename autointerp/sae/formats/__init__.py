@@ -35,6 +35,9 @@ from autointerp.sae.sae import Sae
 __all__ = ["FORMATS", "detect", "load_sae", "local_folder", "sae_sha256", "save_saelens", "save_sparsify"]
 
 _MB = 1 << 20
+_HASHED: dict[tuple[object, ...], str] = {}
+"""The hashes of this process, by the settings and by device, inode, size and time of the last change of each weights
+file: one command asks for an SAE's hash several times, and a large one takes minutes."""
 
 _LOAD: dict[str, Callable[[Path], Sae]] = {
     "saelens": saelens.load,
@@ -75,9 +78,12 @@ def sae_sha256(folder: Path | str, format: str = "auto", counting: Counting = un
     weights."""
     path = _path(folder)
     settings, weights = _IDENTITY[_format(path, format)](path)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    told = json.dumps(settings, sort_keys=True)
     size = sum(regular_size(file) for file in weights)
-    n_read = 0
+    seen = told, *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in map(Path.stat, weights))
+    if seen in _HASHED:
+        return _HASHED[seen]
+    digest, n_read = hashlib.sha256(told.encode()), 0
     with counting("hashing the SAE", -(-size // _MB), "MB") as update:
         for file in weights:
             with file.open("rb") as opened:
@@ -85,7 +91,8 @@ def sae_sha256(folder: Path | str, format: str = "auto", counting: Counting = un
                     digest.update(part)
                     n_read += len(part)
                     update(-(-n_read // _MB))
-    return digest.hexdigest()
+    _HASHED[seen] = digest.hexdigest()
+    return _HASHED[seen]
 
 
 def save_saelens(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
