@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 
 LONGEST = (
-    "test_parsers",
-    "test_kills",
-    "test_cli_dictionaries",
-    "test_planted_methods",
     "test_fault_matrix",
-    "test_canary",
+    "test_planted_methods",
+    "test_store_query",
+    "test_llm_batch",
+    "test_score_scoring",
+    "test_cli_dictionaries",
+    "test_parsers",
+    "test_cli_app",
+    "test_recover",
+    "test_explain_composites",
 )
 """Files that go first, so that with several processes none of them is left over at the end."""
 
@@ -41,6 +45,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return lambda name: tmp_path_factory.mktemp(name)
+
+
+@pytest.fixture(scope="session")
+def filled_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed store with features, calls and evidence, to be copied."""
+    from support.store_fixtures import filled
+
+    path = tmp_path_factory.mktemp("filled") / "x.duckdb"
+    filled(path)[0].close()
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -185,6 +185,7 @@ def test_a_run_through_every_fault(form: str, project: Path, capsys: pytest.Capt
         pytest.param(BROKEN, None, 1, "json", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_run_that_breaks_off(more: str, at_last: str | None, code: int, form: str, project: Path) -> None:
     with LlmServer(Leaky(at_last)) as server:
         assert start(configure(project, server.url), form, more).wait(120) == code

@@ -27,6 +27,7 @@ def done(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_random_weights_make_a_dictionary_of_their_own(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Store.open(done.parent / "tiny.duckdb", read_only=True) as store:
         real, random = store.dictionaries()
@@ -42,6 +43,7 @@ def test_random_weights_make_a_dictionary_of_their_own(done: Path, capsys: pytes
     assert code == 0 and "nothing pending" in err
 
 
+@pytest.mark.slow
 def test_shuffled_labels_score_lower(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "score", "-c", str(done), "--control", "shuffled")
     assert code == 0 and "under the control shuffled" in err

@@ -116,6 +116,7 @@ def test_evaluate_writes_metrics_and_a_page(project: Path, capsys: pytest.Captur
     assert json.loads(out)[0]["n"] > 100 and json.loads(out)[0]["corpora"] == 1  # not harvested yet: only the other
 
 
+@pytest.mark.slow
 def test_every_kind_of_dictionary_is_harvested_labelled_and_scored(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,9 +184,10 @@ def apart(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 @pytest.mark.parametrize(
     "first",
-    [(), pytest.param(("--dictionary", "tiny"), marks=pytest.mark.slow)],
+    [(), ("--dictionary", "tiny")],
     ids=["all", "one is there already"],
 )
+@pytest.mark.slow
 def test_three_dictionaries_in_one_pass_are_as_one_after_another(
     project: Path, apart: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     first: tuple[str, ...],
@@ -278,6 +280,7 @@ def test_an_sae_that_explains_nothing_is_harvested_with_a_warning(
     assert "WARNING theirs: it leaves" in err
 
 
+@pytest.mark.slow
 def test_a_fitting_sae_is_harvested_without_one(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_call_at_both_ends_of_every_limit(name: str, value: float) -> None:
     [(name, value) for name, value in ends(LlmConfig) if name.startswith("batch")
      and (name not in WAITED or value < 1)],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_batch_at_both_ends_of_its_limits(name: str, value: float, tmp_path: Path) -> None:
     with Store.open(tmp_path / "x.duckdb", create=True) as store, BatchServer(echo()) as server:
         add_dictionary(store, "d")

@@ -290,6 +290,7 @@ def test_a_forecast_says_what_will_not_suffice(budget: BudgetConfig, expected: s
 # --- status beside a run --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_status_beside_a_run(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another process explains, slowly; meanwhile `status` tells spent, remaining, pace and expected end."""
     path = store.path

@@ -155,7 +155,9 @@ BY_THE_STORE = {"a damaged store", "no folder"}
 """A run opens the store first, and says so in other words."""
 
 
-@pytest.mark.parametrize("case", REFUSALS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if i % 2 else case for i, case in enumerate(REFUSALS)]
+)
 def test_doctor_names_what_a_run_refuses_before_it_begins(
     case: str, project: Path, parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

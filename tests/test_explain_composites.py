@@ -92,7 +92,9 @@ def split_texts(store: Store, split: str) -> set[str]:
 # --- best of n ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("validator", ["detection", "fuzzing", "simulation"])
+@pytest.mark.parametrize(
+    "validator", ["detection", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fuzzing", "simulation"))]
+)
 def test_the_best_of_n_is_the_true_label(store: Store, validator: str) -> None:
     """Where it is among the samples, and found without a look at the report part."""
     with LlmServer(World(label=liar)) as server:
@@ -325,7 +327,9 @@ def test_concat_joins_both_sides(store: Store) -> None:
 # --- without a call -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("explainer", ["contexts", "combined", "best_of_n"])
+@pytest.mark.parametrize(
+    "explainer", ["combined", *(pytest.param(name, marks=pytest.mark.slow) for name in ("contexts", "best_of_n"))]
+)
 def test_a_label_by_shape_takes_no_call(store: Store, explainer: str) -> None:
     plant_findings(store, [], [], {1: "the word beta", 4: "the word\nomega"})
     few = job(store, features="1,4")

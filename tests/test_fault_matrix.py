@@ -244,7 +244,12 @@ def most_per_body(entries: list[Entry]) -> int:
 # --- one fault of a kind for each request ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kinds", groups([*PASSING, "garbage", "empty"], 5), ids="+".join)
+@pytest.mark.parametrize(
+    "kinds",
+    [kinds if {"429", "hang"} & {*kinds} else pytest.param(kinds, marks=pytest.mark.slow)
+     for kinds in groups([*PASSING, "garbage", "empty"], 5)],
+    ids="+".join,
+)  # fmt: skip
 def test_a_passing_fault_changes_nothing(project: Project, undisturbed: Undisturbed, kinds: tuple[str, ...]) -> None:
     """Every request about a feature meets the feature's kind once. A model's slip is an answer: what follows it is
     another request."""
@@ -327,7 +332,12 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "LIMITED_S", 0.0)
 
 
-@pytest.mark.parametrize("kinds", groups(LASTING_FAULTS, 5), ids="+".join)
+@pytest.mark.parametrize(
+    "kinds",
+    [pytest.param(kinds, marks=pytest.mark.slow) if {"429", "truncated_json"} & {*kinds} else kinds
+     for kinds in groups(LASTING_FAULTS, 5)],
+    ids="+".join,
+)  # fmt: skip
 def test_a_lasting_fault_is_a_row_and_the_others_do_not_feel_it(
     project: Project, undisturbed: Undisturbed, short_patience: None, kinds: tuple[str, ...]
 ) -> None:
@@ -422,7 +432,7 @@ def test_what_concerns_the_account_ends_the_run_at_once(
     assert tables(there.store) == wanted
 
 
-@pytest.mark.parametrize(("kind", "code"), [("402", 4), ("401", 3)])
+@pytest.mark.parametrize(("kind", "code"), [("402", 4), pytest.param("401", 3, marks=pytest.mark.slow)])
 def test_a_run_that_ends_books_what_hung(project: Project, undisturbed: Undisturbed, kind: str, code: int) -> None:
     """A request that ran into its timeout and waits for its next attempt (402), or is cut off two seconds after the
     run was ended (401), is perhaps on the bill."""
@@ -480,6 +490,7 @@ def test_nobody_asks_while_retry_after_lasts(labelled: Project) -> None:
     assert not underbooked(labelled.store, entries, {e.number for e in labelled.earlier})
 
 
+@pytest.mark.slow
 def test_a_restarted_endpoint_loses_nothing_and_one_that_stays_away_stops_resumably(
     undisturbed: Undisturbed, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -540,7 +551,7 @@ def test_a_second_writer_sends_nothing(project: Project) -> None:
 # --- everything at once ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rate", "seed"), [(0.05, 1), (0.3, 2)])
+@pytest.mark.parametrize(("rate", "seed"), [pytest.param(0.05, 1, marks=pytest.mark.slow), (0.3, 2)])
 def test_mixed_passing_faults_change_nothing(
     project: Project, undisturbed: Undisturbed, rate: float, seed: int
 ) -> None:

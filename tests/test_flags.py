@@ -10,7 +10,7 @@ import click
 import pytest
 import typer
 from support.commands import run
-from support.store_fixtures import copied, filled
+from support.store_fixtures import copied
 
 from autointerp.cli.app import app
 
@@ -41,23 +41,18 @@ def every_flag() -> list[tuple[str, tuple[str, ...]]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "x.duckdb"
-    filled(path)[0].close()
-    return path
-
-
 @pytest.fixture
-def folder(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, filled_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    copied(template, tmp_path)
+    copied(filled_store, tmp_path)
     (tmp_path / "autointerp.toml").write_text('[store]\npath = "x.duckdb"\n')
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     return tmp_path
 
 
 def check(capsys: pytest.CaptureFixture[str], command: str, before: tuple[str, ...], value: str) -> None:
+    for stream in (sys.stdout, sys.stderr):  # as `secure_streams` makes those of a process of its own
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code, _, err = run(capsys, command, *before, value)
     asked = f"{command} {' '.join(before)} {value[:60]!r}: {code} {err[-600:]}"
     assert code in (0, 1, 2, 4, 6, 7, 8) and "unexpected" not in err and "Traceback" not in err, asked

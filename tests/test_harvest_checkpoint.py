@@ -120,6 +120,7 @@ def test_what_an_earlier_run_did_is_told_apart(setup: Setup, tmp_path: Path, blo
     assert len(skipped) == 3 and sum(skipped) == kept == told[2] < told[-1]
 
 
+@pytest.mark.slow
 def test_targets_at_different_places_wait_for_one_another(
     setup: Setup, whole: tuple[Path, int], tmp_path: Path
 ) -> None:

@@ -224,7 +224,7 @@ def test_killed_resumed_and_folded(setup: Setup, whole: Path, kills: list[int], 
         assert tables_of(setup.store(root / "x.duckdb", setup.folder(root / "work"))) == tables_of(whole)
 
 
-@pytest.mark.parametrize("block", [7, 24])
+@pytest.mark.parametrize("block", [pytest.param(7, marks=pytest.mark.slow), 24])
 def test_feature_blocks_give_the_same_tables(setup: Setup, whole: Path, tmp_path: Path, block: int) -> None:
     config = dataclasses.replace(SMALL, feature_block=block)
     folder = setup.folder(tmp_path / "work", config)

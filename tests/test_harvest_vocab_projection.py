@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.recorded_steps import RecordedSteps
 
 from autointerp.config import ModelConfig
 from autointerp.corpus.token_text import TokenText
@@ -83,6 +84,9 @@ def test_special_and_unused_ids_never_appear(tiny_gpt2: Path) -> None:
     loaded = load_model(ModelConfig(name=str(tiny_gpt2), device="cpu", dtype="float32"))
     text = TokenText(loaded.tokenizer)
     text.token_bytes[5] = b""  # as for an id that no token has
-    found = vocab_projection(find_logit_path(loaded, Hookpoint("transformer.h.1")), random_sae(48), text, 10_000)
+    steps = RecordedSteps()
+    way = find_logit_path(loaded, Hookpoint("transformer.h.1"))
+    found = vocab_projection(way, random_sae(48), text, 10_000, steps)
+    assert list(steps.totals) == ["projecting onto the vocabulary"]
     assert {0, 5}.isdisjoint(found.token_id.tolist())
     assert len(found.token) == 23 * 2 * len(set(found.token_id.tolist()))

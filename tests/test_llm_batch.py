@@ -303,10 +303,10 @@ with Store.open(Path({path!r})) as store:
 @pytest.mark.parametrize(
     ("owner", "name", "times"),
     [
-        ("StoreBatches", "begin_batch", 1),
+        pytest.param("StoreBatches", "begin_batch", 1, marks=pytest.mark.slow),
         ("batch_transport.BatchTransport", "create", 1),
         ("Store", "insert_group", 1),
-        ("StoreBatches", "finish_batch", 1),
+        pytest.param("StoreBatches", "finish_batch", 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_at_any_step_loses_nothing(tmp_path: Path, owner: str, name: str, times: int) -> None:
@@ -431,6 +431,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         assert store.rows("SELECT status FROM explanations") == [("ok",), ("ok",)]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_batch_at_the_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-0123456789")
     store_path, config = tmp_path / "planted.duckdb", tmp_path / "autointerp.toml"

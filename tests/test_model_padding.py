@@ -19,7 +19,6 @@ from autointerp.config import ModelConfig
 from autointerp.errors import InputError
 from autointerp.evaluate.splice import splice_metrics
 from autointerp.measure.language import Continuation, mean_nll
-from autointerp.model import padding
 from autointerp.model.hooks import Hookpoint, activations_at, hidden_size_at, model_inputs
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.model.padding import checked
@@ -27,6 +26,7 @@ from autointerp.model.token_batches import Halving, activation_batches
 from autointerp.records import Window
 from autointerp.sae.formats import save_saelens
 from autointerp.sae.sae import Sae
+from autointerp.stages import session
 from autointerp.steer.steering import Steerer
 
 SIZES: dict[str, Any] = {
@@ -218,7 +218,7 @@ def test_verify_finds_activations_that_padding_has_changed(
     bert_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where it would pad in the same way: its batches are not those of the harvest."""
-    monkeypatch.setattr(padding, "checked", lambda loaded, *_: loaded)
+    monkeypatch.setattr(session, "checked", lambda loaded, *_: loaded)
     config = tmp_path / "autointerp.toml"
     config.write_text((bert_project / "autointerp.toml").read_text())
     assert run(capsys, "harvest", "-c", str(config))[0] == 0

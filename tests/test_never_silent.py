@@ -189,7 +189,7 @@ def harvesting(project: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[su
         "import time; from autointerp.harvest import unit; from autointerp.store import progress_file\n"
         "from autointerp.cli.app import main\n"
         "forward = unit.activations_at_all\n"
-        "unit.activations_at_all = lambda *a: (time.sleep(0.3), forward(*a))[1]\n"
+        "unit.activations_at_all = lambda *a: (time.sleep(0.15), forward(*a))[1]\n"
         "progress_file.ProgressFile.__init__.__defaults__ = ('', 0.05)\n"
         f"main(['harvest', '-c', {str(project)!r}])\n"
     )
@@ -208,6 +208,7 @@ def wait_for(path: Path, stage: str) -> dict[str, object]:
     raise AssertionError(f"nothing is told of {stage}")
 
 
+@pytest.mark.slow
 def test_status_of_a_running_and_of_a_killed_harvest(
     project: Path, harvesting: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +262,7 @@ def test_status_without_a_store_and_with_a_locked_one(
         other.stdin.close()  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_merge_removes_what_killed_shards_have_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project.write_text(project.read_text().replace("tokens = 8192", "tokens = 512"))
     assert run(capsys, "train", "-c", str(project))[0] == 0

@@ -49,7 +49,7 @@ from autointerp.score.output import read_choice
 from autointerp.score.simulation_replies import expected_numbers, read_lines, read_prompt_logprobs
 
 T = TypeVar("T")
-EXAMPLES = int(os.environ.get("AUTOINTERP_FUZZ_EXAMPLES", "1000"))
+EXAMPLES = int(os.environ.get("AUTOINTERP_FUZZ_EXAMPLES", "500"))
 
 
 class Dice:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import run
-from support.store_fixtures import copied, filled
+from support.store_fixtures import copied
 
 from autointerp.config_file import from_table
 from autointerp.errors import InputError
@@ -51,16 +51,9 @@ def test_a_nul_is_refused(key: str) -> None:
         from_table({}, {key: "a\0b"})
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "x.duckdb"
-    filled(path)[0].close()
-    return path
-
-
 @pytest.fixture
-def store(tmp_path: Path, template: Path) -> Path:
-    return copied(template, tmp_path)
+def store(tmp_path: Path, filled_store: Path) -> Path:
+    return copied(filled_store, tmp_path)
 
 
 def write(capsys: pytest.CaptureFixture[str], store: Path, output: Path, sql: str = "SELECT 1 AS one") -> int:
@@ -111,10 +104,10 @@ def test_no_result_takes_the_place_of_the_store(
 
 
 @pytest.mark.parametrize("name", ['d\'ir "q" ünï/s \'t".duckdb', 'a"b.duckdb', "[a]*/s[1]*.duckdb", "damaged.duckdb"])
-def test_a_store_of_any_name_is_written_read_and_published(name: str, template: Path, tmp_path: Path) -> None:
+def test_a_store_of_any_name_is_written_read_and_published(name: str, filled_store: Path, tmp_path: Path) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    for file in template.parent.iterdir():
+    for file in filled_store.parent.iterdir():
         shutil.copy(file, path.with_name(path.stem + file.name.removeprefix("x")))
     with open_for_writing(path, snapshot_seconds=0) as opened:
         SnapshotPublisher(opened, 60).publish()

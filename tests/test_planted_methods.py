@@ -122,7 +122,9 @@ def test_words_where_a_feature_fires(world: PlantedWorld, store: Store) -> None:
     shown = [set(found[f.feature][:2]) & set(f.law.word) for f in world.of_kind("polysemantic")]
     assert all(shown) and sum(len(words) == 2 for words in shown) >= 2
     # A place is no word, function words are everywhere, and each of an output feature's eight words is too rare here.
-    assert not any(found.get(f.feature) for f in world.of_kind("position", "dense", "dead"))
+    # One of these features may list a word by chance: of the words that are found, a twentieth may be false.
+    assert not any(found.get(f.feature) for f in world.of_kind("dead"))
+    assert sum(bool(found.get(f.feature)) for f in world.of_kind("position", "dense")) <= 1
     for f in world.of_kind("output"):
         assert set(found.get(f.feature, [])) <= set(f.law.word)
 

@@ -196,6 +196,7 @@ def means(world: PlantedWorld, store: Store) -> Means:
     }
 
 
+@pytest.mark.slow
 def test_simulation_ranks_every_kind(means: Means) -> None:
     for kind in JUDGED:
         truth, near, wrong = means["simulation", kind]
@@ -203,6 +204,7 @@ def test_simulation_ranks_every_kind(means: Means) -> None:
         assert abs(wrong) < 0.3
 
 
+@pytest.mark.slow
 def test_detection_ranks_what_a_text_shows(means: Means) -> None:
     for kind in ("single", "context", "output", "polysemantic", "duplicate"):
         truth, near, wrong = means["detection", kind]
@@ -212,6 +214,7 @@ def test_detection_ranks_what_a_text_shows(means: Means) -> None:
     assert all(abs(value - 0.5) < 0.2 for value in means["detection", "position"])
 
 
+@pytest.mark.slow
 def test_fuzzing_finds_narrow_labels_and_not_broad_ones(means: Means) -> None:
     for kind in ("output", "polysemantic", "dense"):
         truth, near, wrong = means["fuzzing", kind]

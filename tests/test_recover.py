@@ -118,7 +118,9 @@ def test_a_ledger_that_is_unreadable_or_another_stores(path: Path, tmp_path: Pat
     assert len(kept) == 2
 
 
-@pytest.mark.parametrize("damage", ["flip", "missing", "foreign", "cut"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "missing", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("foreign", "cut"))]
+)
 def test_evidence_is_set_aside_and_made_again(path: Path, damage: str) -> None:
     evidence = path.with_name(EVIDENCE)
     with Store.open(path) as store:

@@ -76,6 +76,7 @@ def test_what_is_saved_computes_what_was_trained(tmp_path: Path, architecture: s
     torch.testing.assert_close(sae.encode(x), acts, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_products_in_bfloat16_learn_nearly_the_same(tmp_path: Path) -> None:
     """What a GPU does by default; the weights stay float32."""
     spec, found = SaeSpec("x", "topk", D_SAE, K), {}
@@ -97,6 +98,7 @@ def test_a_penalty_that_is_given_is_not_steered(tmp_path: Path) -> None:
     assert trainer.learners[0].run.strength == 0.125
 
 
+@pytest.mark.slow
 def test_norm_weighted_penalty_leaves_the_rows_free_and_folds_them_back(tmp_path: Path) -> None:
     sae, run = trained(tmp_path, "relu", decoder_norm_penalty=True)
     norms = run.weights["decoder"].detach().norm(dim=1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.recorded_steps import RecordedSteps
 from support.sae_format_helpers import FIXTURES, check_as_recorded, copied, recorded
 
 from autointerp.errors import DamagedError, InputError
@@ -38,6 +39,16 @@ def test_recorded_dictionaries_compute_what_the_library_does(name: str) -> None:
         "hook_name": "blocks.1.hook_resid_post",
     }
     assert sae_sha256(folder) == sae_sha256(folder / "ae.pt")
+
+
+def test_an_sae_is_hashed_once_until_its_file_changes(tmp_path: Path) -> None:
+    folder = copied(TOOL, recorded(TOOL)[0], tmp_path / "sae")
+    first, again, changed = RecordedSteps(), RecordedSteps(), RecordedSteps()
+    found = sae_sha256(folder, counting=first)
+    assert first.totals == {"hashing the SAE": (1, "MB")}
+    assert sae_sha256(folder, counting=again) == found and again.totals == {}
+    change(folder / "ae.pt", **{key: tensor * 2 for key, tensor in torch.load(folder / "ae.pt").items()})
+    assert sae_sha256(folder, counting=changed) != found and changed.totals
 
 
 @pytest.mark.parametrize("name", sorted(set(recorded(TOOL)) - AMBIGUOUS | {"AutoEncoderTopK"}))

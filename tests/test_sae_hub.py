@@ -107,6 +107,7 @@ def ask(paths: list[str], home: Path, **environment: str) -> list[object]:
     return list(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_only_the_folder_is_downloaded_and_errors_say_what_to_do(hub: str, tmp_path: Path) -> None:
     paths = ["hf:o/saes//a", "hf:o/saes//b/params.npz", "hf:o/saes@main//b/", "hf:o/saes//c", "hf:o/saes@nowhere//a"]
     paths += ["hf:o/gated//a", "hf:o/other//a"]
@@ -124,6 +125,7 @@ def test_only_the_folder_is_downloaded_and_errors_say_what_to_do(hub: str, tmp_p
     assert "cannot be reached (or HF_HUB_OFFLINE is set), and no copy is kept here" in str(again[1])
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_an_input_error(tmp_path: Path) -> None:
     found = ask(["hf:o/saes//a"], tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9")
     assert "hf:o/saes//a could not be downloaded: the hub cannot be reached" in str(found[0])

@@ -40,6 +40,7 @@ def torchrun(folder: Path, script: Path, n: int = 2) -> subprocess.CompletedProc
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this build of torch has no torch.distributed")
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)

@@ -227,7 +227,14 @@ def first_time(
     return spoil
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "hang", "truncated_json", "reset", "empty_choices"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "429",
+        "truncated_json",
+        *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("500", "hang", "reset", "empty_choices")),
+    ],
+)
 def test_a_passing_fault_changes_nothing(store: Store, fault: str) -> None:
     spoil = first_time(lambda: Fault(fault, retry_after=0.05 if fault == "429" else None))
     few = job(store, features="0-1", timeout=0.6 if fault == "hang" else 5.0)

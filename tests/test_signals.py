@@ -25,7 +25,7 @@ def configured(folder: Path, bare_world: Path, url: str) -> Path:
     return config
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_run_in_order(
     number: signal.Signals, bare_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from support.damaged_store import EVIDENCE, LEDGER, MAIN, WAL, bytes_of, content
 from autointerp.cli import app
 from autointerp.store.safety.reading import open_for_reading
 
-SHARE = 1 if os.environ.get("AUTOINTERP_DAMAGE") == "all" else 12
+SHARE = 1 if os.environ.get("AUTOINTERP_DAMAGE") == "all" else 24
 """One case in so many is tried; AUTOINTERP_DAMAGE=all tries every one."""
 N_CUTS = {MAIN: 100, WAL: 100, EVIDENCE: 50, LEDGER: 30}
 N_FLIPS = {MAIN: 90, WAL: 40, EVIDENCE: 50, LEDGER: 20}

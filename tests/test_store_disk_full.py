@@ -79,7 +79,9 @@ def operations(template: Path, library: Path) -> int:
     return n
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", ["full", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("full_once", "io"))]
+)
 def test_a_disk_that_fails_at_any_write(template: Path, library: Path, operations: int, fault: str) -> None:
     error, stays = FAULTS[fault]
     first = 1 + list(FAULTS).index(fault) % EVERY

@@ -11,7 +11,7 @@ import pytest
 from support.commands import run
 from support.known_words import WORDS, World, copy_of
 from support.llm_server import LlmServer
-from support.store_fixtures import call, copied, explanation, filled, score
+from support.store_fixtures import call, copied, explanation, score
 
 from autointerp.errors import DamagedError
 from autointerp.store import Store
@@ -21,17 +21,10 @@ from autointerp.store.safety.recover import recover
 LABELS = [explanation(feature) for feature in range(3)]
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "x.duckdb"
-    filled(path)[0].close()
-    return path
-
-
 @pytest.fixture
-def path(template: Path, tmp_path: Path) -> Path:
+def path(filled_store: Path, tmp_path: Path) -> Path:
     (tmp_path / "runs").mkdir()
-    return copied(template, tmp_path / "runs")
+    return copied(filled_store, tmp_path / "runs")
 
 
 def contents(store: Store) -> dict[str, list[tuple[object, ...]]]:

@@ -85,6 +85,7 @@ def expected(
     st.sampled_from([None, "simulation"]),
     st.data(),
 )
+@pytest.mark.slow
 def test_labels_shows_what_the_latest_rows_say(
     store: Store, labels: list[Explanation], drawn: list[tuple[int, dict[str, Any]]], explainer: str | None,
     scorer: str | None, data: st.DataObject,

@@ -195,7 +195,7 @@ def test_the_special_token_in_front_is_no_overlap(tmp_path: Path) -> None:
     ),
     st.sampled_from([0.0, 0.4, 0.5]), st.integers(2, 40),
 )  # fmt: skip
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_counts_are_those_of_brute_force(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, str, int, int]], threshold: float, block: int
 ) -> None:

@@ -139,6 +139,7 @@ def test_every_part_of_a_merge_is_counted(setup: Setup, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_memory_limit_that_is_too_small_costs_memory_and_not_the_merge(setup: Setup, tmp_path: Path) -> None:
     folder = setup.folder(tmp_path / "work")
     setup.harvest(folder)

@@ -118,8 +118,9 @@ WRITES = (
 )  # fmt: skip
 
 
-def test_every_form_of_reading(path: Path) -> None:
-    for sql in READS:
+@pytest.mark.parametrize("reads", [READS[::4], pytest.param(READS, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_every_form_of_reading(path: Path, reads: tuple[str, ...]) -> None:
+    for sql in reads:
         assert run_query(path, sql)[1], sql
 
 

@@ -119,6 +119,7 @@ def test_commands_read_while_another_process_writes(path: Path, capsys: pytest.C
         assert process.poll() is None, path.with_suffix(".log").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_store_that_opens(path: Path) -> None:
     """Killed at many moments, most of them while a snapshot is made (publishing never pauses here)."""
     new = unfinished_snapshot_of(path)
@@ -204,6 +205,7 @@ def test_a_run_does_not_wait_for_its_own_process(path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_never_read_with_other_evidence(path: Path) -> None:
     with Store.open(path) as store:
         publisher = SnapshotPublisher(store, 60.0)

@@ -129,7 +129,9 @@ def test_one_group_with_one_key_twice_takes_the_answer(store: Store) -> None:
 
 @pytest.mark.parametrize("same_time", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("second", ["ok", "bad_reply", "gave_up"])
-@pytest.mark.parametrize("first", ["ok", "refused", "bad_reply", "gave_up"])
+@pytest.mark.parametrize(
+    "first", ["ok", "gave_up", *(pytest.param(s, marks=pytest.mark.slow) for s in ("refused", "bad_reply"))]
+)
 def test_one_key_twice_comes_to_the_same_in_one_group_as_in_two(
     tmp_path: Path, first: str, second: str, same_time: bool
 ) -> None:

@@ -20,6 +20,7 @@ from autointerp.corpus.token_text import TokenText
 from autointerp.evidence.words import benjamini_hochberg
 from autointerp.harvest.vocab_projection import BLOCK_ELEMENTS, Unembedding
 from autointerp.model.logit_path import LogitPath
+from autointerp.progress import Counting, uncounted
 from autointerp.sae.sae import Sae
 
 RANDOM_DIRECTIONS = 20_000
@@ -30,14 +31,16 @@ DRAWN_AT_ONCE = 2048
 
 
 @torch.no_grad()
-def output_statistics(path: LogitPath, sae: Sae, text: TokenText, alive: np.ndarray, seed: int) -> dict[str, list[Any]]:
+def output_statistics(
+    path: LogitPath, sae: Sae, text: TokenText, alive: np.ndarray, seed: int, counting: Counting = uncounted
+) -> dict[str, list[Any]]:
     """Columns feature, kurtosis, skew, threshold, p_value, is_output of the table `output_statistics`, for the `alive`
     features (bool [d_sae]). `path` begins where the SAE writes."""
     head = Unembedding(path, text)
     features = np.flatnonzero(alive)
     rows = sae.W_dec[torch.from_numpy(features).to(sae.W_dec.device)]
-    kurtosis, skew = _shape_of_logits(head, rows)
-    random = random_kurtosis(head, rows, seed) if len(features) else np.zeros(1)
+    kurtosis, skew = _shape_of_logits(head, rows, counting)
+    random = random_kurtosis(head, rows, seed, counting) if len(features) else np.zeros(1)
     # The feature itself counts among the directions, so that no p-value is 0.
     p = (1 + len(random) - np.searchsorted(random, kurtosis, side="left")) / (1 + len(random))
     p_value = benjamini_hochberg(p, len(features))
@@ -51,7 +54,7 @@ def output_statistics(path: LogitPath, sae: Sae, text: TokenText, alive: np.ndar
     }
 
 
-def random_kurtosis(head: Unembedding, rows: Tensor, seed: int) -> np.ndarray:
+def random_kurtosis(head: Unembedding, rows: Tensor, seed: int, counting: Counting = uncounted) -> np.ndarray:
     """The kurtosis of random directions, ascending, float64: of RANDOM_DIRECTIONS, or as many as there are rows if that
     is more, since p-values of many features have to be small to count. The directions are Gaussian with the second
     moments of the directions of `rows` [n, width] (shrunken towards equal ones, since few rows say little of them), and
@@ -66,25 +69,31 @@ def random_kurtosis(head: Unembedding, rows: Tensor, seed: int) -> np.ndarray:
     generator = torch.Generator().manual_seed(seed)
     found = []
     wanted = max(RANDOM_DIRECTIONS, n)
-    for start in range(0, wanted, DRAWN_AT_ONCE):
-        size = min(DRAWN_AT_ONCE, wanted - start)
-        directions = torch.nn.functional.normalize(torch.randn(size, width, generator=generator) @ root, dim=1)
-        directions *= norms[torch.randint(n, (size,), generator=generator)][:, None]
-        found.append(_shape_of_logits(head, directions)[0])
+    with counting("random directions", wanted, "directions") as update:
+        for start in range(0, wanted, DRAWN_AT_ONCE):
+            size = min(DRAWN_AT_ONCE, wanted - start)
+            directions = torch.nn.functional.normalize(torch.randn(size, width, generator=generator) @ root, dim=1)
+            directions *= norms[torch.randint(n, (size,), generator=generator)][:, None]
+            found.append(_shape_of_logits(head, directions)[0])
+            update(start + size)
     return np.sort(np.concatenate(found))
 
 
-def _shape_of_logits(head: Unembedding, directions: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _shape_of_logits(
+    head: Unembedding, directions: Tensor, counting: Counting = uncounted
+) -> tuple[np.ndarray, np.ndarray]:
     """(excess kurtosis, skew), float64 [n], of the logits of directions [n, width]; 0 where all logits are equal."""
     size = max(1, BLOCK_ELEMENTS // max(1, len(head.ids)))
     found = []
-    for part in directions.split(size):
-        logits = head.logits(part)
-        logits -= logits.mean(1, keepdim=True)
-        z = logits / logits.square().mean(1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        varies = z.square().mean(1) > 0.5
-        square = z.square()
-        moments = torch.stack([square.square().mean(1) - 3, (square * z).mean(1)])
-        found.append(torch.where(varies, moments, 0.0).cpu().double())
+    with counting("output statistics", len(directions), "features") as update:
+        for part in directions.split(size):
+            logits = head.logits(part)
+            logits -= logits.mean(1, keepdim=True)
+            z = logits / logits.square().mean(1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+            varies = z.square().mean(1) > 0.5
+            square = z.square()
+            moments = torch.stack([square.square().mean(1) - 3, (square * z).mean(1)])
+            found.append(torch.where(varies, moments, 0.0).cpu().double())
+            update(sum(block.shape[1] for block in found))
     kurtosis, skew = torch.cat(found, 1).numpy() if found else np.zeros((2, 0))
     return kurtosis, skew

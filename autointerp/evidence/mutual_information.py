@@ -32,7 +32,9 @@ class MutualInformation:
         try:
             path = study.once(read_path)
             words = vocabulary(study.windows(), text, config.mi_words)
-            found = mutual_information(study.model(), path, study.weights(), text, words, config, study.alive())
+            found = mutual_information(
+                study.model(), path, study.weights(), text, words, config, study.alive(), study.counting
+            )
         except NoProjection as reason:
             return no_output_space(features, reason)
         return Found(found)

@@ -31,7 +31,9 @@ class OutputStatistic:
             path = study.once(written_path)
         except NoProjection as reason:
             return no_output_space(features, reason)
-        return Found(output_statistics(path, study.weights(), study.text(), study.alive(), study.evidence.seed))
+        return Found(
+            output_statistics(path, study.weights(), study.text(), study.alive(), study.evidence.seed, study.counting)
+        )
 
     def page(self, rows: Sequence[Row]) -> list[str]:
         """output  its promoted tokens stand out: kurtosis 41.2 (1 in 100 random directions exceeds 1.3; p 0.01), ..."""

@@ -37,6 +37,7 @@ from autointerp.corpus.windows import token_ids
 from autointerp.errors import NoProjection
 from autointerp.model.load import LoadedModel
 from autointerp.model.logit_path import LogitPath
+from autointerp.progress import Adding, Counting, uncounted
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
 
@@ -83,7 +84,7 @@ def _words(window: Window, text: TokenText) -> Iterator[str]:
 @torch.no_grad()
 def mutual_information(
     loaded: LoadedModel, path: LogitPath, sae: Sae, text: TokenText, words: Sequence[str], config: EvidenceConfig,
-    alive: np.ndarray,
+    alive: np.ndarray, counting: Counting = uncounted,
 ) -> dict[str, list[Any]]:  # fmt: skip
     """Columns feature, mode, rank, word, score of the table `mutual_information`: the best `config.words` of `words`
     by `config.mi_mode`, for the `alive` features (bool [d_sae]).
@@ -113,17 +114,23 @@ def mutual_information(
                 yield _standardised(path.hidden(directions) @ E.T)
 
     over_features = torch.full((len(kept),), -torch.inf, device=E.device)
-    for L in blocks():
-        over_features = torch.logaddexp(over_features, L.logsumexp(0))
+    with counting("mutual information, words", len(features), "features") as update:
+        adding = Adding(update)
+        for L in blocks():
+            over_features = torch.logaddexp(over_features, L.logsumexp(0))
+            adding(len(L))
     n = min(config.words, len(kept))
     scores, ranked = [], []
-    for L in blocks():
-        information = L - over_features  # log p(c|w)
-        if config.mi_mode == "pmi":
-            information += float(np.log(len(features)))
-        best = (L.softmax(1) * information).topk(n, dim=1)
-        scores.append(best.values.cpu())
-        ranked.append(best.indices.cpu())
+    with counting("mutual information", len(features), "features") as update:
+        adding = Adding(update)
+        for L in blocks():
+            information = L - over_features  # log p(c|w)
+            if config.mi_mode == "pmi":
+                information += float(np.log(len(features)))
+            best = (L.softmax(1) * information).topk(n, dim=1)
+            scores.append(best.values.cpu())
+            ranked.append(best.indices.cpu())
+            adding(len(L))
     return {
         "feature": np.repeat(features, n).tolist(),
         "mode": [config.mi_mode] * (n * len(features)),

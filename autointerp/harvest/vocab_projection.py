@@ -19,6 +19,7 @@ from torch import Tensor
 
 from autointerp.corpus.token_text import TokenText
 from autointerp.model.logit_path import LogitPath
+from autointerp.progress import Counting, uncounted
 from autointerp.sae.sae import Sae
 
 BLOCK_ELEMENTS = 1 << 25
@@ -69,18 +70,22 @@ class Unembedding:
 
 
 @torch.no_grad()
-def vocab_projection(path: LogitPath, sae: Sae, text: TokenText, n_tokens: int) -> VocabProjection:
+def vocab_projection(
+    path: LogitPath, sae: Sae, text: TokenText, n_tokens: int, counting: Counting = uncounted
+) -> VocabProjection:
     """The `n_tokens` most promoted and most suppressed tokens of every feature, in blocks of features. `path` begins
     where the SAE writes."""
     head = Unembedding(path, text)
     n = min(n_tokens, len(head.ids))
     size = max(1, BLOCK_ELEMENTS // max(1, len(head.ids)))
     logits, ids = [], []
-    for low in range(0, sae.d_sae, size):
-        found = head.logits(sae.W_dec[low : low + size])
-        ends = [found.topk(n, dim=1, largest=largest) for largest in (True, False)]
-        logits.append(torch.cat([values for values, _ in ends], 1).cpu())
-        ids.append(head.ids[torch.cat([index for _, index in ends], 1)].cpu())
+    with counting("projecting onto the vocabulary", sae.d_sae, "features") as update:
+        for low in range(0, sae.d_sae, size):
+            found = head.logits(sae.W_dec[low : low + size])
+            ends = [found.topk(n, dim=1, largest=largest) for largest in (True, False)]
+            logits.append(torch.cat([values for values, _ in ends], 1).cpu())
+            ids.append(head.ids[torch.cat([index for _, index in ends], 1)].cpu())
+            update(min(low + size, sae.d_sae))
     logit, token_id = (torch.cat(blocks).numpy().ravel() for blocks in (logits, ids))
     strings = {int(i): text.tokens([int(i)])[0] for i in np.unique(token_id)}
     return VocabProjection(

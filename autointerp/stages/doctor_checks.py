@@ -14,6 +14,7 @@ from autointerp.stages.checks import Check
 from autointerp.stages.label_checks import label_checks
 from autointerp.stages.pipeline import gpu_session
 from autointerp.store.safety.new_store import trial_store
+from autointerp.store.safety.paths import real_path
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
@@ -28,7 +29,8 @@ def doctor_checks(
     path, failure = Path(config.store.path), None
     with ExitStack() as stack:
         try:
-            store = stack.enter_context(open_for_reading(path, terminal.say) if path.exists() else trial_store(path))
+            exists = real_path(path).exists()
+            store = stack.enter_context(open_for_reading(path, terminal.say) if exists else trial_store(path))
         except AutointerpError as error:
             failure = error
             store = stack.enter_context(trial_store(Path(gettempdir()) / "empty.duckdb"))

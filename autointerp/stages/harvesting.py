@@ -71,7 +71,7 @@ class _Plan:
                 f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table"
             )
         with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
-            self.sae_sha256 = sae_sha256(folder, sae.format)
+            self.sae_sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
         self.key = digest(
             {
                 "model": [*facts.model_key, config.model.batch_tokens],
@@ -325,7 +325,9 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
         refused = str(ready.path) if isinstance(ready.path, NoProjection) else None
         projection = no_projection()
         if not isinstance(ready.path, NoProjection):
-            projection = vocab_projection(ready.path, weights, text, config.harvest.vocab_tokens)
+            projection = vocab_projection(
+                ready.path, weights, text, config.harvest.vocab_tokens, terminal.counting(name)
+            )
         columns = {f.name: getattr(projection, f.name) for f in fields(projection)}
         store.insert_vocab_projection(dictionary_id, **columns)
     corpus = CorpusFacts(

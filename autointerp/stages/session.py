@@ -59,6 +59,8 @@ class Session:
         self.deadline = Deadline.of(config.budget.deadline)
         self._loaded: LoadedModel | None = None
         self._text: TokenText | None = None
+        self._notes: tuple[CorpusConfig, list[str]] | None = None
+        self._checked_sources: CorpusConfig | None = None
         self._told_reading = False
 
     def model(self) -> LoadedModel:
@@ -99,7 +101,7 @@ class Session:
         Raises InputError if there is none."""
         if self.config.corpus.source.startswith("hf:"):
             return f"{self.config.corpus.source} is a data set of the hub, which is opened when it is read"
-        check_sources(self.config.corpus)
+        self._check_sources()
         documents = read_documents(self.config.corpus, CorpusReport(), lambda messages: str(messages))
         first = next(documents, None)
         if first is None:
@@ -123,8 +125,21 @@ class Session:
         first documents."""
         if not self._told_reading:
             self._told_reading = True
-            for note in reading_notes(self.model(), self.token_text(), self.config.corpus):
+            for note in self._reading_notes():
                 self.terminal.warn(note)
+
+    def _reading_notes(self) -> list[str]:
+        """`reading_notes`, for which the first documents are read once."""
+        corpus = self.config.corpus
+        if self._notes is None or self._notes[0] != corpus:
+            self._notes = corpus, list(reading_notes(self.model(), self.token_text(), corpus))
+        return self._notes[1]
+
+    def _check_sources(self) -> None:
+        """`check_sources`, which opens every file, once."""
+        if self._checked_sources != self.config.corpus:
+            check_sources(self.config.corpus)
+            self._checked_sources = self.config.corpus
 
     def describe_model(self) -> str:
         loaded = self.model()
@@ -137,7 +152,7 @@ class Session:
     def describe_corpus(self) -> str:
         """Says whether the corpus can be read, after reading its first documents. Raises InputError if it cannot."""
         report, loaded = CorpusReport(), self.model()
-        check_sources(self.config.corpus)
+        self._check_sources()
         documents = read_documents(self.config.corpus, report, chat_renderer(loaded.tokenizer))
         first = next(documents, None)
         if first is None:
@@ -153,7 +168,7 @@ class Session:
                 "count files, are wide or missing"
             )
         said = f"{source} can be read; its first document {first.name!r} begins with {n_tokens} tokens{remarks}"
-        return ". ".join([said, *reading_notes(loaded, self.token_text(), self.config.corpus)])
+        return ". ".join([said, *self._reading_notes()])
 
     def describe_sae(self, sae: SaeConfig, store: Store | None = None) -> str:
         """Says what the SAE is, or will be once it is trained. Raises what `loaded_sae` raises, and MismatchError if
@@ -327,7 +342,7 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
     if not folder.exists():
         raise InputError(f"there is no SAE at {folder}, with which the store's dictionary {row.name!r} was made")
     with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
-        sha256 = sae_sha256(folder, sae.format)
+        sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
     if sha256 != row.sae_sha256:
         raise MismatchError(
             f"the SAE at {folder} has sha256 {sha256[:16]}..., but the store's dictionary {row.name!r} was made with "

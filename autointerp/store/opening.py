@@ -31,7 +31,8 @@ class StoreOpening(StoreConnection):
         path = real_path(path)
         ledger = RowLedger(path.with_name(path.name + ".ledger"))
         wal = path.with_name(path.name + ".wal")
-        if not path.exists():
+        is_new = not path.exists()
+        if is_new:
             for left in (wal, ledger.path):
                 if left.exists():
                     saved = saved_files_of(path)
@@ -57,6 +58,8 @@ class StoreOpening(StoreConnection):
                 con.execute("PRAGMA disable_checkpoint_on_shutdown")
         store = cls(path, con, read_only)
         try:
+            if not read_only and not is_new:  # a reader is cut off from what such a store could do
+                refuse_disguised(con, path)
             store._prepare()
             if not read_only:  # leftovers of a run that was killed; readers must not take them for ours
                 new = unfinished_snapshot_of(path)
@@ -88,8 +91,6 @@ class StoreOpening(StoreConnection):
             self.check_rows()
 
     def _prepare(self) -> None:
-        if not self.read_only:  # a reader is cut off from what such a store could do
-            refuse_disguised(self.con, self.path)
         with translated(self.path, opening=True):
             self._check_ledger()
             pending = pending_migrations(self.con, self.path)
@@ -101,6 +102,8 @@ class StoreOpening(StoreConnection):
         with translated(self.path):
             for migration in pending:
                 migrate(self, migration)
+            if pending:  # DDL must not stay in a long-lived WAL
+                self.con.execute("CHECKPOINT")
             self._counted = ()
             self._read_state()
         attach_evidence(self.con, self.path, self.evidence_path, self.store_id)

@@ -59,7 +59,7 @@ def pending_migrations(con: duckdb.DuckDBPyConnection, path: Path) -> list[Migra
 
 
 def migrate(store: StoreConnection, migration: Migration) -> None:
-    """One migration and its record in one transaction, then a checkpoint: DDL must not stay in a long-lived WAL."""
+    """One migration and its record in one transaction. The caller writes a checkpoint after the last."""
     version, name, sql = migration
     con = store.con
     con.begin()
@@ -79,7 +79,12 @@ def migrate(store: StoreConnection, migration: Migration) -> None:
         with suppress(duckdb.Error):
             con.rollback()
         raise
-    con.execute("CHECKPOINT")
+
+
+_DUCKDB_FUNCTIONS: set[str] = set()
+"""The names of DuckDB's own functions, once they were asked for in this process."""
+_VIEWS_MADE: dict[str, dict[str, str]] = {}
+"""By the digest of views.sql, the views as DuckDB writes them, once a store of this process was found to have them."""
 
 
 def refuse_disguised(con: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -90,10 +95,11 @@ def refuse_disguised(con: duckdb.DuckDBPyConnection, path: Path) -> None:
         # `system.main`: a macro of the store cannot stand in for these.
         named = "FROM system.main.duckdb_{0}() WHERE database_name = system.main.current_database() AND NOT internal"
         views = {row[0] for row in con.execute(f"SELECT view_name {named.format('views')}").fetchall()}
-        macros = con.execute(
-            f"SELECT function_name {named.format('functions')} AND function_name IN "
-            "(SELECT function_name FROM system.main.duckdb_functions() WHERE internal)"
-        ).fetchall()
+        if not _DUCKDB_FUNCTIONS:  # listing them takes some 20 ms, as much as the rest of opening a store
+            own = con.execute("SELECT function_name FROM system.main.duckdb_functions() WHERE internal").fetchall()
+            _DUCKDB_FUNCTIONS.update(row[0] for row in own)
+        made = con.execute(f"SELECT function_name {named.format('functions')}").fetchall()
+        macros = [row for row in made if row[0] in _DUCKDB_FUNCTIONS]
         triggers = con.execute(
             "SELECT trigger_name FROM system.main.duckdb_triggers() "
             "WHERE database_name = system.main.current_database()"
@@ -150,10 +156,21 @@ def refresh_views(store: StoreConnection) -> None:
         found = store.con.execute(
             "SELECT value FROM settings WHERE dictionary_id IS NULL AND name = 'views_sha256'"
         ).fetchone()
-        if found and found[0] == digest and _has_views_of(store.con, sql):
-            return
+        if found and found[0] == digest:
+            made, held = _VIEWS_MADE.get(digest), _views(store.con)
+            if made is not None and made.items() <= held.items():
+                return
+            if _has_views_of(store.con, sql):
+                _keep_views(digest, sql, held)
+                return
         with store.transaction() as con:
             con.execute(sql)
             con.execute("DELETE FROM settings WHERE dictionary_id IS NULL AND name = 'views_sha256'")
             store.insert_row("settings", {"dictionary_id": None, "name": "views_sha256", "value": digest})
         store.con.execute("CHECKPOINT")
+        _keep_views(digest, sql, _views(store.con))
+
+
+def _keep_views(digest: str, sql: str, held: dict[str, str]) -> None:
+    names = re.findall(r"^CREATE OR REPLACE VIEW (\w+)", sql, re.MULTILINE)
+    _VIEWS_MADE[digest] = {name: held[name] for name in names}

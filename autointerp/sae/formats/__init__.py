@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.errors import DamagedError, InputError, nearest
+from autointerp.progress import Counting, uncounted
 from autointerp.sae.files import regular_size
 from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, sparsify
 from autointerp.sae.formats.hub import local_folder
@@ -32,6 +33,11 @@ from autointerp.sae.formats.internal import all_finite, read_config
 from autointerp.sae.sae import Sae
 
 __all__ = ["FORMATS", "detect", "load_sae", "local_folder", "sae_sha256", "save_saelens", "save_sparsify"]
+
+_MB = 1 << 20
+_HASHED: dict[tuple[object, ...], str] = {}
+"""The hashes of this process, by the settings and by device, inode, size and time of the last change of each weights
+file: one command asks for an SAE's hash several times, and a large one takes minutes."""
 
 _LOAD: dict[str, Callable[[Path], Sae]] = {
     "saelens": saelens.load,
@@ -66,18 +72,27 @@ def load_sae(path: Path | str, format: str = "auto") -> Sae:
     return sae
 
 
-def sae_sha256(folder: Path | str, format: str = "auto") -> str:
-    """The sha256, in hex, of the weights file and of the settings that decide the numbers. Raises the InputError and
-    DamagedError of `load_sae`, as far as they show without reading the weights."""
+def sae_sha256(folder: Path | str, format: str = "auto", counting: Counting = uncounted) -> str:
+    """The sha256, in hex, of the weights file and of the settings that decide the numbers. `counting` is told of the MB
+    that were read. Raises the InputError and DamagedError of `load_sae`, as far as they show without reading the
+    weights."""
     path = _path(folder)
     settings, weights = _IDENTITY[_format(path, format)](path)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for file in weights:
-        regular_size(file)
-        with file.open("rb") as opened:
-            while part := opened.read(1 << 20):
-                digest.update(part)
-    return digest.hexdigest()
+    told = json.dumps(settings, sort_keys=True)
+    size = sum(regular_size(file) for file in weights)
+    seen = told, *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in map(Path.stat, weights))
+    if seen in _HASHED:
+        return _HASHED[seen]
+    digest, n_read = hashlib.sha256(told.encode()), 0
+    with counting("hashing the SAE", -(-size // _MB), "MB") as update:
+        for file in weights:
+            with file.open("rb") as opened:
+                while part := opened.read(_MB):
+                    digest.update(part)
+                    n_read += len(part)
+                    update(-(-n_read // _MB))
+    _HASHED[seen] = digest.hexdigest()
+    return _HASHED[seen]
 
 
 def save_saelens(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
