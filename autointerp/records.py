@@ -102,6 +102,16 @@ class Context:
     tokens: list[str]
     activations: list[float]
     """One per token, raw units; 0 where the feature is silent and on special tokens."""
+    begins_document: bool = False
+    """Whether its first token is the document's first one."""
+    begins_window: bool = False
+    """Whether its first token is the first one of the document's in its window, as it is where it begins a document; a
+    BOS in front does not count."""
+
+    @property
+    def begins(self) -> Literal["document", "window"] | None:
+        """What it is the beginning of; a document's, which is a window's too, is called the document's."""
+        return "document" if self.begins_document else "window" if self.begins_window else None
 
     @property
     def source(self) -> str:
@@ -197,12 +207,14 @@ class ShapeFacts:
     """Mean activation where it fires on that token, as a share of its maximum on the explain split."""
     position_dependence: float | None
     places: tuple[int, int] | None
-    """First and last place of the shortest stretch of a window that holds most of the active tokens. The text's first
-    token is at place 1; what was put before it for the model (a BOS) has none."""
+    """First and last place of the shortest stretch of a window (or document, see `place_in`) that holds most of the
+    active tokens. The text's first token is at place 1; what was put before it for the model (a BOS) has none."""
     place_recall: float | None
     """Share of the tokens in that stretch on which it fires, at most 1."""
     is_dense: bool
     is_rare: bool
+    place_in: Literal["window", "document"] = "window"
+    """In which of the two the place says more of whether it fires: what position_dependence and places are about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +227,7 @@ class FeatureShape:
     unigram_purity: float | None
     """Share of its active tokens that are `unigram`, over uniform samples of where it fires."""
     position_dependence: float | None
-    """0: it fires anywhere in a window. 1: the place in the window alone decides whether it fires."""
+    """0: it fires anywhere. 1: the place in the window, or in the document, alone decides whether it fires."""
     text: str | None = None
     rule: str | None = None
     """JSON of the rule that the text states, where it states one (see rules/patterns.py)."""

@@ -49,7 +49,9 @@ def evidence_sha256(evidence: FeatureEvidence, contexts: int | None = None) -> s
         part(evidence.top), part(evidence.sampled), part(evidence.negatives),
         [[t.token, t.rank, t.sign] for t in (*evidence.promoted, *evidence.suppressed)],
     ]  # fmt: skip
+    begins = [[c.begins for c in of[:contexts]] for of in (evidence.top, evidence.sampled, evidence.negatives)]
     findings: dict[str, Any] = {
+        "begins": begins if any(map(any, begins)) else [],
         "pruned": [
             [p.status, p.tokens, [round(i, 6) for i in p.importance],
              [[c.position, c.substitute, c.kept] for c in p.counterfactuals]]

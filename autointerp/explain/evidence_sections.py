@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Literal
 
+from autointerp.ask.beginnings import Mark, beginning, plain_excerpt
 from autointerp.ask.prompts import one_line
 from autointerp.ask.scale import TOP, shown
 from autointerp.records import ChangedToken, Context, FeatureEvidence, PromotedToken, PrunedContext, RelatedWord
@@ -79,9 +80,9 @@ def lacking(name: str, reads: Sequence[Section], evidence: FeatureEvidence) -> s
 # --- what the sections show -----------------------------------------------------------------------------------------
 
 
-def pieces(context: Context, max_activation: float) -> list[str | list[str | int]]:
-    """A context as the LLM sees it: silent stretches as strings, active tokens as [token, 1..10]."""
-    return _with_levels(context.tokens, shown(context.activations, max_activation))
+def pieces(context: Context, max_activation: float) -> list[str | list[str | int] | Mark]:
+    """A context as the LLM sees it: what it begins, silent stretches as strings, active tokens as [token, 1..10]."""
+    return [*beginning(context), *_with_levels(context.tokens, shown(context.activations, max_activation))]
 
 
 def _with_levels(tokens: Sequence[str], levels: Sequence[int]) -> list[str | list[str | int]]:
@@ -116,7 +117,7 @@ def _drawn(evidence: FeatureEvidence, room: Room) -> list[str]:
 
 
 def _silent(evidence: FeatureEvidence, room: Room) -> list[str]:
-    return [one_line(c.text) for c in hard_negatives(evidence.negatives, room.negatives)]
+    return [one_line(plain_excerpt(c)) for c in hard_negatives(evidence.negatives, room.negatives)]
 
 
 def hard_negatives(negatives: Sequence[Context], n: int) -> list[Context]:

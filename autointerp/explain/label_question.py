@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from autointerp.ask.beginnings import plain_excerpt
 from autointerp.ask.chat import ReplyError, chat_body
 from autointerp.ask.prompts import PromptTemplate, mark, one_line
 from autointerp.config import ExplainConfig
@@ -64,7 +65,7 @@ class LabelPrompt:
             scale = evidence.max_activation
             values["label"] = one_line(correction.label)
             values["missed"] = [one_line(pieces(c, scale)) for c in correction.missed]
-            values["false_alarms"] = [one_line(c.text) for c in correction.false_alarms]
+            values["false_alarms"] = [one_line(plain_excerpt(c)) for c in correction.false_alarms]
         fence = mark(self.config.seed, evidence.feature, values)
         messages = [
             {"role": "system", "content": self.template.block("system", json=self.is_json)},

@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from autointerp import jackknife, stats
+from autointerp.ask.beginnings import Mark, beginning, plain_excerpt
 from autointerp.ask.chat import ReplyError, chat_body
 from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
 from autointerp.config import EndpointConfig
@@ -171,7 +172,7 @@ class Judge:
 
     def request(self, label: str, examples: Sequence[Example], dictionary_id: int) -> Request:
         """The question about a few contexts of one feature."""
-        lines = [one_line(pieces(e) if self.scorer == FUZZING else e.context.text) for e in examples]
+        lines = [one_line(pieces(e) if self.scorer == FUZZING else plain_excerpt(e.context)) for e in examples]
         fence = mark(self.seed, self.scorer, label, lines)
         question = self.template.block("user", label=one_line(label), examples=lines, mark=fence)
         messages = [
@@ -231,10 +232,10 @@ def template_of(scorer: str, prompts: Path | None = None) -> PromptTemplate:
     return load_template(f"score/{scorer}", prompts)
 
 
-def pieces(example: Example) -> list[str | list[str]]:
-    """A context with its marks: unmarked stretches as strings, marked tokens as arrays of one string. As JSON this
-    cannot be mistaken, whatever delimiters the text itself contains."""
-    out: list[str | list[str]] = []
+def pieces(example: Example) -> list[str | list[str] | Mark]:
+    """A context with its marks: what it begins, unmarked stretches as strings, marked tokens as arrays of one string.
+    As JSON this cannot be mistaken, whatever delimiters the text itself contains."""
+    out: list[str | list[str] | Mark] = [*beginning(example.context)]
     plain = ""
     marked = set(example.marked)
     for place, token in enumerate(example.context.tokens):

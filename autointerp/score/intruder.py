@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autointerp import stats
+from autointerp.ask.beginnings import plain_excerpt
 from autointerp.ask.chat import ReplyError, chat_body
 from autointerp.ask.forecast import CHARACTERS_PER_TOKEN, Estimate
 from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
@@ -115,7 +116,7 @@ class IntruderJudge:
         return cls(template_of(prompts), endpoint, seed)
 
     def request(self, lineup: Lineup, dictionary_id: int) -> Request:
-        lines = [one_line(c.text) for c in lineup.contexts]
+        lines = [one_line(plain_excerpt(c)) for c in lineup.contexts]
         question = self.template.block("user", examples=lines, mark=mark(self.seed, INTRUDER, lines))
         messages = [
             {"role": "system", "content": self.template.block("system")},

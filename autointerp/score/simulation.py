@@ -109,7 +109,7 @@ class Simulator:
         shown = self.template.examples if examples is None else self.template.examples[:examples]
         if self.method == "prompt_logprobs":
             fields = {**prompt_logprob_fields(self.capabilities)}
-            body = {"model": self.endpoint.model, "prompt": self._prompt(label, context.tokens, shown), **fields}
+            body = {"model": self.endpoint.model, "prompt": self._prompt(label, context, shown), **fields}
             if self.endpoint.temperature is not None:
                 body["temperature"] = self.endpoint.temperature
             return Request("completions", body, "simulate", dictionary_id=dictionary_id, feature=context.feature)
@@ -118,7 +118,7 @@ class Simulator:
             lines = list(zip(map(one_line, example["tokens"]), _numbers(example), strict=True))
             messages.append({"role": "user", "content": self._question(example["label"], example["tokens"])})
             messages.append({"role": "assistant", "content": self.template.block("assistant", answer=lines)})
-        messages.append({"role": "user", "content": self._question(label, context.tokens)})
+        messages.append({"role": "user", "content": self._question(label, context.tokens, context.begins)})
         return self._chat(messages, context, dictionary_id)
 
     def again(self, request: Request, reply: str, problem: str, context: Context, dictionary_id: int) -> Request | None:
@@ -142,21 +142,24 @@ class Simulator:
         body = chat_body(self.endpoint, messages, limit, seed=self.seed, **extra)
         return Request("chat", body, "simulate", dictionary_id=dictionary_id, feature=context.feature)
 
-    def _question(self, label: str, tokens: Sequence[str]) -> str:
-        return self.template.block("user", label=one_line(label), tokens=[one_line(t) for t in tokens])
+    def _question(self, label: str, tokens: Sequence[str], begins: str | None = None) -> str:
+        return self.template.block("user", label=one_line(label), tokens=[one_line(t) for t in tokens], begins=begins)
 
-    def _prompt(self, label: str, tokens: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> str:
+    def _prompt(self, label: str, context: Context, examples: Sequence[Mapping[str, Any]]) -> str:
         parts = [self.template.block("head")]
         for number, example in enumerate(examples, start=1):
             digits = [str(round(n * DIGITS / TOP)) for n in _numbers(example)]
             digits = [UNKNOWN if i < example["known_from"] else d for i, d in enumerate(digits)]
             parts.append(self._record(number, example["label"], example["tokens"], digits))
-        parts.append(self._record(len(examples) + 1, label, tokens, [UNKNOWN] * len(tokens)).rstrip("\n") + "\n")
-        return "\n".join(parts)
+        unknown = [UNKNOWN] * len(context.tokens)
+        asked = self._record(len(examples) + 1, label, context.tokens, unknown, context.begins)
+        return "\n".join([*parts, asked.rstrip("\n") + "\n"])
 
-    def _record(self, number: int, label: str, tokens: Sequence[str], digits: Sequence[str]) -> str:
+    def _record(
+        self, number: int, label: str, tokens: Sequence[str], digits: Sequence[str], begins: str | None = None
+    ) -> str:
         lines = list(zip(map(one_line, tokens), digits, strict=True))
-        return self.template.block("record", number=number, label=one_line(label), lines=lines)
+        return self.template.block("record", number=number, label=one_line(label), lines=lines, begins=begins)
 
     def read(self, reply: Reply, context: Context) -> list[float]:
         """One expected activation, 0..10, per token. Raises ReplyError."""

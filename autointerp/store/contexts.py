@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autointerp.records import Context, Split
+from autointerp.store.beginnings import BEGINS_DOCUMENT, BEGINS_WINDOW
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import select_list
 
@@ -15,6 +16,8 @@ _COLUMNS = select_list(
     without=("activations",),
     document="w.document",
     tokens='w.tokens[c."offset" + 1 : c."offset" + c.length]',
+    begins_document=BEGINS_DOCUMENT,
+    begins_window=BEGINS_WINDOW,
 )
 _CONTEXTS = f"""
     WITH chosen AS (

@@ -33,6 +33,7 @@ from autointerp.store import Selection, Store
 from autointerp.store.connection import sql_file
 from autointerp.store.findings import MethodRun
 from support.llm_server import BrainReply, Fault, bag_of_words
+from support.shown_excerpts import pieces_of
 from support.store_fixtures import add_dictionary
 
 WORDS = [" alpha", " beta", " gamma", " delta", " omega", " sigma"]
@@ -70,7 +71,8 @@ def text(seed: str, feature: int | None) -> list[str]:
 
 
 def contexts(feature: int, split: Split) -> list[Context]:
-    """PER_KIND top, sampled and negative contexts, two to a document."""
+    """PER_KIND top, sampled and negative contexts, two to a document. Of each kind the last begins a document, and the
+    one before it a window."""
     out = []
     for k, kind in enumerate(("top", "sampled", "negative")):
         for rank in range(PER_KIND):
@@ -86,7 +88,8 @@ def contexts(feature: int, split: Split) -> list[Context]:
                     context_id=((feature * 3 + SPLITS.index(split)) * 3 + k) * PER_KIND + rank,
                     feature=feature, split=split, kind=kind, tier=tier, decile=9 if active else None,  # type: ignore[arg-type]
                     rank=rank, document=f"{split}-{kind}-{feature}-{rank // 2}", position=int(np.argmax(values)),
-                    tokens=tokens, activations=values,
+                    tokens=tokens, activations=values, begins_document=rank == PER_KIND - 1,
+                    begins_window=rank >= PER_KIND - 2,
                 )
             )  # fmt: skip
     return out
@@ -165,14 +168,16 @@ def planted_store(path: Path, n_features: int = len(WORDS)) -> Store:
         every = [c for f in range(n_features) for s in SPLITS for c in contexts(f, s)]
         _load(
             con, "windows", "BIGINT INTEGER VARCHAR INTEGER INTEGER VARCHAR INTEGER[] VARCHAR[]",
-            [(c.context_id, corpus_id, c.document, 0, 0, c.split, list(range(T)), c.tokens) for c in every],
+            [(c.context_id, corpus_id, c.document, 0 if c.begins_document else 100, 0, c.split,
+              list(range(T + (not c.begins_window))), c.tokens if c.begins_window else [" before", *c.tokens])
+             for c in every],
         )  # fmt: skip
         rows = []
         for c in every:
             active = [i for i, a in enumerate(c.activations) if a > 0]
             rows.append(
                 (c.context_id, dictionary_id, harvest_id, c.feature, c.split, c.kind, c.tier, c.decile, 1.0, c.rank,
-                 c.context_id, 0, T, c.position, active, [c.activations[i] for i in active], c.max_activation,
+                 c.context_id, int(not c.begins_window), T, c.position, active, [c.activations[i] for i in active], c.max_activation,
                  c.context_id)
             )  # fmt: skip
         _load(
@@ -242,11 +247,11 @@ def question(body: dict[str, Any]) -> tuple[str, list[str]]:
     """(label, tokens) of a simulation request, read from its last record or the first question after the examples."""
     if "prompt" in body:
         record = body["prompt"].rsplit("\nRecord ", 1)[1].split("\n")
-        lines = [line for line in record[2:] if line]
+        lines = [line for line in record[2:] if line.startswith('"')]
         return json.loads(record[1].removeprefix("description: ")), [json.loads(x.split("\t")[0]) for x in lines]
     asked = next(m["content"] for m in reversed(body["messages"]) if m["content"].startswith("description: "))
     lines = asked.split("\n")
-    return json.loads(lines[0].removeprefix("description: ")), [json.loads(line) for line in lines[3:]]
+    return json.loads(lines[0].removeprefix("description: ")), [json.loads(x) for x in lines if x.startswith('"')]
 
 
 Choose = Callable[[str, str, list[Any]], bool]
@@ -270,8 +275,8 @@ def toss(label: str, question: str, pieces: list[Any]) -> bool:
 def choice_question(body: dict[str, Any]) -> tuple[str, list[list[Any]]]:
     """(label, pieces of every excerpt) of a request for detection or fuzzing."""
     lines = body["messages"][1]["content"].split("\n")
-    read = [json.loads(line.split(": ", 1)[1]) for line in lines[3:-1]]
-    return json.loads(lines[0].removeprefix("description: ")), [[e] if isinstance(e, str) else e for e in read]
+    read = [pieces_of(line.split(": ", 1)[1]) for line in lines[3:-1]]
+    return json.loads(lines[0].removeprefix("description: ")), read
 
 
 def odd_one_out(texts: list[str]) -> int:
@@ -291,7 +296,7 @@ def any_one(texts: list[str]) -> int:
 def intruder_question(body: dict[str, Any]) -> list[str]:
     """The texts of a request for intruder."""
     lines = body["messages"][1]["content"].split("\n")
-    return [json.loads(line.split(": ", 1)[1]) for line in lines[2:-1]]
+    return ["".join(pieces_of(line.split(": ", 1)[1])) for line in lines[2:-1]]
 
 
 def near(number: int, largest: int) -> list[tuple[str, float]]:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from support.planted_features import Rule
+from support.shown_excerpts import pieces_of
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 Text = tuple[list[str], list[bool]]
@@ -40,11 +41,11 @@ def texts_in(prompt: str) -> list[Text]:
             section = _SECTIONS[line]
         for start, first in _FIRST.items():
             section = first if line.startswith(start) else section
-        if line.startswith('"') and section == "silent":
-            found = words_in(json.loads(line))
+        if line.startswith(('"', "[")) and section == "silent":
+            found = words_in("".join(pieces_of(line)))
             texts.append((found, [False] * len(found)))
         elif line.startswith("[") and section == "active":
-            texts.append(_with_activity(json.loads(line)))
+            texts.append(_with_activity(pieces_of(line)))
         elif line.startswith("[") and section == "cut":
             cut = words_in("".join(piece if isinstance(piece, str) else piece[0] for piece in json.loads(line)))
             texts.append((cut, _at_the_end(cut, True)))
