@@ -19,7 +19,7 @@ from autointerp.rules.labels import PATTERNS, rule_explanation, rule_sha256
 
 SHAPE = "shape"
 """Stands for the model of a label that the feature's shape alone gives."""
-SHAPE_SHA256 = hashlib.sha256(b"shape").hexdigest()
+SHAPE_SHA256 = hashlib.sha256(b"shape: token, place in the window or document").hexdigest()
 NO_EVIDENCE_SHA256 = hashlib.sha256(b"no evidence").hexdigest()
 """Both replace the template's hash if no template is rendered. A row without evidence is not an answer of the
 explainer, which is asked about the feature once there is evidence."""

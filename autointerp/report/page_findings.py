@@ -30,7 +30,7 @@ class Shape:
     unigram_purity: float | None
     """Its share of the active tokens."""
     position_dependence: float | None
-    """0: it fires anywhere in a window; 1: the place in the window alone says whether it fires."""
+    """0: it fires anywhere; 1: the place in the window, or in the document, alone says whether it fires."""
     is_dense: bool
     is_rare: bool
     text: str | None

@@ -1,6 +1,9 @@
-"""The label of a feature whose shape alone explains it: it fires on one token, or at one place of the text window."""
+"""The label of a feature whose shape alone explains it: it fires on one token, or at one place of the text window or
+of the document."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from autointerp.records import ShapeFacts
 from autointerp.rules.patterns import Rule, Table
@@ -8,7 +11,7 @@ from autointerp.rules.token_names import quoted, token_name
 
 PLACE_RECALL_FROM = 0.8
 """A position feature is labelled by its places where it fires on at least this share of the tokens there. The share is
-estimated from the feature's density and the lengths of the stored windows, so the threshold is lower than that for
+estimated from the feature's density and from the stored windows, so the threshold is lower than that for
 tokens."""
 
 
@@ -23,13 +26,13 @@ def shape_text(facts: ShapeFacts) -> str | None:
     if facts.kind == "token" and facts.unigram:
         return _token_text(facts.unigram)
     if facts.kind == "position" and facts.places is not None and (facts.place_recall or 0.0) >= PLACE_RECALL_FROM:
-        return _place_text(*facts.places)
+        return _place_text(*facts.places, facts.place_in)
     return None
 
 
 def shape_rule(facts: ShapeFacts) -> str | None:
     """JSON of the rule that the label states: the feature's mean activation on its token, 0 elsewhere. A rule sees
-    the text alone and no places in the window, so a label about places has no rule."""
+    the text alone and no places in it, so a label about places has no rule."""
     if facts.kind != "token" or not facts.unigram:
         return None
     weight = round(min(10.0, 10.0 * facts.unigram_strength * (facts.unigram_recall or 0.0)), 3)
@@ -42,10 +45,11 @@ def _token_text(token: str) -> str:
     return f"the token {name}" if name.startswith("`") else name
 
 
-def _place_text(first: int, last: int) -> str:
+def _place_text(first: int, last: int, place_in: Literal["window", "document"]) -> str:
+    whole = "the text window" if place_in == "window" else "a document"
     if first == last:
-        at_start = "the first token of the text window (place 1)"
-        return at_start if first == 1 else f"the token at place {first} of the text window"
+        at_start = f"the first token of {whole} (place 1)"
+        return at_start if first == 1 else f"the token at place {first} of {whole}"
     if first == 1:
-        return f"the first {last} tokens of the text window (places 1 to {last})"
-    return f"tokens at places {first} to {last} of the text window"
+        return f"the first {last} tokens of {whole} (places 1 to {last})"
+    return f"tokens at places {first} to {last} of {whole}"

@@ -1,7 +1,8 @@
 """Tokens of stored evidence, of the explain split alone, for statistics on where features fire.
 
 Sampled contexts are uniform over the tiles in which a feature fires; negatives of tier `random` are tiles of the corpus
-at large. A place counts from 1, the first token of the window's own text.
+at large. A place counts from 1, the first token of the window's own text. In windows that begin a document it is the
+place in the document too; all other windows lie further on, since the first one is as long as windows get.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autointerp.store.first_tokens import WINDOW_BEGINS_DOCUMENT
 from autointerp.store.store import Store
 
 AHEAD = 8
 """Tokens read beyond a stretch, so that its last word can be completed."""
 
-_CHOSEN = """
+_CHOSEN = f"""
     SELECT c.feature, c.positions, c."values", c."offset" - w.n_prefix + 1 AS first_place,
+        {WINDOW_BEGINS_DOCUMENT} AS begins_document,
         w.tokens[c."offset" + 1 : c."offset" + c.length] AS tokens
     FROM evidence.context_rows AS c JOIN evidence.windows AS w USING (window_id)
     WHERE c.dictionary_id = ? AND c.harvest_id = ? AND c.split = 'explain' AND c.kind IN (SELECT unnest(?::VARCHAR[]))
@@ -24,12 +27,12 @@ _CHOSEN = """
 _ACTIVE = f"""
     WITH chosen AS ({_CHOSEN}),
     active AS (
-        SELECT feature, first_place + unnest(positions) AS place, unnest("values") AS "value",
+        SELECT feature, begins_document, first_place + unnest(positions) AS place, unnest("values") AS "value",
             unnest(list_transform(positions, lambda p: tokens[p + 1])) AS token
         FROM chosen
     )
-    SELECT feature, token, place, count(*), sum("value") FROM active GROUP BY feature, token, place
-    ORDER BY feature, token, place
+    SELECT feature, token, place, begins_document, count(*), sum("value") FROM active
+    GROUP BY feature, token, place, begins_document ORDER BY feature, token, place, begins_document
 """
 _RECALL = f"""
     WITH chosen AS ({_CHOSEN}),
@@ -83,6 +86,19 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowCount:
+    """How many windows of one kind there are."""
+
+    length: int
+    """In tokens of their own text."""
+    is_first: bool
+    """Whether they are the first of their document, or of a block of a huge one."""
+    begins_document: bool
+    """Whether they begin a document; a block other than the first does not."""
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class FiringFeature:
     """How often and how strongly a feature fires."""
 
@@ -106,8 +122,9 @@ def firing_features(store: Store, dictionary_id: int, features: Sequence[int] | 
 
 def active_tokens(
     store: Store, dictionary_id: int, harvest_id: int, features: Sequence[int]
-) -> list[tuple[int, str, int, int, float]]:
-    """(feature, token, place, how often it fires there, the sum of its activations) over the sampled contexts."""
+) -> list[tuple[int, str, int, bool, int, float]]:
+    """(feature, token, place, whether its window begins a document, how often it fires there, the sum of its
+    activations) over the sampled contexts."""
     key = [dictionary_id, harvest_id, ["sampled"], min(features), max(features), list(features)]
     return store.rows(_ACTIVE, key)
 
@@ -126,14 +143,28 @@ def occurrences(
     return store.rows(_RECALL, [*key, features, list(token_of.values())])
 
 
-def window_lengths(store: Store, dictionary_id: int, harvest_id: int) -> list[tuple[int, int]]:
-    """(length in tokens of its own text, windows of that length) of the windows that hold a context of this harvest:
-    what other dictionaries keep of the same corpus changes nothing."""
-    return store.rows(
-        "SELECT len(token_ids) - n_prefix, count(*) FROM evidence.windows WHERE split = 'explain' AND window_id IN ("
-        "SELECT window_id FROM evidence.context_rows WHERE dictionary_id = ? AND harvest_id = ?) GROUP BY ALL",
+def stored_windows(store: Store, dictionary_id: int, harvest_id: int) -> list[WindowCount]:
+    """The windows that hold a context of this harvest: what other dictionaries keep of the same corpus changes
+    nothing."""
+    return store.records(
+        WindowCount,
+        f"SELECT len(w.token_ids) - w.n_prefix AS length, w.start = 0 AS is_first, {WINDOW_BEGINS_DOCUMENT} AS "
+        "begins_document, count(*) AS n FROM evidence.windows AS w WHERE w.split = 'explain' AND w.window_id IN ("
+        "SELECT window_id FROM evidence.context_rows WHERE dictionary_id = ? AND harvest_id = ?) "
+        "GROUP BY ALL ORDER BY ALL",
         [dictionary_id, harvest_id],
     )
+
+
+def share_of_first_windows(store: Store, harvest_id: int) -> float | None:
+    """Which share of all windows of the harvested text are the first of their document or block; None where the harvest
+    did not count them."""
+    found = store.rows(
+        "SELECT (report ->> 'n_documents')::DOUBLE / nullif((report ->> 'n_windows')::DOUBLE, 0) FROM harvests "
+        "WHERE harvest_id = ?",
+        [harvest_id],
+    )
+    return None if not found or found[0][0] is None else float(found[0][0])
 
 
 def random_tiles(store: Store, dictionary_id: int, harvest_id: int) -> list[tuple[int, int, int]]:
