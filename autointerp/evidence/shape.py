@@ -134,9 +134,7 @@ def shape_facts(
             found = occurrences(store, dictionary_id, harvest_id, top)
             recalls = {feature: fired / n for feature, n, fired in found if n}
             facts += [
-                _facts(one, seen[one.feature], recalls.get(one.feature), corpus)
-                for one in block
-                if one.feature in seen
+                _facts(one, seen[one.feature], recalls.get(one.feature), corpus) for one in block if one.feature in seen
             ]
             update(low + len(block))
     return facts
