@@ -11,8 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.first_token_world import (
-    DOCUMENT, HUGE, NEITHER, OPENINGS, TEXTS, WINDOW, PlaceReader, at_the_beginning, build, fires,
-)  # fmt: skip
+    DOCUMENT,
+    HUGE,
+    NEITHER,
+    OPENINGS,
+    TEXTS,
+    WINDOW,
+    PlaceReader,
+    at_the_beginning,
+    build,
+    fires,
+)
 from support.known_words import contexts as planted_contexts
 from support.llm_server import LlmServer
 from support.shown_excerpts import begins, pieces_of

@@ -21,8 +21,8 @@ A feature gets the first kind in this list that fits it:
 
     rare       the store's status: too few contexts for any claim
     token      purity above 0.9 and recall of at least 0.9; one without the other is an over-broad label
-    position   dependence of at least 0.8 on either place. A feature that fires on 9 of 10 tokens at one place, and has 9 of 10 active
-               tokens there, reaches 0.81 in windows of 128 tokens and 0.83 in windows of 1,024
+    position   dependence of at least 0.8 on either place. A feature that fires on 9 of 10 tokens at one place, and has
+               9 of 10 active tokens there, reaches 0.81 in windows of 128 tokens and 0.83 in windows of 1,024
     dense      it fires on more than a tenth of all tokens
     other
 """

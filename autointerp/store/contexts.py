@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autointerp.records import Context, Split
-from autointerp.store.first_tokens import BEGINS_DOCUMENT, BEGINS_WINDOW
 from autointerp.store.connection import StoreConnection
+from autointerp.store.first_tokens import BEGINS_DOCUMENT, BEGINS_WINDOW
 from autointerp.store.named_rows import select_list
 
 _COLUMNS = select_list(

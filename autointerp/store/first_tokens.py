@@ -1,4 +1,4 @@
-"""Where documents and windows begin, as SQL conditions. `w` is a row of evidence.windows, `c` one with an "offset" in it.
+"""Where documents and windows begin, as SQL conditions on `w`, a row of evidence.windows, and `c`, a context in it.
 
 A block of a huge document is a document of its own in the store, by the name `name#3`; only the first one, `name#0`,
 begins the document. A name of the corpus that ends so by itself gets a `#0` when it is read (corpus/splits.py). Stores

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from autointerp.records import Context
 from support.llm_server import BrainReply, Fault
 from support.planted_features import ADJECTIVES, ADVERBS, NOUNS, TREES, VERBS
-from support.planted_world import CLASS, HOOKPOINT, K, N, PLACE, TOKEN, WIDTH, make_model, make_tokenizer, simplex
+from support.planted_world import CLASS, HOOKPOINT, PLACE, TOKEN, WIDTH, K, N, make_model, make_tokenizer, simplex
 from support.shown_excerpts import begins
 
 DOCUMENT, WINDOW, NEITHER = range(3)

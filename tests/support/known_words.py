@@ -177,8 +177,8 @@ def planted_store(path: Path, n_features: int = len(WORDS)) -> Store:
             active = [i for i, a in enumerate(c.activations) if a > 0]
             rows.append(
                 (c.context_id, dictionary_id, harvest_id, c.feature, c.split, c.kind, c.tier, c.decile, 1.0, c.rank,
-                 c.context_id, int(not c.begins_window), T, c.position, active, [c.activations[i] for i in active], c.max_activation,
-                 c.context_id)
+                 c.context_id, int(not c.begins_window), T, c.position, active, [c.activations[i] for i in active],
+                 c.max_activation, c.context_id)
             )  # fmt: skip
         _load(
             con, "context_rows",
