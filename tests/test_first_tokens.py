@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +44,7 @@ from autointerp.score.intruder import IntruderJudge, Lineup
 from autointerp.score.simulation import Simulator
 from autointerp.stages import pipeline
 from autointerp.store import Selection, Store
+from autointerp.store.first_tokens import BEGINS_DOCUMENT, BEGINS_WINDOW
 from autointerp.store.sampled_tokens import WindowCount
 from autointerp.terminal import Terminal
 
@@ -111,6 +114,27 @@ def test_flags_are_what_the_windows_say(store: Store, every_context: list[Contex
         assert context.begins_window == is_first
         number = document.rpartition("#")[2] if "#" in document else "0"
         assert context.begins_document == (place == 0 and number == "0")
+
+
+NAMES = ["a", "a#0", "a#3", "a#12#0", "a#0#12", "a#03", "a#", "#7", "x#1y", "a#3\n", "a #2", "ünï#10"]
+windows = st.tuples(st.sampled_from(NAMES), st.sampled_from([0, 1, 31]), st.integers(0, 1), st.integers(0, 2))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(windows, min_size=1))
+def test_a_block_begins_a_document_only_if_it_is_the_first(drawn: list[tuple[str, int, int, int]]) -> None:
+    with duckdb.connect() as con:
+        rows = con.execute(
+            f"SELECT {BEGINS_WINDOW}, {BEGINS_DOCUMENT} FROM (SELECT unnest(?::VARCHAR[]) AS document, unnest("
+            '?::INTEGER[]) AS start, unnest(?::INTEGER[]) AS n_prefix, unnest(?::INTEGER[]) AS "offset") AS w, '
+            'LATERAL (SELECT w."offset") AS c',
+            [list(column) for column in zip(*drawn, strict=True)],
+        ).fetchall()
+    expected = [
+        (offset == n_prefix, offset == n_prefix and start == 0 and not re.search(r"#[1-9][0-9]*\Z", document))
+        for document, start, n_prefix, offset in drawn
+    ]
+    assert rows == expected
 
 
 def test_shapes_are_recognised_and_labelled(store: Store) -> None:
