@@ -34,10 +34,12 @@ CONTRACT = {
     "seed text status error input_tokens output_tokens cost_usd created_at rule sequence",
     "scores": "score_id dictionary_id feature explanation_id scorer method control part model template_sha256 seed "
     "value ci_low ci_high n n_failed status error created_at harvest_id sequence "
-    "n_documents n_by_kind documents influences",
+    "n_documents n_by_kind documents influences label_from from_status from_share from_mass from_precision "
+    "from_precision_low from_precision_high from_recall from_recall_low from_recall_high from_n from_floor",
     "predictions": "score_id context_id truth predicted status",
     "labels": "dictionary_id name feature label explainer model scorer score ci_low ci_high density status "
-    "explanation_id side",
+    "explanation_id side precision precision_low recall label_from from_status from_quantile from_share from_mass "
+    "from_precision from_precision_low from_precision_high from_recall from_recall_low from_recall_high from_n from_floor",
     "sae_metrics": "dictionary_id corpus_id split metric value ci_low ci_high n_tokens",
     "llm_calls": "request_sha256 sample run_id dictionary_id feature stage model status reply input_tokens "
     "cached_tokens output_tokens cost_usd latency_s created_at sequence",
@@ -82,6 +84,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (4, "sequence"),
             (5, "score_documents"),
             (6, "output_p_values"),
+            (7, "label_from"),
         ]
 
 
