@@ -181,8 +181,8 @@ def cross_fitted(claims: Claims, floor: float) -> Holding:
 def _holding(claims: Claims, threshold: float, thresholds: Floats, floor: float, worth: float) -> Holding:
     """`thresholds`: that at which each tile is counted. `worth`: what a tile counts for in the interval of recall."""
     n = claims.peaks.size
-    reach, above = claims.peaks >= thresholds, claims.peaks >= threshold
-    precision, recall = _precision(claims, reach), _recall(claims, reach, worth)
+    above = claims.peaks >= threshold
+    precision, recall = at(claims, thresholds, worth)
     total = claims.masses.sum()
     confirmed = precision.high is None or precision.high >= floor
     return Holding(
@@ -196,12 +196,18 @@ def _holding(claims: Claims, threshold: float, thresholds: Floats, floor: float,
     )  # fmt: skip
 
 
+def at(claims: Claims, thresholds: Floats | float, worth: float = 1.0) -> tuple[stats.Estimate, stats.Estimate]:
+    """(precision, recall) at a threshold, or with each active tile counted at its own."""
+    reach = claims.peaks >= thresholds
+    return _precision(claims, reach), _recall(claims, reach, worth)
+
+
 def _recall(claims: Claims, reach: Flags, worth: float) -> stats.Estimate:
     n, found = int(reach.sum()), int((reach & claims.claimed).sum())
     if not n:
         return stats.Estimate(None, None, None, 0)
     independent = _independent(claims.documents)
-    low, high = _wilson(found / n, worth * n * independent / len(claims.documents))
+    low, high = stats.wilson_of_share(found / n, worth * n * independent / len(claims.documents))
     return stats.Estimate(found / n, *((low, high) if independent >= FEWEST else (None, None)), n)
 
 
@@ -218,14 +224,14 @@ def _precision(claims: Claims, reach: Flags) -> stats.Estimate:
         return stats.Estimate(0.0, None, None, n + m)
     strong = int((claims.claimed & reach).sum()) / active
     false = alarms / m if alarms else 0.5 / (m + 1)
-    odds = math.log(d / (1 - d)) if d < 1 else math.inf
+    odds = math.log(d / (1 - d)) if 0 < d < 1 else math.inf if d else -math.inf
     balance = math.log(active / n / false)
-    low_active, high_active = _wilson(active / n, independent)
-    low_false, high_false = _wilson(alarms / m, _independent_silent(claims))
+    low_active, high_active = stats.wilson_of_share(active / n, independent)
+    low_false, high_false = stats.wilson_of_share(alarms / m, _independent_silent(claims))
     below = math.hypot(math.log(active / n / max(low_active, 1e-12)), math.log(high_false / false))
     above = math.hypot(math.log(high_active * n / active), math.log(false / max(low_false, 1e-12)))
     true, least, most = (_share(odds + balance + shift) for shift in (0.0, -below, above))
-    low_strong, high_strong = _wilson(strong, active * independent / n)
+    low_strong, high_strong = stats.wilson_of_share(strong, active * independent / n)
     value = strong * true
     low = max(0.0, value - math.hypot(true * (strong - low_strong), strong * (true - least)))
     high = min(1.0, value + math.hypot(true * (high_strong - strong), strong * (most - true)))
@@ -236,14 +242,6 @@ def _precision(claims: Claims, reach: Flags) -> stats.Estimate:
 
 def _share(log_odds: float) -> float:
     return 1 / (1 + math.exp(-log_odds)) if log_odds > -700 else 0.0
-
-
-def _wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's interval of a share of `n` independent tiles, which need not be a whole number."""
-    square = stats.Z95**2
-    centre = (share + square / (2 * n)) / (1 + square / n)
-    half = stats.Z95 / (1 + square / n) * math.sqrt(max(0.0, share * (1 - share)) / n + square / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _independent(documents: Sequence[str]) -> float:
