@@ -207,8 +207,10 @@ def _recall(claims: Claims, reach: Flags, worth: float) -> stats.Estimate:
     if not n:
         return stats.Estimate(None, None, None, 0)
     independent = _independent(claims.documents)
+    if independent < FEWEST:
+        return stats.Estimate(found / n, None, None, n)
     low, high = stats.wilson_of_share(found / n, worth * n * independent / len(claims.documents))
-    return stats.Estimate(found / n, *((low, high) if independent >= FEWEST else (None, None)), n)
+    return stats.Estimate(found / n, low, high, n)
 
 
 def _precision(claims: Claims, reach: Flags) -> stats.Estimate:

@@ -48,8 +48,8 @@ from autointerp.score.simulation_replies import DIGITS, UNKNOWN, expected_number
 LLM_METHODS = ("prompt_logprobs", "generated_logprobs", "numbers")
 RULE = "rule"
 _RULE_ROWS = 2
-"""Raised when rows by rules come to say more, so that the next `score` makes them again: it costs nothing. 2: from which
-activation on the label holds."""
+"""Raised when rows by rules come to say more, so that the next `score` makes them again, which costs nothing. 2: from
+which activation on the label holds."""
 RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}, rows {_RULE_ROWS}".encode()).hexdigest()
 """Stands for the template where no prompt is involved."""
 HALVINGS = 2
