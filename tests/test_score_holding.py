@@ -23,8 +23,8 @@ from support.store_fixtures import explanation
 from support.tile_store import TILE, tile_store
 
 from autointerp.config import ScoreConfig
+from autointerp.holds import holds_line
 from autointerp.records import Holding, Score
-from autointerp.report.holds import holds_line
 from autointerp.report.score_groups import ScoreRow
 from autointerp.score.holding import Claims, at, choose, cross_fitted, held_out
 from autointerp.score.scoring import score

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autointerp.errors import InputError
+from autointerp.holds import holding_of, holds_line
 from autointerp.records import Context, Kind, PromotedToken, Split
-from autointerp.report.holds import holding_of, holds_line
 from autointerp.report.page import FeatureFacts, FeaturePage, load_page
 from autointerp.report.score_groups import ScoreGroup, ScorePart, ScoreRow, score_groups
 from autointerp.report.show_evidence import evidence_lines
@@ -119,7 +119,7 @@ def _group_lines(group: ScoreGroup) -> list[str]:
     if group.parts:
         lines.append(f"       {', '.join(_part(part) for part in group.parts)}")
     if holds := holds_line(holding_of(score)):
-        lines.append(f"       {holds}")
+        lines.append(f"       {visible(holds)}")
     return lines
 
 
