@@ -56,6 +56,26 @@ def store(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         yield opened
 
 
+def where_it_holds(
+    row: dict[str, Any], acts: list[np.ndarray], claimed: np.ndarray, pairs: dict[str, list[tuple[float, float]]]
+) -> None:
+    """Adds what the view `labels` says of the activation from which on the label holds, beside the truth over all
+    tiles."""
+    assert row["from_status"] is not None and (row["label_from"] is None) == (row["from_status"] != "ok")
+    if row["label_from"] is None:
+        return
+    feature = row["feature"]
+    peaks = np.array([tile[:, feature].max() for tile in acts])
+    mass = np.array([tile[:, feature].sum() for tile in acts])
+    reach = (peaks > 0) & (peaks >= row["label_from"])
+    pairs["from_share"].append((row["from_share"], reach.sum() / (peaks > 0).sum()))
+    pairs["from_mass"].append((row["from_mass"], mass[reach].sum() / mass.sum()))
+    pairs["from_recall"].append((row["from_recall"], claimed[reach].mean()))
+    if row["from_precision"] is not None:
+        pairs["from_precision"].append((row["from_precision"], reach[claimed].mean()))
+        assert row["from_precision_low"] is None or row["from_precision_low"] <= row["from_precision"]
+
+
 def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, store: Store) -> None:
     acts: list[np.ndarray] = []
     tokens: list[list[str]] = []
@@ -108,23 +128,3 @@ def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, 
     assert bias["from_mass"] < 0.05, bias
     mixture = [value for (_, scorer), (value, _) in found.items() if scorer == "simulation" and value is not None]
     assert np.mean(mixture) > np.mean([value for value, _ in pairs["natural"]])
-
-
-def where_it_holds(
-    row: dict[str, Any], acts: list[np.ndarray], claimed: np.ndarray, pairs: dict[str, list[tuple[float, float]]]
-) -> None:
-    """Adds what the view `labels` says of the activation from which on the label holds, beside the truth over all
-    tiles."""
-    assert row["from_status"] is not None and (row["label_from"] is None) == (row["from_status"] != "ok")
-    if row["label_from"] is None:
-        return
-    feature = row["feature"]
-    peaks = np.array([tile[:, feature].max() for tile in acts])
-    mass = np.array([tile[:, feature].sum() for tile in acts])
-    reach = (peaks > 0) & (peaks >= row["label_from"])
-    pairs["from_share"].append((row["from_share"], reach.sum() / (peaks > 0).sum()))
-    pairs["from_mass"].append((row["from_mass"], mass[reach].sum() / mass.sum()))
-    pairs["from_recall"].append((row["from_recall"], claimed[reach].mean()))
-    if row["from_precision"] is not None:
-        pairs["from_precision"].append((row["from_precision"], reach[claimed].mean()))
-        assert row["from_precision_low"] is None or row["from_precision_low"] <= row["from_precision"]
