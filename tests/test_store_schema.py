@@ -130,6 +130,25 @@ def test_scores_of_an_older_schema_stay_and_constant_predictions_count(
     ]  # fmt: skip
 
 
+def test_scores_of_an_older_schema_do_not_say_from_where_on_a_label_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.duckdb"
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "migrations", lambda: [m for m in migrations() if m[0] < 7])
+        patch.setattr(schema, "sql_file", lambda name: "" if name == "views.sql" else sql_file(name))
+        with Store.open(path, create=True) as store:
+            store.con.execute(
+                "INSERT INTO scores (score_id, dictionary_id, feature, harvest_id, scorer, method, part, model, "
+                "template_sha256, seed, n, n_failed, created_at, value, status) VALUES ('a', 1, 0, 1, 'detection', "
+                "'answers', 'report', 'm', 't', 0, 30, 0, now()::TIMESTAMP, 0.5, 'ok')"
+            )
+    with Store.open(path) as store:
+        found = store.rows("SELECT score_id, value, label_from, from_status, from_precision, from_n FROM scores")
+        assert store.rows("SELECT label_from FROM labels") == []
+    assert found == [("a", 0.5, None, None, None, None)]
+
+
 def test_every_column_of_the_first_schema_is_pinned(tmp_path: Path) -> None:
     """001_initial.sql is history once it is released: its tables never change, later migrations change them."""
     with duckdb.connect() as con:
