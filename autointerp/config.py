@@ -449,6 +449,9 @@ class ScoreConfig(EndpointConfig):
     """detection, fuzzing: stop asking about a label once its score's interval is narrower than this."""
     stop_threshold: Annotated[float, Range(1e-6, 0.999999)] | None = None
     """detection, fuzzing: stop asking about a label once its score is clearly above or below this."""
+    label_precision: PositiveShare = 0.5
+    """Column label_from: a label holds from the activation on at which its precision on text as it comes is at least
+    this. It counts for labels scored from then on."""
     intruder_shown: Annotated[int, Range(3, 10**6)] = 5
     """intruder: contexts in one question, the intruder included."""
     sentences: Few = 5

@@ -306,6 +306,33 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """From which activation on a label holds (see score/holding.py). The fields are columns of `scores`, and None in
+    all rows but the scorer's headline row."""
+
+    label_from: float | None = None
+    """Raw units: the label holds in tiles whose largest activation is at least this; 0: wherever the feature fires."""
+    from_status: str | None = None
+    """'ok', or why there is no such activation. None: it was not looked for."""
+    from_share: float | None = None
+    """Share of the active tiles that reach it."""
+    from_mass: float | None = None
+    """Share of the activation, summed over tokens, that lies in those tiles."""
+    from_precision: float | None = None
+    """On text as it comes, the share of claimed tiles that reach it; None where no false alarm was seen."""
+    from_precision_low: float | None = None
+    from_precision_high: float | None = None
+    from_recall: float | None = None
+    """The share of the tiles that reach it that are claimed."""
+    from_recall_low: float | None = None
+    from_recall_high: float | None = None
+    from_n: int | None = None
+    """Sampled active tiles on which all of this was measured."""
+    from_floor: float | None = None
+    """score.label_precision, the precision that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """One number for one label, with its interval and its failures. `value` is None unless status is one of
     VALUED_STATUSES."""
@@ -337,6 +364,19 @@ class Score:
     """Those documents, in the order of `influences`; None where influences are not known."""
     influences: list[float] | None = None
     """By how much each document moves `value` (jackknife.influences_of)."""
+    label_from: float | None = None
+    """This and the next ones: the fields of Holding."""
+    from_status: str | None = None
+    from_share: float | None = None
+    from_mass: float | None = None
+    from_precision: float | None = None
+    from_precision_low: float | None = None
+    from_precision_high: float | None = None
+    from_recall: float | None = None
+    from_recall_low: float | None = None
+    from_recall_high: float | None = None
+    from_n: int | None = None
+    from_floor: float | None = None
     predictions: list[Prediction] = field(default_factory=list)
 
 

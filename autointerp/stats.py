@@ -120,12 +120,17 @@ def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
         raise ValueError(f"{successes} successes of {n}")
     if n == 0:
         return Estimate(None, None, None, 0)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # The ends at p = 0 and p = 1 are exact; rounding would leave them a hair outside.
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Estimate(p, 0.0 if successes == 0 else low, 1.0 if successes == n else high, n)
+    share = successes / n
+    return Estimate(share, *wilson_of_share(share, n, z), n)
+
+
+def wilson_of_share(share: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """The ends of Wilson's score interval of a share among `n` independent items; `n` may be an effective size, and so
+    no whole number."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # The ends at 0 and 1 are exact; rounding would leave them a hair outside.
+    return (0.0 if share == 0 else max(0.0, centre - half)), (1.0 if share == 1 else min(1.0, centre + half))
 
 
 def auroc(positive: ArrayLike, negative: ArrayLike) -> float | None:

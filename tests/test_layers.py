@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
     "errors", "records", "config", "config_file", "stats", "means", "jackknife", "prevalence", "resources", "deadline",
-    "tasks", "plugins", "progress", "background", "template_limits",
+    "tasks", "holds", "plugins", "progress", "background", "template_limits",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "means": {"stats"},
     "jackknife": {"stats", "means"},
     "prevalence": {"stats", "jackknife"},
+    "holds": {"records"},
     "resources": {"errors"},
     "template_limits": set(),
     "log": set(),

@@ -245,12 +245,12 @@ def test_a_score_and_its_parts_and_controls_on_two_lines(
     store.close()
     code, out, err = run(capsys, "show", "3", "--store", str(path))
     assert code == 0, err
-    assert [line for line in out.splitlines() if line.startswith(("score", "       s"))] == [
-        "score  0.40 [0.25, 0.75]  simulation, numbers, on report; n 30, 0 failed",
-        "score  0.20 [0.25, 0.75]  simulation_random, numbers, on report; n 30, 2 failed",
+    assert [line for line in out.splitlines() if line.startswith(("score", "ranks", "       s"))] == [
+        "ranks  0.40 [0.25, 0.75]  simulation, numbers, on report; n 30, 0 failed",
+        "ranks  0.20 [0.25, 0.75]  simulation_random, numbers, on report; n 30, 2 failed",
         "score  0.94 [0.80, 0.99]  detection, answers, on report; n 40, 0 failed; empty no_answer, shuffled 0.50",
         "       sensitivity 0.92 (deciles 0: 0.80, 9: 1.00), specificity 0.97 (random 1.00, same token 0.90)",
-        "score  0.50 [0.25, 0.75]  simulation, numbers, on select; n 30, 0 failed",
+        "ranks  0.50 [0.25, 0.75]  simulation, numbers, on select; n 30, 0 failed",
     ]
 
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,26 @@ def store(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         yield opened
 
 
+def where_it_holds(
+    row: dict[str, Any], acts: list[np.ndarray], claimed: np.ndarray, pairs: dict[str, list[tuple[float, float]]]
+) -> None:
+    """Adds what the view `labels` says of the activation from which on the label holds, beside the truth over all
+    tiles."""
+    assert row["from_status"] is not None and (row["label_from"] is None) == (row["from_status"] != "ok")
+    if row["label_from"] is None:
+        return
+    feature = row["feature"]
+    peaks = np.array([tile[:, feature].max() for tile in acts])
+    mass = np.array([tile[:, feature].sum() for tile in acts])
+    reach = (peaks > 0) & (peaks >= row["label_from"])
+    pairs["from_share"].append((row["from_share"], reach.sum() / (peaks > 0).sum()))
+    pairs["from_mass"].append((row["from_mass"], mass[reach].sum() / mass.sum()))
+    pairs["from_recall"].append((row["from_recall"], claimed[reach].mean()))
+    if row["from_precision"] is not None:
+        pairs["from_precision"].append((row["from_precision"], reach[claimed].mean()))
+        assert row["from_precision_low"] is None or row["from_precision_low"] <= row["from_precision"]
+
+
 def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, store: Store) -> None:
     acts: list[np.ndarray] = []
     tokens: list[list[str]] = []
@@ -75,6 +96,7 @@ def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, 
     }
     rules = dict(store.rows("SELECT feature, rule FROM explanations WHERE status = 'ok'"))
     tops = dict(store.rows("SELECT feature, explain_max_activation FROM features"))
+    labels = {row["feature"]: row for row in store.dicts("SELECT * FROM labels")}
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for feature, text in rules.items():
         rule = Rule.from_json(text)
@@ -94,6 +116,7 @@ def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, 
             pairs["precision"].append((precision, firing[claimed].mean()))
         else:
             assert status == "no_false_alarm" and not (claimed & ~firing).sum() > 3
+        where_it_holds(labels[feature], acts, claimed, pairs)
     bias, worst = {}, {}
     for name, some in pairs.items():
         values, truth = np.array(some).T
@@ -101,5 +124,7 @@ def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, 
         assert len(some) > 10
     assert bias["natural"] < 0.01 and bias["recall"] < 0.03 and bias["precision"] < 0.06, bias
     assert worst["natural"] < 0.05 and worst["recall"] < 0.1 and worst["precision"] < 0.15, worst
+    assert bias["from_precision"] < 0.06 and bias["from_recall"] < 0.05 and bias["from_share"] < 0.05, bias
+    assert bias["from_mass"] < 0.05, bias
     mixture = [value for (_, scorer), (value, _) in found.items() if scorer == "simulation" and value is not None]
     assert np.mean(mixture) > np.mean([value for value, _ in pairs["natural"]])

@@ -34,10 +34,13 @@ CONTRACT = {
     "seed text status error input_tokens output_tokens cost_usd created_at rule sequence",
     "scores": "score_id dictionary_id feature explanation_id scorer method control part model template_sha256 seed "
     "value ci_low ci_high n n_failed status error created_at harvest_id sequence "
-    "n_documents n_by_kind documents influences",
+    "n_documents n_by_kind documents influences label_from from_status from_share from_mass from_precision "
+    "from_precision_low from_precision_high from_recall from_recall_low from_recall_high from_n from_floor",
     "predictions": "score_id context_id truth predicted status",
     "labels": "dictionary_id name feature label explainer model scorer score ci_low ci_high density status "
-    "explanation_id side",
+    "explanation_id side precision precision_low recall label_from from_status from_quantile from_share from_mass "
+    "from_precision from_precision_low from_precision_high from_recall from_recall_low from_recall_high from_n "
+    "from_floor",
     "sae_metrics": "dictionary_id corpus_id split metric value ci_low ci_high n_tokens",
     "llm_calls": "request_sha256 sample run_id dictionary_id feature stage model status reply input_tokens "
     "cached_tokens output_tokens cost_usd latency_s created_at sequence",
@@ -82,6 +85,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (4, "sequence"),
             (5, "score_documents"),
             (6, "output_p_values"),
+            (7, "label_from"),
         ]
 
 
@@ -124,6 +128,25 @@ def test_scores_of_an_older_schema_stay_and_constant_predictions_count(
         ("a", 0.5, "ok", None, None), ("b", 0.0, "constant_prediction", None, None),
         ("c", None, "constant_truth", None, None),
     ]  # fmt: skip
+
+
+def test_scores_of_an_older_schema_do_not_say_from_where_on_a_label_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.duckdb"
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "migrations", lambda: [m for m in migrations() if m[0] < 7])
+        patch.setattr(schema, "sql_file", lambda name: "" if name == "views.sql" else sql_file(name))
+        with Store.open(path, create=True) as store:
+            store.con.execute(
+                "INSERT INTO scores (score_id, dictionary_id, feature, harvest_id, scorer, method, part, model, "
+                "template_sha256, seed, n, n_failed, created_at, value, status) VALUES ('a', 1, 0, 1, 'detection', "
+                "'answers', 'report', 'm', 't', 0, 30, 0, now()::TIMESTAMP, 0.5, 'ok')"
+            )
+    with Store.open(path) as store:
+        found = store.rows("SELECT score_id, value, label_from, from_status, from_precision, from_n FROM scores")
+        assert store.rows("SELECT label_from FROM labels") == []
+    assert found == [("a", 0.5, None, None, None, None)]
 
 
 def test_every_column_of_the_first_schema_is_pinned(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from autointerp.errors import InputError
 from autointerp.evaluate import figures
 from autointerp.evaluate.meanings import GENERAL, meanings_of
+from autointerp.holds import holds_line
+from autointerp.records import Holding
 from autointerp.sae.files import write_atomically
 
 MOST_HISTOGRAMS = 12
@@ -36,9 +38,9 @@ class DictionaryReport:
     """[d_sae]: share of tokens on which each feature is active; 0 for a feature that never is."""
     curves: Sequence[tuple[int, str, float]] = ()
     """(step, metric, value) logged in training."""
-    histograms: Sequence[tuple[int, str | None, Sequence[float], Sequence[int]]] = ()
-    """(feature, its label or None, n + 1 edges, n counts of tokens on which it is active). Only the first
-    MOST_HISTOGRAMS are drawn."""
+    histograms: Sequence[tuple[int, str | None, Sequence[float], Sequence[int], Holding]] = ()
+    """(feature, its label or None, n + 1 edges, n counts of tokens on which it is active, from where on its label
+    holds). Only the first MOST_HISTOGRAMS are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +145,11 @@ def _points(dictionaries: Sequence[DictionaryReport]) -> list[figures.Point]:
 
 def _details(dictionary: DictionaryReport, number: int) -> dict[str, Any]:
     drawn = []
-    for place, (feature, label, edges, counts) in enumerate(dictionary.histograms[:MOST_HISTOGRAMS]):
+    for place, (feature, label, edges, counts, holding) in enumerate(dictionary.histograms[:MOST_HISTOGRAMS]):
         description = f"Histogram of the activations of feature {feature}"
         figure = _drawn(figures.activation_histogram(edges, counts), f"d{number}h{place}", description)
-        drawn.append({"feature": feature, "label": label, "svg": figure, "n": f"{sum(counts):,}"})
+        holds = holds_line(holding)
+        drawn.append({"feature": feature, "label": label, "holds": holds, "svg": figure, "n": f"{sum(counts):,}"})
     return {
         "name": dictionary.name,
         "rows": [_cells(r) for r in dictionary.metrics if not str(r["metric"]).startswith(NOT_IN_TABLE)],

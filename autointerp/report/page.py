@@ -88,6 +88,25 @@ class ShownLabel:
     score_id: str | None
     side: str | None
     """input, output or both: what the label describes."""
+    precision: float | None
+    """Of ordinary text in which the label predicts activity, the share in which the feature fires."""
+    precision_low: float | None
+    recall: float | None
+    label_from: float | None
+    """The activation from which on it holds. This and the next ones: the fields of records.Holding."""
+    from_status: str | None
+    from_quantile: float | None
+    """Share of the active tiles that do not reach it."""
+    from_share: float | None
+    from_mass: float | None
+    from_precision: float | None
+    from_precision_low: float | None
+    from_precision_high: float | None
+    from_recall: float | None
+    from_recall_low: float | None
+    from_recall_high: float | None
+    from_n: int | None
+    from_floor: float | None
 
 
 @dataclass(frozen=True, slots=True)

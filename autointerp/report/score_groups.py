@@ -2,6 +2,7 @@
 
 `scores.scorer` names both: "detection" is a scorer, "detection_sensitivity" and "detection_sensitivity_decile_9" are
 parts of its score. A scorer of another package is told from its parts in the same way, by the names that are there.
+Precision and recall of a simulation are of text as it comes, so they stand with its correlation on such text.
 """
 
 from __future__ import annotations
@@ -49,6 +50,19 @@ class ScoreRow:
     """Different documents among its contexts; None where that is not known."""
     n_by_kind: dict[str, int] | None
     """Contexts by kind and tier; None as for n_documents."""
+    label_from: float | None = None
+    """This and the next ones: the fields of records.Holding."""
+    from_status: str | None = None
+    from_share: float | None = None
+    from_mass: float | None = None
+    from_precision: float | None = None
+    from_precision_low: float | None = None
+    from_precision_high: float | None = None
+    from_recall: float | None = None
+    from_recall_low: float | None = None
+    from_recall_high: float | None = None
+    from_n: int | None = None
+    from_floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +100,7 @@ def score_groups(scores: Sequence[ScoreRow]) -> list[ScoreGroup]:
         for name, score in real.items():
             if headlines[name] == name:
                 parts = {
-                    other.removeprefix(f"{name}_"): row
+                    other.removeprefix(_NATURAL_PARTS.get(other, name) + "_"): row
                     for other, row in real.items()
                     if other != name and headlines[other] == name
                 }
@@ -95,9 +109,14 @@ def score_groups(scores: Sequence[ScoreRow]) -> list[ScoreGroup]:
     return sorted(groups, key=lambda g: (g.score.part, _place(g.score.scorer), *_origin(g.score)))
 
 
+_NATURAL = "simulation_natural"
+_NATURAL_PARTS = {"simulation_precision": "simulation", "simulation_recall": "simulation"}
+"""Parts of the score on text as it comes, and how far their names are not their own."""
+
+
 def _headline_among(scorer: str, present: Collection[str]) -> str:
     """The scorer's headline, or the scorer itself if there is no row of that headline."""
-    headline = headline_of(scorer, present)
+    headline = _NATURAL if scorer in _NATURAL_PARTS else headline_of(scorer, present)
     return headline if headline in present else scorer
 
 

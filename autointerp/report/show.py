@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autointerp.errors import InputError
+from autointerp.holds import holding_of, holds_line
 from autointerp.records import Context, Kind, PromotedToken, Split
 from autointerp.report.page import FeatureFacts, FeaturePage, load_page
 from autointerp.report.score_groups import ScoreGroup, ScorePart, ScoreRow, score_groups
@@ -21,6 +22,9 @@ SHOWN_TOKENS = 8
 MARKED = 0.3
 """In a pipe, tokens with more than this share of the context's largest activation are marked."""
 SIDES = {"input": "what it responds to", "output": "what it makes the model say", "both": "both sides"}
+NATURAL = "simulation_natural"
+MIXTURES = ("simulation", "simulation_random", "simulation_calibrated")
+"""Correlations over a mixture of contexts, far higher than on text as it comes: for ranking and comparison alone."""
 SECTIONS: tuple[tuple[Split, Kind, str], ...] = (
     ("explain", "top", "strongest contexts"),
     ("explain", "sampled", "contexts drawn at random from those where it fires"),
@@ -95,8 +99,8 @@ def _label_lines(page: FeaturePage) -> list[str]:
 
 
 def score_lines(scores: Sequence[ScoreRow]) -> list[str]:
-    """The scores of one label, given in any order, as text: a line for each scorer that ends with its controls, and a
-    second line where the score has parts."""
+    """The scores of one label, given in any order, as text: a line for each scorer that ends with its controls, a
+    second line where the score has parts, and a third where it says from which activation on the label holds."""
     return [line for group in score_groups(scores) for line in _group_lines(group)]
 
 
@@ -106,12 +110,16 @@ def _group_lines(group: ScoreGroup) -> list[str]:
     interval = "" if score.ci_low is None else f" [{score.ci_low:.2f}, {score.ci_high:.2f}]"
     documents = "" if score.n_documents is None else f" of {score.n_documents} documents"
     beside = f"; {', '.join(controls)}" if controls else ""
+    head = "ranks  " if score.scorer in MIXTURES else "score  "
+    name = f"how well it predicts ordinary text ({NATURAL})" if score.scorer == NATURAL else score.scorer
     lines = [
-        f"score  {_number(score)}{interval}  {score.scorer}, {score.method}, on {score.part}; "
+        f"{head}{_number(score)}{interval}  {name}, {score.method}, on {score.part}; "
         f"n {score.n}{documents}, {score.n_failed} failed{beside}"
     ]
     if group.parts:
         lines.append(f"       {', '.join(_part(part) for part in group.parts)}")
+    if holds := holds_line(holding_of(score)):
+        lines.append(f"       {visible(holds)}")
     return lines
 
 
@@ -131,6 +139,8 @@ def _words(part: ScorePart) -> str:
 
 def _number(score: ScoreRow) -> str:
     """The value, and the status where it says more than that there is one."""
+    if score.value is None and score.status == "no_false_alarm" and score.ci_low is not None:
+        return f"at least {score.ci_low:.2f}"
     if score.value is None:
         return score.status
     return f"{score.value:.2f}" if score.status == "ok" else f"{score.value:.2f} ({score.status})"

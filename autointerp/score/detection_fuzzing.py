@@ -98,7 +98,8 @@ class ChoiceScorer:
             identity = run.identity(item.told.explanation, by)
             every = [answer for one in rounds for answer in one]
             z = interval_z(config, len(planned))
-            return detection_rows(identity, self.name, every, run.part, z, item.density)
+            floor = config.label_precision if run.control is None and run.part == "report" else None
+            return detection_rows(identity, self.name, every, run.part, z, item.density, floor)
 
         calls = ROUND if stops_early(config) else -(-4 * config.contexts // config.examples_per_call)
         return Work(by, ExampleLoader(run, targets, self.name), score, calls)

@@ -18,6 +18,10 @@ Rows of one label, `n` and `n_failed` counted in contexts:
     detection_precision            of the tiles of ordinary text that the judge would choose, the share in which the
                                    feature fires: from the sampled contexts, the random silent ones and the density
                                    (prevalence.py). Without a false alarm it has no value, only its lower end
+
+From the same contexts as the precision, the row `detection` says from which activation on the label holds (holding.py).
+Fuzzing has neither: that a judge rejects marks borrowed from another context does not say whether the label, on text
+without marks, would claim the place.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -40,6 +44,7 @@ from autointerp.config import EndpointConfig
 from autointerp.jackknife import Floats
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Prediction, Score, stable_id
+from autointerp.score.holding import claims_of_judge, cross_fitted
 from autointerp.score.natural import is_ordinary, precision_result
 from autointerp.score.score_rows import Answer, Identity, Part, Result, obstacle
 
@@ -299,11 +304,11 @@ def answer_of(example: Example, said: bool | None, status: str, error: str | Non
 
 def detection_rows(
     identity: Identity, scorer: str, answers: Sequence[Answer], part: Part = "report", z: float = stats.Z95,
-    density: float | None = None,
+    density: float | None = None, label_precision: float | None = None,
 ) -> list[Score]:  # fmt: skip
     """All rows of one label, the scorer's own row last: where it stands, the others do. `z`: standard errors on either
     side of an interval. `density`: the share of the split's tiles in which the feature fires; without it there is no
-    precision."""
+    precision. `label_precision`: score.label_precision, without which it is not looked for where the label holds."""
     active = [a for a in answers if _truth(a)]
     silent = [a for a in answers if not _truth(a)]
     deciles: dict[int, list[Answer]] = defaultdict(list)
@@ -324,7 +329,10 @@ def detection_rows(
     if scorer == DETECTION and density is not None:
         ordinary = [a for a in answers if is_ordinary(a.context)]
         rows.append(identity.row(f"{scorer}_precision", part, ordinary, precision(ordinary, density), keep=False))
-    return [*rows, identity.row(scorer, part, answers, balanced(answers, z), keep=True)]
+    own = identity.row(scorer, part, answers, balanced(answers, z), keep=True)
+    if scorer == DETECTION and density is not None and label_precision is not None and obstacle(answers) is None:
+        own = replace(own, **asdict(cross_fitted(claims_of_judge(answers, density), label_precision)))
+    return [*rows, own]
 
 
 def share_right(answers: Sequence[Answer], z: float = stats.Z95) -> Result:

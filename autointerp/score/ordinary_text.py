@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autointerp.records import source_of
+from autointerp.records import Split, source_of
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
 from autointerp.score.natural import SilentTiles
@@ -13,16 +13,16 @@ from autointerp.store.known_tiles import KnownTile
 
 
 class OrdinaryText:
-    """The silent tiles on which rules are checked: the known tiles of the run's part, read once for all rules."""
+    """The silent tiles on which rules are checked: the known tiles of one split, read once for all rules."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, split: Split) -> None:
+        self._job, self._split = run.job, split
         self._tiles: list[KnownTile] = []
         self._texts: ManyTexts | None = None
 
     def silent(self, feature: int, rule: Rule) -> SilentTiles | None:
         """What `rule` predicts of the known tiles in which the feature is silent; None without known tiles."""
-        job, part = self._run.job, self._run.part
+        job, part = self._job, self._split
         if self._texts is None:
             self._tiles = job.store.known_tiles(job.harvest_id, part)
             self._texts = ManyTexts([tile.tokens for tile in self._tiles])

@@ -7,7 +7,8 @@ The rows are those of correlation.py. Four scoring methods, never averaged toget
                         and the digits' logprobs at those places give an expected value for every token at once
     generated_logprobs  a chat model lists the tokens with numbers; the expected value over the number's alternatives
     numbers             the same reply without logprobs: the numbers themselves
-    rule                no LLM: the rule that came with the label (`patterns`)
+    rule                no LLM: the rule that came with the label (`patterns`). It asks nothing, so the row
+                        simulation_natural also says from which activation on the label holds (holding.py)
 
 Predictions and truth are on the 0..10 scale of ask/scale.py. In prompts for completions the scale is 0..9 (and the
 expected value is stretched by 10/9): a "10" would be one token for some tokenizers and two for others, and two cannot
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,12 @@ from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.llm.capabilities import UNPROBED, Capabilities, prompt_logprob_fields
 from autointerp.llm.requests import Reply, Request
-from autointerp.records import Context, Explanation, Prediction, Score
+from autointerp.records import Context, Explanation, Prediction, Score, Split
 from autointerp.rules.labels import RULE_EXPLAINERS
 from autointerp.rules.patterns import RULE_VERSION, Rule
 from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
-from autointerp.score.natural import Prevalence, SilentTiles, natural_rows
+from autointerp.score.holding import claims_of_rule, held_out
+from autointerp.score.natural import NATURAL, Prevalence, SilentTiles, natural_rows
 from autointerp.score.ordinary_text import OrdinaryText
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, estimate_of, need_model
@@ -45,7 +47,10 @@ from autointerp.score.simulation_replies import DIGITS, UNKNOWN, expected_number
 
 LLM_METHODS = ("prompt_logprobs", "generated_logprobs", "numbers")
 RULE = "rule"
-RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}".encode()).hexdigest()
+_RULE_ROWS = 2
+"""Raised when rows by rules come to say more, so that the next `score` makes them again, which costs nothing. 2: from
+which activation on the label holds."""
+RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}, rows {_RULE_ROWS}".encode()).hexdigest()
 """Stands for the template where no prompt is involved."""
 HALVINGS = 2
 """How often the worked examples are halved for an endpoint whose context they do not fit."""
@@ -227,6 +232,9 @@ class Simulated:
     """The contexts of the select part; None if they are not asked about."""
     prevalence: Prevalence | None = None
     """None where the harvest did not count its tiles."""
+    sampled: list[Context] = field(default_factory=list)
+    """All sampled contexts of the select part, if it was read."""
+    select_prevalence: Prevalence | None = None
 
 
 @dataclass(frozen=True)
@@ -273,18 +281,28 @@ class SimulationScorer:
     def _by_rule(self, run: Run, targets: Sequence[Explanation]) -> Work[Simulated]:
         (by,) = self.made_by(run)
 
-        ordinary = OrdinaryText(run)
+        ordinary, ordinary_select = OrdinaryText(run, run.part), OrdinaryText(run, "select")
 
         async def score(item: Simulated) -> list[Score]:
-            told = item.told.told
+            told, feature = item.told.told, item.told.explanation.feature
             rule = Rule(0.0) if told is None else Rule.from_json(told.rule or "")
             sampled = [c for c in item.told.contexts if c.kind == "sampled"]
             report, select, active = (
                 [_answer(c, item.max_activation, Asked(rule.predict(c.tokens), "ok")) for c in contexts]
                 for contexts in (item.report, item.select or (), sampled)
             )
-            silent = ordinary.silent(item.told.explanation.feature, rule)
-            return _rows(run, by, item, report, select, active, silent)
+            silent = ordinary.silent(feature, rule)
+            rows = _rows(run, by, item, report, select, active, silent)
+            if run.control is not None or item.prevalence is None or silent is None or not active:
+                return rows
+            choosing = None
+            to_choose_by = ordinary_select.silent(feature, rule)
+            if to_choose_by is not None and item.select_prevalence is not None:
+                answers = [_answer(c, item.max_activation, Asked(rule.predict(c.tokens), "ok")) for c in item.sampled]
+                choosing = claims_of_rule(answers, to_choose_by, item.select_prevalence.density)
+            measured = claims_of_rule(active, silent, item.prevalence.density)
+            holding = asdict(held_out(choosing, measured, run.config.label_precision))
+            return [replace(row, **holding) if row.scorer == NATURAL else row for row in rows]
 
         return Work(by, _Loader(run, targets, is_calibrated=True), score, block=RULE_BLOCK)
 
@@ -347,22 +365,36 @@ class _Loader:
         told = self._labels(places)
         features = list(dict.fromkeys(one.explanation.feature for one in told))
         scales = job.store.feature_evidence(job.dictionary_id, job.harvest_id, features, 0)
-        n_tiles = job.store.n_tiles(job.harvest_id, self._run.part)
-        firing = job.store.active_tiles(job.dictionary_id, job.harvest_id, self._run.part, features)
+        prevalence = self._prevalence(self._run.part, features)
         select: Mapping[int, Sequence[Context]] = {}
+        select_prevalence: Mapping[int, Prevalence] = {}
         if self._is_calibrated:
             select = job.store.contexts_of(job.dictionary_id, job.harvest_id, features, "select", self._limits)
+            select_prevalence = self._prevalence("select", features)
         found = []
         for one in told:
             feature = one.explanation.feature
             chosen = choose_contexts(one.contexts, n)
-            active = firing[feature]
-            prevalence = None if n_tiles is None else Prevalence(active, max(0.0, n_tiles - active))
             calibrating = choose_contexts(select[feature], n) if self._is_calibrated else None
             if self._run.part == "select":
                 chosen, calibrating = [], chosen
-            found.append(Simulated(one, scales[feature].max_activation, chosen, calibrating, prevalence))
+            sampled = [c for c in select.get(feature, ()) if c.kind == "sampled"]
+            found.append(
+                Simulated(
+                    one, scales[feature].max_activation, chosen, calibrating, prevalence.get(feature), sampled,
+                    select_prevalence.get(feature),
+                )
+            )  # fmt: skip
         return found
+
+    def _prevalence(self, split: Split, features: Sequence[int]) -> dict[int, Prevalence]:
+        """Nothing where the harvest did not count its tiles."""
+        job = self._run.job
+        n_tiles = job.store.n_tiles(job.harvest_id, split)
+        if n_tiles is None:
+            return {}
+        firing = job.store.active_tiles(job.dictionary_id, job.harvest_id, split, features)
+        return {feature: Prevalence(n, max(0.0, n_tiles - n)) for feature, n in firing.items()}
 
 
 def _made_by(method: str, run: Run) -> MadeBy:

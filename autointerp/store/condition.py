@@ -40,7 +40,9 @@ TABLES = frozenset(
 # The columns that a condition may use: those of `features`, and those that only `labels` has.
 _SELECTABLE = """
     SELECT f.*, l.name, l.label, l.explainer, l.model, l.scorer, l.method, l.score, l.ci_low, l.ci_high,
-           l.explanation_status, l.score_status, l.side
+           l.explanation_status, l.score_status, l.side,
+           l.precision, l.recall, l.label_from, l.from_status, l.from_share, l.from_mass, l.from_precision,
+           l.from_recall
     FROM features AS f JOIN labels AS l USING (dictionary_id, feature)
     WHERE f.dictionary_id = ?
 """

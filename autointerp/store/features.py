@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from autointerp.errors import AutointerpError
-from autointerp.records import PromotedToken
+from autointerp.records import Holding, PromotedToken
 from autointerp.store.connection import StoreConnection
-from autointerp.store.named_rows import select_list
+from autointerp.store.named_rows import field_names, select_list
 from autointerp.store.rows import FeatureHistogram, TrainingPoint
 from autointerp.store.values import check_finite, clean
 
@@ -149,12 +149,18 @@ class StoreFeatures(StoreConnection):
     def activation_histograms(self, dictionary_id: int, n: int) -> list[FeatureHistogram]:
         """The histograms of the `n` best-scored features. Features without a score come last, by number."""
         found = self.dicts(
-            "SELECT f.feature, l.label, f.histogram_edges AS edges, f.histogram_counts AS counts FROM features AS f "
+            f"SELECT f.feature, l.label, f.histogram_edges AS edges, f.histogram_counts AS counts, "
+            f"{select_list(Holding, 'l')} FROM features AS f "
             "LEFT JOIN labels AS l USING (dictionary_id, feature) "
             "WHERE f.dictionary_id = ? AND f.status <> 'dead' ORDER BY l.score DESC NULLS LAST, f.feature LIMIT ?",
             [dictionary_id, n],
         )
-        return [FeatureHistogram(**row) for row in found if row["edges"]]
+        names = field_names(Holding)
+        return [
+            FeatureHistogram(holding=Holding(**{name: row.pop(name) for name in names}), **row)
+            for row in found
+            if row["edges"]
+        ]
 
 
 def _listed(column: Sequence[Any]) -> list[Any]:

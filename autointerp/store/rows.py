@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from autointerp.records import Holding
+
 
 @dataclass(frozen=True, slots=True)
 class CorpusRow:
@@ -80,3 +82,5 @@ class FeatureHistogram(NamedTuple):
     """[n + 1], raw units."""
     counts: list[int]
     """[n]"""
+    holding: Holding
+    """From which activation on the label holds."""

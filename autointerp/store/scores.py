@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from autointerp.errors import AutointerpError
-from autointerp.records import VALUED_STATUSES, Prediction, Score
+from autointerp.records import VALUED_STATUSES, Holding, Prediction, Score
 from autointerp.store.connection import StoreConnection
 from autointerp.store.given_up import first_unless_given_up, replace_given_up
 from autointerp.store.named_rows import field_names, select_list
@@ -26,6 +26,10 @@ def check_score(s: Score) -> None:
             f"{what}: status is {s.status!r} but value is {s.value!r}; rows have a value if their status is "
             f"{' or '.join(VALUED_STATUSES)}, and only then"
         )
+    holding = {name: getattr(s, name) for name in field_names(Holding) if name != "from_status"}
+    check_finite(what, **holding)
+    if s.label_from is not None and s.from_status != "ok":
+        raise AutointerpError(f"{what}: it holds from {s.label_from!r} though from_status is {s.from_status!r}")
     if not all(map(math.isfinite, s.influences or [])):
         raise AutointerpError(f"{what}: the influence of a document is not finite")
     for p in s.predictions:

@@ -81,7 +81,21 @@ SELECT
     e.side,
     p.value AS precision,
     p.ci_low AS precision_low,
-    r.value AS recall
+    r.value AS recall,
+    -- Of the headline row. Without `label_from`, `from_status` says why; `from_precision` as `precision`.
+    if(n.score_id IS NULL, s.label_from, n.label_from) AS label_from,
+    if(n.score_id IS NULL, s.from_status, n.from_status) AS from_status,
+    1 - if(n.score_id IS NULL, s.from_share, n.from_share) AS from_quantile,
+    if(n.score_id IS NULL, s.from_share, n.from_share) AS from_share,
+    if(n.score_id IS NULL, s.from_mass, n.from_mass) AS from_mass,
+    if(n.score_id IS NULL, s.from_precision, n.from_precision) AS from_precision,
+    if(n.score_id IS NULL, s.from_precision_low, n.from_precision_low) AS from_precision_low,
+    if(n.score_id IS NULL, s.from_precision_high, n.from_precision_high) AS from_precision_high,
+    if(n.score_id IS NULL, s.from_recall, n.from_recall) AS from_recall,
+    if(n.score_id IS NULL, s.from_recall_low, n.from_recall_low) AS from_recall_low,
+    if(n.score_id IS NULL, s.from_recall_high, n.from_recall_high) AS from_recall_high,
+    if(n.score_id IS NULL, s.from_n, n.from_n) AS from_n,
+    if(n.score_id IS NULL, s.from_floor, n.from_floor) AS from_floor
 FROM features AS f
 JOIN dictionaries AS d ON d.dictionary_id = f.dictionary_id
 LEFT JOIN explained AS e ON e.dictionary_id = f.dictionary_id AND e.feature = f.feature
