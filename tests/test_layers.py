@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
     "errors", "records", "config", "config_file", "stats", "means", "jackknife", "prevalence", "resources", "deadline",
-    "tasks", "plugins", "progress", "background", "template_limits",
+    "tasks", "plugins", "progress", "background", "template_limits", "dictionary_controls",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prevalence": {"stats", "jackknife"},
     "resources": {"errors"},
     "template_limits": set(),
+    "dictionary_controls": set(),
     "log": set(),
     "progress": set(),
     "terminal": {"errors", "log", "progress"},
