@@ -124,23 +124,17 @@ def lift_line(lift: ControlLift) -> str:
     return f"{text} ({lift.note})" if lift.note else text
 
 
-def _side(
-    mean: float | None, n_scored: int, n_labelled: int, n_unlabelled: int, n_pending: int, n_dead: int
-) -> str:  # fmt: skip
+def _side(mean: float | None, n_scored: int, n_labelled: int, n_unlabelled: int, n_pending: int, n_dead: int) -> str:
     """One dictionary's mean and what its features came to."""
     asked = n_labelled + n_unlabelled
     if not asked:
         return f"nothing labelled ({n_pending:,} features wait, {n_dead:,} are dead)"
-    more = [
-        f"{n:,} {what}"
-        for n, what in (
-            (n_labelled - n_scored, "labels without a score"), (n_pending, "features not labelled yet"),
-            (n_dead, "dead"),
-        )
-        if n
-    ]  # fmt: skip
-    aside = f" ({', '.join(more)})" if more else ""
-    return f"{'no score' if mean is None else f'{mean:.3f}'}, {n_labelled:,} of {asked:,} features labelled{aside}"
+    parts = [
+        "no score" if mean is None else f"{mean:.3f}",
+        f"{n_labelled:,} of {asked:,} features labelled ({n_labelled / asked:.0%})",
+    ]
+    others = {"labels without a score": n_labelled - n_scored, "features not labelled yet": n_pending, "dead": n_dead}
+    return ", ".join([*parts, *(f"{n:,} {what}" for what, n in others.items() if n)])
 
 
 def _change(difference: float, low: float | None, high: float | None) -> str:

@@ -23,11 +23,8 @@ def control_configs(
     A control has the size and the recipe of its dictionary, the text and the seed of [train]. One of a dictionary that
     was loaded from a file has the k of its harvest, and the architecture of its [[sae]] table.
 
-    Raises InputError if one of `saes` is a control itself, or is loaded from a file and not harvested yet.
+    Raises InputError if one of `saes` is loaded from a file and not harvested yet.
     """
-    for sae in saes:
-        if is_control(sae.dictionary):
-            raise InputError(f"{sae.dictionary!r} is the name of a control; give the dictionary of its [[sae]] another")
     like = [_trained_here(config, sae, terminal) for sae in saes]
     made = [_on_random_model(config, like, control) for control in RANDOM_MODELS if control in controls]
     asked = [control for control in FROZEN_PARTS if control in controls]
@@ -39,6 +36,13 @@ def control_configs(
         ]
         made.append(replace(config, sae=tuple(frozen)))
     return made
+
+
+def check_names(saes: Sequence[SaeConfig]) -> None:
+    """Raise InputError if one of `saes` has the name of a control, of which there is no control."""
+    for sae in saes:
+        if is_control(sae.dictionary):
+            raise InputError(f"{sae.dictionary!r} is the name of a control; give the dictionary of its [[sae]] another")
 
 
 def _trained_here(config: Config, sae: SaeConfig, terminal: Terminal) -> SaeConfig:

@@ -24,7 +24,7 @@ from autointerp.errors import AutointerpError, InputError, PartialFailure, Stopp
 from autointerp.evidence.methods import check_methods
 from autointerp.stages import labelling
 from autointerp.stages.checks import Check
-from autointerp.stages.control_dictionaries import control_configs, held_control, is_of_dictionary
+from autointerp.stages.control_dictionaries import check_names, control_configs, held_control, is_of_dictionary
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
 from autointerp.stages.label_checks import label_checks
 from autointerp.stages.labelling import Labelling
@@ -338,6 +338,8 @@ def run(
     saes = chosen_saes(config, dictionary)
     stand_ins = [control for control in controls if not is_of_dictionary(control)]
     whole = [control for control in controls if is_of_dictionary(control)]
+    if whole:
+        check_names(saes)
     failure: PartialFailure | None = None
     if stand_ins or not whole:
         failure = _run_stages(config, saes, selection, terminal, dry_run, stand_ins, prompts)

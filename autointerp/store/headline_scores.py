@@ -12,7 +12,7 @@ from autointerp.store.connection import StoreConnection
 _HEADLINES = """
     SELECT explainer, scorer, count(score) AS n FROM labels
     WHERE dictionary_id = ? AND score IS NOT NULL AND explainer IS NOT NULL
-    GROUP BY ALL ORDER BY n DESC, ALL LIMIT 1
+    GROUP BY ALL ORDER BY n DESC, explainer, scorer LIMIT 1
 """
 # A feature counts once. No row of `explanations`, or one that an endpoint gave up on, is no answer yet.
 _FEATURES = """
