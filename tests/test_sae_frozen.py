@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.sae_training import CONFIG, vectors
+from support.sae_training import CONFIG, trainer, vectors
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,7 +52,12 @@ def cosines(rows: Tensor, start: Tensor) -> Tensor:
     return F.cosine_similarity(rows.double(), start.double(), dim=1)
 
 
-CASES = [*((name, {}) for name in FAMILIES), ("relu", {"decoder_norm_penalty": True})]
+QUICK = ("topk", "gated", "jumprelu")
+"""Families whose features are chosen in different ways; the others are slow tests."""
+CASES = [
+    *(pytest.param(name, {}, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in FAMILIES),
+    pytest.param("relu", {"decoder_norm_penalty": True}, id="relu_free_norms"),
+]
 
 
 @pytest.mark.parametrize(("family", "more"), CASES)
@@ -142,6 +150,32 @@ def test_a_resumed_training_gives_the_same_bits(tmp_path: Path, part: str, famil
         assert resumed.run.start is not None and torch.equal(resumed.run.start, whole.first["decoder"])
     metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
     assert metrics[0] == metrics[1]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from support.sae_training import trainer
+
+def kill(step, steps):
+    if step == 15:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trainer(Path(sys.argv[1]), frozen="soft_decoder", on_progress=kill).train()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_soft_frozen_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "cut"), str(Path(__file__).parent)]
+    killed = subprocess.run(arguments, capture_output=True, cwd=Path(__file__).parents[1])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    resumed = trainer(tmp_path / "cut", frozen="soft_decoder")
+    assert resumed.step == 10
+    found, expected = resumed.sae, trainer(tmp_path / "whole", frozen="soft_decoder").sae
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
 def test_a_checkpoint_is_continued_only_with_the_same_part_frozen(tmp_path: Path) -> None:
