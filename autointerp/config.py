@@ -95,9 +95,15 @@ class ModelConfig:
     random_weights: Seed | None = None
     """Seed of random weights that replace the trained ones. `autointerp run --control random_model` sets it: the scores
     that labels reach on an untrained model show what a score is worth."""
+    keep_embeddings: bool = False
+    """With random_weights: keep the trained embeddings (`autointerp run --control random_model_embeddings`)."""
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+        _check(
+            not self.keep_embeddings or self.random_weights is not None,
+            "model.keep_embeddings says what random weights leave as it was trained: set model.random_weights too",
+        )
         _check(
             self.random_weights is None or (self.quantization == "none" and self.device_map is None),
             "model.random_weights cannot be combined with model.quantization or model.device_map",
@@ -190,9 +196,16 @@ class SaeConfig:
     seed: Seed | None = None
     """Seed of the initial weights. Default: train.seed. `evaluate` measures stability on tables that differ only in
     their seed."""
+    frozen: Literal["none", "decoder", "soft_decoder", "encoder"] = "none"
+    """What training leaves as it was drawn: none, decoder or encoder (their rows), or soft_decoder (decoder rows stay
+    within a cosine of 0.8 of their start). For controls: `autointerp run --control frozen_decoder` sets it."""
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+        _check(
+            self.frozen == "none" or self.path is None,
+            f"sae.frozen = {self.frozen!r} is for an SAE that is trained here, and sae.path names one that is loaded",
+        )
         _check(
             not self.decoder_norm_penalty or self.architecture in ("relu", "p_anneal"),
             f"sae.decoder_norm_penalty is for relu and p_anneal, not for {self.architecture}",

@@ -67,6 +67,26 @@ def mean_interval(values: ArrayLike, n_boot: int = 2000, seed: int = 0) -> Estim
     return Estimate(float(v.mean()), float(low), float(high), int(v.size))
 
 
+def mean_difference(a: ArrayLike, b: ArrayLike) -> Estimate:
+    """The mean of `a` less that of `b`, values that are no pairs, with Welch's 95 % interval; `n` is how many values
+    there are in all. The value is None where one side has no values, and the interval where one has fewer than two."""
+    x, y = flat(a), flat(b)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("the interval of a difference needs finite values; leave failed rows out and count them")
+    n = int(x.size + y.size)
+    if x.size == 0 or y.size == 0:
+        return Estimate(None, None, None, n)
+    difference = float(x.mean() - y.mean())
+    if x.size < 2 or y.size < 2:
+        return Estimate(difference, None, None, n)
+    of_x, of_y = float(x.var(ddof=1)) / x.size, float(y.var(ddof=1)) / y.size
+    half = 0.0
+    if of_x + of_y > 0.0:
+        freedom = (of_x + of_y) ** 2 / (of_x**2 / (x.size - 1) + of_y**2 / (y.size - 1))
+        half = t_point(max(1.0, freedom)) * math.sqrt(of_x + of_y)
+    return Estimate(difference, difference - half, difference + half, n)
+
+
 @dataclass(frozen=True, slots=True)
 class SharedDocuments:
     """How documents that several features share move a mean over features; made from the influences (see Estimate) of

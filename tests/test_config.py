@@ -37,6 +37,12 @@ from autointerp.errors import InputError
         ({"score": {"api_key": "sk-hunter2"}}, r"unknown configuration key 'score.api_key'(?!.*hunter2)"),
         ({"store": {"path": "a\0b"}}, r"store.path holds a NUL"),
         ({"explain": {"base_url": "file:///etc/passwd"}}, r"must be an http\(s\) URL"),
+        ({"model": {"keep_embeddings": True}}, r"set model.random_weights too"),
+        (
+            {"sae": [{"hookpoint": "a", "frozen": "bias"}]},
+            r"sae\[0\].frozen must be one of none, decoder, soft_decoder",
+        ),
+        ({"sae": [{"hookpoint": "a", "path": "p", "frozen": "encoder"}]}, r"sae.frozen = 'encoder' is for an SAE that"),
         ({"score": {"method": "magic"}}, r"score.method must be one of auto"),
         ({"train": {"batch_size": True}}, r"train.batch_size must be int, not True"),
     ],

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
     "errors", "records", "config", "config_file", "stats", "means", "jackknife", "prevalence", "resources", "deadline",
-    "tasks", "holds", "plugins", "progress", "background", "template_limits",
+    "tasks", "holds", "plugins", "progress", "background", "template_limits", "dictionary_controls",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "holds": {"records"},
     "resources": {"errors"},
     "template_limits": set(),
+    "dictionary_controls": set(),
     "log": set(),
     "progress": set(),
     "terminal": {"errors", "log", "progress"},

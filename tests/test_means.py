@@ -9,7 +9,8 @@ import pytest
 from support.simulated_truth import coverage, crossed
 
 from autointerp import means
-from autointerp.means import SharedDocuments, feature_mean, mean_interval, t_interval, t_point
+from autointerp.means import SharedDocuments, feature_mean, mean_difference, mean_interval, t_interval, t_point
+from autointerp.stats import Estimate
 
 
 def test_t_points_between_whole_degrees_of_freedom() -> None:
@@ -49,6 +50,26 @@ def test_intervals_of_differences_cover(n: int) -> None:
     """A bootstrap over 3 normal differences holds the mean in 75 % of cases."""
     rng = np.random.default_rng(n)
     assert 0.93 <= coverage(lambda: (0.5, mean_interval(rng.normal(0.5, 1.0, n), n_boot=400)), 700) <= 0.97
+
+
+def test_welchs_interval_by_hand_and_at_its_ends() -> None:
+    a, b = [1.0, 2.0, 3.0, 4.0], [0.0, 10.0]
+    reference = pytest.importorskip("scipy.stats")
+    test = reference.ttest_ind(a, b, equal_var=False).confidence_interval()
+    found = mean_difference(a, b)
+    assert (found.value, found.n) == (-2.5, 6)
+    assert (found.low, found.high) == pytest.approx((test.low, test.high), rel=0.03)
+    assert mean_difference([1.0, 1.0], [0.5, 0.5]) == Estimate(0.5, 0.5, 0.5, 4)
+    assert mean_difference([1.0], [0.5, 0.7]).low is None and mean_difference([], [0.5]).value is None
+    with pytest.raises(ValueError, match="finite"):
+        mean_difference([1.0, math.nan], [1.0])
+
+
+@pytest.mark.parametrize(("n", "m", "spread"), [(4, 4, 1.0), (5, 5, 3.0), (10, 40, 3.0), (200, 50, 0.3), (60, 60, 1.0)])
+def test_intervals_of_differences_of_unpaired_means_cover(n: int, m: int, spread: float) -> None:
+    rng = np.random.default_rng(n * m)
+    drawn = (mean_difference(rng.normal(0.5, 1.0, n), rng.normal(0.2, spread, m)) for _ in iter(int, 1))
+    assert 0.93 <= coverage(lambda: (0.3, next(drawn)), 3000) <= 0.97
 
 
 # --- features and documents ------------------------------------------------------------------------------------------

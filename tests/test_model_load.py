@@ -58,6 +58,23 @@ def test_random_weights_are_a_function_of_their_seed(tiny_llama: Path) -> None:
     assert first.revision.startswith("random:7:") and not first.model.training
 
 
+@pytest.mark.parametrize("model", ["tiny_gpt2", "tiny_llama"])
+def test_random_weights_keep_the_trained_embeddings(model: str, request: pytest.FixtureRequest) -> None:
+    """Those of positions too, and a tied unembedding; the rest is what the seed gives without them."""
+    name = str(request.getfixturevalue(model))
+    trained = load_model(ModelConfig(name=name, device="cpu"))
+    random = load_model(ModelConfig(name=name, device="cpu", random_weights=7))
+    kept = load_model(ModelConfig(name=name, device="cpu", random_weights=7, keep_embeddings=True))
+    tables = {n for n, module in trained.model.named_modules() if isinstance(module, torch.nn.Embedding)}
+    assert len(tables) == (2 if model == "tiny_gpt2" else 1)
+    of = {loaded: dict(loaded.model.named_parameters(remove_duplicate=False)) for loaded in (trained, random, kept)}
+    for part, values in of[kept].items():
+        is_kept = part.removesuffix(".weight") in tables or (part == "lm_head.weight" and model == "tiny_gpt2")
+        assert torch.equal(values, of[trained if is_kept else random][part]), part
+        assert not is_kept or not torch.equal(values, of[random][part]), part
+    assert kept.revision == f"{random.revision}:embeddings of {trained.revision}"
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -22,8 +22,10 @@ from autointerp.corpus.windows import token_ids
 from autointerp.explain.explaining import explain
 from autointerp.records import SPLITS, Window, WorkUnit
 from autointerp.rules.patterns import Rule
-from autointerp.score.natural import CLAIM
+from autointerp.score.natural import CLAIM, PRECISION, precision_result
+from autointerp.score.score_rows import Identity
 from autointerp.score.scoring import score
+from autointerp.store.scores import check_score
 from autointerp.store.store import Store
 
 CONFIG = replace(SMALL, negative_pool_windows=500, sampled_contexts=200, top_contexts=8)
@@ -128,3 +130,12 @@ def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, 
     assert bias["from_mass"] < 0.05, bias
     mixture = [value for (_, scorer), (value, _) in found.items() if scorer == "simulation" and value is not None]
     assert np.mean(mixture) > np.mean([value for value, _ in pairs["natural"]])
+
+
+def test_a_label_that_claims_nothing_has_no_precision_and_its_row_can_be_stored() -> None:
+    result = precision_result(0, 20, 0, 30, 0.1)
+    assert (result.status, result.estimate.value) == ("no_claim", None)
+    row = Identity(None, 1, "rule", None, "rule", "", 0, feature=(1, 0)).row(
+        PRECISION, "report", [], result, keep=False
+    )
+    check_score(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from autointerp.cli.options import (
     Batch,
     ConfigFile,
     Control,
+    Controls,
     Deadline,
     DictionaryName,
     DryRun,
@@ -26,8 +28,11 @@ from autointerp.cli.options import (
     Where,
     chosen_features,
     labelling_config,
+    named_controls,
     read_config,
 )
+from autointerp.dictionary_controls import DICTIONARY_CONTROLS
+from autointerp.errors import PartialFailure
 from autointerp.log import LogFormat
 from autointerp.terminal import Terminal
 
@@ -103,7 +108,7 @@ def run(
     random: RandomN = None,
     limit: Limit = None,
     order: InOrder = None,
-    control: Control = None,
+    control: Controls = None,
     prompts: Prompts = None,
     deadline: Deadline = None,
     batch: Batch = False,
@@ -112,8 +117,18 @@ def run(
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Do all stages. What is done already is skipped, so cron may call this as often as you like."""
+    from autointerp.report.control_lifts import print_lifts
     from autointerp.stages import pipeline
 
     settings = labelling_config(read_config(config, store, deadline), None, batch)
     chosen = chosen_features(features, where, random, limit, order)
-    pipeline.run(settings, dictionary, chosen, Terminal(verbose, log_format), dry_run, control, prompts)
+    controls, terminal = named_controls(control), Terminal(verbose, log_format)
+    failure: PartialFailure | None = None
+    try:
+        pipeline.run(settings, dictionary, chosen, terminal, dry_run, controls, prompts)
+    except PartialFailure as error:
+        failure = error
+    if not dry_run and any(name in DICTIONARY_CONTROLS for name in controls):
+        print_lifts(Path(settings.store.path), dictionary, terminal)
+    if failure is not None:
+        raise failure

@@ -54,7 +54,20 @@ InOrder = Annotated[
 Explainer = Annotated[str | None, typer.Option("--explainer", help="Instead of [explain] explainer.")]
 Control = Annotated[
     str | None,
-    typer.Option("--control", help="Score a control, not the labels: shuffled, empty, token_lookup or random_model."),
+    typer.Option(
+        "--control",
+        help="Score a control, not the labels: shuffled, empty or token_lookup; or a dictionary that `run --control` "
+        "made.",
+    ),
+]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--control",
+        help="Score a control too: shuffled, empty or token_lookup. Or make a control of the whole dictionary: "
+        "random_model, random_model_embeddings, frozen_decoder, soft_frozen or frozen_encoder. Separate several by "
+        "commas, or repeat the flag.",
+    ),
 ]
 Prompts = Annotated[
     Path | None, typer.Option("--prompts", help="Folder of prompt templates to use instead of the built-in ones.")
@@ -92,3 +105,8 @@ def chosen_features(
     features: str | None, where: str | None, random: int | None, limit: int | None, order: Order | None = None
 ) -> Selection:
     return Selection(features=features, where=where, random=random, limit=limit, order=order and order.value)
+
+
+def named_controls(given: list[str] | None) -> tuple[str, ...]:
+    """The values of --control, each once, also where one value names several."""
+    return tuple(dict.fromkeys(name.strip() for value in given or () for name in value.split(",")))

@@ -91,6 +91,9 @@ def compare(
     strata: Annotated[
         bool, typer.Option("--strata", help="Also the parts of a score, such as detection_sensitivity_decile_9.")
     ] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Instead: dictionaries beside their controls that `run --control` made.")
+    ] = False,
     form: Annotated[CompareForm, typer.Option("--format", help="How to print the answer.")] = CompareForm.table,
     verbose: Verbose = False,
     log_format: LogForm = LogFormat.text,
@@ -99,6 +102,13 @@ def compare(
     from autointerp.report.compare import print_comparison
 
     path, terminal = store_path(config, store), Terminal(verbose, log_format)
+    if controls:
+        if against or agreement or strata:
+            raise InputError("--controls compares dictionaries; it goes with none of --against, --agreement, --strata")
+        from autointerp.report.control_lifts import print_lift_table
+
+        print_lift_table(path, dictionary, form.value, terminal)
+        return
     print_comparison(path, dictionary, against, agreement, strata, form.value, terminal)
 
 

@@ -56,7 +56,8 @@ class LoadedModel:
     dtype: torch.dtype
     name: str
     revision: str
-    """Commit hash of a hub model; `local:` and a hash of the files for a folder; `random:` for random weights."""
+    """Commit hash of a hub model; `local:` and a hash of the files for a folder; for random weights `random:`, and with
+    trained embeddings the revision that these are of."""
     tokenizer_sha256: str
     looks_ahead: bool = False
     """Whether a token's activations depend on what stands to its right, padding included (BERT's do): then batches get
@@ -93,20 +94,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
     tokenizer = load_tokenizer(config)
     options: dict[str, Any] = {"dtype": dtype, "revision": config.revision or "main", "trust_remote_code": False}
     placed = _placement(config, device, dtype, options)
-    missing: list[str] = []
     try:
-        if config.random_weights is not None:
-            model = _with_random_weights(config, dtype)
+        if config.random_weights is None:
+            model, missing = _with_trained_weights(config, options)
+            revision = _revision(config, model)
         else:
-            # The type says a model, but with output_loading_info it is a pair.
-            with no_progress_bar():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    config.name,
-                    config=read_settings(config.name, options["revision"]),
-                    output_loading_info=True,
-                    **options,
-                )
-            model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+            model, missing, revision = _with_random_weights(config, dtype, options)
         if not placed:
             model.to(device)  # type: ignore[arg-type]  # transformers wraps it and loses its type
     except torch.OutOfMemoryError as error:
@@ -138,18 +131,52 @@ def load_model(config: ModelConfig) -> LoadedModel:
         device=next(model.get_input_embeddings().parameters()).device,
         dtype=dtype,
         name=config.name,
-        revision=_revision(config, model),
+        revision=revision,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
     )
 
 
-def _with_random_weights(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The architecture with weights as its own code initialises them, which depend only on seed and configuration."""
+def _with_trained_weights(config: ModelConfig, options: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the weights that its files lack."""
+    # The type says a model, but with output_loading_info it is a pair.
+    with no_progress_bar():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config.name,
+            config=read_settings(config.name, options["revision"]),
+            output_loading_info=True,
+            **options,
+        )
+    return loaded[0], sorted(loaded[1]["missing_keys"])
+
+
+def _with_random_weights(
+    config: ModelConfig, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str], str]:
+    """The architecture with weights as its own code initialises them, which depend only on seed and configuration; the
+    weights that the model's files lack, if they are read; and the revision. With `keep_embeddings` the embeddings are
+    then replaced by the trained ones, and all else is as without."""
     settings = read_settings(config.name, config.revision or "main")
     with torch.random.fork_rng():
         torch.manual_seed(config.random_weights or 0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)
-    return model
+    sha256 = hashlib.sha256(model.config.to_json_string().encode()).hexdigest()
+    revision = f"random:{config.random_weights}:{sha256}"
+    if not config.keep_embeddings:
+        return model, [], revision
+    trained, missing = _with_trained_weights(config, options)
+    _copy_embeddings(trained, model)
+    return model, missing, f"{revision}:embeddings of {_revision(config, trained)}"
+
+
+@torch.no_grad()
+def _copy_embeddings(trained: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Give `model` every embedding of `trained`, an equal model but for its weights: the tables in which tokens are
+    looked up and, where they are learned, positions. An unembedding that is tied to one is it, and so comes along."""
+    for name, module in trained.named_modules():
+        if isinstance(module, torch.nn.Embedding):
+            held = model.get_submodule(name)
+            assert isinstance(held, torch.nn.Embedding), name
+            held.weight.copy_(module.weight)
 
 
 def read_settings(name: str, revision: str = "main") -> PreTrainedConfig:
@@ -258,9 +285,7 @@ def _not_loaded(config: ModelConfig, what: str, error: Exception) -> str:
 
 
 def _revision(config: ModelConfig, model: PreTrainedModel) -> str:
-    if config.random_weights is not None:
-        settings = hashlib.sha256(model.config.to_json_string().encode()).hexdigest()
-        return f"random:{config.random_weights}:{settings}"
+    """The revision of the trained weights."""
     folder = Path(config.name)
     if folder.is_dir():
         return f"local:{folder_sha256(folder)}"

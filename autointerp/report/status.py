@@ -11,6 +11,7 @@ from typing import Any
 
 from autointerp.errors import InputError, StoreBusyError
 from autointerp.progress import clock, duration, per_second
+from autointerp.report.control_lifts import control_lifts, lift_line
 from autointerp.report.show_json import as_json_text
 from autointerp.store.progress_file import CommandProgress, read_progress
 from autointerp.store.run_progress import run_progress
@@ -24,7 +25,7 @@ def print_status(path: Path, as_json: bool, terminal: Terminal) -> None:
     working = read_progress(path)
     try:
         with open_for_reading(path, terminal.say) as store:
-            status = {**store.status(), "last_run": run_progress(store)}
+            status = {**store.status(), "last_run": run_progress(store), "control_lifts": control_lifts(store)}
     except (InputError, StoreBusyError) as error:
         if not working:
             raise
@@ -88,6 +89,8 @@ def _print_store(status: dict[str, Any], terminal: Terminal) -> None:
             terminal.result(
                 f"  to measure: {kinds}; `autointerp measure` answers them, then `autointerp score` goes on"
             )
+    for lift in status["control_lifts"]:
+        terminal.result(f"lift: {lift_line(lift)}")
     spent = status["spent"]
     terminal.result(
         f"spent: {spent['requests']:,} requests, {spent['input_tokens']:,} input{_cached(spent)} and "

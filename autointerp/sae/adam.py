@@ -6,6 +6,8 @@ position. Here the state is two named tensors per parameter, ready for a checkpo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ class Adam:
             maximize=False,
         )
 
-    def forget(self, names: tuple[str, ...], rows: Tensor) -> None:
+    def forget(self, names: Sequence[str], rows: Tensor) -> None:
         """Give these rows the average row's mean square and no momentum. Their own mean square comes from AuxK's
         gradients, which are ten to a hundred times smaller, so the next steps would be as many times too large."""
         for name in names:

@@ -22,8 +22,8 @@ from autointerp.sae.entries import Pairs
 @torch.no_grad()
 def add_auxk(gradients: dict[str, Tensor], weights: dict[str, Tensor], centred: Tensor, residual: Tensor, dead: Tensor,
              k: int, alpha: float) -> Tensor:  # fmt: skip
-    """Add AuxK's gradients for the dead features to `gradients` of encoder, b_enc and decoder. Returns the loss without
-    alpha.
+    """Add AuxK's gradients for the dead features to those of encoder, b_enc and decoder that are in `gradients`.
+    Returns the loss without alpha.
 
     centred [n, d_in], residual [n, d_out], dead [n_dead] int64. `k` is how many dead features may be active on one
     vector. A residual without variance gives a loss and gradients of 0, not NaN.
@@ -49,7 +49,8 @@ def add_auxk(gradients: dict[str, Tensor], weights: dict[str, Tensor], centred: 
         d_b_enc = torch.zeros_like(encoder[:, 0]).index_add_(0, pairs.features, d_pre_values)
         parts = pairs.sums_by_feature(d_pre_values, centred), d_b_enc, pairs.sums_by_feature(active.values, d_hat)
     for name, part in zip(("encoder", "b_enc", "decoder"), parts, strict=True):
-        gradients[name].index_add_(0, dead, part)
+        if name in gradients:
+            gradients[name].index_add_(0, dead, part)
     return error.square().sum() * inverse
 
 

@@ -103,7 +103,7 @@ class _PreActivations(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d_pre,), pairs = grads, ctx.pairs
         centred, encoder = ctx.saved_tensors
-        d_encoder = pairs.sums_by_feature(d_pre, centred)
+        d_encoder = pairs.sums_by_feature(d_pre, centred) if ctx.needs_input_grad[3] else None
         d_b_enc = torch.zeros_like(encoder[:, 0]).index_add_(0, pairs.features, d_pre)
         d_b_pre = d_b_enc.neg() @ encoder if ctx.needs_input_grad[5] else None
         return None, None, None, d_encoder, d_b_enc, d_b_pre

@@ -9,6 +9,7 @@ Every family is trained in this way:
 - Adam has linear warm-up and linear decay. Before each step the decoder gradient's part along the decoder's rows is
   removed; after it the rows are normalised again (unless the penalty is weighted by their norms, which are then free).
 - dead.py revives dead features.
+- A control leaves a part of the weights as it was drawn (frozen.py).
 - Families with a penalty start sparse (`_sparse_start`).
 - Unless a penalty's weight is fixed, the number of active features steers it, on the logarithm of both.
 """
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from autointerp.config import TrainConfig
 from autointerp.errors import InputError, MismatchError
-from autointerp.sae import dead, entries, parallel
+from autointerp.sae import dead, entries, frozen, parallel
 from autointerp.sae.adam import Adam
 from autointerp.sae.codes import SparseCodes, row_blocks
 from autointerp.sae.entries import Pairs
@@ -62,13 +63,15 @@ class SaeSpec:
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     """The family's own settings: prefixes, p_end, bandwidth, first_threshold, decoder_norm_penalty."""
+    frozen: str | None = None
+    """What stays as it was drawn (frozen.py); None: nothing."""
 
     def fingerprint(self) -> dict[str, Any]:
         """The facts that must be equal for a checkpoint to be continued."""
         columns = [self.inputs, self.outputs]
         return {
             "architecture": self.architecture, "d_sae": self.d_sae, "k": self.k, "columns": columns, "skip": self.skip,
-            "penalty": self.penalty, "init_seed": self.seed, **self.settings,
+            "penalty": self.penalty, "init_seed": self.seed, "frozen": self.frozen, **self.settings,
         }  # fmt: skip
 
 
@@ -100,7 +103,11 @@ class SaeRun:
             raise InputError("sae.skip is the linear path of a transcoder; set sae.output_hookpoint too")
         self.settings = DEFAULTS | spec.settings
         self.family: Family = family_named(spec.architecture)(spec.k, spec.d_sae, self.d_out, self.settings)
-        self.has_unit_rows = not self.settings["decoder_norm_penalty"]
+        self.untrained = frozen.untrained(spec.frozen)
+        has_free_rows = self.settings["decoder_norm_penalty"] or "encoder" in self.untrained
+        self.has_unit_rows = "decoder" in self.untrained or not has_free_rows
+        self.start: Tensor | None = None
+        """[d_sae, d_out]: where the decoder's rows began, if they have to stay near it."""
         self.index = 0
         self.state = {name: t.to(device) for name, t in self.family.state().items()}
         self.since_fired = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
@@ -135,6 +142,8 @@ class SaeRun:
         }
         if self.spec.skip:
             weights["W_skip"] = torch.zeros(self.d_in, self.d_out)
+        if self.spec.frozen == frozen.SOFT:
+            self.start = decoder.clone().to(self.device)
         self.mean_in = mean_in * self.scale_in
         if self.family.has_penalty:
             weights["b_enc"] = self._sparse_start((x - mean_in)[:SPARSE_START_VECTORS] * self.scale_in, weights)
@@ -156,8 +165,10 @@ class SaeRun:
         return x, x if self.spec.outputs is None else vectors[:, self.outputs]
 
     def _set_weights(self, weights: dict[str, Tensor]) -> None:
-        self.weights = {n: t.to(self.device).contiguous().requires_grad_() for n, t in weights.items()}
-        self.optimizer = Adam({n: t.detach() for n, t in self.weights.items()}, eps=ADAM_EPS)
+        on_device = {name: tensor.to(self.device).contiguous() for name, tensor in weights.items()}
+        self.weights = {n: t.requires_grad_(n not in self.untrained) for n, t in on_device.items()}
+        self.trained = {n: t for n, t in self.weights.items() if t.requires_grad}
+        self.optimizer = Adam({n: t.detach() for n, t in self.trained.items()}, eps=ADAM_EPS)
 
     # --- one step --------------------------------------------------------------------------------------------------
 
@@ -183,7 +194,7 @@ class SaeRun:
             active = self.family.choose(self._pre_blocks(centred, plain), plain, self.state)
         step = self._prepared(active, centred, x, y, b_pre)
         loss = self.family.loss(step)
-        gradients = dict(zip(self.weights, torch.autograd.grad(loss.total, list(self.weights.values())), strict=True))
+        gradients = dict(zip(self.trained, torch.autograd.grad(loss.total, list(self.trained.values())), strict=True))
         acts, residual = loss.acts.detach(), loss.residual.detach()
         dead_features = (self.since_fired >= self.config.dead_after).nonzero().squeeze(1)
         auxiliary = torch.zeros((), device=self.device)
@@ -241,11 +252,14 @@ class SaeRun:
 
     def _update(self, gradients: dict[str, Tensor], weights: dict[str, Tensor], lr: float) -> None:
         parallel.average(gradients.values())
-        if self.has_unit_rows:
+        fits_unit_rows = self.has_unit_rows and "decoder" in gradients
+        if fits_unit_rows:
             _project(gradients["decoder"], weights["decoder"])
         self.optimizer.step({name: g.contiguous() for name, g in gradients.items()}, lr)
-        if self.has_unit_rows:
+        if fits_unit_rows:
             _normalise_rows(weights["decoder"])
+        if self.start is not None:
+            frozen.keep_near(weights["decoder"], self.start)
 
     def _wake(self, weights: dict[str, Tensor], centred: Tensor, active: SparseCodes) -> None:
         """Wake the features that are still dead after AuxK has had another `dead_after` vectors to fit them."""
@@ -254,7 +268,7 @@ class SaeRun:
             n = len(centred) * parallel.world_size()
             wins = max(1, round(WAKE_SHARE * n * self.spec.k / self.spec.d_sae))
             dead.wake(weights, centred, self.family.bar(weights, active, asleep), asleep, wins)
-            self.optimizer.forget(("encoder", "b_enc", "decoder"), asleep)
+            self.optimizer.forget([n for n in ("encoder", "b_enc", "decoder") if n in self.trained], asleep)
 
     def _steer(self, l0: float) -> None:
         if not self.family.has_penalty or self.spec.penalty is not None or self.index < self.config.warmup_steps // 4:
@@ -301,7 +315,9 @@ class SaeRun:
         """The tensors that, with `numbers`, determine the rest of the run."""
         state = {f"state.{name}": tensor for name, tensor in self.state.items()}
         held = {name: tensor.detach() for name, tensor in self.weights.items()}
-        return {"since_fired": self.since_fired, "mean_in": self.mean_in, **held, **self.optimizer.state(), **state}
+        start = {} if self.start is None else {"start": self.start}
+        more = {"since_fired": self.since_fired, "mean_in": self.mean_in, **start}
+        return {**more, **held, **self.optimizer.state(), **state}
 
     def numbers(self) -> dict[str, Any]:
         """The numbers that, with `tensors`, determine the rest of the run. They are JSON-able."""
@@ -315,12 +331,14 @@ class SaeRun:
         # depends on the alignment
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         names = ["encoder", "b_enc", "decoder", "b_dec", *(["W_skip"] if self.spec.skip else []), *self.family.extra()]
-        missing = [name for name in names if name not in tensors]
+        needed = [*names, "start"] if self.spec.frozen == frozen.SOFT else names
+        missing = [name for name in needed if name not in tensors]
         if missing:
             raise MismatchError(f"the checkpoint lacks {', '.join(missing)}; delete its folder to train anew")
         self._set_weights({name: tensors[name] for name in names})
         self.optimizer.restore(tensors)
         self.since_fired, self.mean_in = tensors["since_fired"], tensors["mean_in"]
+        self.start = tensors["start"] if self.spec.frozen == frozen.SOFT else None
         self.state = {name: tensors[f"state.{name}"] for name in self.state}
         self.index = int(numbers["step"])
         self.scale_in, self.scale_out = numbers["scale_in"], numbers["scale_out"]

@@ -4,9 +4,9 @@
     empty         no label: what the scorer gives for nothing
     token_lookup  the label of the explainer `token_lookup` for the same feature, a list of the tokens on which it is
                   most active: what a label must beat to have said more than that (Bills et al. 2023)
-    random_model  the label as it is, on a model with random weights; a run of its own, not a stand-in
 
-The stand-ins are a function of labels and evidence alone, whatever features are chosen and whatever scorer asks.
+Controls of the whole dictionary (see dictionary_controls.py) are runs of their own, in which labels are scored as they
+are. The stand-ins are a function of labels and evidence alone, whatever features are chosen and whatever scorer asks.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from typing import overload
 
 from autointerp.ask.job import Job
 from autointerp.config import ExplainConfig
+from autointerp.dictionary_controls import DICTIONARY_CONTROLS
 from autointerp.errors import InputError
 from autointerp.records import Explanation, stable_id
 from autointerp.rules.labels import rule_explanation, rule_sha256
 from autointerp.store import Selection
 
 LOOKUP = "token_lookup"
-RANDOM_MODEL = "random_model"
-"""The control that uses labels of another dictionary, whose SAE was trained in the same way on the model with random
-weights."""
-CONTROLS = ("shuffled", "empty", LOOKUP, RANDOM_MODEL)
+CONTROLS = ("shuffled", "empty", LOOKUP, *DICTIONARY_CONTROLS)
 _EVERY = 1000
 """More contexts than any harvest keeps."""
 

@@ -17,9 +17,10 @@ from autointerp.ask.forecast import Estimate, Forecast
 from autointerp.ask.job import Blocks, Job, Outcome, run_pool
 from autointerp.ask.question import Asker, side_by_side
 from autointerp.config import EndpointConfig, ScoreConfig
+from autointerp.dictionary_controls import DICTIONARY_CONTROLS
 from autointerp.errors import InputError
 from autointerp.records import Explanation, Score
-from autointerp.score.controls import CONTROLS, RANDOM_MODEL
+from autointerp.score.controls import CONTROLS
 from autointerp.score.scorer import Needs, Run, Scorer, Work, pending
 from autointerp.score.scorers import configured
 from autointerp.store.group_writer import GroupWriter
@@ -82,10 +83,10 @@ def _chosen(run: Run) -> list[_Chosen]:
     scorers = configured(run.config.scorers)
     if run.control is not None and run.control not in CONTROLS:
         raise InputError(f"no control {run.control!r}; there are {', '.join(CONTROLS)}")
-    if run.control == RANDOM_MODEL:
+    if run.control in DICTIONARY_CONTROLS:
         raise InputError(
-            f"the control {RANDOM_MODEL!r} scores the features of a model with random weights, which is harvested and "
-            f"labelled first: it needs `autointerp run --control {RANDOM_MODEL}`"
+            f"the control {run.control!r} scores the features of another dictionary, which is trained, harvested and "
+            f"labelled first: it needs `autointerp run --control {run.control}`"
         )
     chosen = [_Chosen(s, s.needs(run) if run.control is None or s.reads_label else Needs()) for s in scorers]
     return sorted(chosen, key=lambda one: one.turn(run))

@@ -12,7 +12,6 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from autointerp import __version__
 from autointerp.config import Config, SaeConfig
 from autointerp.config_file import as_dict
+from autointerp.dictionary_controls import is_control
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
 from autointerp.evidence.methods import check_methods
-from autointerp.score.controls import RANDOM_MODEL
 from autointerp.stages import labelling
 from autointerp.stages.checks import Check
+from autointerp.stages.control_dictionaries import check_names, control_configs, held_control, is_of_dictionary
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
 from autointerp.stages.label_checks import label_checks
 from autointerp.stages.labelling import Labelling
@@ -306,50 +306,16 @@ def score(
     with _labelling(config, "score", selection, terminal, prompts, dry_run) as work:
         failed = 0
         for row in labelling.dictionaries(work.store, config, dictionary):
-            if control == RANDOM_MODEL:
-                if row.name.endswith(random_name("")):
+            told = control
+            if control is not None and is_of_dictionary(control):
+                if is_control(row.name):
                     continue
-                row = _random_sister(work.store, row)
-            told = None if control == RANDOM_MODEL else control
+                row, told = held_control(work.store, row, control), None
             if dry_run:
                 labelling.forecast(work, [row], ("score",), told)
             else:
                 failed += labelling.score(work, row, told)
         _complain(failed)
-
-
-def _random_sister(store: Store, row: DictionaryRow) -> DictionaryRow:
-    """The dictionary's counterpart on the model with random weights."""
-    wanted = random_name(row.name)
-    for held in store.dictionaries():
-        if held.name == wanted:
-            return held
-    raise InputError(f"{store.path} holds no {wanted!r} yet; `autointerp run --control {RANDOM_MODEL}` makes it")
-
-
-def random_name(dictionary: str) -> str:
-    return f"{dictionary} ({RANDOM_MODEL})"
-
-
-def with_random_weights(config: Config, saes: Sequence[SaeConfig]) -> Config:
-    """The configuration of the control `random_model`: random weights, and for each of `saes` an SAE of its size that
-    is trained on them. An SAE that is loaded from a file is trained anew, with the k of its harvest.
-
-    Raises InputError if the store does not know an SAE of that kind yet.
-    """
-    sisters = []
-    for sae in saes:
-        sister = replace(sae, name=random_name(sae.dictionary), path=None)
-        if sae.path:
-            with Store.open(Path(config.store.path), read_only=True) as store:
-                held = store.dictionary(sae.dictionary)
-                k = store.mean_active(held.dictionary_id)
-            if k is None:
-                raise InputError(f"{sae.dictionary} was not harvested yet; run `autointerp run` first")
-            sister = replace(sister, d_sae=held.d_sae, k=max(1, round(k)))
-        sisters.append(sister)
-    seed = config.train.seed if config.model.random_weights is None else config.model.random_weights
-    return replace(config, model=replace(config.model, random_weights=seed), sae=tuple(sisters))
 
 
 def run(
@@ -358,38 +324,59 @@ def run(
     selection: Selection,
     terminal: Terminal,
     dry_run: bool = False,
-    control: str | None = None,
+    controls: Sequence[str] = (),
     prompts: Path | None = None,
 ) -> None:
-    """Runs all stages in order; each skips what is done. Under the control `random_model` all stages run on the model
-    with random weights and make separate dictionaries. Other controls affect only the scores."""
+    """Runs all stages in order; each skips what is done. Controls that stand in for labels affect only the scores. For
+    a control of the whole dictionary all stages run anew, and make a dictionary of its own; what they read is made by
+    an earlier run. Where rows failed, the others go on, and the error comes last."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("torchrun starts several processes, and only `autointerp train` shares its work among them")
-    labelling.check_control(control)
+    for control in controls:
+        labelling.check_control(control)
     check_methods(config.evidence.methods)
     saes = chosen_saes(config, dictionary)
-    if control == RANDOM_MODEL:
-        config = with_random_weights(config, saes)
-        saes, dictionary, control = config.sae, None, None
+    stand_ins = [control for control in controls if not is_of_dictionary(control)]
+    whole = [control for control in controls if is_of_dictionary(control)]
+    if whole:
+        check_names(saes)
+    failure: PartialFailure | None = None
+    if stand_ins or not whole:
+        failure = _run_stages(config, saes, selection, terminal, dry_run, stand_ins, prompts)
+    for made in control_configs(config, saes, whole, terminal) if whole else ():
+        failure = _run_stages(made, made.sae, selection, terminal, dry_run, (), prompts) or failure
+    if failure is not None:
+        raise failure
+
+
+def _run_stages(
+    config: Config, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal, dry_run: bool,
+    stand_ins: Sequence[str], prompts: Path | None,
+) -> PartialFailure | None:  # fmt: skip
+    """Runs all stages for `saes`, recorded as one run. Returns the error that it ends with if rows failed."""
     if dry_run:
-        _forecast_run(config, dictionary, saes, selection, terminal, prompts)
-        return
-    with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
-        work = Labelling(config, store, run_id, selection, terminal, prompts)
-        checks = label_checks(config, store, prompts, control)
-        worked = _gpu_stages(config, saes, store, selection, terminal, checks)
-        failed = 0
-        for sae in saes:
-            row = store.dictionary(sae.dictionary)
-            before = store.row_counts()
-            labelling.show_in_labels(config, store, row)
-            failed += labelling.explain(work, row)
-            for told in dict.fromkeys((None, control)):
-                failed += _score_and_measure(work, row, sae, told)
-            worked = worked or store.row_counts() != before
-        if not worked:
-            terminal.say("everything was done already; nothing to do")
-        _complain(failed)
+        _forecast_run(config, saes, selection, terminal, prompts)
+        return None
+    try:
+        with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
+            work = Labelling(config, store, run_id, selection, terminal, prompts)
+            checks = label_checks(config, store, prompts, next(iter(stand_ins), None))
+            worked = _gpu_stages(config, saes, store, selection, terminal, checks)
+            failed = 0
+            for sae in saes:
+                row = store.dictionary(sae.dictionary)
+                before = store.row_counts()
+                labelling.show_in_labels(config, store, row)
+                failed += labelling.explain(work, row)
+                for told in (None, *dict.fromkeys(stand_ins)):
+                    failed += _score_and_measure(work, row, sae, told)
+                worked = worked or store.row_counts() != before
+            if not worked:
+                terminal.say("everything was done already; nothing to do")
+            _complain(failed)
+    except PartialFailure as failure:
+        return failure
+    return None
 
 
 def _score_and_measure(work: Labelling, row: DictionaryRow, sae: SaeConfig, control: str | None) -> int:
@@ -438,19 +425,24 @@ def _gpu_stages(
 
 
 def _forecast_run(
-    config: Config, dictionary: str | None, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal,
-    prompts: Path | None,
-) -> None:  # fmt: skip
+    config: Config, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal, prompts: Path | None
+) -> None:
     session = gpu_session(config, terminal)
     from autointerp.stages import harvesting
 
     harvesting.forecast_harvest(session, saes)
+    not_yet = "labels: calls and cost are known once the harvest has filled the store"
     if not Path(config.store.path).exists():
-        terminal.result("labels: calls and cost are known once the harvest has filled the store")
+        terminal.result(not_yet)
         return
+    names = {sae.dictionary for sae in saes}
     with Store.open(Path(config.store.path), read_only=True) as store:
-        rows = labelling.dictionaries(store, config, dictionary)
-        labelling.forecast(Labelling(config, store, "dry-run", selection, terminal, prompts), rows)
+        rows = [row for row in store.dictionaries() if row.name in names]
+        harvested = [row for row in rows if store.current_harvest(row.dictionary_id) is not None]
+        if len(harvested) < len(names):
+            terminal.result(not_yet)
+        if harvested:
+            labelling.forecast(Labelling(config, store, "dry-run", selection, terminal, prompts), harvested)
 
 
 def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal, as_json: bool = False) -> None:

@@ -244,7 +244,10 @@ def model_key(config: Config) -> list[Any]:
     folder = Path(config.model.name)
     name = folder_sha256(folder) if folder.is_dir() else config.model.name
     key = [name, config.model.revision, config.model.dtype]
-    return key if config.model.random_weights is None else [*key, f"random {config.model.random_weights}"]
+    if config.model.random_weights is None:
+        return key
+    kept = " but the embeddings" if config.model.keep_embeddings else ""
+    return [*key, f"random {config.model.random_weights}{kept}"]
 
 
 def corpus_key(config: Config) -> list[Any]:

@@ -42,11 +42,14 @@ from autointerp.terminal import Progress, Terminal
 
 def _training_key(config: Config, sae: SaeConfig) -> str:
     """A hash of everything on which a trained SAE depends: model, text, hookpoint, sizes, recipe."""
+    of_sae = {k: v for k, v in asdict(sae).items() if k not in ("name", "path", "format")}
+    if sae.frozen == "none":  # an SAE that was trained before there was a choice is the same
+        del of_sae["frozen"]
     return digest(
         {
             "model": model_key(config),
             "corpus": corpus_key(config),
-            "sae": {k: v for k, v in asdict(sae).items() if k not in ("name", "path", "format")},
+            "sae": of_sae,
             "train": {k: v for k, v in asdict(config.train).items() if k != "checkpoint_every"},
         }
     )
@@ -224,6 +227,7 @@ def _spec(config: Config, sae: SaeConfig, points: tuple[Hookpoint, Hookpoint | N
         skip=sae.skip,
         penalty=sae.penalty,
         seed=config.train.seed if sae.seed is None else sae.seed,
+        frozen=None if sae.frozen == "none" else sae.frozen,
         settings=settings | {"prefixes": list(sae.prefixes), "bandwidth": sae.bandwidth},
     )
 

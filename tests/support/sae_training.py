@@ -43,7 +43,8 @@ class One(Trainer):
 
 def trainer(folder: Path, data: Tensor | None = None, config: TrainConfig = CONFIG, **settings: Any) -> One:
     source = ArraySource(vectors(1500) if data is None else data, block=100)
-    spec = SaeSpec("x", settings.pop("architecture", "topk"), 64, settings.pop("k", 4))
+    family, k, frozen = settings.pop("architecture", "topk"), settings.pop("k", 4), settings.pop("frozen", None)
+    spec = SaeSpec("x", family, 64, k, frozen=frozen)
     return One(source, config, [(spec, folder)], **{"log_every": 1, **settings})
 
 
