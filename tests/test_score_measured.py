@@ -404,9 +404,9 @@ def test_true_labels_score_high(store: Store) -> None:
     assert sum(v or 0.0 for v in values(store, "output_random")) / LABELS < 0.3
     models = {r["scorer"]: (r["model"], r["method"]) for r in store.dicts("SELECT * FROM scores")}
     assert models["generation"] == ("test-model", "sentences") and models["output"] == ("test-model", "choose_label")
-    assert models["surprisal"] == ("subject model", "language_model")
+    assert models["surprisal"] == ("subject model", "language_model_ordinary")
     assert models["intervention"] == ("subject model", "label_gain")
-    assert models["embedding_random"] == ("local:mini", "cosine")
+    assert models["embedding_random"] == ("local:mini", "cosine_ordinary")
     kept = store.rows(
         "SELECT s.scorer, count(*), count(DISTINCT c.split) FROM predictions p JOIN scores s USING (score_id) "
         "JOIN contexts c USING (context_id) WHERE c.split = 'report' GROUP BY ALL ORDER BY ALL"

@@ -188,11 +188,11 @@ def test_a_clear_label_costs_less_and_an_unclear_one_all(store: Store) -> None:
         config = config_of(server, scorers=(DETECTION,), stop_threshold=0.6)
         assert forecast_score(job(store), "combined", config).calls == 8 * len(WORDS)  # the most it can be
         outcome = asyncio.run(score(job(store), "combined", config))
-        assert outcome.method == "answers_sequential" and outcome.statuses == {"ok": len(WORDS)}
+        assert outcome.method == "answers_ordinary_sequential" and outcome.statuses == {"ok": len(WORDS)}
         rows = headline(store, DETECTION)
         # All right: after 8 answers .6^8 = 1.7 % is too much, after 12 it is little enough.
         assert [(r["value"], r["n"], r["n_failed"], r["method"]) for r in rows] == [
-            (1.0, 12, 0, "answers_sequential")
+            (1.0, 12, 0, "answers_ordinary_sequential")
         ] * len(WORDS)
         assert len(server.requests) == 6 * len(WORDS)
         kept = store.rows("SELECT status, count(*) FROM predictions GROUP BY ALL")
@@ -214,10 +214,10 @@ def test_without_a_rule_the_requests_are_the_old_ones(store: Store) -> None:
         assert {len(choice_question(b)[1]) for b in server.requests} == {4}
     for scorer in CHOICE_SCORERS:
         assert [(r["method"], r["n"]) for r in sorted(headline(store, scorer), key=lambda r: r["n"])] == [
-            ("answers_sequential", 8), ("answers", 16),
+            ("answers_ordinary_sequential", 8), ("answers_ordinary", 16),
         ]  # fmt: skip
     methods = store.rows("SELECT DISTINCT method, n FROM explainer_leaderboard WHERE scorer = 'detection' ORDER BY ALL")
-    assert methods == [("answers", 1), ("answers_sequential", 1)]
+    assert methods == [("answers_ordinary", 1), ("answers_ordinary_sequential", 1)]
 
 
 def test_a_stopped_run_goes_on_where_it_was(store: Store) -> None:

@@ -54,7 +54,9 @@ class ExampleLoader:
         told = self._labels(places)
         contexts = {one.explanation.feature: one.contexts for one in told}
         examples = {
-            feature: choose_examples(self._scorer, some, config.contexts, config.seed, dictionary_id)
+            feature: choose_examples(
+                self._scorer, some, config.contexts, config.seed, dictionary_id, config.examples_per_call
+            )
             for feature, some in contexts.items()
         }
         store, harvest_id = self._run.job.store, self._run.job.harvest_id

@@ -13,7 +13,7 @@ whose true score lies there is called above or below it in at most 5 % of cases,
 are independent. The first rule looks at the width alone, which says little about the side: it uses the ordinary
 interval.
 
-The score rows have a method of their own, 'answers_sequential', and `n` is what was asked. With stop_threshold their
+The score rows have a method of their own, 'answers_ordinary_sequential', and `n` is what was asked. With stop_threshold their
 intervals have the level of one look, 1 - 0.05 / looks, so that they hold the truth as often as they should wherever the
 asking stopped; they may therefore be wider than stop_width.
 
@@ -38,7 +38,7 @@ from autointerp.records import stable_id
 from autointerp.score.detection_questions import ANSWERS, Example, batches
 from autointerp.score.score_rows import Answer
 
-ANSWERS_SEQUENTIAL = "answers_sequential"
+ANSWERS_SEQUENTIAL = "answers_ordinary_sequential"
 ROUND = 2
 """Requests of one round. One more look for every request would save little and leave each look less to spend."""
 SIDE_ERROR = 0.025
