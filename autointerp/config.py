@@ -449,6 +449,10 @@ class ScoreConfig(EndpointConfig):
     """detection, fuzzing: stop asking about a label once its score's interval is narrower than this."""
     stop_threshold: Annotated[float, Range(1e-6, 0.999999)] | None = None
     """detection, fuzzing: stop asking about a label once its score is clearly above or below this."""
+    repeat_share: Share = 0.05
+    """detection, fuzzing: share of labels about which everything is asked twice, in other batches. It measures how far
+    a judge agrees with itself and how far errors within a call go together (view judge_consistency); 0 asks nothing
+    twice."""
     intruder_shown: Annotated[int, Range(3, 10**6)] = 5
     """intruder: contexts in one question, the intruder included."""
     sentences: Few = 5

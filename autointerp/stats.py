@@ -10,6 +10,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -190,12 +191,13 @@ class Tails:
         return float(self.at_most[self.at_most <= bound].max(initial=0.0))
 
 
-@lru_cache(maxsize=1024)
-def balanced_accuracy_tails(positives: int, negatives: int, level: float) -> Tails:
+@lru_cache(maxsize=4096)
+def balanced_accuracy_tails(positives: int, negatives: int, level: float, inflation: float = 1.0) -> Tails:
     """Exact tail probabilities of the balanced accuracy of `positives` and `negatives` independent answers, if the true
     balanced accuracy is `level`, 0..1. Many pairs of sensitivity and specificity have that mean. The largest
     probability among 81 of them, from one extreme to the other, is taken (an unconditional exact test, like
-    Barnard's)."""
+    Barnard's). `inflation`: by how much the variance is larger than that of independent answers; the tails are then
+    those of as many standard errors, each longer by its root."""
     reach = min(level, 1.0 - level)
     shift = np.linspace(-reach, reach, 81)
     right = np.arange(positives + 1)[:, None] * negatives + np.arange(negatives + 1)[None, :] * positives
@@ -205,7 +207,17 @@ def balanced_accuracy_tails(positives: int, negatives: int, level: float) -> Tai
         chance = np.bincount(place, weights=np.outer(p, q).ravel(), minlength=values.size)
         at_least = np.maximum(at_least, np.cumsum(chance[::-1])[::-1])
         at_most = np.maximum(at_most, np.cumsum(chance))
-    return Tails(positives, negatives, values, np.minimum(at_least, 1.0), np.minimum(at_most, 1.0))
+    at_least, at_most = np.minimum(at_least, 1.0), np.minimum(at_most, 1.0)
+    if inflation > 1.0:
+        at_least, at_most = _lengthened(at_least, inflation), _lengthened(at_most, inflation)
+    return Tails(positives, negatives, values, at_least, at_most)
+
+
+def _lengthened(tails: NDArray[np.float64], inflation: float) -> NDArray[np.float64]:
+    """Normal tail probabilities as far out in standard errors that are longer by the root of `inflation`."""
+    normal, root = NormalDist(), math.sqrt(inflation)
+    inside = (tails > 0.0) & (tails < 1.0)
+    return np.array([normal.cdf(normal.inv_cdf(p) / root) if ok else p for p, ok in zip(tails, inside, strict=True)])
 
 
 def _binomial(n: int, shares: NDArray[np.float64]) -> NDArray[np.float64]:

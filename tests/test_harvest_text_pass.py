@@ -164,9 +164,7 @@ def test_negatives_are_silent_and_of_their_tier(whole: Path, setup: Setup, truth
     assert min(tiers.values()) > 20 and len(tiers) == 3
 
 
-def test_random_negatives_are_a_uniform_sample_of_the_silent_tiles(
-    whole: Path, setup: Setup, truth: Expected
-) -> None:
+def test_random_negatives_are_a_uniform_sample_of_the_silent_tiles(whole: Path, setup: Setup, truth: Expected) -> None:
     """They hold tiles in which a neighbour fires as often as silent tiles do; not only what the other tiers left."""
     pools = pool_tiles(setup, SMALL)
     lengths = {(w.document, w.start): len(w.token_ids) for unit in setup.units for w in unit.windows}
@@ -193,10 +191,10 @@ def test_random_negatives_are_a_uniform_sample_of_the_silent_tiles(
 
 
 def test_features_do_not_all_show_the_same_silent_tiles(whole: Path) -> None:
-    """In one order for all, features of one neighbour would begin with the same tiles, and so would those of a token."""
+    """In one order for all, features of one neighbour would begin with the same tiles, as those of a token would."""
     with Store.open(whole, read_only=True) as store:
         used = store.rows(
-            "SELECT tier, count(DISTINCT (window_id, \"offset\")) / count(*) FROM evidence.context_rows "
+            'SELECT tier, count(DISTINCT (window_id, "offset")) / count(*) FROM evidence.context_rows '
             "WHERE kind = 'negative' AND rank = 0 GROUP BY tier ORDER BY tier"
         )
     assert all(share > 0.5 for _, share in used) and len(used) == 3

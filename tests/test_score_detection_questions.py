@@ -306,7 +306,7 @@ N = 4
 
 
 def config(server: LlmServer, *scorers: str, **changed: Any) -> ScoreConfig:
-    there = {"model": "test-model", "base_url": server.url, "scorers": scorers or CHOICE_SCORERS}
+    there = {"model": "test-model", "base_url": server.url, "scorers": scorers or CHOICE_SCORERS, "repeat_share": 0.0}
     return ScoreConfig(**{"contexts": N, "bootstrap": 200, **there, **changed})
 
 
@@ -334,7 +334,8 @@ def test_an_oracle_scores_one(store: Store) -> None:
     assert (outcome.method, outcome.failed) == ("answers_ordinary", 0)
     for scorer in CHOICE_SCORERS:
         rows = scores(store, scorer)
-        assert [(r["value"], r["n"], r["n_failed"], r["method"]) for r in rows] == [(1.0, 16, 0, "answers_ordinary")] * 6
+        found = [(r["value"], r["n"], r["n_failed"], r["method"]) for r in rows]
+        assert found == [(1.0, 16, 0, "answers_ordinary")] * 6
         assert all(0.6 < r["ci_low"] < 1.0 == r["ci_high"] for r in rows)
         for part in ("sensitivity", "specificity", "sensitivity_decile_9", "specificity_same_token"):
             assert [r["value"] for r in scores(store, f"{scorer}_{part}")] == [1.0] * 6

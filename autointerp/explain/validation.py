@@ -51,7 +51,7 @@ class Validator:
             raise InputError(
                 f"labels are chosen and revised by {scorer!r} scores; set score.model (and score.base_url)"
             )
-        config = replace(config, scorers=(scorer,), stop_width=None, stop_threshold=None)
+        config = replace(config, scorers=(scorer,), stop_width=None, stop_threshold=None, repeat_share=0.0)
         return cls(replace(job, progress=None), scorer, config)
 
     def _run(self, explainer: str = "") -> Run:

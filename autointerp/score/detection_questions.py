@@ -12,8 +12,8 @@ to look active hung on what the feature had.
 
 Rows of one label, `n` and `n_failed` counted in the contexts that were asked about:
 
-    detection                      balanced accuracy, the mean of the sensitivity and the specificity of the random tier,
-                                   which is a uniform sample of silent text. The other tiers have rows of their own
+    detection                      balanced accuracy, the mean of the sensitivity and of the specificity in the random
+                                   tier, a uniform sample of silent text. The other tiers have rows of their own
     detection_sensitivity          share of the activating contexts that the judge found
     detection_sensitivity_decile_9 sensitivity in one decile (0 weakest .. 9 strongest); only deciles that were shown
     detection_specificity          share of all silent contexts that the judge left alone
@@ -79,8 +79,8 @@ def choose_examples(
 
     Activating contexts are the uniform samples, the deciles in turn, since strong contexts alone say nothing of most
     of what a feature does; top contexts fill in where there are too few. Half of the silent ones are random, the others
-    of the two other tiers in turn. There are fewer silent ones where the activating ones are few: of `per_call` contexts
-    that are asked about together, one is to be activating on average.
+    of the two other tiers in turn. There are fewer silent ones where the activating ones are few: of `per_call`
+    contexts that are asked about together, one is to be activating on average.
     A function of contexts and seed alone, so that labels of one feature are compared on the same questions.
     """
     sampled = [c for c in contexts if c.kind == "sampled"]
@@ -164,12 +164,18 @@ def _visible(context: Context) -> list[int]:
 
 
 def batches(examples: Sequence[Example], size: int, again: bool = False) -> list[list[Example]]:
-    """Batches of at most `size` examples, of almost equal length (a last request with one example would be another kind
-    of question), dealt by `deal`. A function of the examples and their order alone; `again`: another deal of them."""
+    """Batches of at most `size` examples, of almost equal length, dealt by `deal`. A function of the examples and their
+    order alone; `again`: another deal of them."""
+    sizes = [len(run) for run in even_runs(examples, size)]
+    return deal(examples, sizes, random.Random(stable_id("deal", again, *(e.context.context_id for e in examples))))
+
+
+def even_runs(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """The examples as they come, in runs of at most `size` and of almost equal length: a last request with one example
+    would be another kind of question."""
     count = -(-len(examples) // size)
     edges = [i * len(examples) // count for i in range(count + 1)] if count else [0]
-    sizes = [b - a for a, b in zip(edges, edges[1:], strict=False)]
-    return deal(examples, sizes, random.Random(stable_id("deal", again, *(e.context.context_id for e in examples))))
+    return [list(examples[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def deal(examples: Sequence[Example], sizes: Sequence[int], draw: random.Random) -> list[list[Example]]:
