@@ -129,6 +129,23 @@ def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
     return Estimate(p, 0.0 if successes == 0 else low, 1.0 if successes == n else high, n)
 
 
+def ratio_of_shares(above: Estimate, below: Estimate) -> Estimate:
+    """The ratio of two independent shares, with the 95 % interval that follows from theirs (Donner and Zou 2012). Where
+    `below` is 0 there is no value, and only the lower end is known; `n` is that of `above`."""
+    p, q = above.value, below.value
+    if p is None or q is None:
+        return Estimate(None, None, None, above.n)
+    (p_low, p_high), (q_low, q_high) = ((e.low or 0.0, 1.0 if e.high is None else e.high) for e in (above, below))
+    product, least = p * q, p_low * (2 * p - p_low)
+    reach = math.sqrt(max(0.0, product**2 - least * q_high * (2 * q - q_high)))
+    low = least / (product + reach) if product + reach > 0.0 else 0.0
+    if q == 0.0:
+        return Estimate(None, low, None, above.n)
+    most, floor = p_high * (2 * p - p_high), q_low * (2 * q - q_low)
+    high = (product + math.sqrt(max(0.0, product**2 - most * floor))) / floor if floor > 0.0 else None
+    return Estimate(p / q, low, high, above.n)
+
+
 def auroc(positive: ArrayLike, negative: ArrayLike) -> float | None:
     """The probability that a positive scores above a negative, with ties counted half (the Mann-Whitney statistic).
     None if either side is empty."""

@@ -142,10 +142,14 @@ class ChoiceScorer:
             plans = [plan(self.name, item.examples, config, job.dictionary_id) for item in some]
             (by,) = self.made_by(run)
             likely = likely_share(plans, config, before, assumed_correlation(run, self.name, by)[0])
-        held = isinstance(targets, LabelsLeft)  # a million of them maybe
-        ids = [key for key, _ in targets.keys] if held else [e.explanation_id for e in targets]
-        times = len(targets) / max(1, len(a_few(targets))) * (1 + repeated_share(run, self.name, ids))
+        times = len(targets) / max(1, len(a_few(targets))) * (1 + repeated_share(run, self.name, _ids(targets)))
         return Estimate.of(requests, times, written, likely)
+
+
+def _ids(targets: Sequence[Explanation]) -> list[str]:
+    if isinstance(targets, LabelsLeft):  # a million of them maybe, none of which has to be read
+        return [explanation_id for explanation_id, _ in targets.keys]
+    return [label.explanation_id for label in targets]
 
 
 DETECTION_SCORER = ChoiceScorer(DETECTION)
