@@ -120,13 +120,14 @@ def test_few_labels_have_no_interval_and_a_perfect_judge_no_correlation(tmp_path
     assert row["correlation"] is row["ci_low"] is row["ci_high"] is None
 
 
-def test_which_labels_are_asked_twice_hangs_on_label_and_seed_alone() -> None:
-    ids = [f"label {i}" for i in range(2000)]
-    chosen = {i for i in ids if is_repeated(i, DETECTION, 0.1, 0)}
-    assert 140 < len(chosen) < 260
-    assert chosen < {i for i in ids if is_repeated(i, DETECTION, 0.3, 0)}
-    assert chosen != {i for i in ids if is_repeated(i, DETECTION, 0.1, 1)}
-    assert not any(is_repeated(i, DETECTION, 0.0, 0) for i in ids) and all(is_repeated(i, "x", 1.0, 0) for i in ids)
+def test_which_labels_are_asked_twice_hangs_on_feature_and_seed_alone(store: Store) -> None:
+    def chosen(share: float, seed: int = 0, control: str | None = None) -> set[int]:
+        run = Run(job(store), "combined", ScoreConfig(repeat_share=share, seed=seed), control)
+        return {feature for feature in range(2000) if is_repeated(run, DETECTION, feature)}
+
+    assert 140 < len(chosen(0.1)) < 260 and chosen(0.1) < chosen(0.3)
+    assert chosen(0.1) != chosen(0.1, seed=1)
+    assert not chosen(0.0) and len(chosen(1.0)) == 2000 and not chosen(1.0, control="empty")
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------

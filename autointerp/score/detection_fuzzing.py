@@ -116,8 +116,7 @@ class ChoiceScorer:
             identity = run.identity(item.told.explanation, by)
             told = [call for one in rounds for call in one]
             every = [answer for call in told for answer in call]
-            label = item.told.explanation.explanation_id
-            if run.control is None and is_repeated(label, self.name, config.repeat_share, config.seed):
+            if is_repeated(run, self.name, item.told.explanation.feature):
                 asked = [example for one in planned[: len(rounds)] for request in one for example in request]
                 await repeat(item, told, asked)
             z = interval_z(config, len(planned))
@@ -142,14 +141,14 @@ class ChoiceScorer:
             plans = [plan(self.name, item.examples, config, job.dictionary_id) for item in some]
             (by,) = self.made_by(run)
             likely = likely_share(plans, config, before, assumed_correlation(run, self.name, by)[0])
-        times = len(targets) / max(1, len(a_few(targets))) * (1 + repeated_share(run, self.name, _ids(targets)))
+        times = len(targets) / max(1, len(a_few(targets))) * (1 + repeated_share(run, self.name, _features(targets)))
         return Estimate.of(requests, times, written, likely)
 
 
-def _ids(targets: Sequence[Explanation]) -> list[str]:
+def _features(targets: Sequence[Explanation]) -> list[int]:
     if isinstance(targets, LabelsLeft):  # a million of them maybe, none of which has to be read
-        return [explanation_id for explanation_id, _ in targets.keys]
-    return [label.explanation_id for label in targets]
+        return [feature for _, feature in targets.keys]
+    return [label.feature for label in targets]
 
 
 DETECTION_SCORER = ChoiceScorer(DETECTION)

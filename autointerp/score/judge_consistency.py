@@ -28,16 +28,16 @@ FEWEST_LABELS = 20
 """With fewer the measured correlation says less than an assumption; the view has no interval then."""
 
 
-def is_repeated(explanation_id: str, scorer: str, share: float, seed: int) -> bool:
-    """Whether everything about a label is asked twice. A function of label and seed alone."""
-    return int(stable_id("repeat", seed, scorer, explanation_id)[:8], 16) < share * 2**32
+def is_repeated(run: Run, scorer: str, feature: int) -> bool:
+    """Whether everything about the labels of a feature is asked twice. A function of feature and seed alone, so that it
+    is known before there are labels; nothing is asked twice of a control."""
+    drawn = stable_id("repeat", run.config.seed, scorer, run.job.dictionary_id, feature)
+    return run.control is None and int(drawn[:8], 16) < run.config.repeat_share * 2**32
 
 
-def repeated_share(run: Run, scorer: str, explanation_ids: Sequence[str]) -> float:
-    """The share of these labels about which everything is asked twice."""
-    config = run.config
-    n = sum(is_repeated(one, scorer, config.repeat_share, config.seed) for one in explanation_ids)
-    return n / max(1, len(explanation_ids))
+def repeated_share(run: Run, scorer: str, features: Sequence[int]) -> float:
+    """The share of labels about which everything is asked twice, from the feature of each."""
+    return sum(is_repeated(run, scorer, feature) for feature in features) / max(1, len(features))
 
 
 def assumed_correlation(run: Run, scorer: str, by: MadeBy) -> tuple[float, str]:
