@@ -455,7 +455,8 @@ class ScoreConfig(EndpointConfig):
     of these that the endpoint supports."""
     contexts: Few = 10
     """N: simulation reads N top, N sampled and N negative contexts; detection and fuzzing read 2 N activating and 2 N
-    negative ones. The harvest has to keep that many: harvest.top_contexts of N, harvest.sampled_contexts of 2 N."""
+    negative ones, N of them random. The harvest has to keep that many: harvest.top_contexts and harvest.negatives of N,
+    harvest.sampled_contexts of 2 N."""
     examples_per_call: Few = 5
     """detection, fuzzing: most contexts in one request."""
     stop_width: Annotated[float, Range(1e-6, 0.999999)] | None = None
@@ -465,10 +466,15 @@ class ScoreConfig(EndpointConfig):
     label_precision: PositiveShare = 0.5
     """Column label_from: a label holds from the activation on at which its precision on text as it comes is at least
     this. It counts for labels scored from then on."""
+    repeat_share: Share = 0.05
+    """detection, fuzzing: share of labels about which everything is asked twice, in other batches. It measures how far
+    a judge agrees with itself and how far errors within a call go together (view judge_consistency); 0 asks nothing
+    twice."""
     intruder_shown: Annotated[int, Range(3, 10**6)] = 5
     """intruder: contexts in one question, the intruder included."""
     sentences: Few = 5
-    """generation: sentences to ask for that should activate the feature, and as many that should not."""
+    """generation: sentences to ask for that should activate the feature, as many that should not, and as many that only
+    seem to."""
     distractors: Few = 4
     """output: labels of other features among which the judge has to find the right one."""
     steering_kl: Annotated[float, Range(1e-6, 1000)] = 0.5

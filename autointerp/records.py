@@ -469,6 +469,37 @@ class Measurement:
     n_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeRepeat:
+    """One label that a judge was asked about twice, on the same contexts in other batches. An error is 1 where an
+    answer is wrong, less the share of wrong answers about the label's contexts of that class."""
+
+    repeat_id: str
+    dictionary_id: int
+    feature: int
+    explanation_id: str
+    harvest_id: int
+    scorer: str
+    method: str
+    model: str
+    template_sha256: str
+    seed: int
+    n_twice: int
+    """Contexts that were answered both times, ..."""
+    n_agreed: int
+    """... and those of them with the same answer."""
+    n_answers: int
+    square_sum: float
+    """Sum of the squared errors of all answers."""
+    n_within: int
+    """Pairs of answers of one call."""
+    within_sum: float
+    """Sum of the products of their errors."""
+    n_between: int
+    """Pairs of answers of two calls, about two contexts."""
+    between_sum: float
+
+
 def stable_id(*parts: Any) -> str:
     """The key of a row that must not be written twice: 32 hex digits that depend on the parts alone."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:32]

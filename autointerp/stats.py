@@ -10,6 +10,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -133,6 +134,23 @@ def wilson_of_share(share: float, n: float, z: float = Z95) -> tuple[float, floa
     return (0.0 if share == 0 else max(0.0, centre - half)), (1.0 if share == 1 else min(1.0, centre + half))
 
 
+def ratio_of_shares(above: Estimate, below: Estimate) -> Estimate:
+    """The ratio of two independent shares, with the 95 % interval that follows from theirs (Donner and Zou 2012). Where
+    `below` is 0 there is no value, and only the lower end is known; `n` is that of `above`."""
+    p, q = above.value, below.value
+    if p is None or q is None:
+        return Estimate(None, None, None, above.n)
+    (p_low, p_high), (q_low, q_high) = ((e.low or 0.0, 1.0 if e.high is None else e.high) for e in (above, below))
+    product, least = p * q, p_low * (2 * p - p_low)
+    reach = math.sqrt(max(0.0, product**2 - least * q_high * (2 * q - q_high)))
+    low = least / (product + reach) if product + reach > 0.0 else 0.0
+    if q == 0.0:
+        return Estimate(None, low, None, above.n)
+    most, floor = p_high * (2 * p - p_high), q_low * (2 * q - q_low)
+    high = (product + math.sqrt(max(0.0, product**2 - most * floor))) / floor if floor > 0.0 else None
+    return Estimate(p / q, low, high, above.n)
+
+
 def auroc(positive: ArrayLike, negative: ArrayLike) -> float | None:
     """The probability that a positive scores above a negative, with ties counted half (the Mann-Whitney statistic).
     None if either side is empty."""
@@ -195,12 +213,13 @@ class Tails:
         return float(self.at_most[self.at_most <= bound].max(initial=0.0))
 
 
-@lru_cache(maxsize=1024)
-def balanced_accuracy_tails(positives: int, negatives: int, level: float) -> Tails:
+@lru_cache(maxsize=4096)
+def balanced_accuracy_tails(positives: int, negatives: int, level: float, inflation: float = 1.0) -> Tails:
     """Exact tail probabilities of the balanced accuracy of `positives` and `negatives` independent answers, if the true
     balanced accuracy is `level`, 0..1. Many pairs of sensitivity and specificity have that mean. The largest
     probability among 81 of them, from one extreme to the other, is taken (an unconditional exact test, like
-    Barnard's)."""
+    Barnard's). `inflation`: by how much the variance is larger than that of independent answers; the tails are then
+    those of as many standard errors, each longer by its root."""
     reach = min(level, 1.0 - level)
     shift = np.linspace(-reach, reach, 81)
     right = np.arange(positives + 1)[:, None] * negatives + np.arange(negatives + 1)[None, :] * positives
@@ -210,7 +229,17 @@ def balanced_accuracy_tails(positives: int, negatives: int, level: float) -> Tai
         chance = np.bincount(place, weights=np.outer(p, q).ravel(), minlength=values.size)
         at_least = np.maximum(at_least, np.cumsum(chance[::-1])[::-1])
         at_most = np.maximum(at_most, np.cumsum(chance))
-    return Tails(positives, negatives, values, np.minimum(at_least, 1.0), np.minimum(at_most, 1.0))
+    at_least, at_most = np.minimum(at_least, 1.0), np.minimum(at_most, 1.0)
+    if inflation > 1.0:
+        at_least, at_most = _lengthened(at_least, inflation), _lengthened(at_most, inflation)
+    return Tails(positives, negatives, values, at_least, at_most)
+
+
+def _lengthened(tails: NDArray[np.float64], inflation: float) -> NDArray[np.float64]:
+    """Normal tail probabilities as far out in standard errors that are longer by the root of `inflation`."""
+    normal, root = NormalDist(), math.sqrt(inflation)
+    inside = (tails > 0.0) & (tails < 1.0)
+    return np.array([normal.cdf(normal.inv_cdf(p) / root) if ok else p for p, ok in zip(tails, inside, strict=True)])
 
 
 def _binomial(n: int, shares: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,7 +8,8 @@ the threshold, and how often the label was called clear on the wrong side; mean 
 the truth. `fixed` rows ask a fixed number of every label. `equal error`: requests of the fixed number that is as often
 on the wrong side, between the two nearest, and what the rule saves of them.
 
-With --store the answers are not simulated: those that a store holds of detection or fuzzing (method 'answers', report)
+With --store the answers are not simulated: those that a store holds of detection or fuzzing (by method
+'answers_ordinary', report)
 are taken in the order in which a rule would have asked for them. The truth is then the score over all of them.
 """
 
@@ -173,7 +174,8 @@ def stored(path: Path) -> dict[str, list[Label]]:
         rows = store.rows(
             "SELECT s.scorer, s.score_id, c.context_id, c.feature, c.kind, c.tier, c.decile, p.truth[1], "
             "p.predicted[1] FROM scores s JOIN predictions p USING (score_id) JOIN contexts c USING (context_id) "
-            "WHERE s.scorer IN ('detection', 'fuzzing') AND s.method = 'answers' AND s.part = 'report' "
+            "WHERE s.scorer IN ('detection', 'fuzzing') AND s.method = 'answers_ordinary' "
+            "AND s.part = 'report' AND (c.kind <> 'negative' OR c.tier = 'random') "
             "AND s.control IS NULL AND s.status = 'ok' AND p.predicted IS NOT NULL ORDER BY s.score_id, c.context_id"
         )
     found: dict[tuple[str, str], list[tuple[Example, bool]]] = {}

@@ -207,7 +207,7 @@ def test_revising_mends_a_label_that_is_too_broad(store: Store) -> None:
     assert [row["side"] for row in found] == ["input"] * len(WORDS)
     assert {row[0] for row in store.rows("SELECT explainer FROM labels")} == {"revise"}
     alarms = [b["messages"][1]["content"].split("false alarms:\n")[1].count("\n") for b in rewritten]
-    assert set(alarms) <= {3, 4}  # all of its mistakes on one half are false alarms, and no more than asked for
+    assert set(alarms) <= {2, 3, 4}  # all of its mistakes on one half are false alarms, and no more than asked for
     means = dict(
         store.rows(
             "SELECT e.explainer, avg(s.value) FROM scores s JOIN explanations e USING (explanation_id) "

@@ -164,6 +164,42 @@ def test_negatives_are_silent_and_of_their_tier(whole: Path, setup: Setup, truth
     assert min(tiers.values()) > 20 and len(tiers) == 3
 
 
+def test_random_negatives_are_a_uniform_sample_of_the_silent_tiles(whole: Path, setup: Setup, truth: Expected) -> None:
+    """They hold tiles in which a neighbour fires as often as silent tiles do; not only what the other tiers left."""
+    pools = pool_tiles(setup, SMALL)
+    lengths = {(w.document, w.start): len(w.token_ids) for unit in setup.units for w in unit.windows}
+    cosine = setup.sae.W_dec @ setup.sae.W_dec.T - 9 * torch.eye(setup.sae.d_sae)
+    cosine[:, [f for f in range(setup.sae.d_sae) if not truth.values[f]]] = -9
+    neighbours = cosine.topk(3).indices
+
+    def fires(document: str, start: int, offset: int, features: list[int]) -> bool:
+        end = min(offset + SMALL.context_tokens, lengths[document, start])
+        return bool(truth.dense[document, start][offset:end][:, features].any())
+
+    expected = variance = 0.0
+    held = 0
+    for (feature, split), rows in contexts(whole, "negative").items():
+        near = neighbours[feature].tolist()
+        silent = [tile for tile in pools[split] if not fires(*tile, [feature])]
+        drawn = [r for r in rows if r["tier"] == "random"]
+        if len(silent) < 3 * len(drawn):
+            continue
+        share = sum(fires(*tile, near) for tile in silent) / len(silent)
+        expected, variance = expected + share * len(drawn), variance + share * (1 - share) * len(drawn)
+        held += sum(fires(r["document"], r["start"], r["offset"], near) for r in drawn)
+    assert expected > 50 and abs(held - expected) < 4 * variance**0.5
+
+
+def test_features_do_not_all_show_the_same_silent_tiles(whole: Path) -> None:
+    """In one order for all, features of one neighbour would begin with the same tiles, as those of a token would."""
+    with Store.open(whole, read_only=True) as store:
+        used = store.rows(
+            'SELECT tier, count(DISTINCT (window_id, "offset")) / count(*) FROM evidence.context_rows '
+            "WHERE kind = 'negative' AND rank = 0 GROUP BY tier ORDER BY tier"
+        )
+    assert all(share > 0.5 for _, share in used) and len(used) == 3
+
+
 def test_no_text_stands_on_two_sides(whole: Path) -> None:
     with Store.open(whole, read_only=True) as store:
         assert store.rows("SELECT text FROM contexts GROUP BY text HAVING count(DISTINCT split) > 1") == []

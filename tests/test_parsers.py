@@ -97,7 +97,8 @@ PIECES = [
     "0", "1", "2", "3", "7", "9", "10", "11", "42", "-1", "0.5", "1e3", "1e400", "NaN", "Infinity", "٣", "１", "²",
     "true", "false", "null", "none", "no pattern", "[1, 0, 1]", "[0]", "[1,", ", 0]", "[3]", "[[", "]]",
     '{"label": ', '{"label": "x"}', '"side": "input"', '{"answer": ', '{"answer": 2}', '{"answer": "3"}', "}}", '{"',
-    '{"active": ["a", "b"], "silent": ["c", "d"]}', '{"active": [', '"], "silent": ["', '": "', '", "', "\\ud800",
+    '{"active": ["a", "b"], "silent": ["c", "d"], "lookalike": ["e", "f"]}', '{"active": [', '"], "silent": ["',
+    '"], "lookalike": ["', '": "', '", "', "\\ud800",
     "\\u0000", "\\", "LABEL:", "\nLABEL: ", "**Label:** ", "\nSIDE: both\n", "label", "ANSWER: ", "answer is ",
     "Excerpt ", "```", "```json\n", "\n```\n", '" the"\t', '" the"\t3\n', '" alpha"\t0\n', " the\t", "\t3\n", "\t10\n",
     "Sure! Here it is:\n", "Hope this helps.", "the word ", "word " * 80, "https://x.y/z", "\x00", "\x07", "\x1b[31m",
@@ -481,16 +482,20 @@ WRITTEN = [
 def test_texts(data: bytes) -> None:
     found = own_statuses(lambda: read_texts(garbage(data), 2), "no_sentences", "sentence_count")
     if found is not None:
-        assert len(found.active) == len(found.silent) == 2
-        assert all(0 < len(text) <= MAX_TEXT and text == text.strip() for text in [*found.active, *found.silent])
-        assert not re.search("[\ud800-\udfff\x00-\x08]", "".join([*found.active, *found.silent]))
+        assert len(found.active) == len(found.silent) == len(found.lookalike) == 2
+        every = found.asked.texts
+        assert all(0 < len(text) <= MAX_TEXT and text == text.strip() for text in every)
+        assert not re.search("[\ud800-\udfff\x00-\x08]", "".join(every))
 
     dice = Dice(data)
     count = 1 + dice.roll(3)
-    kinds = [["a" + dice.text(WRITTEN, 3) for _ in range(count)] for _ in range(2)]
-    fields: dict[str, Any] = {"active": kinds[0], "silent": kinds[1], "note": "{"}
+    kinds = [["a" + dice.text(WRITTEN, 3) for _ in range(count)] for _ in range(3)]
+    fields: dict[str, Any] = {"active": kinds[0], "silent": kinds[1], "lookalike": kinds[2], "note": "{"}
     answer = as_json(dice, {name: fields[name] for name in dice.shuffled(list(fields))})
-    before = dice.text([*NO_ANSWER, '{"active": ["old"], "silent": ["older"]}\n', '{"active": [{', '{"active": 1} '], 5)
+    before = dice.text(
+        [*NO_ANSWER, '{"active": ["old"], "silent": ["older"], "lookalike": []}\n', '{"active": [{', '{"active": 1} '],
+        5,
+    )
     reply = before + answer + dice.pick([*AFTER, " {", '\n{"a": 1}', " }", '\n{"active": ["'])
     assert read_texts(reply, count) == Texts(*([fit(text) for text in kind] for kind in kinds))
     with pytest.raises(ReplyError):

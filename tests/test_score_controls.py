@@ -86,8 +86,11 @@ def test_every_scorer_of_labels_takes_it(store: Store) -> None:
         judged = [choice_question(b)[0] for b in server.requests
                   if "You judge" in b.get("messages", [{"content": ""}])[0]["content"]]  # fmt: skip
     assert judged and {*asked, *judged} == {e.text for e in told(store)[:2]}
-    for scorer, method in (("simulation", "numbers"), ("detection", "answers"), ("fuzzing", "answers"),
-                           ("embedding", "cosine")):  # fmt: skip
+    methods = {
+        "simulation": "numbers", "detection": "answers_ordinary", "fuzzing": "answers_ordinary",
+        "embedding": "cosine_ordinary",
+    }  # fmt: skip
+    for scorer, method in methods.items():
         found = values(scorer, method, "token_lookup")
         assert len(found) == 2 and min(found) > 0.8, scorer
     assert values("intruder", "choice", None) == [] and store.check() == []

@@ -59,7 +59,11 @@ def test_deciles_and_tiers_take_turns() -> None:
     assert len(chosen) == 12 and {c.kind for c in active} == {"sampled"}
     assert Counter(c.decile for c in active) == {0: 2, 4: 2, 9: 2}
     tiers = Counter(e.context.tier for e in chosen if not e.active)
-    assert tiers == {"random": 2, "same_token": 2, "neighbour": 2}
+    assert tiers == {"random": 3, "same_token": 2, "neighbour": 1}
+    # Where a tier is short, the others fill in; without random ones there is no score of ordinary text.
+    hard = [c for c in with_deciles() if c.tier != "random"]
+    few = Counter(e.context.tier for e in choose_examples(DETECTION, with_deciles(), 4, 0, 1) if not e.active)
+    assert few == {"random": 3, "same_token": 3, "neighbour": 2} and choose_examples(DETECTION, hard, 4, 0, 1) == []
     assert all(e.marked == () for e in chosen)
 
 
@@ -84,7 +88,52 @@ def test_the_order_is_the_seeds_and_the_base_rate_is_left_to_chance() -> None:
         for seed in range(60)
         for batch in batches(choose_examples(DETECTION, every, 4, seed, 1), 5)
     )
-    assert {0, 1, 2, 3, 4} <= set(counts)
+    assert {1, 2, 3, 4} <= set(counts)
+
+
+def with_counts(active: int, silent: int) -> list[Example]:
+    """That many contexts, told apart by their ids alone."""
+    base = contexts(0, "report")
+    yes, no = base[0], next(c for c in base if c.kind == "negative")
+    return [
+        *(Example(replace(yes, context_id=i)) for i in range(active)),
+        *(Example(replace(no, context_id=1000 + i)) for i in range(silent)),
+    ]
+
+
+@given(st.integers(0, 24), st.integers(0, 24), st.integers(1, 9), st.booleans())
+def test_a_deal_keeps_the_examples_and_few_batches_lack_an_activating_one(
+    active: int, silent: int, size: int, again: bool
+) -> None:
+    every = with_counts(active, silent)
+    dealt = batches(every, size, again)
+    assert dealt == batches(every, size, again)
+    assert sorted(e.context.context_id for b in dealt for e in b) == sorted(e.context.context_id for e in every)
+    assert all(1 <= len(b) <= size for b in dealt)
+    with_none = sum(not any(e.active for e in b) for b in dealt)
+    assert with_none <= max(0, len(dealt) - 3 * active // 4)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+def test_how_many_of_a_batch_are_activating_varies(size: int) -> None:
+    """With 20 of either kind. By chance alone, 24 % of all pairs would lack an activating one."""
+    every = with_counts(20, 20)
+    found = Counter(
+        sum(e.active for e in b) for seed in range(60) for b in batches(random.Random(seed).sample(every, 40), size)
+    )
+    assert found[0] / found.total() < (0.18 if size == 2 else 0.01)
+    assert len([n for n in found if n > 0]) >= min(size, 4) and max(found.values()) / found.total() < 0.75
+    mean = sum(n * times for n, times in found.items()) / found.total()
+    assert mean == pytest.approx(size * 0.5, abs=0.3)
+
+
+def test_features_with_few_activating_contexts_are_asked_about_fewer_silent_ones() -> None:
+    every = with_deciles()
+    two = [c for c in every if c.kind == "negative"] + [c for c in every if c.kind == "sampled"][:2]
+    assert Counter(e.active for e in choose_examples(DETECTION, two, 4, 0, 1, 3)) == {True: 2, False: 4}
+    assert Counter(e.active for e in choose_examples(DETECTION, two, 4, 0, 1, 1)) == {True: 2, False: 8}
+    kept = [e.context.tier for e in choose_examples(DETECTION, two, 4, 0, 1, 3) if not e.active]
+    assert kept.count("random") == 3
 
 
 @pytest.mark.parametrize(("n", "size", "sizes"), [(0, 5, []), (1, 5, [1]), (10, 5, [5, 5]), (11, 5, [3, 4, 4])])
@@ -199,7 +248,7 @@ def test_the_rows_of_a_perfect_label() -> None:
     ]  # fmt: skip
     assert all(r.value == 1.0 and r.status == "ok" and r.ci_high == 1.0 and r.n_failed == 0 for r in rows)
     # All right is no proof of always right: the interval stays open below.
-    assert rows[-1].ci_low is not None and 0.7 < rows[-1].ci_low < 0.9
+    assert rows[-1].ci_low is not None and 0.6 < rows[-1].ci_low < 0.9
     assert len({r.score_id for r in rows}) == len(rows)
     assert [len(r.predictions) for r in rows] == [0] * 8 + [16]
     assert {(p.truth[0], p.predicted[0]) for p in rows[-1].predictions if p.predicted} == {(1.0, 1.0), (0.0, 0.0)}
@@ -211,6 +260,15 @@ def test_a_constant_judge_scores_a_half() -> None:
         assert rows["detection"].value == 0.5
         assert rows["detection_sensitivity"].value == sensitivity
         assert rows["detection_specificity_neighbour"].value == 1.0 - sensitivity
+
+
+def test_the_headline_counts_ordinary_silent_text_alone() -> None:
+    """What features lack same-token or neighbour contexts for changes nothing in it."""
+    rows = {r.scorer: r for r in detection_rows(IDENTITY, DETECTION, answers(lambda e: e.context.tier != "random"))}
+    assert rows["detection"].value == 1.0 and rows["detection_specificity"].value == 3 / 8
+    assert rows["detection_specificity_same_token"].value == rows["detection_specificity_neighbour"].value == 0.0
+    fewer = [a for a in answers(lambda e: e.context.tier != "random") if a.context.tier != "same_token"]
+    assert detection_rows(IDENTITY, DETECTION, fewer)[-1].value == 1.0
 
 
 def test_failures_are_counted_and_never_answers() -> None:
@@ -248,7 +306,7 @@ N = 4
 
 
 def config(server: LlmServer, *scorers: str, **changed: Any) -> ScoreConfig:
-    there = {"model": "test-model", "base_url": server.url, "scorers": scorers or CHOICE_SCORERS}
+    there = {"model": "test-model", "base_url": server.url, "scorers": scorers or CHOICE_SCORERS, "repeat_share": 0.0}
     return ScoreConfig(**{"contexts": N, "bootstrap": 200, **there, **changed})
 
 
@@ -273,11 +331,12 @@ def test_an_oracle_scores_one(store: Store) -> None:
         assert all(len(choice_question(b)[1]) <= 5 for b in judged(server))
         assert len(judged(server)) == len(server.requests) == 2 * 4 * len(WORDS)
     assert outcome.pending == 2 * len(WORDS) and outcome.statuses == {"ok": 2 * len(WORDS)}
-    assert (outcome.method, outcome.failed) == ("answers", 0)
+    assert (outcome.method, outcome.failed) == ("answers_ordinary", 0)
     for scorer in CHOICE_SCORERS:
         rows = scores(store, scorer)
-        assert [(r["value"], r["n"], r["n_failed"], r["method"]) for r in rows] == [(1.0, 16, 0, "answers")] * 6
-        assert all(0.7 < r["ci_low"] < 1.0 == r["ci_high"] for r in rows)
+        found = [(r["value"], r["n"], r["n_failed"], r["method"]) for r in rows]
+        assert found == [(1.0, 16, 0, "answers_ordinary")] * 6
+        assert all(0.6 < r["ci_low"] < 1.0 == r["ci_high"] for r in rows)
         for part in ("sensitivity", "specificity", "sensitivity_decile_9", "specificity_same_token"):
             assert [r["value"] for r in scores(store, f"{scorer}_{part}")] == [1.0] * 6
     kept = store.rows(
@@ -328,7 +387,7 @@ def test_each_scorer_is_done_once(store: Store) -> None:
         added = len(server.requests) - simulated
         assert added == len(judged(server)) == 4 * len(WORDS)  # no probe: nothing is simulated
         outcome = run_score(job(store), config(server, FUZZING, "simulation", DETECTION))
-        assert (outcome.pending, outcome.method) == (len(WORDS), "answers")
+        assert (outcome.pending, outcome.method) == (len(WORDS), "answers_ordinary")
         rows = store.row_counts()
         again = run_score(job(store), config(server, FUZZING, "simulation", DETECTION))
         assert (again.pending, again.method) == (0, None)
@@ -352,7 +411,7 @@ def test_labels_with_rules_are_judged_by_an_llm(store: Store) -> None:
     choose = lambda label, asked, found: "`alpha`" in label and " alpha" in "".join(found)  # noqa: E731
     with LlmServer(World(choose=choose)) as server:
         outcome = run_score(few, config(server, "simulation", DETECTION), explainer="patterns")
-    assert (outcome.pending, outcome.method, outcome.statuses) == (2, "rule, answers", {"ok": 2})
+    assert (outcome.pending, outcome.method, outcome.statuses) == (2, "rule, answers_ordinary", {"ok": 2})
     assert scores(store, DETECTION)[0]["value"] == 1.0 and scores(store, "simulation")[0]["method"] == "rule"
 
 

@@ -89,10 +89,10 @@ def test_the_rows_of_a_label() -> None:
         active = [c for a, c in zip(found, cosines, strict=True) if a.context.kind != "negative"]
         silent = [
             c for a, c in zip(found, cosines, strict=True)
-            if a.context.kind == "negative" and tier in (None, a.context.tier)
+            if a.context.tier == (tier or "random")
         ]  # fmt: skip
         assert row.value == stats.auroc(active, silent)
-        documents = {a.context.document for a in found if tier is None or a.context.tier == tier}
+        documents = {a.context.document for a in found if a.context.tier == (tier or "random")}
         if tier == "neighbour":  # its two documents are too few
             assert row.ci_low is None
         else:
@@ -152,11 +152,11 @@ def test_similar_texts_score_one(store: Store) -> None:
         rows = store.row_counts()
         assert run_score(job(store), config(server)).pending == 0
         assert len(server.requests) == PER_LABEL * len(WORDS) and store.row_counts() == rows
-    assert (outcome.method, outcome.statuses) == ("cosine", {"ok": len(WORDS)})
+    assert (outcome.method, outcome.statuses) == ("cosine_ordinary", {"ok": len(WORDS)})
     for name in ("embedding", "embedding_random", "embedding_same_token", "embedding_neighbour"):
         found = scores(store, name)
         assert [(r["value"], r["n_failed"], r["model"], r["method"]) for r in found] == [
-            (1.0, 0, "embedder", "cosine")
+            (1.0, 0, "embedder", "cosine_ordinary")
         ] * len(WORDS)
     assert all(0.5 < r["ci_low"] < 0.9 and r["n"] == 4 * N for r in scores(store))
     kept = store.rows(
@@ -271,7 +271,7 @@ def test_it_goes_with_other_scorers_and_is_forecast(store: Store) -> None:
         outcome = run_score(job(store, BudgetConfig(max_usd=1.0), prices=prices), both)
         assert told.calls == len(server.requests)
         assert forecast_score(job(store), "combined", both).calls == 0
-    assert (outcome.pending, outcome.method) == (3 * len(WORDS), "answers, choice, cosine")
+    assert (outcome.pending, outcome.method) == (3 * len(WORDS), "answers_ordinary, choice, cosine_ordinary")
     assert outcome.statuses == {"ok": 3 * len(WORDS)}
     assert (told.features, only.features, only.calls) == (len(WORDS), len(WORDS), PER_LABEL * len(WORDS))
     assert only.usd == pytest.approx(10 * only.input_tokens / 1e6) and only.output_tokens == 0

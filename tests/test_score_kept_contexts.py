@@ -23,7 +23,7 @@ DEFAULT = {"top_contexts": 20, "sampled_contexts": 20, "negatives": 10}
     ("contexts", "short"),
     [
         (10, None),
-        (11, "(sampled_contexts = 20)"),
+        (11, "(sampled_contexts = 20, negatives = 10)"),
         (25, "(top_contexts = 20, sampled_contexts = 20, negatives = 10)"),
     ],
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from support.known_words import FILLERS, MEASURED_SCORERS, WORDS, World, context
 from support.llm_server import BrainReply, Fault, LlmServer
 from support.prompt_snapshots import check, written
 
+from autointerp import stats
 from autointerp.ask.chat import ReplyError
 from autointerp.ask.job import Outcome
 from autointerp.ask.prompts import load_template
@@ -31,6 +33,7 @@ from autointerp.score.detection_questions import DETECTION, choose_examples
 from autointerp.score.embedding import similarity_asked
 from autointerp.score.generation import MAX_TEXT, Author, Texts, generation_rows, read_texts, snippets
 from autointerp.score.intervention import gain_asked, intervention_rows
+from autointerp.score.ordinary_firing import OrdinaryFiring, share_by_document
 from autointerp.score.output import (
     QUESTIONS,
     Choice,
@@ -111,15 +114,18 @@ def test_what_a_language_model_reads() -> None:
 
 
 def test_a_text_is_cut_and_fit_for_the_store() -> None:
-    found = read_texts(json.dumps({"active": ["x" * 499 + " y" * 400], "silent": ["a\ud800\x00\tb\n"]}), 1)
-    assert found == Texts(["x" * 499], ["a\tb"]) and MAX_TEXT == 500
+    written_ = {"active": ["x" * 499 + " y" * 400], "silent": ["a\ud800\x00\tb\n"], "lookalike": ["c"]}
+    found = read_texts(json.dumps(written_), 1)
+    assert found == Texts(["x" * 499], ["a\tb"], ["c"]) and MAX_TEXT == 500
 
 
 @pytest.mark.parametrize(
     "reply",
     [
-        '{"active": ["a"], "silent": ["b", "c"]}', '{"active": ["a", "b", "c"], "silent": ["b", "c"]}',
-        '{"active": ["a", " \\u0007 "], "silent": ["b", "c"]}', '{"active": ["a", 1], "silent": ["b", "c"]}',
+        '{"active": ["a"], "silent": ["b", "c"], "lookalike": ["d", "e"]}',
+        '{"active": ["a", "b", "c"], "silent": ["b", "c"], "lookalike": ["d", "e"]}',
+        '{"active": ["a", " \\u0007 "], "silent": ["b", "c"], "lookalike": ["d", "e"]}',
+        '{"active": ["a", "b"], "silent": ["b", "c"], "lookalike": ["d", 1]}',
     ],
 )  # fmt: skip
 def test_wrong_counts_are_no_answer(reply: str) -> None:
@@ -132,7 +138,7 @@ def test_nested_replies_do_no_harm() -> None:
     for text in ("{" * 200_000, '{"a":' * 50_000, "[" * 100_000 + '{"active":[', '{"a":["{"' * 20_000):
         with pytest.raises(ReplyError):
             read_texts(text, 1)
-    assert read_texts('{"active": ["f() { return {} }"], "silent": ["{\\"active\\": []}"]}', 1).active
+    assert read_texts('{"active": ["f() { return {} }"], "silent": ["{\\"active\\": []}"], "lookalike": ["["]}', 1)
 
 
 @pytest.mark.parametrize(
@@ -202,26 +208,72 @@ def test_beginnings_are_other_features_silent_texts() -> None:
 IDENTITY = Identity(explanation(0), 1, "m", None, "judge", "t", 0)
 
 
+TEXTS = Texts(["a", "b", "c", "d"], ["e", "f", "g", "h"], ["i", "j", "k", "l"])
+
+
 def test_rows_of_generated_texts() -> None:
-    texts = Texts(["a", "b", "c", "d"], ["e", "f", "g", "h"])
-    result = {"max": [2.0, 1.0, None, 0.0, 0.0, 1.5, 0.0, 0.0], "n_tokens": [1] * 8}
-    rows = {r.scorer: r for r in generation_rows(IDENTITY, texts, result)}
-    assert list(rows) == ["generation_sensitivity", "generation_specificity", "generation_success", "generation"]
+    result = {"max": [2.0, 1.0, None, 0.0, 0.0, 1.5, 0.0, 0.0, 3.0, 0.0, None, 0.0], "n_tokens": [16] * 12}
+    ordinary = OrdinaryFiring(stats.wilson(100, 1000), 32.0)
+    rows = {r.scorer.removeprefix("generation"): r for r in generation_rows(IDENTITY, TEXTS, result, ordinary)}
+    assert list(rows) == ["_sensitivity", "_specificity", "_lookalikes", "_ordinary", "_lift", "_success", ""]
     # Of 3 x 4 pairs: 2 beats all, 1 beats the three zeros, 0 ties with three and loses one.
-    assert rows["generation"].value == pytest.approx((4 + 3 + 1.5) / 12)
-    assert (rows["generation"].n, rows["generation"].n_failed) == (8, 1)
-    found = [(r.value, r.n, r.n_failed) for r in list(rows.values())[:3]]
-    assert found == [(pytest.approx(2 / 3), 4, 1), (0.75, 4, 0), (1.0, 8, 1)]
-    assert rows["generation_success"].ci_low is None
-    low, high = rows["generation"].ci_low, rows["generation"].ci_high
+    assert rows[""].value == pytest.approx((4 + 3 + 1.5) / 12)
+    assert (rows[""].n, rows[""].n_failed) == (8, 1)
+    found = {part: (r.value, r.n, r.n_failed) for part, r in rows.items()}
+    assert found["_sensitivity"] == (pytest.approx(2 / 3), 4, 1) and found["_specificity"] == (0.75, 4, 0)
+    assert found["_lookalikes"] == (pytest.approx(2 / 3), 4, 1) and found["_success"] == (1.0, 8, 1)
+    # Half as many tokens as a tile's: the share of two halves in which it does not fire is .9.
+    assert found["_ordinary"] == (pytest.approx(1 - 0.9**0.5), 1000, 0)
+    assert found["_lift"] == (pytest.approx(2 / 3 / (1 - 0.9**0.5)), 4, 1)
+    for part in ("_ordinary", "_lift"):
+        row = rows[part]
+        assert row.ci_low is not None and row.value is not None and row.ci_high is not None
+        assert row.ci_low < row.value < row.ci_high
+    assert rows["_success"].ci_low is None
+    low, high = rows[""].ci_low, rows[""].ci_high
     assert low is not None and high is not None and low < 0.5 < high
-    tied = {r.scorer: r.value for r in generation_rows(IDENTITY, texts, {"max": [1.0] * 8})}
-    assert tied["generation"] == 0.5 and tied["generation_success"] == 0.0
-    for values in ([None] * 8, [None] * 5 + [1.0] * 3, [None] * 4 + [1.0] * 4):
-        nothing = generation_rows(IDENTITY, texts, {"max": values})
-        assert {(r.status, r.value, r.n) for r in nothing} == {("no_tokens", None, 8)}
-    with pytest.raises(AutointerpError, match="list of 8 values"):
-        generation_rows(IDENTITY, texts, {"max": [1.0]})
+    tied = {r.scorer: r for r in generation_rows(IDENTITY, TEXTS, {"max": [1.0] * 12})}
+    assert tied["generation"].value == 0.5 and tied["generation_success"].value == 0.0
+    assert tied["generation_lookalikes"].value == 0.0
+    assert tied["generation_ordinary"].status == tied["generation_lift"].status == "no_contexts"
+    for values in ([None] * 12, [None] * 5 + [1.0] * 7, [None] * 4 + [1.0] * 8):
+        nothing = generation_rows(IDENTITY, TEXTS, {"max": values})
+        assert {(r.status, r.value, r.n) for r in nothing} == {("no_tokens", None, 12)}
+    alone = generation_rows(IDENTITY, TEXTS, {"max": [1.0] * 8 + [None] * 4})
+    assert [r.status for r in alone if r.scorer == "generation_lookalikes"] == ["no_tokens"]
+    assert alone[-1].status == "ok"
+    with pytest.raises(AutointerpError, match="list of 12 values"):
+        generation_rows(IDENTITY, TEXTS, {"max": [1.0]})
+
+
+def test_a_feature_that_fires_in_no_known_tile_has_a_lower_end_of_its_lift() -> None:
+    result = {"max": [2.0] * 4 + [0.0] * 8, "n_tokens": [32] * 12}
+    rows = {r.scorer: r for r in generation_rows(IDENTITY, TEXTS, result, OrdinaryFiring(stats.wilson(0, 2048), 32.0))}
+    assert rows["generation_ordinary"].value == 0.0
+    lift = rows["generation_lift"]
+    assert (lift.status, lift.value, lift.ci_high) == ("no_false_alarm", None, None)
+    assert lift.ci_low is not None and lift.ci_low > 200
+
+
+def test_intervals_of_shares_and_ratios_hold_the_truth() -> None:
+    """Tiles of one document fire together: half of them are the document's own draw."""
+    rng = np.random.default_rng(2)
+    names = [str(i // 8) for i in range(1600)]
+    held = {"share": 0, "ratio": 0, "as if independent": 0}
+    for _ in range(400):
+        own, common = rng.random(1600) < 0.06, np.repeat(rng.random(200) < 0.06, 8)
+        fires = np.where(rng.random(1600) < 0.5, own, common).astype(float)
+        share = share_by_document(fires, names)
+        plain = stats.wilson(int(fires.sum()), 1600)
+        ratio = stats.ratio_of_shares(stats.wilson(rng.binomial(30, 0.7), 30), share)
+        assert share.low is not None and share.high is not None and plain.low is not None and plain.high is not None
+        assert ratio.low is not None and ratio.high is not None and share.low <= (share.value or 0.0) <= share.high
+        held["share"] += share.low <= 0.06 <= share.high
+        held["as if independent"] += plain.low <= 0.06 <= plain.high
+        held["ratio"] += ratio.low <= 0.7 / 0.06 <= ratio.high
+    assert 0.915 < held["share"] / 400 < 0.985 and 0.915 < held["ratio"] / 400 < 0.985
+    assert held["as if independent"] / 400 < 0.9
+    assert share_by_document(np.zeros(16), ["a"] * 16).value == 0.0
 
 
 def test_rows_of_choices() -> None:
@@ -308,6 +360,7 @@ class Writer(World):
             answer = {
                 "active": [f"It is{i} the{word} tree" for i in range(n)],
                 "silent": [f"It is{i}" for i in range(n)],
+                "lookalike": [f"It is{i} the{word.upper()} tree" for i in range(n)],
             }
             return BrainReply(f"Here they are:\n```json\n{json.dumps(answer)}\n```")
         if system.startswith("You find out what a push did"):
@@ -391,12 +444,13 @@ def test_true_labels_score_high(store: Store) -> None:
         )
         second = run_score(store, config(server))
         assert (second.pending, second.waiting, second.statuses) == (5 * LABELS, 0, {"ok": 5 * LABELS})
-        assert second.method == "sentences, choose_label, language_model, label_gain, cosine"
+        assert second.method == "sentences, choose_label, language_model_ordinary, label_gain, cosine_ordinary"
         assert len(server.requests) == LABELS + 2 * QUESTIONS * LABELS
         third = run_score(store, config(server))
         assert (third.pending, third.method) == (0, None) and len(server.requests) == LABELS * (1 + 2 * QUESTIONS)
-    for scorer in ("generation", "generation_success", "generation_sensitivity", "generation_specificity", "output",
-                   "output_accuracy", "surprisal", "surprisal_same_token", "embedding"):  # fmt: skip
+    for scorer in ("generation", "generation_success", "generation_sensitivity", "generation_specificity",
+                   "generation_lookalikes", "output", "output_accuracy", "surprisal",
+                   "surprisal_same_token", "embedding"):  # fmt: skip
         assert values(store, scorer) == [1.0] * LABELS, scorer
     assert values(store, "intervention") == [pytest.approx(2.0)] * LABELS
     assert values(store, "intervention_random") == [pytest.approx(0.0)] * LABELS
@@ -404,9 +458,9 @@ def test_true_labels_score_high(store: Store) -> None:
     assert sum(v or 0.0 for v in values(store, "output_random")) / LABELS < 0.3
     models = {r["scorer"]: (r["model"], r["method"]) for r in store.dicts("SELECT * FROM scores")}
     assert models["generation"] == ("test-model", "sentences") and models["output"] == ("test-model", "choose_label")
-    assert models["surprisal"] == ("subject model", "language_model")
+    assert models["surprisal"] == ("subject model", "language_model_ordinary")
     assert models["intervention"] == ("subject model", "label_gain")
-    assert models["embedding_random"] == ("local:mini", "cosine")
+    assert models["embedding_random"] == ("local:mini", "cosine_ordinary")
     kept = store.rows(
         "SELECT s.scorer, count(*), count(DISTINCT c.split) FROM predictions p JOIN scores s USING (score_id) "
         "JOIN contexts c USING (context_id) WHERE c.split = 'report' GROUP BY ALL ORDER BY ALL"
@@ -471,7 +525,7 @@ def test_what_depends_on_the_label_is_asked_for_each_and_the_rest_once(store: St
         assert len(task.payload["prompts"]) == PROMPTS
         gain = next(t for t in tasks if t.kind == "label_gain" and t.feature == task.feature)
         assert gain.payload["steering"] == task.payload
-    assert {len(t.payload["texts"]) for t in tasks if t.kind == "activations"} == {10}
+    assert {len(t.payload["texts"]) for t in tasks if t.kind == "activations"} == {15}
 
 
 def test_a_stopped_run_goes_on_and_pays_for_nothing_twice(store: Store) -> None:
@@ -512,7 +566,7 @@ def test_what_the_model_could_not_do_is_a_row(store: Store) -> None:
 
 def test_unusable_replies_are_rows_with_a_count(store: Store) -> None:
     few: dict[str, Any] = {"features": "0"}
-    wrong = lambda kind, body, attempt: BrainReply('{"active": ["a"], "silent": [], "answer": 77}')  # noqa: E731
+    wrong = lambda kind, body, attempt: BrainReply('{"active": ["a"], "silent": [], "lookalike": [], "answer": 77}')  # noqa: E731
     with LlmServer(Writer(spoil=wrong)) as server:
         outcome = run_score(store, config(server, "generation", "output"), **few)
         assert (outcome.statuses, outcome.waiting) == ({"sentence_count": 1}, 1)
@@ -521,7 +575,7 @@ def test_unusable_replies_are_rows_with_a_count(store: Store) -> None:
         assert run_score(store, config(server, "generation", "output"), **few).statuses == {"no_answer": 1}
         assert len(server.requests) == 2 + 2 * 2 * QUESTIONS
     (row,) = scores(store, "generation")
-    assert (row["value"], row["n"], row["n_failed"]) == (None, 10, 10) and "holds 1 texts, not 5" in row["error"]
+    assert (row["value"], row["n"], row["n_failed"]) == (None, 15, 15) and "holds 1 texts, not 5" in row["error"]
     (row,) = scores(store, "output")
     assert (row["value"], row["n"], row["n_failed"]) == (None, QUESTIONS, QUESTIONS)
 
@@ -571,7 +625,10 @@ def test_what_is_missing_is_said_before_anything_is_asked(store: Store) -> None:
 def test_a_person_is_told_what_waits(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     whole = Config(explain=ExplainConfig(explainer="combined", model="m"), score=config(None, "surprisal"))
     row = store.dictionary()
-    for expected in ("6 wait for `autointerp measure`, then `autointerp score` again", "(method language_model): 6 ok"):
+    for expected in (
+        "6 wait for `autointerp measure`, then `autointerp score` again",
+        "(method language_model_ordinary): 6 ok",
+    ):
         assert labelling.score(Labelling(whole, store, "run", Selection(), Terminal()), row) == 0
         assert expected in capsys.readouterr().err
         measure(store)

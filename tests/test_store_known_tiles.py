@@ -10,10 +10,14 @@ import duckdb
 import numpy as np
 import pytest
 from support.evidence_helpers import SMALL, Setup, dense_activations, pool_tiles
+from support.known_words import job
 
+from autointerp.config import ScoreConfig
 from autointerp.records import SPLITS
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import learn, sample_of
+from autointerp.score.ordinary_firing import OrdinaryTiles
+from autointerp.score.scorer import Run
 from autointerp.store.store import Store
 
 CONFIG = replace(SMALL, negative_pool_windows=500)
@@ -58,6 +62,20 @@ def test_every_tile_has_its_text_and_exactly_the_features_that_fire_in_it(setup:
             n_checked += 1
             n_firing += int((acts > 0).sum())
     assert n_checked > 100 and n_firing > 500
+
+
+def test_how_often_ordinary_text_fires_is_counted_over_the_tiles_of_the_report_part(store: Store) -> None:
+    tiles = store.known_tiles(1, "report")
+    firing = store.firing_tiles(1, "report", range(20))
+    ordinary = OrdinaryTiles(Run(job(store), "patterns", ScoreConfig()))
+    for feature, ids in firing.items():
+        found = ordinary.firing(feature)
+        assert found is not None and found.share.value == pytest.approx(len(ids) / len(tiles))
+        assert found.tokens == pytest.approx(np.mean([len(tile.tokens) for tile in tiles]))
+        assert found.in_texts_of(found.tokens).value == pytest.approx(found.share.value)
+        half = found.in_texts_of(found.tokens / 2).value
+        assert half is not None and (1 - half) ** 2 == pytest.approx(1 - found.share.value)
+    assert any(len(ids) for ids in firing.values())
 
 
 def test_tiles_and_active_tiles_are_counted(setup: Setup, store: Store) -> None:

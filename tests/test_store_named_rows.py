@@ -83,7 +83,7 @@ def _read(store: Store) -> list[Any]:
         store.harvests(1),
         store.explanations_of(1, [0, 4]),
         list(store.explanations_to_score(1, "contexts", "none", None, "m", "t", "report", Selection())),
-        store.scores_of([first.explanation_id], 1, "simulation", "report", "judge", "t", 0),
+        store.scores_of([first.explanation_id], 1, "simulation", "numbers", "report", "judge", "t", 0),
         store.find_call(call(1).request_sha256, 0),
         store.spent(),
         store.unfinished_batches("url", "m"),
@@ -147,5 +147,7 @@ def test_writing_survives_a_new_column_and_another_order(store: Store) -> None:
     store.insert_group([call(1)], [e], [made])
     assert store.explanations_of(1, [4]) == {4: [e]}
     assert store.find_call(call(1).request_sha256, 0) == call(1)
-    found = store.scores_of([e.explanation_id], 1, made.scorer, made.part, made.model, made.template_sha256, made.seed)
+    found = store.scores_of(
+        [e.explanation_id], 1, made.scorer, made.method, made.part, made.model, made.template_sha256, made.seed
+    )
     assert found == {e.explanation_id: made}

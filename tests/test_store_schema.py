@@ -48,6 +48,10 @@ CONTRACT = {
     "spend_by_stage": "dictionary_id name stage model n_calls cost_usd",
     "explainer_leaderboard": "dictionary_id name explainer model scorer method control mean_score ci_low ci_high n",
     "context_need": "dictionary_id feature median_tokens n",
+    "judge_repeats": "repeat_id dictionary_id feature explanation_id harvest_id scorer method model template_sha256 "
+    "seed n_twice n_agreed n_answers square_sum n_within within_sum n_between between_sum created_at",
+    "judge_consistency": "dictionary_id name scorer model template_sha256 n_labels n_contexts agreement n_pairs "
+    "correlation ci_low ci_high",
     "explainer_leaderboard_strata": "dictionary_id name explainer model scorer method control mean_score ci_low n",
 }
 TYPES = {
@@ -86,6 +90,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (5, "score_documents"),
             (6, "output_p_values"),
             (7, "label_from"),
+            (10, "judge_repeats"),
         ]
 
 

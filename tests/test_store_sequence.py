@@ -72,7 +72,7 @@ def test_after_the_clock_was_set_back_the_new_rows_are_the_latest(
         waiting = store.explanations_to_score(1, "contexts", "x", None, "", "", "report", Selection())
         assert [label.text for label in waiting] == ["new words"]
         assert [e.text for e in store.explanations_of(1, [0])[0]] == ["old words", "new words"]
-        found = store.scores_of([NEW.explanation_id], 1, "simulation", "report", "gpt", "s", 0)
+        found = store.scores_of([NEW.explanation_id], 1, "simulation", "numbers", "report", "gpt", "s", 0)
         assert found[NEW.explanation_id].value == 0.25
         page = load_page(store, 1, 0)
         assert [e.text for e in page.explanations] == ["new words", "old words"]

@@ -26,7 +26,7 @@ from autointerp.records import Context, Explanation, Score
 from autointerp.score.correlation import SIMULATION
 from autointerp.score.detection_questions import TIERS, balanced
 from autointerp.score.score_rows import Answer, obstacle
-from autointerp.score.scorer import Run, Scorer
+from autointerp.score.scorer import MadeBy, Run, Scorer
 from autointerp.score.scorers import scorer_named
 from autointerp.score.scoring import score_through
 from autointerp.store.group_writer import GroupWriter
@@ -51,7 +51,7 @@ class Validator:
             raise InputError(
                 f"labels are chosen and revised by {scorer!r} scores; set score.model (and score.base_url)"
             )
-        config = replace(config, scorers=(scorer,), stop_width=None, stop_threshold=None)
+        config = replace(config, scorers=(scorer,), stop_width=None, stop_threshold=None, repeat_share=0.0)
         return cls(replace(job, progress=None), scorer, config)
 
     def _run(self, explainer: str = "") -> Run:
@@ -63,8 +63,8 @@ class Validator:
     def settings(self) -> list[object]:
         """All that a score depends on but the label."""
         c = self.config
-        templates = [by.template_sha256 for by in self._scorer().made_by(self._run())]
-        return [self.scorer, c.model, c.contexts, c.examples_per_call, c.seed, c.method, templates]
+        ways = [[by.method, by.template_sha256] for by in self._scorer().made_by(self._run())]
+        return [self.scorer, c.model, c.contexts, c.examples_per_call, c.seed, c.method, ways]
 
     async def scores(self, labels: Sequence[Explanation], client: LlmClient, writer: GroupWriter) -> dict[str, Score]:
         """A score for every label, by explanation_id; those that are not in the store are asked for and written. A
@@ -74,18 +74,18 @@ class Validator:
         if self._asker is None or self._asker.client is not client:
             self._asker = Asker(client)
         work = await self._scorer().start(self._run(labels[0].explainer), labels, self._asker)
-        known = self._known(labels, work.by.template_sha256)
+        known = self._known(labels, work.by)
         waiting = [i for i, label in enumerate(labels) if label.explanation_id not in known]
         if not waiting:
             return known
         await score_through(self._asker, self.job, work, waiting, writer, Outcome())
-        return self._known(labels, work.by.template_sha256)
+        return self._known(labels, work.by)
 
-    def _known(self, labels: Sequence[Explanation], template_sha256: str) -> dict[str, Score]:
+    def _known(self, labels: Sequence[Explanation], by: MadeBy) -> dict[str, Score]:
         """The scores there are, by explanation_id."""
         ids, c = [label.explanation_id for label in labels], self.config
         return self.job.store.scores_of(
-            ids, self.job.harvest_id, self.scorer, "select", c.model, template_sha256, c.seed
+            ids, self.job.harvest_id, self.scorer, by.method, "select", c.model, by.template_sha256, c.seed
         )
 
     def forecast(self, labels: Sequence[Explanation]) -> Estimate:

@@ -1,6 +1,7 @@
 """Score rows of scorers that give every context one number, the larger the better the label fits it. No I/O here.
 
-    embedding                AUROC of the activating against the silent contexts, ties counted half
+    embedding                AUROC of the activating against the random silent contexts, ties counted half. The other
+                             tiers were chosen to look active, and how many of them there are hangs on the feature
     embedding_random         AUROC against the silent ones of one tier (random, same_token, neighbour); only tiers that
                              were asked about
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 from autointerp import jackknife
 from autointerp.records import Prediction, Score
-from autointerp.score.detection_questions import TIERS, Example
+from autointerp.score.detection_questions import TIERS, Example, counts
 from autointerp.score.score_rows import Answer, Identity, Result, obstacle
 
 
@@ -36,7 +37,12 @@ def auroc_rows(identity: Identity, scorer: str, answers: Sequence[Answer]) -> li
             part = [*active, *of_tier]
             result = auroc_result(part)
             rows.append(identity.row(f"{scorer}_{tier}", "report", part, result, keep=False))
-    return [*rows, identity.row(scorer, "report", answers, auroc_result(answers), keep=True)]
+    return [*rows, identity.row(scorer, "report", answers, _headline(answers), keep=True)]
+
+
+def _headline(answers: Sequence[Answer]) -> Result:
+    why = obstacle(answers)
+    return auroc_result([a for a in answers if counts(a.context)]) if why is None else Result(why)
 
 
 def auroc_result(answers: Sequence[Answer]) -> Result:

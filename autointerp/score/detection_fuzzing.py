@@ -2,11 +2,12 @@
 
 The two differ in what the judge sees: plain contexts, or contexts with marked tokens (see detection_questions.py, also
 for the rows). Where a stop rule is configured, a label is asked about in rounds until it is clear enough (see
-stopping.py).
+stopping.py). Some labels are asked about twice (see judge_consistency.py); their scores are over the first time.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,9 +26,11 @@ from autointerp.score.detection_questions import (
     detection_rows,
     template_of,
 )
+from autointerp.score.judge_consistency import assumed_correlation, is_repeated, judge_repeat, repeated_share
 from autointerp.score.score_rows import Answer
-from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm, estimate_of
+from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm
 from autointerp.score.stopping import ROUND, decide, interval_z, likely_share, method_of, plan, stops_early
+from autointerp.store.labels_left import LabelsLeft
 from autointerp.store.pace import earlier_scores
 
 
@@ -54,7 +57,9 @@ class ExampleLoader:
         told = self._labels(places)
         contexts = {one.explanation.feature: one.contexts for one in told}
         examples = {
-            feature: choose_examples(self._scorer, some, config.contexts, config.seed, dictionary_id)
+            feature: choose_examples(
+                self._scorer, some, config.contexts, config.seed, dictionary_id, config.examples_per_call
+            )
             for feature, some in contexts.items()
         }
         store, harvest_id = self._run.job.store, self._run.job.harvest_id
@@ -79,34 +84,52 @@ class ChoiceScorer:
         assert asker is not None, self.name
         (by,), config, dictionary_id = self.made_by(run), run.config, run.job.dictionary_id
         judge = Judge.of(self.name, config, config.seed, run.job.prompts)
+        correlation, note = assumed_correlation(run, self.name, by) if stops_early(config) else (0.0, None)
 
-        async def answers(item: Questioned, round_: Sequence[list[Example]]) -> list[Answer]:
+        async def answers(item: Questioned, round_: Sequence[list[Example]]) -> list[list[Answer]]:
+            """Those of each call."""
             asked = await asker.ask_divided(Batch(judge, item.told.label, some, dictionary_id) for some in round_)
             return [
-                answer_of(example, None if one.value is None else one.value[i], one.status, one.error)
+                [
+                    answer_of(example, None if one.value is None else one.value[i], one.status, one.error)
+                    for i, example in enumerate(batch.examples)
+                ]
                 for batch, one in asked
-                for i, example in enumerate(batch.examples)
             ]
+
+        async def repeat(item: Questioned, calls: list[list[Answer]], asked: list[Example]) -> None:
+            """Asks once more and writes down how far the answers agree; nothing where an endpoint gave up."""
+            second = await answers(item, batches(asked, config.examples_per_call, again=True))
+            if any(a.prediction.status == "gave_up" for call in [*calls, *second] for a in call):
+                return
+            row = judge_repeat(run.identity(item.told.explanation, by), self.name, [calls, second])
+            if row is not None:
+                await asyncio.to_thread(run.job.store.insert_judge_repeats, [row])
 
         async def score(item: Questioned) -> list[Score]:
             planned = plan(self.name, item.examples, config, dictionary_id)
-            rounds: list[list[Answer]] = []
+            rounds: list[list[list[Answer]]] = []
             for round_ in planned:
                 rounds.append(await answers(item, round_))
-                if decide(rounds, len(planned), config):
+                if decide(rounds, len(planned), config, correlation):
                     break
             identity = run.identity(item.told.explanation, by)
-            every = [answer for one in rounds for answer in one]
+            told = [call for one in rounds for call in one]
+            every = [answer for call in told for answer in call]
+            if is_repeated(run, self.name, item.told.explanation.feature):
+                asked = [example for one in planned[: len(rounds)] for request in one for example in request]
+                await repeat(item, told, asked)
             z = interval_z(config, len(planned))
             floor = config.label_precision if run.control is None and run.part == "report" else None
             return detection_rows(identity, self.name, every, run.part, z, item.density, floor)
 
         calls = ROUND if stops_early(config) else -(-4 * config.contexts // config.examples_per_call)
-        return Work(by, ExampleLoader(run, targets, self.name), score, calls)
+        notes = () if note is None else (note,)
+        return Work(by, ExampleLoader(run, targets, self.name), score, calls, notes=notes)
 
     def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
         """The estimate. With a stop rule it gives the most calls possible, and the likely number if judges do as well
-        as in earlier scores."""
+        as in earlier scores. What is asked twice is in it."""
         job, config = run.job, run.config
         judge = Judge.of(self.name, config, config.seed, job.prompts)
         some = ExampleLoader(run, targets, self.name)(a_few(targets))
@@ -117,8 +140,16 @@ class ChoiceScorer:
         if stops_early(config):
             before = earlier_scores(job.store, job.dictionary_id, self.name, config.model, run.part)
             plans = [plan(self.name, item.examples, config, job.dictionary_id) for item in some]
-            likely = likely_share(plans, config, before)
-        return estimate_of(requests, written, targets, likely)
+            (by,) = self.made_by(run)
+            likely = likely_share(plans, config, before, assumed_correlation(run, self.name, by)[0])
+        times = len(targets) / max(1, len(a_few(targets))) * (1 + repeated_share(run, self.name, _features(targets)))
+        return Estimate.of(requests, times, written, likely)
+
+
+def _features(targets: Sequence[Explanation]) -> list[int]:
+    if isinstance(targets, LabelsLeft):  # a million of them maybe, none of which has to be read
+        return [feature for _, feature in targets.keys]
+    return [label.feature for label in targets]
 
 
 DETECTION_SCORER = ChoiceScorer(DETECTION)

@@ -5,15 +5,18 @@
                the tokens with at least 0.3 of the context's maximum are marked; in silent ones, tokens at the places of
                an activating context's marks, so that neither their number nor where they stand gives the answer away
 
-No I/O here; the scorers are in detection_fuzzing.py. The scoring method is 'answers': the judge's own 0 or 1 (see
-stopping.py for 'answers_sequential').
+No I/O here; the scorers are in detection_fuzzing.py. The scoring method is 'answers_ordinary': the judge's own 0 or 1,
+and silent text as it comes (see stopping.py for 'answers_ordinary_sequential'). Rows of the methods 'answers' and
+'answers_sequential', by earlier versions, counted all silent contexts in the headline: how many of them had been chosen
+to look active hung on what the feature had.
 
-Rows of one label, `n` and `n_failed` counted in contexts:
+Rows of one label, `n` and `n_failed` counted in the contexts that were asked about:
 
-    detection                      balanced accuracy, (sensitivity + specificity) / 2
+    detection                      balanced accuracy, the mean of the sensitivity and of the specificity in the random
+                                   tier, a uniform sample of silent text. The other tiers have rows of their own
     detection_sensitivity          share of the activating contexts that the judge found
     detection_sensitivity_decile_9 sensitivity in one decile (0 weakest .. 9 strongest); only deciles that were shown
-    detection_specificity          share of the silent contexts that the judge left alone
+    detection_specificity          share of all silent contexts that the judge left alone
     detection_specificity_random   specificity in one tier (random, same_token, neighbour); only tiers that were shown
     detection_precision            of the tiles of ordinary text that the judge would choose, the share in which the
                                    feature fires: from the sampled contexts, the random silent ones and the density
@@ -50,8 +53,9 @@ from autointerp.score.score_rows import Answer, Identity, Part, Result, obstacle
 
 DETECTION = "detection"
 FUZZING = "fuzzing"
-ANSWERS = "answers"
-TIERS = ("random", "same_token", "neighbour")
+ANSWERS = "answers_ordinary"
+RANDOM = "random"
+TIERS = (RANDOM, "same_token", "neighbour")
 ACTIVE = 0.3
 """A token counts as active from this share of the context's maximum."""
 
@@ -73,19 +77,25 @@ class Example:
         return self.context.kind != "negative"
 
 
-def choose_examples(scorer: str, contexts: Sequence[Context], n: int, seed: int, dictionary_id: int) -> list[Example]:
+def choose_examples(
+    scorer: str, contexts: Sequence[Context], n: int, seed: int, dictionary_id: int, per_call: int = 5
+) -> list[Example]:
     """Up to 2 n activating and 2 n silent contexts of one feature and split, as many as the simulation's top and
-    sampled ones together, in an order drawn with `seed`; none where one of the two kinds is missing.
+    sampled ones together, in an order drawn with `seed`; none without an activating and a random silent one.
 
     Activating contexts are the uniform samples, the deciles in turn, since strong contexts alone say nothing of most
-    of what a feature does; top contexts fill in where there are too few. Silent ones are of the three tiers in turn.
+    of what a feature does; top contexts fill in where there are too few. Half of the silent ones are random, the others
+    of the two other tiers in turn. There are fewer silent ones where the activating ones are few: of `per_call`
+    contexts that are asked about together, one is to be activating on average.
     A function of contexts and seed alone, so that labels of one feature are compared on the same questions.
     """
     sampled = [c for c in contexts if c.kind == "sampled"]
     seen = {(c.document, c.position) for c in sampled}
     top = [c for c in contexts if c.kind == "top" and (c.document, c.position) not in seen]
     active = [*_in_turn(sampled, lambda c: -1 if c.decile is None else c.decile), *top][: 2 * n]
-    silent = silent_in_turn(contexts)[: 2 * n]
+    silent = _silent(contexts, n)
+    if per_call > 1:
+        silent = silent[: len(active) * (per_call - 1)]
     if not active or not silent:
         return []
     draw = random.Random(stable_id(seed, scorer, dictionary_id, active[0].feature))
@@ -97,9 +107,17 @@ def choose_examples(scorer: str, contexts: Sequence[Context], n: int, seed: int,
     return examples
 
 
+def _silent(contexts: Sequence[Context], n: int) -> list[Context]:
+    """Up to 2 n silent contexts, n of them random; where a tier is short, the others fill in. The random ones come
+    first; without any there are none."""
+    random_ones = _in_turn((c for c in contexts if c.tier == RANDOM), lambda c: 0)
+    others = silent_in_turn(c for c in contexts if c.tier != RANDOM)
+    return [*random_ones[:n], *others, *random_ones[n:]][: 2 * n] if random_ones else []
+
+
 def silent_in_turn(contexts: Iterable[Context]) -> list[Context]:
     """The silent ones among the contexts, the three tiers in turn."""
-    return _in_turn((c for c in contexts if c.kind == "negative"), lambda c: TIERS.index(c.tier or "random"))
+    return _in_turn((c for c in contexts if c.kind == "negative"), lambda c: TIERS.index(c.tier or RANDOM))
 
 
 def _in_turn(contexts: Iterable[Context], group: Callable[[Context], int]) -> list[Context]:
@@ -151,12 +169,40 @@ def _visible(context: Context) -> list[int]:
     return [i for i, token in enumerate(context.tokens) if token]
 
 
-def batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """Runs of at most `size` examples, of almost equal length: a last request with one example would be another kind of
-    question. The order was shuffled over all examples, so how many of a batch are activating is left to chance."""
+def batches(examples: Sequence[Example], size: int, again: bool = False) -> list[list[Example]]:
+    """Batches of at most `size` examples, of almost equal length, dealt by `deal`. A function of the examples and their
+    order alone; `again`: another deal of them."""
+    sizes = [len(run) for run in even_runs(examples, size)]
+    return deal(examples, sizes, random.Random(stable_id("deal", again, *(e.context.context_id for e in examples))))
+
+
+def even_runs(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """The examples as they come, in runs of at most `size` and of almost equal length: a last request with one example
+    would be another kind of question."""
     count = -(-len(examples) // size)
     edges = [i * len(examples) // count for i in range(count + 1)] if count else [0]
     return [list(examples[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def deal(examples: Sequence[Example], sizes: Sequence[int], draw: random.Random) -> list[list[Example]]:
+    """The examples in batches of these sizes, in an order that is drawn.
+
+    Three of four activating ones go to batches without one, as long as there are such, and all others anywhere. So few
+    batches have none at all, and how many there are in a batch still varies; left to chance, a quarter of all pairs
+    would have none."""
+    active = [e for e in examples if e.active]
+    active = draw.sample(active, len(active))
+    given = draw.sample(range(len(sizes)), min(len(sizes), 3 * len(active) // 4))
+    dealt: list[list[Example]] = [[] for _ in sizes]
+    for place, example in zip(given, active, strict=False):
+        dealt[place].append(example)
+    rest = [*active[len(given) :], *(e for e in examples if not e.active)]
+    draw.shuffle(rest)
+    left = iter(rest)
+    for batch, size in zip(dealt, sizes, strict=True):
+        batch += [next(left) for _ in range(size - len(batch))]
+        draw.shuffle(batch)
+    return dealt
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
@@ -379,12 +425,17 @@ def precision(answers: Sequence[Answer], density: float) -> Result:
     return precision_result(sum(active), len(active), sum(silent), len(silent), density)
 
 
+def counts(context: Context) -> bool:
+    """Whether the headline counts a context: those that are active, and silent text as it comes."""
+    return context.kind != "negative" or context.tier == RANDOM
+
+
 def balanced(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
-    """Balanced accuracy; 'constant_truth' where only contexts of one class were answered."""
+    """Balanced accuracy over the contexts that count; 'constant_truth' where only such of one class were answered."""
     why = obstacle(answers)
     if why is not None:
         return Result(why)
-    usable = [a for a in answers if a.prediction.predicted is not None]
+    usable = [a for a in answers if a.prediction.predicted is not None and counts(a.context)]
     active = [_said(a) for a in usable if _truth(a)]
     silent = [not _said(a) for a in usable if not _truth(a)]
     if not active or not silent:

@@ -3,7 +3,8 @@
 Label and contexts are embedded, and a context's number is the cosine of the two vectors; see auroc.py for the rows. No
 judge is asked, so this is cheap, and a first look at many labels. The contexts are those that detection asks about. The
 model is an endpoint's, or a sentence-transformers model on this machine, which `autointerp measure` runs. The scoring
-method is 'cosine' for both.
+method is 'cosine_ordinary' for both ('cosine' where all silent contexts
+counted in the headline).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from autointerp.score.scorer import MadeBy, Needs, Run, Work, a_few
 from autointerp.tasks import Similarity, SimilarityAnswer
 
 EMBEDDING = "embedding"
-COSINE = "cosine"
+COSINE = "cosine_ordinary"
 LOCAL = "local:"
 INPUTS_PER_CALL = 8
 """A vector is up to 100 kB of JSON (4,096 numbers), and a reply is to stay well below llm.max_reply_bytes."""

@@ -1,8 +1,10 @@
 """`generation`: does text written from the label alone activate the feature (Gur-Arieh et al. 2025, input metric)?
 
-An LLM writes a few texts that should activate the feature and as many near misses that should not; the model says how
-strongly the feature is active in each. Nothing of the corpus is asked about, so a label scores well only if it can be
-acted upon. The scoring method is 'sentences'.
+An LLM writes a few texts that should activate the feature, as many near misses that should not, and as many
+lookalikes, which use the same words, topic or form without fitting; the model says how strongly the feature is active
+in each. Nothing of the corpus is asked about, so a label scores well only if it can be acted upon. The scoring method
+is 'sentences'. That a feature fires in what was written from its label says little where it fires in most texts, so the
+known tiles of the corpus stand beside it (see ordinary_firing.py); they cost nothing.
 
 Rows of one label; `n` and `n_failed` count texts, those without a counted token are failures:
 
@@ -10,6 +12,12 @@ Rows of one label; `n` and `n_failed` count texts, those without a counted token
                             score interval, which holds for a handful of texts where a bootstrap would be too narrow
     generation_sensitivity  share of the active texts with any activation above 0 (Wilson)
     generation_specificity  share of the silent texts with none (Wilson)
+    generation_lookalikes   share of the lookalikes with none (Wilson): low where the feature goes by less than the
+                            label says. A silent feature reaches 1, so it is read beside the sensitivity
+    generation_ordinary     share of ordinary texts as long as the active ones in which it fires. `n` counts tiles. Not
+                            defined without known tiles
+    generation_lift         the sensitivity as a multiple of that share. Where it fires in no tile only the lower end is
+                            known, and the status is 'no_false_alarm'
     generation_success      1 where the mean over the active texts is above that of the silent ones, else 0: the
                             published all-or-nothing score, without an interval
 """
@@ -20,6 +28,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from autointerp import stats
@@ -34,6 +43,8 @@ from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, MeasureTask, Score
 from autointerp.score.detection_questions import TIERS
 from autointerp.score.measurements import measure_task
+from autointerp.score.natural import NO_FALSE_ALARM
+from autointerp.score.ordinary_firing import OrdinaryFiring, OrdinaryTiles
 from autointerp.score.score_rows import Identity, Result, counted_row
 from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm, estimate_of
 from autointerp.tasks import Activations, ActivationsAnswer
@@ -50,20 +61,22 @@ _TOKENS_PER_TEXT = 60
 """Room in the reply."""
 _SENTENCE = 100
 """Characters of a text that is not written yet, for forecasts."""
-_PARTS = ("_sensitivity", "_specificity", "_success", "")
+_PARTS = ("_sensitivity", "_specificity", "_lookalikes", "_ordinary", "_lift", "_success", "")
+KINDS = ("active", "silent", "lookalike")
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What the LLM wrote: equally many of both kinds."""
+    """What the LLM wrote: equally many of each of KINDS."""
 
     active: list[str]
     silent: list[str]
+    lookalike: list[str]
 
     @property
     def asked(self) -> Activations:
         """What the model is asked about them."""
-        return Activations([*self.active, *self.silent])
+        return Activations([*self.active, *self.silent, *self.lookalike])
 
 
 def snippets(contexts: Iterable[Context]) -> list[str]:
@@ -108,7 +121,7 @@ class Author:
         return self._request(messages, request.dictionary_id, request.feature)
 
     def _request(self, messages: list[dict[str, str]], dictionary_id: int | None, feature: int | None) -> Request:
-        limit = max(self.config.max_tokens, 64 + 2 * self.config.sentences * _TOKENS_PER_TEXT)
+        limit = max(self.config.max_tokens, 64 + len(KINDS) * self.config.sentences * _TOKENS_PER_TEXT)
         body = chat_body(self.config, messages, limit, seed=self.config.seed)
         return Request("chat", body, GENERATION, dictionary_id=dictionary_id, feature=feature)
 
@@ -119,7 +132,7 @@ class Author:
 
 @dataclass(frozen=True)
 class TextsQuestion:
-    """Which texts should activate the feature of this label, and which should not?"""
+    """Which texts should activate the feature of this label, which should not, and which only seem to?"""
 
     author: Author
     told: Told
@@ -138,18 +151,19 @@ class TextsQuestion:
 
 
 def read_texts(text: str, count: int) -> Texts:
-    """The last JSON object of a reply that holds the two lists. Raises ReplyError ('no_sentences') if there is no such
-    object, and ReplyError ('sentence_count') if one of its lists does not hold exactly `count` texts."""
-    kinds = ("active", "silent")
-    found = last_object(text, lambda value: all(isinstance(value.get(kind), list) for kind in kinds))
+    """The last JSON object of a reply that holds the three lists. Raises ReplyError ('no_sentences') if there is no
+    such object, and ReplyError ('sentence_count') if one of its lists does not hold exactly `count` texts."""
+    found = last_object(text, lambda value: all(isinstance(value.get(kind), list) for kind in KINDS))
     if found is None:
-        raise ReplyError("no_sentences", f"there is no JSON object with the lists active and silent in {text[:60]!r}")
-    cleaned = {kind: [clean_text(one) for one in found[kind] if isinstance(one, str)] for kind in kinds}
-    usable = {kind: [one for one in cleaned[kind] if one] for kind in kinds}
-    for kind in kinds:
+        raise ReplyError(
+            "no_sentences", f"there is no JSON object with the lists active, silent and lookalike in {text[:60]!r}"
+        )
+    cleaned = {kind: [clean_text(one) for one in found[kind] if isinstance(one, str)] for kind in KINDS}
+    usable = {kind: [one for one in cleaned[kind] if one] for kind in KINDS}
+    for kind in KINDS:
         if len(usable[kind]) != count or len(found[kind]) != count:
             raise ReplyError("sentence_count", f"{kind!r} holds {len(usable[kind])} texts, not {count}")
-    return Texts(usable["active"], usable["silent"])
+    return Texts(**usable)
 
 
 def clean_text(text: str) -> str:
@@ -159,28 +173,58 @@ def clean_text(text: str) -> str:
     return kept.strip()[:MAX_TEXT].rstrip()
 
 
-def generation_rows(identity: Identity, texts: Texts, result: dict[str, Any]) -> list[Score]:
-    """All rows of one label, the headline last: where it stands, the others do."""
-    largest = ActivationsAnswer.parse_result(result, len(texts.active) + len(texts.silent)).max
-    sides = largest[: len(texts.active)], largest[len(texts.active) :]
-    active, silent = ([value for value in side if value is not None] for side in sides)
+def generation_rows(
+    identity: Identity, texts: Texts, result: dict[str, Any], ordinary: OrdinaryFiring | None = None
+) -> list[Score]:
+    """All rows of one label, the headline last: where it stands, the others do. `ordinary`: how often the feature fires
+    in the known tiles; None where there are none."""
+    answer = ActivationsAnswer.parse_result(result, len(texts.asked.texts))
+    size = len(texts.active)
+    sides = [answer.max[size * i : size * (i + 1)] for i in range(len(KINDS))]
+    active, silent, lookalike = ([value for value in side if value is not None] for side in sides)
     failed = [sum(value is None for value in side) for side in sides]
-    if not active or not silent or 2 * sum(failed) > len(largest):
-        return failed_rows(identity, "no_tokens", len(largest), sum(failed), "texts without a counted token")
-    whole = (len(largest), sum(failed), None)
+    judged = size + len(texts.silent)
+    if not active or not silent or 2 * (failed[0] + failed[1]) > judged:
+        return failed_rows(identity, "no_tokens", len(answer.max), sum(failed), "texts without a counted token")
+    fires = stats.wilson(sum(v > 0 for v in active), len(active))
+    share = _as_long(ordinary, answer, size)
+    whole = (judged, failed[0] + failed[1], None)
     area = stats.auroc(active, silent)
     assert area is not None
     success = sum(active) / len(active) > sum(silent) / len(silent)
-    found: list[tuple[stats.Estimate, tuple[int, int, str | None]]] = [
-        (stats.wilson(sum(v > 0 for v in active), len(active)), (len(sides[0]), failed[0], None)),
-        (stats.wilson(sum(v <= 0 for v in silent), len(silent)), (len(sides[1]), failed[1], None)),
-        (stats.Estimate(float(success), None, None, len(largest)), whole),
-        (stats.auroc_of_independent(area, len(active), len(silent)), whole),
+    n_tiles = 0 if ordinary is None else ordinary.share.n
+    found: list[tuple[Result, tuple[int, int, str | None]]] = [
+        (Result("ok", fires), (size, failed[0], None)),
+        (_share_silent(silent), (len(sides[1]), failed[1], None)),
+        (_share_silent(lookalike), (len(sides[2]), failed[2], None)),
+        (share, (n_tiles, 0, None)),
+        (_lift(fires, share), (size, failed[0], None)),
+        (Result("ok", stats.Estimate(float(success), None, None, judged)), whole),
+        (Result("ok", stats.auroc_of_independent(area, len(active), len(silent))), whole),
     ]
     return [
-        counted_row(identity, GENERATION + part, Result("ok", estimate), *counts)
-        for part, (estimate, counts) in zip(_PARTS, found, strict=True)
+        counted_row(identity, GENERATION + part, one, *counts)
+        for part, (one, counts) in zip(_PARTS, found, strict=True)
     ]
+
+
+def _share_silent(values: Sequence[float]) -> Result:
+    return Result("ok", stats.wilson(sum(v <= 0 for v in values), len(values))) if values else Result("no_tokens")
+
+
+def _as_long(ordinary: OrdinaryFiring | None, answer: ActivationsAnswer, size: int) -> Result:
+    """How often the feature fires in ordinary texts as long as the active ones, the first `size` of the answer."""
+    lengths = [n for n, value in zip(answer.n_tokens, answer.max[:size], strict=False) if value is not None]
+    if ordinary is None or not lengths:
+        return Result("no_contexts")
+    return Result("ok", ordinary.in_texts_of(fmean(lengths)))
+
+
+def _lift(fires: stats.Estimate, ordinary: Result) -> Result:
+    if ordinary.status != "ok":
+        return Result(ordinary.status)
+    found = stats.ratio_of_shares(fires, ordinary.estimate)
+    return Result("ok" if found.value is not None else NO_FALSE_ALARM, found)
 
 
 def failed_rows(identity: Identity, status: str, n: int, n_failed: int, error: str | None) -> list[Score]:
@@ -205,7 +249,7 @@ class GenerationScorer:
         tasks as the run before it."""
         assert asker is not None, self.name
         (by,), author, tasks = self.made_by(run), Author.of(run.config, run.job.prompts), _Tasks(run)
-        n = 2 * run.config.sentences
+        n, tiles = len(KINDS) * run.config.sentences, OrdinaryTiles(run)
 
         async def score(item: Told) -> list[Score] | None:
             identity = run.identity(item.explanation, by)
@@ -219,7 +263,7 @@ class GenerationScorer:
                 return None
             if found.status != "ok":
                 return failed_rows(identity, found.status, n, n, found.error)
-            return generation_rows(identity, asked.value, found.result or {})
+            return generation_rows(identity, asked.value, found.result or {}, tiles.firing(item.explanation.feature))
 
         return Work(by, _excerpts(run, targets), score, block=BLOCK, finish=tasks.write)
 
@@ -229,7 +273,7 @@ class GenerationScorer:
         some = _excerpts(run, targets)(a_few(targets))
         requests = [TextsQuestion(author, item, run.job.dictionary_id).request for item in some]
         requests = [r for r in requests if run.job.store.find_call(r.sha256, r.sample) is None]
-        return estimate_of(requests, len(requests) * 2 * run.config.sentences * _SENTENCE, targets)
+        return estimate_of(requests, len(requests) * len(KINDS) * run.config.sentences * _SENTENCE, targets)
 
 
 GENERATION_SCORER = GenerationScorer()

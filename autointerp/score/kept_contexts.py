@@ -17,16 +17,16 @@ def kept_by(harvest: Mapping[str, Any]) -> dict[str, int]:
 def shortfall(contexts: int, kept: Mapping[str, int]) -> str | None:
     """What is short where `score.contexts` is N = `contexts`; None where nothing is.
 
-    N strongest contexts are read; N sampled ones, among 2 N, so that those that show a strongest one's peak can be left
-    out; and N silent ones, half of them random.
+    N strongest contexts are read; 2 N sampled ones, of which a simulation leaves out those that show a strongest one's
+    peak; and N random silent ones, which alone count in the headline of detection and fuzzing.
     """
-    needed = {"top_contexts": contexts, "sampled_contexts": 2 * contexts, "negatives": (contexts + 1) // 2}
+    needed = {"top_contexts": contexts, "sampled_contexts": 2 * contexts, "negatives": contexts}
     short = {name: n for name, n in needed.items() if kept.get(name, n) < n}
     if not short:
         return None
     most = min(
         kept.get("top_contexts", contexts), kept.get("sampled_contexts", 2 * contexts) // 2,
-        2 * kept.get("negatives", contexts),
+        kept.get("negatives", contexts),
     )  # fmt: skip
     held = ", ".join(f"{name} = {kept[name]}" for name in short)
     wanted = ", ".join(f"{name} = {n}" for name, n in short.items())

@@ -194,8 +194,9 @@ def forecast_score(
             targets = [*targets, *planned]
             labels.update((e.explanation_id, e.feature) for e in targets)
         if targets and one.needs.endpoint is not None:
-            # A control asks as much as the labels do, and what stands in for labels to come is not known.
-            estimate = one.scorer.estimate(replace(run, control=None), targets)
+            # A control asks as much as the labels do, but nothing twice. What stands in for labels to come is unknown.
+            asked = config if control is None else replace(config, repeat_share=0.0)
+            estimate = one.scorer.estimate(replace(run, control=None, config=asked), targets)
             parts.append((one.needs.endpoint.model, estimate))
     waiting = len(labels) + len(features - set(labels.values()))
     return Forecast.of(job.llm.prices, waiting, parts)

@@ -9,13 +9,18 @@ Looking several times and stopping at the first convenient answer makes errors m
 contexts fixed beforehand. So the second rule is an exact group-sequential test. Of the 2.5 % that each side may err, a
 look may spend what falls to it and to the looks before it in equal shares (Bonferroni) and was not spent yet; by the
 binomial distributions of both classes, whatever sensitivity and specificity make up a score on the threshold. A label
-whose true score lies there is called above or below it in at most 5 % of cases, all looks together, as far as answers
-are independent. The first rule looks at the width alone, which says little about the side: it uses the ordinary
-interval.
+whose true score lies there is called above or below it in at most 5 % of cases, all looks together. The first rule
+looks at the width alone, which says little about the side.
 
-The score rows have a method of their own, 'answers_sequential', and `n` is what was asked. With stop_threshold their
-intervals have the level of one look, 1 - 0.05 / looks, so that they hold the truth as often as they should wherever the
-asking stopped; they may therefore be wider than stop_width.
+Answers of one call are not independent: a judge that misreads a label does so for a whole call. With the correlation
+rho of errors within a call the score varies more, by the factor 1 + rho x (sum over pairs of one call) / (sum over
+answers), each weighted by what it adds to the score. The boundary is moved outwards by the root of that factor in
+standard errors, and so is the width. rho is measured by asking again (see judge_consistency.py); until it is known,
+UNMEASURED is taken. Contexts of the tiers that the score does not count are left out here too.
+
+The score rows have a method of their own, 'answers_ordinary_sequential', and `n` is what was asked. With
+stop_threshold their intervals have the level of one look, 1 - 0.05 / looks, so that they hold the truth as often as
+they should wherever the asking stopped; they may therefore be wider than stop_width.
 
 Balance: every prefix of the contexts in the order of asking holds as many activating as silent ones while there are
 both, and of each decile and tier about its share. Inside a round the order is drawn, so that how many of one
@@ -35,14 +40,17 @@ from statistics import NormalDist
 from autointerp import stats
 from autointerp.config import ScoreConfig
 from autointerp.records import stable_id
-from autointerp.score.detection_questions import ANSWERS, Example, batches
+from autointerp.score.detection_questions import ANSWERS, Example, batches, counts, deal, even_runs
 from autointerp.score.score_rows import Answer
 
-ANSWERS_SEQUENTIAL = "answers_sequential"
+ANSWERS_SEQUENTIAL = "answers_ordinary_sequential"
 ROUND = 2
 """Requests of one round. One more look for every request would save little and leave each look less to spend."""
 SIDE_ERROR = 0.025
 """Chance to call a score that lies on the threshold above it, all looks together; and below it."""
+UNMEASURED = 0.1
+"""The correlation of a judge's errors within a call that is assumed before it was measured. It costs some calls; where
+independence is assumed and the correlation is .3, one label in eight on the threshold is called wrongly."""
 
 
 def stops_early(config: ScoreConfig) -> bool:
@@ -70,14 +78,11 @@ def plan(
     if not examples:
         return []
     draw = random.Random(stable_id(config.seed, "rounds", scorer, dictionary_id, examples[0].context.feature))
-    requests = batches(in_balance(examples, draw), size)
+    requests = even_runs(in_balance(examples, draw), size)
     rounds = []
     for start in range(0, len(requests), ROUND):
-        sizes = [len(request) for request in requests[start : start + ROUND]]
-        mixed = list(chain.from_iterable(requests[start : start + ROUND]))
-        draw.shuffle(mixed)
-        left = iter(mixed)
-        rounds.append([[next(left) for _ in range(n)] for n in sizes])
+        some = requests[start : start + ROUND]
+        rounds.append(deal(list(chain.from_iterable(some)), [len(request) for request in some], draw))
     return rounds
 
 
@@ -108,7 +113,7 @@ def _spread(examples: Sequence[Example], stratum: Callable[[Example], Hashable],
 
 @dataclass(frozen=True)
 class Look:
-    """Answers so far, failed ones left out."""
+    """Answers so far that count in the score, failed ones left out."""
 
     found: int
     """Activating contexts that the judge said yes to, of `active`."""
@@ -116,40 +121,70 @@ class Look:
     spared: int
     """Silent contexts that the judge said no to, of `silent`."""
     silent: int
+    shared: float = 0.0
+    """By how much the variance of the score would grow, as a share of it, if errors within a call went together
+    fully."""
 
     @classmethod
-    def at(cls, answers: Sequence[Answer]) -> Look:
-        usable = [(a.prediction.truth[0] > 0.5, a.prediction.predicted) for a in answers]
-        active = [said[0] > 0.5 for truth, said in usable if truth and said is not None]
-        silent = [said[0] <= 0.5 for truth, said in usable if not truth and said is not None]
-        return cls(sum(active), len(active), sum(silent), len(silent))
+    def at(cls, calls: Sequence[Sequence[Answer]]) -> Look:
+        """From the answers of each call."""
+        usable = [
+            [(a.prediction.truth[0] > 0.5, a.prediction.predicted[0] > 0.5)
+             for a in call if a.prediction.predicted is not None and counts(a.context)]
+            for call in calls
+        ]  # fmt: skip
+        return cls.of(usable)
+
+    @classmethod
+    def of(cls, calls: Sequence[Sequence[tuple[bool, bool]]]) -> Look:
+        """From (whether the context is activating, whether the judge said so) of each call's answers."""
+        every = [one for call in calls for one in call]
+        active, silent = sum(truth for truth, _ in every), sum(not truth for truth, _ in every)
+        found = sum(truth and said for truth, said in every)
+        spared = sum(not truth and not said for truth, said in every)
+        if not active or not silent:
+            return cls(found, active, spared, silent)
+        weights = [[1 / active if truth else 1 / silent for truth, _ in call] for call in calls]
+        alone = sum(w * w for call in weights for w in call)
+        return cls(found, active, spared, silent, sum(sum(call) ** 2 for call in weights) / alone - 1)
 
 
-def decide(rounds: Sequence[Sequence[Answer]], planned: int, config: ScoreConfig) -> bool:
-    """Whether to ask no further after these rounds of `planned`."""
-    so_far: list[Answer] = []
+def decide(
+    rounds: Sequence[Sequence[Sequence[Answer]]], planned: int, config: ScoreConfig, correlation: float = 0.0
+) -> bool:
+    """Whether to ask no further after these rounds (of calls, of answers) of `planned`. `correlation`: that of the
+    judge's errors within a call."""
+    so_far: list[Sequence[Answer]] = []
     looks = []
     for one in rounds:
         so_far += one
         looks.append(Look.at(so_far))
-    if any(a.prediction.status == "gave_up" for a in so_far) and stops_early(config):
+    if any(a.prediction.status == "gave_up" for call in so_far for a in call) and stops_early(config):
         return True  # the next run asks again, from here
-    return is_enough(looks, planned, config.stop_width, config.stop_threshold)
+    return is_enough(looks, planned, config.stop_width, config.stop_threshold, correlation)
 
 
-def is_enough(looks: Sequence[Look], planned: int, width: float | None, threshold: float | None) -> bool:
+def is_enough(
+    looks: Sequence[Look], planned: int, width: float | None, threshold: float | None, correlation: float = 0.0
+) -> bool:
     """`decide`, on counts."""
-    if width is not None and looks and _width(looks[-1]) < width:
+    if width is not None and looks and _width(looks[-1], correlation) < width:
         return True
-    return threshold is not None and side(looks, planned, threshold) != 0
+    return threshold is not None and side(looks, planned, threshold, correlation) != 0
 
 
-def _width(look: Look) -> float:
-    found = stats.balanced_accuracy_interval(look.found, look.active, look.spared, look.silent)
+def _width(look: Look, correlation: float) -> float:
+    z = stats.Z95 * math.sqrt(_inflation(look, correlation))
+    found = stats.balanced_accuracy_interval(look.found, look.active, look.spared, look.silent, z)
     return math.inf if found.low is None or found.high is None else found.high - found.low
 
 
-def side(looks: Sequence[Look], planned: int, threshold: float) -> int:
+def _inflation(look: Look, correlation: float) -> float:
+    """The variance of the score, relative to that of independent answers."""
+    return 1 + max(0.0, correlation) * look.shared
+
+
+def side(looks: Sequence[Look], planned: int, threshold: float, correlation: float = 0.0) -> int:
     """1 where the last of the looks shows the score to be above the threshold, -1 below, 0 where neither is clear."""
     allowed, above, below = 0.0, 0.0, 0.0
     verdict = 0
@@ -157,7 +192,8 @@ def side(looks: Sequence[Look], planned: int, threshold: float) -> int:
         allowed += SIDE_ERROR / planned
         if not look.active or not look.silent:
             continue
-        tails = stats.balanced_accuracy_tails(look.active, look.silent, threshold)
+        inflation = round(_inflation(look, correlation), 2)
+        tails = stats.balanced_accuracy_tails(look.active, look.silent, threshold, inflation)
         at_least, at_most = tails.of(look.found, look.spared)
         verdict = 1 if at_least <= allowed - above else -1 if at_most <= allowed - below else 0
         # Only what the boundary can really use up is spent: counts are few, and tails come in steps.
@@ -184,8 +220,9 @@ _DRAWS = 5
 
 
 def likely_share(
-    plans: Sequence[Sequence[Sequence[Sequence[Example]]]], config: ScoreConfig, earlier: Sequence[float] = ()
-) -> float:
+    plans: Sequence[Sequence[Sequence[Sequence[Example]]]], config: ScoreConfig, earlier: Sequence[float] = (),
+    correlation: float = 0.0,
+) -> float:  # fmt: skip
     """Share of the planned requests that would be sent before the rules end the asking, if labels do as well as
     `earlier` scores: answers are drawn, each right with the probability of a score."""
     scores = list(earlier) if len(earlier) >= _FEW else list(_ASSUMED)
@@ -194,15 +231,16 @@ def likely_share(
     for rounds in plans:
         for _ in range(_DRAWS):
             right = draw.choice(scores)
-            looks = [Look(0, 0, 0, 0)]
+            calls: list[list[tuple[bool, bool]]] = []
+            looks: list[Look] = []
             for asked in rounds:
                 sent += len(asked)
-                last = looks[-1]
-                answers = [(e.active, draw.random() < right) for request in asked for e in request]
-                found, active = sum(a and ok for a, ok in answers), sum(a for a, _ in answers)
-                spared, silent = sum(not a and ok for a, ok in answers), sum(not a for a, _ in answers)
-                looks.append(Look(last.found + found, last.active + active, last.spared + spared, last.silent + silent))
-                if is_enough(looks[1:], len(rounds), config.stop_width, config.stop_threshold):
+                calls += [
+                    [(e.active, e.active == (draw.random() < right)) for e in request if counts(e.context)]
+                    for request in asked
+                ]
+                looks.append(Look.of(calls))
+                if is_enough(looks, len(rounds), config.stop_width, config.stop_threshold, correlation):
                     break
             planned += sum(map(len, rounds))
     return sent / planned if planned else 1.0

@@ -4,7 +4,8 @@ al. 2024)?
 A context's number is the mean nats per token that the label saves: those of its tokens after a beginning without the
 label, less those after a beginning with it. The score is how well this number tells activating from silent contexts
 (AUROC; see auroc.py for the rows). The contexts are those that detection asks about. The scoring method is
-'language_model'; no LLM endpoint is asked.
+'language_model_ordinary' ('language_model' where all silent contexts counted in the headline); no LLM endpoint is
+asked.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from autointerp.score.scorer import MadeBy, Needs, Run, Work
 from autointerp.tasks import Surprisal, SurprisalAnswer
 
 SURPRISAL = "surprisal"
-LANGUAGE_MODEL = "language_model"
+LANGUAGE_MODEL = "language_model_ordinary"
 SUBJECT_MODEL = "subject model"
 """Stands in `scores.model` where score.language_model is not set."""
 

@@ -33,7 +33,7 @@ TABLES = frozenset(
         "corpora", "dictionaries", "harvests", "features", "vocab_projection", "explanations", "scores", "predictions",
         "sae_metrics", "training_metrics", "llm_calls", "runs", "labels", "contexts", "windows", "spend_by_stage",
         "explainer_leaderboard", "explainer_leaderboard_strata", "method_runs", "measure_tasks", "measurements",
-        "context_need", "label_changes", "batches", "batch_requests",
+        "context_need", "label_changes", "batches", "batch_requests", "judge_repeats", "judge_consistency",
     }
 )  # fmt: skip
 """Those that a condition may read; the tables of evidence methods are added (see finding_tables.py)."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 APPEND_ONLY = (
     "corpora", "dictionaries", "harvests", "explanations", "scores", "predictions", "llm_calls", "runs",
-    "measure_tasks", "measurements",
+    "measure_tasks", "measurements", "judge_repeats",
 )  # fmt: skip
 """Tables from which nothing is ever deleted. The row ledger counts their rows."""
 

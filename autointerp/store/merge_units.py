@@ -26,6 +26,8 @@ from autointerp.store.unit_tables import ListBounds, copy, read_units, reading_u
 
 PER_TOKEN, PER_NEIGHBOUR, MOST_DRAWS = 8, 3, 64
 """Candidate tiles for each wanted negative: per token, per neighbour, and the most that are drawn at random."""
+_ORDERS = 0x5B1E
+"""Sets the keys of the candidates' orders apart from those of the random draws."""
 WINDOWS_AT_ONCE = 2048
 """The number of windows that one statement decodes or writes."""
 FEATURES_AT_ONCE = 256
@@ -234,7 +236,8 @@ def _table(con: duckdb.DuckDBPyConnection, name: str, **columns: np.ndarray) -> 
 def _draw_random_tiles(con: duckdb.DuckDBPyConnection, config: HarvestConfig) -> None:
     """Makes table random_tiles (feature, split, tile_id, turn): uniform draws with replacement for every feature and
     split. Their number is such that about twice `negatives` of the tiles are silent, but at most MOST_DRAWS times
-    `negatives`."""
+    `negatives`. Table draw_orders (feature, split, factor) holds the factor by which each puts candidates of the other
+    tiers into an order of its own (see negatives.sql)."""
     rows = con.execute(_ACTIVE_SHARES).fetchnumpy()
     feature, split, n_tiles = (np.asarray(rows[c], dtype=np.int64) for c in ("feature", "split", "n_tiles"))
     silent = np.maximum(1 - np.asarray(rows["n_active"], dtype=np.int64) / n_tiles, 1 / MOST_DRAWS)
@@ -249,6 +252,14 @@ def _draw_random_tiles(con: duckdb.DuckDBPyConnection, config: HarvestConfig) ->
         split=split[owner].astype(np.int8),
         tile_id=(key % n_tiles[owner].astype(np.uint64)).astype(np.int64),
         turn=turn,
+    )
+    own = _splitmix(_splitmix(feature * len(SPLITS) + split + (config.seed << 40)) ^ np.uint64(_ORDERS))
+    _table(
+        con,
+        "draw_orders",
+        feature=feature.astype(np.int32),
+        split=split.astype(np.int8),
+        factor=(own % np.uint64(2**31 - 2)).astype(np.int64) + 1,
     )
 
 

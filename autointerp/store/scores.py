@@ -102,17 +102,18 @@ class StoreScores(StoreConnection):
             )
 
     def scores_of(
-        self, explanation_ids: Sequence[str], harvest_id: int, scorer: str, part: str, model: str,
+        self, explanation_ids: Sequence[str], harvest_id: int, scorer: str, method: str, part: str, model: str,
         template_sha256: str, seed: int,
     ) -> dict[str, Score]:  # fmt: skip
-        """For each explanation its latest real score with all predictions. Scores that gave up are left out."""
+        """For each explanation its latest real score, made in this way, with all predictions. Scores that gave up are
+        left out."""
         found = self.records(
             Score,
             f"SELECT {select_list(Score, without=_OF_ITS_OWN)} FROM scores "
             "WHERE explanation_id IN (SELECT unnest(?::VARCHAR[])) AND harvest_id = ? "
-            "AND scorer = ? AND part = ? AND model = ? AND template_sha256 = ? AND seed = ? AND control IS NULL "
-            "AND status <> 'gave_up' ORDER BY sequence",
-            [list(explanation_ids), harvest_id, scorer, part, model, template_sha256, seed],
+            "AND scorer = ? AND method = ? AND part = ? AND model = ? AND template_sha256 = ? AND seed = ? "
+            "AND control IS NULL AND status <> 'gave_up' ORDER BY sequence",
+            [list(explanation_ids), harvest_id, scorer, method, part, model, template_sha256, seed],
             without=_OF_ITS_OWN,
         )
         latest = {score.explanation_id: score for score in found if score.explanation_id is not None}

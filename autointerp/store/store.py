@@ -15,6 +15,7 @@ from autointerp.store.evidence_file import StoreEvidence
 from autointerp.store.explanations import StoreExplanations
 from autointerp.store.features import StoreFeatures
 from autointerp.store.findings import StoreFindings
+from autointerp.store.judge_repeats import StoreJudgeRepeats
 from autointerp.store.known_tiles import StoreKnownTiles
 from autointerp.store.llm_batches import StoreBatches
 from autointerp.store.opening import StoreOpening
@@ -29,6 +30,7 @@ _KINDS = ("top", "sampled", "negative")
 class Store(
     StoreOpening, StoreKeeping, StoreEvidence, StoreDictionaries, StoreFeatures, StoreContexts, StoreFindings,
     StoreExplanations, StoreScores, StoreCalls, StoreBatches, StoreRuns, StoreSelections, StoreKnownTiles,
+    StoreJudgeRepeats,
 ):  # fmt: skip
     """`with Store.open(path) as store: ...`; `open` tells the errors."""
 

@@ -153,6 +153,92 @@ JOIN dictionaries AS d ON d.dictionary_id = h.dictionary_id
 WHERE h.previous_explanation_id IS NOT NULL AND h.text IS DISTINCT FROM h.previous_text
 ORDER BY h.sequence DESC;
 
+-- How consistent each judge is, from labels that it was asked about twice (judge_repeats). `correlation` is that of its
+-- errors about two contexts of one call: the mean product of the errors of such pairs, less that of pairs of two calls,
+-- over the variance. The interval is a jackknife over labels with Student's t; there is none below 20 labels.
+CREATE OR REPLACE VIEW judge_consistency AS
+WITH per_label AS (
+    SELECT
+        dictionary_id,
+        scorer,
+        model,
+        template_sha256,
+        explanation_id,
+        sum(n_twice) AS n_twice,
+        sum(n_agreed) AS n_agreed,
+        sum(n_answers)::DOUBLE AS n,
+        sum(square_sum) AS s,
+        sum(n_within)::DOUBLE AS nw,
+        sum(within_sum) AS w,
+        sum(n_between)::DOUBLE AS nb,
+        sum(between_sum) AS b
+    FROM judge_repeats
+    GROUP BY ALL
+),
+whole AS (
+    SELECT
+        dictionary_id,
+        scorer,
+        model,
+        template_sha256,
+        count(*) AS n_labels,
+        sum(n_twice)::BIGINT AS n_twice,
+        sum(n_agreed) / nullif(sum(n_twice), 0) AS agreement,
+        sum(nw)::BIGINT AS n_pairs,
+        sum(n) AS n,
+        sum(s) AS s,
+        sum(nw) AS nw,
+        sum(w) AS w,
+        sum(nb) AS nb,
+        sum(b) AS b
+    FROM per_label
+    GROUP BY ALL
+),
+left_out AS (
+    SELECT
+        p.dictionary_id,
+        p.scorer,
+        p.model,
+        p.template_sha256,
+        ((t.w - p.w) / nullif(t.nw - p.nw, 0) - (t.b - p.b) / nullif(t.nb - p.nb, 0))
+        / nullif((t.s - p.s) / nullif(t.n - p.n, 0) - (t.b - p.b) / nullif(t.nb - p.nb, 0), 0) AS value
+    FROM per_label AS p
+    JOIN whole AS t USING (dictionary_id, scorer, model, template_sha256)
+),
+errors AS (
+    SELECT
+        dictionary_id,
+        scorer,
+        model,
+        template_sha256,
+        if(count(value) = count(*) AND count(*) >= 20, sqrt(var_pop(value) * (count(*) - 1)), NULL) AS error,
+        1.959964 + 2.372271 / (count(*) - 1) + 2.822499 / (count(*) - 1) ** 2 AS point
+    FROM left_out
+    GROUP BY ALL
+    HAVING count(*) > 1
+),
+correlations AS (
+    SELECT *, (w / nullif(nw, 0) - b / nullif(nb, 0)) / nullif(s / nullif(n, 0) - b / nullif(nb, 0), 0) AS correlation
+    FROM whole
+)
+SELECT
+    c.dictionary_id,
+    d.name,
+    c.scorer,
+    c.model,
+    c.template_sha256,
+    c.n_labels,
+    c.n_twice AS n_contexts,
+    c.agreement,
+    c.n_pairs,
+    c.correlation,
+    c.correlation - e.point * e.error AS ci_low,
+    c.correlation + e.point * e.error AS ci_high
+FROM correlations AS c
+LEFT JOIN errors AS e USING (dictionary_id, scorer, model, template_sha256)
+LEFT JOIN dictionaries AS d ON d.dictionary_id = c.dictionary_id
+ORDER BY c.dictionary_id, c.scorer, c.model, c.template_sha256;
+
 CREATE OR REPLACE VIEW spend_by_stage AS
 SELECT
     c.dictionary_id,

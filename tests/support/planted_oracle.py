@@ -172,6 +172,8 @@ class Oracle(World):
             texts["active" if kind else "silent"] = [
                 sentence(rule, kind != self.errs("generation", kind, i), i, draw) for i in range(count)
             ]
+        draw = random.Random(f"{self.seed} {label} lookalike")
+        texts["lookalike"] = [sentence(rule, self.errs("generation", "lookalike", i), i, draw) for i in range(count)]
         return BrainReply(json.dumps(texts))
 
     def _explain(self, body: dict[str, Any]) -> BrainReply:

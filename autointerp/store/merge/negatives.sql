@@ -1,6 +1,8 @@
 -- Tiles in which a feature is silent. Three tiers: 0 same_token (the tile holds the feature's top token), 1 neighbour
 -- (one of its nearest features is active there), 2 random. Draws come from candidate lists bounded per token,
--- per neighbour and per feature. Variables: n_negatives, per_token, per_neighbour.
+-- per neighbour and per feature. Every feature takes the candidates in an order of its own: features share tokens and
+-- neighbours, and in one order for all the same tiles would stand in the evidence of most of them.
+-- Variables: n_negatives, per_token, per_neighbour.
 
 -- The token at the peak of most of the feature's top contexts on the explain split, weighted by activation. Weights are
 -- whole numbers, so that their sum has no order.
@@ -24,9 +26,11 @@ WITH held AS (
 SELECT split, token_id, tile_id
 FROM held
 SEMI JOIN (SELECT DISTINCT token_id FROM top_tokens) USING (token_id)
-QUALIFY row_number() OVER (PARTITION BY split, token_id ORDER BY tile_id) <= getvariable('per_token');
+QUALIFY row_number() OVER (
+    PARTITION BY split, token_id ORDER BY (tile_id + 1) * (token_id * 48271::BIGINT % 2147483646 + 1) % 2147483647
+) <= getvariable('per_token');
 
--- A feature's active tiles, a bounded number: the first groups of 64 tiles, in the order of their best window.
+-- A feature's active tiles, a bounded number: of some groups of 64 tiles, each feature's in an order of its own.
 CREATE OR REPLACE TEMP TABLE tile_groups AS
 SELECT unit, split, address >> 6 AS tile_group, min(tile_id) AS first_tile
 FROM tiles
@@ -36,9 +40,11 @@ CREATE OR REPLACE TEMP TABLE active_tiles AS
 WITH masks AS (
     SELECT p.split, p.feature, p.unit, p.tile_group, p.mask,
         sum(bit_count(p.mask)) OVER (
-            PARTITION BY p.split, p.feature ORDER BY g.first_tile ROWS UNBOUNDED PRECEDING
+            PARTITION BY p.split, p.feature ORDER BY (g.first_tile + 1) * o.factor % 2147483647
+            ROWS UNBOUNDED PRECEDING
         ) - bit_count(p.mask) AS n_before
     FROM kept_pool AS p
+    JOIN draw_orders AS o USING (feature, split)
     JOIN tile_groups AS g USING (unit, split, tile_group)
     SEMI JOIN neighbours AS n ON n.neighbour = p.feature
 ),
@@ -50,18 +56,22 @@ bits AS (
 )
 SELECT b.split, b.feature, t.tile_id
 FROM bits AS b
+JOIN draw_orders AS o USING (feature, split)
 JOIN tiles AS t USING (split, unit, address)
-QUALIFY row_number() OVER (PARTITION BY b.split, b.feature ORDER BY t.tile_id) <= getvariable('per_neighbour');
+QUALIFY row_number() OVER (
+    PARTITION BY b.split, b.feature ORDER BY (t.tile_id + 1) * o.factor % 2147483647
+) <= getvariable('per_neighbour');
 
 CREATE OR REPLACE TEMP TABLE drawn AS
-SELECT a.feature, a.split, 0::TINYINT AS tier, k.tile_id, row_number() OVER (
-    PARTITION BY a.feature, a.split ORDER BY k.tile_id) AS turn
+SELECT a.feature, a.split, 0::TINYINT AS tier, k.tile_id, (k.tile_id + 1) * o.factor % 2147483647 AS turn
 FROM alive AS a
+JOIN draw_orders AS o USING (feature, split)
 JOIN top_tokens AS t USING (feature)
 JOIN tile_tokens AS k ON k.split = a.split AND k.token_id = t.token_id
 UNION ALL
-SELECT a.feature, a.split, 1::TINYINT AS tier, k.tile_id, k.tile_id AS turn
+SELECT a.feature, a.split, 1::TINYINT AS tier, k.tile_id, (k.tile_id + 1) * o.factor % 2147483647 AS turn
 FROM alive AS a
+JOIN draw_orders AS o USING (feature, split)
 JOIN neighbours AS n USING (feature)
 JOIN active_tiles AS k ON k.split = a.split AND k.feature = n.neighbour
 UNION ALL
@@ -76,10 +86,20 @@ WITH silent AS (
         ON p.unit = t.unit AND p.split = t.split AND p.tile_group = t.address >> 6 AND p.feature = d.feature
     WHERE p.mask IS NULL OR (p.mask >> (t.address & 63)) & 1 = 0
 ),
-once AS (
+-- The random ones are taken first, and all others from what is left: without the tiles of the other tiers they would
+-- not be a uniform sample of the silent tiles, and a label's false alarms would be too few.
+distinct_texts AS (
     SELECT * FROM silent
     ANTI JOIN active_contexts USING (feature, split, text_hash)
-    QUALIFY row_number() OVER (PARTITION BY feature, split, text_hash ORDER BY tier, turn, tile_id) = 1
+    QUALIFY row_number() OVER (PARTITION BY feature, split, tier, text_hash ORDER BY turn, tile_id) = 1
+),
+first_of_tier AS (
+    SELECT *, row_number() OVER (PARTITION BY feature, split, tier ORDER BY turn, tile_id) AS place FROM distinct_texts
+),
+once AS (
+    SELECT * FROM first_of_tier
+    WHERE tier <> 2 OR place <= getvariable('n_negatives')
+    QUALIFY row_number() OVER (PARTITION BY feature, split, text_hash ORDER BY tier = 2 DESC, tier, turn, tile_id) = 1
 )
 SELECT unit, "window", feature, split, 2 AS kind, tier,
     row_number() OVER (PARTITION BY feature, split, tier ORDER BY turn, tile_id) - 1 AS rank,
