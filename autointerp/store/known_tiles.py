@@ -30,9 +30,13 @@ _COLUMNS = select_list(KnownTile, "t", document="w.document", tokens='w.tokens[t
 class StoreKnownTiles(StoreConnection):
     """Tables known_tiles and firing_tiles of the evidence file, which only a merge writes."""
 
+    def _has_known_tiles(self) -> bool:
+        with self.cursor() as con:  # its readers work in threads, side by side with the writer
+            return has_known_tiles(con)
+
     def known_tiles(self, harvest_id: int, split: Split) -> list[KnownTile]:
         """The known tiles of one split by tile_id; none where the evidence was merged without them."""
-        if not has_known_tiles(self.con):
+        if not self._has_known_tiles():
             return []
         return self.records(
             KnownTile,
@@ -46,7 +50,7 @@ class StoreKnownTiles(StoreConnection):
         silent. Empty where the evidence was merged without known tiles."""
         wanted = [int(feature) for feature in features]
         firing: dict[int, list[int]] = {feature: [] for feature in wanted}
-        if wanted and has_known_tiles(self.con):
+        if wanted and self._has_known_tiles():
             for feature, tile_id in self.rows(
                 "SELECT feature, tile_id FROM evidence.firing_tiles WHERE harvest_id = ? AND split = ? "
                 "AND feature BETWEEN ? AND ? AND feature IN (SELECT unnest(?::INTEGER[])) ORDER BY feature, tile_id",
@@ -66,7 +70,7 @@ class StoreKnownTiles(StoreConnection):
         if wanted:
             chosen = "feature BETWEEN ? AND ? AND feature IN (SELECT unnest(?::INTEGER[]))"
             values: list[Any] = [harvest_id, split, min(wanted), max(wanted), wanted]
-            if has_known_tiles(self.con):
+            if self._has_known_tiles():
                 counted = (
                     f"SELECT feature, n FROM evidence.active_tiles WHERE harvest_id = ? AND split = ? AND {chosen}"
                 )
