@@ -15,14 +15,15 @@ _PLACEHOLDER = re.compile(r"<([^<>{}\n]{1,80})>")
 _MARKER = re.compile(r"^([A-Z][A-Z ]{1,30}):", re.MULTILINE)
 """`LABEL:` at the beginning of a line of the answer."""
 _FIELD = re.compile(r'"([a-z][a-z_ ]{1,30})":')
-"""`"label":` in the JSON of the answer."""
+_ANSWER = re.compile(r"^.*JSON object.*$", re.MULTILINE)
+"""The lines that give the form of an answer in JSON, with fields such as `"label":`."""
 _HEADING = re.compile(r"^ *([A-Za-z][a-z ]{1,40})(?:[:,]|$)", re.MULTILINE)
 """`excerpts:` and `Evidence, {{ mark }}` in the block `user`."""
 _USER = re.compile(r"\{% block user %\}(.*?)\{% endblock %\}", re.DOTALL)
 _ALWAYS = (
     "label", "labels", "phrase", "your phrase", "description", "excerpt", "evidence", "feature", "features", "token",
     "tokens", "activation", "activations", "pattern", "patterns", "json", "json object", "answer", "input", "output",
-    "both", "null", "string", "text", "bimodal",
+    "both", "text", "bimodal",
 )  # fmt: skip
 """Words of the trade that are in no heading. The last was a small model's label for a tenth of its features."""
 _BETWEEN = frozenset({"a", "an", "the", "of", "and", "or", "for", "to", "in", "is", "with"})
@@ -34,7 +35,7 @@ def phrases_of(template: str) -> frozenset[tuple[str, ...]]:
     """The headings, field names and placeholders of a template's source, each as its words."""
     user = "\n".join(_USER.findall(template))
     user = re.sub(r"\{[%#{].*?[%#}]\}", "", user)
-    found = [*_MARKER.findall(template), *_FIELD.findall(template), *_HEADING.findall(user), *_ALWAYS]
+    found = [*_MARKER.findall(template), *_FIELD.findall("\n".join(_ANSWER.findall(template))), *_HEADING.findall(user), *_ALWAYS]
     for placeholder in _PLACEHOLDER.findall(template):
         found += [placeholder, *re.split(r"[,;:]| or ", placeholder)]
     return frozenset(words for phrase in found if (words := _words(phrase)))

@@ -31,11 +31,12 @@ def count_same_labels(store: StoreConnection, dictionary_id: int) -> None:
         con.execute(f"INSERT INTO same_labels {_SAME} ORDER BY explainer, model, n_features DESC, text", [dictionary_id])
 
 
-def flagged_labels(store: StoreConnection, dictionary_id: int) -> dict[str, int]:
-    """How many of the labels shown have each flag; see `label_flag` in views.sql."""
+def flagged_labels(store: StoreConnection, dictionary_id: int, explainer: str | None = None) -> dict[str, int]:
+    """How many of the labels shown have each flag, all of them or those by one explainer; see `label_flag` in
+    views.sql."""
     found = store.rows(
-        "SELECT label_flag, count(*) FROM labels WHERE dictionary_id = ? AND label_flag IS NOT NULL GROUP BY ALL "
-        "ORDER BY ALL",
-        [dictionary_id],
+        "SELECT label_flag, count(*) FROM labels WHERE dictionary_id = ? AND label_flag IS NOT NULL "
+        "AND (?::VARCHAR IS NULL OR explainer = ?) GROUP BY ALL ORDER BY ALL",
+        [dictionary_id, explainer, explainer],
     )
     return dict(found)
