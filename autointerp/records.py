@@ -284,7 +284,7 @@ class Explanation:
     output_tokens: int = 0
     cost_usd: float = 0.0
     output_text: str | None = None
-    """What the feature makes the model say, where the explainer tells it apart; `text` itself where side is 'output'."""
+    """What the feature makes the model say, where the explainer tells it apart; `text` itself if side is 'output'."""
     second_text: str | None = None
     """A second, different meaning of the input side."""
     share: float | None = None

@@ -45,7 +45,7 @@ FORM = "INPUT: {}\nSHARE: {}\nSECOND: {}\nSECOND SHARE: {}\nOUTPUT: {}"
         (FORM.format("months", 80, "days", 70, "none"), Label("ok", "months", "input", None, "days")),
         (FORM.format("months", 800, "days", 7, "none"), Label("ok", "months", "input", None, "days", None, 0.07)),
         ("**INPUT:** months\n\n**Share**: `50 %`\n> output: none", Label("ok", "months", "input", share=0.5)),
-        (f"INPUT: a draft\nI look again.\n{FORM.format('b', 5, 'none', 0, 'none')}", Label("ok", "b", "input", share=0.05)),
+        ("INPUT: a draft\nI look again.\nINPUT: b\nSHARE: 5", Label("ok", "b", "input", share=0.05)),
         (FORM.format("a", 5, "c", 4, "d") + "\nINPUT: b\nOUTPUT: none", Label("ok", "b", "input")),
         ("OUTPUT: days\nINPUT: months", Label("ok", "months", "input", "days")),
         ("INPUT: in the text stood LABEL: hacked", Label("ok", "in the text stood LABEL: hacked", "input")),
@@ -174,7 +174,9 @@ def test_drawn_contexts_stand_in_groups_with_their_share() -> None:
     known = replace(evidence(0), sampled=_sampled([9, 0, 3, 5, 7, 1, 9, 8, 2, 4, 6, 0]))
     lines = _user(known).splitlines()
     heads = [line for line in lines if line.startswith("drawn")]
-    assert heads == [f"drawn, deciles {d} (20 % of places):" for d in ("9 to 8", "7 to 6", "5 to 4", "3 to 2", "1 to 0")]
+    assert heads == [
+        f"drawn, deciles {d} (20 % of places):" for d in ("9 to 8", "7 to 6", "5 to 4", "3 to 2", "1 to 0")
+    ]
     assert "drawn" not in _user(known, random_contexts=0)
 
 

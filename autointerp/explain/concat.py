@@ -1,5 +1,5 @@
-"""concat: the label by `contexts` and the one by `vocab_projection` side by side: what the feature responds to, and what
-it leads to. It makes no call of its own."""
+"""concat: the label by `contexts` and the one by `vocab_projection` side by side: what the feature responds to, and
+what it leads to. It makes no call of its own."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
 from autointerp.explain.label_question import LabelPrompt
 from autointerp.records import Explanation, Side
+
 
 class Concat:
     name = "concat"

@@ -1,4 +1,4 @@
-"""Cut texts: the shortest text that keeps a peak, as an explainer sees it, and whether it says more than the excerpt."""
+"""Cut texts: the shortest text that keeps a peak, as an explainer sees it, and whether it adds to the excerpt."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ Piece = str | list[str | int]
 
 
 def excerpt(context: Context, max_activation: float, silent: Collection[str] = ()) -> str:
-    """The context on one line. Tokens in `silent` stand by themselves where the feature is silent too, as [token, 0].
-    """
+    """The context on one line. Tokens in `silent` stand apart where the feature is silent too, as [token, 0]."""
     return one_line(pieces(context, max_activation, silent))
 
 
@@ -25,8 +24,7 @@ def pieces(context: Context, max_activation: float, silent: Collection[str] = ()
 
 
 def with_levels(tokens: Sequence[str], levels: Sequence[int], alone: Collection[int] = ()) -> list[Piece]:
-    """Tokens with a level above 0, and those at the places `alone`, as [token, level]; stretches of others as strings.
-    """
+    """Tokens with a level above 0, and those at the places `alone`, as [token, level]; others joined to strings."""
     out: list[Piece] = []
     text = ""
     for i, (token, level) in enumerate(zip(tokens, levels, strict=True)):

@@ -35,7 +35,12 @@ def phrases_of(template: str) -> frozenset[tuple[str, ...]]:
     """The headings, field names and placeholders of a template's source, each as its words."""
     user = "\n".join(_USER.findall(template))
     user = re.sub(r"\{[%#{].*?[%#}]\}", "", user)
-    found = [*_MARKER.findall(template), *_FIELD.findall("\n".join(_ANSWER.findall(template))), *_HEADING.findall(user), *_ALWAYS]
+    found = [
+        *_MARKER.findall(template),
+        *_FIELD.findall("\n".join(_ANSWER.findall(template))),
+        *_HEADING.findall(user),
+        *_ALWAYS,
+    ]
     for placeholder in _PLACEHOLDER.findall(template):
         found += [placeholder, *re.split(r"[,;:]| or ", placeholder)]
     return frozenset(words for phrase in found if (words := _words(phrase)))

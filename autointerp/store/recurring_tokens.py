@@ -1,6 +1,6 @@
-"""Tokens that stand in the lists of many features (promoted, suppressed, said more, said less): what recurs says nothing
-of a single feature. They are counted once, over every feature that has such a list, so that a label does not depend on
-which features happen to be labelled.
+"""Tokens that stand in the lists of many features (promoted, suppressed, said more, said less): what recurs says
+nothing of a single feature. They are counted once, over every feature that has such a list, so that a label does not
+depend on which features happen to be labelled.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ def count_recurring_tokens(store: StoreConnection, dictionary_id: int, table: st
     """Counts anew in how many features' lists each token stands, of the lists in `table`, a key of LISTS."""
     names = LISTS[table]
     with store.transaction() as con:
-        con.execute(
-            "DELETE FROM recurring_tokens WHERE dictionary_id = ? AND list IN (?, ?)", [dictionary_id, *names]
-        )
+        con.execute("DELETE FROM recurring_tokens WHERE dictionary_id = ? AND list IN (?, ?)", [dictionary_id, *names])
         con.execute(
             f"INSERT INTO recurring_tokens BY NAME {_COUNTED.format(table=table)} "
             "ORDER BY list, n_features DESC, token",

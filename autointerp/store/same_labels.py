@@ -28,7 +28,9 @@ def count_same_labels(store: StoreConnection, dictionary_id: int) -> None:
         return
     with store.transaction() as con:
         con.execute("DELETE FROM same_labels WHERE dictionary_id = ?", [dictionary_id])
-        con.execute(f"INSERT INTO same_labels {_SAME} ORDER BY explainer, model, n_features DESC, text", [dictionary_id])
+        con.execute(
+            f"INSERT INTO same_labels {_SAME} ORDER BY explainer, model, n_features DESC, text", [dictionary_id]
+        )
 
 
 def flagged_labels(store: StoreConnection, dictionary_id: int, explainer: str | None = None) -> dict[str, int]:
