@@ -45,14 +45,14 @@ def _add_features(store: Store, n: int) -> None:
     store.replace_features(1, 1, {**columns, **empty})
 
 
-def _project(store: Store, n: int = N) -> None:
+def _project(store: Store, n: int = N, vocabulary: int = 50_000) -> None:
     """Every feature promotes a token of its own; ` strugg` is promoted by 1 in 20, `pair` by two of them."""
     lists = {f: [f" own{f}"] + ([" strugg"] if f % 20 == 0 else []) + (["pair"] if f < 2 else []) for f in range(n)}
     rows = [(f, 1, rank, token) for f, tokens in lists.items() for rank, token in enumerate(tokens)]
     rows += [(f, -1, 0, " strugg") for f in range(3)]
     feature, sign, rank, token = zip(*rows, strict=True)
     store.insert_vocab_projection(
-        1, feature=np.array(feature), sign=np.array(sign), rank=np.array(rank), token_id=np.zeros(len(rows)),
+        1, feature=np.array(feature), sign=np.array(sign), rank=np.array(rank), token_id=np.arange(len(rows)) + vocabulary - len(rows),
         token=list(token), logit=np.ones(len(rows)),
     )  # fmt: skip
 
@@ -72,6 +72,17 @@ def test_tokens_are_counted_with_the_harvest(store: Store) -> None:
     assert len(store.rows(counted)) == 3
 
 
+@pytest.mark.parametrize(("vocabulary", "recur"), [(1_000, True), (80, False)])
+def test_in_a_small_vocabulary_tokens_recur_by_chance(store: Store, vocabulary: int, recur: bool) -> None:
+    _project(store)
+    store.con.execute("UPDATE vocab_projection SET token_id = token_id % ?", [vocabulary])
+    count_recurring_tokens(store, 1, "vocab_projection")
+    (by_chance,) = store.rows("SELECT DISTINCT by_chance FROM recurring_tokens WHERE list = 'promoted'")[0]
+    (largest,) = store.rows("SELECT max(token_id) FROM vocab_projection")[0]
+    assert by_chance == pytest.approx(212 / 200 / (largest + 1))
+    assert recurring_tokens(store, 1) == ({"promoted": frozenset([" strugg"])} if recur else {})
+
+
 def test_what_recurs_does_not_depend_on_the_features_asked_for(store: Store) -> None:
     _project(store)
     every = store.feature_evidence(1, 1, range(N), contexts=0)
@@ -84,7 +95,7 @@ def _change(store: Store, features: list[int], token: str) -> None:
     store.replace_findings(
         "token_change", 1, 1, "settings", [MethodRun(f) for f in features],
         {
-            "feature": features, "sign": [1] * n, "rank": [0] * n, "token_id": [0] * n, "token": [token] * n,
+            "feature": features, "sign": [1] * n, "rank": [0] * n, "token_id": [50_000] * n, "token": [token] * n,
             "delta": [1.0] * n, "z": [1.0] * n, "strength": [1.0] * n, "kl": [1.0] * n,
         },
     )  # fmt: skip

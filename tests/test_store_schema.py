@@ -33,7 +33,7 @@ CONTRACT = {
     "explanations": "explanation_id dictionary_id feature harvest_id explainer model template_sha256 evidence_sha256 "
     "seed text status error input_tokens output_tokens cost_usd created_at rule sequence side derived_from "
     "output_text second_text share second_share",
-    "recurring_tokens": "dictionary_id list token n_features share",
+    "recurring_tokens": "dictionary_id list token n_features share by_chance",
     "same_labels": "dictionary_id explainer model text n_features share",
     "scores": "score_id dictionary_id feature explanation_id scorer method control part model template_sha256 seed "
     "value ci_low ci_high n n_failed status error created_at harvest_id sequence "

@@ -9,16 +9,19 @@ from autointerp.store.connection import StoreConnection
 
 LISTS = {"vocab_projection": ("promoted", "suppressed"), "token_changes": ("raised", "lowered")}
 """By table, what its tokens of sign 1 and of sign -1 are called."""
-LEAST_SHARE, LEAST_FEATURES = 0.02, 4
-"""A token recurs where it stands in the lists of at least this share of the features, and of at least this number. By
-chance a token stands in the lists of 20 / 50,000 of the features."""
+LEAST_SHARE, LEAST_FEATURES, TIMES_CHANCE = 0.02, 4, 4
+"""A token recurs where it stands in the lists of at least this share of the features, of at least this number, and of so
+many times as chance would have it: 20 / 50,000 for lists of 20 tokens, but 1 in 10 with a vocabulary of 200."""
 
 _COUNTED = """
     SELECT ? AS dictionary_id, if(sign = 1, ?, ?) AS list, token, count(DISTINCT feature) AS n_features,
-        count(DISTINCT feature) / any_value(n_listed) AS share
+        count(DISTINCT feature) / any_value(n_listed) AS share, any_value(length / n_tokens) AS by_chance
     FROM {table}
-    JOIN (SELECT sign, count(DISTINCT feature) AS n_listed FROM {table} WHERE dictionary_id = ? GROUP BY sign)
-        USING (sign)
+    JOIN (
+        SELECT sign, count(DISTINCT feature) AS n_listed, count(*) / count(DISTINCT feature) AS length,
+            max(max(token_id)) OVER () + 1 AS n_tokens
+        FROM {table} WHERE dictionary_id = ? GROUP BY sign
+    ) USING (sign)
     WHERE dictionary_id = ?
     GROUP BY sign, token
     HAVING count(DISTINCT feature) > 1
@@ -50,8 +53,9 @@ def is_counted(store: StoreConnection, dictionary_id: int, table: str) -> bool:
 def recurring_tokens(store: StoreConnection, dictionary_id: int) -> dict[str, frozenset[str]]:
     """By list, the tokens that recur."""
     found = store.rows(
-        "SELECT list, token FROM recurring_tokens WHERE dictionary_id = ? AND share >= ? AND n_features >= ?",
-        [dictionary_id, LEAST_SHARE, LEAST_FEATURES],
+        "SELECT list, token FROM recurring_tokens WHERE dictionary_id = ? AND share >= ? AND n_features >= ? "
+        "AND share >= ? * by_chance",
+        [dictionary_id, LEAST_SHARE, LEAST_FEATURES, TIMES_CHANCE],
     )
     by_list: dict[str, set[str]] = {}
     for name, token in found:
