@@ -109,7 +109,9 @@ def _same_token(evidence: FeatureEvidence, room: Room) -> list[str]:
     """Contexts that hold the token of a peak and in which the feature is silent nevertheless."""
     peaks = {c.tokens[at] for c in evidence.top if (at := peak_of(c)) is not None}
     silent = [c for c in evidence.negatives if c.tier == "same_token"]
-    return [excerpt(c, evidence.max_activation, peaks) for c in silent[: min(room.negatives, SAME_TOKEN)]]
+    return [
+        excerpt(c, evidence.max_activation, peaks) for c in silent[: min(room.contexts, room.negatives, SAME_TOKEN)]
+    ]
 
 
 def _silent(evidence: FeatureEvidence, room: Room) -> list[str]:
