@@ -45,15 +45,15 @@ def _add_features(store: Store, n: int) -> None:
     store.replace_features(1, 1, {**columns, **empty})
 
 
-def _project(store: Store, n: int = N, vocabulary: int = 50_000) -> None:
+def _project(store: Store, n: int = N) -> None:
     """Every feature promotes a token of its own; ` strugg` is promoted by 1 in 20, `pair` by two of them."""
     lists = {f: [f" own{f}"] + ([" strugg"] if f % 20 == 0 else []) + (["pair"] if f < 2 else []) for f in range(n)}
     rows = [(f, 1, rank, token) for f, tokens in lists.items() for rank, token in enumerate(tokens)]
     rows += [(f, -1, 0, " strugg") for f in range(3)]
     feature, sign, rank, token = zip(*rows, strict=True)
     store.insert_vocab_projection(
-        1, feature=np.array(feature), sign=np.array(sign), rank=np.array(rank), token_id=np.arange(len(rows)) + vocabulary - len(rows),
-        token=list(token), logit=np.ones(len(rows)),
+        1, feature=np.array(feature), sign=np.array(sign), rank=np.array(rank),
+        token_id=np.arange(50_000 - len(rows), 50_000), token=list(token), logit=np.ones(len(rows)),
     )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from autointerp.store.connection import StoreConnection
 LISTS = {"vocab_projection": ("promoted", "suppressed"), "token_changes": ("raised", "lowered")}
 """By table, what its tokens of sign 1 and of sign -1 are called."""
 LEAST_SHARE, LEAST_FEATURES, TIMES_CHANCE = 0.02, 4, 4
-"""A token recurs where it stands in the lists of at least this share of the features, of at least this number, and of so
-many times as chance would have it: 20 / 50,000 for lists of 20 tokens, but 1 in 10 with a vocabulary of 200."""
+"""A token recurs where it stands in the lists of at least this share of the features, of at least this number, and of
+so many times as chance would have it: 20 / 50,000 for lists of 20 tokens, but 1 in 10 with a vocabulary of 200."""
 
 _COUNTED = """
     SELECT ? AS dictionary_id, if(sign = 1, ?, ?) AS list, token, count(DISTINCT feature) AS n_features,
