@@ -414,10 +414,11 @@ class ExplainConfig(EndpointConfig):
     revise. auto: combined where a model is named, else patterns."""
     contexts: Few = 10
     """Contexts shown to the explainer."""
-    random_contexts: FewOrNone = 4
-    """Contexts that `combined` shows besides the strongest, drawn at random from all where the feature is active."""
+    random_contexts: FewOrNone = 10
+    """Contexts that `combined` shows besides the strongest, drawn at random from all where the feature is active, in
+    groups by decile; at most as many as `contexts`."""
     negatives: FewOrNone = 5
-    """Silent contexts that `contrastive` shows."""
+    """Silent contexts that `contrastive` shows. `combined` shows at most three of them, with the token of a peak."""
     base: str = "combined"
     """Explainer that writes the labels which best_of_n chooses from and revise starts from."""
     samples: Few = 3

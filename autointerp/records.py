@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -259,6 +259,9 @@ class FeatureEvidence:
     shape: FeatureShape | None = None
     is_output: bool | None = None
     """Whether its vocabulary projection stands out from that of a random direction; None: not known."""
+    recurring: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By list (promoted, suppressed, raised, lowered), which of its tokens stand in the lists of many other features
+    too (see store/recurring_tokens.py), sorted. Lists without any have no entry."""
 
 
 ExplanationStatus = Literal[
@@ -286,12 +289,32 @@ class Explanation:
     rule: str | None = None
     """JSON of a machine-checkable rule, where the explainer makes one (`patterns`)."""
     side: Side | None = None
-    """What the text describes: what the feature responds to, what it makes the model say, or both. None: not known."""
+    """What `text` describes: what the feature responds to, what it makes the model say, or both. None: not known."""
     derived_from: list[str] | None = None
     """Ids of the explanations that this one was chosen from, joined from or revised from."""
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+    output_text: str | None = None
+    """What the feature makes the model say, where the explainer tells it apart; `text` itself if side is 'output'."""
+    second_text: str | None = None
+    """A second, different meaning of the input side."""
+    share: float | None = None
+    """The share of the feature's active places, 0..1, that `text` covers, as the explainer estimates it."""
+    second_share: float | None = None
+    """The same for `second_text`."""
+
+    @property
+    def judged_text(self) -> str:
+        """What a judge is told of where the feature is active: `text`, and the second meaning, since both count. ''
+        where there is no text."""
+        return "; or ".join(text for text in (self.text, self.second_text) if text)
+
+    @property
+    def whole_text(self) -> str:
+        """All that the label says, for a judge of what the feature makes the model say. '' where there is no text."""
+        leads_to = self.output_text if self.output_text and self.side != "output" else None
+        return self.judged_text + (f"; leads to {leads_to}" if leads_to else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def answer(body: str) -> str:
     if "[EXPLANATION]" in body:
         return "[EXPLANATION]: common words"
     asked = COUNTED.findall(body)
-    if asked or "LABEL:" not in body:
+    if asked or "You study one feature" not in body:
         bits = int(hashlib.sha256(body.encode()).hexdigest(), 16)
         return json.dumps([bits >> i & 1 for i in range(int(asked[-1]) if asked else 5)])
     return "LABEL: common words"

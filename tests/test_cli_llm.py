@@ -97,7 +97,7 @@ def test_prompts_of_ones_own(project: Path, capsys: pytest.CaptureFixture[str]) 
     folder = project / "own"
     (folder / "explain").mkdir(parents=True)
     source = (Path(__file__).parents[1] / "prompts" / "explain" / "combined.md").read_text()
-    (folder / "explain" / "combined.md").write_text(source.replace("one plain phrase", "one single word"))
+    (folder / "explain" / "combined.md").write_text(source.replace("At most 25 words", "One single word"))
     with LlmServer(TokenReader()) as server:
         config = configure(project, server.url)
         for prompts in ("own", "own", "nowhere"):
@@ -107,7 +107,7 @@ def test_prompts_of_ones_own(project: Path, capsys: pytest.CaptureFixture[str]) 
         code, _, err = run(capsys, "score", "-c", config, "--limit", "1", "--prompts", str(folder))
         assert code == 2 and "no prompt template" in err
         systems = [body["messages"][0]["content"] for body in server.requests if len(body["messages"]) > 1]
-    assert len(systems) == 1 and "one single word" in systems[0]
+    assert len(systems) == 1 and "One single word" in systems[0]
 
 
 def test_a_refused_key_stops_at_once_and_stays_secret(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -314,11 +314,9 @@ def test_concat_joins_both_sides(store: Store) -> None:
         assert run(job(store, features="0-3"), server, "contexts").pending == 0
         assert len(server.requests) == 7
     found = labels(store, "concat")
-    assert [row["text"] for row in found] == [
-        "the word alpha; then leads to forms of alphas", "the word beta",
-        "the word gamma; then leads to forms of gammas", "the word delta",
-    ]  # fmt: skip
-    assert [row["side"] for row in found] == ["both", "input", "both", "input"]
+    assert [row["text"] for row in found] == [f"the word {word.strip()}" for word in WORDS[:4]]
+    assert [row["output_text"] for row in found] == ["forms of alphas", None, "forms of gammas", None]
+    assert [row["side"] for row in found] == ["input"] * 4
     assert [row["side"] for row in labels(store, "vocab_projection")] == ["output", None, "output", None]
     parts = {row["explanation_id"] for e in ("contexts", "vocab_projection") for row in labels(store, e)}
     assert {i for row in found for i in row["derived_from"]} == parts
@@ -403,7 +401,7 @@ def test_replies_in_json_where_the_endpoint_keeps_to_a_schema(store: Store, sche
     assert len(with_schema) == (5 if schema else 1)
     found = labels(store, "combined")
     assert [row["text"] for row in found] == [f"{true_label(f)}, stronger after `the`" for f in range(4)]
-    assert {row["side"] for row in found} == {"both" if schema else None}
+    assert {(row["side"], row["share"]) for row in found} == {("input", 0.8)}
 
 
 def test_json_that_is_none_is_asked_for_again(store: Store) -> None:

@@ -5,14 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.known_words import evidence, rich_evidence
 from support.label_prompts import LLM_EXPLAINERS, SIDES, label_prompt
 
 from autointerp.ask.explanation_row import MAX_LABEL, evidence_sha256
 from autointerp.config import ExplainConfig
-from autointerp.explain.concat import JOINT, join_texts
 from autointerp.explain.evidence_sections import hard_negatives
 from autointerp.explain.label_replies import Label, parse_label
 from autointerp.rules.sentences import side_of
@@ -97,7 +94,8 @@ def test_every_label_says_its_side(name: str) -> None:
     assert explainer.read("LABEL: names").side == (None if name == "combined" else SIDES[name])
     assert explainer.read("SIDE: both\nLABEL: no pattern").side is None
     asked = explainer.in_json(True).request(rich_evidence(0), 3).body["response_format"]["json_schema"]["schema"]
-    assert asked["required"] == (["side", "label"] if name == "combined" else ["label"])
+    meanings = ["input", "share", "second", "second_share", "output"]
+    assert asked["required"] == (meanings if name == "combined" else ["label"])
     assert "response_format" not in explainer.request(rich_evidence(0), 3).body
 
 
@@ -136,16 +134,6 @@ def test_hard_negatives_come_first() -> None:
     shown = label_prompt("contrastive", config, 0).request(evidence(0), 3).body["messages"][1]["content"]
     silent = shown.splitlines()[shown.splitlines().index("silent:") + 1 : -1]
     assert [json.loads(line) for line in silent] == [c.text for c in hard_negatives(evidence(0).negatives, 2)]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text("ab ", max_size=MAX_LABEL), st.text("ab ", max_size=MAX_LABEL))
-def test_joined_labels_keep_both_sides(first: str, second: str) -> None:
-    text = join_texts(first.strip(), second.strip())
-    assert len(text) <= MAX_LABEL and text.count(JOINT) == 1
-    left, right = text.split(JOINT)
-    if len(first) + len(second) + len(JOINT) <= MAX_LABEL:
-        assert (left, right) == (first.strip(), second.strip())
 
 
 def test_a_seed_is_another_request() -> None:

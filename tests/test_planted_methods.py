@@ -335,7 +335,7 @@ def test_the_oracle_writes_by_the_rule() -> None:
 
 
 def test_the_oracle_reads_replacements_as_texts() -> None:
-    prompt = 'Cut texts, x\n[[" stone", 10], [" bridge", 10]]\n  no longer active: [[" stone", " old"]]\nEnd, x'
+    prompt = 'Cut texts, x\n[[" stone", 10], [" bridge", 10]]\n  no longer active: [[1, " stone", " old"]]\nEnd, x'
     texts = texts_in(prompt)
     assert texts == [(["stone", "bridge"], [False, True]), (["old", "bridge"], [False, False])]
     rules = {"any": Rule({"bridge": 1.0}), "after": Rule({"bridge": 1.0}, after=frozenset({"stone"}))}

@@ -19,7 +19,7 @@ from autointerp.ask.prompts import load_template, mark, one_line
 from autointerp.ask.scale import scaled, shown
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.errors import InputError
-from autointerp.explain.evidence_sections import pieces
+from autointerp.explain.excerpts import pieces
 from autointerp.explain.label_question import Correction
 from autointerp.llm.capabilities import Capabilities
 from autointerp.llm.requests import Request
@@ -43,7 +43,8 @@ def test_explainer_prompt(name: str) -> None:
     request = explainer.request(rich_evidence(0), contexts=3)
     check(f"explain_{name}", written(request))
     again = explainer.again(request, "It likes alpha.", rich_evidence(0))
-    assert again.body["messages"][-1]["content"].startswith("Your answer has no line that begins with LABEL:")
+    line = "INPUT:" if name == "combined" else "LABEL:"
+    assert again.body["messages"][-1]["content"].startswith(f"Your answer has no line that begins with {line}")
     if name == "combined":
         check("explain_combined_again", written(again))
         check("explain_combined_bare", written(explainer.request(evidence(0), contexts=3)))
@@ -55,7 +56,8 @@ def test_explainer_prompt_for_json() -> None:
     check("explain_combined_json", written(explainer.again(request, "It likes alpha.", evidence(0))))
     for name in (*LLM_EXPLAINERS, "revise"):
         system = label_prompt(name, ExplainConfig(model="m"), 0).in_json(True).template.block("system", json=True)
-        assert "LABEL:" not in system and '"label"' in system
+        assert "LABEL:" not in system and "INPUT:" not in system
+        assert ('"input": ' if name == "combined" else '"label": ') in system
 
 
 def test_revise_prompt() -> None:

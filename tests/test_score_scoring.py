@@ -221,7 +221,7 @@ def first_time(
 
     def spoil(kind: str, body: dict[str, Any], attempt: int) -> BrainReply | Fault | None:
         system = body.get("messages", [{"content": ""}])[0]["content"]
-        asked = "LABEL:" in system or "You predict" in system
+        asked = "You study one feature" in system or "You predict" in system
         return fault() if asked and attempt == 0 else None
 
     return spoil
@@ -365,14 +365,14 @@ def test_a_prompt_too_long_is_halved_twice_at_most(store: Store) -> None:
         if kind != "chat":
             return None
         messages = body["messages"]
-        if "LABEL:" in messages[0]["content"]:
+        if "You study one feature" in messages[0]["content"]:
             shown = sum(line.startswith("[") for line in messages[-1]["content"].split("\n"))
             return Fault("ctx_too_long") if shown > (2 if '[" alpha", 10]' in str(messages) else 1) else None
         return Fault("ctx_too_long") if "You predict" in messages[0]["content"] and len(messages) > 4 else None
 
     with LlmServer(World(spoil=spoil)) as server:
-        run_explain(job(store, features="0-1"), explain_config(server, contexts=8, random_contexts=0))
-        assert len([b for b in server.requests if "LABEL:" in b["messages"][0]["content"]]) == 6
+        run_explain(job(store, features="0-1"), explain_config(server, contexts=8, random_contexts=0, negatives=0))
+        assert len([b for b in server.requests if "You study" in b["messages"][0]["content"]]) == 6
         found = labels(store)
         assert [row["status"] for row in found] == ["ok", "ctx_too_long"]
         assert "2 contexts instead of 8" in found[0]["error"]

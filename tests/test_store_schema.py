@@ -31,7 +31,10 @@ CONTRACT = {
     "window_id offset tokens activations max_activation text",
     "vocab_projection": "dictionary_id feature sign rank token_id token logit",
     "explanations": "explanation_id dictionary_id feature harvest_id explainer model template_sha256 evidence_sha256 "
-    "seed text status error input_tokens output_tokens cost_usd created_at rule sequence",
+    "seed text status error input_tokens output_tokens cost_usd created_at rule sequence side derived_from "
+    "output_text second_text share second_share",
+    "recurring_tokens": "dictionary_id list token n_features share by_chance",
+    "same_labels": "dictionary_id explainer model text n_features share",
     "scores": "score_id dictionary_id feature explanation_id scorer method control part model template_sha256 seed "
     "value ci_low ci_high n n_failed status error created_at harvest_id sequence "
     "n_documents n_by_kind documents influences label_from from_status from_share from_mass from_precision "
@@ -40,7 +43,7 @@ CONTRACT = {
     "labels": "dictionary_id name feature label explainer model scorer score ci_low ci_high density status "
     "explanation_id side precision precision_low recall label_from from_status from_quantile from_share from_mass "
     "from_precision from_precision_low from_precision_high from_recall from_recall_low from_recall_high from_n "
-    "from_floor",
+    "from_floor second_label output_label label_share second_share n_same_label label_flag",
     "sae_metrics": "dictionary_id corpus_id split metric value ci_low ci_high n_tokens",
     "llm_calls": "request_sha256 sample run_id dictionary_id feature stage model status reply input_tokens "
     "cached_tokens output_tokens cost_usd latency_s created_at sequence",
@@ -90,6 +93,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (5, "score_documents"),
             (6, "output_p_values"),
             (7, "label_from"),
+            (9, "meanings"),
             (10, "judge_repeats"),
         ]
 

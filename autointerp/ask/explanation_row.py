@@ -61,6 +61,7 @@ def evidence_sha256(evidence: FeatureEvidence, contexts: int | None = None) -> s
         "related_words": [w.word for w in evidence.related_words],
         "input_words": [w.word for w in evidence.input_words],
         "is_output": [] if evidence.is_output is None else [evidence.is_output],
+        "recurring": [[name, list(tokens)] for name, tokens in sorted(evidence.recurring.items())],
     }  # fmt: skip
     # Absent findings leave no trace, so that labels made before there were any keep their digest.
     seen += [[name, value] for name, value in findings.items() if value]

@@ -10,7 +10,7 @@ from autointerp.ask.forecast import CHARACTERS_PER_TOKEN, Estimate
 from autointerp.ask.job import Blocks, run_pool
 from autointerp.ask.question import Asked, ask
 from autointerp.config import ExplainConfig
-from autointerp.explain.evidence_sections import SILENT
+from autointerp.explain.evidence_sections import DRAWN, SAME_TOKEN, SAME_TOKEN_SILENT, SILENT
 from autointerp.explain.explainer import ExplainRun
 from autointerp.explain.label_question import Correction, LabelPrompt, LabelQuestion
 from autointerp.explain.label_replies import Label
@@ -19,8 +19,8 @@ from autointerp.llm.capabilities import honours_json_schema, takes_seed
 from autointerp.llm.client import LlmClient
 from autointerp.records import Explanation, ExplanationStatus, FeatureEvidence
 
-_LABEL_TOKENS = 60
-"""Tokens of a reply with a label and a few words before it, for forecasts; a model that thinks aloud writes more."""
+_LABEL_TOKENS = {"label": 60, "meanings": 90}
+"""Tokens of a reply with a few words before the answer, for forecasts; a model that thinks aloud writes more."""
 _REFUSALS: dict[str, ExplanationStatus] = {
     "refused": "refused", "filtered": "filtered", "truncated": "truncated", "ctx_too_long": "ctx_too_long",
 }  # fmt: skip
@@ -45,10 +45,17 @@ async def as_taken(run: ExplainRun, prompt: LabelPrompt, client: LlmClient) -> L
 
 
 def evidence_for(run: ExplainRun, prompt: LabelPrompt, features: Sequence[int]) -> list[FeatureEvidence]:
-    """What the prompt may show of the features. Negatives of three tiers take turns in the store, so the hard ones
-    among them are as many as are shown only if up to three times as many are read."""
-    config = prompt.config
-    return run.evidence(features, max(config.contexts, 3 * config.negatives if SILENT in prompt.reads else 0))
+    """What the prompt may show of the features. Negatives of three tiers take turns in the store, so those of one tier
+    are as many as are shown only if up to three times as many are read; the drawn contexts of a decile are any."""
+    config, reads = prompt.config, prompt.reads
+    negatives = config.negatives if SILENT in reads else min(config.negatives, SAME_TOKEN)
+    is_shown = SILENT in reads or SAME_TOKEN_SILENT in reads
+    limits: dict[str, int | None] = {
+        "top": config.contexts,
+        "sampled": None if DRAWN in reads else config.contexts,
+        "negative": max(config.contexts, 3 * negatives if is_shown else 0),
+    }
+    return run.evidence(features, limits)
 
 
 async def ask_labels(
@@ -70,7 +77,7 @@ async def ask_label(
 ) -> Explanation:  # fmt: skip
     """The label of one feature, or the row that says why it has no label. It is not written yet."""
     config = prompt.config
-    digest = evidence_sha256(evidence, config.contexts)
+    digest = evidence_sha256(evidence, None if DRAWN in prompt.reads else config.contexts)
     row = blank_row(run.job, config, evidence.feature, config.model, prompt.template.sha256, digest)
     lacks = prompt.missing(evidence)
     if lacks is not None:
@@ -86,12 +93,16 @@ async def ask_label(
     if shown < question.contexts:
         notes.append(f"shown {shown} contexts instead of {question.contexts}, the prompt was too long")
     if label.status not in ("ok", "abstained"):
-        notes.append(last.error or f"no label in the reply {last.text[:200]!r}")
+        notes.append(last.error or asked.error or f"no label in the reply {last.text[:200]!r}")
     return dataclasses.replace(
         row,
         text=label.text,
         status=label.status,
         side=label.side,
+        output_text=label.output_text,
+        second_text=label.second_text,
+        share=label.share,
+        second_share=label.second_share,
         error="; ".join(notes) or None,
         input_tokens=sum(r.input_tokens for r in asked.replies),
         output_tokens=sum(r.output_tokens for r in asked.replies),
@@ -126,5 +137,5 @@ def estimate_labels(run: ExplainRun, prompt: LabelPrompt, features: Sequence[int
     config: ExplainConfig = prompt.config
     some = evidence_for(run, prompt, features[:: max(1, len(features) // 16)])
     asked = [prompt.request(e, config.contexts) for e in some]
-    written = len(asked) * min(_LABEL_TOKENS, config.max_tokens) * CHARACTERS_PER_TOKEN
+    written = len(asked) * min(_LABEL_TOKENS[prompt.answers], config.max_tokens) * CHARACTERS_PER_TOKEN
     return Estimate.of(asked, len(features) / len(asked), written)

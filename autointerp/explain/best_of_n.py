@@ -22,6 +22,7 @@ from autointerp.explain.composite import (
     part,
     recipe_sha256,
     validator_of,
+    with_meanings,
 )
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
@@ -105,4 +106,4 @@ def best(row: Explanation, candidates: Sequence[Explanation], scores: Mapping[st
     scored = [(value, e) for value, e in ranked if value is not None]
     winner = max(scored, key=lambda pair: pair[0])[1] if scored else usable[0]
     note = None if scored else f"chosen unseen, no candidate has a score: {scores[winner.explanation_id].status}"
-    return replace(row, text=winner.text, status="ok", side=winner.side, error=note)
+    return with_meanings(row, winner, note)

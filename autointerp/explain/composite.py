@@ -25,7 +25,7 @@ from autointerp.explain.validation import Validator
 from autointerp.records import Explanation
 from autointerp.store import Selection
 
-VERSION = 1
+VERSION = 2
 """Another way to make the same composite is another number here."""
 _BLOCK = 512
 """Features that are taken through all steps together; more where a batch holds more."""
@@ -79,6 +79,14 @@ def composite_row(
     evidence = hashlib.sha256(json.dumps([ids, list(seen)]).encode()).hexdigest()
     row = blank_row(run.job, run.config, parts[0].feature, run.config.model, digest, evidence)
     return replace(row, derived_from=ids)
+
+
+def with_meanings(row: Explanation, label: Explanation, note: str | None = None) -> Explanation:
+    """`row` with all that `label` says."""
+    return replace(
+        row, text=label.text, status="ok", side=label.side, output_text=label.output_text,
+        second_text=label.second_text, share=label.share, second_share=label.second_share, error=note,
+    )  # fmt: skip
 
 
 async def labels_of(work: OpenRun, prompt: LabelPrompt, features: Sequence[int]) -> dict[int, Explanation]:

@@ -1,4 +1,4 @@
-"""concat: the label by `contexts` and the one by `vocab_projection` in one sentence: what the feature responds to, then
+"""concat: the label by `contexts` and the one by `vocab_projection` side by side: what the feature responds to, and
 what it leads to. It makes no call of its own."""
 
 from __future__ import annotations
@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.ask.forecast import Estimate
 from autointerp.config import ExplainConfig
 from autointerp.explain.composite import (
@@ -16,14 +15,12 @@ from autointerp.explain.composite import (
     make_in_blocks,
     part,
     recipe_sha256,
+    with_meanings,
 )
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
 from autointerp.explain.label_question import LabelPrompt
-from autointerp.explain.label_replies import clean_label, shortened
 from autointerp.records import Explanation, Side
-
-JOINT = "; then leads to "
 
 
 class Concat:
@@ -58,7 +55,7 @@ class Concat:
 
 
 def joined(row: Explanation, input_label: Explanation, output_label: Explanation) -> Explanation:
-    """`row` with both texts in one sentence, or with the only text."""
+    """`row` with both texts, the input side as its label; or with the only text as its label."""
     usable = [e for e in (input_label, output_label) if e.text is not None]
     failed = [e for e in (input_label, output_label) if e.status not in ("ok", "abstained")]
     if any(e.status == "gave_up" for e in failed) or (failed and not usable):
@@ -68,15 +65,6 @@ def joined(row: Explanation, input_label: Explanation, output_label: Explanation
         return replace(row, status="abstained", error=input_label.error or output_label.error)
     note = "; ".join(f"{e.explainer}: {e.status}" for e in failed) or None
     if len(usable) == 1:
-        return replace(row, text=usable[0].text, status="ok", side=usable[0].side, error=note)
-    text = clean_label(join_texts(input_label.text or "", output_label.text or ""))
-    return replace(row, text=text, status="ok", side="both")
-
-
-def join_texts(first: str, second: str) -> str:
-    """Both texts with JOINT between them, at most MAX_LABEL characters: the longer one gives way."""
-    room = MAX_LABEL - len(JOINT)
-    first, second = first.rstrip(". "), second.rstrip(". ")
-    half = room // 2
-    first = shortened(first, max(half, room - len(second)))
-    return f"{first}{JOINT}{shortened(second, room - len(first))}"
+        only = usable[0]
+        return with_meanings(row, replace(only, output_text=only.text if only.side == "output" else None), note)
+    return replace(row, text=input_label.text, status="ok", side="input", output_text=output_label.text)

@@ -1,21 +1,23 @@
 """The sections of evidence that an explainer can read: what each shows an LLM, and which evidence method finds it.
 
 Texts of a corpus stand in a prompt as JSON on one line (see ask/prompts.py): silent stretches as strings, active tokens
-as [token, 1..10] pairs. A section without anything to show is empty.
+as [token, 1..10] pairs. A section without anything to show is empty. Drawn excerpts and cut texts have files of their
+own (drawn_groups.py, cut_texts.py).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
-from autointerp.ask.beginnings import Mark, beginning, plain_excerpt
+from autointerp.ask.beginnings import plain_excerpt
 from autointerp.ask.prompts import one_line
-from autointerp.ask.scale import TOP, shown
-from autointerp.records import ChangedToken, Context, FeatureEvidence, PromotedToken, PrunedContext, RelatedWord
+from autointerp.explain.cut_texts import cut_text, says_more
+from autointerp.explain.drawn_groups import groups
+from autointerp.explain.excerpts import excerpt, peak_of
+from autointerp.records import Context, FeatureEvidence, RelatedWord
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Room:
     random_contexts: int
     """Contexts drawn at random from wherever the feature is active."""
     negatives: int
-    """Silent contexts."""
+    """Silent contexts; of those with the same token no more than SAME_TOKEN."""
     listed: int
     """Tokens or words of one kind."""
 
@@ -46,6 +48,8 @@ class Section:
     """The reason, in words, why a feature cannot be labelled if this section is empty; None if it may be empty."""
 
 
+SAME_TOKEN = 3
+"""Silent contexts with the token of a peak that `combined` shows, at most."""
 HARVESTED = frozenset({"vocab_projection"})
 """Methods that run as part of a harvest: their findings need no run of `measure`."""
 
@@ -80,40 +84,35 @@ def lacking(name: str, reads: Sequence[Section], evidence: FeatureEvidence) -> s
 # --- what the sections show -----------------------------------------------------------------------------------------
 
 
-def pieces(context: Context, max_activation: float) -> list[str | list[str | int] | Mark]:
-    """A context as the LLM sees it: what it begins, silent stretches as strings, active tokens as [token, 1..10]."""
-    return [*beginning(context), *_with_levels(context.tokens, shown(context.activations, max_activation))]
-
-
-def _with_levels(tokens: Sequence[str], levels: Sequence[int]) -> list[str | list[str | int]]:
-    out: list[str | list[str | int]] = []
-    silent = ""
-    for token, level in zip(tokens, levels, strict=True):
-        if level == 0:
-            silent += token
-            continue
-        if silent:
-            out.append(silent)
-            silent = ""
-        out.append([token, level])
-    return [*out, silent] if silent else out
-
-
 def _line(values: Sequence[Any]) -> str:
     return one_line(list(values)) if values else ""
 
 
 def _excerpts(evidence: FeatureEvidence, room: Room) -> list[str]:
-    return [one_line(pieces(c, evidence.max_activation)) for c in evidence.top[: room.contexts]]
+    return [excerpt(c, evidence.max_activation) for c in evidence.top[: room.contexts]]
 
 
-def _drawn(evidence: FeatureEvidence, room: Room) -> list[str]:
+def _drawn(evidence: FeatureEvidence, room: Room) -> list[dict[str, Any]]:
     """Uniform samples of where the feature is active, beside the excerpts: the strongest contexts alone may all show
-    the same one of its meanings."""
+    the same one of its meanings, or a meaning that most of its places lack."""
     peaks = {(c.document, c.position) for c in evidence.top[: room.contexts]}
     others = [c for c in evidence.sampled if (c.document, c.position) not in peaks]
-    n = min(room.contexts, room.random_contexts)
-    return [one_line(pieces(c, evidence.max_activation)) for c in others[:n]]
+    return [
+        {
+            "deciles": group.deciles, "percent": group.percent,
+            "excerpts": [excerpt(c, evidence.max_activation) for c in group.contexts],
+        }
+        for group in groups(others, min(room.contexts, room.random_contexts))
+    ]  # fmt: skip
+
+
+def _same_token(evidence: FeatureEvidence, room: Room) -> list[str]:
+    """Contexts that hold the token of a peak and in which the feature is silent nevertheless."""
+    peaks = {c.tokens[at] for c in evidence.top if (at := peak_of(c)) is not None}
+    silent = [c for c in evidence.negatives if c.tier == "same_token"]
+    return [
+        excerpt(c, evidence.max_activation, peaks) for c in silent[: min(room.contexts, room.negatives, SAME_TOKEN)]
+    ]
 
 
 def _silent(evidence: FeatureEvidence, room: Room) -> list[str]:
@@ -135,35 +134,34 @@ def _after_peaks(evidence: FeatureEvidence, room: Room) -> str:
     """The token after the strongest one of each excerpt, each token once."""
     found = []
     for context in evidence.top[: room.contexts]:
-        peak = max(range(len(context.tokens)), key=lambda i: context.activations[i])  # noqa: B023
-        if peak + 1 < len(context.tokens):
+        peak = peak_of(context)
+        if peak is not None and peak + 1 < len(context.tokens):
             found.append(context.tokens[peak + 1])
     return _line(list(dict.fromkeys(found))[: room.listed])
 
 
 def _pruned(evidence: FeatureEvidence, room: Room) -> list[dict[str, str]]:
-    kept = [_pruned_context(p) for p in evidence.pruned if p.status == "ok"]
+    kept = [cut_text(p) for p in evidence.pruned if p.status == "ok"]
     return kept[: max(1, room.contexts)]
 
 
-def _pruned_context(pruned: PrunedContext) -> dict[str, str]:
-    """A pruned context: `text` with the importance of each token, 1..10, and which substitutes it took or refused, as
-    [token, substitute] pairs."""
-    levels = [min(TOP, math.ceil(TOP * i - 1e-6)) if i > 0 else 0 for i in pruned.importance]
-    tried = [(c.kept, [pruned.tokens[c.position], c.substitute]) for c in pruned.counterfactuals]
-    return {
-        "text": one_line(_with_levels(pruned.tokens, levels)),
-        "kept": _line([pair for kept, pair in tried if kept]),
-        "lost": _line([pair for kept, pair in tried if not kept]),
-    }
+def _cut_texts(evidence: FeatureEvidence, room: Room) -> list[dict[str, str]]:
+    """Those that say more than the excerpt that they were cut from, which is shown too."""
+    by_id = {c.context_id: c for c in evidence.top}
+    kept = [p for p in evidence.pruned if p.status == "ok" and says_more(p, by_id.get(p.context_id))]
+    return [cut_text(p) for p in kept[: max(1, room.contexts)]]
 
 
-def _tokens(promoted: Sequence[PromotedToken], room: Room) -> str:
-    return _line([t.token for t in promoted[: room.listed]])
-
-
-def _changed(changed: Sequence[ChangedToken], sign: Literal[1, -1], room: Room) -> str:
-    return _line([t.token for t in changed if t.sign == sign][: room.listed])
+def _listed(name: str, evidence: FeatureEvidence, room: Room) -> str:
+    """The tokens of one list of the feature, without those that recur in the lists of many features."""
+    tokens = {
+        "promoted": [t.token for t in evidence.promoted],
+        "suppressed": [t.token for t in evidence.suppressed],
+        "raised": [t.token for t in evidence.changed if t.sign == 1],
+        "lowered": [t.token for t in evidence.changed if t.sign == -1],
+    }[name]
+    recurring = set(evidence.recurring.get(name, ()))
+    return _line([token for token in tokens if token not in recurring][: room.listed])
 
 
 def _words(words: Sequence[RelatedWord], room: Room) -> str:
@@ -175,19 +173,23 @@ def _words(words: Sequence[RelatedWord], room: Room) -> str:
 EXCERPTS = Section("excerpts", _excerpts, unless="the explain split has no context of it")
 """The strongest contexts with their activations."""
 DRAWN = Section("drawn", _drawn)
-"""Contexts drawn at random from wherever the feature is active."""
+"""Contexts drawn at random from wherever the feature is active, in groups by their decile."""
+SAME_TOKEN_SILENT = Section("same_token", _same_token)
+"""Silent contexts with the token of a peak."""
 SILENT = Section("silent", _silent, unless="the explain split has no silent context of it")
 """Silent contexts that look like active ones."""
 AFTER_PEAKS = Section("after_peaks", _after_peaks)
 """Tokens that came after the peaks of the excerpts."""
 PRUNED = Section("pruned", _pruned, "pruning")
 """The shortest texts that keep a peak, and what each of their tokens is worth."""
-PROMOTED = Section("promoted", lambda e, room: _tokens(e.promoted, room), "vocab_projection")
+CUT_TEXTS = Section("pruned", _cut_texts, "pruning")
+"""Those of them that say more than the excerpts."""
+PROMOTED = Section("promoted", lambda e, room: _listed("promoted", e, room), "vocab_projection")
 """Next tokens that the feature's decoder row promotes."""
-SUPPRESSED = Section("suppressed", lambda e, room: _tokens(e.suppressed, room), "vocab_projection")
-RAISED = Section("raised", lambda e, room: _changed(e.changed, 1, room), "token_change")
+SUPPRESSED = Section("suppressed", lambda e, room: _listed("suppressed", e, room), "vocab_projection")
+RAISED = Section("raised", lambda e, room: _listed("raised", e, room), "token_change")
 """Tokens that the model says more when the feature is clamped."""
-LOWERED = Section("lowered", lambda e, room: _changed(e.changed, -1, room), "token_change")
+LOWERED = Section("lowered", lambda e, room: _listed("lowered", e, room), "token_change")
 RELATED_WORDS = Section("related_words", lambda e, room: _words(e.related_words, room), "mutual_information")
 """Words tied to the feature's direction."""
 INPUT_WORDS = Section("input_words", lambda e, room: _words(e.input_words, room), "words")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -80,8 +80,9 @@ class ExplainRun:
         """This run with other settings, those of a label from which this run's label is made."""
         return replace(self, config=config)
 
-    def evidence(self, features: Sequence[int], contexts: int) -> list[FeatureEvidence]:
-        """The evidence of the features, in their order, with at most `contexts` contexts of each kind."""
+    def evidence(self, features: Sequence[int], contexts: int | Mapping[str, int | None]) -> list[FeatureEvidence]:
+        """The evidence of the features, in their order, with at most `contexts` contexts of each kind, or of each kind
+        as many as it maps it to (None: all)."""
         job = self.job
         found = job.store.feature_evidence(job.dictionary_id, job.harvest_id, features, contexts)
         return [found[feature] for feature in features]

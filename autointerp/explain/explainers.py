@@ -13,8 +13,9 @@ One question to an LLM about each feature, by the template prompts/explain/NAME.
     mutual_information  words tied to the feature, by its direction and by where it fires (Wu et al. 2025)
     token_change        tokens that the model says more and less when it is clamped (Gur-Arieh et al. 2025)
     contrastive         the strongest contexts, against silent contexts that look alike (hard negatives)
-    combined            all of that but the silent contexts, contexts drawn at random, and what came after the peaks
-                        (the "raw ensemble" of Gur-Arieh et al. 2025)
+    combined            all of that (of the silent contexts those with the token of a peak), contexts drawn at random by
+                        decile, and what came after the peaks (the "raw ensemble" of Gur-Arieh et al. 2025); it tells
+                        the input side and the output side apart, and a second meaning
 
 Made of other labels: concat, best_of_n, revise (each in the file of its name).
 """
@@ -25,6 +26,7 @@ from autointerp.explain.best_of_n import BestOfN
 from autointerp.explain.concat import Concat
 from autointerp.explain.evidence_sections import (
     AFTER_PEAKS,
+    CUT_TEXTS,
     DRAWN,
     EXCERPTS,
     INPUT_WORDS,
@@ -34,6 +36,7 @@ from autointerp.explain.evidence_sections import (
     PRUNED,
     RAISED,
     RELATED_WORDS,
+    SAME_TOKEN_SILENT,
     SILENT,
     SUPPRESSED,
 )
@@ -56,10 +59,11 @@ BUILT_IN: tuple[Explainer, ...] = (
     OneCall(
         "combined",
         (
-            EXCERPTS, DRAWN, PRUNED, AFTER_PEAKS, PROMOTED, SUPPRESSED, RAISED, LOWERED, RELATED_WORDS, INPUT_WORDS,
-            IS_OUTPUT,
+            EXCERPTS, DRAWN, SAME_TOKEN_SILENT, CUT_TEXTS, AFTER_PEAKS, PROMOTED, SUPPRESSED, RAISED, LOWERED,
+            RELATED_WORDS, INPUT_WORDS, IS_OUTPUT,
         ),
         listed=15,
+        answers="meanings",
     ),
     Concat(),
     BestOfN(),

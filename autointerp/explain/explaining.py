@@ -15,6 +15,7 @@ from autointerp.explain.explainer import ExplainRun, OpenRun
 from autointerp.explain.explainers import explainer_named, explainers
 from autointerp.explain.plan import Plan, check_parts, make_plan
 from autointerp.records import Explanation
+from autointerp.store.same_labels import count_same_labels, flagged_labels
 
 
 def check_explainer(name: str) -> None:
@@ -54,10 +55,21 @@ async def explain(job: Job, config: ExplainConfig, score_config: ScoreConfig | N
     if plan.ask:
         check_parts(run)
     outcome = _begin(job, plan)
-    if plan.ask:
-        async with OpenRun(run, outcome) as work:
-            await run.explainer.explain(work, plan.ask)
+    try:
+        if plan.ask:
+            async with OpenRun(run, outcome) as work:
+                await run.explainer.explain(work, plan.ask)
+    finally:  # what was written before a run was stopped counts too
+        if outcome.done:
+            count_same_labels(job.store, job.dictionary_id)
+    outcome.notes += tuple(_flag_notes(job, config.explainer))
     return outcome
+
+
+def _flag_notes(job: Job, explainer: str) -> list[str]:
+    """What is to be said of labels that cannot be what they seem: those that repeat, of the explainer that ran."""
+    flagged = flagged_labels(job.store, job.dictionary_id, explainer)
+    return [f"{n:,} labels are {flag}: many features have them word for word" for flag, n in flagged.items()]
 
 
 def _checked(job: Job, config: ExplainConfig, score_config: ScoreConfig | None) -> ExplainRun:

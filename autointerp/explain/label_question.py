@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from autointerp.ask.beginnings import plain_excerpt
 from autointerp.ask.chat import ReplyError, chat_body
 from autointerp.ask.prompts import PromptTemplate, mark, one_line
 from autointerp.config import ExplainConfig
-from autointerp.explain.evidence_sections import Room, Section, lacking, pieces
-from autointerp.explain.label_replies import Label, parse_label
+from autointerp.explain.evidence_sections import Room, Section, lacking
+from autointerp.explain.excerpts import excerpt
+from autointerp.explain.format_words import is_of_the_form
+from autointerp.explain.label_replies import Label, parse_label, parse_meanings
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, FeatureEvidence, Side
 
+Answers = Literal["label", "meanings"]
+"""What an explainer asks for: one phrase, or the input side and the output side apart, with a second meaning."""
 _LARGEST_SAMPLE = 2**31 - 1
 """The ledger numbers samples by integers of 32 bits."""
 
@@ -44,8 +48,9 @@ class LabelPrompt:
     """Tokens or words shown of one kind."""
     template: PromptTemplate
     config: ExplainConfig
+    answers: Answers = "label"
     is_json: bool = False
-    """Ask for a JSON object instead of a `LABEL:` line."""
+    """Ask for a JSON object instead of lines such as `LABEL:`."""
     sends_seed: bool = True
     """Whether the seed is sent, unless it is 0. Without it a sample has its own number in the ledger, and is drawn by
     the temperature alone."""
@@ -64,7 +69,7 @@ class LabelPrompt:
         if correction is not None:
             scale = evidence.max_activation
             values["label"] = one_line(correction.label)
-            values["missed"] = [one_line(pieces(c, scale)) for c in correction.missed]
+            values["missed"] = [excerpt(c, scale) for c in correction.missed]
             values["false_alarms"] = [one_line(plain_excerpt(c)) for c in correction.false_alarms]
         fence = mark(self.config.seed, evidence.feature, values)
         messages = [
@@ -83,7 +88,7 @@ class LabelPrompt:
         return self._request(messages, evidence)
 
     def _request(self, messages: list[dict[str, str]], evidence: FeatureEvidence) -> Request:
-        extra = {"response_format": response_format(self.side is None)} if self.is_json else {}
+        extra = {"response_format": response_format(self.answers, self.side is None)} if self.is_json else {}
         sent = self.config.seed if self.sends_seed else 0
         return Request(
             "chat",
@@ -95,10 +100,20 @@ class LabelPrompt:
         )
 
     def read(self, reply: str) -> Label:
-        """The label in a reply with its side: the explainer's own where it has one, else what the reply says."""
-        label = parse_label(reply)
+        """The label in a reply with its side: the explainer's own where it has one, else what the reply says. Words of
+        the template's own form are no label."""
+        label = parse_meanings(reply) if self.answers == "meanings" else parse_label(reply)
+        if label.text is None:
+            return label
+        if is_of_the_form(label.text, self.template.source):
+            return Label("unparseable", error=f"{label.text!r} is made of words of the prompt's own form")
         side = label.side if self.side is None else self.side
-        return replace(label, side=side if label.status == "ok" else None)
+        label = replace(label, side=side)
+        if label.second_text is not None and is_of_the_form(label.second_text, self.template.source):
+            label = replace(label, second_text=None, second_share=None)
+        if label.output_text is not None and is_of_the_form(label.output_text, self.template.source):
+            label = replace(label, output_text=None)
+        return label
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,7 @@ class LabelQuestion:
         """Raises ReplyError where the reply holds no label. An abstention is one."""
         label = self.prompt.read(reply.text)
         if label.status == "unparseable":
-            raise ReplyError(label.status, f"no label in the reply {reply.text[:200]!r}")
+            raise ReplyError(label.status, label.error or f"no label in the reply {reply.text[:200]!r}")
         return label
 
     def again(self, reply: str, problem: str) -> Request:
@@ -135,11 +150,16 @@ class LabelQuestion:
         return None if half.request.sha256 == self.request.sha256 else half
 
 
-def response_format(asks_side: bool) -> dict[str, Any]:
+def response_format(answers: Answers, asks_side: bool) -> dict[str, Any]:
     """The schema of a reply, in the form in which OpenAI's and compatible endpoints take it."""
-    properties: dict[str, Any] = {"label": {"type": ["string", "null"]}}
-    if asks_side:
-        properties = {"side": {"type": "string", "enum": ["input", "output", "both"]}, **properties}
+    text, number = {"type": ["string", "null"]}, {"type": ["number", "null"]}
+    properties: dict[str, Any]
+    if answers == "meanings":
+        properties = {"input": text, "share": number, "second": text, "second_share": number, "output": text}
+    elif asks_side:
+        properties = {"side": {"type": "string", "enum": ["input", "output", "both"]}, "label": text}
+    else:
+        properties = {"label": text}
     schema = {
         "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
     }  # fmt: skip

@@ -13,7 +13,7 @@ from autointerp.errors import InputError
 from autointerp.explain.asking import as_taken, ask_labels, estimate_labels
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
-from autointerp.explain.label_question import LabelPrompt
+from autointerp.explain.label_question import Answers, LabelPrompt
 from autointerp.records import Side
 
 
@@ -27,6 +27,8 @@ class OneCall:
     """What its labels describe; None: the LLM is asked for it."""
     listed: int = 25
     """Tokens or words shown of one kind."""
+    answers: Answers = "label"
+    """One phrase, or (`meanings`) both sides apart with a second meaning; then `side` is None."""
     prompts: Path | None = None
     """The folder with its template explain/NAME.md; None: the program's own (or the one named for the run)."""
 
@@ -40,7 +42,9 @@ class OneCall:
     def prompt(self, config: ExplainConfig, prompts: Path | None = None) -> LabelPrompt:
         """How it asks under these settings. Raises InputError where there is no such template."""
         template = load_template(f"explain/{self.name}", self.prompts or prompts)
-        return LabelPrompt(self.name, self.reads, self.side, self.listed, template, config, config.reply == "json")
+        return LabelPrompt(
+            self.name, self.reads, self.side, self.listed, template, config, self.answers, config.reply == "json"
+        )
 
     def _prompt(self, run: ExplainRun) -> LabelPrompt:
         return self.prompt(run.config, run.job.prompts)

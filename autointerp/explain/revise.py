@@ -25,6 +25,7 @@ from autointerp.explain.composite import (
     part,
     recipe_sha256,
     validator_of,
+    with_meanings,
 )
 from autointerp.explain.evidence_sections import EXCERPTS, Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
@@ -72,7 +73,7 @@ class Revise:
             scores = await validator.scores(usable, judge, work.writer)
             wrong = _corrections(run, [labels[f] for f in block], scores)
             drafts = await _rewrite(work, digest, wrong) if wrong else {}
-            ready = [d for f, d in drafts.items() if d.status == "ok" and d.text != labels[f].text]
+            ready = [d for f, d in drafts.items() if d.status == "ok" and d.judged_text != labels[f].judged_text]
             drafted = await validator.scores(ready, judge, work.writer)
             rows = []
             for f in block:
@@ -127,7 +128,7 @@ def _corrections(run: ExplainRun, labels: Sequence[Explanation], scores: Mapping
             missed, alarms = mistakes(score, shown, run.config.mistakes)
             value = value_on(score, judged)
             if (missed or alarms) and value is not None:
-                wrong[label.feature] = Wrong(label, Correction(label.text or "", missed, alarms), judged, value)
+                wrong[label.feature] = Wrong(label, Correction(label.judged_text, missed, alarms), judged, value)
     return wrong
 
 
@@ -140,13 +141,14 @@ async def _rewrite(work: OpenRun, digest: str, wrong: Mapping[int, Wrong]) -> di
     rows: dict[int, Explanation] = {}
 
     async def rewrite(evidence: FeatureEvidence) -> None:
+        # The rewrite stands in the place of all that the judge was told: of both meanings, where there are two.
         base, correction = wrong[evidence.feature].label, wrong[evidence.feature].correction
         told = await ask_label(run, prompt, client, evidence, correction)
         shown = [c.context_id for c in (*correction.missed, *correction.false_alarms)]
         row = replace(
             composite_row(drafting, digest, [base], shown), text=told.text, status=told.status, error=told.error,
-            side=base.side if told.text else None, input_tokens=told.input_tokens, output_tokens=told.output_tokens,
-            cost_usd=told.cost_usd,
+            side=base.side if told.text else None, output_text=base.output_text if told.text else None,
+            input_tokens=told.input_tokens, output_tokens=told.output_tokens, cost_usd=told.cost_usd,
         )  # fmt: skip
         await work.writer.explanation(row)
         rows[evidence.feature] = row
@@ -162,24 +164,20 @@ def better(row: Explanation, base: Explanation, draft: Explanation, wrong: Wrong
     if draft.status == "gave_up":
         return replace(row, status="gave_up", error=draft.error)
     if draft.status != "ok":
-        return _with_text(row, base, f"not revised, the rewrite is {draft.status}")
-    if draft.text == base.text:
-        return _with_text(row, base, "not revised, the rewrite is the same label")
+        return with_meanings(row, base, f"not revised, the rewrite is {draft.status}")
+    if draft.judged_text == base.judged_text:
+        return with_meanings(row, base, "not revised, the rewrite is the same label")
     if score is None:
         return replace(row, status="gave_up", error="the endpoint gave up on the score of the rewrite")
     value = value_on(score, wrong.judged)
     if value is None:
-        return _with_text(row, base, f"not revised, the rewrite has no score: {score.status}")
+        return with_meanings(row, base, f"not revised, the rewrite has no score: {score.status}")
     if value <= wrong.value:
         told = (
             f"not revised, the rewrite scores {value:.2f} on contexts it was not made from, the label {wrong.value:.2f}"
         )
-        return _with_text(row, base, told)
-    return _with_text(row, draft, None)
-
-
-def _with_text(row: Explanation, label: Explanation, note: str | None) -> Explanation:
-    return replace(row, text=label.text, status="ok", side=label.side, error=note)
+        return with_meanings(row, base, told)
+    return with_meanings(row, draft)
 
 
 def kept(row: Explanation, base: Explanation, score: Score | None) -> Explanation:
@@ -189,4 +187,4 @@ def kept(row: Explanation, base: Explanation, score: Score | None) -> Explanatio
     if score is None:
         return replace(row, status="gave_up", error="the endpoint gave up on the score of the label")
     note = None if score.value is not None else f"not revised, the label has no score: {score.status}"
-    return _with_text(row, base, note)
+    return with_meanings(row, base, note)

@@ -107,6 +107,17 @@ class ShownLabel:
     from_recall_high: float | None
     from_n: int | None
     from_floor: float | None
+    second_label: str | None
+    """A second, different meaning of what the feature responds to."""
+    output_label: str | None
+    """What it makes the model say, where the explainer tells it apart."""
+    label_share: float | None
+    """The share of its active places, 0..1, that the label covers, as the explainer estimates it."""
+    second_share: float | None
+    n_same_label: int | None
+    """How many features have this label, word for word, by this explainer and model."""
+    label_flag: str | None
+    """'repeated': so many features have it that it says nothing of any of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,10 @@ class ExplanationRow:
     side: str | None
     derived_from: list[str] | None
     """Ids of the explanations that it was chosen from, joined of or revised from."""
+    output_text: str | None
+    second_text: str | None
+    share: float | None
+    second_share: float | None
 
 
 @dataclass(frozen=True, slots=True)

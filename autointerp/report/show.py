@@ -10,7 +10,7 @@ from pathlib import Path
 from autointerp.errors import InputError
 from autointerp.holds import holding_of, holds_line
 from autointerp.records import Context, Kind, PromotedToken, Split
-from autointerp.report.page import FeatureFacts, FeaturePage, load_page
+from autointerp.report.page import FeatureFacts, FeaturePage, ShownLabel, load_page
 from autointerp.report.score_groups import ScoreGroup, ScorePart, ScoreRow, score_groups
 from autointerp.report.show_evidence import evidence_lines
 from autointerp.report.show_json import as_json_text, findings_rows, page_rows
@@ -95,7 +95,32 @@ def _label_lines(page: FeaturePage) -> list[str]:
     if parts := page.made_of:
         counts = ", ".join(f"{n} by {name}" for name, n in Counter(parts).items())
         told += f"; made of {len(parts)} labels: {counts}"
-    return [f"label  {visible(label.label)}", f"       by {label.explainer} ({label.model or 'no LLM'}){told}"]
+    return [
+        f"label  {visible(label.label)}{_share(label.label_share)}",
+        *_further_meanings(label),
+        f"       by {label.explainer} ({label.model or 'no LLM'}){told}",
+        *_flag_lines(label),
+    ]
+
+
+def _further_meanings(label: ShownLabel) -> list[str]:
+    """A second meaning of the input side, and what the feature leads to where that is told beside it."""
+    lines = []
+    if label.second_label:
+        lines.append(f"    or {visible(label.second_label)}{_share(label.second_share)}")
+    if label.output_label and label.side != "output":
+        lines.append(f"       leads to: {visible(label.output_label)}")
+    return lines
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f" (about {share:.0%} of its places)"
+
+
+def _flag_lines(label: ShownLabel) -> list[str]:
+    if label.label_flag is None:
+        return []
+    return [f"       {label.label_flag}: {label.n_same_label:,} features have this label word for word"]
 
 
 def score_lines(scores: Sequence[ScoreRow]) -> list[str]:

@@ -84,6 +84,8 @@ def _print_store(status: dict[str, Any], terminal: Terminal) -> None:
         if d["methods"]:
             terminal.result(f"  evidence: {_methods(d['methods'])}")
         terminal.result(f"  pending: {d['without_label']:,} features without a label")
+        for flag, n in d["flagged"].items():
+            terminal.result(f"  flagged: {n:,} labels are {flag} (labels.label_flag)")
         if d["to_measure"]:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in d["to_measure"].items())
             terminal.result(

@@ -93,10 +93,10 @@ class InterventionScorer:
             prompts = prompts_for(pool, told.explanation.feature)
             if not prompts:
                 return Measured(told, prompts, measurement=Measurement("", "no_contexts"))
-            if not told.label.strip():
+            if not told.whole_label.strip():
                 return Measured(told, prompts, measurement=Measurement("", "empty_label"))
             steering = steering_asked(prompts, run.config)
-            asked = gain_asked(told.label, steering, template, run.config.language_model)
+            asked = gain_asked(told.whole_label, steering, template, run.config.language_model)
             return Measured(told, prompts, measure_task(told.explanation, asked))
 
         async def score(item: Measured[list[str]]) -> list[Score] | None:

@@ -72,8 +72,8 @@ def draw_questions(
     """`told` among `n` other labels, or as many as there are: those in `every` of other features than the `excluded`
     ones, by the same explaining model, no text twice. QUESTIONS different ones, fewer where there are only a few other
     labels, none where there is not one."""
-    others = {e.text: e for e in every if e.feature not in excluded and e.model == own.model and e.text != told}
-    texts = sorted(text for text in others if text is not None)
+    whole = {e.whole_text for e in every if e.feature not in excluded and e.model == own.model}
+    texts = sorted(whole - {told, ""})
     if not texts:
         return []
     draw = random.Random(stable_id(seed, OUTPUT, own.dictionary_id, own.feature))
@@ -258,7 +258,7 @@ class _Loader:
         if not prompts:
             return Measured(told, Steered([], []), measurement=Measurement("", "no_contexts"))
         excluded = frozenset({own.feature} if told.told is None else {own.feature, told.told.feature})
-        questions = draw_questions(own, told.label, self._every, excluded, config.distractors, config.seed)
+        questions = draw_questions(own, told.whole_label, self._every, excluded, config.distractors, config.seed)
         if not questions:
             return Measured(told, Steered(prompts, []), measurement=Measurement("", "no_distractors"))
         task = measure_task(own, steering_asked(prompts, config), shared=True)

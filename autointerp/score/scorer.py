@@ -143,8 +143,13 @@ class Told:
 
     @property
     def label(self) -> str:
-        """'' for the empty label."""
-        return "" if self.told is None else self.told.text or ""
+        """What is told of where the feature is active; '' for the empty label."""
+        return "" if self.told is None else self.told.judged_text
+
+    @property
+    def whole_label(self) -> str:
+        """All that the label says, what the feature leads to included; '' for the empty label."""
+        return "" if self.told is None else self.told.whole_text
 
 
 class Labels:

@@ -19,6 +19,7 @@ from autointerp.evidence.methods import check_methods
 from autointerp.records import WorkUnit
 from autointerp.stages.session import Session, check_splits, digest, matching_sae
 from autointerp.store.findings import MethodRun
+from autointerp.store.recurring_tokens import LISTS, count_recurring_tokens, is_counted
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 
@@ -57,15 +58,24 @@ def gather(
         wanted = store.selected_features(row.dictionary_id, selection if method.scope == "feature" else EVERYTHING)
         studied = store.features_studied(method.name, row.dictionary_id, study.harvest_id, settings)
         pending = [feature for feature in wanted if feature not in studied]
-        if not pending:
-            continue
-        store.add_finding_table(method.table)
-        if method.scope == "feature":
-            _in_blocks(session, study, method, settings, pending)
-        else:
-            _at_once(session, study, method, settings)
+        try:
+            if not pending:
+                continue
+            store.add_finding_table(method.table)
+            if method.scope == "feature":
+                _in_blocks(session, study, method, settings, pending)
+            else:
+                _at_once(session, study, method, settings)
+        finally:  # of what an earlier run found too, which may have been killed before it counted
+            _count_recurring(store, row.dictionary_id, method)
         worked = True
     return worked
+
+
+def _count_recurring(store: Store, dictionary_id: int, method: Method) -> None:
+    table = method.table.name
+    if table in LISTS and not is_counted(store, dictionary_id, table):
+        count_recurring_tokens(store, dictionary_id, table)
 
 
 def settings_sha256(method: Method, config: EvidenceConfig) -> str:

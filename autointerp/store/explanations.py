@@ -14,10 +14,16 @@ from autointerp.store.values import check_finite
 
 
 def check_explanation(e: Explanation) -> None:
-    """Raises AutointerpError where the record may not be stored: a text without 'ok' or the reverse, a number that is
-    not finite."""
+    """Raises AutointerpError where the record may not be stored: a text without 'ok' or the reverse, a second meaning
+    or a side that belongs to no text, a number that is not finite, a share outside 0..1."""
     what = f"explanation of feature {e.feature} by {e.explainer}"
-    check_finite(what, cost_usd=e.cost_usd)
+    check_finite(what, cost_usd=e.cost_usd, share=e.share, second_share=e.second_share)
+    told = {name: getattr(e, name) for name in ("output_text", "second_text", "share", "second_share")}
+    if e.text is None and any(value is not None for value in told.values()):
+        raise AutointerpError(f"{what}: there is no text, but {told}")
+    wrong = [name for name in ("share", "second_share") if told[name] is not None and not 0 <= told[name] <= 1]
+    if wrong:
+        raise AutointerpError(f"{what}: {wrong[0]} is {told[wrong[0]]}, which is no share from 0 to 1")
     if (e.status == "ok") != (e.text is not None):
         raise AutointerpError(f"{what}: status is {e.status!r} but text is {e.text!r}; only 'ok' rows have a text")
 
@@ -49,15 +55,18 @@ class StoreExplanations(StoreConnection):
         return result
 
     def search_labels(self, text: str, dictionary_id: int | None = None, limit: int = 20) -> list[dict[str, Any]]:
-        """Rows of `labels` whose label holds words of `text`: most words first, then the better score. Raises
-        InputError where `text` holds no word."""
+        """Rows of `labels` whose label, second meaning or output side holds words of `text`: most words first, then the
+        better score. Raises InputError where `text` holds no word."""
         words = list(dict.fromkeys(text.lower().split()))[:16]
         if not words:
             raise InputError("nothing to search for: the text is empty")
         return self.dicts(
             """
             SELECT * EXCLUDE (n_words) FROM (
-                SELECT *, len(list_filter(?::VARCHAR[], lambda w: contains(lower(label), w))) AS n_words
+                SELECT *, len(list_filter(
+                    ?::VARCHAR[],
+                    lambda w: contains(lower(concat_ws(chr(10), label, second_label, output_label)), w)
+                )) AS n_words
                 FROM labels
                 WHERE label IS NOT NULL AND (?::INTEGER IS NULL OR dictionary_id = ?)
             )

@@ -12,6 +12,7 @@ from autointerp.errors import AutointerpError
 from autointerp.records import Holding, PromotedToken
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import field_names, select_list
+from autointerp.store.recurring_tokens import count_recurring_tokens
 from autointerp.store.rows import FeatureHistogram, TrainingPoint
 from autointerp.store.values import check_finite, clean
 
@@ -49,7 +50,8 @@ class StoreFeatures(StoreConnection):
         self, dictionary_id: int, *, feature: np.ndarray, sign: np.ndarray, rank: np.ndarray, token_id: np.ndarray,
         token: Sequence[str], logit: np.ndarray,
     ) -> None:  # fmt: skip
-        """Sets the dictionary's promoted (sign 1) and suppressed (-1) tokens; all arrays [n], rank 0 the strongest."""
+        """Sets the dictionary's promoted (sign 1) and suppressed (-1) tokens, and counts which of them recur; all
+        arrays [n], rank 0 the strongest."""
         if not np.isfinite(logit).all():
             raise AutointerpError(f"vocab projection of dictionary {dictionary_id}: a logit is not finite")
         view = {
@@ -71,6 +73,7 @@ class StoreFeatures(StoreConnection):
                 )
             finally:
                 con.unregister("new_projection")
+            count_recurring_tokens(self, dictionary_id, "vocab_projection")
 
     def insert_metrics(self, dictionary_id: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds metrics of an SAE; a row written before under the same key is replaced.

@@ -3,7 +3,7 @@ over the connection; they stand side by side here, and what takes several of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autointerp.errors import InputError
@@ -19,8 +19,10 @@ from autointerp.store.judge_repeats import StoreJudgeRepeats
 from autointerp.store.known_tiles import StoreKnownTiles
 from autointerp.store.llm_batches import StoreBatches
 from autointerp.store.opening import StoreOpening
+from autointerp.store.recurring_tokens import recurring_tokens
 from autointerp.store.runs import StoreRuns
 from autointerp.store.safety.keeping import StoreKeeping
+from autointerp.store.same_labels import flagged_labels
 from autointerp.store.scores import StoreScores
 from autointerp.store.selection import StoreSelections
 
@@ -44,9 +46,10 @@ class Store(
             self.insert_scores(scores)
 
     def feature_evidence(
-        self, dictionary_id: int, harvest_id: int, features: Sequence[int], contexts: int
+        self, dictionary_id: int, harvest_id: int, features: Sequence[int], contexts: int | Mapping[str, int | None]
     ) -> dict[int, FeatureEvidence]:
-        """What explainers may see of the features: the explain split, up to `contexts` contexts of each kind.
+        """What explainers may see of the features: the explain split, up to `contexts` contexts of each kind, or of
+        each kind as many as it maps it to (None: all).
 
         Raises InputError where one of the features has no row.
         """
@@ -60,14 +63,24 @@ class Store(
         absent = [f for f in wanted if f not in facts]
         if absent:
             raise InputError(f"dictionary {dictionary_id} has no feature {absent[0]} in {self.path}")
-        by_feature = self.contexts_of(dictionary_id, harvest_id, wanted, "explain", dict.fromkeys(_KINDS, contexts))
+        limits = contexts if isinstance(contexts, Mapping) else dict.fromkeys(_KINDS, contexts)
+        by_feature = self.contexts_of(dictionary_id, harvest_id, wanted, "explain", limits)
         tokens = self.projected_tokens(dictionary_id, wanted)
         findings = self.findings_of(dictionary_id, wanted)
+        recurring = recurring_tokens(self, dictionary_id)
         result = {}
         for feature in wanted:
             of_kind: dict[str, list[Context]] = {kind: [] for kind in _KINDS}
             for context in by_feature[feature]:
                 of_kind[context.kind].append(context)
+            changed = findings[feature].get("changed", ())
+            lists = {
+                "promoted": [t.token for t in tokens[feature] if t.sign == 1],
+                "suppressed": [t.token for t in tokens[feature] if t.sign == -1],
+                "raised": [t.token for t in changed if t.sign == 1],
+                "lowered": [t.token for t in changed if t.sign == -1],
+            }
+            recur = {name: sorted(recurring.get(name, frozenset()) & set(listed)) for name, listed in lists.items()}
             result[feature] = FeatureEvidence(
                 dictionary_id=dictionary_id,
                 **facts[feature],
@@ -76,6 +89,7 @@ class Store(
                 negatives=of_kind["negative"],
                 promoted=[t for t in tokens[feature] if t.sign == 1],
                 suppressed=[t for t in tokens[feature] if t.sign == -1],
+                recurring={name: found for name, found in recur.items() if found},
                 **findings[feature],
             )
         return result
@@ -143,6 +157,7 @@ class Store(
                         "SELECT count(*) FROM labels WHERE dictionary_id = ? AND label IS NULL AND status <> 'dead'",
                         key,
                     )[0][0],
+                    "flagged": flagged_labels(self, d.dictionary_id),
                 }
             )  # fmt: skip
         spent = self.spent()

@@ -95,10 +95,23 @@ SELECT
     if(n.score_id IS NULL, s.from_recall_low, n.from_recall_low) AS from_recall_low,
     if(n.score_id IS NULL, s.from_recall_high, n.from_recall_high) AS from_recall_high,
     if(n.score_id IS NULL, s.from_n, n.from_n) AS from_n,
-    if(n.score_id IS NULL, s.from_floor, n.from_floor) AS from_floor
+    if(n.score_id IS NULL, s.from_floor, n.from_floor) AS from_floor,
+    e.second_text AS second_label,
+    e.output_text AS output_label,
+    e.share AS label_share,
+    e.second_share,
+    if(e.text IS NULL, NULL, coalesce(same.n_features, 1)) AS n_same_label,
+    -- What many features have word for word says nothing of any of them. Rules may repeat honestly.
+    if(
+        same.n_features >= 5 AND same.share >= 0.01 AND e.rule IS NULL AND e.model NOT IN (e.explainer, 'shape'),
+        'repeated', NULL
+    ) AS label_flag
 FROM features AS f
 JOIN dictionaries AS d ON d.dictionary_id = f.dictionary_id
 LEFT JOIN explained AS e ON e.dictionary_id = f.dictionary_id AND e.feature = f.feature
+LEFT JOIN same_labels AS same
+    ON same.dictionary_id = f.dictionary_id AND same.explainer = e.explainer AND same.model = e.model
+    AND same.text = e.text
 LEFT JOIN latest_score AS ls
     ON ls.dictionary_id = f.dictionary_id AND ls.feature = f.feature AND ls.explanation_id = e.explanation_id
 LEFT JOIN scores AS s ON s.rowid = ls.row_id

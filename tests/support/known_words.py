@@ -341,8 +341,16 @@ class World:
         system = body["messages"][0]["content"]
         if self.schema and "response_format" in body:
             properties = body["response_format"]["json_schema"]["schema"]["properties"]
-            known = {"side": lambda: "both", "label": lambda: self.label(body), "answer": lambda: "blue"}
-            return BrainReply(json.dumps({name: known[name]() for name in properties}))
+            known = {
+                "label": lambda: self.label(body), "input": lambda: self.label(body), "share": lambda: 80,
+                "answer": lambda: "blue",
+            }  # fmt: skip
+            return BrainReply(json.dumps({name: known.get(name, lambda: None)() for name in properties}))
+        if "INPUT:" in system:
+            return BrainReply(
+                f"They share one token.\nINPUT: {self.label(body)}\nSHARE: 80\nSECOND: none\nSECOND SHARE: 0\n"
+                "OUTPUT: none"
+            )
         if "You study" in system:
             return BrainReply(f"They share one token.\nLABEL: {self.label(body)}")
         if "does not belong" in system:

@@ -58,7 +58,7 @@ class Oracle(World):
         self.said = said_by(features)
         self.quality, self.seed = quality, seed
         self.handlers: dict[str, Handler] = {
-            "LABEL:": self._explain,
+            "You study one feature": self._explain,
             "what a push did": self._which_label,
             "You write test texts": self._write,
         }
@@ -189,6 +189,8 @@ class Oracle(World):
         else:
             words = where or listed_in(asked, "tied to its direction")
             ranked = best_by_words({label: self.named(label) for label in self.rules}, words)
+            if not words:  # all that is promoted recurs in the lists of many features, so it is not shown
+                ranked = ["no pattern"] * 2
         label = ranked[1 if self.errs("explain", asked) else 0]
         return BrainReply(f"SIDE: {'output' if label in self.said else 'input'}\nLABEL: {label}")
 

@@ -1,7 +1,7 @@
 """Reads an explainer's prompt as a reader who knows every label of the planted world, and finds the best label.
 
     excerpts          pairs are active, strings are silent
-    silent excerpts   plain strings
+    silent excerpts   plain strings, or pairs with 0
     cut texts         the last token is active, whatever was needed before it; a replacement is one more text, active at
                       its end or not at all
     lists of tokens   what is promoted or said more, and words; matched with the words that a label names
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from support.planted_features import Rule
 from support.shown_excerpts import pieces_of
@@ -22,7 +23,10 @@ from support.shown_excerpts import pieces_of
 _WORD = re.compile(r"\w+|[^\w\s]")
 Text = tuple[list[str], list[bool]]
 """The words of a text, and on which of them the feature is active."""
-_SECTIONS = {"excerpts:": "active", "active:": "active", "silent:": "silent", "cut texts:": "cut"}
+_SECTIONS = {
+    "excerpts:": "active", "active:": "active", "the same token, silent here:": "active", "silent:": "silent",
+    "cut texts:": "cut",
+}  # fmt: skip
 _FIRST = {"Excerpts,": "active", "Cut texts,": "cut"}
 
 
@@ -35,10 +39,10 @@ def texts_in(prompt: str) -> list[Text]:
     """All texts of an explainer's question with their activity."""
     texts: list[Text] = []
     section = ""
-    cut: list[str] = []
+    cut: list[str | list[Any]] = []
     for line in prompt.split("\n"):
-        if line in _SECTIONS:
-            section = _SECTIONS[line]
+        if line in _SECTIONS or line.startswith("drawn, "):
+            section = _SECTIONS.get(line, "active")
         for start, first in _FIRST.items():
             section = first if line.startswith(start) else section
         if line.startswith(('"', "[")) and section == "silent":
@@ -47,28 +51,29 @@ def texts_in(prompt: str) -> list[Text]:
         elif line.startswith("[") and section == "active":
             texts.append(_with_activity(pieces_of(line)))
         elif line.startswith("[") and section == "cut":
-            cut = words_in("".join(piece if isinstance(piece, str) else piece[0] for piece in json.loads(line)))
-            texts.append((cut, _at_the_end(cut, True)))
+            cut = json.loads(line)
+            texts.append(_at_the_end(cut, True))
         elif line.startswith("  ") and section == "cut":
             kind, _, pairs = line.strip().partition(": ")
-            for old, new in json.loads(pairs):
-                other = [new.strip() if word == old.strip() else word for word in cut]
-                texts.append((other, _at_the_end(other, kind == "still active")))
+            for place, _, new in json.loads(pairs):
+                other = [*cut[: place - 1], new, *cut[place:]]
+                texts.append(_at_the_end(other, kind == "still active"))
     return texts
 
 
-def _with_activity(pieces: Sequence[str | list[str]]) -> Text:
+def _with_activity(pieces: Sequence[str | list[Any]]) -> Text:
     words: list[str] = []
     active: list[bool] = []
     for piece in pieces:
         found = words_in(piece if isinstance(piece, str) else piece[0])
         words.extend(found)
-        active.extend([not isinstance(piece, str)] * len(found))
+        active.extend([not isinstance(piece, str) and piece[1] != 0] * len(found))
     return words, active
 
 
-def _at_the_end(words: Sequence[str], is_active: bool) -> list[bool]:
-    return [False] * (len(words) - 1) + [is_active]
+def _at_the_end(pieces: Sequence[str | list[Any]], is_active: bool) -> Text:
+    words = words_in("".join(piece if isinstance(piece, str) else piece[0] for piece in pieces))
+    return words, [False] * (len(words) - 1) + [is_active]
 
 
 def best_by_texts(rules: Mapping[str, Rule], texts: Sequence[Text], listed: Sequence[str] = ()) -> list[str]:
