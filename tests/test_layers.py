@@ -14,7 +14,7 @@ from support.without_torch import TORCH_SIDE, run_without_torch
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
-    "errors", "records", "config", "config_file", "stats", "means", "jackknife", "prevalence", "resources", "deadline",
+    "errors", "records", "config", "config_file", "stats", "means", "jackknife", "prevalence", "paired", "resources", "deadline",
     "tasks", "plugins", "progress", "background", "template_limits",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "means": {"stats"},
     "jackknife": {"stats", "means"},
     "prevalence": {"stats", "jackknife"},
+    "paired": {"stats", "means", "jackknife", "prevalence"},
     "resources": {"errors"},
     "template_limits": set(),
     "log": set(),

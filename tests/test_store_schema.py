@@ -82,6 +82,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (4, "sequence"),
             (5, "score_documents"),
             (6, "output_p_values"),
+            (8, "label_controls"),
         ]
 
 

@@ -18,7 +18,7 @@ from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.llm.requests import Request
 from autointerp.records import Context, Explanation, Score
-from autointerp.score.controls import stand_ins
+from autointerp.score.controls import replaceable, stand_ins
 from autointerp.score.score_rows import Identity, Part
 from autointerp.store.labels_left import LabelsLeft
 
@@ -178,7 +178,8 @@ def estimate_of(requests: Sequence[Request], written: float, targets: Sequence[A
 
 
 def pending(scorer: Scorer[Any], run: Run) -> LabelsLeft | list[int]:
-    """The chosen labels (or features, for a scorer that reads no label) that `scorer` has not scored yet."""
+    """The chosen labels (or features, for a scorer that reads no label) that `scorer` has not scored yet; under a
+    control, those that something can replace."""
     job, ways = run.job, scorer.made_by(run)
     if not scorer.reads_label:
         done_by = [
@@ -197,4 +198,4 @@ def pending(scorer: Scorer[Any], run: Run) -> LabelsLeft | list[int]:
         )  # fmt: skip
         left = found if left is None else left.among(found)
     assert left is not None, f"{scorer.name} names no way in which its rows are made"
-    return left
+    return replaceable(job, run.explainer, run.control, left)

@@ -17,13 +17,17 @@ from autointerp.ask.forecast import Estimate, Forecast
 from autointerp.ask.job import Blocks, Job, Outcome, run_pool
 from autointerp.ask.question import Asker, side_by_side
 from autointerp.config import EndpointConfig, ScoreConfig
-from autointerp.errors import InputError
+from autointerp.errors import InputError, nearest
 from autointerp.records import Explanation, Score
-from autointerp.score.controls import CONTROLS, RANDOM_MODEL
+from autointerp.score.controls import CONTROLS, LOOKUP, NEIGHBOUR, RANDOM_MODEL, knows_neighbours, without_neighbour
 from autointerp.score.scorer import Needs, Run, Scorer, Work, pending
 from autointerp.score.scorers import configured
 from autointerp.store.group_writer import GroupWriter
 from autointerp.store.labels_left import LabelsLeft
+
+AUTO = "auto"
+"""In score.controls: FREE_CONTROLS, for the scorers that cost nothing."""
+FREE_CONTROLS = (LOOKUP, NEIGHBOUR)
 
 
 async def score(job: Job, explainer: str, config: ScoreConfig, control: str | None = None) -> Outcome:
@@ -40,6 +44,8 @@ async def score(job: Job, explainer: str, config: ScoreConfig, control: str | No
     outcome = Outcome(pending=sum(len(targets) for _, targets in left))
     skipped = [one.scorer.name for one in chosen if not one.applies(run)]
     outcome.notes = tuple(f"{name} needs no label, so no control of it is run" for name in skipped)
+    if control == NEIGHBOUR and left:
+        outcome.notes += without_neighbour(job, explainer)
     methods = []
     async with AsyncExitStack() as stack:
         writer = await stack.enter_async_context(GroupWriter(job.store))
@@ -80,6 +86,12 @@ class _Chosen:
 def _chosen(run: Run) -> list[_Chosen]:
     """The configured scorers in the order of work. Raises InputError where one of them cannot work."""
     scorers = configured(run.config.scorers)
+    for name in run.config.controls:
+        if name not in (AUTO, *CONTROLS) or name == RANDOM_MODEL:
+            known = (AUTO, *(known for known in CONTROLS if known != RANDOM_MODEL))
+            raise InputError(
+                f"score.controls names {name!r}, which is none of {', '.join(known)}.{nearest(name, known)}"
+            )
     if run.control is not None and run.control not in CONTROLS:
         raise InputError(f"no control {run.control!r}; there are {', '.join(CONTROLS)}")
     if run.control == RANDOM_MODEL:
@@ -89,6 +101,22 @@ def _chosen(run: Run) -> list[_Chosen]:
         )
     chosen = [_Chosen(s, s.needs(run) if run.control is None or s.reads_label else Needs()) for s in scorers]
     return sorted(chosen, key=lambda one: one.turn(run))
+
+
+def controls_beside(job: Job, explainer: str, config: ScoreConfig) -> list[tuple[str, ScoreConfig]]:
+    """The controls that `config` names to be scored after the labels, each with the configuration of its scorers."""
+    found: dict[str, ScoreConfig] = {}
+    for name in config.controls:
+        if name != AUTO:
+            found[name] = config
+            continue
+        chosen = _chosen(Run(job, explainer, config))
+        free = tuple(one.scorer.name for one in chosen if one.scorer.reads_label and one.needs == Needs())
+        for control in FREE_CONTROLS if free else ():
+            is_itself = control == LOOKUP == explainer
+            if not is_itself and (control != NEIGHBOUR or knows_neighbours(job)):
+                found.setdefault(control, replace(config, scorers=free))
+    return list(found.items())
 
 
 def check_settings(

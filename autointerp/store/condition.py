@@ -33,14 +33,14 @@ TABLES = frozenset(
         "corpora", "dictionaries", "harvests", "features", "vocab_projection", "explanations", "scores", "predictions",
         "sae_metrics", "training_metrics", "llm_calls", "runs", "labels", "contexts", "windows", "spend_by_stage",
         "explainer_leaderboard", "explainer_leaderboard_strata", "method_runs", "measure_tasks", "measurements",
-        "context_need", "label_changes", "batches", "batch_requests",
+        "context_need", "label_changes", "label_controls", "batches", "batch_requests",
     }
 )  # fmt: skip
 """Those that a condition may read; the tables of evidence methods are added (see finding_tables.py)."""
 # The columns that a condition may use: those of `features`, and those that only `labels` has.
 _SELECTABLE = """
     SELECT f.*, l.name, l.label, l.explainer, l.model, l.scorer, l.method, l.score, l.ci_low, l.ci_high,
-           l.explanation_status, l.score_status, l.side
+           l.explanation_status, l.score_status, l.side, l.beats_lookup, l.beats_neighbour
     FROM features AS f JOIN labels AS l USING (dictionary_id, feature)
     WHERE f.dictionary_id = ?
 """
