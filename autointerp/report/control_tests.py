@@ -18,7 +18,9 @@ def control_lines(page: FeaturePage) -> list[str]:
     """A line for each control of each of the shown label's scores:
     `better than the list of its tokens by 0.12 [0.05, 0.19]  (simulation_natural)`."""
     shown = page.label.explanation_id
-    return [f"       {tested_in_words(one)}  ({one.scorer})" for one in page.label_controls if one.explanation_id == shown]
+    return [
+        f"       {tested_in_words(one)}  ({one.scorer})" for one in page.label_controls if one.explanation_id == shown
+    ]
 
 
 def tested_in_words(one: LabelControl) -> str:

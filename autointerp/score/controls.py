@@ -38,6 +38,17 @@ _EVERY = 1000
 DENSITY_GROUPS = 10
 """Labels are shuffled among as many groups of features, from the sparsest to the densest."""
 
+AUTO = "auto"
+"""In score.controls: token_lookup and neighbour_label, for scorers that cost nothing."""
+
+
+def free_controls(job: Job, explainer: str, configured: Sequence[str]) -> list[str]:
+    """The controls that `auto` stands for among the `configured` ones, for the labels by `explainer`."""
+    if AUTO not in configured:
+        return []
+    found = [LOOKUP] if explainer != LOOKUP else []  # which would be compared with itself
+    return [*found, NEIGHBOUR] if knows_neighbours(job) else found
+
 
 def stand_ins(
     job: Job, explainer: str, seed: int, control: str | None, pending: Sequence[Explanation]

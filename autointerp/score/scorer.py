@@ -18,7 +18,7 @@ from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.llm.requests import Request
 from autointerp.records import Context, Explanation, Score
-from autointerp.score.controls import replaceable, stand_ins
+from autointerp.score.controls import free_controls, replaceable, stand_ins
 from autointerp.score.score_rows import Identity, Part
 from autointerp.store.labels_left import LabelsLeft
 
@@ -165,6 +165,26 @@ class Labels:
         return [
             Told(label, self._told[i], contexts.get(label.feature, ())) for i, label in zip(places, labels, strict=True)
         ]
+
+
+class FreeControls:
+    """The controls of score.controls that a scorer which costs nothing scores along with the labels; none under a
+    control."""
+
+    def __init__(self, run: Run, labels: Sequence[Explanation]) -> None:
+        self._told: dict[str, Sequence[Explanation | None]] = {}
+        self._places: dict[str, dict[str, int]] = {}
+        """By control, the place of each label that it can replace."""
+        if run.control is None and run.part == "report" and isinstance(labels, LabelsLeft):
+            for name in free_controls(run.job, run.explainer, run.config.controls):
+                left = replaceable(run.job, run.explainer, name, labels)
+                self._told[name] = stand_ins(run.job, run.explainer, run.config.seed, name, left)
+                self._places[name] = {explanation_id: i for i, (explanation_id, _) in enumerate(left.keys)}
+
+    def instead_of(self, label: Explanation) -> list[tuple[str, Explanation | None]]:
+        """(control, what it puts in the place of the label) for each control that can."""
+        places = [(name, of_label.get(label.explanation_id)) for name, of_label in self._places.items()]
+        return [(name, self._told[name][place]) for name, place in places if place is not None]
 
 
 def a_few(targets: Sequence[Any]) -> list[int]:

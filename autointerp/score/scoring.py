@@ -19,15 +19,11 @@ from autointerp.ask.question import Asker, side_by_side
 from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError, nearest
 from autointerp.records import Explanation, Score
-from autointerp.score.controls import CONTROLS, LOOKUP, NEIGHBOUR, RANDOM_MODEL, knows_neighbours, without_neighbour
+from autointerp.score.controls import AUTO, CONTROLS, NEIGHBOUR, RANDOM_MODEL, free_controls, without_neighbour
 from autointerp.score.scorer import Needs, Run, Scorer, Work, pending
 from autointerp.score.scorers import configured
 from autointerp.store.group_writer import GroupWriter
 from autointerp.store.labels_left import LabelsLeft
-
-AUTO = "auto"
-"""In score.controls: FREE_CONTROLS, for the scorers that cost nothing."""
-FREE_CONTROLS = (LOOKUP, NEIGHBOUR)
 
 
 async def score(job: Job, explainer: str, config: ScoreConfig, control: str | None = None) -> Outcome:
@@ -104,18 +100,13 @@ def _chosen(run: Run) -> list[_Chosen]:
 
 
 def controls_beside(job: Job, explainer: str, config: ScoreConfig) -> list[tuple[str, ScoreConfig]]:
-    """The controls that `config` names to be scored after the labels, each with the configuration of its scorers."""
-    found: dict[str, ScoreConfig] = {}
-    for name in config.controls:
-        if name != AUTO:
-            found[name] = config
-            continue
-        chosen = _chosen(Run(job, explainer, config))
-        free = tuple(one.scorer.name for one in chosen if one.scorer.reads_label and one.needs == Needs())
-        for control in FREE_CONTROLS if free else ():
-            is_itself = control == LOOKUP == explainer
-            if not is_itself and (control != NEIGHBOUR or knows_neighbours(job)):
-                found.setdefault(control, replace(config, scorers=free))
+    """The controls that `config` names to be scored after the labels, each with the configuration of its scorers. Those
+    of `auto` were mostly scored along with the labels (see FreeControls)."""
+    found = {name: config for name in config.controls if name != AUTO}
+    chosen = _chosen(Run(job, explainer, config))
+    free = tuple(one.scorer.name for one in chosen if one.scorer.reads_label and one.needs == Needs())
+    for name in free_controls(job, explainer, config.controls) if free else ():
+        found.setdefault(name, replace(config, scorers=free))
     return list(found.items())
 
 

@@ -36,11 +36,12 @@ from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.rules.labels import RULE_EXPLAINERS
 from autointerp.rules.patterns import RULE_VERSION, Rule
+from autointerp.rules.token_facts import facts_of
 from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
 from autointerp.score.natural import Prevalence, SilentTiles, natural_rows
 from autointerp.score.ordinary_text import OrdinaryText
 from autointerp.score.score_rows import Answer
-from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, estimate_of, need_model
+from autointerp.score.scorer import FreeControls, Labels, MadeBy, Needs, Run, Told, Work, a_few, estimate_of, need_model
 from autointerp.score.simulation_replies import DIGITS, UNKNOWN, expected_numbers, read_lines, read_prompt_logprobs
 
 LLM_METHODS = ("prompt_logprobs", "generated_logprobs", "numbers")
@@ -271,17 +272,28 @@ class SimulationScorer:
         (by,) = self.made_by(run)
 
         ordinary = OrdinaryText(run)
+        free = FreeControls(run, targets)
 
         async def score(item: Simulated) -> list[Score]:
-            told = item.told.told
-            rule = Rule(0.0) if told is None else Rule.from_json(told.rule or "")
             sampled = [c for c in item.told.contexts if c.kind == "sampled"]
-            report, select, active = (
-                [_answer(c, item.max_activation, Asked(rule.predict(c.tokens), "ok")) for c in contexts]
-                for contexts in (item.report, item.select or (), sampled)
-            )
-            silent = ordinary.silent(item.told.explanation.feature, rule)
-            return _rows(run, by, item, report, select, active, silent)
+            # Reading the tokens takes most of the time, so the rules of the controls read them along with the label's.
+            every = {c.context_id: c for c in (*item.report, *(item.select or ()), *sampled)}
+            facts = {context_id: facts_of(c.tokens) for context_id, c in every.items()}
+
+            def rows(run: Run, told: Explanation | None) -> list[Score]:
+                rule = Rule(0.0) if told is None else Rule.from_json(told.rule or "")
+                report, select, active = (
+                    [_answer(c, item.max_activation, Asked(rule.predict_from(facts[c.context_id]), "ok")) for c in some]
+                    for some in (item.report, item.select or (), sampled)
+                )
+                silent = ordinary.silent(item.told.explanation.feature, rule)
+                found = _rows(run, by, item, report, select, active, silent)
+                # Those of a rule that stands in can be made again at any time.
+                return found if run.control is None else [replace(row, predictions=[]) for row in found]
+
+            beside = free.instead_of(item.told.explanation)
+            of_controls = [row for name, told in beside for row in rows(replace(run, control=name), told)]
+            return [*of_controls, *rows(run, item.told.told)]
 
         return Work(by, _Loader(run, targets, is_calibrated=True), score, block=RULE_BLOCK)
 

@@ -23,7 +23,7 @@ from autointerp.llm.client import ClientCounts, LlmClient
 from autointerp.records import VALUED_STATUSES, CallRecord, Explanation, ShapeFacts
 from autointerp.rules import shape_labels
 from autointerp.score import scoring
-from autointerp.score.controls import CONTROLS
+from autointerp.score.controls import AUTO, CONTROLS
 from autointerp.score.kept_contexts import kept_by, shortfall
 from autointerp.score.scorers import scorers
 from autointerp.store.pace import measured_latency
@@ -153,7 +153,7 @@ def forecast(
         if "score" in stages:
             _warn_of_shortfall(labelling, job)
             beside = () if control is not None else config.score.controls
-            for name in (control, *(name for name in beside if name != scoring.AUTO)):  # those of auto cost nothing
+            for name in (control, *(name for name in beside if name != AUTO)):  # those of auto cost nothing
                 told = scoring.forecast_score(job, config.explain.explainer, config.score, name, planned)
                 found.append(("score" if name in (None, control) else f"score under the control {name}", told))
     forecasts = [one for _, one in found]

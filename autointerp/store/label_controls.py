@@ -40,7 +40,9 @@ _PAIRED = """
 """
 _KEY = "(score_id, control, control_score_id)"
 _NEW = f"SELECT * FROM paired WHERE {_KEY} NOT IN (SELECT {_KEY} FROM label_controls WHERE dictionary_id = ?)"
-_OLD = f"SELECT control_score_id FROM label_controls WHERE dictionary_id = ? AND {_KEY} NOT IN (SELECT {_KEY} FROM paired)"
+_OLD = (
+    f"SELECT control_score_id FROM label_controls WHERE dictionary_id = ? AND {_KEY} NOT IN (SELECT {_KEY} FROM paired)"
+)
 _NEW_SCORES = f"""
     SELECT p.*, s.value, s.documents, s.influences, c.value AS other_value, c.documents AS other_documents,
         c.influences AS other_influences
