@@ -51,9 +51,9 @@ def paired_difference(
     squares = math.fsum(one * one for one in moved)
     error = math.sqrt(squares)
     if error < _LEAST:
-        p_value = 1.0 if abs(difference) < _LEAST else 2.0 ** (1 - n_documents // 2)
-        ends = (difference, difference) if p_value == 1.0 else (None, None)
-        return PairedDifference(difference, *ends, p_value, n_documents)
+        if abs(difference) < _LEAST:
+            return PairedDifference(difference, difference, difference, 1.0, n_documents)
+        return PairedDifference(difference, None, None, 2.0 ** (1 - n_documents // 2), n_documents)
     freedom = satterthwaite(squares, math.fsum(one**4 for one in moved), len(moved))
     half = t_point(freedom) * error
     p_value = t_p_value(difference / error, freedom)

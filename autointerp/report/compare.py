@@ -144,8 +144,9 @@ def difference(kind: Kind, a: str, b: str, paired: Paired, tested: Tested | None
         mean_a=float(paired.a.mean()) if n else None, mean_b=float(paired.b.mean()) if n else None,
         difference=found.value, ci_low=found.low, ci_high=found.high,
         higher=float(np.mean(delta > 0)) if n else None, lower=float(np.mean(delta < 0)) if n else None,
-        n_tested=tested and tested.n_tested, share_better=tested and tested.share_better,
-        share_worse=tested and tested.share_worse,
+        n_tested=None if tested is None else tested.n_tested,
+        share_better=None if tested is None else tested.share_better,
+        share_worse=None if tested is None else tested.share_worse,
         se_features=mean.se_features, se_both=mean.se_both, n_documents=mean.n_documents,
     )  # fmt: skip
 

@@ -267,8 +267,8 @@ class Comparison:
         self._cursor.execute(
             _TESTED,
             {
-                "dictionary": self._dictionary_id, "explainer": contender.explainer, "explaining_model": contender.model,
-                "scorer": kind.scorer, "method": kind.method, "model": kind.model, "control": control,
+                "dictionary": self._dictionary_id, "explainer": contender.explainer,
+                "explaining_model": contender.model, "scorer": kind.scorer, "method": kind.method, "model": kind.model, "control": control,
                 "significant": SIGNIFICANT,
             },
         )  # fmt: skip

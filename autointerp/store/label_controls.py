@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,7 @@ class StoreLabelControls(StoreConnection):
             return read_records(cursor, LabelControl)
 
 
-def _tested(cursor: duckdb.DuckDBPyConnection) -> Iterator[dict[str, Sequence[Any]]]:
+def _tested(cursor: duckdb.DuckDBPyConnection) -> Iterator[Mapping[str, Sequence[Any]]]:
     """Columns of label_controls, from the rows of _NEW_SCORES."""
     names = [column[0] for column in cursor.description or []]
     kept = names[: names.index("value")]
