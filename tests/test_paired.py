@@ -63,12 +63,12 @@ def test_intervals_hold_the_true_difference(one: Label, other: Label, shared: fl
 
 
 def test_false_verdicts_stay_within_the_level_and_large_differences_are_found() -> None:
-    """200 features in each of 8 dictionaries. Labels of the first half are as good as their controls, the others far
+    """200 features in each of 5 dictionaries. Labels of the first half are as good as their controls, the others far
     better."""
     # The same quality, so that the true difference is 0 up to the population's own sampling.
     null, real = TwoLabels(FAIR, FAIR, 0.5, seed=3, size=30_000), TwoLabels(GOOD, POOR, 0.5, seed=4)
     false, found, share_false = 0, 0, []
-    for _ in range(8):
+    for _ in range(5):
         tests = [null.test(30) for _ in range(100)] + [real.test(30) for _ in range(100)]
         p = np.array([one.p_value for one in tests], dtype=np.float64)
         called = benjamini_hochberg(p, len(p)) < SIGNIFICANT
@@ -77,7 +77,7 @@ def test_false_verdicts_stay_within_the_level_and_large_differences_are_found() 
         alone = benjamini_hochberg(p[:100], 100) < SIGNIFICANT
         assert alone.sum() <= 3  # where nothing is true, hardly a verdict is given
     assert np.mean(share_false) <= SIGNIFICANT + 0.01, (share_false, false)
-    assert found >= 0.9 * 800, found
+    assert found >= 0.9 * 500, found
 
 
 def test_p_is_student_s() -> None:
@@ -124,28 +124,30 @@ def world(rng: np.random.Generator, n_silent: int, alarms: float) -> tuple[Tiles
 def test_influences_of_groups_give_the_error_of_the_full_jackknife() -> None:
     rng = np.random.default_rng(5)
     ratios = []
-    for _ in range(12):
+    for _ in range(40):
         active, silent = world(rng, 2000, 0.004)
         found = natural_correlation(active, silent, 500, 9500)
         assert found.value is not None and found.low is not None and found.influences is not None
-        left = [_value(without(active, d), without(silent, d)) for d in range(700)]
-        full = math.sqrt(699 / 700 * float(((np.array(left) - np.mean(left)) ** 2).sum()))
+        left = _left_out([without_each(active), without_each(silent)])
+        full = math.sqrt(699 / 700 * float(((left - left.mean()) ** 2).sum()))
         assert sum(is_group(str(name)) for name in found.influences) == SILENT_GROUPS
         assert len(found.influences) == 30 + SILENT_GROUPS
         ratios.append(math.sqrt(sum(v * v for v in found.influences.values())) / full)
-    assert abs(np.mean(ratios) - 1) < 0.05 and np.std(ratios) < 0.12, (np.mean(ratios), np.std(ratios))
+    assert abs(np.mean(ratios) - 1) < 0.03 and np.std(ratios) < 0.12, (np.mean(ratios), np.std(ratios))
 
 
-def without(tiles: Tiles, document: int) -> tuple[Floats, int]:
-    """The sums over the tiles of all other documents, and how many those are."""
-    own = np.array([name == f"d{document}" for name in tiles.documents])
-    return tiles.sums.sum(0) - tiles.sums[own].sum(0), int((~own).sum())
+def without_each(tiles: Tiles) -> tuple[Floats, Floats]:
+    """For each of 700 documents, the sums over the tiles of all others, and how many those are."""
+    documents = np.array([int(str(name)[1:]) for name in tiles.documents])
+    own = np.zeros((700, 6))
+    np.add.at(own, documents, tiles.sums)
+    return tiles.sums.sum(0) - own, len(documents) - np.bincount(documents, minlength=700).astype(np.float64)
 
 
-def _value(active: tuple[Floats, int], silent: tuple[Floats, int]) -> float:
-    """The correlation alone, by its formula."""
-    n, x, p, xx, pp, xp = active[0] * 500 / active[1] + silent[0] * 9500 / silent[1]
-    return float((n * xp - x * p) / math.sqrt((n * xx - x * x) * (n * pp - p * p)))
+def _left_out(kinds: list[tuple[Floats, Floats]]) -> Floats:
+    """The correlation by its formula, without each document."""
+    n, x, p, xx, pp, xp = sum(size * sums.T / left for (sums, left), size in zip(kinds, (500, 9500), strict=True))  # type: ignore[misc]
+    return np.asarray((n * xp - x * p) / np.sqrt((n * xx - x * x) * (n * pp - p * p)))
 
 
 def test_groups_are_the_same_for_all_labels() -> None:

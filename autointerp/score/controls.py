@@ -21,7 +21,7 @@ from typing import overload
 from autointerp.ask.job import Job
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
-from autointerp.records import Explanation, stable_id
+from autointerp.records import Explanation, FeatureEvidence, stable_id
 from autointerp.rules.labels import rule_explanation, rule_sha256
 from autointerp.store import Selection
 from autointerp.store.labels_left import LabelFacts, LabelKey, LabelsLeft
@@ -35,6 +35,8 @@ weights."""
 CONTROLS = (SHUFFLED, NEIGHBOUR, "empty", LOOKUP, RANDOM_MODEL)
 _EVERY = 1000
 """More contexts than any harvest keeps."""
+_AT_ONCE = 16
+"""Features whose evidence is read together."""
 DENSITY_GROUPS = 10
 """Labels are shuffled among as many groups of features, from the sparsest to the densest."""
 
@@ -153,7 +155,10 @@ class LookupLabels(Sequence[Explanation | None]):
         self._job = job
         self._config = ExplainConfig(explainer=LOOKUP, seed=seed)
         self._digest = rule_sha256(LOOKUP)
-        self._features = [e.feature for e in pending]
+        keys = pending.keys if isinstance(pending, LabelsLeft) else [(e.explanation_id, e.feature) for e in pending]
+        self._features = [feature for _, feature in keys]
+        self._evidence: dict[int, FeatureEvidence] = {}
+        """Of the features that were last read together."""
         stored = job.store.explanations_to_score(
             job.dictionary_id, LOOKUP, "", None, "", "", "report", Selection(), control=LOOKUP
         )
@@ -173,5 +178,10 @@ class LookupLabels(Sequence[Explanation | None]):
         feature, job = self._features[place], self._job
         if feature in self._stored:
             return self._stored[feature]
-        evidence = job.store.feature_evidence(job.dictionary_id, job.harvest_id, [feature], _EVERY)[feature]
+        evidence = self._evidence.get(feature)  # one dictionary at a time: several threads may be here
+        if evidence is None:
+            first = place - place % _AT_ONCE
+            near = list(dict.fromkeys(self._features[first : first + _AT_ONCE]))
+            found = job.store.feature_evidence(job.dictionary_id, job.harvest_id, near, _EVERY)
+            self._evidence, evidence = found, found[feature]
         return rule_explanation(evidence, job, self._config, self._digest)
