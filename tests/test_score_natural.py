@@ -70,7 +70,7 @@ def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, 
     found = {
         (feature, scorer): (value, status)
         for feature, scorer, value, status in store.rows(
-            "SELECT feature, scorer, value, status FROM scores WHERE part = 'report'"
+            "SELECT feature, scorer, value, status FROM scores WHERE part = 'report' AND control IS NULL"
         )
     }
     rules = dict(store.rows("SELECT feature, rule FROM explanations WHERE status = 'ok'"))
