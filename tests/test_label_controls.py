@@ -150,7 +150,7 @@ def test_what_is_new_is_tested_and_what_was_replaced_is_removed(tmp_path: Path) 
         assert store.check() == []
 
 
-# --- which labels stand in ---------------------------------------------------------------------------------------------
+# --- which labels stand in -------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=60), st.integers(0, 3), st.booleans())

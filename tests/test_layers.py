@@ -14,8 +14,8 @@ from support.without_torch import TORCH_SIDE, run_without_torch
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
-    "errors", "records", "config", "config_file", "stats", "means", "jackknife", "prevalence", "paired", "resources", "deadline",
-    "tasks", "plugins", "progress", "background", "template_limits",
+    "errors", "records", "config", "config_file", "stats", "means", "jackknife", "prevalence", "paired", "resources",
+    "deadline", "tasks", "plugins", "progress", "background", "template_limits",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use

@@ -268,8 +268,8 @@ class Comparison:
             _TESTED,
             {
                 "dictionary": self._dictionary_id, "explainer": contender.explainer,
-                "explaining_model": contender.model, "scorer": kind.scorer, "method": kind.method, "model": kind.model, "control": control,
-                "significant": SIGNIFICANT,
+                "explaining_model": contender.model, "scorer": kind.scorer, "method": kind.method,
+                "model": kind.model, "control": control, "significant": SIGNIFICANT,
             },
         )  # fmt: skip
         (found,) = read_records(self._cursor, Tested)
