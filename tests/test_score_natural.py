@@ -19,6 +19,7 @@ from autointerp.ask.scale import scaled
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.corpus.windows import token_ids
 from autointerp.explain.explaining import explain
+from autointerp.prevalence import SILENT_GROUPS, is_group
 from autointerp.records import SPLITS, Window, WorkUnit
 from autointerp.rules.patterns import Rule
 from autointerp.score.natural import CLAIM
@@ -103,3 +104,20 @@ def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, 
     assert worst["natural"] < 0.05 and worst["recall"] < 0.1 and worst["precision"] < 0.15, worst
     mixture = [value for (_, scorer), (value, _) in found.items() if scorer == "simulation" and value is not None]
     assert np.mean(mixture) > np.mean([value for value, _ in pairs["natural"]])
+
+
+def test_it_is_known_how_documents_move_it(store: Store) -> None:
+    rows = store.rows(
+        "SELECT documents, influences FROM scores WHERE scorer = 'simulation_natural' AND status = 'ok' "
+        "AND control IS NULL AND influences IS NOT NULL"
+    )
+    assert len(rows) > 10
+    for documents, influences in rows:
+        assert len(documents) == len(influences) == len(set(documents))
+        groups = [document for document in documents if is_group(document)]
+        assert len(groups) <= SILENT_GROUPS < 36 and len(groups) < len(documents)
+    board = store.rows(
+        "SELECT se_features, se_both, n_documents FROM explainer_leaderboard "
+        "WHERE scorer = 'simulation_natural' AND control IS NULL"
+    )
+    assert len(board) == 1 and 0 < board[0][0] <= board[0][1] and board[0][2] > 10
