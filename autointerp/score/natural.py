@@ -8,7 +8,8 @@
     simulation_recall     of the tiles in which the feature fires, the share in which the label predicts that
 
 `n` counts tiles (for recall, those in which the feature fires). Where no silent tile was claimed, the share of false
-alarms is only known to be small: then the precision has no value but the status 'no_false_alarm' and its lower end.
+alarms is only known to be small: then the precision has no value but the status 'no_false_alarm' and its lower end. One
+that claims no tile at all, neither active nor silent, has none either, and the status 'no_claim'.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ NATURAL = "simulation_natural"
 PRECISION = "simulation_precision"
 RECALL = "simulation_recall"
 NO_FALSE_ALARM = "no_false_alarm"
+NO_CLAIM = "no_claim"
 CLAIM = 1.0
 """A label claims a tile in which it predicts at least this on the scale of 0..10."""
 
@@ -128,6 +130,6 @@ def precision_result(hits: int, n_active: int, alarms: int, n_silent: int, densi
     """Precision at natural prevalence (see prevalence.natural_precision), or the status that says why there is none."""
     found = natural_precision(hits, n_active, alarms, n_silent, density)
     if found.low is None:
-        return Result("constant_prediction" if n_active and n_silent else "no_contexts")
+        return Result(NO_CLAIM if n_active and n_silent else "no_contexts")
     estimate = stats.Estimate(found.value, found.low, found.high, n_active + n_silent)
     return Result("ok" if found.value is not None else NO_FALSE_ALARM, estimate)
