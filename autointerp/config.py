@@ -451,6 +451,10 @@ class ScoreConfig(EndpointConfig):
     """With an LLM alone: simulation, simulation_calibrated (with its calibration, for twice the calls), detection,
     fuzzing, embedding, intruder (judges the feature, without its label). With the model too: surprisal, generation,
     output, intervention. The view `labels` shows the first scorer named here."""
+    controls: tuple[str, ...] = ("auto",)
+    """Controls that are scored after the labels, without --control: shuffled, neighbour_label, empty, token_lookup.
+    Each costs as many calls as the labels. auto: token_lookup and neighbour_label for scorers that cost nothing (labels
+    of patterns by simulation), none for the others. []: none."""
     method: Literal["auto", "prompt_logprobs", "generated_logprobs", "numbers"] = "auto"
     """How simulation asks, recorded with every score: prompt_logprobs, generated_logprobs or numbers. auto: the first
     of these that the endpoint supports."""

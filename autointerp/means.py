@@ -36,6 +36,39 @@ def t_point(freedom: float) -> float:
     return math.exp((1 - share) * math.log(low) + share * math.log(high))
 
 
+def t_p_value(t: float, freedom: float) -> float:
+    """The probability that Student's t with `freedom` degrees of freedom is as far from 0 as `t`, on either side."""
+    if freedom < 1.0:
+        raise ValueError(f"Student's t needs at least one degree of freedom, not {freedom}")
+    if math.isinf(t):
+        return 0.0
+    return _beta_share(freedom / (freedom + t * t), freedom / 2, 0.5)
+
+
+def _beta_share(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), by its continued fraction (Lentz's method). It is written out
+    here because scipy is not installed where labels are only scored."""
+    if x <= 0.0 or x >= 1.0:
+        return 0.0 if x <= 0.0 else 1.0
+    if x > (a + 1) / (a + b + 2):  # the fraction converges fast on the other side
+        return 1.0 - _beta_share(1.0 - x, b, a)
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )  # fmt: skip
+    c, d = 1.0, 1.0 / (1.0 - (a + b) * x / (a + 1))
+    total = d
+    for m in range(1, 200):
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            c, d = 1.0 + term / c, 1.0 / (1.0 + term * d)
+            total *= c * d
+        if abs(c * d - 1.0) < 1e-12:
+            break
+    return min(1.0, front * total / a)
+
+
 def t_interval(values: ArrayLike) -> Estimate:
     """The mean with Student's 95 % interval, for a handful of values, where a bootstrap would be far too narrow. The
     value is None without values; the interval is None with fewer than two."""

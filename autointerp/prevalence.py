@@ -7,13 +7,18 @@ for all tiles in which the feature fires, and the silent tiles, drawn from the c
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from autointerp import jackknife, stats
+
+SILENT_GROUPS = 16
+_GROUP_NAMES = tuple(f"<silent documents {group}>" for group in range(SILENT_GROUPS))
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent:
     others. The value is None where truth or prediction is constant, or a kind of tile that the corpus holds was not
     sampled. The interval (see jackknife.interval) is None where the active tiles are from fewer than
     jackknife.MIN_DOCUMENTS documents, or without one of the documents there is no value. `n` is the number of tiles.
+    The influences (see jackknife.influences_of) are of the documents with active tiles, and of groups of the others.
     """
     n = len(active.documents) + len(silent.documents)
     if (n_active > 0 and not len(active.sums)) or (n_silent >= 0.5 and not len(silent.sums)):
@@ -67,19 +73,48 @@ def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent:
     value = float(stats.correlation_of((totals[0] + totals[1])[None])[0])
     if np.isnan(value):
         return stats.Estimate(None, None, None, n)
-    if np.count_nonzero(tiles[0]) < jackknife.MIN_DOCUMENTS:
-        return stats.Estimate(value, None, None, n)
     without = np.zeros((len(index), 6))
     for part, kind, size, count in zip(per_document, (active, silent), (n_active, n_silent), tiles, strict=True):
         left = len(kind.sums) - count
         weight = np.divide(size, left, out=np.zeros_like(left), where=left > 0)
         without += weight[:, None] * (part.sum(0) - part)
-    with np.errstate(divide="ignore"):  # a correlation of 1 has no interval
-        ends = jackknife.interval(float(np.arctanh(value)), np.arctanh(stats.correlation_of(without)))
+    left_out = stats.correlation_of(without)
+    influences = _in_groups(jackknife.influences_of(left_out, list(index)), {index[d] for d in active.documents})
+    ends = None
+    if np.count_nonzero(tiles[0]) >= jackknife.MIN_DOCUMENTS:
+        with np.errstate(divide="ignore"):  # a correlation of 1 has no interval
+            ends = jackknife.interval(float(np.arctanh(value)), np.arctanh(left_out))
     if ends is None:
-        return stats.Estimate(value, None, None, n)
+        return stats.Estimate(value, None, None, n, influences)
     low, high = np.tanh(ends)
-    return stats.Estimate(value, float(low), float(high), n)
+    return stats.Estimate(value, float(low), float(high), n, influences)
+
+
+def is_group(document: str) -> bool:
+    """Whether the name is that of a group of documents (see `silent_group`), not of a document."""
+    return document in _GROUP_NAMES
+
+
+@lru_cache(maxsize=100_000)
+def silent_group(document: Hashable) -> str:
+    """The name of one of SILENT_GROUPS groups, always the same for a document.
+
+    A feature is silent in thousands of documents, each of which moves its score by next to nothing. Their influences
+    are summed up over groups, so that a score keeps a few dozen numbers. The sum of their squares stays what it was, on
+    average, since they are as often positive as negative.
+    """
+    return _GROUP_NAMES[zlib.crc32(str(document).encode("utf-8", "surrogatepass")) % SILENT_GROUPS]
+
+
+def _in_groups(influences: dict[Hashable, float] | None, alone: set[int]) -> dict[Hashable, float] | None:
+    """The influences of the documents whose places are in `alone`, and the sums over groups of the others."""
+    if influences is None:
+        return None
+    found: dict[Hashable, float] = {}
+    for place, (document, moved) in enumerate(influences.items()):
+        name = document if place in alone else silent_group(document)
+        found[name] = found.get(name, 0.0) + moved
+    return found
 
 
 def _weighted(sums: NDArray[np.float64], n: int, size: float) -> NDArray[np.float64]:

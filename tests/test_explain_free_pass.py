@@ -44,7 +44,11 @@ def select_scores(store: Store) -> dict[int, float]:
     """By the ordinary way: labelled by patterns, scored by their rules."""
     asyncio.run(explain(job(store), ExplainConfig(explainer="patterns")))
     asyncio.run(score(job(store), "patterns", ScoreConfig(bootstrap=10)))
-    return dict(store.rows("SELECT feature, value FROM scores WHERE scorer = 'simulation' AND part = 'select'"))
+    return dict(
+        store.rows(
+            "SELECT feature, value FROM scores WHERE scorer = 'simulation' AND part = 'select' AND control IS NULL"
+        )
+    )
 
 
 @pytest.mark.parametrize("labelled_before", [True, False])

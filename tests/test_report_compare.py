@@ -77,7 +77,7 @@ def test_explainers_are_paired_over_the_same_features(
     assert (row["n"], row["n_unpaired"]) == (6, 2)
     assert row["difference"] == pytest.approx((4 * 0.1 - 0.2) / 6) == pytest.approx(row["mean_a"] - row["mean_b"])
     assert row["ci_low"] < row["difference"] < row["ci_high"] and row["ci_low"] < 0
-    assert (row["better"], row["worse"]) == (pytest.approx(4 / 6), pytest.approx(1 / 6))
+    assert (row["higher"], row["lower"]) == (pytest.approx(4 / 6), pytest.approx(1 / 6))
 
 
 def test_several_labels_of_a_feature_count_once(store: Store, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +123,7 @@ def test_lift_over_controls_is_of_the_same_label(store: Store, path: Path, capsy
     store.close()
     shuffled, empty = sorted(compared(capsys, path), key=lambda r: -r["n"])
     assert (shuffled["a"], shuffled["b"], shuffled["n"]) == ("contexts", "control: shuffled", 4)
-    assert shuffled["difference"] == pytest.approx(0.2) and shuffled["better"] == 0.75 and shuffled["worse"] == 0.25
+    assert shuffled["difference"] == pytest.approx(0.2) and shuffled["higher"] == 0.75 and shuffled["lower"] == 0.25
     assert (empty["b"], empty["n"], empty["n_unpaired"], empty["difference"]) == ("control: empty", 0, 1, None)
     parts = [r for r in compared(capsys, path, "--strata") if r["scorer"] == "detection_sensitivity"]
     assert [(r["n"], r["difference"], r["ci_low"]) for r in parts] == [(1, 0.75, None)]

@@ -99,5 +99,5 @@ def test_every_scorer_of_labels_takes_it(store: Store) -> None:
 def test_a_random_model_is_another_run(store: Store) -> None:
     with pytest.raises(InputError, match="needs `autointerp run --control random_model`"):
         asyncio.run(score(job(store), "patterns", ScoreConfig(), "random_model"))
-    with pytest.raises(InputError, match="no control 'tokens'; there are shuffled, empty, token_lookup, random_model"):
+    with pytest.raises(InputError, match="no control 'tokens'; there are shuffled, neighbour_label, empty, token_loo"):
         asyncio.run(score(job(store), "patterns", ScoreConfig(), "tokens"))

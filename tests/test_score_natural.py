@@ -20,6 +20,7 @@ from autointerp.ask.scale import scaled
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.corpus.windows import token_ids
 from autointerp.explain.explaining import explain
+from autointerp.prevalence import SILENT_GROUPS, is_group
 from autointerp.records import SPLITS, Window, WorkUnit
 from autointerp.rules.patterns import Rule
 from autointerp.score.natural import CLAIM, PRECISION, precision_result
@@ -93,7 +94,7 @@ def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, 
     found = {
         (feature, scorer): (value, status)
         for feature, scorer, value, status in store.rows(
-            "SELECT feature, scorer, value, status FROM scores WHERE part = 'report'"
+            "SELECT feature, scorer, value, status FROM scores WHERE part = 'report' AND control IS NULL"
         )
     }
     rules = dict(store.rows("SELECT feature, rule FROM explanations WHERE status = 'ok'"))
@@ -139,3 +140,20 @@ def test_a_label_that_claims_nothing_has_no_precision_and_its_row_can_be_stored(
         PRECISION, "report", [], result, keep=False
     )
     check_score(row)
+
+
+def test_it_is_known_how_documents_move_it(store: Store) -> None:
+    rows = store.rows(
+        "SELECT documents, influences FROM scores WHERE scorer = 'simulation_natural' AND status = 'ok' "
+        "AND control IS NULL AND influences IS NOT NULL"
+    )
+    assert len(rows) > 10
+    for documents, influences in rows:
+        assert len(documents) == len(influences) == len(set(documents))
+        groups = [document for document in documents if is_group(document)]
+        assert len(groups) <= SILENT_GROUPS < 36 and len(groups) < len(documents)
+    board = store.rows(
+        "SELECT se_features, se_both, n_documents FROM explainer_leaderboard "
+        "WHERE scorer = 'simulation_natural' AND control IS NULL"
+    )
+    assert len(board) == 1 and 0 < board[0][0] <= board[0][1] and board[0][2] > 10

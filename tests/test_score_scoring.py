@@ -129,7 +129,7 @@ def test_patterns_and_the_lookup_baseline(store: Store) -> None:
         assert (outcome.method, outcome.statuses) == ("rule", {"ok": len(WORDS)})
     found = store.rows(
         "SELECT e.explainer, min(s.value), max(s.value) FROM scores s JOIN explanations e USING (explanation_id) "
-        "WHERE s.scorer = 'simulation' AND s.part = 'report' GROUP BY ALL ORDER BY ALL"
+        "WHERE s.scorer = 'simulation' AND s.part = 'report' AND s.control IS NULL GROUP BY ALL ORDER BY ALL"
     )
     (patterns, lowest, _), (lookup, _, highest) = found
     assert (patterns, lookup) == ("patterns", "token_lookup") and lowest > 0.95 > highest

@@ -93,6 +93,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (5, "score_documents"),
             (6, "output_p_values"),
             (7, "label_from"),
+            (8, "label_controls"),
             (9, "meanings"),
             (10, "judge_repeats"),
         ]

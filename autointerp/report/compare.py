@@ -5,6 +5,10 @@ A difference is the mean over the features that both sides have a score for. Its
 documents on which many features were scored at once (means.feature_mean); where it is not known which those are, by
 features alone. Each interval is for one comparison alone: of twenty comparisons without any difference, one excludes 0.
 
+On how many features a label scores higher than its control says little: of labels that are as good as their controls,
+half do. So each feature is tested by itself (see store/label_controls.py), and of those where the labels are better, or
+worse, in these tests, at most a twentieth is expected to be so by chance.
+
 The similarity of two labels is the F1 of their sets of words, lower-cased and without stop words. It needs no
 embeddings and knows no synonyms, so it is a lower bound on how much the labels say the same.
 """
@@ -25,7 +29,7 @@ import numpy as np
 from autointerp import means, stats
 from autointerp.errors import InputError, nearest
 from autointerp.report.show_json import as_json_text
-from autointerp.store.comparisons import Comparison, Contender, Kind, LabelRow, Paired, compared_scores
+from autointerp.store.comparisons import Comparison, Contender, Kind, LabelRow, Paired, Tested, compared_scores
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal
 
@@ -49,9 +53,14 @@ class Difference:
     difference: float | None
     ci_low: float | None
     ci_high: float | None
-    better: float | None
-    """Share of the n features on which a scores higher."""
-    worse: float | None
+    higher: float | None
+    """Share of the n features on which a scores higher, by however little."""
+    lower: float | None
+    n_tested: int | None
+    """Features that were tested one by one; None where b is another explainer."""
+    share_better: float | None
+    """Share of those on which a is better in that test, adjusted over the features."""
+    share_worse: float | None
     se_features: float | None
     """Standard error of the difference if features were independent."""
     se_both: float | None
@@ -98,7 +107,8 @@ def differences(found: Comparison, against: str | None = None) -> list[Differenc
             if len(paired.a):
                 rows.append(difference(kind, names[a], names[b], paired))
     for contender, kind, control in found.controls():
-        rows.append(difference(kind, names[contender], f"control: {control}", found.lift(contender, kind, control)))
+        paired, tested = found.lift(contender, kind, control), found.tested(contender, kind, control)
+        rows.append(difference(kind, names[contender], f"control: {control}", paired, tested))
     return rows
 
 
@@ -124,7 +134,7 @@ def contender_names(contenders: Iterable[Contender]) -> dict[Contender, str]:
     return {c: c.explainer if times[c.explainer] == 1 else f"{c.explainer} ({c.model})" for c in every}
 
 
-def difference(kind: Kind, a: str, b: str, paired: Paired) -> Difference:
+def difference(kind: Kind, a: str, b: str, paired: Paired, tested: Tested | None = None) -> Difference:
     """The paired difference of a and b (names to show). The numbers are None where no feature has both scores."""
     delta = paired.a - paired.b
     mean = means.feature_mean(delta, paired.shared)
@@ -133,7 +143,10 @@ def difference(kind: Kind, a: str, b: str, paired: Paired) -> Difference:
         kind.scorer, kind.method, kind.model, a, b, n, paired.n_unpaired,
         mean_a=float(paired.a.mean()) if n else None, mean_b=float(paired.b.mean()) if n else None,
         difference=found.value, ci_low=found.low, ci_high=found.high,
-        better=float(np.mean(delta > 0)) if n else None, worse=float(np.mean(delta < 0)) if n else None,
+        higher=float(np.mean(delta > 0)) if n else None, lower=float(np.mean(delta < 0)) if n else None,
+        n_tested=None if tested is None else tested.n_tested,
+        share_better=None if tested is None else tested.share_better,
+        share_worse=None if tested is None else tested.share_worse,
         se_features=mean.se_features, se_both=mean.se_both, n_documents=mean.n_documents,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from autointerp.report.page_findings import Findings, MethodRunRow, findings_fro
 from autointerp.report.score_groups import ScoreGroup, ScoreRow, score_groups
 from autointerp.store import Store
 from autointerp.store.finding_tables import PAGE_KEYS
+from autointerp.store.label_controls import LabelControl
 from autointerp.store.rows import DictionaryRow
 
 
@@ -118,6 +119,10 @@ class ShownLabel:
     """How many features have this label, word for word, by this explainer and model."""
     label_flag: str | None
     """'repeated': so many features have it that it says nothing of any of them."""
+    beats_lookup: bool | None
+    """Whether it scores better than the list of the feature's tokens; None where that was not tested."""
+    beats_neighbour: bool | None
+    """Whether it scores better than the nearest feature's label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +171,8 @@ class FeaturePage:
     """The latest first."""
     scores: list[ScoreRow]
     """The scores of all explanations, the latest first."""
+    label_controls: list[LabelControl]
+    """Tests of all explanations against what controls put in their place."""
     promoted: list[PromotedToken]
     """The strongest first."""
     suppressed: list[PromotedToken]
@@ -217,6 +224,7 @@ def load_page(store: Store, dictionary_id: int, feature: int, contexts: int = 5)
         label=record(ShownLabel, found["label"]),
         explanations=records(ExplanationRow, found["explanations"]),
         scores=records(ScoreRow, found["scores"]),
+        label_controls=found["label_controls"],
         promoted=found["promoted"],
         suppressed=found["suppressed"],
         no_projection=found["no_projection"],

@@ -10,6 +10,7 @@ from pathlib import Path
 from autointerp.errors import InputError
 from autointerp.holds import holding_of, holds_line
 from autointerp.records import Context, Kind, PromotedToken, Split
+from autointerp.report.control_tests import control_lines
 from autointerp.report.page import FeatureFacts, FeaturePage, ShownLabel, load_page
 from autointerp.report.score_groups import ScoreGroup, ScorePart, ScoreRow, score_groups
 from autointerp.report.show_evidence import evidence_lines
@@ -73,7 +74,8 @@ def _print_page(page: FeaturePage, terminal: Terminal) -> None:
         f"of tokens; maximum {facts.max_activation:.3g}, mean {facts.mean_activation:.3g}"
     )
     say("")
-    for line in (*_label_lines(page), *(line for group in page.label_scores for line in _group_lines(group))):
+    scores = (line for group in page.label_scores for line in _group_lines(group))
+    for line in (*_label_lines(page), *scores, *control_lines(page)):
         say(line)
     for line in (*_token_lines(page), *_histogram_lines(facts), *evidence_lines(findings_rows(page))):
         say(line)

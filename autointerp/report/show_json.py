@@ -21,6 +21,7 @@ def page_rows(page: FeaturePage) -> dict[str, Any]:
         "label": page.label,
         "explanations": page.explanations,
         "scores": page.scores,
+        "label_controls": page.label_controls,
         "promoted": page.promoted,
         "suppressed": page.suppressed,
         "no_projection": page.no_projection,

@@ -84,7 +84,10 @@ class Rule:
 
     def predict(self, tokens: Sequence[str]) -> list[float]:
         """One number, 0..10, per token."""
-        facts = facts_of(tokens)
+        return self.predict_from(facts_of(tokens))
+
+    def predict_from(self, facts: Sequence[Facts]) -> list[float]:
+        """`predict` from the facts of the tokens, which several rules can share."""
         totals = [self.base] * len(facts)
         for table in self.tables:
             positions = [Facts._fields.index(name) for name in table.of]

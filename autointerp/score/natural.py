@@ -14,7 +14,7 @@ that claims no tile at all, neither active nor silent, has none either, and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,7 +116,8 @@ def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prev
     same = [p for a in active for p in a.prediction.predicted or []]
     same += (silent.total / np.maximum(silent.n_tokens, 1)).tolist() + silent.peak.tolist()
     if np.allclose(same, everywhere):  # worth 0, as in correlation.py
-        return Result("constant_prediction", stats.Estimate(0.0, None, None, found.n))
+        documents: dict[Hashable, float] = dict.fromkeys((a.context.source for a in active), 0.0)
+        return Result("constant_prediction", stats.Estimate(0.0, None, None, found.n, documents))
     return Result("constant_truth")
 
 

@@ -19,6 +19,11 @@ class OrdinaryText:
         self._job, self._split = run.job, split
         self._tiles: list[KnownTile] = []
         self._texts: ManyTexts | None = None
+        self._feature: int | None = None
+        self._is_silent = np.zeros(0, dtype=np.bool_)
+        """Of each known tile, for the feature that was last asked about."""
+        self._documents: list[str] = []
+        """Of the silent ones."""
 
     def silent(self, feature: int, rule: Rule) -> SilentTiles | None:
         """What `rule` predicts of the known tiles in which the feature is silent; None without known tiles."""
@@ -28,12 +33,13 @@ class OrdinaryText:
             self._texts = ManyTexts([tile.tokens for tile in self._tiles])
         if not self._tiles:
             return None
-        predicted = self._texts.predict(rule)
-        silent = np.ones(len(self._tiles), dtype=np.bool_)
-        silent[job.store.firing_tiles(job.harvest_id, part, [feature])[feature]] = False
-        chosen = np.flatnonzero(silent)
+        if feature != self._feature:  # its label and the controls of that are asked about in turn
+            self._is_silent = np.ones(len(self._tiles), dtype=np.bool_)
+            self._is_silent[job.store.firing_tiles(job.harvest_id, part, [feature])[feature]] = False
+            self._documents = [source_of(self._tiles[i].document) for i in np.flatnonzero(self._is_silent)]
+            self._feature = feature
+        predicted, silent = self._texts.predict(rule), self._is_silent
         sizes, total, squares = self._texts.sums(predicted)
         return SilentTiles(
-            [source_of(self._tiles[i].document) for i in chosen], sizes[silent], total[silent], squares[silent],
-            self._texts.peaks(predicted)[silent],
-        )  # fmt: skip
+            self._documents, sizes[silent], total[silent], squares[silent], self._texts.peaks(predicted)[silent]
+        )

@@ -17,6 +17,9 @@ from autointerp import stats
 from autointerp.records import Context, Explanation, Prediction, Score, stable_id
 
 Part = Literal["select", "report"]
+_KEYS_OF_CONTROLS = {"shuffled": "shuffled within a tenth of the densities"}
+"""What stands for a control in the keys of its rows, where its stand-ins were chosen in another way before: so that the
+rows from then, which migration 008 renames, are not taken for the new ones."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Identity:
             raise ValueError("a score of neither a label nor a feature")
         owner = self.feature if label is None else label.explanation_id
         key = (
-            owner, self.harvest_id, scorer, self.method, self.control, part, self.model,
-            self.template_sha256, self.seed,
+            owner, self.harvest_id, scorer, self.method, _KEYS_OF_CONTROLS.get(self.control or "", self.control), part,
+            self.model, self.template_sha256, self.seed,
         )  # fmt: skip
         return Score(
             score_id=stable_id(*key),

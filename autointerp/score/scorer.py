@@ -18,7 +18,7 @@ from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.llm.requests import Request
 from autointerp.records import Context, Explanation, Score
-from autointerp.score.controls import stand_ins
+from autointerp.score.controls import free_controls, replaceable, stand_ins
 from autointerp.score.score_rows import Identity, Part
 from autointerp.store.labels_left import LabelsLeft
 
@@ -172,6 +172,26 @@ class Labels:
         ]
 
 
+class FreeControls:
+    """The controls of score.controls that a scorer which costs nothing scores along with the labels; none under a
+    control."""
+
+    def __init__(self, run: Run, labels: Sequence[Explanation]) -> None:
+        self._told: dict[str, Sequence[Explanation | None]] = {}
+        self._places: dict[str, dict[str, int]] = {}
+        """By control, the place of each label that it can replace."""
+        if run.control is None and run.part == "report" and isinstance(labels, LabelsLeft):
+            for name in free_controls(run.job, run.explainer, run.config.controls):
+                left = replaceable(run.job, run.explainer, name, labels)
+                self._told[name] = stand_ins(run.job, run.explainer, run.config.seed, name, left)
+                self._places[name] = {explanation_id: i for i, (explanation_id, _) in enumerate(left.keys)}
+
+    def instead_of(self, label: Explanation) -> list[tuple[str, Explanation | None]]:
+        """(control, what it puts in the place of the label) for each control that can."""
+        places = [(name, of_label.get(label.explanation_id)) for name, of_label in self._places.items()]
+        return [(name, self._told[name][place]) for name, place in places if place is not None]
+
+
 def a_few(targets: Sequence[Any]) -> list[int]:
     """Places of about eight targets, evenly spaced: those that a forecast looks at."""
     return list(range(0, len(targets), max(1, len(targets) // 8)))
@@ -183,7 +203,8 @@ def estimate_of(requests: Sequence[Request], written: float, targets: Sequence[A
 
 
 def pending(scorer: Scorer[Any], run: Run) -> LabelsLeft | list[int]:
-    """The chosen labels (or features, for a scorer that reads no label) that `scorer` has not scored yet."""
+    """The chosen labels (or features, for a scorer that reads no label) that `scorer` has not scored yet; under a
+    control, those that something can replace."""
     job, ways = run.job, scorer.made_by(run)
     if not scorer.reads_label:
         done_by = [
@@ -202,4 +223,4 @@ def pending(scorer: Scorer[Any], run: Run) -> LabelsLeft | list[int]:
         )  # fmt: skip
         left = found if left is None else left.among(found)
     assert left is not None, f"{scorer.name} names no way in which its rows are made"
-    return left
+    return replaceable(job, run.explainer, run.control, left)

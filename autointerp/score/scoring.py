@@ -18,9 +18,9 @@ from autointerp.ask.job import Blocks, Job, Outcome, run_pool
 from autointerp.ask.question import Asker, side_by_side
 from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.dictionary_controls import DICTIONARY_CONTROLS
-from autointerp.errors import InputError
+from autointerp.errors import InputError, nearest
 from autointerp.records import Explanation, Score
-from autointerp.score.controls import CONTROLS
+from autointerp.score.controls import AUTO, CONTROLS, NEIGHBOUR, free_controls, without_neighbour
 from autointerp.score.scorer import Needs, Run, Scorer, Work, pending
 from autointerp.score.scorers import configured
 from autointerp.store.group_writer import GroupWriter
@@ -41,6 +41,8 @@ async def score(job: Job, explainer: str, config: ScoreConfig, control: str | No
     outcome = Outcome(pending=sum(len(targets) for _, targets in left))
     skipped = [one.scorer.name for one in chosen if not one.applies(run)]
     outcome.notes = tuple(f"{name} needs no label, so no control of it is run" for name in skipped)
+    if control == NEIGHBOUR and left:
+        outcome.notes += without_neighbour(job, explainer)
     methods = []
     async with AsyncExitStack() as stack:
         writer = await stack.enter_async_context(GroupWriter(job.store))
@@ -81,6 +83,12 @@ class _Chosen:
 def _chosen(run: Run) -> list[_Chosen]:
     """The configured scorers in the order of work. Raises InputError where one of them cannot work."""
     scorers = configured(run.config.scorers)
+    for name in run.config.controls:
+        known = (AUTO, *(known for known in CONTROLS if known not in DICTIONARY_CONTROLS))
+        if name not in known:
+            raise InputError(
+                f"score.controls names {name!r}, which is none of {', '.join(known)}.{nearest(name, known)}"
+            )
     if run.control is not None and run.control not in CONTROLS:
         raise InputError(f"no control {run.control!r}; there are {', '.join(CONTROLS)}")
     if run.control in DICTIONARY_CONTROLS:
@@ -90,6 +98,17 @@ def _chosen(run: Run) -> list[_Chosen]:
         )
     chosen = [_Chosen(s, s.needs(run) if run.control is None or s.reads_label else Needs()) for s in scorers]
     return sorted(chosen, key=lambda one: one.turn(run))
+
+
+def controls_beside(job: Job, explainer: str, config: ScoreConfig) -> list[tuple[str, ScoreConfig]]:
+    """The controls that `config` names to be scored after the labels, each with the configuration of its scorers. Those
+    of `auto` were mostly scored along with the labels (see FreeControls)."""
+    found = {name: config for name in config.controls if name != AUTO}
+    chosen = _chosen(Run(job, explainer, config))
+    free = tuple(one.scorer.name for one in chosen if one.scorer.reads_label and one.needs == Needs())
+    for name in free_controls(job, explainer, config.controls) if free else ():
+        found.setdefault(name, replace(config, scorers=free))
+    return list(found.items())
 
 
 def check_settings(

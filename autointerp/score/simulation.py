@@ -37,12 +37,13 @@ from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, Prediction, Score, Split
 from autointerp.rules.labels import RULE_EXPLAINERS
 from autointerp.rules.patterns import RULE_VERSION, Rule
+from autointerp.rules.token_facts import facts_of
 from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
 from autointerp.score.holding import claims_of_rule, held_out
 from autointerp.score.natural import NATURAL, Prevalence, SilentTiles, natural_rows
 from autointerp.score.ordinary_text import OrdinaryText
 from autointerp.score.score_rows import Answer
-from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, estimate_of, need_model
+from autointerp.score.scorer import FreeControls, Labels, MadeBy, Needs, Run, Told, Work, a_few, estimate_of, need_model
 from autointerp.score.simulation_replies import DIGITS, UNKNOWN, expected_numbers, read_lines, read_prompt_logprobs
 
 LLM_METHODS = ("prompt_logprobs", "generated_logprobs", "numbers")
@@ -282,27 +283,42 @@ class SimulationScorer:
         (by,) = self.made_by(run)
 
         ordinary, ordinary_select = OrdinaryText(run, run.part), OrdinaryText(run, "select")
+        free = FreeControls(run, targets)
 
         async def score(item: Simulated) -> list[Score]:
-            told, feature = item.told.told, item.told.explanation.feature
-            rule = Rule(0.0) if told is None else Rule.from_json(told.rule or "")
+            feature = item.told.explanation.feature
             sampled = [c for c in item.told.contexts if c.kind == "sampled"]
-            report, select, active = (
-                [_answer(c, item.max_activation, Asked(rule.predict(c.tokens), "ok")) for c in contexts]
-                for contexts in (item.report, item.select or (), sampled)
-            )
-            silent = ordinary.silent(feature, rule)
-            rows = _rows(run, by, item, report, select, active, silent)
-            if run.control is not None or item.prevalence is None or silent is None or not active:
-                return rows
-            choosing = None
-            to_choose_by = ordinary_select.silent(feature, rule)
-            if to_choose_by is not None and item.select_prevalence is not None:
-                answers = [_answer(c, item.max_activation, Asked(rule.predict(c.tokens), "ok")) for c in item.sampled]
-                choosing = claims_of_rule(answers, to_choose_by, item.select_prevalence.density)
-            measured = claims_of_rule(active, silent, item.prevalence.density)
-            holding = asdict(held_out(choosing, measured, run.config.label_precision))
-            return [replace(row, **holding) if row.scorer == NATURAL else row for row in rows]
+            # Reading the tokens takes most of the time, so the rules of the controls read them along with the label's.
+            every = {c.context_id: c for c in (*item.report, *(item.select or ()), *sampled, *item.sampled)}
+            facts = {context_id: facts_of(c.tokens) for context_id, c in every.items()}
+
+            def predicted(rule: Rule, contexts: Sequence[Context]) -> list[Answer]:
+                return [
+                    _answer(c, item.max_activation, Asked(rule.predict_from(facts[c.context_id]), "ok"))
+                    for c in contexts
+                ]
+
+            def rows(run: Run, told: Explanation | None) -> list[Score]:
+                rule = Rule(0.0) if told is None else Rule.from_json(told.rule or "")
+                report, select, active = (predicted(rule, some) for some in (item.report, item.select or (), sampled))
+                silent = ordinary.silent(feature, rule)
+                found = _rows(run, by, item, report, select, active, silent)
+                if run.control is not None:  # those of a rule that stands in can be made again at any time
+                    return [replace(row, predictions=[]) for row in found]
+                if item.prevalence is None or silent is None or not active:
+                    return found
+                choosing = None
+                to_choose_by = ordinary_select.silent(feature, rule)
+                if to_choose_by is not None and item.select_prevalence is not None:
+                    density = item.select_prevalence.density
+                    choosing = claims_of_rule(predicted(rule, item.sampled), to_choose_by, density)
+                measured = claims_of_rule(active, silent, item.prevalence.density)
+                holding = asdict(held_out(choosing, measured, run.config.label_precision))
+                return [replace(row, **holding) if row.scorer == NATURAL else row for row in found]
+
+            beside = free.instead_of(item.told.explanation)
+            of_controls = [row for name, told in beside for row in rows(replace(run, control=name), told)]
+            return [*of_controls, *rows(run, item.told.told)]
 
         return Work(by, _Loader(run, targets, is_calibrated=True), score, block=RULE_BLOCK)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autointerp.ask.forecast import Forecast, budget_lines, forecast_lines
 from autointerp.ask.job import NO_FAILURES, Job, Outcome
-from autointerp.config import Config, EndpointConfig, ExplainConfig
+from autointerp.config import Config, EndpointConfig, ExplainConfig, ScoreConfig
 from autointerp.errors import InputError, nearest
 from autointerp.explain import explaining
 from autointerp.explain.explaining import check_explainer
@@ -23,7 +23,7 @@ from autointerp.llm.client import ClientCounts, LlmClient
 from autointerp.records import VALUED_STATUSES, CallRecord, Explanation, ShapeFacts
 from autointerp.rules import shape_labels
 from autointerp.score import scoring
-from autointerp.score.controls import CONTROLS
+from autointerp.score.controls import AUTO, CONTROLS
 from autointerp.score.kept_contexts import kept_by, shortfall
 from autointerp.score.scorers import scorers
 from autointerp.store.pace import measured_latency
@@ -104,16 +104,32 @@ def explain(labelling: Labelling, row: DictionaryRow) -> int:
 
 
 def score(labelling: Labelling, row: DictionaryRow, control: str | None = None) -> int:
-    """Scores the configured explainer's labels that have no score yet, or under a `control` the texts that replace
-    them. Returns how many rows failed."""
-    config, terminal = labelling.config, labelling.terminal
-    explainer = config.explain.explainer
+    """Scores the configured explainer's labels that have no score yet, then the configured controls of them; or only
+    the texts that replace them under `control`. Tests each label against its controls. Returns how many rows failed."""
+    explainer, store = labelling.config.explain.explainer, labelling.store
     check_explainer(explainer)
-    job = labelling.job(row)
+    job, config = labelling.job(row), labelling.config.score
     _warn_of_shortfall(labelling, job)
+    failed = _score(labelling, row, job, config, control)
+    for beside, of_control in [] if control is not None else scoring.controls_beside(job, explainer, config):
+        failed += _score(labelling, row, job, of_control, beside, is_asked_for=False)
+    n_tested = store.update_label_controls(row.dictionary_id)
+    if n_tested:
+        labelling.terminal.detail(f"{row.name}: {n_tested:,} labels compared with their controls")
+    return failed
+
+
+def _score(
+    labelling: Labelling, row: DictionaryRow, job: Job, config: ScoreConfig, control: str | None,
+    is_asked_for: bool = True,
+) -> int:  # fmt: skip
+    """One pass of the scorers. What nobody asked for by name is passed over in silence where nothing is pending."""
+    explainer, terminal = labelling.config.explain.explainer, labelling.terminal
     what = explainer if control is None else f"{explainer} under the control {control}"
     with terminal.progress(f"{row.name}: scoring {what}", None, "labels") as update:
-        outcome = asyncio.run(scoring.score(_with_progress(job, update), explainer, config.score, control))
+        outcome = asyncio.run(scoring.score(_with_progress(job, update), explainer, config, control))
+    if not outcome.pending and not is_asked_for:
+        return 0
     return _say_outcome(f"{row.name}: scores of {what}", outcome, terminal)
 
 
@@ -136,8 +152,10 @@ def forecast(
             planned = explaining.planned_labels(job, config.explain, config.score)
         if "score" in stages:
             _warn_of_shortfall(labelling, job)
-            told = scoring.forecast_score(job, config.explain.explainer, config.score, control, planned)
-            found.append(("score", told))
+            beside = () if control is not None else config.score.controls
+            for name in (control, *(name for name in beside if name != AUTO)):  # those of auto cost nothing
+                told = scoring.forecast_score(job, config.explain.explainer, config.score, name, planned)
+                found.append(("score" if name in (None, control) else f"score under the control {name}", told))
     forecasts = [one for _, one in found]
     models = {model for one in forecasts for model, _, _ in one.calls_by_model}
     latencies = {model: measured_latency(store, model) for model in models}

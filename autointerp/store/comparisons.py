@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.means import SharedDocuments
+from autointerp.paired import SIGNIFICANT
 from autointerp.records import headline_of
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import read_records
@@ -118,6 +119,15 @@ _LIFT_INFLUENCES = f"""
     ),
     {_SHARED}
 """
+_TESTED = """
+    SELECT
+        count(beats) AS n_tested,
+        count(*) FILTER (beats) / nullif(count(beats), 0) AS share_better,
+        count(*) FILTER (q_value < $significant AND difference < 0) / nullif(count(beats), 0) AS share_worse
+    FROM label_controls
+    WHERE dictionary_id = $dictionary AND explainer = $explainer AND model = $explaining_model AND scorer = $scorer
+      AND method = $method AND scorer_model = $model AND control = $control
+"""
 _LABELS = """
     WITH several AS (
         SELECT feature FROM explanations WHERE dictionary_id = $dictionary AND status = 'ok'
@@ -172,6 +182,16 @@ class Paired:
     """Features without a value on one of the two sides."""
     shared: SharedDocuments | None = None
     """By how much the documents that features share move the differences a - b; None where no influences are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """Labels that were tested against a control one by one (see label_controls.py)."""
+
+    n_tested: int
+    share_better: float | None
+    """Share of them that scored better than the control; None without any."""
+    share_worse: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +261,19 @@ class Comparison:
             chosen,
         )
         return _paired(columns, self._shared(_LIFT_INFLUENCES, {**chosen, "dictionary": self._dictionary_id}))
+
+    def tested(self, contender: Contender, kind: Kind, control: str) -> Tested:
+        """On how many features the real labels were better, and worse, than the control in a test of that feature."""
+        self._cursor.execute(
+            _TESTED,
+            {
+                "dictionary": self._dictionary_id, "explainer": contender.explainer,
+                "explaining_model": contender.model, "scorer": kind.scorer, "method": kind.method,
+                "model": kind.model, "control": control, "significant": SIGNIFICANT,
+            },
+        )  # fmt: skip
+        (found,) = read_records(self._cursor, Tested)
+        return found
 
     def both(self, a: Kind, b: Kind, contender: Contender | None) -> tuple[Floats, Floats, list[int]]:
         """Two kinds of score of the same labels, by one contender or by all (None), and the labels' features."""

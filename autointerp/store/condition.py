@@ -34,7 +34,7 @@ TABLES = frozenset(
         "sae_metrics", "training_metrics", "llm_calls", "runs", "labels", "contexts", "windows", "spend_by_stage",
         "explainer_leaderboard", "explainer_leaderboard_strata", "method_runs", "measure_tasks", "measurements",
         "context_need", "label_changes", "batches", "batch_requests", "judge_repeats", "judge_consistency",
-        "recurring_tokens", "same_labels",
+        "recurring_tokens", "same_labels", "label_controls",
     }
 )  # fmt: skip
 """Those that a condition may read; the tables of evidence methods are added (see finding_tables.py)."""
@@ -44,7 +44,8 @@ _SELECTABLE = """
            l.explanation_status, l.score_status, l.side,
            l.precision, l.recall, l.label_from, l.from_status, l.from_share, l.from_mass, l.from_precision,
            l.from_recall,
-           l.second_label, l.output_label, l.label_share, l.second_share, l.n_same_label, l.label_flag
+           l.second_label, l.output_label, l.label_share, l.second_share, l.n_same_label, l.label_flag,
+           l.beats_lookup, l.beats_neighbour
     FROM features AS f JOIN labels AS l USING (dictionary_id, feature)
     WHERE f.dictionary_id = ?
 """

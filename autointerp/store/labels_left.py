@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import overload
 
 from autointerp.records import Explanation
@@ -15,21 +16,40 @@ AT_ONCE = 256
 AT_ONCE_OF_ALL = 8192
 """Labels that one query reads for an iteration over all."""
 
+LabelKey = tuple[str, int]
+"""(explanation_id, feature)"""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFacts:
+    """What is known of a label without reading it."""
+
+    explanation_id: str
+    feature: int
+    model: str
+    """The explainer LLM, or the name of the rule."""
+    density: float
+    """Of the feature."""
+
+    @property
+    def key(self) -> LabelKey:
+        return self.explanation_id, self.feature
+
 
 class LabelsLeft(Sequence[Explanation]):
     """The labels with the given ids, as a sequence. A label with a text never changes, so it does not matter when it is
     read. Several threads may use it."""
 
-    def __init__(self, store: StoreConnection, dictionary_id: int, keys: Sequence[tuple[str, int]]) -> None:
-        """`keys`: (explanation_id, feature) of every label. Neighbours in this order are read together."""
+    def __init__(self, store: StoreConnection, dictionary_id: int, keys: Sequence[LabelKey]) -> None:
+        """`keys`: one for every label. Neighbours in this order are read together."""
         self._store, self._dictionary_id, self._keys = store, dictionary_id, keys
         self._lock = threading.Lock()
         self._held: list[Explanation] = []
         self._held_from = 0
 
     @property
-    def keys(self) -> Sequence[tuple[str, int]]:
-        """(explanation_id, feature) of every label, in order."""
+    def keys(self) -> Sequence[LabelKey]:
+        """The keys of all labels, in order."""
         return self._keys
 
     def among(self, others: LabelsLeft) -> LabelsLeft:

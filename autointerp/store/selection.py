@@ -56,6 +56,17 @@ def is_chosen(dictionary_id: int, wanted: list[int] | None) -> tuple[str, list[A
     return "feature BETWEEN ? AND ? AND feature IN (SELECT unnest(?::INTEGER[]))", [*bounds, wanted]
 
 
+def latest_labels(condition: str = "true") -> str:
+    """SQL with the parameters dictionary_id and explainer: column row_id of the latest explanation, in table
+    explanations, of each feature by each explaining model; those that best_of_n only chose among are left out."""
+    return f"""
+        SELECT arg_max(rowid, sequence) AS row_id FROM explanations
+        WHERE dictionary_id = ? AND explainer = ? AND status <> 'gave_up' AND {condition}
+          AND explanation_id NOT IN (SELECT unnest(derived_from[2:]) FROM explanations WHERE explainer = 'best_of_n')
+        GROUP BY feature, model
+    """
+
+
 def parse_features(text: str) -> list[tuple[int, int]]:
     """The inclusive ranges of "0-999,1234". Raises InputError, which names the part that does not parse."""
     ranges = []
@@ -176,14 +187,7 @@ class StoreSelections(StoreConnection):
         chosen, parameters = is_chosen(dictionary_id, None if selection.is_all else wanted)
         found = self.rows(
             f"""
-            WITH latest AS (
-                SELECT arg_max(rowid, sequence) AS row_id FROM explanations
-                WHERE dictionary_id = ? AND explainer = ? AND status <> 'gave_up' AND {chosen}
-                  AND explanation_id NOT IN (
-                      SELECT unnest(derived_from[2:]) FROM explanations WHERE explainer = 'best_of_n'
-                  )
-                GROUP BY feature, model
-            ),
+            WITH latest AS ({latest_labels(chosen)}),
             done AS (
                 SELECT explanation_id FROM scores
                 WHERE dictionary_id = ? AND scorer = ? AND model = ? AND template_sha256 = ? AND part = ?

@@ -17,6 +17,7 @@ from autointerp.store.features import StoreFeatures
 from autointerp.store.findings import StoreFindings
 from autointerp.store.judge_repeats import StoreJudgeRepeats
 from autointerp.store.known_tiles import StoreKnownTiles
+from autointerp.store.label_controls import StoreLabelControls
 from autointerp.store.llm_batches import StoreBatches
 from autointerp.store.opening import StoreOpening
 from autointerp.store.recurring_tokens import recurring_tokens
@@ -25,6 +26,7 @@ from autointerp.store.safety.keeping import StoreKeeping
 from autointerp.store.same_labels import flagged_labels
 from autointerp.store.scores import StoreScores
 from autointerp.store.selection import StoreSelections
+from autointerp.store.stand_in_labels import StoreStandInLabels
 
 _KINDS = ("top", "sampled", "negative")
 
@@ -32,7 +34,7 @@ _KINDS = ("top", "sampled", "negative")
 class Store(
     StoreOpening, StoreKeeping, StoreEvidence, StoreDictionaries, StoreFeatures, StoreContexts, StoreFindings,
     StoreExplanations, StoreScores, StoreCalls, StoreBatches, StoreRuns, StoreSelections, StoreKnownTiles,
-    StoreJudgeRepeats,
+    StoreJudgeRepeats, StoreLabelControls, StoreStandInLabels,
 ):  # fmt: skip
     """`with Store.open(path) as store: ...`; `open` tells the errors."""
 
@@ -95,9 +97,9 @@ class Store(
         return result
 
     def feature_page(self, dictionary_id: int, feature: int, contexts: int = 5) -> dict[str, Any]:
-        """One feature for a reader: keys feature, label, explanations, scores (dicts by column), promoted and
-        suppressed (PromotedToken), no_projection (why there are none, or None), contexts (of all splits; Context), and
-        those of `findings_page`. Raises InputError where there is no such feature.
+        """One feature for a reader: keys feature, label, explanations, scores (dicts by column), label_controls
+        (LabelControl), promoted and suppressed (PromotedToken), no_projection (why there are none, or None), contexts
+        (of all splits; Context), and those of `findings_page`. Raises InputError where there is no such feature.
         """
         row = self.dicts("SELECT * FROM features WHERE dictionary_id = ? AND feature = ?", [dictionary_id, feature])
         if not row:
@@ -119,6 +121,7 @@ class Store(
                 "FROM scores WHERE dictionary_id = ? AND feature = ? ORDER BY sequence DESC",
                 key,
             ),
+            "label_controls": self.label_controls_of(dictionary_id, feature),
             "promoted": [t for t in tokens if t.sign == 1],
             "suppressed": [t for t in tokens if t.sign == -1],
             "no_projection": self.why_nothing("vocab_projection", dictionary_id),

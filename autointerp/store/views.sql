@@ -9,7 +9,8 @@ CREATE OR REPLACE VIEW windows AS SELECT * FROM evidence.windows;
 -- with set_label_choice, else whatever came last. The latest row counts; a 'gave_up' row only where there is no
 -- other, since it is no answer and is asked again. `score` is of text as it comes where the scorer predicts activations
 -- (simulation_natural); `precision` and `recall` are of that text too. Where no false alarm was seen, `precision` is NULL
--- and only its lower end is known.
+-- and only its lower end is known. `beats_lookup` and `beats_neighbour`: whether the label scores better than the list of
+-- the feature's tokens and than the nearest feature's label (see label_controls); NULL where that was not tested.
 CREATE OR REPLACE VIEW labels AS
 WITH choice AS (
     SELECT
@@ -105,7 +106,9 @@ SELECT
     if(
         same.n_features >= 5 AND same.share >= 0.01 AND e.rule IS NULL AND e.model NOT IN (e.explainer, 'shape'),
         'repeated', NULL
-    ) AS label_flag
+    ) AS label_flag,
+    bl.beats AS beats_lookup,
+    bn.beats AS beats_neighbour
 FROM features AS f
 JOIN dictionaries AS d ON d.dictionary_id = f.dictionary_id
 LEFT JOIN explained AS e ON e.dictionary_id = f.dictionary_id AND e.feature = f.feature
@@ -128,7 +131,13 @@ LEFT JOIN scores AS r
     ON r.dictionary_id = s.dictionary_id AND r.feature = s.feature AND r.explanation_id = s.explanation_id
     AND r.scorer = if(s.scorer = 'simulation', 'simulation_recall', s.scorer || '_sensitivity')
     AND r.control IS NULL AND r.part = s.part
-    AND r.method = s.method AND r.model = s.model AND r.template_sha256 = s.template_sha256 AND r.seed = s.seed;
+    AND r.method = s.method AND r.model = s.model AND r.template_sha256 = s.template_sha256 AND r.seed = s.seed
+LEFT JOIN label_controls AS bl
+    ON bl.dictionary_id = f.dictionary_id AND bl.feature = f.feature AND bl.control = 'token_lookup'
+    AND bl.score_id = coalesce(n.score_id, s.score_id)
+LEFT JOIN label_controls AS bn
+    ON bn.dictionary_id = f.dictionary_id AND bn.feature = f.feature AND bn.control = 'neighbour_label'
+    AND bn.score_id = coalesce(n.score_id, s.score_id);
 
 -- Where an explainer's label of a feature became another, newest first: its rows in the order in which they were written,
 -- each beside the one before it. As in `labels`, 'gave_up' is no answer; a label that was lost has the new text NULL.
@@ -291,6 +300,9 @@ ORDER BY dictionary_id, feature;
 -- they did not, se_both the one by features and documents (means.feature_mean says how): the interval is Student's, by
 -- se_both where it is known, and there is none where the features share fewer than 10 documents. Two scores of one
 -- feature count as two features in the shared part, which is then a little too large.
+--
+-- Beside a control, share_better is the share of the n_tested features whose label scores better than the control in a
+-- test of that feature, and share_worse of those whose label scores worse (see label_controls).
 CREATE OR REPLACE VIEW explainer_leaderboard_strata AS
 WITH each_score AS (
     SELECT
@@ -397,6 +409,15 @@ halves AS (
             ELSE 1.959964 + 2.372271 / t_freedom + 2.822499 / t_freedom ** 2
         END * coalesce(se_both, se_features) AS half
     FROM both_errors
+),
+tested AS (
+    SELECT
+        dictionary_id, explainer, model, scorer, method, scorer_model, control,
+        count(beats) AS n_tested,
+        count(*) FILTER (beats) / nullif(count(beats), 0) AS share_better,
+        count(*) FILTER (q_value < 0.05 AND difference < 0) / nullif(count(beats), 0) AS share_worse
+    FROM label_controls
+    GROUP BY ALL
 )
 SELECT
     h.dictionary_id,
@@ -414,9 +435,15 @@ SELECT
     h.n_without_score,
     h.se_features,
     h.se_both,
-    h.n_documents
+    h.n_documents,
+    t.n_tested,
+    t.share_better,
+    t.share_worse
 FROM halves AS h
 JOIN dictionaries AS d USING (dictionary_id)
+LEFT JOIN tested AS t
+    ON t.dictionary_id = h.dictionary_id AND t.explainer = h.explainer AND t.model = h.model AND t.scorer = h.scorer
+    AND t.method = h.method AND t.scorer_model = h.scorer_model AND t.control = h.control
 ORDER BY h.dictionary_id, h.scorer, h.method, h.control NULLS FIRST, h.mean_score DESC NULLS LAST;
 
 -- The same without the parts of scores (sensitivity by decile, ...): records.HEADLINE_SCORERS, and of the scorers of other
