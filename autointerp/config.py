@@ -270,7 +270,7 @@ class HarvestConfig:
     """Tokens in one stored context and in one tile; at most corpus.context_length."""
     top_contexts: Few = 20
     """Strongest contexts kept per feature and split, from as many different documents as there are."""
-    sampled_contexts: Few = 20
+    sampled_contexts: Few = 40
     """Activating tiles kept per feature and split, sampled uniformly."""
     negatives: Few = 10
     """Tiles kept per feature, split and tier (random, same token, neighbour) on which the feature is silent."""

@@ -174,7 +174,7 @@ def test_a_scheduled_run_asks_only_for_what_changed(project: Path, capsys: pytes
         assert not asked("--limit", "3")
 
         prompt = own / "explain" / "combined.md"
-        prompt.write_text(prompt.read_text().replace("one plain phrase", "one single word"))
+        prompt.write_text(prompt.read_text().replace("several kinds of", "many kinds of"))
         reworded = asked("--limit", "3", "--prompts", str(own))
         assert reworded["label"] == 3
         assert not asked("--limit", "3", "--prompts", str(own))

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.batch_client import Asked, texts
 from support.batch_server import BatchServer
@@ -22,7 +21,6 @@ from support.llm_server import LlmServer
 from support.small_models import VOCAB
 from support.store_fixtures import add_dictionary
 
-from autointerp import stats
 from autointerp.config import (
     BudgetConfig,
     ExplainConfig,
@@ -167,37 +165,6 @@ def labelled(labelled_world: Path, tmp_path: Path) -> Any:
 
     with copy_of(labelled_world, tmp_path / "planted.duckdb") as opened:
         yield opened
-
-
-def test_the_most_resamples_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A million resamples of twenty thousand documents would take 160 GB at once. In parts they are the same draws."""
-    rng = np.random.default_rng(0)
-    x = [rng.normal(size=4) for _ in range(12)]
-    y = [one + rng.normal(size=4) for one in x]
-    documents = [f"d{i}" for i in range(12)]
-    whole = [
-        stats.pooled_correlation(x, y, documents, 500, seed=3),
-        stats.pooled_r_squared(x, y, documents, 500, seed=3),
-        stats.auroc_interval([1, 2, 3], [0, 2, 1], "abc", "cde", 500, seed=3),
-    ]
-    largest = 0
-    real = np.bincount
-
-    def noting(values: Any, *args: Any, **more: Any) -> Any:
-        nonlocal largest
-        largest = max(largest, np.asarray(values).size)
-        return real(values, *args, **more)
-
-    monkeypatch.setattr(stats, "_DRAWS_AT_ONCE", 100)
-    monkeypatch.setattr(np, "bincount", noting)
-    parts = [
-        stats.pooled_correlation(x, y, documents, 500, seed=3),
-        stats.pooled_r_squared(x, y, documents, 500, seed=3),
-        stats.auroc_interval([1, 2, 3], [0, 2, 1], "abc", "cde", 500, seed=3),
-    ]
-    assert largest <= 100
-    for one, other in zip(whole, parts, strict=True):
-        assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-9)
 
 
 def test_what_is_not_run_at_its_far_end_is_still_a_number_of_the_configuration() -> None:

@@ -92,7 +92,7 @@ def test_the_same_features_whatever_the_seed(tiny_llama: Path) -> None:
     text, sae, alive = TokenText(loaded.tokenizer), many_features(loaded, 0), np.ones(512, dtype=bool)
     found = []
     for seed in range(4):
-        columns = output_statistics(loaded, sae, text, alive, seed)
+        columns = output_statistics(way(loaded), sae, text, alive, seed)
         assert columns is not None
         found.append(np.array(columns["is_output"]))
         assert all(p < 0.05 for p in np.array(columns["p_value"])[found[-1]])
@@ -112,9 +112,9 @@ def test_directions_of_the_decoder_plane_are_no_output_features(tiny_gpt2: Path)
     rows = torch.randn(400, 4, generator=torch.Generator().manual_seed(1)) @ plane
     rows += 0.02 * torch.randn(400, rows.shape[1], generator=torch.Generator().manual_seed(2))
     rows = torch.nn.functional.normalize(rows, dim=1)
-    columns = output_statistics(loaded, sae_of(rows), text, alive, 0)
+    columns = output_statistics(way(loaded), sae_of(rows), text, alive, 0)
     assert columns is not None
-    isotropic = module.random_kurtosis(Unembedding(loaded, text), torch.eye(48), 0)
+    isotropic = module.random_kurtosis(Unembedding(way(loaded), text), torch.eye(48), 0)
     assert (np.array(columns["kurtosis"]) > np.quantile(isotropic, 0.99)).mean() > 0.3
     assert np.mean(columns["is_output"]) <= 0.01
 

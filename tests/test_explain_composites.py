@@ -23,6 +23,7 @@ from support.known_words import (
     strongest,
 )
 from support.llm_server import BrainReply, Fault, LlmServer
+from support.shown_excerpts import pieces_of
 
 from autointerp.ask.job import Job, Outcome
 from autointerp.config import BudgetConfig, ExplainConfig, PriceConfig, ScoreConfig
@@ -246,7 +247,7 @@ def test_a_rewrite_that_fits_only_the_mistakes_it_was_shown_is_not_kept(store: S
         if "better description" not in body["messages"][0]["content"]:
             return f"any word at all {strongest(body)}"
         asked = body["messages"][1]["content"].split("false alarms:\n")[1].splitlines()[:-1]
-        shown.update(json.loads(line) for line in asked)
+        shown.update("".join(pieces_of(line)) for line in asked)
         by_word = {
             "alpha": "overfitted alpha", "beta": "nothing there is", "gamma": "any word at all gamma",
             "delta": "no pattern",

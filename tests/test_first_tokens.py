@@ -34,7 +34,7 @@ from autointerp.ask.prompts import one_line
 from autointerp.config import Config, ScoreConfig
 from autointerp.config_file import load
 from autointerp.evidence.shape import Places, find_shapes
-from autointerp.explain.evidence_sections import pieces as levelled
+from autointerp.explain.excerpts import pieces as levelled
 from autointerp.llm.capabilities import UNPROBED
 from autointerp.records import SPLITS, Context, FeatureEvidence
 from autointerp.rules.shape_labels import describe

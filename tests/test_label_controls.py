@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,11 +25,9 @@ from autointerp.paired import paired_difference
 from autointerp.score.controls import DENSITY_GROUPS, shuffled_labels, stand_ins
 from autointerp.score.scoring import check_settings
 from autointerp.score.scoring import score as score_labels
-from autointerp.store import Selection, Store, schema
-from autointerp.store.connection import sql_file
+from autointerp.store import Selection, Store
 from autointerp.store.findings import MethodRun
 from autointerp.store.labels_left import LabelFacts
-from autointerp.store.schema import migrations
 
 N = 24
 DOCUMENTS = [f"d{i}" for i in range(25)]
@@ -246,16 +245,17 @@ def test_earlier_shuffled_rows_stay_apart(tmp_path: Path, monkeypatch: pytest.Mo
     """They were of features of any density. They keep their values under a name of their own, and are scored anew."""
     path = tmp_path / "x.duckdb"
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "migrations", lambda: [m for m in migrations() if m[1] != "label_controls"])
-        patch.setattr(schema, "sql_file", lambda name: "" if name == "views.sql" else sql_file(name))
         patch.setattr("autointerp.score.score_rows._KEYS_OF_CONTROLS", {})  # as the keys were then
         with planted_store(path) as store:
             asyncio.run(explain(job(store), ExplainConfig(explainer="patterns")))
             config = ScoreConfig(contexts=4, controls=())
             for control in (None, "shuffled"):
                 asyncio.run(score_labels(job(store), "patterns", config, control))
-            # With the keys that they had then.
-            monkeypatch.setattr("autointerp.score.score_rows._KEYS_OF_CONTROLS", {})
+    with duckdb.connect(str(path)) as con:
+        for (view,) in con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
+            con.execute(f"DROP VIEW {view}")
+        con.execute("DROP TABLE label_controls")
+        con.execute("DELETE FROM schema_migrations WHERE name = 'label_controls'")
     with Store.open(path) as store:
         before = store.rows("SELECT score_id, value FROM scores WHERE control = 'shuffled_any_density' ORDER BY ALL")
         assert before and store.rows("SELECT 1 FROM scores WHERE control = 'shuffled'") == []

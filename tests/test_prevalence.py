@@ -37,7 +37,8 @@ def estimate(rng: np.random.Generator, world, n_active: int, n_silent: int) -> s
 @pytest.mark.parametrize("density", [0.02, 0.2])
 def test_the_sample_tells_the_correlation_of_all_text(density: float) -> None:
     rng = np.random.default_rng(1)
-    world = population(rng, density)
+    # Many more documents than are sampled: of a corpus that is all but known, an interval would be too wide.
+    world = population(rng, density, 4000)
     truth = stats.pearson(world[0], world[1])
     found = [estimate(rng, world, 40, 1500) for _ in range(150)]
     values = np.array([e.value for e in found], dtype=np.float64)

@@ -16,15 +16,15 @@ from autointerp.score.kept_contexts import kept_by, shortfall
 from autointerp.stages.labelling import short_of_contexts
 from autointerp.terminal import Terminal
 
-DEFAULT = {"top_contexts": 20, "sampled_contexts": 20, "negatives": 10}
+DEFAULT = {"top_contexts": 20, "sampled_contexts": 40, "negatives": 10}
 
 
 @pytest.mark.parametrize(
     ("contexts", "short"),
     [
         (10, None),
-        (11, "(sampled_contexts = 20, negatives = 10)"),
-        (25, "(top_contexts = 20, sampled_contexts = 20, negatives = 10)"),
+        (11, "(negatives = 10)"),
+        (25, "(top_contexts = 20, sampled_contexts = 40, negatives = 10)"),
     ],
 )
 def test_what_is_short(contexts: int, short: str | None) -> None:
@@ -33,7 +33,7 @@ def test_what_is_short(contexts: int, short: str | None) -> None:
         assert found is None
     else:
         assert found is not None and f"score.contexts = {contexts}" in found and short in found
-        assert "at most 10" in found and f"sampled_contexts = {2 * contexts}" in found.split("harvest with")[1]
+        assert "at most 10" in found and f"negatives = {contexts}" in found.split("harvest with")[1]
     assert short_of_contexts(replace(Config(), score=ScoreConfig(contexts=contexts))) == found
 
 

@@ -295,7 +295,9 @@ def test_a_label_that_predicts_the_same_everywhere_scores_zero() -> None:
 def test_blocks_of_one_file_are_one_document_to_an_interval() -> None:
     """Renaming documents to blocks of one file leaves the value and takes the interval; blocks of as many files as
     there were documents change nothing."""
-    plain = answers("report", lambda c, t: [v + i % 3 for i, v in enumerate(t)])
+    some = answers("report", lambda c, t: [v + i % 3 for i, v in enumerate(t)])
+    others = answers("report", lambda c, t: [v + i % 2 for i, v in enumerate(t)])
+    plain = [*some, *(replace(a, context=replace(a.context, document=f"other {a.context.document}")) for a in others)]
     names = list(dict.fromkeys(a.context.document for a in plain))
     one = [replace(a, context=replace(a.context, document=f"a.txt#{names.index(a.context.document)}")) for a in plain]
     many = [replace(a, context=replace(a.context, document=f"{a.context.document}#7")) for a in plain]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from autointerp.store.connection import SEQUENCED
 from autointerp.store.pace import earlier_scores, measured_latency
 from autointerp.store.run_progress import run_progress, written_by
 from autointerp.store.safety.salvage import salvage
+from autointerp.store.schema import migrations
 
 OLD = explanation(0, template_sha256="old", text="old words")
 NEW = explanation(0, template_sha256="new", text="new words")
@@ -119,8 +121,11 @@ def as_of_version_3(path: Path) -> None:
     with duckdb.connect(str(path)) as con:
         for (view,) in con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
             con.execute(f"DROP VIEW {view}")
-        for table in SEQUENCED:
-            con.execute(f"ALTER TABLE {table} DROP COLUMN sequence")
+        later = "".join(sql for version, _, sql in migrations() if version > 3)
+        for table in re.findall(r"CREATE TABLE (\w+)", later):
+            con.execute(f"DROP TABLE {table}")
+        for table, column in re.findall(r"ALTER TABLE (\w+) ADD COLUMN (\w+)", later):
+            con.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         con.execute("DELETE FROM schema_migrations WHERE version > 3")
 
 

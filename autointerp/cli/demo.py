@@ -37,6 +37,9 @@ k = 16
 tokens = {train_tokens}
 lr = 3e-3
 
+[harvest]
+sampled_contexts = 60    # so many come from 20 files and more, which tests of a label against its controls take
+
 [explain]
 explainer = "patterns"   # needs no LLM; "combined" asks one (set model and base_url)
 
