@@ -40,7 +40,7 @@ def by_patterns(evidence: FeatureEvidence) -> RuleLabel:
 
 def by_token_lookup(evidence: FeatureEvidence) -> RuleLabel:
     """The tokens with the largest mean activation (the baseline of Bills et al. 2023)."""
-    rule = patterns.token_lookup(patterns.sample_of(evidence))
+    rule = patterns.token_lookup(patterns.sample_of(evidence, patterns.tokens_alone))
     return _rule_label(lookup_sentence(rule), rule)
 
 

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import lru_cache
+from itertools import pairwise, repeat
+from operator import add, itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,9 +93,12 @@ class Rule:
         """`predict` from the facts of the tokens, which several rules can share."""
         totals = [self.base] * len(facts)
         for table in self.tables:
-            positions = [Facts._fields.index(name) for name in table.of]
-            for i, fact in enumerate(facts):
-                totals[i] += table.weights.get(tuple(fact[p] for p in positions), 0.0)
+            key_of = itemgetter(*(Facts._fields.index(name) for name in table.of))
+            weights: dict[Any, float] = table.weights
+            if len(table.of) == 1:  # of one place itemgetter gives the value, of several a tuple
+                weights = {key: weight for (key,), weight in weights.items()}
+            added = map(weights.get, map(key_of, facts), repeat(0.0))
+            totals = list(map(add, totals, added))
         return [min(10.0, max(0.0, total)) for total in totals]
 
     def to_json(self) -> str:
@@ -118,7 +124,7 @@ class Rule:
             for t in data["tables"]:
                 of = tuple(t["of"])
                 unknown = set(of) - set(Facts._fields)
-                if unknown or any(len(row) != len(of) + 1 for row in t["rows"]):
+                if not of or unknown or any(len(row) != len(of) + 1 for row in t["rows"]):
                     raise ValueError(f"bad table over {of}")
                 tables.append(Table(of, {tuple(row[:-1]): float(row[-1]) for row in t["rows"]}, float(t["gain"])))
             return cls(float(data["base"]), tables, data["fit"])
@@ -142,8 +148,19 @@ class Sample:
     n_active_contexts: int
 
 
-def sample_of(evidence: FeatureEvidence) -> Sample:
-    """The tokens of all contexts of the evidence, active and silent."""
+@lru_cache(maxsize=65_536)
+def _token_alone(token: str) -> Facts:
+    return Facts(token, *[""] * (len(Facts._fields) - 1))
+
+
+def tokens_alone(tokens: Sequence[str]) -> list[Facts]:
+    """Facts that say the tokens and nothing of what stands around them, for which nothing has to be read."""
+    return [_token_alone(token) for token in tokens]
+
+
+def sample_of(evidence: FeatureEvidence, read: Callable[[Sequence[str]], list[Facts]] = facts_of) -> Sample:
+    """The tokens of all contexts of the evidence, active and silent. With `tokens_alone` as `read`, the sample serves
+    `token_lookup` and nothing else."""
     facts: list[Facts] = []
     following: list[str] = []
     words: list[str] = []
@@ -152,9 +169,9 @@ def sample_of(evidence: FeatureEvidence) -> Sample:
     index: dict[str, int] = {}
     active = 0
     for context in _distinct([*evidence.top, *evidence.sampled, *evidence.negatives]):
-        facts += facts_of(context.tokens)
+        facts += read(context.tokens)
         following += [b for _, b in pairwise([*context.tokens, ""])]
-        words += whole_words(context.tokens)
+        words += [""] * len(context.tokens) if read is tokens_alone else whole_words(context.tokens)
         activations += scaled(context.activations, evidence.max_activation)
         documents += [index.setdefault(context.document, len(index))] * len(context.tokens)
         active += context.max_activation > 0

@@ -37,7 +37,7 @@ from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, Prediction, Score, Split
 from autointerp.rules.labels import RULE_EXPLAINERS
 from autointerp.rules.patterns import RULE_VERSION, Rule
-from autointerp.rules.token_facts import facts_of
+from autointerp.rules.token_facts import Facts, facts_of
 from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
 from autointerp.score.holding import claims_of_rule, held_out
 from autointerp.score.natural import NATURAL, Prevalence, SilentTiles, natural_rows
@@ -290,17 +290,26 @@ class SimulationScorer:
             sampled = [c for c in item.told.contexts if c.kind == "sampled"]
             # Reading the tokens takes most of the time, so the rules of the controls read them along with the label's.
             every = {c.context_id: c for c in (*item.report, *(item.select or ()), *sampled, *item.sampled)}
-            facts = {context_id: facts_of(c.tokens) for context_id, c in every.items()}
+            facts: list[Facts] = []
+            places: dict[int, slice] = {}
+            """Where the tokens of each context are among the facts."""
+            for context_id, context in every.items():
+                begin = len(facts)
+                facts += facts_of(context.tokens)
+                places[context_id] = slice(begin, len(facts))
 
-            def predicted(rule: Rule, contexts: Sequence[Context]) -> list[Answer]:
+            def answers(predicted: Sequence[float], contexts: Sequence[Context]) -> list[Answer]:
                 return [
-                    _answer(c, item.max_activation, Asked(rule.predict_from(facts[c.context_id]), "ok"))
+                    _answer(c, item.max_activation, Asked(list(predicted[places[c.context_id]]), "ok"))
                     for c in contexts
                 ]
 
             def rows(run: Run, told: Explanation | None) -> list[Score]:
                 rule = Rule(0.0) if told is None else Rule.from_json(told.rule or "")
-                report, select, active = (predicted(rule, some) for some in (item.report, item.select or (), sampled))
+                predicted = rule.predict_from(facts)
+                report, select, active = (
+                    answers(predicted, some) for some in (item.report, item.select or (), sampled)
+                )
                 silent = ordinary.silent(feature, rule)
                 found = _rows(run, by, item, report, select, active, silent)
                 if run.control is not None:  # those of a rule that stands in can be made again at any time
@@ -311,7 +320,7 @@ class SimulationScorer:
                 to_choose_by = ordinary_select.silent(feature, rule)
                 if to_choose_by is not None and item.select_prevalence is not None:
                     density = item.select_prevalence.density
-                    choosing = claims_of_rule(predicted(rule, item.sampled), to_choose_by, density)
+                    choosing = claims_of_rule(answers(predicted, item.sampled), to_choose_by, density)
                 measured = claims_of_rule(active, silent, item.prevalence.density)
                 holding = asdict(held_out(choosing, measured, run.config.label_precision))
                 return [replace(row, **holding) if row.scorer == NATURAL else row for row in found]
