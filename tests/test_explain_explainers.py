@@ -12,7 +12,6 @@ from autointerp.ask.explanation_row import MAX_LABEL, evidence_sha256
 from autointerp.config import ExplainConfig
 from autointerp.explain.evidence_sections import hard_negatives
 from autointerp.explain.label_replies import Label, parse_label
-from autointerp.rules.sentences import side_of
 
 
 @pytest.mark.parametrize(
@@ -97,11 +96,6 @@ def test_every_label_says_its_side(name: str) -> None:
     meanings = ["input", "share", "second", "second_share", "output"]
     assert asked["required"] == (meanings if name == "combined" else ["label"])
     assert "response_format" not in explainer.request(rich_evidence(0), 3).body
-
-
-def test_a_patterns_sentence_says_its_side() -> None:
-    assert side_of("the word `a` after `the`; followed by `b`; promotes `b` and `c` next") == "both"
-    assert side_of("the word `promotes `; followed by `b`") == "input"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.ask.scale import scaled
 from autointerp.records import Context, FeatureEvidence, PromotedToken
 from autointerp.rules import patterns
+from autointerp.rules.labels import by_patterns
 from autointerp.rules.patterns import Rule, learn, sample_of, token_lookup, whole_words
 from autointerp.rules.sentences import lookup_sentence, sentence
 from autointerp.rules.token_facts import facts_of, kind_of
@@ -45,7 +46,7 @@ def made(active: dict[str, list[str]], silent: list[str], promoted: list[str] | 
 
 def label_of(e: FeatureEvidence) -> str | None:
     sample = sample_of(e)
-    return sentence(e, sample, learn(sample))
+    return sentence(sample, learn(sample))
 
 
 # --- facts ----------------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def test_any_text_can_be_described(tokens: list[str], active: int) -> None:
     e = FeatureEvidence(1, 0, "live", 0.1, max(values), top=[top], sampled=[other])
     sample = sample_of(e)
     rule = learn(sample)
-    text = sentence(e, sample, rule)
+    text = sentence(sample, rule)
     assert text is None or (0 < len(text) <= MAX_LABEL and text.isprintable())
     if not any("\ud800" <= c <= "\udfff" for c in "".join(tokens)):
         assert Rule.from_json(rule.to_json()).predict(tokens) == rule.predict(tokens)
@@ -278,10 +279,12 @@ def test_label_of_groups() -> None:
 
 def test_promoted_tokens_are_named_where_they_do_follow() -> None:
     texts = [f"a{i}| key*|{n}| x" for i, n in enumerate(["board", "word", "s"] * 5)]
-    assert str(label_of(made({"top": texts}, FILL * 4, ["board", "word", "zzz"]))).endswith(
-        "promotes `board` and `word` next"
-    )
-    assert "promotes" not in str(label_of(made({"top": texts}, FILL * 4, ["zzz", "yyy"])))
+    evidence = made({"top": texts}, FILL * 4, ["board", "word", "zzz"])
+    found = by_patterns(evidence)
+    assert found.output == "`board` and `word`" and found.side == "input"
+    # Judges of where it fires read the text alone, which says nothing of what comes next.
+    assert found.text == label_of(evidence) == label_of(made({"top": texts}, FILL * 4, ["zzz", "yyy"]))
+    assert by_patterns(made({"top": texts}, FILL * 4, ["zzz", "yyy"])).output is None
 
 
 def test_a_weak_rule_says_so() -> None:
@@ -324,5 +327,5 @@ def test_a_name_that_several_tokens_share_is_said_once() -> None:
     top = [Context(i, 0, "explain", "top", None, 9, i, f"d{i}", 2, tokens, values) for i in range(6)]
     e = FeatureEvidence(1, 0, "live", 0.1, 5.0, top=top)
     sample = sample_of(e)
-    text = sentence(e, sample, learn(sample))
+    text = sentence(sample, learn(sample))
     assert text is not None and text.count("a line break with indentation") == 1

@@ -11,12 +11,14 @@ from autointerp.ask.job import Job
 from autointerp.config import ExplainConfig
 from autointerp.records import Explanation, FeatureEvidence, Side
 from autointerp.rules import patterns
-from autointerp.rules.sentences import lookup_sentence, sentence, side_of
+from autointerp.rules.sentences import leads_to, lookup_sentence, sentence
 
 PATTERNS = "patterns"
 TOKEN_LOOKUP = "token_lookup"
 RULE_EXPLAINERS = (PATTERNS, TOKEN_LOOKUP)
 """Explainers whose labels carry a rule (see patterns.Rule), so that they can be scored without an LLM."""
+_WORDING = 2
+"""Raised when sentences.py says the same rule in other words, so that labels are made again."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,17 @@ class RuleLabel:
     """What the text describes; needed where there is one."""
     rule: str | None = None
     """The rule as JSON (see patterns.Rule.to_json), where it is one that predicts activations."""
+    output: str | None = None
+    """What the feature makes the model say next, where the evidence shows it; judges of where it fires are not told."""
 
 
 def by_patterns(evidence: FeatureEvidence) -> RuleLabel:
     """The sentence of the rule that best predicts where the feature fires."""
     sample = patterns.sample_of(evidence)
     rule = patterns.learn(sample)
-    return _rule_label(sentence(evidence, sample, rule), rule)
+    text = sentence(sample, rule)
+    label = _rule_label(text, rule)
+    return label if text is None else dataclasses.replace(label, output=leads_to(evidence.promoted, sample))
 
 
 def by_token_lookup(evidence: FeatureEvidence) -> RuleLabel:
@@ -45,7 +51,7 @@ def by_token_lookup(evidence: FeatureEvidence) -> RuleLabel:
 
 
 def _rule_label(text: str | None, rule: patterns.Rule) -> RuleLabel:
-    return RuleLabel(text, None if text is None else side_of(text), rule.to_json())
+    return RuleLabel(text, None if text is None else "input", rule.to_json())
 
 
 def rule_sha256(explainer: str) -> str:
@@ -55,7 +61,9 @@ def rule_sha256(explainer: str) -> str:
 
 def settings_of(explainer: str) -> tuple[object, ...]:
     """What the labels of `patterns` or `token_lookup` depend on besides the evidence."""
-    return patterns.RULE_VERSION, patterns.TABLES if explainer == PATTERNS else patterns.TOKEN_LOOKUP
+    if explainer == PATTERNS:
+        return patterns.RULE_VERSION, patterns.TABLES, _WORDING
+    return patterns.RULE_VERSION, patterns.TOKEN_LOOKUP
 
 
 def settings_sha256(explainer: str, *settings: object) -> str:
@@ -74,4 +82,6 @@ def rule_row(label: RuleLabel, evidence: FeatureEvidence, job: Job, config: Expl
     row = blank_row(job, config, evidence.feature, config.explainer, digest, evidence_sha256(evidence))
     if label.text is None:
         return dataclasses.replace(row, status="abstained", rule=label.rule)
-    return dataclasses.replace(row, text=label.text, status="ok", side=label.side, rule=label.rule)
+    return dataclasses.replace(
+        row, text=label.text, status="ok", side=label.side, rule=label.rule, output_text=label.output
+    )

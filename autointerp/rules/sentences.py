@@ -2,7 +2,8 @@
 
 It is written from the same sample as the rule, and its most informative part comes first: the tokens that the feature
 fires on (or the token before them, where they vary and that token does not). Then it says what tells active from silent
-occurrences, what comes next, and what the feature promotes, where the output evidence agrees with the text.
+occurrences, and what comes next. What the feature promotes is said apart, where the output evidence agrees with the
+text.
 """
 
 from __future__ import annotations
@@ -10,18 +11,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from autointerp.ask.explanation_row import MAX_LABEL
-from autointerp.records import FeatureEvidence, PromotedToken
+from autointerp.records import PromotedToken
 from autointerp.rules.patterns import Rule, Sample
 from autointerp.rules.token_facts import START, Facts
 from autointerp.rules.token_names import cased, group_of, is_word, listed, quoted, token_name
 
-PROMOTES = "promotes "
-"""How the last part begins where it says what the feature promotes."""
 MIN_ACTIVE = 3
 """With fewer active tokens there is nothing to describe."""
 EMPHASIS = 1.5
@@ -81,13 +79,19 @@ class Occurrences:
         return self.sample.facts[i]
 
 
-def sentence(evidence: FeatureEvidence, sample: Sample, rule: Rule) -> str | None:
-    """The label, at most MAX_LABEL characters; None where there is too little to describe."""
+def _active(sample: Sample) -> Occurrences:
+    """The active tokens, each with its weight in what is said."""
     y = sample.activations
     at = [int(i) for i in np.flatnonzero(y > 0)]
-    if len(at) < MIN_ACTIVE or not rule.tables:
+    return Occurrences(sample, at, [float(y[i]) ** EMPHASIS for i in at])
+
+
+def sentence(sample: Sample, rule: Rule) -> str | None:
+    """The label, at most MAX_LABEL characters; None where there is too little to describe."""
+    y = sample.activations
+    active = _active(sample)
+    if len(active.at) < MIN_ACTIVE or not rule.tables:
         return None
-    active = Occurrences(sample, at, [float(y[i]) ** EMPHASIS for i in at])
     quiet = [int(i) for i in np.flatnonzero(y <= 0)]
     silent = Occurrences(sample, quiet, [1.0] * len(quiet))
     if _follows_something(active, rule) and (after := _after(active, silent)):
@@ -96,8 +100,6 @@ def sentence(evidence: FeatureEvidence, sample: Sample, rule: Rule) -> str | Non
         parts = _tokens_and_place(active, silent)
     if following := _following(active):
         parts.append(following)
-    if promoted := _promoted(evidence.promoted, active):
-        parts.append(promoted)
     if parts[0].startswith("`") and " " not in parts[0]:
         parts[0] = f"the {'word' if parts[0].strip('`').isalpha() else 'sign'} {parts[0]}"
     if rule.fit is not None and rule.fit < LOOSE_BELOW:
@@ -344,20 +346,16 @@ def _following(active: Occurrences) -> str | None:
     return f"{adverb} followed by {listed([token_name(s.shown) for s in leading], 'or')}"
 
 
-def _promoted(promoted: Sequence[PromotedToken], active: Occurrences) -> str | None:
+def leads_to(promoted: Sequence[PromotedToken], sample: Sample) -> str | None:
     """Names promoted tokens where at least two of the ten strongest really do follow, and often."""
+    active = _active(sample)
     best = [p.token for p in promoted[:10]]
     follows = {s.value: s.share for s in active.shares(lambda i: active.sample.following[i])}
     seen = [t for t in best if follows.get(t, 0.0) >= 0.03 and t.strip()]
     if len(seen) < 2 or sum(follows[t] for t in seen) < 0.15:
         return None
     names = list(dict.fromkeys(token_name(t) for t in seen))[:4]
-    return f"{PROMOTES}{listed(names)} next"
-
-
-def side_of(text: str) -> Literal["input", "both"]:
-    """What a sentence describes: 'both' where its last part says what the feature promotes."""
-    return "both" if text.rsplit("; ", 1)[-1].startswith(PROMOTES) else "input"
+    return listed(names)
 
 
 def lookup_sentence(rule: Rule) -> str | None:
