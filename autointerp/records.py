@@ -258,7 +258,8 @@ class FeatureEvidence:
     """Words whose presence goes with firing, best first."""
     shape: FeatureShape | None = None
     is_output: bool | None = None
-    """Whether its vocabulary projection stands out from that of a random direction; None: not known."""
+    """Whether its vocabulary projection stands out clearly from that of a random direction, by more than chance alone
+    tells (see store/finding_tables.py); None: not known."""
     recurring: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By list (promoted, suppressed, raised, lowered), which of its tokens stand in the lists of many other features
     too (see store/recurring_tokens.py), sorted. Lists without any have no entry."""

@@ -11,7 +11,7 @@ from typing import Literal
 from autointerp.config import EvidenceConfig
 from autointerp.errors import NoProjection
 from autointerp.evidence.method import PROJECTED, Found, Study, fields_of, no_output_space, written_path
-from autointerp.store.finding_tables import OUTPUT_STATISTICS, Row
+from autointerp.store.finding_tables import OUTPUT_STATISTICS, Row, stands_out
 
 
 class OutputStatistic:
@@ -36,10 +36,12 @@ class OutputStatistic:
         )
 
     def page(self, rows: Sequence[Row]) -> list[str]:
-        """output  its promoted tokens stand out: kurtosis 41.2 (1 in 100 random directions exceeds 1.3; p 0.01), ..."""
+        """output  its promoted tokens stand out clearly: kurtosis 41.2 (1 in 100 random directions exceeds 1.3; p 0.01), ..."""
         lines = []
         for found in rows:
-            acts = "its promoted tokens stand out" if found["is_output"] else "its promoted tokens do not stand out"
+            acts = "its promoted tokens do not stand out"
+            if found["is_output"]:
+                acts = f"its promoted tokens stand out {'clearly' if stands_out(found) else 'a little'}"
             chance = f"1 in 100 random directions exceeds {found['threshold']:.1f}"
             if found["p_value"] is not None:  # rows of earlier versions have none
                 chance += f"; p {found['p_value']:.2g}"

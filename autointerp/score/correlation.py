@@ -1,9 +1,10 @@
 """Score rows of scorers that predict the activation of every token. No I/O here.
 
     simulation             pooled Pearson correlation over the tokens of N top + N sampled + N negative contexts of one
-                           part: the headline score on `report`
-    simulation_random      that correlation over the sampled and the random-tier negative ones among them: what the
-                           label says of ordinary text, without the strongest contexts
+                           part: for ranking, and for comparison with other tools
+    simulation_random      that correlation over the sampled and the random-tier negative ones among them, two active
+                           to one silent at every density. It is no more of ordinary text than `simulation` is: that
+                           is simulation_natural (see natural.py)
     simulation_calibrated  1 - sum (t - (a p + b))^2 / sum (t - mean t)^2 over the report contexts, where t is the truth
                            and p the prediction per token, and (a, b) the least-squares line fitted on `select`. Unlike
                            a correlation it asks for the right size, and may be negative
@@ -43,8 +44,8 @@ def correlation_rows(identity: Identity, report: Sequence[Answer], select: Seque
         rows.append(identity.row(SIMULATION, "select", select, correlation(select), keep=True))
         calibrated = calibrated_fit(select, report)
         rows.append(identity.row(CALIBRATED, "report", report, calibrated, keep=False))
-    ordinary = [a for a in report if is_random_only(a.context)]
-    rows.append(identity.row(RANDOM_ONLY, "report", ordinary, correlation(ordinary), keep=False))
+    drawn = [a for a in report if is_random_only(a.context)]
+    rows.append(identity.row(RANDOM_ONLY, "report", drawn, correlation(drawn), keep=False))
     rows.append(identity.row(SIMULATION, "report", report, correlation(report), keep=True))
     return rows
 

@@ -149,8 +149,22 @@ def _shape(rows: Sequence[Row]) -> FeatureShape:
 
 
 FEATURE_SHAPES = FindingTable("shape", "feature_shapes", key="shape", is_single=True, fills="shape", read=_shape)
+CLEARLY = 2.0
+"""An output feature stands out clearly if its kurtosis is so many times what 1 in 100 random directions exceed: among
+many tokens, very little is already more than chance."""
+
+
+def stands_out(found: Row) -> bool:
+    """Whether the row of an output feature says so clearly."""
+    return bool(found["is_output"] and found["kurtosis"] >= CLEARLY * found["threshold"])
+
+
 OUTPUT_STATISTICS = FindingTable(
-    "output_statistic", "output_statistics", is_single=True, fills="is_output", read=lambda rows: rows[0]["is_output"]
+    "output_statistic",
+    "output_statistics",
+    is_single=True,
+    fills="is_output",
+    read=lambda rows: stands_out(rows[0]),
 )
 TOKEN_CHANGES = FindingTable(
     "token_change", "token_changes", ("-sign", "rank"), key="changed", fills="changed", read=_changed
