@@ -36,7 +36,7 @@ class OutputStatistic:
         )
 
     def page(self, rows: Sequence[Row]) -> list[str]:
-        """output  its promoted tokens stand out clearly: kurtosis 41.2 (1 in 100 random directions exceeds 1.3; p 0.01), ..."""
+        """output  its promoted tokens stand out clearly: kurtosis 41.2 (1 in 100 random directions exceeds 1.3), ..."""
         lines = []
         for found in rows:
             acts = "its promoted tokens do not stand out"
