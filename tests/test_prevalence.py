@@ -4,55 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.simulated_truth import Corpus
 
 from autointerp import stats
 from autointerp.prevalence import Tiles, natural_correlation, natural_precision
-
-T = 8
-
-
-def population(rng: np.random.Generator, density: float, n_documents: int = 400, per_document: int = 10):  # type: ignore[no-untyped-def]
-    """(truth, prediction) [tiles, T], document [tiles]: documents differ, and the prediction has false alarms."""
-    n = n_documents * per_document
-    document = np.repeat(np.arange(n_documents), per_document)
-    active = rng.random(n) < density * np.repeat(rng.gamma(2, 0.5, n_documents), per_document)
-    truth = np.zeros((n, T))
-    truth[active, 3] = rng.gamma(2, 2, active.sum())
-    quality = np.repeat(rng.uniform(0.3, 1.0, n_documents), per_document)
-    predicted = truth * quality[:, None] + (rng.random((n, T)) < 0.004) * rng.gamma(2, 2, (n, T))
-    return truth, predicted, document, active
-
-
-def estimate(rng: np.random.Generator, world, n_active: int, n_silent: int) -> stats.Estimate:  # type: ignore[no-untyped-def]
-    truth, predicted, document, active = world
-    a = rng.choice(np.flatnonzero(active), n_active, replace=False)
-    s = rng.choice(np.flatnonzero(~active), n_silent, replace=False)
-    return natural_correlation(
-        Tiles.of(list(truth[a]), list(predicted[a]), document[a].tolist()),
-        Tiles.of(list(truth[s]), list(predicted[s]), document[s].tolist()),
-        int(active.sum()), int((~active).sum()),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("density", [0.02, 0.2])
 def test_the_sample_tells_the_correlation_of_all_text(density: float) -> None:
     rng = np.random.default_rng(1)
     # Many more documents than are sampled: of a corpus that is all but known, an interval would be too wide.
-    world = population(rng, density, 4000)
-    truth = stats.pearson(world[0], world[1])
-    found = [estimate(rng, world, 40, 1500) for _ in range(150)]
+    corpus = Corpus(rng, density, 4000)
+    truth = corpus.correlation
+    found = [corpus.estimate(rng, 40, 1500) for _ in range(150)]
     values = np.array([e.value for e in found], dtype=np.float64)
-    assert truth is not None and abs(values.mean() - truth) < 0.02
+    assert abs(values.mean() - truth) < 0.02
     covered = np.mean([e.low is not None and e.low <= truth <= (e.high or 0) for e in found])
     assert 0.9 <= covered <= 0.99, covered
 
 
 def test_everything_known_gives_the_correlation_itself() -> None:
-    truth, predicted, document, active = population(np.random.default_rng(2), 0.1, 40)
+    corpus = Corpus(np.random.default_rng(2), 0.1, 40)
+    truth, predicted, document, active = corpus.truth, corpus.predicted, corpus.document, corpus.active
     found = natural_correlation(
         Tiles.of(list(truth[active]), list(predicted[active]), document[active].tolist()),
         Tiles.silent(
-            np.full((~active).sum(), T), predicted[~active].sum(1), (predicted[~active] ** 2).sum(1),
+            np.full((~active).sum(), Corpus.T), predicted[~active].sum(1), (predicted[~active] ** 2).sum(1),
             document[~active].tolist(),
         ),
         int(active.sum()), int((~active).sum()),

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.means import SharedDocuments
+from autointerp.prevalence import Tiles, natural_correlation
 from autointerp.stats import Estimate
 
 Floats = NDArray[np.float64]
@@ -101,3 +102,43 @@ def crossed(
         features, documents, float((totals**2).sum()), float((totals**4).sum()), float((moved**2).sum())
     )
     return (own + x.mean(axis=1)).tolist(), sums
+
+
+class Corpus:
+    """Every tile of a corpus: a feature that fires in some of them, in documents that differ, and a label that predicts
+    it less well in some documents, with false alarms on silent tokens."""
+
+    T = 8
+    """Tokens of a tile."""
+
+    def __init__(
+        self, rng: np.random.Generator, density: float, n_documents: int = 400, per_document: int = 10
+    ) -> None:
+        n = n_documents * per_document
+        self.document = np.repeat(np.arange(n_documents), per_document)
+        self.active = rng.random(n) < density * np.repeat(rng.gamma(2, 0.5, n_documents), per_document)
+        self.truth = np.zeros((n, self.T))
+        self.truth[self.active, 3] = rng.gamma(2, 2, self.active.sum())
+        quality = np.repeat(rng.uniform(0.3, 1.0, n_documents), per_document)
+        alarms = rng.random((n, self.T)) < 0.004
+        self.predicted = self.truth * quality[:, None] + alarms * rng.gamma(2, 2, (n, self.T))
+        self._fires, self._silent = np.flatnonzero(self.active), np.flatnonzero(~self.active)
+
+    @property
+    def correlation(self) -> float:
+        """Over all tokens."""
+        return float(np.corrcoef(self.truth.ravel(), self.predicted.ravel())[0, 1])
+
+    def mixture(self, rng: np.random.Generator, n_active: int, n_silent: int) -> float:
+        """The correlation over so many tiles of either kind, each counted once."""
+        rows = np.concatenate([rng.choice(self._fires, n_active, False), rng.choice(self._silent, n_silent, False)])
+        return float(np.corrcoef(self.truth[rows].ravel(), self.predicted[rows].ravel())[0, 1])
+
+    def estimate(self, rng: np.random.Generator, n_active: int, n_silent: int) -> Estimate:
+        """The natural correlation from a sample of so many tiles of either kind."""
+        a, s = rng.choice(self._fires, n_active, False), rng.choice(self._silent, n_silent, False)
+        return natural_correlation(
+            Tiles.of(list(self.truth[a]), list(self.predicted[a]), self.document[a].tolist()),
+            Tiles.of(list(self.truth[s]), list(self.predicted[s]), self.document[s].tolist()),
+            self._fires.size, self._silent.size,
+        )  # fmt: skip
