@@ -256,7 +256,7 @@ def test_scorers_tell_true_from_wrong(scored: Means, scorer: str, kind: str) -> 
 @pytest.mark.parametrize("scorer", ["embedding", "surprisal"])
 def test_texts_with_the_same_word_tell_what_must_stand_before(scored: Means, scorer: str) -> None:
     truth, near, _ = (scored[f"{scorer}_same_token", "context", quality] for quality in QUALITIES)
-    assert truth > 0.8 and truth > near + 0.15
+    assert truth > 0.75 and truth > near + 0.3
 
 
 @pytest.mark.parametrize(("scorer", "kind"), [(s, kind) for s, kinds in BLIND.items() for kind in kinds])
