@@ -1,16 +1,20 @@
-"""What every method finds of features whose truth is known, and what it costs: three tables in markdown, on stdout.
+"""What every method finds of features whose truth is known, and what it costs: four tables in markdown, on stdout.
 
     python scripts/planted_table.py [--out X.md] [--quality 0.95] [--seed 0]
 
 The planted world of the tests (a hand-set GPT-2 and SAE) is built in a temporary folder, harvested and scored through
-the real pipeline, at the defaults of the configuration. In place of an LLM answers an oracle on loopback, which knows
-what every label means and errs in 1 - quality of its answers. No network, no download; a few minutes on two cores.
+the real pipeline, at the defaults of the configuration, except that the harvest keeps more contexts. In place of an LLM
+answers an oracle on loopback, which knows what every label means and errs in 1 - quality of its answers. No network, no
+download; a few minutes on two cores.
 
 The first table has mean scores on `report` of labels true / near miss / wrong, by scorer and kind of feature; they
-are of the input, for `output` and `intervention` of the output. Below it, how many features of a kind each evidence
-method found. The third has what one feature costs; the oracle's tokens are a quarter of the characters.
+are of the input, for `output` and `intervention` of the output. The second has what the labels are worth on ordinary
+text, by simulation and detection over three times as many contexts (score.contexts = 30), which the comparison with a
+control takes: means of the values that are defined, and shares of the labels. Then comes how many features of a kind
+each evidence method found. The last has what one feature costs; the oracle's tokens are a quarter of the characters.
 
-n/a: no label of that side, or no text to ask about (a dense feature is silent in no tile of 32 tokens).
+n/a: no label of that side, no text to ask about (a dense feature is silent in no tile of 32 tokens), or no value
+(precision where there was no false alarm or no claim).
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.llm_server import LlmServer
 from support.planted_bag_model import save_bag_model
-from support.planted_features import QUALITIES, Planted
+from support.planted_features import GRADES, QUALITIES, Planted
 from support.planted_oracle import Oracle
 from support.planted_scores import Means, job, means, score_and_measure
 from support.planted_world import EXPLAINER, OUTPUT_EXPLAINER, PlantedWorld, build, corpus_words, insert_labels
@@ -37,6 +41,8 @@ from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.config_file import load
 from autointerp.evidence import methods
 from autointerp.explain import explainers, explaining
+from autointerp.score.controls import NEIGHBOUR
+from autointerp.score.scoring import score
 from autointerp.stages import gathering, labelling, pipeline
 from autointerp.stages.session import Session
 from autointerp.store import Store
@@ -47,13 +53,26 @@ ON_INPUT = ("simulation", "detection", "fuzzing", "embedding", "surprisal", "gen
 ON_OUTPUT = ("output", "intervention")
 METHOD_NAMES = tuple(method.name for method in methods.BUILT_IN)
 DOCUMENTS = 360
+MANY = 30
+"""N of the second table. With the default of 10, the contexts are from too few documents for a comparison with a
+control."""
+MANY_JUDGE = "judge of many"
 DEFAULTS: dict[str, object] = {
     "corpus.context_length": 128,
     "harvest.context_tokens": 32,
-    "harvest.top_contexts": 20,
-    "harvest.sampled_contexts": 20,
+    "harvest.top_contexts": MANY,
+    "harvest.sampled_contexts": 2 * MANY,
+    "harvest.negatives": MANY,
 }
-"""Instead of the smaller numbers that the world's configuration has for the tests."""
+"""Instead of the smaller numbers that the world's configuration has for the tests. Of contexts, as many are kept
+as N = MANY takes."""
+ORDINARY = (
+    "simulation_natural",
+    "simulation_precision",
+    "simulation_recall",
+    "detection_precision",
+    "detection_sensitivity",
+)
 
 
 def main() -> None:
@@ -84,7 +103,8 @@ def tables(folder: Path, quality: float, seed: int) -> str:
         # One feature's costs first, while nothing has been asked yet.
         costs = lab.costs()
         found = lab.scores()
-        return "\n\n".join([scores_table(world, found), found_table(world, store), costs])
+        lab.score_ordinary()
+        return "\n\n".join([scores_table(world, found), ordinary_table(world, store), found_table(world, store), costs])
 
 
 @dataclass
@@ -107,6 +127,14 @@ class Lab:
             score_and_measure(self.session, self.store, EXPLAINER, self.scoring(server.url, *ON_INPUT, "intruder"))
             score_and_measure(self.session, self.store, OUTPUT_EXPLAINER, self.scoring(server.url, *ON_OUTPUT))
         return means(self.store, self.world.features)
+
+    def score_ordinary(self) -> None:
+        """Scores the same labels, and the nearest feature's in their place, by another judge over more contexts."""
+        with LlmServer(Oracle(self.world.features, self.quality)) as server:
+            config = replace(self.scoring(server.url, "simulation", "detection", model=MANY_JUDGE), contexts=MANY)
+            for control in (None, NEIGHBOUR):
+                asyncio.run(score(job(self.store), EXPLAINER, config, control))
+        self.store.update_label_controls(job(self.store).dictionary_id)
 
     # --- costs -------------------------------------------------------------------------------------------------------
 
@@ -182,15 +210,60 @@ def scores_table(world: PlantedWorld, found: Means) -> str:
     rows = [["scorer", *(f"{kind} ({len(world.of_kind(kind))})" for kind in KINDS)]]
     for scorer in (*ON_INPUT, *ON_OUTPUT):
         cells = [[found.get((scorer, kind, quality)) for quality in QUALITIES] for kind in KINDS]
-        rows.append(
-            [scorer, *(" / ".join(map(_number, cell)) if any(v is not None for v in cell) else "n/a" for cell in cells)]
-        )
+        rows.append([scorer, *map(_cell, cells)])
     rows.append(["intruder (no label)", *(_number(found.get(("intruder", kind, None))) for kind in KINDS)])
     return markdown(rows)
 
 
 def _number(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.2f}"
+
+
+def ordinary_table(world: PlantedWorld, store: Store) -> str:
+    """What labels are worth on ordinary text: means by kind and quality, and shares of labels."""
+    of_label = "JOIN explanations AS e USING (explanation_id) WHERE e.explainer = ? AND"
+    scored = f"FROM scores AS s {of_label} s.part = 'report' AND s.control IS NULL AND s.model = ? AND s.scorer = ?"
+    tested = f"FROM label_controls AS s {of_label} s.control = ? AND s.scorer_model = ? AND s.scorer = ?"
+    by = [EXPLAINER, MANY_JUDGE]
+    numbers = [(scorer, f"s.value {scored}", [*by, scorer]) for scorer in ORDINARY]
+    numbers.append(("has a `label_from` (share)", f"(s.label_from IS NOT NULL)::INT {scored}", [*by, "detection"]))
+    for scorer in ("simulation_natural", "detection"):
+        name = f"`beats_neighbour` by {scorer} (share)"
+        numbers.append((name, f"s.beats::INT {tested}", [EXPLAINER, NEIGHBOUR, MANY_JUDGE, scorer]))
+    rows = [["on ordinary text", *(f"{kind} ({len(world.of_kind(kind))})" for kind in KINDS)]]
+    for name, sql, parameters in numbers:
+        values: dict[tuple[str, str], list[float]] = {}
+        for feature, quality, value in store.rows(f"SELECT s.feature, e.model, {sql}", parameters):
+            if value is not None:
+                values.setdefault((world.features[feature].kind, quality), []).append(value)
+        mean = {key: sum(some) / len(some) for key, some in values.items()}
+        cells = [[mean.get((kind, quality)) for quality in QUALITIES] for kind in KINDS]
+        rows.append([name, *map(_cell, cells)])
+    return markdown(rows) + "\n\n" + "\n".join(thresholds(world, store))
+
+
+def thresholds(world: PlantedWorld, store: Store) -> list[str]:
+    """Of labels that name the stronger of two meanings alone: where they hold, beside where they are right."""
+    found = dict(
+        store.rows(
+            "SELECT s.feature, s.label_from FROM scores AS s JOIN explanations AS e USING (explanation_id) "
+            "WHERE e.explainer = ? AND e.model = 'near_miss' AND s.scorer = 'detection' AND s.part = 'report' "
+            "AND s.control IS NULL AND s.model = ?",
+            [EXPLAINER, MANY_JUDGE],
+        )
+    )
+    lines = []
+    for f in world.of_kind("polysemantic"):
+        weak, strong = sorted(f.law.word.values())
+        lines.append(
+            f"{f.labels['near_miss']}: right from {strong:.2f} on, the other meaning reaches "
+            f"{weak + max(GRADES.values()):.2f}; label_from {_number(found.get(f.feature))}"
+        )
+    return lines
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    return " / ".join(map(_number, values)) if any(v is not None for v in values) else "n/a"
 
 
 def found_table(world: PlantedWorld, store: Store) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -142,6 +143,19 @@ def test_a_file_cut_short_in_place_is_noticed(path: Path) -> None:
     with pytest.raises(DamagedError, match=r"x\.duckdb was overwritten while this command had it open"):
         store.insert_explanations(LABELS[1:])
     store.close()
+
+
+def test_a_file_that_our_own_checkpoint_made_smaller_is_no_matter(path: Path) -> None:
+    with Store.open(path) as store:
+        store.con.execute("SET wal_autocheckpoint = '100KB'")
+        sizes = []
+        for i in range(20):
+            with store.transaction() as con:
+                n = 50_000 if i % 2 else 10
+                con.execute(f"CREATE OR REPLACE TABLE filler AS SELECT md5(i::VARCHAR) FROM range({n}) t(i)")
+            sizes.append(path.stat().st_size)
+        store.insert_explanations(LABELS[:1])
+    assert any(later < earlier for earlier, later in itertools.pairwise(sizes))
 
 
 def test_other_names_and_new_evidence_are_no_matter(path: Path) -> None:

@@ -183,7 +183,7 @@ class StoreConnection:
                         self.con.rollback()
                     raise
                 self._commit_number += 1
-                self._look_for_files()
+                self._look_for_files(wrote=True)
                 if self._displaced_files:
                     self._raise_displaced()
                 if self._files is not None:
@@ -204,11 +204,11 @@ class StoreConnection:
             finally:
                 self._owner = None
 
-    def _look_for_files(self) -> OpenFiles | None:
+    def _look_for_files(self, wrote: bool = False) -> OpenFiles | None:
         """Finds out whether the files that are open are still at their paths. Where they are not, what is committed
-        from here on goes to the open file as before."""
+        from here on goes to the open file as before. `wrote`: see OpenFiles.displaced."""
         if self._files is not None and not self._displaced_files:
-            self._displaced_files = self._files.displaced()
+            self._displaced_files = self._files.displaced(wrote)
             if self._displaced_files:
                 with suppress(OSError):  # DuckDB makes its WAL by path
                     self.path.parent.mkdir(parents=True, exist_ok=True)

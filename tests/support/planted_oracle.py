@@ -150,11 +150,14 @@ class Oracle(World):
     # --- embedding ---------------------------------------------------------------------------------------------------
 
     def _vector(self, text: str) -> list[float]:
-        """A bag of words. A query counts as the words that its label names."""
+        """A bag of words. A query counts as the words that its label names.
+
+        A text and a query that share no word have the cosine 0, whatever else they hold, so such texts are ties. Each
+        of the two has an axis of its own, so that none is empty."""
         _, is_query, label = text.partition("\nQuery: ")
         words = self.named(label.strip()) if is_query else () if self.errs("embedding", text) else words_in(text)
-        vector = [0.0] * (len(_ORDER) + 1)
-        vector[-1] = 0.1  # a text without words has a vector too
+        vector = [0.0] * (len(_ORDER) + 2)
+        vector[-2 if is_query else -1] = 0.1
         for word in words:
             if word in _ORDER:
                 vector[_ORDER[word]] += 1.0

@@ -62,9 +62,10 @@ class OpenFiles:
             self._size = found.st_size if found is not None else 0
             self._seen_wal = _status(self._wal)
 
-    def displaced(self) -> dict[Path, str]:
+    def displaced(self, wrote: bool = False) -> dict[Path, str]:
         """The files that are not at their paths any more, and what became of them. A main file that is smaller than our
-        own writing left it was overwritten in place."""
+        own writing left it was overwritten in place. `wrote`: we have written since then, and a checkpoint, which
+        DuckDB makes at a commit where the WAL has grown, may itself have made the file smaller."""
         found = {}
         for path, seen in self._seen.items():
             try:
@@ -78,7 +79,7 @@ class OpenFiles:
                     self._seen[path] = now
                 else:
                     found[path] = "replaced by another file"
-            elif path == self.main and now.st_size < self._size:
+            elif path == self.main and now.st_size < self._size and not wrote:
                 found[path] = "overwritten"
         return found
 
