@@ -26,7 +26,7 @@ def control_lines(page: FeaturePage) -> list[str]:
         if one.beats is None:
             untested.setdefault((one.scorer, _why_untested(one)), []).append(_name(one))
     lines = [(tested_in_words(one), one.scorer) for one in of_label if one.beats is not None]
-    lines += [(f"not tested against {' and '.join(names)}: {why}", scorer) for (scorer, why), names in untested.items()]
+    lines += [(f"not tested against {' or '.join(names)}: {why}", scorer) for (scorer, why), names in untested.items()]
     return [f"       {line}  ({scorer})" for line, scorer in lines]
 
 

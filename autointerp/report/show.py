@@ -152,7 +152,7 @@ def _group_lines(group: ScoreGroup) -> list[str]:
 
 def _whole_precision(group: ScoreGroup) -> WholePrecision | None:
     found = next((part.score for part in group.parts if part.name == "precision"), None)
-    return found and WholePrecision(found.value, found.ci_low)
+    return None if found is None else WholePrecision(found.value, found.ci_low)
 
 
 def _part(part: ScorePart) -> str:
