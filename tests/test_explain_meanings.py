@@ -128,7 +128,8 @@ def test_one_is_a_percent_unless_it_is_told_as_a_share(told: tuple[str, str], sh
 
 NO_LABEL = [
     "excerpts", "Excerpts.", "output", "label", "excerpts, output", "the rule or none", "your phrase", "the phrase",
-    "said more", "promoted and suppressed", "words where it is active", "what it makes the model say", "INPUT", "second share",
+    "said more", "promoted and suppressed", "words where it is active", "what it makes the model say", "INPUT",
+    "second share",
 ]  # fmt: skip
 A_LABEL = [
     "the word `output`", 'the word "label"', "direction words", "output of a program", "excerpts from letters",
