@@ -39,6 +39,7 @@ def phrases_of(template: str) -> frozenset[tuple[str, ...]]:
         *_HEADING.findall(user),
         *_ALONE,
         "json object",
+        "your phrase",
     ]
     for placeholder in _PLACEHOLDER.findall(template):
         found += [placeholder, *re.split(r"[,;:]| or ", placeholder)]
