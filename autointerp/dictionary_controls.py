@@ -22,6 +22,8 @@ FROZEN_PARTS: dict[str, Literal["decoder", "soft_decoder", "encoder"]] = {
 }  # fmt: skip
 """For each control that is trained on the model as it is, its `sae.frozen`."""
 DICTIONARY_CONTROLS = (*RANDOM_MODELS, *FROZEN_PARTS)
+LABEL_CONTROLS = ("shuffled", "neighbour_label", "empty", "token_lookup")
+"""The controls of single labels: what can stand in for one (see score/controls.py)."""
 
 
 def control_name(dictionary: str, control: str) -> str:

@@ -1,12 +1,23 @@
-"""From which activation on a label holds, in a sentence."""
+"""From which activation on a label holds, in a sentence.
+
+What a label claims is the same at every threshold, so precision is highest over all places in which the feature fires
+and falls as the threshold rises. A label that is precise enough there holds everywhere, and the activation from which
+on it holds only says where precision and recall balance best.
+"""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+from autointerp.number_text import percent, with_interval
 from autointerp.records import Holding
 
+_BY_OTHER_TEXT = {
+    "nowhere": "though nowhere by the text that the activation is chosen on",
+    "not_confirmed": "though the activation from which on it should do best by other text was not confirmed",
+    "no_false_alarm": "but too few silent places were tried to tell from which activation on it does best",
+}
 _NAMES = tuple(field.name for field in fields(Holding))
 
 
@@ -15,13 +26,34 @@ def holding_of(row: Any) -> Holding:
     return Holding(**{name: getattr(row, name) for name in _NAMES})
 
 
-def holds_line(found: Holding) -> str | None:
-    """None where it was not looked for."""
+@dataclass(frozen=True, slots=True)
+class WholePrecision:
+    """The precision of a label over all places in which its feature fires."""
+
+    value: float | None
+    """None where no false alarm was seen: then only the lower end is known."""
+    low: float | None
+
+    def reaches(self, floor: float | None) -> bool:
+        known = self.low if self.value is None else self.value
+        return floor is not None and known is not None and known >= floor
+
+
+def holds_line(found: Holding, whole: WholePrecision | None = None) -> str | None:
+    """None where it was not looked for. `whole`: None where it is not known."""
     wanted = f"precision {found.from_floor:.2f}" if found.from_floor is not None else "the precision asked for"
+    holds_everywhere = whole is not None and whole.reaches(found.from_floor)
     if found.from_status is None:
         return None
+    if found.label_from and holds_everywhere:
+        return (
+            f"holds at {wanted} wherever the feature fires; if weaker places count as false, precision and recall "
+            f"balance best {_where(found)}: {_numbers(found)}"
+        )
     if found.label_from is not None:
         return f"holds {_where(found)}: {_numbers(found)}"
+    if holds_everywhere and found.from_status in _BY_OTHER_TEXT:
+        return f"holds at {wanted} wherever the feature fires, {_BY_OTHER_TEXT[found.from_status]}"
     if found.from_status == "nowhere":
         return f"holds nowhere at {wanted}"
     if found.from_status == "not_confirmed":
@@ -40,22 +72,12 @@ def holds_line(found: Holding) -> str | None:
 def _where(found: Holding) -> str:
     if not found.label_from:
         return "wherever the feature fires"
-    share = "" if found.from_share is None else f"the strongest {_percent(found.from_share)} of places"
-    mass = "" if found.from_mass is None else f", {_percent(found.from_mass)} of the mass"
+    share = "" if found.from_share is None else f"the strongest {percent(found.from_share)} of places"
+    mass = "" if found.from_mass is None else f", {percent(found.from_mass)} of the mass"
     return f"from {found.label_from:.3g}" + (f" ({share}{mass})" if share else "")
 
 
 def _numbers(found: Holding) -> str:
-    precision = _number(found.from_precision, found.from_precision_low, found.from_precision_high)
-    recall = _number(found.from_recall, found.from_recall_low, found.from_recall_high)
+    precision = with_interval(found.from_precision, found.from_precision_low, found.from_precision_high)
+    recall = with_interval(found.from_recall, found.from_recall_low, found.from_recall_high)
     return f"precision {precision}, recall {recall}"
-
-
-def _number(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return "not known" if low is None else f"at least {low:.2f}"
-    return f"{value:.2f}" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"

@@ -129,11 +129,14 @@ class SharedDocuments:
     """Features whose influences are known."""
     n_documents: int
     squares: float
-    """Sum over documents of the square of the sum of their influences over features."""
+    """Sum over documents, and groups of silent ones (see prevalence.silent_group), of the square of the sum of their
+    influences over features."""
     fourths: float
     """Sum over documents of its fourth power."""
     own: float
     """Sum of the squares of the influences of each feature and document alone."""
+    n_terms: int
+    """Terms of these sums: documents, and groups of silent ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +179,18 @@ def feature_mean(values: ArrayLike, shared: SharedDocuments | None = None, seed:
     )
     if shared.n_documents < FEWEST_DOCUMENTS:
         return found
-    freedom = satterthwaite(shared.squares, shared.fourths, shared.n_documents)
+    freedom = shared_freedom(shared)
     half = 0.0
     if both > 0.0:
         half = t_point(max(1.0, both**2 / (by_features**2 / (v.size - 1) + between**2 / freedom))) * math.sqrt(both)
     return replace(found, estimate=Estimate(alone.value, alone.value - half, alone.value + half, alone.n))
+
+
+def shared_freedom(shared: SharedDocuments) -> float:
+    """The degrees of freedom of the variance over documents. The kurtosis is that of all terms. But groups of silent
+    documents are no documents, so the freedom is never more than the number of documents allows."""
+    freedom = satterthwaite(shared.squares, shared.fourths, shared.n_terms)
+    return min(freedom, max(1.0, shared.n_documents - 1.0))
 
 
 def satterthwaite(squares: float, fourths: float, n: int) -> float:

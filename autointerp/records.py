@@ -40,6 +40,14 @@ def headline_of(scorer: str, among: Iterable[str] = ()) -> str:
     return min((name for name in among if scorer.startswith(f"{name}_")), key=len, default=scorer)
 
 
+def scorer_place(scorer: str) -> tuple[int, bool, str]:
+    """Orders values of `scores.scorer` as HEADLINE_SCORERS, each with its parts after it, so that the honest figure
+    comes first; after them the scorers of other packages."""
+    headline = headline_of(scorer)
+    known = HEADLINE_SCORERS.index(headline) if headline in HEADLINE_SCORERS else len(HEADLINE_SCORERS)
+    return known, headline in HEADLINE_SCORERS and scorer != headline, scorer
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One document of the corpus (or one block of a huge one), after cleaning."""
@@ -354,6 +362,23 @@ class Holding:
     """Sampled active tiles on which all of this was measured."""
     from_floor: float | None = None
     """score.label_precision, the precision that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadlineScore:
+    """What a label scores: columns of the view `labels`, None where it has no score."""
+
+    scorer: str | None = None
+    score: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    precision: float | None = None
+    """Over all places of ordinary text; None where no false alarm was seen."""
+    precision_low: float | None = None
+    precision_high: float | None = None
+    recall: float | None = None
+    recall_low: float | None = None
+    recall_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from autointerp.errors import InputError
 from autointerp.evaluate import figures
 from autointerp.evaluate.html_report import DictionaryReport, ReportData, write_report
 from autointerp.evaluate.metric_rows import metric_row
-from autointerp.records import Holding
+from autointerp.records import HeadlineScore, Holding
 from autointerp.stats import Estimate
 
 EVIL = '<script>alert("x")</script> & $x_i$ \x00 "]]>'
@@ -67,8 +67,16 @@ def dictionary(name: str, l0: float = 16.0, fvu: float = 0.2) -> DictionaryRepor
         densities=[0.0, 0.5, 0.01, 0.002, 1.0, 1e-6],
         curves=[(step, metric, 5 / step) for step in (1, 10, 50) for metric in ("loss", "l0", "lr")],
         histograms=[
-            (3, EVIL, [0.0, 1.0, 2.0], [1000, 1], Holding(1.5, "ok", 0.25, 0.5, 0.75, None, None, 0.5, from_floor=0.5)),
-            (5, None, [0.0, 1.0], [0], Holding()),
+            (
+                3,
+                EVIL,
+                [0.0, 1.0, 2.0],
+                [1000, 1],
+                Holding(1.5, "ok", 0.25, 0.5, 0.75, None, None, 0.5, from_floor=0.5),
+                f"second {EVIL}",
+                HeadlineScore("simulation_natural", 0.57, 0.29, 0.76, None, 0.4, 1.0, 0.52, 0.42, 0.61),
+            ),
+            (5, None, [0.0, 1.0], [0], Holding(), None, HeadlineScore()),
         ],
     )
 
@@ -91,6 +99,8 @@ def test_the_page_holds_its_figures_and_numbers(tmp_path: Path) -> None:
     for expected in ("0.200", "0.190 to 0.210", "12,345 tokens", "Never active on these tokens", "1 of 6 in first"):
         assert expected in page.text
     assert "holds from 1.5 (the strongest 25 % of places, 50 % of the mass): precision 0.75, recall 0.50" in page.text
+    assert "simulation_natural 0.57 [0.29, 0.76]; precision at least 0.40, recall 0.52 [0.42, 0.61]" in page.text
+    assert "or second" in page.text
     assert "no letter" in page.text and "–" in page.text
     assert "log10_density_bin" not in page.text
     for heading in ("Reconstruction.", "Absorption.", "Probing.", "Loss when spliced in."):

@@ -109,15 +109,32 @@ def test_lines_and_json_say_the_same(first: str, share: int, second: str, other:
     assert parse_meanings(around[0] + lines + around[1]) == parse_meanings(around[0] + as_json + around[1])
 
 
+@pytest.mark.parametrize(
+    ("told", "shares"),
+    [
+        (("1", "-"), (0.01, None)), (("1", "1"), (0.01, 0.01)), (("1.0", "-"), (1.0, None)), (("1", "0"), (1.0, 0.0)),
+        (("1.0 %", "-"), (0.01, None)), (("1,0 percent", "0"), (0.01, 0.0)), (("0.4", "0.6"), (0.4, 0.6)),
+        (("99", "1"), (0.99, 0.01)), (("0.5 %", "0.5 %"), (0.005, 0.005)),
+    ],
+)  # fmt: skip
+def test_one_is_a_percent_unless_it_is_told_as_a_share(told: tuple[str, str], shares: tuple[Any, Any]) -> None:
+    found = parse_meanings(FORM.format("months", told[0], "days", told[1], "none"))
+    assert (found.share, found.second_share) == pytest.approx(shares)
+    as_numbers = parse_meanings('{"input": "a", "share": 1.0, "second": null, "second_share": null, "output": null}')
+    assert as_numbers.share == 1.0 and parse_meanings('{"input": "a", "share": 1}').share == 0.01
+
+
 # --- words of the form ----------------------------------------------------------------------------------------------
 
 NO_LABEL = [
-    "excerpts", "Excerpts.", "output", "label", "excerpts, output", "bimodal", "your phrase", "the phrase", "said more",
-    "promoted and suppressed", "words where it is active", "what it makes the model say", "INPUT", "second share",
+    "excerpts", "Excerpts.", "output", "label", "excerpts, output", "the rule or none", "your phrase", "the phrase",
+    "said more", "promoted and suppressed", "words where it is active", "what it makes the model say", "INPUT",
+    "second share",
 ]  # fmt: skip
 A_LABEL = [
     "the word `output`", 'the word "label"', "direction words", "output of a program", "excerpts from letters",
-    "words", "the word input", "'second' after 'the'", "promoted officers", "months",
+    "words", "JSON", "the text", "percent", "share", "share of output", "tokens",
+    "the word input", "'second' after 'the'", "promoted officers", "months",
 ]  # fmt: skip
 
 

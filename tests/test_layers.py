@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "autointerp"
 GROUND = {
     "errors", "records", "config", "config_file", "stats", "means", "jackknife", "prevalence", "paired", "resources",
     "deadline", "tasks", "holds", "plugins", "progress", "background", "template_limits", "dictionary_controls",
+    "number_text",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -31,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "means": {"stats"},
     "jackknife": {"stats", "means"},
     "prevalence": {"stats", "jackknife"},
-    "holds": {"records"},
+    "number_text": set(),
+    "holds": {"records", "number_text"},
     "paired": {"stats", "means", "jackknife", "prevalence"},
     "resources": {"errors"},
     "template_limits": set(),

@@ -91,7 +91,7 @@ def test_the_standard_error_by_both() -> None:
     """Two features, three documents: Var = s^2 / n + (sum over documents of (sum of influences)^2 - own) / n^2."""
     influences = np.array([[0.1, -0.2, 0.1], [0.3, -0.3, 0.0]])
     totals = influences.sum(axis=0)
-    sums = SharedDocuments(2, 3, float(totals @ totals), float((totals**4).sum()), float((influences**2).sum()))
+    sums = SharedDocuments(2, 3, float(totals @ totals), float((totals**4).sum()), float((influences**2).sum()), 3)
     found = feature_mean([0.2, 0.6], sums)
     by_features = 0.08 / 2
     assert found.se_features == pytest.approx(math.sqrt(by_features))
@@ -100,5 +100,5 @@ def test_the_standard_error_by_both() -> None:
     assert found.estimate.low is None and found.n_documents == 3  # too few documents for an interval
     assert feature_mean([0.2, 0.6]).estimate == t_interval([0.2, 0.6])
     assert feature_mean([0.2, 0.6, 0.7, 0.8, 0.9], sums).se_both is None  # of most features nothing is known
-    apart = SharedDocuments(2, 30, 0.1, 0.01, 0.2)  # less than features alone give: no negative variance
+    apart = SharedDocuments(2, 30, 0.1, 0.01, 0.2, 30)  # less than features alone give: no negative variance
     assert feature_mean([0.2, 0.6], apart).se_both == pytest.approx(math.sqrt(by_features))

@@ -207,7 +207,7 @@ def test_scorers_rank_correlation(store: Store, path: Path, capsys: pytest.Captu
     # A feature's two labels are drawn together: they cancel in every resample.
     assert rows["all"]["n"] == 2 * N
     assert [rows["all"][k] for k in ("value", "ci_low", "ci_high")] == pytest.approx([0.0] * 3, abs=1e-9)
-    assert rows["all"]["scorer"] == "detection (numbers, gpt) ~ simulation (numbers, gpt)"
+    assert rows["all"]["scorer"] == "simulation (numbers, gpt) ~ detection (numbers, gpt)"
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
@@ -249,7 +249,8 @@ def test_a_score_and_its_parts_and_controls_on_two_lines(
         "ranks  0.40 [0.25, 0.75]  simulation, numbers, on report; n 30, 0 failed",
         "ranks  0.20 [0.25, 0.75]  simulation_random, numbers, on report; n 30, 2 failed",
         "score  0.94 [0.80, 0.99]  detection, answers, on report; n 40, 0 failed; empty no_answer, shuffled 0.50",
-        "       sensitivity 0.92 (deciles 0: 0.80, 9: 1.00), specificity 0.97 (random 1.00, same token 0.90)",
+        "       sensitivity 0.92 [0.80, 0.99] (deciles 0: 0.80, 9: 1.00), "
+        "specificity 0.97 [0.80, 0.99] (random 1.00, same token 0.90)",
         "ranks  0.50 [0.25, 0.75]  simulation, numbers, on select; n 30, 0 failed",
     ]
 

@@ -41,8 +41,9 @@ CONTRACT = {
     "from_precision_low from_precision_high from_recall from_recall_low from_recall_high from_n from_floor",
     "predictions": "score_id context_id truth predicted status",
     "labels": "dictionary_id name feature label explainer model scorer score ci_low ci_high density status "
-    "explanation_id side precision precision_low recall label_from from_status from_quantile from_share from_mass "
-    "from_precision from_precision_low from_precision_high from_recall from_recall_low from_recall_high from_n "
+    "explanation_id side precision precision_low precision_high recall recall_low recall_high label_from from_status "
+    "from_quantile from_share from_mass from_precision from_precision_low from_precision_high from_recall "
+    "from_recall_low from_recall_high from_n "
     "from_floor second_label output_label label_share second_share n_same_label label_flag",
     "sae_metrics": "dictionary_id corpus_id split metric value ci_low ci_high n_tokens",
     "llm_calls": "request_sha256 sample run_id dictionary_id feature stage model status reply input_tokens "

@@ -5,6 +5,7 @@ Typer reads a command's options from its parameters, so every command lists thos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 from autointerp import log
 from autointerp.config import Config
 from autointerp.config_file import environment_overrides, load
+from autointerp.dictionary_controls import DICTIONARY_CONTROLS, LABEL_CONTROLS
 from autointerp.log import LogFormat
 from autointerp.store.selection import Selection
 
@@ -51,22 +53,27 @@ InOrder = Annotated[
         "--order", help="Which features come first: the most frequent, random ones, or those whose label scores worst."
     ),
 ]
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
 Explainer = Annotated[str | None, typer.Option("--explainer", help="Instead of [explain] explainer.")]
 Control = Annotated[
     str | None,
     typer.Option(
         "--control",
-        help="Score a control, not the labels: shuffled, empty or token_lookup; or a dictionary that `run --control` "
-        "made.",
+        help=f"Score a control, not the labels: {_either(LABEL_CONTROLS)}; or a dictionary that `run --control` made: "
+        f"{_either(DICTIONARY_CONTROLS)}.",
     ),
 ]
 Controls = Annotated[
     list[str] | None,
     typer.Option(
         "--control",
-        help="Score a control too: shuffled, empty or token_lookup. Or make a control of the whole dictionary: "
-        "random_model, random_model_embeddings, frozen_decoder, soft_frozen or frozen_encoder. Separate several by "
-        "commas, or repeat the flag.",
+        help=f"Score a control too: {_either(LABEL_CONTROLS)}. Or make a control of the whole dictionary: "
+        f"{_either(DICTIONARY_CONTROLS)}. Separate several by commas, or repeat the flag.",
     ),
 ]
 Prompts = Annotated[

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from autointerp.errors import InputError
 from autointerp.evaluate import figures
 from autointerp.evaluate.meanings import GENERAL, meanings_of
-from autointerp.holds import holds_line
-from autointerp.records import Holding
+from autointerp.holds import WholePrecision, holds_line
+from autointerp.number_text import with_interval
+from autointerp.records import HeadlineScore, Holding
 from autointerp.sae.files import write_atomically
 
 MOST_HISTOGRAMS = 12
@@ -38,9 +39,11 @@ class DictionaryReport:
     """[d_sae]: share of tokens on which each feature is active; 0 for a feature that never is."""
     curves: Sequence[tuple[int, str, float]] = ()
     """(step, metric, value) logged in training."""
-    histograms: Sequence[tuple[int, str | None, Sequence[float], Sequence[int], Holding]] = ()
+    histograms: Sequence[
+        tuple[int, str | None, Sequence[float], Sequence[int], Holding, str | None, HeadlineScore]
+    ] = ()
     """(feature, its label or None, n + 1 edges, n counts of tokens on which it is active, from where on its label
-    holds). Only the first MOST_HISTOGRAMS are drawn."""
+    holds, its second label or None, what the label scores). Only the first MOST_HISTOGRAMS are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +148,15 @@ def _points(dictionaries: Sequence[DictionaryReport]) -> list[figures.Point]:
 
 def _details(dictionary: DictionaryReport, number: int) -> dict[str, Any]:
     drawn = []
-    for place, (feature, label, edges, counts, holding) in enumerate(dictionary.histograms[:MOST_HISTOGRAMS]):
+    shown = dictionary.histograms[:MOST_HISTOGRAMS]
+    for place, (feature, label, edges, counts, holding, second, headline) in enumerate(shown):
         description = f"Histogram of the activations of feature {feature}"
         figure = _drawn(figures.activation_histogram(edges, counts), f"d{number}h{place}", description)
-        holds = holds_line(holding)
-        drawn.append({"feature": feature, "label": label, "holds": holds, "svg": figure, "n": f"{sum(counts):,}"})
+        holds = holds_line(holding, WholePrecision(headline.precision, headline.precision_low))
+        drawn.append({
+            "feature": feature, "label": label, "second": second, "score": _score_line(headline), "holds": holds,
+            "svg": figure, "n": f"{sum(counts):,}",
+        })  # fmt: skip
     return {
         "name": dictionary.name,
         "rows": [_cells(r) for r in dictionary.metrics if not str(r["metric"]).startswith(NOT_IN_TABLE)],
@@ -157,6 +164,23 @@ def _details(dictionary: DictionaryReport, number: int) -> dict[str, Any]:
         "histograms": drawn,
         "more": max(0, len(dictionary.histograms) - MOST_HISTOGRAMS),
     }
+
+
+def _score_line(found: HeadlineScore) -> str | None:
+    """`simulation_natural 0.57 [0.29, 0.76]; precision 0.86 [0.80, 0.90], recall 0.52 [0.42, 0.61]`; None without a
+    score."""
+    if found.score is None:
+        return None
+    parts = [
+        f"{name} {with_interval(value, low, high)}"
+        for name, value, low, high in (
+            ("precision", found.precision, found.precision_low, found.precision_high),
+            ("recall", found.recall, found.recall_low, found.recall_high),
+        )
+        if (value, low) != (None, None)
+    ]
+    told = f"{found.scorer} {with_interval(found.score, found.ci_low, found.ci_high)}"
+    return f"{told}; {', '.join(parts)}" if parts else told
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:

@@ -2,7 +2,9 @@
 description. They are read from the template itself, so that a new heading needs no second entry here.
 
 An answer is of the form where it can be taken apart into whole headings, field names and placeholders: "excerpts,
-output" can, "direction words" cannot, though both words stand in headings.
+output" can, "direction words" cannot, though both words stand in headings. Many of these are ordinary words that a
+feature may well respond to ("share", "percent", "words"). One of them alone is a label, and where it is none, many
+features have it, and it is flagged as `repeated` (see `label_flag` in views.sql).
 """
 
 from __future__ import annotations
@@ -20,13 +22,9 @@ _ANSWER = re.compile(r"^.*JSON object.*$", re.MULTILINE)
 _HEADING = re.compile(r"^ *([A-Za-z][a-z ]{1,40})(?:[:,]|$)", re.MULTILINE)
 """`excerpts:` and `Evidence, {{ mark }}` in the block `user`."""
 _USER = re.compile(r"\{% block user %\}(.*?)\{% endblock %\}", re.DOTALL)
-_ALWAYS = (
-    "label", "labels", "phrase", "your phrase", "description", "excerpt", "evidence", "feature", "features", "token",
-    "tokens", "activation", "activations", "pattern", "patterns", "json", "json object", "answer", "input", "output",
-    "both", "text", "bimodal",
-)  # fmt: skip
-"""Words of the trade that are in no heading. The last was a small model's label for a tenth of its features."""
-_BETWEEN = frozenset({"a", "an", "the", "of", "and", "or", "for", "to", "in", "is", "with"})
+_ALONE = frozenset({"label", "labels", "phrase", "excerpt", "excerpts", "input", "output"})
+"""Words of the form that are no label alone either: the names of what is shown and of what is to be written."""
+_BETWEEN = frozenset({"a", "an", "the", "and", "or"})
 _QUOTED = re.compile(r"[\"“”`«»]|(?<!\w)'|'(?!\w)")
 
 
@@ -39,7 +37,9 @@ def phrases_of(template: str) -> frozenset[tuple[str, ...]]:
         *_MARKER.findall(template),
         *_FIELD.findall("\n".join(_ANSWER.findall(template))),
         *_HEADING.findall(user),
-        *_ALWAYS,
+        *_ALONE,
+        "json object",
+        "your phrase",
     ]
     for placeholder in _PLACEHOLDER.findall(template):
         found += [placeholder, *re.split(r"[,;:]| or ", placeholder)]
@@ -60,7 +60,8 @@ def is_of_the_form(text: str, template: str) -> bool:
             can_end[start] and (words[start:end] in phrases or (end - start == 1 and words[start] in _BETWEEN))
             for start in range(max(0, end - longest), end)
         )
-    return can_end[-1] and not all(word in _BETWEEN for word in words)
+    telling = [word for word in words if word not in _BETWEEN]
+    return can_end[-1] and bool(telling) and (len(telling) > 1 or telling[0] in _ALONE)
 
 
 def _words(text: str) -> tuple[str, ...]:

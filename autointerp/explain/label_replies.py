@@ -94,7 +94,7 @@ def parse_meanings(reply: str) -> Label:
 
 def _meanings(fields: Mapping[str, Any]) -> Label:
     first, second, output = (_phrase(fields.get(name)) for name in ("input", "second", "output"))
-    share, second_share = _share(fields.get("share")), _share(fields.get("second_share"))
+    share, second_share = _shares(fields.get("share"), fields.get("second_share"))
     if first is None:
         first, share, second, second_share = second, second_share, None, None
     if second is None or (first or "").lower() == second.lower():
@@ -116,19 +116,39 @@ def _phrase(raw: Any) -> str | None:
     return None if not text or _ABSTAINED.fullmatch(text) else text
 
 
-def _share(raw: Any) -> float | None:
-    """A share from 0 to 1, from a number of percent or, where it is below 1 and has no percent sign, from a share; None
-    where it is neither."""
-    if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
-        return None
-    if isinstance(raw, str):
-        found = _NUMBER.search(raw)
-        value = float(found[1].replace(",", ".")) if found else math.nan
-    else:
-        value = float(raw) if abs(raw) <= 100 else math.nan  # JSON numbers may have thousands of digits
-    is_share = 0 < value < 1 and not (isinstance(raw, str) and "%" in raw)
-    share = value if is_share else value / 100
-    return share if 0 <= share <= 1 else None
+def _shares(*told: Any) -> list[float | None]:
+    """Shares from 0 to 1 of the meanings of one reply; None where one is no number or too large.
+
+    Percent are asked for, so 1 means 1 %. Some LLMs write shares all the same. A number is taken for one where it is
+    below 1, where it is written 1.0, and where all that are told sum up to 1; never where it is said to be percent.
+    """
+    numbers = [_number(raw) for raw in told]
+    are_shares = math.isclose(sum(number.value for number in numbers), 1.0, abs_tol=1e-9)
+    shares = [
+        n.value if not n.is_percent and (are_shares or 0 < n.value < 1 or (n.value == 1 and n.has_decimals))
+        else n.value / 100
+        for n in numbers
+    ]  # fmt: skip
+    return [share if 0 <= share <= 1 else None for share in shares]
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    value: float
+    """nan where there is none."""
+    is_percent: bool = False
+    has_decimals: bool = False
+
+
+def _number(raw: Any) -> _Number:
+    if isinstance(raw, str) and (found := _NUMBER.search(raw)):
+        is_percent = "%" in raw or "percent" in raw.lower()
+        return _Number(float(found[1].replace(",", ".")), is_percent, not found[1].isdigit())
+    if (
+        isinstance(raw, (int, float)) and not isinstance(raw, bool) and abs(raw) <= 100
+    ):  # JSON knows thousands of digits
+        return _Number(float(raw), has_decimals=isinstance(raw, float))
+    return _Number(math.nan)
 
 
 def _last_block(reply: str) -> tuple[int, dict[str, str]] | None:

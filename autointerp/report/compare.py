@@ -57,7 +57,7 @@ class Difference:
     """Share of the n features on which a scores higher, by however little."""
     lower: float | None
     n_tested: int | None
-    """Features that were tested one by one; None where b is another explainer."""
+    """Features that were tested one by one; None where b is another explainer, and for scores that are not tested."""
     share_better: float | None
     """Share of those on which a is better in that test, adjusted over the features."""
     share_worse: float | None

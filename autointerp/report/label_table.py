@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from autointerp.records import HEADLINE_SCORERS
+from autointerp.records import scorer_place
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal
 
@@ -23,7 +21,7 @@ def print_labels(path: Path, dictionary: str, terminal: Terminal, rows: int = 20
         best = store.best_labels(dictionary_id, rows)
     counts = ", ".join(f"{n} {status}" for status, n in summary["features"].items())
     terminal.result(f"{dictionary}: {counts}; {summary['labelled']} labelled, {summary['scored']} scored")
-    for row in sorted(summary["scores"], key=_place):
+    for row in sorted(summary["scores"], key=lambda row: scorer_place(row["scorer"])):
         meant = "how well labels predict ordinary text, " if row["scorer"] == "simulation_natural" else ""
         name = f"{row['explainer']} / {meant}{row['scorer']} ({row['method']})"
         if row["mean_score"] is None:
@@ -38,9 +36,3 @@ def print_labels(path: Path, dictionary: str, terminal: Terminal, rows: int = 20
     terminal.table(
         LABEL_COLUMNS, [[r[c] for c in LABEL_COLUMNS] for r in best], title=f"the {len(best)} best-scored features"
     )
-
-
-def _place(row: Mapping[str, Any]) -> int:
-    """The honest figure first: the order of HEADLINE_SCORERS, then the others."""
-    scorer = row["scorer"]
-    return HEADLINE_SCORERS.index(scorer) if scorer in HEADLINE_SCORERS else len(HEADLINE_SCORERS)

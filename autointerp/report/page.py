@@ -92,7 +92,10 @@ class ShownLabel:
     precision: float | None
     """Of ordinary text in which the label predicts activity, the share in which the feature fires."""
     precision_low: float | None
+    precision_high: float | None
     recall: float | None
+    recall_low: float | None
+    recall_high: float | None
     label_from: float | None
     """The activation from which on it holds. This and the next ones: the fields of records.Holding."""
     from_status: str | None

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from autointerp.records import HEADLINE_SCORERS, headline_of
+from autointerp.records import headline_of, scorer_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def score_groups(scores: Sequence[ScoreRow]) -> list[ScoreGroup]:
                 }
                 controls = tuple(s for s in same if s.control is not None and s.scorer == name)
                 groups.append(ScoreGroup(score, controls, _parts(parts)))
-    return sorted(groups, key=lambda g: (g.score.part, _place(g.score.scorer), *_origin(g.score)))
+    return sorted(groups, key=lambda g: (g.score.part, scorer_place(g.score.scorer), *_origin(g.score)))
 
 
 _NATURAL = "simulation_natural"
@@ -138,8 +138,3 @@ def _parts(rows: dict[str, ScoreRow]) -> tuple[ScorePart, ...]:
 
 def _origin(score: ScoreRow) -> tuple[str, str, str]:
     return score.part, score.method, score.model
-
-
-def _place(scorer: str) -> tuple[int, str]:
-    known = HEADLINE_SCORERS.index(scorer) if scorer in HEADLINE_SCORERS else len(HEADLINE_SCORERS)
-    return known, scorer

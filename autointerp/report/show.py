@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autointerp.errors import InputError
-from autointerp.holds import holding_of, holds_line
+from autointerp.holds import WholePrecision, holding_of, holds_line
+from autointerp.number_text import decimals, interval
 from autointerp.records import Context, Kind, PromotedToken, Split
 from autointerp.report.control_tests import control_lines
 from autointerp.report.page import FeatureFacts, FeaturePage, ShownLabel, load_page
@@ -134,30 +135,36 @@ def score_lines(scores: Sequence[ScoreRow]) -> list[str]:
 def _group_lines(group: ScoreGroup) -> list[str]:
     score = group.score
     controls = sorted(f"{control.control} {_number(control)}" for control in group.controls)
-    interval = "" if score.ci_low is None else f" [{score.ci_low:.2f}, {score.ci_high:.2f}]"
     documents = "" if score.n_documents is None else f" of {score.n_documents} documents"
     beside = f"; {', '.join(controls)}" if controls else ""
     head = "ranks  " if score.scorer in MIXTURES else "score  "
     name = f"how well it predicts ordinary text ({NATURAL})" if score.scorer == NATURAL else score.scorer
     lines = [
-        f"{head}{_number(score)}{interval}  {name}, {score.method}, on {score.part}; "
+        f"{head}{_number(score)}{_interval(score)}  {name}, {score.method}, on {score.part}; "
         f"n {score.n}{documents}, {score.n_failed} failed{beside}"
     ]
     if group.parts:
         lines.append(f"       {', '.join(_part(part) for part in group.parts)}")
-    if holds := holds_line(holding_of(score)):
+    if holds := holds_line(holding_of(score), _whole_precision(group)):
         lines.append(f"       {visible(holds)}")
     return lines
 
 
+def _whole_precision(group: ScoreGroup) -> WholePrecision | None:
+    found = next((part.score for part in group.parts if part.name == "precision"), None)
+    return None if found is None else WholePrecision(found.value, found.ci_low)
+
+
 def _part(part: ScorePart) -> str:
-    """One part with those below it in brackets: `specificity 0.97 (random 1.00, same token 0.90)`."""
+    """One part with those below it in brackets: `specificity 0.97 [0.93, 0.99] (random 1.00, same token 0.90)`."""
     deciles = {match[1]: one for one in part.parts if (match := _DECILE.fullmatch(one.name))}
     inside = [f"{_words(one)} {_number(one.score)}" for one in part.parts if one not in deciles.values()]
     if deciles:
         told = ", ".join(f"{decile}: {_number(one.score)}" for decile, one in deciles.items())
         inside.insert(0, f"deciles {told}")
-    return f"{_words(part)} {_number(part.score)}" + (f" ({', '.join(inside)})" if inside else "")
+    return f"{_words(part)} {_number(part.score)}{_interval(part.score)}" + (
+        f" ({', '.join(inside)})" if inside else ""
+    )
 
 
 def _words(part: ScorePart) -> str:
@@ -167,10 +174,14 @@ def _words(part: ScorePart) -> str:
 def _number(score: ScoreRow) -> str:
     """The value, and the status where it says more than that there is one."""
     if score.value is None and score.status == "no_false_alarm" and score.ci_low is not None:
-        return f"at least {score.ci_low:.2f}"
+        return f"at least {decimals(score.ci_low)}"
     if score.value is None:
         return score.status
-    return f"{score.value:.2f}" if score.status == "ok" else f"{score.value:.2f} ({score.status})"
+    return decimals(score.value) if score.status == "ok" else f"{decimals(score.value)} ({score.status})"
+
+
+def _interval(score: ScoreRow) -> str:
+    return "" if score.value is None else interval(score.ci_low, score.ci_high)
 
 
 def _token_lines(page: FeaturePage) -> list[str]:

@@ -20,7 +20,7 @@ from typing import overload
 
 from autointerp.ask.job import Job
 from autointerp.config import ExplainConfig
-from autointerp.dictionary_controls import DICTIONARY_CONTROLS
+from autointerp.dictionary_controls import DICTIONARY_CONTROLS, LABEL_CONTROLS
 from autointerp.errors import InputError
 from autointerp.records import Explanation, FeatureEvidence, stable_id
 from autointerp.rules.labels import rule_explanation, rule_sha256
@@ -30,7 +30,7 @@ from autointerp.store.labels_left import LabelFacts, LabelKey, LabelsLeft
 SHUFFLED = "shuffled"
 NEIGHBOUR = "neighbour_label"
 LOOKUP = "token_lookup"
-CONTROLS = (SHUFFLED, NEIGHBOUR, "empty", LOOKUP, *DICTIONARY_CONTROLS)
+CONTROLS = (*LABEL_CONTROLS, *DICTIONARY_CONTROLS)
 _EVERY = 1000
 """More contexts than any harvest keeps."""
 _AT_ONCE = 16

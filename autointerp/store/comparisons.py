@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from autointerp.means import SharedDocuments
 from autointerp.paired import SIGNIFICANT
-from autointerp.records import headline_of
+from autointerp.prevalence import is_group
+from autointerp.records import headline_of, scorer_place
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import read_records
 
@@ -81,10 +82,11 @@ _SHARED = """
         FROM influencing SEMI JOIN known USING (feature)
     ),
     of_feature AS (SELECT feature, document, sum(moved) AS moved FROM moving GROUP BY feature, document),
-    of_document AS (SELECT sum(moved) AS total, sum(moved ** 2) AS own FROM of_feature GROUP BY document)
+    of_document AS (SELECT document, sum(moved) AS total, sum(moved ** 2) AS own FROM of_feature GROUP BY document)
     SELECT
-        (SELECT count(*) FROM known) AS n_features, count(*) AS n_documents, coalesce(sum(total ** 2), 0.0) AS squares,
-        coalesce(sum(total ** 4), 0.0) AS fourths, coalesce(sum(own), 0.0) AS own
+        (SELECT count(*) FROM known) AS n_features, coalesce(sum(total ** 2), 0.0) AS squares,
+        coalesce(sum(total ** 4), 0.0) AS fourths, coalesce(sum(own), 0.0) AS own,
+        coalesce(list(document), []) AS documents
     FROM of_document
 """
 _PAIR_INFLUENCES = f"""
@@ -121,7 +123,7 @@ _LIFT_INFLUENCES = f"""
 """
 _TESTED = """
     SELECT
-        count(beats) AS n_tested,
+        if(count(*) = 0, NULL, count(beats)) AS n_tested,
         count(*) FILTER (beats) / nullif(count(beats), 0) AS share_better,
         count(*) FILTER (q_value < $significant AND difference < 0) / nullif(count(beats), 0) AS share_worse
     FROM label_controls
@@ -188,7 +190,8 @@ class Paired:
 class Tested:
     """Labels that were tested against a control one by one (see label_controls.py)."""
 
-    n_tested: int
+    n_tested: int | None
+    """None where scores of the kind are not tested at all: of one scorer only the headline row is."""
     share_better: float | None
     """Share of them that scored better than the control; None without any."""
     share_worse: float | None
@@ -224,7 +227,7 @@ class Comparison:
 
     def kinds(self) -> list[Kind]:
         cursor = self._cursor.execute("SELECT DISTINCT scorer, method, scorer_model AS model FROM compared")
-        return sorted(read_records(cursor, Kind))
+        return sorted(read_records(cursor, Kind), key=lambda kind: (*scorer_place(kind.scorer), kind))
 
     def pair(self, kind: Kind, a: Contender, b: Contender) -> Paired:
         """Scores of one kind for the features that both contenders labelled."""
@@ -235,18 +238,22 @@ class Comparison:
         return _paired(self._columns(_PAIR, chosen), self._shared(_PAIR_INFLUENCES, chosen))
 
     def _shared(self, sql: str, parameters: Any) -> SharedDocuments | None:
-        (found,) = read_records(self._cursor.execute(sql, parameters), SharedDocuments)
-        return found if found.n_features else None
+        ((n_features, squares, fourths, own, documents),) = self._cursor.execute(sql, parameters).fetchall()
+        if not n_features:
+            return None
+        n_documents = sum(not is_group(document) for document in documents)
+        return SharedDocuments(n_features, n_documents, squares, fourths, own, n_terms=len(documents))
 
     def controls(self) -> list[tuple[Contender, Kind, str]]:
         """For which contenders, kinds and controls a control was scored beside the real label."""
         found = self._cursor.execute(
-            "SELECT DISTINCT explainer, explaining_model, scorer, method, scorer_model, control FROM lifts ORDER BY ALL"
+            "SELECT DISTINCT explainer, explaining_model, scorer, method, scorer_model, control FROM lifts"
         ).fetchall()
-        return [
+        rows = [
             (Contender(explainer, explaining_model), Kind(scorer, method, scorer_model), control)
             for explainer, explaining_model, scorer, method, scorer_model, control in found
         ]
+        return sorted(rows, key=lambda row: (row[0], *scorer_place(row[1].scorer), row[1], row[2]))
 
     def lift(self, contender: Contender, kind: Kind, control: str) -> Paired:
         """Scores of the real labels (a), and of the control in their place (b)."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autointerp.errors import AutointerpError
-from autointerp.records import Holding, PromotedToken
+from autointerp.records import HeadlineScore, Holding, PromotedToken
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import field_names, select_list
 from autointerp.store.recurring_tokens import count_recurring_tokens
@@ -152,15 +152,18 @@ class StoreFeatures(StoreConnection):
     def activation_histograms(self, dictionary_id: int, n: int) -> list[FeatureHistogram]:
         """The histograms of the `n` best-scored features. Features without a score come last, by number."""
         found = self.dicts(
-            f"SELECT f.feature, l.label, f.histogram_edges AS edges, f.histogram_counts AS counts, "
-            f"{select_list(Holding, 'l')} FROM features AS f "
+            "SELECT f.feature, l.label, l.second_label, f.histogram_edges AS edges, f.histogram_counts AS counts, "
+            f"{select_list(Holding, 'l')}, {select_list(HeadlineScore, 'l')} FROM features AS f "
             "LEFT JOIN labels AS l USING (dictionary_id, feature) "
             "WHERE f.dictionary_id = ? AND f.status <> 'dead' ORDER BY l.score DESC NULLS LAST, f.feature LIMIT ?",
             [dictionary_id, n],
         )
-        names = field_names(Holding)
         return [
-            FeatureHistogram(holding=Holding(**{name: row.pop(name) for name in names}), **row)
+            FeatureHistogram(
+                **{name: row[name] for name in ("feature", "label", "second_label", "edges", "counts")},
+                holding=Holding(**{name: row[name] for name in field_names(Holding)}),
+                headline=HeadlineScore(**{name: row[name] for name in field_names(HeadlineScore)}),
+            )
             for row in found
             if row["edges"]
         ]

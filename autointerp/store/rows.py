@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from autointerp.records import Holding
+from autointerp.records import HeadlineScore, Holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +84,6 @@ class FeatureHistogram(NamedTuple):
     """[n]"""
     holding: Holding
     """From which activation on the label holds."""
+    second_label: str | None
+    """A second, different meaning of what the feature responds to."""
+    headline: HeadlineScore

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autointerp.errors import InputError
-from autointerp.records import SPLITS, CallRecord, Context, Explanation, FeatureEvidence, Score
+from autointerp.records import SPLITS, CallRecord, Context, Explanation, FeatureEvidence, Score, scorer_place
 from autointerp.store.calls import StoreCalls
 from autointerp.store.contexts import StoreContexts
 from autointerp.store.dictionaries import StoreDictionaries
@@ -150,10 +150,10 @@ class Store(
                         "SELECT explainer, model, status, count(*) AS n FROM explanations WHERE dictionary_id = ? "
                         "GROUP BY ALL ORDER BY ALL", key,
                     ),
-                    "scores": self.dicts(
+                    "scores": sorted(self.dicts(
                         "SELECT scorer, method, model, control, part, status, count(*) AS n, avg(value) AS mean "
-                        "FROM scores WHERE dictionary_id = ? GROUP BY ALL ORDER BY ALL", key,
-                    ),
+                        "FROM scores WHERE dictionary_id = ? GROUP BY ALL", key,
+                    ), key=_score_order),
                     "methods": self.method_counts(d.dictionary_id),
                     "to_measure": self.waiting_tasks(d.dictionary_id),
                     "without_label": self.rows(
@@ -180,3 +180,17 @@ class Store(
                 "status, exit_code FROM runs ORDER BY sequence DESC LIMIT 10"
             )],
         }  # fmt: skip
+
+
+def _score_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The headline scorer first, and the labels' own scores before those of controls."""
+    control = row["control"]
+    return (
+        *scorer_place(row["scorer"]),
+        row["method"],
+        row["model"],
+        control is not None,
+        control or "",
+        row["part"],
+        row["status"],
+    )

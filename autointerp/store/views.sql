@@ -9,7 +9,7 @@ CREATE OR REPLACE VIEW windows AS SELECT * FROM evidence.windows;
 -- with set_label_choice, else whatever came last. The latest row counts; a 'gave_up' row only where there is no
 -- other, since it is no answer and is asked again. `score` is of text as it comes where the scorer predicts activations
 -- (simulation_natural); `precision` and `recall` are of that text too. Where no false alarm was seen, `precision` is NULL
--- and only its lower end is known. `beats_lookup` and `beats_neighbour`: whether the label scores better than the list of
+-- and only its lower end is known, the upper one being 1. `beats_lookup` and `beats_neighbour`: whether the label scores better than the list of
 -- the feature's tokens and than the nearest feature's label (see label_controls); NULL where that was not tested.
 CREATE OR REPLACE VIEW labels AS
 WITH choice AS (
@@ -82,7 +82,10 @@ SELECT
     e.side,
     p.value AS precision,
     p.ci_low AS precision_low,
+    p.ci_high AS precision_high,
     r.value AS recall,
+    r.ci_low AS recall_low,
+    r.ci_high AS recall_high,
     -- Of the headline row. Without `label_from`, `from_status` says why; `from_precision` as `precision`.
     if(n.score_id IS NULL, s.label_from, n.label_from) AS label_from,
     if(n.score_id IS NULL, s.from_status, n.from_status) AS from_status,
@@ -102,9 +105,11 @@ SELECT
     e.share AS label_share,
     e.second_share,
     if(e.text IS NULL, NULL, coalesce(same.n_features, 1)) AS n_same_label,
-    -- What many features have word for word says nothing of any of them. Rules may repeat honestly.
+    -- What many features have word for word says nothing of any of them. In a large dictionary 1 % are hundreds, so
+    -- some number of them is enough. Rules may repeat honestly.
     if(
-        same.n_features >= 5 AND same.share >= 0.01 AND e.rule IS NULL AND e.model NOT IN (e.explainer, 'shape'),
+        same.n_features >= 5 AND (same.share >= 0.01 OR same.n_features >= 20)
+        AND e.rule IS NULL AND e.model NOT IN (e.explainer, 'shape'),
         'repeated', NULL
     ) AS label_flag,
     bl.beats AS beats_lookup,
@@ -298,8 +303,9 @@ ORDER BY dictionary_id, feature;
 --
 -- Many features are scored on the same documents, so their errors go together. se_features is the standard error as if
 -- they did not, se_both the one by features and documents (means.feature_mean says how): the interval is Student's, by
--- se_both where it is known, and there is none where the features share fewer than 10 documents. Two scores of one
--- feature count as two features in the shared part, which is then a little too large.
+-- se_both where it is known, and there is none where the features share fewer than 10 documents. The influences of
+-- silent documents are summed up over a few groups (prevalence.silent_group): those are terms of the variance, but no
+-- documents. Two scores of one feature count as two features in the shared part, which is then a little too large.
 --
 -- Beside a control, share_better is the share of the n_tested features whose label scores better than the control in a
 -- test of that feature, and share_worse of those whose label scores worse (see label_controls).
@@ -363,21 +369,22 @@ per_document AS (
 shared AS (
     SELECT
         * EXCLUDE (document, total, own),
-        count(*) AS n_documents,
+        count(*) AS n_terms,
+        count(*) FILTER (document NOT SIMILAR TO '<silent documents [0-9]+>') AS n_documents,
         sum(total * total) AS squares,
         sum(total * total * total * total) AS fourths,
         sum(own) AS own
     FROM per_document
     GROUP BY ALL
 ),
--- The degrees of freedom of a variance over documents, as means.satterthwaite gives them.
+-- The degrees of freedom of a variance over documents, as means.shared_freedom gives them.
 errors AS (
     SELECT
         m.*,
         h.n_documents,
         if(h.n_documents IS NULL, NULL, greatest(0, h.squares - h.own) / (m.n_known * m.n_known)) AS between_features,
-        least(greatest(2 * h.n_documents / greatest(
-            h.n_documents * h.fourths / nullif(h.squares * h.squares, 0) - 1, 1e-9
+        least(greatest(2 * h.n_terms / greatest(
+            h.n_terms * h.fourths / nullif(h.squares * h.squares, 0) - 1, 1e-9
         ), 1), greatest(1, h.n_documents - 1)) AS freedom
     FROM means AS m
     LEFT JOIN shared AS h

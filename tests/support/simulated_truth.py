@@ -99,7 +99,7 @@ def crossed(
     moved = math.sqrt(14 / 15) * (left_out.mean(axis=1, keepdims=True) - left_out)
     totals = np.bincount(of_feature.ravel(), moved.ravel(), documents)
     sums = SharedDocuments(
-        features, documents, float((totals**2).sum()), float((totals**4).sum()), float((moved**2).sum())
+        features, documents, float((totals**2).sum()), float((totals**4).sum()), float((moved**2).sum()), documents
     )
     return (own + x.mean(axis=1)).tolist(), sums
 
