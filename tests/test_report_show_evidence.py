@@ -82,7 +82,8 @@ def test_a_page_tells_what_each_method_found(path: Path, capsys: pytest.CaptureF
     begin = next(i for i, line in enumerate(lines) if line.startswith("shape"))
     assert lines[begin:] == [
         "shape  other; dense; 38 % of its active tokens are `\\n `; position dependence 0.02",
-        "output  its promoted tokens stand out clearly: kurtosis 41.2 (1 in 100 random directions exceeds 1.3), skew +3.7",
+        "output  its promoted tokens stand out clearly: kurtosis 41.2 (1 in 100 random directions exceeds 1.3), "
+        "skew +3.7",
         "says more   purr +9.12  (by z; clamped to 12, KL 0.5)",
         "says less   bark -3.00",
         "words of its direction  " + ", ".join(f"w{i} 1" for i in range(8)),
