@@ -1,4 +1,4 @@
-"""Shares of hits among tiles of which those of one document are alike, and the precision that is made of two of them."""
+"""Shares of hits among tiles of which those of one document are alike, and the precision made of two of them."""
 
 from __future__ import annotations
 

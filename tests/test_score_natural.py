@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -148,7 +149,8 @@ def test_what_it_was_counted_over(store: Store) -> None:
         "AND scorer IN ('simulation_natural', 'simulation_precision', 'simulation_recall')"
     )
     assert len(rows) > 30
-    for feature, scorer, n, n_documents, n_by_kind in rows:
+    for feature, scorer, n, n_documents, kinds in rows:
+        n_by_kind = json.loads(kinds)
         sampled = store.contexts_of(1, 1, [feature], "report", {"sampled": None})[feature]
         assert n_by_kind["sampled"] == len(sampled) and n_documents == len({c.source for c in sampled})
         assert sum(n_by_kind.values()) == n and (scorer == RECALL) == ("random" not in n_by_kind)
