@@ -421,11 +421,11 @@ def precision(answers: Sequence[Answer], density: float) -> Result:
     if why is not None:
         return Result(why)
     usable = [a for a in answers if a.prediction.predicted is not None]
-    claimed = (
+    active, silent = (
         share_of([_said(a) for a in some], [a.context.source for a in some])
         for some in ([a for a in usable if _truth(a)], [a for a in usable if not _truth(a)])
     )
-    return precision_result(*claimed, density)
+    return precision_result(active, silent, density)
 
 
 def counts(context: Context) -> bool:
