@@ -126,30 +126,27 @@ def _by_group(sums: NDArray[np.float64], group: NDArray[np.int64], count: int) -
     return np.stack([np.bincount(group, weights=column, minlength=count) for column in sums.T], axis=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """The share of claims that are true, on text as it comes."""
+def natural_precision(sensitivity: stats.Estimate, alarms: stats.Estimate, density: float) -> stats.Estimate:
+    """Precision at natural prevalence: s d / (s d + f (1 - d)), with the sensitivity s, the share f of silent tiles
+    that are claimed, and the density d of active tiles.
 
-    value: float | None
-    """None where no claim was made on a silent tile: then only `low` is known."""
-    low: float | None
-    high: float | None
-
-
-def natural_precision(hits: int, active: int, false_alarms: int, silent: int, density: float) -> Precision:
-    """Precision at natural prevalence: s d / (s d + f (1 - d)), with sensitivity s = hits / active, false alarm rate
-    f = false_alarms / silent and the density d of active tiles.
-
-    The ends are those of Wilson's intervals of s and f. Without a false alarm f is only known to be small, and so only
-    the lower end is given. All None without tiles of either kind, or where nothing was claimed at all.
+    It rises with s / f, so the interval is that of this ratio (stats.ratio_of_shares). The ends of those of s and f
+    together would be too far out: both would have to err at once. Without a false alarm f is only known to be small:
+    then there is no value, the upper end is 1, and the lower one follows from f's upper end. All None without tiles of
+    either kind, or where nothing was claimed at all. `n` counts the tiles of both.
     """
-    s, f = stats.wilson(hits, active), stats.wilson(false_alarms, silent)
-    if s.value is None or f.value is None or hits + false_alarms == 0:
-        return Precision(None, None, None)
+    n = sensitivity.n + alarms.n
+    if sensitivity.value is None or alarms.value is None or sensitivity.value == alarms.value == 0:
+        return stats.Estimate(None, None, None, n)
+    found = stats.ratio_of_shares(sensitivity, alarms)
 
-    def precision(sensitivity: float, alarms: float) -> float:
-        claimed = sensitivity * density + alarms * (1 - density)
-        return sensitivity * density / claimed if claimed > 0 else 0.0
+    def precision(ratio: float | None) -> float | None:
+        if ratio is None:
+            return None
+        claimed = ratio * density + (1 - density)
+        return ratio * density / claimed if claimed > 0 else 0.0
 
-    low, high = precision(s.low or 0.0, f.high or 0.0), precision(s.high or 0.0, f.low or 0.0)
-    return Precision(precision(s.value, f.value) if false_alarms else None, low, high if false_alarms else 1.0)
+    low, high = precision(found.low), precision(found.high)
+    if low is not None and high is None:
+        high = 1.0
+    return stats.Estimate(precision(found.value), low, high, n)

@@ -136,11 +136,14 @@ def wilson_of_share(share: float, n: float, z: float = Z95) -> tuple[float, floa
 
 def ratio_of_shares(above: Estimate, below: Estimate) -> Estimate:
     """The ratio of two independent shares, with the 95 % interval that follows from theirs (Donner and Zou 2012). Where
-    `below` is 0 there is no value, and only the lower end is known; `n` is that of `above`."""
+    `below` is 0 there is no value, and only the lower end is known; where one of them has no interval, neither has the
+    ratio. `n` is that of `above`."""
     p, q = above.value, below.value
     if p is None or q is None:
         return Estimate(None, None, None, above.n)
-    (p_low, p_high), (q_low, q_high) = ((e.low or 0.0, 1.0 if e.high is None else e.high) for e in (above, below))
+    p_low, p_high, q_low, q_high = above.low, above.high, below.low, below.high
+    if p_low is None or p_high is None or q_low is None or q_high is None:
+        return Estimate(p / q if q else None, None, None, above.n)
     product, least = p * q, p_low * (2 * p - p_low)
     reach = math.sqrt(max(0.0, product**2 - least * q_high * (2 * q - q_high)))
     low = least / (product + reach) if product + reach > 0.0 else 0.0

@@ -209,7 +209,7 @@ def precision_table() -> None:
         "density", "balanced accuracy", "precision", "95 % interval",
     )  # fmt: skip
     for density in (0.1, 0.01, 0.001):
-        found = natural_precision(90, 100, 5, 1000, density)
+        found = natural_precision(stats.wilson(90, 100), stats.wilson(5, 1000), density)
         row(density, f"{(0.9 + 0.995) / 2:.3f}", f"{found.value:.3f}", f"{found.low:.3f} to {found.high:.3f}")
 
 

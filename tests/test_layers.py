@@ -14,9 +14,9 @@ from support.without_torch import TORCH_SIDE, run_without_torch
 PACKAGE = Path(__file__).parents[1] / "autointerp"
 
 GROUND = {
-    "errors", "records", "config", "config_file", "stats", "means", "jackknife", "prevalence", "paired", "resources",
-    "deadline", "tasks", "holds", "plugins", "progress", "background", "template_limits", "dictionary_controls",
-    "number_text",
+    "errors", "records", "config", "config_file", "stats", "means", "jackknife", "clustered_shares", "prevalence",
+    "paired", "resources", "deadline", "tasks", "holds", "plugins", "progress", "background", "template_limits",
+    "dictionary_controls", "number_text",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stats": set(),
     "means": {"stats"},
     "jackknife": {"stats", "means"},
+    "clustered_shares": {"stats", "means"},
     "prevalence": {"stats", "jackknife"},
     "number_text": set(),
     "holds": {"records", "number_text"},

@@ -246,7 +246,9 @@ def test_the_rows_of_a_perfect_label() -> None:
         ("_specificity_random", 3), ("_specificity_same_token", 3), ("_specificity_neighbour", 2),
         ("_sensitivity", 8), ("_specificity", 8), ("", 16),
     ]  # fmt: skip
-    assert all(r.value == 1.0 and r.status == "ok" and r.ci_high == 1.0 and r.n_failed == 0 for r in rows)
+    assert all(r.value == 1.0 and r.status == "ok" and r.n_failed == 0 for r in rows)
+    # Of few documents it is not known how much alike their contexts are; the headline's interval supposes that not.
+    assert rows[-1].ci_high == 1.0 and {r.ci_high for r in rows} <= {1.0, None}
     # All right is no proof of always right: the interval stays open below.
     assert rows[-1].ci_low is not None and 0.6 < rows[-1].ci_low < 0.9
     assert len({r.score_id for r in rows}) == len(rows)

@@ -100,11 +100,11 @@ def test_too_few_contexts_and_documents() -> None:
     assert held_out(None, label.draw(rng, 30, 50), 0.5).from_status == "no_contexts"
     drawn = label.draw(rng, 60, 500)
     alike = Claims(
-        drawn.peaks, drawn.masses, drawn.claimed, [f"d{i % 10}" for i in range(60)], drawn.alarms,
+        drawn.peaks, drawn.masses, drawn.claimed, [f"d{i % 9}" for i in range(60)], drawn.alarms,
         drawn.silent_documents, drawn.density,
     )  # fmt: skip
     assert at(drawn, 20.0)[0].low is not None and at(drawn, 20.0)[1].low is not None
-    assert at(alike, 20.0)[0].low is None and at(alike, 20.0)[1].low is None  # ten documents
+    assert at(alike, 20.0)[0].low is None and at(alike, 20.0)[1].low is None  # nine documents
     assert at(alike, 20.0)[0].value == at(drawn, 20.0)[0].value
 
 
@@ -114,6 +114,30 @@ def test_what_is_not_confirmed_on_other_text_is_told() -> None:
     found = held_out(good.draw(rng, 100, 1000), bad.draw(rng, 100, 1000), 0.5)
     assert (found.from_status, found.label_from) == ("not_confirmed", None) and found.from_precision is not None
     assert "holds nowhere at precision 0.50" in (holds_line(found) or "")
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_a_label_never_holds_below_the_precision_that_was_asked_for(density: float) -> None:
+    rng, statuses = np.random.default_rng(9), set()
+    for _ in range(60):
+        label = Judged.drawn(rng, density)
+        few, other = (label.draw_clustered(rng, 20, 200, 0.3, 8) for _ in range(2))  # from too few for an interval
+        many = label.draw_clustered(rng, 60, 200, 0.3, 30)
+        for found in (held_out(few, other, 0.5), held_out(many, few, 0.5), cross_fitted(many, 0.5)):
+            statuses.add(found.from_status)
+            assert (found.from_status == "ok") == (found.label_from is not None)
+            if found.from_status == "ok":
+                assert found.from_precision is None or found.from_precision >= 0.5
+            elif found.from_status == "not_confirmed":
+                assert found.from_precision is None or found.from_precision < 0.5
+    assert density < 0.05 or {"ok", "not_confirmed"} <= statuses
+
+
+def test_a_label_that_claims_nothing_of_the_text_it_is_measured_on_is_not_confirmed() -> None:
+    rng = np.random.default_rng(10)
+    nothing = Judged(0.5, 1.0, 0.0, 0.0, 0.0, 0.1)
+    found = held_out(sharp(0.5, 0.1, 0.01).draw(rng, 60, 500), nothing.draw(rng, 60, 500), 0.5)
+    assert (found.from_status, found.from_precision, found.label_from) == ("not_confirmed", None, None)
 
 
 @settings(deadline=None, max_examples=60)
@@ -190,6 +214,37 @@ def test_intervals_of_judges_cover(active: int, silent: int) -> None:
     for each in zip(*found, strict=True):
         held = [one for some in each for one in some]
         assert len(held) > 500 and 0.93 <= np.mean(held) <= 0.97, np.mean(held)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("active", [20, 60, 200])
+def test_intervals_of_rules_cover_where_documents_differ(active: int) -> None:
+    def make(alike: float) -> Make:
+        def of(label: Judged, rng: np.random.Generator) -> tuple[Holding, float | None]:
+            choosing, measured = (label.draw_clustered(rng, active, 2000, alike, 30) for _ in range(2))
+            return held_out(choosing, measured, 0.5), choose(choosing, 0.5)[1]
+
+        return of
+
+    found = [shares_held(make(alike), d, 500, seed=active) for d in (0.02, 0.1, 0.3) for alike in (0.0, 0.1, 0.2)]
+    for each in zip(*found, strict=True):
+        held = [one for some in each for one in some]
+        assert len(held) > 1500 and 0.93 <= np.mean(held) <= 0.97, np.mean(held)
+
+
+@pytest.mark.slow
+def test_intervals_of_judges_cover_where_documents_differ() -> None:
+    def make(alike: float) -> Make:
+        def of(label: Judged, rng: np.random.Generator) -> tuple[Holding, float | None]:
+            claims = label.draw_clustered(rng, 40, 40, alike, 40)
+            return cross_fitted(claims, 0.5), choose(claims, 0.5)[1]
+
+        return of
+
+    found = [shares_held(make(alike), d, 500, seed=1) for d in (0.1, 0.3) for alike in (0.0, 0.1, 0.2)]
+    for each in zip(*found, strict=True):
+        held = [one for some in each for one in some]
+        assert len(held) > 1000 and 0.93 <= np.mean(held) <= 0.97, np.mean(held)
 
 
 # --- through a judge on a server, the store and the page ------------------------------------------------------------

@@ -24,6 +24,7 @@ from autointerp import stats
 from autointerp.ask.chat import ReplyError
 from autointerp.ask.job import Outcome
 from autointerp.ask.prompts import load_template
+from autointerp.clustered_shares import share_of
 from autointerp.config import BudgetConfig, Config, ExplainConfig, PriceConfig, ScoreConfig
 from autointerp.errors import AutointerpError, InputError, StoppedError
 from autointerp.explain.explaining import explain
@@ -33,7 +34,7 @@ from autointerp.score.detection_questions import DETECTION, choose_examples
 from autointerp.score.embedding import similarity_asked
 from autointerp.score.generation import MAX_TEXT, Author, Texts, generation_rows, read_texts, snippets
 from autointerp.score.intervention import gain_asked, intervention_rows
-from autointerp.score.ordinary_firing import OrdinaryFiring, share_by_document
+from autointerp.score.ordinary_firing import OrdinaryFiring
 from autointerp.score.output import (
     QUESTIONS,
     Choice,
@@ -263,7 +264,7 @@ def test_intervals_of_shares_and_ratios_hold_the_truth() -> None:
     for _ in range(400):
         own, common = rng.random(1600) < 0.06, np.repeat(rng.random(200) < 0.06, 8)
         fires = np.where(rng.random(1600) < 0.5, own, common).astype(float)
-        share = share_by_document(fires, names)
+        share = share_of(fires, names)
         plain = stats.wilson(int(fires.sum()), 1600)
         ratio = stats.ratio_of_shares(stats.wilson(rng.binomial(30, 0.7), 30), share)
         assert share.low is not None and share.high is not None and plain.low is not None and plain.high is not None
@@ -273,7 +274,8 @@ def test_intervals_of_shares_and_ratios_hold_the_truth() -> None:
         held["ratio"] += ratio.low <= 0.7 / 0.06 <= ratio.high
     assert 0.915 < held["share"] / 400 < 0.985 and 0.915 < held["ratio"] / 400 < 0.985
     assert held["as if independent"] / 400 < 0.9
-    assert share_by_document(np.zeros(16), ["a"] * 16).value == 0.0
+    silent = share_of(np.zeros(16), ["a"] * 16)
+    assert silent.value == 0.0 and silent.high is None  # one document
 
 
 def test_rows_of_choices() -> None:

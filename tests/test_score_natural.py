@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from autointerp.explain.explaining import explain
 from autointerp.prevalence import SILENT_GROUPS, is_group
 from autointerp.records import SPLITS, Window, WorkUnit
 from autointerp.rules.patterns import Rule
-from autointerp.score.natural import CLAIM, PRECISION, precision_result
+from autointerp.score.natural import CLAIM, PRECISION, RECALL, precision_result
 from autointerp.score.score_rows import Identity
 from autointerp.score.scoring import score
 from autointerp.store.scores import check_score
@@ -134,12 +135,25 @@ def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, 
 
 
 def test_a_label_that_claims_nothing_has_no_precision_and_its_row_can_be_stored() -> None:
-    result = precision_result(0, 20, 0, 30, 0.1)
+    result = precision_result(stats.wilson(0, 20), stats.wilson(0, 30), 0.1)
     assert (result.status, result.estimate.value) == ("no_claim", None)
     row = Identity(None, 1, "rule", None, "rule", "", 0, feature=(1, 0)).row(
         PRECISION, "report", [], result, keep=False
     )
     check_score(row)
+
+
+def test_what_it_was_counted_over(store: Store) -> None:
+    rows = store.rows(
+        "SELECT feature, scorer, n, n_documents, n_by_kind FROM scores WHERE control IS NULL "
+        "AND scorer IN ('simulation_natural', 'simulation_precision', 'simulation_recall')"
+    )
+    assert len(rows) > 30
+    for feature, scorer, n, n_documents, kinds in rows:
+        n_by_kind = json.loads(kinds)
+        sampled = store.contexts_of(1, 1, [feature], "report", {"sampled": None})[feature]
+        assert n_by_kind["sampled"] == len(sampled) and n_documents == len({c.source for c in sampled})
+        assert sum(n_by_kind.values()) == n and (scorer == RECALL) == ("random" not in n_by_kind)
 
 
 def test_it_is_known_how_documents_move_it(store: Store) -> None:

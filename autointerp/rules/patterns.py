@@ -99,7 +99,8 @@ class Rule:
                 weights = {key: weight for (key,), weight in weights.items()}
             added = map(weights.get, map(key_of, facts), repeat(0.0))
             totals = list(map(add, totals, added))
-        return [min(10.0, max(0.0, total)) for total in totals]
+        clipped: list[float] = np.clip(np.array(totals), 0.0, 10.0).tolist()
+        return clipped
 
     def to_json(self) -> str:
         tables = [

@@ -43,6 +43,7 @@ from autointerp import jackknife, stats
 from autointerp.ask.beginnings import Mark, beginning, plain_excerpt
 from autointerp.ask.chat import ReplyError, chat_body
 from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
+from autointerp.clustered_shares import share_of
 from autointerp.config import EndpointConfig
 from autointerp.jackknife import Floats
 from autointerp.llm.requests import Reply, Request
@@ -382,13 +383,13 @@ def detection_rows(
 
 
 def share_right(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
-    """Share of right answers among contexts of one class, with Wilson's interval."""
+    """Share of right answers among contexts of one class (see clustered_shares.share_of)."""
     why = obstacle(answers)
     if why is not None:
         return Result(why)
     usable = [a for a in answers if a.prediction.predicted is not None]
     right = [_truth(a) == _said(a) for a in usable]
-    found = stats.wilson(sum(right), len(right), z)
+    found = share_of(right, [a.context.source for a in usable], z)
     sums, documents = _document_sums(usable, [[float(r), 1.0] for r in right])
     return Result("ok", replace(found, influences=jackknife.influences(_share_of, sums, documents)))
 
@@ -420,9 +421,11 @@ def precision(answers: Sequence[Answer], density: float) -> Result:
     if why is not None:
         return Result(why)
     usable = [a for a in answers if a.prediction.predicted is not None]
-    active = [_said(a) for a in usable if _truth(a)]
-    silent = [_said(a) for a in usable if not _truth(a)]
-    return precision_result(sum(active), len(active), sum(silent), len(silent), density)
+    active, silent = (
+        share_of([_said(a) for a in some], [a.context.source for a in some])
+        for some in ([a for a in usable if _truth(a)], [a for a in usable if not _truth(a)])
+    )
+    return precision_result(active, silent, density)
 
 
 def counts(context: Context) -> bool:

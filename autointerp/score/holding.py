@@ -22,19 +22,25 @@ halves instead, the thresholds are those of half as many contexts, and the inter
 90 % of simulations.
 
 Without a false alarm among m silent tiles, f is not 0 but unknown. To choose t it is taken as half a false alarm among
-m + 1; the precision at t then has no value, only its ends, as in natural.py.
+m + 1, and to confirm it; the precision at t then has no value, only its ends, as in natural.py.
+
+Chosen on some tiles, a precision is likely to come out lower on others. So the label holds from t only where it reaches
+the floor there too. How far it lies above, or below, is told by the intervals, which allow for tiles of one document
+being alike (clustered_shares.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autointerp import stats
+from autointerp.clustered_shares import design_effect, share_of, share_with_effect
+from autointerp.prevalence import natural_precision
 from autointerp.records import Holding, source_of
 from autointerp.score.natural import CLAIM, NO_FALSE_ALARM, SilentTiles, is_ordinary
 from autointerp.score.score_rows import Answer
@@ -47,7 +53,7 @@ NOT_CONFIRMED = "not_confirmed"
 FEW_CONTEXTS = "few_contexts"
 NO_CONTEXTS = "no_contexts"
 FEWEST = 15
-"""Active contexts from which a threshold is chosen; and as many independent ones for an interval (see `_independent`).
+"""Active contexts from which a threshold is chosen; and as many independent ones for an interval (see `_is_enough`).
 From here on 93 to 97 % of intervals held the truth, averaged over simulated labels."""
 CHOSEN_ON = 0.8
 """For recall, contexts on which the threshold was chosen too count as so many each: it scatters with them. Otherwise 92
@@ -143,7 +149,7 @@ def _best(claims: Claims, floor: float) -> float | None:
     hits = d * np.cumsum(claims.claimed[order]) / n  # of all tiles, those that are claimed and reach each peak
     reach = d * np.arange(1, n + 1) / n
     alarms = int(claims.alarms.sum())
-    claimed = hits[-1] + (1 - d) * (alarms / m if alarms else 0.5 / (m + 1))
+    claimed = hits[-1] + (1 - d) * _alarm_rate(alarms, m)
     last = np.append(peaks[:-1] > peaks[1:], True)  # no threshold separates equal peaks
     allowed = last & (hits >= floor * claimed) & (hits > 0)
     if not allowed.any():
@@ -179,12 +185,14 @@ def cross_fitted(claims: Claims, floor: float) -> Holding:
 
 
 def _holding(claims: Claims, threshold: float, thresholds: Floats, floor: float, worth: float) -> Holding:
-    """`thresholds`: that at which each tile is counted. `worth`: what a tile counts for in the interval of recall."""
+    """Says 'ok' only where the precision on the tiles that are measured reaches the floor too; else 'not_confirmed',
+    and no threshold. `thresholds`: that at which each tile is counted. `worth`: what a tile counts for in the interval
+    of recall."""
     n = claims.peaks.size
     above = claims.peaks >= threshold
     precision, recall = at(claims, thresholds, worth)
     total = claims.masses.sum()
-    confirmed = precision.high is None or precision.high >= floor
+    confirmed = _likely_precision(claims, claims.peaks >= thresholds) >= floor
     return Holding(
         label_from=threshold if confirmed else None,
         from_status="ok" if confirmed else NOT_CONFIRMED,
@@ -203,66 +211,56 @@ def at(claims: Claims, thresholds: Floats | float, worth: float = 1.0) -> tuple[
 
 
 def _recall(claims: Claims, reach: Flags, worth: float) -> stats.Estimate:
-    n, found = int(reach.sum()), int((reach & claims.claimed).sum())
-    if not n:
-        return stats.Estimate(None, None, None, 0)
-    independent = _independent(claims.documents)
-    if independent < FEWEST:
-        return stats.Estimate(found / n, None, None, n)
-    low, high = stats.wilson_of_share(found / n, worth * n * independent / len(claims.documents))
-    return stats.Estimate(found / n, low, high, n)
+    found = claims.claimed[reach]
+    effect = _effect_within(claims, found, reach) if _is_enough(claims) else None
+    return share_with_effect(found, None if effect is None else effect / worth)
 
 
 def _precision(claims: Claims, reach: Flags) -> stats.Estimate:
     """The product of two shares that are independent of one another: of the claimed tiles, those that are active (by
     natural prevalence), and of the claimed active tiles, those that reach the threshold. Its interval is made from
     theirs by the square-and-add rule."""
+    n = claims.peaks.size + claims.alarms.size
+    alarms = share_of(claims.alarms, claims.silent_documents)
+    true = natural_precision(share_of(claims.claimed, claims.documents), alarms, claims.density)
+    if not claims.claimed.any() or alarms.value is None:
+        return replace(true, low=None, high=None, n=n)
+    value = _likely_precision(claims, reach)
+    known = value if alarms.value > 0 else None
+    reached = reach[claims.claimed]
+    strong = share_with_effect(reached, _effect_within(claims, reached, claims.claimed))
+    if not _is_enough(claims) or true.low is None or true.high is None or strong.low is None or strong.high is None:
+        return stats.Estimate(known, None, None, n)
+    share, of_all = strong.value or 0.0, _likely_precision(claims, np.ones_like(reach))
+    low = max(0.0, value - math.hypot(of_all * (share - strong.low), share * (of_all - true.low)))
+    high = min(1.0, value + math.hypot(of_all * (strong.high - share), share * (true.high - of_all)))
+    return stats.Estimate(known, low, high, n)
+
+
+def _likely_precision(claims: Claims, reach: Flags) -> float:
+    """The precision, with half a false alarm where there was none; 0 where no active tile is claimed."""
     n, m, d = claims.peaks.size, claims.alarms.size, claims.density
-    active, alarms = int(claims.claimed.sum()), int(claims.alarms.sum())
-    if not n or not m or not active + alarms:
-        return stats.Estimate(None, None, None, n + m)
-    independent = _independent(claims.documents)
-    if not active:
-        return stats.Estimate(0.0, None, None, n + m)
-    strong = int((claims.claimed & reach).sum()) / active
-    false = alarms / m if alarms else 0.5 / (m + 1)
-    odds = math.log(d / (1 - d)) if 0 < d < 1 else math.inf if d else -math.inf
-    balance = math.log(active / n / false)
-    low_active, high_active = stats.wilson_of_share(active / n, independent)
-    low_false, high_false = stats.wilson_of_share(alarms / m, _independent_silent(claims))
-    below = math.hypot(math.log(active / n / max(low_active, 1e-12)), math.log(high_false / false))
-    above = math.hypot(math.log(high_active * n / active), math.log(false / max(low_false, 1e-12)))
-    true, least, most = (_share(odds + balance + shift) for shift in (0.0, -below, above))
-    low_strong, high_strong = stats.wilson_of_share(strong, active * independent / n)
-    value = strong * true
-    low = max(0.0, value - math.hypot(true * (strong - low_strong), strong * (true - least)))
-    high = min(1.0, value + math.hypot(true * (high_strong - strong), strong * (most - true)))
-    if independent < FEWEST:
-        return stats.Estimate(value if alarms else None, None, None, n + m)
-    return stats.Estimate(value if alarms else None, low, high, n + m)
-
-
-def _share(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-log_odds)) if log_odds > -700 else 0.0
-
-
-def _independent(documents: Sequence[str]) -> float:
-    """How many independent tiles tell as much as these, if those of one document are alike: as many where each is of a
-    document of its own (Kish's effective size)."""
-    if not documents:
+    if not m or not claims.claimed.any():
         return 0.0
-    counts = np.unique(np.array(documents), return_counts=True)[1].astype(np.float64)
-    return float(counts.sum() ** 2 / (counts @ counts))
+    alarms = int(claims.alarms.sum())
+    hits = d * int((claims.claimed & reach).sum()) / n
+    claimed = d * int(claims.claimed.sum()) / n + (1 - d) * _alarm_rate(alarms, m)
+    return hits / claimed if claimed > 0 else 0.0
 
 
-def _independent_silent(claims: Claims) -> float:
-    """How many independent silent tiles tell as much of the share of false alarms as these: there are thousands, and
-    how much those of one document are alike is seen from how the share scatters over documents."""
-    m, share = claims.alarms.size, float(claims.alarms.mean())
-    _, of = np.unique(np.array(claims.silent_documents), return_inverse=True)
-    groups = int(of.max()) + 1
-    if groups < 2 or share in (0.0, 1.0):
-        return float(m)
-    residual = np.bincount(of, claims.alarms - share, minlength=groups)
-    variance = groups / (groups - 1) * float(residual @ residual) / m**2
-    return min(float(m), share * (1 - share) / variance) if variance > 0 else float(m)
+def _alarm_rate(alarms: int, m: int) -> float:
+    return alarms / m if alarms else 0.5 / (m + 1)
+
+
+def _is_enough(claims: Claims) -> bool:
+    """Whether the active tiles are worth FEWEST independent ones."""
+    effect = design_effect(claims.claimed, claims.documents)
+    return effect is not None and claims.peaks.size / effect >= FEWEST
+
+
+def _effect_within(claims: Claims, hits: Flags, within: Flags) -> float | None:
+    """The design effect of hits among some of the active tiles; where these are of too few documents to tell, that of
+    the claims among all."""
+    documents = [claims.documents[i] for i in np.flatnonzero(within)]
+    effect = design_effect(hits, documents)
+    return effect if effect is not None else design_effect(claims.claimed, claims.documents)

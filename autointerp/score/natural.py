@@ -7,20 +7,23 @@
                           in which the feature fires
     simulation_recall     of the tiles in which the feature fires, the share in which the label predicts that
 
-`n` counts tiles (for recall, those in which the feature fires). Where no silent tile was claimed, the share of false
-alarms is only known to be small: then the precision has no value but the status 'no_false_alarm' and its lower end. One
-that claims no tile at all, neither active nor silent, has none either, and the status 'no_claim'.
+`n` counts tiles (for recall, those in which the feature fires), `n_by_kind` both kinds of them, and `n_documents` the
+documents of those in which the feature fires. The intervals of precision and recall allow for tiles of one document
+being alike (clustered_shares.py). Where no silent tile was claimed, the share of false
+alarms is only known to be small: then the precision has no value but the status 'no_false_alarm' and its lower end. A
+label that claims no tile at all, neither active nor silent, has none either, and the status 'no_claim'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autointerp import stats
+from autointerp.clustered_shares import share_of
 from autointerp.prevalence import Tiles, natural_correlation, natural_precision
 from autointerp.records import Context, Score
 from autointerp.score.score_rows import Answer, Identity, Result, counted_row, obstacle
@@ -80,31 +83,38 @@ def natural_rows(
 ) -> list[Score]:
     """The three rows. `active`: what was predicted of the sampled contexts."""
     n_failed = sum(a.prediction.status != "ok" for a in active) + n_silent_failed
-    n = len(active) + len(silent.documents) + n_silent_failed
+    kinds = {"sampled": len(active), "random": len(silent.documents) + n_silent_failed}
     why = obstacle(active)
     usable = [a for a in active if a.prediction.predicted is not None]
     if why is not None:
-        results = [(NATURAL, Result(why), n), (PRECISION, Result(why), n), (RECALL, Result(why), len(active))]
+        results = [(name, Result(why)) for name in (NATURAL, PRECISION, RECALL)]
     else:
-        hits = sum(max(a.prediction.predicted or [0.0]) >= CLAIM for a in usable)
-        recall = stats.wilson(hits, len(usable))
+        recall = share_of([max(a.prediction.predicted or [0.0]) >= CLAIM for a in usable], _documents(usable))
+        alarms = share_of(silent.peak >= CLAIM, silent.documents)
         results = [
-            (NATURAL, _correlation(usable, silent, prevalence), n),
-            (PRECISION, _precision(hits, len(usable), silent, prevalence), n),
-            (RECALL, Result("ok", recall), len(active)),
+            (NATURAL, _correlation(usable, silent, prevalence)),
+            (PRECISION, precision_result(recall, alarms, prevalence.density)),
+            (RECALL, Result("ok", recall)),
         ]
     errors = [a.error for a in active if a.error]
-    return [
-        counted_row(identity, name, result, count, n_failed, errors[0] if errors else None)
-        for name, result, count in results
-    ]
+    found = []
+    for name, result in results:
+        asked = {"sampled": len(active)} if name == RECALL else kinds
+        row = counted_row(identity, name, result, sum(asked.values()), n_failed, errors[0] if errors else None)
+        n_by_kind = {kind: n for kind, n in asked.items() if n}
+        found.append(replace(row, n_documents=len(set(_documents(usable))), n_by_kind=n_by_kind))
+    return found
+
+
+def _documents(answers: Sequence[Answer]) -> list[str]:
+    return [a.context.source for a in answers]
 
 
 def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prevalence) -> Result:
     firing = Tiles.of(
         [a.prediction.truth for a in active],
         [a.prediction.predicted or [] for a in active],
-        [a.context.source for a in active],
+        _documents(active),
     )
     quiet = Tiles.silent(silent.n_tokens, silent.total, silent.squares, silent.documents)
     found = natural_correlation(firing, quiet, prevalence.active, prevalence.silent)
@@ -121,15 +131,11 @@ def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prev
     return Result("constant_truth")
 
 
-def _precision(hits: int, n_active: int, silent: SilentTiles, prevalence: Prevalence) -> Result:
-    alarms = int((silent.peak >= CLAIM).sum())
-    return precision_result(hits, n_active, alarms, len(silent.documents), prevalence.density)
-
-
-def precision_result(hits: int, n_active: int, alarms: int, n_silent: int, density: float) -> Result:
+def precision_result(sensitivity: stats.Estimate, alarms: stats.Estimate, density: float) -> Result:
     """Precision at natural prevalence (see prevalence.natural_precision), or the status that says why there is none."""
-    found = natural_precision(hits, n_active, alarms, n_silent, density)
-    if found.low is None:
-        return Result(NO_CLAIM if n_active and n_silent else "no_contexts")
-    estimate = stats.Estimate(found.value, found.low, found.high, n_active + n_silent)
-    return Result("ok" if found.value is not None else NO_FALSE_ALARM, estimate)
+    if sensitivity.value is None or alarms.value is None:
+        return Result("no_contexts")
+    if sensitivity.value == alarms.value == 0:
+        return Result(NO_CLAIM)
+    found = natural_precision(sensitivity, alarms, density)
+    return Result("ok" if found.value is not None else NO_FALSE_ALARM, found)

@@ -1,19 +1,18 @@
 """How often a feature fires in text as it comes: in how many known tiles of the corpus (see store/known_tiles.py).
 
-Tiles of one document go together, so the interval is that of fewer tiles, by the variance over documents. A text of
-another length than a tile's is taken for as many tokens of a corpus in which the feature fires here and there: in
+Tiles of one document go together, which the interval allows for (clustered_shares.py). A text of another length than a
+tile's is taken for as many tokens of a corpus in which the feature fires here and there: in
 1 - (1 - share)^(length / a tile's) of them. Where it fires in bursts this is a little too low for shorter texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autointerp import stats
+from autointerp.clustered_shares import share_of
 from autointerp.records import source_of
 from autointerp.score.scorer import Run
 
@@ -59,20 +58,4 @@ class OrdinaryTiles:
         found = job.store.firing_tiles(job.harvest_id, part, [feature])[feature]
         fires = np.zeros(len(self._documents))
         fires[found] = 1.0
-        return OrdinaryFiring(share_by_document(fires, self._documents), self._tokens)
-
-
-def share_by_document(fires: NDArray[np.float64], documents: Sequence[str]) -> stats.Estimate:
-    """The share of ones, with Wilson's interval for as many independent tiles as these, of these documents, are worth
-    (Rao and Scott)."""
-    n = fires.size
-    share = float(fires.mean())
-    _, place = np.unique(np.asarray(documents), return_inverse=True)
-    apart = np.bincount(place, weights=fires - share)
-    groups = apart.size
-    chance = n * share * (1 - share)
-    effect = 1.0 if groups < 2 or chance == 0 else max(1.0, float(apart @ apart) / chance * groups / (groups - 1))
-    worth = max(1, round(n / effect))
-    ends = stats.wilson(min(worth, round(share * worth)), worth)
-    low, high = ends.low or 0.0, 1.0 if ends.high is None else ends.high
-    return stats.Estimate(share, min(low, share), max(high, share), n)
+        return OrdinaryFiring(share_of(fires, self._documents), self._tokens)

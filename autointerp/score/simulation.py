@@ -48,9 +48,10 @@ from autointerp.score.simulation_replies import DIGITS, UNKNOWN, expected_number
 
 LLM_METHODS = ("prompt_logprobs", "generated_logprobs", "numbers")
 RULE = "rule"
-_RULE_ROWS = 2
+_RULE_ROWS = 3
 """Raised when rows by rules come to say more, so that the next `score` makes them again, which costs nothing. 2: from
-which activation on the label holds."""
+which activation on the label holds. 3: the intervals of what is counted over tiles, and where `label_from` is not
+confirmed."""
 RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}, rows {_RULE_ROWS}".encode()).hexdigest()
 """Stands for the template where no prompt is involved."""
 HALVINGS = 2

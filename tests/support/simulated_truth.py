@@ -123,6 +123,7 @@ class Corpus:
         alarms = rng.random((n, self.T)) < 0.004
         self.predicted = self.truth * quality[:, None] + alarms * rng.gamma(2, 2, (n, self.T))
         self._fires, self._silent = np.flatnonzero(self.active), np.flatnonzero(~self.active)
+        self._every = Tiles.of(list(self.truth), list(self.predicted), self.document.tolist())
 
     @property
     def correlation(self) -> float:
@@ -136,9 +137,8 @@ class Corpus:
 
     def estimate(self, rng: np.random.Generator, n_active: int, n_silent: int) -> Estimate:
         """The natural correlation from a sample of so many tiles of either kind."""
-        a, s = rng.choice(self._fires, n_active, False), rng.choice(self._silent, n_silent, False)
-        return natural_correlation(
-            Tiles.of(list(self.truth[a]), list(self.predicted[a]), self.document[a].tolist()),
-            Tiles.of(list(self.truth[s]), list(self.predicted[s]), self.document[s].tolist()),
-            self._fires.size, self._silent.size,
-        )  # fmt: skip
+        active, silent = (
+            Tiles(self.document[rows].tolist(), self._every.sums[rows])
+            for rows in (rng.choice(self._fires, n_active, False), rng.choice(self._silent, n_silent, False))
+        )
+        return natural_correlation(active, silent, self._fires.size, self._silent.size)
