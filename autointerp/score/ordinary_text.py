@@ -19,6 +19,8 @@ class OrdinaryText:
         self._job, self._split = run.job, split
         self._tiles: list[KnownTile] = []
         self._texts: ManyTexts | None = None
+        self._sources = np.zeros(0, dtype=np.object_)
+        """The document of each known tile, or what it was cut from."""
         self._feature: int | None = None
         self._is_silent = np.zeros(0, dtype=np.bool_)
         """Of each known tile, for the feature that was last asked about."""
@@ -31,12 +33,13 @@ class OrdinaryText:
         if self._texts is None:
             self._tiles = job.store.known_tiles(job.harvest_id, part)
             self._texts = ManyTexts([tile.tokens for tile in self._tiles])
+            self._sources = np.array([source_of(tile.document) for tile in self._tiles], dtype=np.object_)
         if not self._tiles:
             return None
         if feature != self._feature:  # its label and the controls of that are asked about in turn
             self._is_silent = np.ones(len(self._tiles), dtype=np.bool_)
             self._is_silent[job.store.firing_tiles(job.harvest_id, part, [feature])[feature]] = False
-            self._documents = [source_of(self._tiles[i].document) for i in np.flatnonzero(self._is_silent)]
+            self._documents = self._sources[self._is_silent].tolist()
             self._feature = feature
         predicted, silent = self._texts.predict(rule), self._is_silent
         sizes, total, squares = self._texts.sums(predicted)
