@@ -47,8 +47,8 @@ def holds_line(found: Holding, whole: WholePrecision | None = None) -> str | Non
         return None
     if found.label_from and holds_everywhere:
         return (
-            f"holds at {wanted} wherever the feature fires; if weaker places count as false, precision and recall "
-            f"balance best {_where(found)}: {_numbers(found)}"
+            f"holds {_where(found)}: {_numbers(found)}, weaker places counted as false; counted as true, it holds at "
+            f"{wanted} wherever the feature fires"
         )
     if found.label_from is not None:
         return f"holds {_where(found)}: {_numbers(found)}"
