@@ -309,7 +309,7 @@ def test_detection_by_strength_says_from_where_on(
             assert row["from_quantile"] == pytest.approx(1 - row["from_share"])
             assert row["from_share"] < row["from_mass"] < 1 and row["from_recall"] > 0.9
     code, out, err = run(capsys, "show", "0", "--store", str(path))
-    wanted = "balance best from 2" if status == "ok" else "       holds nowhere at precision 0.50"
+    wanted = "holds from 2" if status == "ok" else "       holds nowhere at precision 0.50"
     assert code == 0 and wanted in out, out + err
 
 
