@@ -59,7 +59,7 @@ def test_cosines_against_pooling_by_hand(tmp_path: Path, pooling: str) -> None:
 def test_lower_case_where_the_folder_asks_for_it(tmp_path: Path) -> None:
     encoder = SentenceEncoder(f"local:{write_folder(tmp_path, lower=True)}", CPU)
     vectors, _ = encoder.embed(["The Harbour", "the harbour"], 100)
-    assert torch.equal(vectors[0], vectors[1])
+    torch.testing.assert_close(vectors[0], vectors[1])  # two rows of a product may differ in their last bits
 
 
 def test_a_vector_that_is_not_finite_is_no_value(tmp_path: Path) -> None:

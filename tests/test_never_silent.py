@@ -66,8 +66,10 @@ def test_training_speaks_while_its_buffer_fills(
     said = [r for r in records(capsys.readouterr().err) if r["what"] == "tiny: filling the shuffle buffer"]
     assert len(said) >= 4
     assert all(r["unit"] == "vectors" and r["total"] == 2048 and 0 < int(str(r["done"])) < 2048 for r in said)
-    assert all("rate" in r and "expected_end" in r for r in said[1:])
-    assert "a second, end about" in str(said[-1]["message"])
+    # A busy machine may do nothing between two words; there is a rate once something was done.
+    further = [r for before, r in itertools.pairwise(said) if int(str(r["done"])) > int(str(before["done"]))]
+    assert further and all("rate" in r and "expected_end" in r for r in further)
+    assert "a second, end about" in str(further[-1]["message"])
 
 
 def test_harvest_speaks_inside_a_unit(
