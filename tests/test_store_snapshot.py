@@ -8,17 +8,20 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 import pytest
 from support.store_fixtures import add_features, call, child, filled, write_evidence
 
 from autointerp.cli import app
 from autointerp.errors import DamagedError, InputError, MismatchError, StoreBusyError
 from autointerp.store import Store
+from autointerp.store.evidence_file import has_known_tiles
 from autointerp.store.query import run_query
 from autointerp.store.safety import bare_reading, snapshot
 from autointerp.store.safety.paths import snapshot_path_of, unfinished_snapshot_of
@@ -251,6 +254,32 @@ def test_a_snapshot_of_another_store_is_refused(path: Path, tmp_path: Path) -> N
             os.replace(snapshot_path_of(other), snapshot_path_of(path))
             with pytest.raises(MismatchError, match="another store"):
                 open_for_reading(path)
+
+
+def test_who_looks_through_all_catalogs_only_delays_a_snapshot(path: Path) -> None:
+    """The transaction of another thread that has looked through the tables of all attached files holds on to the copy,
+    also when the copy was detached."""
+    new = unfinished_snapshot_of(path)
+    with Store.open(path) as store:
+        copying, other = store.con.cursor(), store.con.cursor()
+        copying.execute(f"ATTACH '{new}' AS copy")
+        copying.execute("CREATE TABLE copy.store_state AS FROM store_state")
+        other.begin()
+        other.execute("SELECT count(*) FROM duckdb_tables()").fetchall()
+        copying.execute("DETACH copy")
+        with pytest.raises(duckdb.ResourceInUseException):
+            snapshot.connect(new)
+        ending = threading.Timer(0.3, other.commit)
+        ending.start()
+        snapshot._connect_once_let_go(new).close()
+        ending.join()
+        # What is asked for every label looks at the evidence alone.
+        copying.execute(f"ATTACH '{new}' AS copy")
+        other.begin()
+        assert has_known_tiles(other)
+        copying.execute("DETACH copy")
+        snapshot.connect(new).close()
+        other.commit()
 
 
 def test_what_cannot_be_published_is_told_and_does_not_end_the_run(path: Path) -> None:

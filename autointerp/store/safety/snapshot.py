@@ -36,6 +36,9 @@ _SPARE_BYTES = 64 * 2**20
 READERS_WAIT_S = 30.0
 """Seconds that a run waits for readers to let go of the store; the time limit of `query` by default."""
 _READERS_PAUSE_S = 0.1
+_LET_GO_S = 10.0
+"""Seconds that a finished copy is waited for while a statement of another thread, which looks through the catalogs of
+all attached files, still holds on to it after it was detached."""
 _LARGEST_SHARE = 3
 """At most one of this many seconds is spent on copying, so a large store is published less often than asked for."""
 
@@ -235,10 +238,21 @@ class SnapshotPublisher:
 def _add_views(new: Path) -> None:
     """Adds the views, through a database instance of its own: they need an `evidence`, and the run may be replacing
     it."""
-    with connect(new) as con:
+    with _connect_once_let_go(new) as con:
         con.execute("ATTACH ':memory:' AS evidence")
         run_inside(con, "evidence", sql_file("evidence_schema.sql"))
         con.execute(sql_file("views.sql"))
+
+
+def _connect_once_let_go(new: Path) -> duckdb.DuckDBPyConnection:
+    until = time.monotonic() + _LET_GO_S
+    while True:
+        try:
+            return connect(new)
+        except duckdb.ResourceInUseException:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(0.01)
 
 
 def _unlink(file: Path) -> None:
