@@ -185,7 +185,7 @@ json.dump({**figures, "density": features["feature_density"]}, open(folder / "fi
 
 def test_structural_metrics_are_saelens_where_its_definitions_are_right(tmp_path: Path) -> None:
     """Its explained variance is right since 6.4; loss recovered is left out, as it has only the zero ablation."""
-    from autointerp.evaluate.metrics import Reconstruction
+    from autointerp.evaluate.reconstruction import Reconstruction
 
     sae, x = make(k=K), torch.randn(200, D_IN, generator=torch.Generator().manual_seed(1)) + 1
     save_saelens(sae, tmp_path / "sae", {"hook_name": "blocks.0.hook_resid_post", "model_name": "m"})

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.errors import AutointerpError, InputError
-from autointerp.evaluate.metrics import DocumentSums, Floats, Metric, as_metrics, bootstrapped, ratio, together
+from autointerp.evaluate.document_sums import DocumentSums, Floats, Metric, as_metrics, bootstrapped, ratio, together
 from autointerp.model.hooks import Hookpoint, activations_at, hooked, model_inputs
 from autointerp.model.load import LoadedModel
 from autointerp.model.padding import require_next_token

@@ -2,7 +2,7 @@
 
 The windows are a sample of the corpus by hash: its first ones would come from few documents, of one kind where a corpus
 is sorted. One forward pass per batch, stopped at the hookpoint, gives everything but the loss. The splice then runs the
-whole model over a sample of those windows. metrics.py and splice.py define the figures.
+whole model over a sample of those windows. reconstruction.py, feature_metrics.py and splice.py define the figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autointerp.errors import AutointerpError, InputError, MismatchError
-from autointerp.evaluate.metrics import Metric, Reconstruction, decoder_metrics, feature_metrics
+from autointerp.evaluate.document_sums import Metric
+from autointerp.evaluate.feature_metrics import decoder_metrics, feature_metrics
+from autointerp.evaluate.reconstruction import Reconstruction
 from autointerp.evaluate.splice import splice_metrics
 from autointerp.model.hooks import Hookpoint, activations_at_all
 from autointerp.model.load import LoadedModel

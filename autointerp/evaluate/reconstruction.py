@@ -2,11 +2,7 @@
 
 Every figure is a function of sums over all tokens, never a mean of batches' figures; so a variance is taken around the
 mean of all tokens. Sums are float64, of vectors shifted by the first batch's mean, so that a large constant part of the
-activations costs no digits. They are kept per document, because tokens of one document are not independent: an
-interval comes from resampling documents (percentile bootstrap, 95 %). Blocks that were cut from one file count as one
-document. A percentile interval is too narrow on few documents, so its percentiles are moved out by as much as
-Student's t exceeds the normal quantile (Hesterberg 2015, "expanded percentile"), and below FEWEST_DOCUMENTS, where that
-does not suffice, there is none.
+activations costs no digits. They are kept per document, from which the intervals come (document_sums.py).
 
     error e = x - x_hat over the tokens that count; x is what the dictionary reconstructs (a transcoder's target)
 
@@ -24,10 +20,7 @@ Tokens with x = 0 are left out of the three means that divide by |x|. A reconstr
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -35,31 +28,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from autointerp import stats
-from autointerp.means import mean_interval
-from autointerp.records import source_of
+from autointerp.evaluate.document_sums import (
+    N_BOOT,
+    DocumentSums,
+    Floats,
+    Metric,
+    as_metrics,
+    bootstrapped,
+    ratio,
+    together,
+)
 from autointerp.sae import codes
 from autointerp.sae.codes import SparseCodes
 
-Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Mapping[str, Floats]]
-
-MOST_GROUPS = 512
-"""How many documents have their own sums. More documents share this many rows, by the hash of their names."""
-N_BOOT = 1000
-FEWEST_DOCUMENTS = 15
-"""Fewest documents with which an interval is given. With fewer, 95 % intervals hold the truth too rarely."""
-DENSE_ABOVE = 0.1
-"""A feature that is active on a larger share of the tokens is dense."""
-REDUNDANT_ABOVE = 0.9
-"""A feature is redundant when its decoder row has a larger cosine than this with another one's."""
-MOST_QUERY_ROWS = 4096
-"""Number of decoder rows whose nearest row is searched; of larger dictionaries a sample."""
-DENSITY_EDGES = tuple(-7.0 + 0.5 * i for i in range(14))
-"""log10 of the lower edges of the density histogram's bins. The first bin also takes all densities below its edge."""
-
 _BLOCK_ELEMENTS = 1 << 22
-"""float64 elements of one block of tokens (32 MB), of one block of resamples, and of one block of cosines."""
+"""float64 elements of one block of tokens (32 MB)."""
 _TERMS = (
     "n",
     "error",
@@ -75,155 +58,6 @@ _TERMS = (
     "l1",
 )
 _AT = {name: i for i, name in enumerate(_TERMS)}
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One figure with its 95 % interval. `value` is None where the data do not define it. The ends are None where there
-    is no interval: for fewer than FEWEST_DOCUMENTS, and for figures that resampling documents would bias."""
-
-    metric: str
-    value: float | None
-    split: str | None
-    """The split; None for all splits together."""
-    ci_low: float | None
-    ci_high: float | None
-    n_tokens: int
-    n_documents: int
-    """Documents that the tokens come from; the blocks of one file count once."""
-
-
-class DocumentSums:
-    """Rows of float64 sums [width]: one per document, or for more than MOST_GROUPS documents one per hash of the name.
-    The blocks of one file are one document.
-
-    Which documents share a row depends only on their names, so the order and size of batches do not matter.
-    """
-
-    def __init__(self, width: int) -> None:
-        self._names: dict[str, int] | None = {}
-        self._sums = np.zeros((8, width))
-        self._seen: set[int] = set()
-        """A hash of every document's name."""
-
-    @property
-    def n_documents(self) -> int:
-        return len(self._seen)
-
-    def add(self, documents: Sequence[str], sums: Floats) -> None:
-        """Add `sums` [B, width], taken over stretches of the `documents` [B]. A document may occur more than once."""
-        self._add([source_of(name) for name in documents], sums)
-
-    def add_all(self, other: DocumentSums) -> None:
-        """Add all that `other`, of the same width, holds."""
-        if other._names is not None:
-            self._add(list(other._names), other.rows())
-            return
-        if self._names is not None:
-            self._fold()
-        self._sums += other._sums
-        self._seen |= other._seen
-
-    def _add(self, documents: Sequence[str], sums: Floats) -> None:
-        self._seen.update(map(_name_hash, documents))
-        rows = np.array([self._row(name) for name in documents], dtype=np.int64)
-        if self._names is None:  # the table was folded meanwhile, so all rows are hashes now
-            rows = np.array([_bucket(name) for name in documents], dtype=np.int64)
-        np.add.at(self._sums, rows, sums)
-
-    def _row(self, name: str) -> int:
-        if self._names is None:
-            return _bucket(name)
-        row = self._names.setdefault(name, len(self._names))
-        if row == MOST_GROUPS:
-            self._fold()
-        elif row == len(self._sums):
-            self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
-        return row
-
-    def _fold(self) -> None:
-        assert self._names is not None
-        folded = np.zeros((MOST_GROUPS, self._sums.shape[1]))
-        held = list(self._names)[: len(self._sums)]
-        np.add.at(folded, np.array([_bucket(name) for name in held], dtype=np.int64), self._sums[: len(held)])
-        self._sums, self._names = folded, None
-
-    def rows(self) -> Floats:
-        """The rows in use, [G, width]."""
-        return self._sums if self._names is None else self._sums[: len(self._names)]
-
-
-def _name_hash(name: str) -> int:
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
-
-
-def _bucket(name: str) -> int:
-    return _name_hash(name) % MOST_GROUPS
-
-
-def bootstrapped(rows: Floats, statistic: Statistic, seed: int, n_boot: int = N_BOOT) -> dict[str, stats.Estimate]:
-    """Each figure of `statistic` with its interval, from resampling the rows [G, width] (sums of documents).
-
-    `statistic` maps totals [B, width] to figures [B], with NaN where undefined. An estimate's `n` is the number of
-    rows. The interval is None with fewer than FEWEST_DOCUMENTS rows, or when fewer than half of the resamples define
-    the figure.
-    """
-    found = statistic(rows.sum(axis=0, keepdims=True))
-    drawn: dict[str, list[Floats]] = {name: [] for name in found}
-    n_rows, width = rows.shape
-    rng = np.random.default_rng(seed)
-    left = n_boot if n_rows >= FEWEST_DOCUMENTS else 0
-    while left > 0:
-        size = min(left, max(1, _BLOCK_ELEMENTS // max(width, n_rows)))
-        times = rng.multinomial(n_rows, np.full(n_rows, 1.0 / n_rows), size=size).astype(np.float64)
-        for name, values in statistic(times @ rows).items():
-            drawn[name].append(values)
-        left -= size
-    return {
-        name: _estimate(value, np.concatenate([*drawn[name], np.zeros(0)]), n_rows) for name, value in found.items()
-    }
-
-
-def _estimate(value: Floats, drawn: Floats, n: int) -> stats.Estimate:
-    defined = drawn[np.isfinite(drawn)]
-    if not np.isfinite(value[0]):
-        return stats.Estimate(None, None, None, n)
-    if not len(defined) or 2 * len(defined) < len(drawn):
-        return stats.Estimate(float(value[0]), None, None, n)
-    outside = 100 * expanded_tail(n)
-    low, high = np.percentile(defined, [outside, 100 - outside])
-    return stats.Estimate(float(value[0]), float(low), float(high), n)
-
-
-def expanded_tail(n: int) -> float:
-    """The share of resamples to leave out on either side for a 95 % interval from `n` documents: below .025."""
-    z, freedom = stats.Z95, n - 1
-    # Student's quantile by its expansion in 1 / freedom, good to three decimals from FEWEST_DOCUMENTS on
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return 0.5 * math.erfc(t * math.sqrt(n / freedom) / math.sqrt(2))
-
-
-def ratio(top: Floats, bottom: Floats, defined: NDArray[np.bool_] | None = None) -> Floats:
-    """top / bottom, with NaN where it is not `defined`; by default it is defined where bottom is above 0."""
-    good = bottom > 0 if defined is None else defined
-    return np.where(good, top / np.where(good, bottom, 1.0), np.nan)
-
-
-def as_metrics(
-    estimates: Mapping[str, stats.Estimate], split: str | None, n_tokens: int, n_documents: int
-) -> list[Metric]:
-    return [Metric(name, e.value, split, e.low, e.high, n_tokens, n_documents) for name, e in estimates.items()]
-
-
-def together(tables: Sequence[DocumentSums]) -> DocumentSums | None:
-    """The sums of several tables; a document that stands in more than one has one row. None without tables."""
-    if len(tables) < 2:
-        return tables[0] if tables else None
-    whole = DocumentSums(tables[0].rows().shape[1])
-    for table in tables:
-        whole.add_all(table)
-    return whole
 
 
 class Reconstruction:
@@ -388,9 +222,9 @@ class Reconstruction:
         n_documents = self.n_documents(split)
         found = as_metrics(bootstrapped(rows, self._figures, seed, n_boot), split, n_tokens, n_documents)
         others = [sums for name, sums in self._others.items() if split in (None, name)]
-        together = np.stack([*others, rows.sum(axis=0)]).sum(axis=0, keepdims=True)
-        fvu = float(self._figures(together)["fvu"][0])
-        n_all = round(float(together[0, _AT["n"]]))
+        everything = np.stack([*others, rows.sum(axis=0)]).sum(axis=0, keepdims=True)
+        fvu = float(self._figures(everything)["fvu"][0])
+        n_all = round(float(everything[0, _AT["n"]]))
         # Excluded tokens are not kept per document, so there is nothing to resample.
         found.append(Metric("fvu_all_tokens", fvu if np.isfinite(fvu) else None, split, None, None, n_all, n_documents))
         return found
@@ -450,58 +284,3 @@ def _by_group(columns: Tensor, group: Tensor, n_groups: int) -> Tensor:
     if not len(index):
         return columns.new_zeros(n_groups, columns.shape[1])
     return F.embedding_bag(index, columns, codes.starts(group, n_groups), mode="sum")
-
-
-# --- features --------------------------------------------------------------------------------------------------------
-
-
-def feature_metrics(counts: NDArray[np.int64], n_tokens: int, split: str | None, n_documents: int) -> list[Metric]:
-    """Shares of all features: never active (`dead_fraction`), active on more than a tenth of the tokens
-    (`dense_fraction`), and in each bin of the density histogram (`log10_density_bin_<lower edge>`). The bins and the
-    dead features sum to 1. There are no intervals, since a resample misses features that the corpus does show, and so
-    would call too many dead.
-
-    Whether a feature is dead depends on how much text was read: one that fires once in ten million tokens needs as
-    many.
-    """
-    if n_tokens == 0 or not len(counts):
-        return []
-    density = counts / n_tokens
-    alive = density[counts > 0]
-    figures = {"dead_fraction": 1.0 - len(alive) / len(density), "dense_fraction": (density > DENSE_ABOVE).mean()}
-    bins = np.searchsorted(DENSITY_EDGES, np.log10(alive), side="right").clip(min=1) - 1
-    for edge, count in zip(DENSITY_EDGES, np.bincount(bins, minlength=len(DENSITY_EDGES))):
-        figures[f"log10_density_bin_{edge:.1f}"] = count / len(density)
-    return [Metric(name, float(value), split, None, None, n_tokens, n_documents) for name, value in figures.items()]
-
-
-@torch.no_grad()
-def decoder_metrics(
-    W_dec: Tensor, alive: NDArray[np.bool_], n_tokens: int, n_documents: int, seed: int
-) -> list[Metric]:
-    """How similar the decoder rows of live features are: `decoder_mean_max_cosine`, the mean cosine of a row with the
-    nearest other row, and `decoder_redundant_fraction`, the share of rows whose nearest one is above REDUNDANT_ABOVE.
-
-    W_dec is [d_sae, d_out], alive [d_sae]. Empty when fewer than two features are alive. Of more than MOST_QUERY_ROWS
-    features a sample is compared with all; only then is there an interval, over the features drawn.
-    """
-    kept = np.flatnonzero(alive)
-    if len(kept) < 2:
-        return []
-    rows = F.normalize(W_dec[torch.from_numpy(kept).to(W_dec.device)].float(), dim=1)
-    sampled = len(kept) > MOST_QUERY_ROWS
-    query = np.arange(len(kept))
-    if sampled:
-        query = np.sort(np.random.default_rng(seed).choice(len(kept), MOST_QUERY_ROWS, replace=False))
-    nearest = []
-    for block in torch.from_numpy(query).to(rows.device).split(max(1, _BLOCK_ELEMENTS // len(rows))):
-        cosines = rows[block] @ rows.T
-        cosines[torch.arange(len(block), device=rows.device), block] = -1.0
-        nearest.append(cosines.amax(1).clamp(-1.0, 1.0).cpu())
-    cosine = torch.cat(nearest).double().numpy()
-    share = stats.wilson(int((cosine > REDUNDANT_ABOVE).sum()), len(cosine))
-    mean = mean_interval(cosine, seed=seed)
-    return [
-        Metric(name, e.value, None, e.low if sampled else None, e.high if sampled else None, n_tokens, n_documents)
-        for name, e in (("decoder_redundant_fraction", share), ("decoder_mean_max_cosine", mean))
-    ]

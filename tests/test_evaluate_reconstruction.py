@@ -1,4 +1,4 @@
-"""Figures from streamed sums are the textbook's on all vectors at once, and their intervals are over documents."""
+"""Figures from streamed sums are the textbook's on all vectors at once."""
 
 from __future__ import annotations
 
@@ -9,20 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from autointerp.evaluate import metrics
-from autointerp.evaluate.metrics import (
-    DENSITY_EDGES,
-    FEWEST_DOCUMENTS,
-    MOST_GROUPS,
-    DocumentSums,
-    Metric,
-    Reconstruction,
-    bootstrapped,
-    decoder_metrics,
-    feature_metrics,
-    ratio,
-    together,
-)
+from autointerp.evaluate import reconstruction
+from autointerp.evaluate.document_sums import Metric
+from autointerp.evaluate.reconstruction import Reconstruction
 from autointerp.sae.codes import SparseCodes
 
 Floats = NDArray[np.float64]
@@ -181,7 +170,6 @@ def test_what_is_not_defined_is_none() -> None:
     nothing = {m.metric: m.value for m in streamed(0 * same, same, codes, [], np.arange(n)).metrics(None, 0)}
     assert nothing["cosine"] is None and nothing["l2_ratio"] is None
     assert Reconstruction(3).metrics(None, 0) == [] and Reconstruction(3).fvu() is None
-    assert feature_metrics(np.zeros(3, np.int64), 0, None, 0) == []
 
 
 def test_splits_stay_apart_and_add_up() -> None:
@@ -225,74 +213,6 @@ def test_a_transcoders_gamma_is_of_what_it_reads() -> None:
     assert found["fvu"] == pytest.approx(((y - y_hat) ** 2).sum() / ((y - y.mean(0)) ** 2).sum())
 
 
-# --- documents ---
-
-
-@pytest.mark.parametrize("n_documents", [5, 511, 512, 513, 900])
-def test_the_rows_of_documents_are_bounded(n_documents: int) -> None:
-    rng = np.random.default_rng(0)
-    names = [f"file {i}.py" for i in range(n_documents)] * 2
-    rows = rng.integers(0, 100, size=(len(names), 3)).astype(np.float64)
-    tables = []
-    for order, size in ((np.arange(len(names)), 7), (rng.permutation(len(names)), 400)):
-        table = DocumentSums(3)
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            table.add([names[i] for i in chosen], rows[chosen])
-        tables.append(table.rows())
-    for table_rows in tables:
-        assert len(table_rows) == min(n_documents, MOST_GROUPS)
-        np.testing.assert_array_equal(table_rows.sum(0), rows.sum(0))
-    first, second = (np.array(sorted(map(tuple, t))) for t in tables)
-    np.testing.assert_array_equal(first, second)
-
-
-def mean_of(totals: Floats) -> dict[str, Floats]:
-    return {"mean": ratio(totals[:, 1], totals[:, 0])}
-
-
-@pytest.mark.parametrize("n_documents", [FEWEST_DOCUMENTS, 60])
-def test_intervals_over_documents_cover(n_documents: int) -> None:
-    """Tokens of a document share most of their value; an interval over tokens would be a tenth as wide. The plain
-    percentiles would cover .90 at 15 documents."""
-    rng = np.random.default_rng(0)
-    hits, n_runs = 0, 400
-    for _ in range(n_runs):
-        n_tokens = rng.integers(20, 200, size=n_documents)
-        level = rng.normal(size=n_documents)
-        sums = n_tokens * level + rng.normal(size=n_documents) * np.sqrt(n_tokens)
-        found = bootstrapped(np.stack([n_tokens, sums], axis=1).astype(np.float64), mean_of, seed=1, n_boot=200)["mean"]
-        assert found.low is not None and found.high is not None
-        hits += found.low <= 0.0 <= found.high
-    assert 0.925 <= hits / n_runs <= 0.975
-
-
-@pytest.mark.parametrize("n_documents", [2, 3, 5, FEWEST_DOCUMENTS - 1])
-def test_too_few_documents_have_no_interval(n_documents: int) -> None:
-    rows = np.random.default_rng(0).uniform(1, 2, size=(n_documents, 2))
-    found = bootstrapped(rows, mean_of, seed=0)["mean"]
-    assert found.value is not None and (found.low, found.high, found.n) == (None, None, n_documents)
-
-
-def test_blocks_of_one_file_are_one_document() -> None:
-    """Within a split and over all: 40 blocks of 4 files are 4 documents, whose sums are the files'."""
-    rng = np.random.default_rng(0)
-    tables = {split: DocumentSums(2) for split in ("explain", "report")}
-    sums = rng.integers(0, 9, size=(40, 2)).astype(np.float64)
-    for i in range(40):
-        tables["explain" if i % 2 else "report"].add([f"file{i % 4}.txt#{i}"], sums[i : i + 1])
-    assert tables["explain"].n_documents == tables["report"].n_documents == 2
-    tables["report"].add(["file1.txt#99"], np.ones((1, 2)))
-    whole = together(list(tables.values()))
-    assert whole is not None and whole.n_documents == 4
-    expected = np.array([sums[i::4].sum(0) + (i == 1) for i in range(4)])
-    np.testing.assert_array_equal(np.sort(whole.rows(), axis=0), np.sort(expected, axis=0))
-    many = DocumentSums(2)
-    many.add([f"f{i}" for i in range(600)], np.ones((600, 2)))  # folded
-    both = together([tables["explain"], many])
-    assert both is not None and both.n_documents == 602 and len(both.rows()) == MOST_GROUPS
-
-
 def test_the_interval_is_seeded_and_holds_the_value() -> None:
     y, y_hat, codes, documents = example()
     sums = streamed(y, y_hat, codes, [], np.sort(np.arange(len(y)) % 20))
@@ -304,45 +224,8 @@ def test_the_interval_is_seeded_and_holds_the_value() -> None:
             assert metric.ci_low <= metric.value <= metric.ci_high
 
 
-# --- features ---
-
-
-def test_densities() -> None:
-    counts = np.array([0, 0, 1, 50, 101, 1000, 100, 10])
-    found = values(feature_metrics(counts, 1000, "report", 7))
-    assert found["dead_fraction"] == 0.25 and found["dense_fraction"] == 0.25
-    bins = {name: v for name, v in found.items() if name.startswith("log10_density_bin_")}
-    assert len(bins) == len(DENSITY_EDGES) and sum(filter(None, bins.values())) + 0.25 == pytest.approx(1.0)
-    held = {name.rpartition("_")[2]: v for name, v in bins.items() if v}
-    assert held == {"-3.0": 0.125, "-2.0": 0.125, "-1.5": 0.125, "-1.0": 0.25, "-0.5": 0.125}
-    assert values(feature_metrics(np.array([1]), 10**9, None, 7))["log10_density_bin_-7.0"] == 1.0
-
-
-def test_decoder_rows_that_are_alike() -> None:
-    rows = torch.eye(6)
-    rows[1] = 5 * (0.95 * rows[0] + (1 - 0.95**2) ** 0.5 * rows[1])  # a cosine of .95, not of unit length
-    rows[5] = rows[4]
-    alive = np.array([True, True, True, True, True, False])
-    found = values(decoder_metrics(rows, alive, 100, 7, seed=0))
-    assert found["decoder_redundant_fraction"] == pytest.approx(2 / 5)  # the copy of row 4 is dead
-    assert found["decoder_mean_max_cosine"] == pytest.approx((0.95 + 0.95) / 5, abs=1e-6)
-    assert decoder_metrics(rows, np.eye(6, dtype=bool)[0], 100, 7, seed=0) == []
-
-
-def test_a_large_dictionary_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
-    alive = np.ones(600, dtype=bool)
-    whole = decoder_metrics(rows, alive, 100, 7, seed=0)
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 5000)
-    assert values(decoder_metrics(rows, alive, 100, 7, seed=0)) == pytest.approx(values(whole))
-    monkeypatch.setattr(metrics, "MOST_QUERY_ROWS", 200)
-    for all_of_them, drawn in zip(whole, decoder_metrics(rows, alive, 100, 7, seed=0), strict=True):
-        assert all_of_them.ci_low is None and drawn.ci_low is not None and drawn.ci_high is not None
-        assert all_of_them.value is not None and drawn.ci_low <= all_of_them.value <= drawn.ci_high
-
-
 def test_blocks_of_tokens_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     y, y_hat, codes, documents = example()
     whole = values(streamed(y, y_hat, codes, [], documents).metrics(None, 0))
-    monkeypatch.setattr(metrics, "_BLOCK_ELEMENTS", 30)
+    monkeypatch.setattr(reconstruction, "_BLOCK_ELEMENTS", 30)
     assert values(streamed(y, y_hat, codes, [], documents).metrics(None, 0)) == pytest.approx(whole)
