@@ -382,6 +382,23 @@ class HeadlineScore:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureHistogram:
+    """How often a feature fires how strongly, and what its label is worth."""
+
+    feature: int
+    label: str | None
+    edges: Sequence[float]
+    """[n + 1], raw units."""
+    counts: Sequence[int]
+    """[n]: tokens on which it is active."""
+    holding: Holding
+    """From which activation on the label holds."""
+    second_label: str | None
+    """A second, different meaning of what the feature responds to."""
+    headline: HeadlineScore
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """One number for one label, with its interval and its failures. `value` is None unless status is one of
     VALUED_STATUSES."""

@@ -13,7 +13,7 @@ from autointerp.errors import InputError
 from autointerp.evaluate import figures
 from autointerp.evaluate.html_report import DictionaryReport, ReportData, write_report
 from autointerp.evaluate.metric_rows import metric_row
-from autointerp.records import HeadlineScore, Holding
+from autointerp.records import FeatureHistogram, HeadlineScore, Holding
 from autointerp.stats import Estimate
 
 EVIL = '<script>alert("x")</script> & $x_i$ \x00 "]]>'
@@ -67,7 +67,7 @@ def dictionary(name: str, l0: float = 16.0, fvu: float = 0.2) -> DictionaryRepor
         densities=[0.0, 0.5, 0.01, 0.002, 1.0, 1e-6],
         curves=[(step, metric, 5 / step) for step in (1, 10, 50) for metric in ("loss", "l0", "lr")],
         histograms=[
-            (
+            FeatureHistogram(
                 3,
                 EVIL,
                 [0.0, 1.0, 2.0],
@@ -76,7 +76,7 @@ def dictionary(name: str, l0: float = 16.0, fvu: float = 0.2) -> DictionaryRepor
                 f"second {EVIL}",
                 HeadlineScore("simulation_natural", 0.57, 0.29, 0.76, None, 0.4, 1.0, 0.52, 0.42, 0.61),
             ),
-            (5, None, [0.0, 1.0], [0], Holding(), None, HeadlineScore()),
+            FeatureHistogram(5, None, [0.0, 1.0], [0], Holding(), None, HeadlineScore()),
         ],
     )
 

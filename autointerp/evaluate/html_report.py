@@ -18,7 +18,7 @@ from autointerp.evaluate import figures
 from autointerp.evaluate.meanings import GENERAL, meanings_of
 from autointerp.holds import WholePrecision, holds_line
 from autointerp.number_text import with_interval
-from autointerp.records import HeadlineScore, Holding
+from autointerp.records import FeatureHistogram, HeadlineScore
 from autointerp.sae.files import write_atomically
 
 MOST_HISTOGRAMS = 12
@@ -39,11 +39,8 @@ class DictionaryReport:
     """[d_sae]: share of tokens on which each feature is active; 0 for a feature that never is."""
     curves: Sequence[tuple[int, str, float]] = ()
     """(step, metric, value) logged in training."""
-    histograms: Sequence[
-        tuple[int, str | None, Sequence[float], Sequence[int], Holding, str | None, HeadlineScore]
-    ] = ()
-    """(feature, its label or None, n + 1 edges, n counts of tokens on which it is active, from where on its label
-    holds, its second label or None, what the label scores). Only the first MOST_HISTOGRAMS are drawn."""
+    histograms: Sequence[FeatureHistogram] = ()
+    """Only the first MOST_HISTOGRAMS are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +146,13 @@ def _points(dictionaries: Sequence[DictionaryReport]) -> list[figures.Point]:
 def _details(dictionary: DictionaryReport, number: int) -> dict[str, Any]:
     drawn = []
     shown = dictionary.histograms[:MOST_HISTOGRAMS]
-    for place, (feature, label, edges, counts, holding, second, headline) in enumerate(shown):
-        description = f"Histogram of the activations of feature {feature}"
-        figure = _drawn(figures.activation_histogram(edges, counts), f"d{number}h{place}", description)
-        holds = holds_line(holding, WholePrecision(headline.precision, headline.precision_low))
+    for place, one in enumerate(shown):
+        description = f"Histogram of the activations of feature {one.feature}"
+        figure = _drawn(figures.activation_histogram(one.edges, one.counts), f"d{number}h{place}", description)
+        holds = holds_line(one.holding, WholePrecision(one.headline.precision, one.headline.precision_low))
         drawn.append({
-            "feature": feature, "label": label, "second": second, "score": _score_line(headline), "holds": holds,
-            "svg": figure, "n": f"{sum(counts):,}",
+            "feature": one.feature, "label": one.label, "second": one.second_label, "score": _score_line(one.headline),
+            "holds": holds, "svg": figure, "n": f"{sum(one.counts):,}",
         })  # fmt: skip
     return {
         "name": dictionary.name,

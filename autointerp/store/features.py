@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from autointerp.errors import AutointerpError
-from autointerp.records import HeadlineScore, Holding, PromotedToken
+from autointerp.records import FeatureHistogram, HeadlineScore, Holding, PromotedToken
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import field_names, select_list
 from autointerp.store.recurring_tokens import count_recurring_tokens
-from autointerp.store.rows import FeatureHistogram, TrainingPoint
+from autointerp.store.rows import TrainingPoint
 from autointerp.store.values import check_finite, clean
 
 FEATURE_COLUMNS = (

@@ -1,12 +1,10 @@
-"""Records of what the store itself knows: dictionaries, corpora, harvests, spending, and what reports draw."""
+"""Records of what the store itself knows: dictionaries, corpora, harvests, spending, and training curves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
-
-from autointerp.records import HeadlineScore, Holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +69,3 @@ class TrainingPoint(NamedTuple):
     step: int
     metric: str
     value: float
-
-
-class FeatureHistogram(NamedTuple):
-    """How often a feature fires how strongly."""
-
-    feature: int
-    label: str | None
-    edges: list[float]
-    """[n + 1], raw units."""
-    counts: list[int]
-    """[n]"""
-    holding: Holding
-    """From which activation on the label holds."""
-    second_label: str | None
-    """A second, different meaning of what the feature responds to."""
-    headline: HeadlineScore
