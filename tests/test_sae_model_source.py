@@ -14,6 +14,7 @@ from autointerp.corpus.windows import work_units
 from autointerp.model.hooks import Hookpoint, activations_at
 from autointerp.model.load import load_model
 from autointerp.sae.model_source import ModelSource
+from autointerp.sae.trainer import CHECKPOINT
 from autointerp.stages.session import held_out_from_training
 from autointerp.stages.training import _mark_held_out
 
@@ -41,7 +42,15 @@ def test_the_report_split_is_not_trained_on(tiny_neox: Path, tmp_path: Path) -> 
 
 
 def test_only_a_training_that_begins_here_is_said_to_hold_out(tmp_path: Path) -> None:
-    _mark_held_out(tmp_path / "new" / "training")
-    (tmp_path / "old" / "training").mkdir(parents=True)  # steps of an earlier version, which read all splits
-    _mark_held_out(tmp_path / "old" / "training")
-    assert held_out_from_training(tmp_path / "new") and not held_out_from_training(tmp_path / "old")
+    """The folder alone says nothing: a kill may have left it without the note, and without a step."""
+    for name in ("new", "killed", "old", "resumed"):
+        if name in ("killed", "old"):
+            (tmp_path / name / "training").mkdir(parents=True)
+        if name == "old":
+            (tmp_path / name / "training" / CHECKPOINT).touch()  # of an earlier version, which read all splits
+        _mark_held_out(tmp_path / name / "training")
+        if name == "resumed":
+            (tmp_path / name / "training" / CHECKPOINT).touch()
+            _mark_held_out(tmp_path / name / "training")
+    held_out = [name for name in ("new", "killed", "old", "resumed") if held_out_from_training(tmp_path / name)]
+    assert held_out == ["new", "killed", "resumed"]

@@ -34,6 +34,9 @@ MAX_BAD_STEPS = 3
 CHECKPOINT_EVERY_S = 300.0
 """A checkpoint is written after this many seconds even if its step has not come."""
 
+CHECKPOINT = "checkpoint.safetensors"
+"""The file in an SAE's training folder that holds the steps made so far."""
+
 OnMetrics = Callable[[str, int, Metrics], None]
 
 
@@ -48,7 +51,7 @@ class _Learner:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / CHECKPOINT
 
     @property
     def metrics(self) -> Path:

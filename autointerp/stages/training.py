@@ -22,7 +22,7 @@ from autointerp.sae.formats.hooknames import to_hook_name
 from autointerp.sae.kept_fill import KeptFill
 from autointerp.sae.model_source import TRAINING_SPLITS, ModelSource
 from autointerp.sae.sae import Sae
-from autointerp.sae.trainer import Trainer
+from autointerp.sae.trainer import CHECKPOINT, Trainer
 from autointerp.sae.training_run import SaeSpec
 from autointerp.stages.checks import require
 from autointerp.stages.model_checks import model_checks
@@ -143,8 +143,8 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
 
 def _mark_held_out(folder: Path) -> None:
     """Notes that this training does not read the report split, unless it goes on from steps without such a note."""
-    if not folder.exists():
-        folder.mkdir(parents=True)
+    if not (folder / CHECKPOINT).exists():
+        folder.mkdir(parents=True, exist_ok=True)
         note = json.dumps({"splits": list(TRAINING_SPLITS)}) + "\n"
         files.write_atomically(folder / HELD_OUT, lambda temporary: temporary.write_text(note, encoding="utf-8"))
 
