@@ -174,6 +174,14 @@ def test_doctor_names_what_a_run_refuses_before_it_begins(
     assert not (project / "sae").exists() and not (project / "tiny.work").exists()
 
 
+def test_a_control_spares_the_labels_no_check(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`intruder` has no control, so a run with one asks it of the labels alone; but it asks it."""
+    changed(project, JUDGE, 'scorers = ["intruder"]\nmodel = "m"\nbase_url = "https://llm.example.org/v1"')
+    code, _, err = run(capsys, "run", "--control", "shuffled")
+    assert code == 2 and "no API key" in err
+    assert not (project / "tiny.work").exists()
+
+
 def test_what_depends_on_a_model_that_fails_is_skipped(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = project / "autointerp.toml"
     model = next(line for line in path.read_text().splitlines() if line.startswith("name = "))

@@ -111,12 +111,10 @@ def controls_beside(job: Job, explainer: str, config: ScoreConfig) -> list[tuple
     return list(found.items())
 
 
-def check_settings(
-    job: Job, explainer: str, config: ScoreConfig, control: str | None = None
-) -> tuple[list[str], list[EndpointConfig]]:
-    """The configured scorers, and the endpoints that they ask. Raises InputError where `score` would refuse the
-    settings, or where a template cannot be read. Nothing is read of the store."""
-    run = Run(job, explainer, config, control)
+def check_settings(job: Job, explainer: str, config: ScoreConfig) -> tuple[list[str], list[EndpointConfig]]:
+    """The configured scorers, and the endpoints that they ask; a control asks no others. Raises InputError where
+    `score` would refuse the settings, or where a template cannot be read. Nothing is read of the store."""
+    run = Run(job, explainer, config)
     chosen = _chosen(run)
     for one in chosen:
         one.scorer.made_by(run)

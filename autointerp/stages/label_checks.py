@@ -19,9 +19,7 @@ from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 
 
-def label_checks(
-    config: Config, store: Store, prompts: Path | None, control: str | None = None, *, asks: bool = False
-) -> list[Check]:
+def label_checks(config: Config, store: Store, prompts: Path | None, *, asks: bool = False) -> list[Check]:
     """The checks of labelling with this configuration, and with the templates in the folder `prompts`. `store` may be
     empty. `asks`: also those that ask the endpoints, which costs something."""
     job = Job(store, -1, -1, "checks", Selection(), config.llm, Budget(config.budget), prompts)
@@ -31,7 +29,7 @@ def label_checks(
         return [explain.explainer], [explain] if explaining.check_settings(job, explain, score) else []
 
     def scores() -> tuple[list[str], list[EndpointConfig]]:
-        return scoring.check_settings(job, explain.explainer, score, control)
+        return scoring.check_settings(job, explain.explainer, score)
 
     short = [text for text in (short_of_contexts(config),) if text is not None]
     late = "an unknown one, a broken template or a missing model ends a run after its harvest"

@@ -360,7 +360,7 @@ def _run_stages(
     try:
         with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
             work = Labelling(config, store, run_id, selection, terminal, prompts)
-            checks = label_checks(config, store, prompts, next(iter(stand_ins), None))
+            checks = label_checks(config, store, prompts)
             worked = _gpu_stages(config, saes, store, selection, terminal, checks)
             failed = 0
             for sae in saes:
