@@ -92,9 +92,19 @@ def test_shuffled_labels_score_lower(done: Path, capsys: pytest.CaptureFixture[s
     assert means["shuffled"] < means["real"] / 2
 
 
+def test_a_dry_run_counts_the_controls_too(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "run", "-c", str(done), "--control", "shuffled,empty", "--dry-run")
+    counted = [line.partition(":")[0] for line in out.splitlines() if " pending" in line]
+    assert code == 0, err
+    assert counted == ["explain", "score", "score under the control shuffled", "score under the control empty"]
+
+
 def test_unknown_controls_and_missing_floors_are_refused(
     done: Path, tmp_path: Path, tiny_gpt2: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    named = ("--dictionary", "tiny (soft_frozen)", "--control", "soft_frozen")
+    code, _, err = run(capsys, "score", "-c", str(done), *named)
+    assert code == 2 and "there is no control of it" in err
     for command in ("run", "score"):
         code, _, err = run(capsys, command, "-c", str(done), "--control", "frozn_decoder")
         assert code == 2 and "Did you mean frozen_decoder" in err

@@ -35,7 +35,7 @@ def test_controls_of_one_model_are_trained_together_and_differ_in_one_thing() ->
         assert replace(made, model=CONFIG.model, sae=CONFIG.sae) == CONFIG
     assert control_configs(CONFIG, [SAE], ["soft_frozen"], Terminal())[0].sae == (frozen.sae[1],)
     with pytest.raises(InputError, match="is the name of a control"):
-        check_names(random.sae)
+        check_names([sae.dictionary for sae in random.sae])
 
 
 def test_a_loaded_sae_has_controls_of_its_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autointerp.config import Config, SaeConfig
-from autointerp.dictionary_controls import DICTIONARY_CONTROLS, FROZEN_PARTS, RANDOM_MODELS, control_name, is_control
+from autointerp.dictionary_controls import FROZEN_PARTS, RANDOM_MODELS, control_name, is_control
 from autointerp.errors import InputError
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
@@ -38,11 +38,14 @@ def control_configs(
     return made
 
 
-def check_names(saes: Sequence[SaeConfig]) -> None:
-    """Raise InputError if one of `saes` has the name of a control, of which there is no control."""
-    for sae in saes:
-        if is_control(sae.dictionary):
-            raise InputError(f"{sae.dictionary!r} is the name of a control; give the dictionary of its [[sae]] another")
+def check_names(dictionaries: Sequence[str]) -> None:
+    """Raise InputError if one of these is the name of a control, of which there is no control."""
+    for name in dictionaries:
+        if is_control(name):
+            raise InputError(
+                f"{name!r} is the name of a control, and there is no control of it; name another dictionary, or give "
+                "that of its [[sae]] another name"
+            )
 
 
 def _trained_here(config: Config, sae: SaeConfig, terminal: Terminal) -> SaeConfig:
@@ -70,15 +73,17 @@ def _on_random_model(config: Config, saes: Sequence[SaeConfig], control: str) ->
     return replace(config, model=model, sae=tuple(named))
 
 
-def held_control(store: Store, row: DictionaryRow, control: str) -> DictionaryRow:
-    """The control of the dictionary `row`. Raises InputError if the store does not hold it."""
-    wanted = control_name(row.name, control)
-    for held in store.dictionaries():
-        if held.name == wanted:
-            return held
-    raise InputError(f"{store.path} holds no {wanted!r} yet; `autointerp run --control {control}` makes it")
-
-
-def is_of_dictionary(control: str | None) -> bool:
-    """Whether the control is a dictionary of its own, and no stand-in for labels."""
-    return control in DICTIONARY_CONTROLS
+def held_controls(store: Store, rows: Sequence[DictionaryRow], control: str) -> list[DictionaryRow]:
+    """The control of every dictionary of `rows` that is no control itself. Raises InputError if the store lacks one, or
+    if all of `rows` are controls."""
+    of = [row for row in rows if not is_control(row.name)]
+    if not of:
+        check_names([row.name for row in rows])
+    held = {row.name: row for row in store.dictionaries()}
+    found = []
+    for row in of:
+        wanted = control_name(row.name, control)
+        if wanted not in held:
+            raise InputError(f"{store.path} holds no {wanted!r} yet; `autointerp run --control {control}` makes it")
+        found.append(held[wanted])
+    return found

@@ -137,10 +137,11 @@ def forecast(
     labelling: Labelling,
     rows: Sequence[DictionaryRow],
     stages: Sequence[str] = ("explain", "score"),
-    control: str | None = None,
+    controls: Sequence[str | None] = (None,),
 ) -> list[Forecast]:
     """Prints what the stages would ask of the endpoint for these dictionaries, and which budget would end them early.
-    If both stages are named, the second also scores the labels that the first would make."""
+    If both stages are named, the second also scores the labels that the first would make. `controls`: what is scored;
+    None for the labels, with the configured controls of them."""
     config, store, terminal = labelling.config, labelling.store, labelling.terminal
     check_explainer(config.explain.explainer)
     found: list[tuple[str, Forecast]] = []
@@ -152,10 +153,10 @@ def forecast(
             planned = explaining.planned_labels(job, config.explain, config.score)
         if "score" in stages:
             _warn_of_shortfall(labelling, job)
-            beside = () if control is not None else config.score.controls
-            for name in (control, *(name for name in beside if name != AUTO)):  # those of auto cost nothing
+            beside = [name for name in config.score.controls if name != AUTO]  # those of auto cost nothing
+            for name in dict.fromkeys([*controls, *(beside if None in controls else ())]):
                 told = scoring.forecast_score(job, config.explain.explainer, config.score, name, planned)
-                found.append(("score" if name in (None, control) else f"score under the control {name}", told))
+                found.append(("score" if name == controls[0] else f"score under the control {name}", told))
     forecasts = [one for _, one in found]
     models = {model for one in forecasts for model, _, _ in one.calls_by_model}
     latencies = {model: measured_latency(store, model) for model in models}

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from autointerp import __version__
 from autointerp.config import Config, SaeConfig
 from autointerp.config_file import as_dict
-from autointerp.dictionary_controls import is_control
+from autointerp.dictionary_controls import DICTIONARY_CONTROLS
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
 from autointerp.evidence.methods import check_methods
 from autointerp.stages import labelling
 from autointerp.stages.checks import Check
-from autointerp.stages.control_dictionaries import check_names, control_configs, held_control, is_of_dictionary
+from autointerp.stages.control_dictionaries import check_names, control_configs, held_controls
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
 from autointerp.stages.label_checks import label_checks
 from autointerp.stages.labelling import Labelling
@@ -301,20 +301,19 @@ def score(
     control: str | None = None,
     prompts: Path | None = None,
 ) -> None:
-    """Scores labels of one dictionary, or of all in the store; under a `control`, the texts that replace them."""
+    """Scores labels of one dictionary, or of all in the store; under a `control`, the texts that replace them, or the
+    labels of that control of the dictionary."""
     labelling.check_control(control)
     with _labelling(config, "score", selection, terminal, prompts, dry_run) as work:
+        rows = labelling.dictionaries(work.store, config, dictionary)
+        if control in DICTIONARY_CONTROLS:
+            rows, control = held_controls(work.store, rows, control), None
         failed = 0
-        for row in labelling.dictionaries(work.store, config, dictionary):
-            told = control
-            if control is not None and is_of_dictionary(control):
-                if is_control(row.name):
-                    continue
-                row, told = held_control(work.store, row, control), None
+        for row in rows:
             if dry_run:
-                labelling.forecast(work, [row], ("score",), told)
+                labelling.forecast(work, [row], ("score",), [control])
             else:
-                failed += labelling.score(work, row, told)
+                failed += labelling.score(work, row, control)
         _complain(failed)
 
 
@@ -336,10 +335,10 @@ def run(
         labelling.check_control(control)
     check_methods(config.evidence.methods)
     saes = chosen_saes(config, dictionary)
-    stand_ins = [control for control in controls if not is_of_dictionary(control)]
-    whole = [control for control in controls if is_of_dictionary(control)]
+    stand_ins = [control for control in controls if control not in DICTIONARY_CONTROLS]
+    whole = [control for control in controls if control in DICTIONARY_CONTROLS]
     if whole:
-        check_names(saes)
+        check_names([sae.dictionary for sae in saes])
     failure: PartialFailure | None = None
     if stand_ins or not whole:
         failure = _run_stages(config, saes, selection, terminal, dry_run, stand_ins, prompts)
@@ -355,7 +354,7 @@ def _run_stages(
 ) -> PartialFailure | None:  # fmt: skip
     """Runs all stages for `saes`, recorded as one run. Returns the error that it ends with if rows failed."""
     if dry_run:
-        _forecast_run(config, saes, selection, terminal, prompts)
+        _forecast_run(config, saes, selection, terminal, stand_ins, prompts)
         return None
     try:
         with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
@@ -425,8 +424,9 @@ def _gpu_stages(
 
 
 def _forecast_run(
-    config: Config, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal, prompts: Path | None
-) -> None:
+    config: Config, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal, stand_ins: Sequence[str],
+    prompts: Path | None,
+) -> None:  # fmt: skip
     session = gpu_session(config, terminal)
     from autointerp.stages import harvesting
 
@@ -442,7 +442,8 @@ def _forecast_run(
         if len(harvested) < len(names):
             terminal.result(not_yet)
         if harvested:
-            labelling.forecast(Labelling(config, store, "dry-run", selection, terminal, prompts), harvested)
+            work = Labelling(config, store, "dry-run", selection, terminal, prompts)
+            labelling.forecast(work, harvested, controls=(None, *stand_ins))
 
 
 def verify(config: Config, dictionary: str | None, sample: int, terminal: Terminal, as_json: bool = False) -> None:
