@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from support.commands import run, write_config, write_corpus
+from support.llm_server import LlmServer
+from support.token_reader import TokenReader
 from torch.nn import functional as F
 
 from autointerp.sae.formats import load_sae
@@ -97,6 +100,33 @@ def test_a_dry_run_counts_the_controls_too(done: Path, capsys: pytest.CaptureFix
     counted = [line.partition(":")[0] for line in out.splitlines() if " pending" in line]
     assert code == 0, err
     assert counted == ["explain", "score", "score under the control shuffled", "score under the control empty"]
+
+
+def test_a_budget_is_for_the_labels_and_all_controls_together(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three labels, their control and three labels of soft_frozen take 90 requests or more, each dictionary under 70.
+    The run that a budget ended is gone on with."""
+    copy = tmp_path / "copy"
+    shutil.copytree(done.parent, copy)
+    path, most = copy / done.name, 70
+    with LlmServer(TokenReader()) as server:
+        asking = f'model = "m"\nbase_url = "{server.url}"\n'
+        text = path.read_text().replace(
+            'explainer = "patterns"', f'explainer = "contexts"\nshape_labels = false\n{asking}'
+        )
+        text = text.replace("[score]\n", f"[score]\n{asking}") + "[llm]\nrequests_per_minute = 60000\n"
+        path.write_text(f"{text}[budget]\nmax_requests = {most}\n")
+        asked = ("run", "-c", str(path), "--limit", "3", "--control", "shuffled,soft_frozen")
+        code, _, err = run(capsys, *asked)
+        assert code == 4 and "max_requests" in err and len(server.requests) <= most
+        path.write_text(text)
+        code, _, err = run(capsys, *asked)
+        assert code == 0, err
+        assert len(server.requests) > most
+        sent = len(server.requests)
+        code, _, err = run(capsys, *asked)
+        assert code == 0 and err.count("nothing to do") == 2 and len(server.requests) == sent
 
 
 def test_unknown_controls_and_missing_floors_are_refused(

@@ -4,7 +4,7 @@ flight cannot overrun the budget together."""
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autointerp.config import BudgetConfig, PriceConfig
 from autointerp.deadline import Deadline
@@ -88,6 +88,16 @@ class Budget:
         self.requests += 1
         self.tokens += tokens
         self.usd += usd
+
+    def rest(self) -> BudgetConfig:
+        """The limits of what may still be spent. An attempt that cost more than was reserved leaves nothing."""
+        config = self.config
+        return replace(
+            config,
+            max_usd=None if config.max_usd is None else max(0.0, config.max_usd - self.usd),
+            max_requests=None if config.max_requests is None else max(0, config.max_requests - self.requests),
+            max_tokens=None if config.max_tokens is None else max(0, config.max_tokens - self.tokens),
+        )
 
     def _exceeded(self, tokens: int, usd: float) -> str | None:
         config = self.config

@@ -12,12 +12,13 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp import __version__
-from autointerp.config import Config, SaeConfig
+from autointerp.config import BudgetConfig, Config, SaeConfig
 from autointerp.config_file import as_dict
 from autointerp.dictionary_controls import DICTIONARY_CONTROLS
 from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
@@ -328,7 +329,7 @@ def run(
 ) -> None:
     """Runs all stages in order; each skips what is done. Controls that stand in for labels affect only the scores. For
     a control of the whole dictionary all stages run anew, and make a dictionary of its own; what they read is made by
-    an earlier run. Where rows failed, the others go on, and the error comes last."""
+    an earlier run. All of it is under one budget. Where rows failed, the others go on, and the error comes last."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("torchrun starts several processes, and only `autointerp train` shares its work among them")
     for control in controls:
@@ -340,10 +341,13 @@ def run(
     if whole:
         check_names([sae.dictionary for sae in saes])
     failure: PartialFailure | None = None
+    budget = config.budget
     if stand_ins or not whole:
-        failure = _run_stages(config, saes, selection, terminal, dry_run, stand_ins, prompts)
+        failure, budget = _run_stages(config, saes, selection, terminal, dry_run, stand_ins, prompts)
     for made in control_configs(config, saes, whole, terminal) if whole else ():
-        failure = _run_stages(made, made.sae, selection, terminal, dry_run, (), prompts) or failure
+        made = replace(made, budget=budget)
+        later, budget = _run_stages(made, made.sae, selection, terminal, dry_run, (), prompts)
+        failure = later or failure
     if failure is not None:
         raise failure
 
@@ -351,11 +355,12 @@ def run(
 def _run_stages(
     config: Config, saes: tuple[SaeConfig, ...], selection: Selection, terminal: Terminal, dry_run: bool,
     stand_ins: Sequence[str], prompts: Path | None,
-) -> PartialFailure | None:  # fmt: skip
-    """Runs all stages for `saes`, recorded as one run. Returns the error that it ends with if rows failed."""
+) -> tuple[PartialFailure | None, BudgetConfig]:  # fmt: skip
+    """Runs all stages for `saes`, recorded as one run. Returns the error that it ends with if rows failed, and what it
+    leaves of its budget."""
     if dry_run:
         _forecast_run(config, saes, selection, terminal, stand_ins, prompts)
-        return None
+        return None, config.budget
     try:
         with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
             work = Labelling(config, store, run_id, selection, terminal, prompts)
@@ -374,8 +379,8 @@ def _run_stages(
                 terminal.say("everything was done already; nothing to do")
             _complain(failed)
     except PartialFailure as failure:
-        return failure
-    return None
+        return failure, work.budget.rest()
+    return None, work.budget.rest()
 
 
 def _score_and_measure(work: Labelling, row: DictionaryRow, sae: SaeConfig, control: str | None) -> int:
