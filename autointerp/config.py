@@ -472,9 +472,9 @@ class ScoreConfig(EndpointConfig):
     """Column label_from: a label holds from the activation on at which its precision on text as it comes is at least
     this. It counts for labels scored from then on."""
     repeat_share: Share = 0.05
-    """detection, fuzzing: share of labels about which everything is asked twice, in other batches. It measures how far
-    a judge agrees with itself and how far errors within a call go together (view judge_consistency); 0 asks nothing
-    twice."""
+    """detection, fuzzing: share of features about whose labels everything is asked twice, in other calls. It measures
+    how far a judge agrees with itself and how far errors within a call go together (view judge_consistency); 0 asks
+    nothing twice."""
     intruder_shown: Annotated[int, Range(3, 10**6)] = 5
     """intruder: contexts in one question, the intruder included."""
     sentences: Few = 5
