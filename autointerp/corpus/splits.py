@@ -72,7 +72,8 @@ def run_splits(n: int, heldout_fraction: float, is_backwards: bool) -> list[Spli
     for leg in range(n_legs):
         size = n * (leg + 1) // n_legs - n * leg // n_legs
         held = min(max(1, round(size * heldout_fraction / 2)), (size - 1) // 2)
-        forwards: list[Split] = [*["explain"] * (size - 2 * held), *["select"] * held, *["report"] * held]  # type: ignore[list-item]
+        runs: list[tuple[Split, int]] = [("explain", size - 2 * held), ("select", held), ("report", held)]
+        forwards = [split for split, length in runs for _ in range(length)]
         splits += forwards[::-1] if (leg % 2 == 1) != is_backwards else forwards
     return splits
 
@@ -170,9 +171,9 @@ def _by_runs(blocks: Iterable[_Block], heldout_fraction: float) -> Iterator[tupl
     for block in chain(blocks, [None]):
         if of_file and (block is None or not block.number):
             n = len(of_file)
-            first = _content_hash("".join(one.text for one in of_file))
             if n >= 3:
-                splits = run_splits(n, heldout_fraction, is_backwards=bool(first[-1] & 1))
+                whole = _content_hash("".join(one.text for one in of_file))
+                splits = run_splits(n, heldout_fraction, is_backwards=bool(whole[-1] & 1))
             else:
                 splits = [split_of(of_file[0].text, heldout_fraction)] * n
             for one, split in zip(of_file, splits, strict=True):

@@ -59,8 +59,8 @@ class Session:
         self.deadline = Deadline.of(config.budget.deadline)
         self._loaded: LoadedModel | None = None
         self._text: TokenText | None = None
-        self._notes: tuple[CorpusConfig, list[str]] | None = None
-        self._checked_sources: CorpusConfig | None = None
+        self._notes: list[str] | None = None
+        self._has_checked_sources = False
         self._told_reading = False
 
     def model(self) -> LoadedModel:
@@ -130,16 +130,15 @@ class Session:
 
     def _reading_notes(self) -> list[str]:
         """`reading_notes`, for which the first documents are read once."""
-        corpus = self.config.corpus
-        if self._notes is None or self._notes[0] != corpus:
-            self._notes = corpus, list(reading_notes(self.model(), self.token_text(), corpus))
-        return self._notes[1]
+        if self._notes is None:
+            self._notes = list(reading_notes(self.model(), self.token_text(), self.config.corpus))
+        return self._notes
 
     def _check_sources(self) -> None:
         """`check_sources`, which opens every file, once."""
-        if self._checked_sources != self.config.corpus:
+        if not self._has_checked_sources:
             check_sources(self.config.corpus)
-            self._checked_sources = self.config.corpus
+            self._has_checked_sources = True
 
     def describe_model(self) -> str:
         loaded = self.model()
@@ -267,8 +266,7 @@ def check_splits(config: Config, row: DictionaryRow, harvested: Mapping[str, Any
     today may stand in the report split of the store. `harvested`: the config of the harvest."""
     if split_rule(config.corpus) == "hash":
         return
-    then, now = str(harvested.get("corpus_fingerprint", "")), harvest_fingerprint(config)
-    if then == now.split(" ")[0]:
+    if harvested.get("corpus_fingerprint") == corpus_fingerprint(config.corpus):  # which names no rule
         raise MismatchError(
             f"{row.name} was harvested when a corpus of few documents was split block by block, and not by runs of "
             "blocks; run `autointerp harvest` (or `run`) to harvest it anew. What is in the store stays valid, and "
