@@ -43,11 +43,11 @@ def test_a_loaded_sae_has_controls_of_its_size(tmp_path: Path, capsys: pytest.Ca
     add_features(store, dictionary, harvest, ["live"] * 6)
     k = store.mean_active(dictionary)
     store.close()
-    sae = SaeConfig(hookpoint="h", name="layer3", path="somewhere", architecture="relu", k=2)
+    sae = SaeConfig(hookpoint="h", name="layer3", path="somewhere", format="gemma_scope", architecture="relu", k=2)
     config = replace(CONFIG, sae=(sae,), store=StoreConfig(path=str(tmp_path / "x.duckdb")))
     (made,) = control_configs(config, [sae], ["frozen_decoder"], Terminal())
     (control,) = made.sae
-    assert (control.path, control.d_sae, control.architecture) == (None, 6, "relu")
+    assert (control.path, control.format, control.d_sae, control.architecture) == (None, "auto", 6, "relu")
     assert k is not None and control.k == max(1, round(k))
     assert "a loaded SAE of the architecture topk; its controls are trained as relu" in " ".join(
         capsys.readouterr().err.split()

@@ -63,7 +63,8 @@ def _trained_here(config: Config, sae: SaeConfig, terminal: Terminal) -> SaeConf
             f"{sae.dictionary} is a loaded SAE of the architecture {held.architecture}; its controls are trained as "
             f"{sae.architecture}, which `architecture` in its [[sae]] table sets"
         )
-    return replace(sae, path=None, d_sae=held.d_sae, k=max(1, round(k)))
+    # the format was that of the file at `path`
+    return replace(sae, path=None, format="auto", d_sae=held.d_sae, k=max(1, round(k)))
 
 
 def _on_random_model(config: Config, saes: Sequence[SaeConfig], control: str) -> Config:
