@@ -6,72 +6,34 @@ config_file.py reads the file. API keys are never kept here, only the name of th
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
-import typing
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from autointerp.deadline import parse_deadline
-from autointerp.errors import InputError, shown
+from autointerp.errors import InputError
+from autointerp.number_ranges import (
+    Count,
+    CountOrNone,
+    Few,
+    FewOrNone,
+    LargeCount,
+    PositiveShare,
+    Price,
+    Range,
+    Seconds,
+    Seed,
+    Share,
+    check_ranges,
+)
 
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The values that a number may have, both ends included. It is part of the field's type, and every number has one:
-    without an upper end, a slip of the pen would end as an overflow hours later."""
-
-    low: float
-    high: float
-
-    def check(self, value: float | None, key: str) -> None:
-        """Raises InputError, with the key, the value and the range. None passes: the type says whether it may be."""
-        if value is not None and not self.low <= value <= self.high:  # nan is in no range
-            raise InputError(f"{key} must lie in {_number(self.low)}..{_number(self.high)}, not {shown(value)}")
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
-
-
-Count = Annotated[int, Range(1, 10**9)]
-CountOrNone = Annotated[int, Range(0, 10**9)]
-"""A count of which there may be none."""
-Few = Annotated[int, Range(1, 10**4)]
-"""A count of what is kept or shown for each feature."""
-FewOrNone = Annotated[int, Range(0, 10**4)]
-LargeCount = Annotated[int, Range(1, 10**15)]
-Seed = Annotated[int, Range(0, 2**32 - 1)]
-Share = Annotated[float, Range(0, 1)]
-PositiveShare = Annotated[float, Range(1e-6, 1)]
-Seconds = Annotated[float, Range(0.001, 10**6)]
-Price = Annotated[float, Range(0, 10**9)]
-
-
-@functools.cache
-def ranges(kind: type) -> dict[str, Range]:
-    """The range of every number of a config dataclass, by field name."""
-    found: dict[str, Range] = {}
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        for part in (hint, *typing.get_args(hint)):
-            for mark in getattr(part, "__metadata__", ()):
-                if isinstance(mark, Range):
-                    found[name] = mark
-    return found
-
-
-def _check_ranges(config: Any, section: str = "") -> None:
-    section = section or type(config).__name__.removesuffix("Config").lower()
-    for name, allowed in ranges(config.__class__).items():
-        allowed.check(getattr(config, name), f"{section}.{name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +61,7 @@ class ModelConfig:
     """With random_weights: keep the trained embeddings (`autointerp run --control random_model_embeddings`)."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
         _check(
             not self.keep_embeddings or self.random_weights is not None,
             "model.keep_embeddings says what random weights leave as it was trained: set model.random_weights too",
@@ -152,7 +114,7 @@ class CorpusConfig:
     """Give up when more than this share of the records is unusable and had to be skipped."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +163,7 @@ class SaeConfig:
     within a cosine of 0.8 of their start). For controls: `autointerp run --control frozen_decoder` sets it."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
         _check(
             self.frozen == "none" or self.path is None,
             f"sae.frozen = {self.frozen!r} is for an SAE that is trained here, and sae.path names one that is loaded",
@@ -258,7 +220,7 @@ class TrainConfig:
     """Seed of the initial weights and of the shuffling."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
         _check(self.tokens >= self.batch_size, f"train.tokens ({self.tokens}) is less than one batch")
 
 
@@ -291,7 +253,7 @@ class HarvestConfig:
     """Seed of the sampled contexts and of the negatives."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +294,7 @@ class EvidenceConfig:
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
 
 
 _LIKE_A_KEY = re.compile(r"(?=.{20})(?=.*[a-z])(?=.*[0-9])")
@@ -374,7 +336,7 @@ class EndpointConfig:
     first."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
         # The value may be a secret in the wrong place, so these messages never repeat it.
         try:
             parts = urlsplit(self.base_url)
@@ -515,7 +477,7 @@ class PriceConfig:
     """Default: the discounted output price."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self, "llm.prices")
+        check_ranges(self, "llm.prices")
 
     def in_batch(self) -> PriceConfig:
         """The prices that the batch API charges."""
@@ -557,7 +519,7 @@ class LlmConfig:
     prices: dict[str, PriceConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,7 +537,7 @@ class BudgetConfig:
     checkpoint."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
         if self.deadline is not None:
             parse_deadline(self.deadline, datetime.now().astimezone())
 
@@ -590,7 +552,7 @@ class StoreConfig:
     """Greatest age, in seconds, of the X.snapshot.duckdb that others read while a run writes. 0: they have to wait."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)

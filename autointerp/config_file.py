@@ -16,9 +16,10 @@ from datetime import time as day_time
 from pathlib import Path
 from typing import Any, Literal
 
-from autointerp.config import Config, EndpointConfig, ranges
+from autointerp.config import Config, EndpointConfig
 from autointerp.deadline import fixed
 from autointerp.errors import InputError, nearest, shown
+from autointerp.number_ranges import ranges
 
 NOT_TOML = (ValueError, RecursionError)
 """What tomllib raises: besides its own error, those for bytes that are not UTF-8, numbers of 5,000 digits, and deep

@@ -29,10 +29,10 @@ from autointerp.config import (
     PriceConfig,
     ScoreConfig,
     TrainConfig,
-    ranges,
 )
 from autointerp.errors import StoppedError
 from autointerp.explain.explaining import explain
+from autointerp.number_ranges import ranges
 from autointerp.score.scoring import score
 from autointerp.store import Store
 

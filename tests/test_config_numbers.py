@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from autointerp.config import Config, PriceConfig, SaeConfig, ranges
+from autointerp.config import Config, PriceConfig, SaeConfig
 from autointerp.config_file import from_table
 from autointerp.errors import InputError
 from autointerp.llm.limits import TokenBucket, request_throttler
+from autointerp.number_ranges import ranges
 
 ODD = (0, -1, 1, 0.0, -0.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, 10**30, -(10**30), 10**400, 10**5000)
 

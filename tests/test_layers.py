@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "autointerp"
 GROUND = {
     "errors", "records", "config", "config_file", "stats", "means", "jackknife", "clustered_shares", "prevalence",
     "paired", "resources", "deadline", "tasks", "holds", "plugins", "progress", "background", "template_limits",
-    "dictionary_controls", "number_text",
+    "dictionary_controls", "number_text", "number_ranges",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -26,8 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugins": {"errors"},
     "deadline": {"errors"},
     "background": {"errors"},
-    "config": {"errors", "deadline"},
-    "config_file": {"errors", "deadline", "config"},
+    "number_ranges": {"errors"},
+    "config": {"errors", "deadline", "number_ranges"},
+    "config_file": {"errors", "deadline", "number_ranges", "config"},
     "stats": set(),
     "means": {"stats"},
     "jackknife": {"stats", "means"},

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from autointerp.ask.forecast import Estimate
-from autointerp.config import ExplainConfig, ranges
+from autointerp.config import ExplainConfig
 from autointerp.explain.composite import (
     check_base,
     composite_row,
@@ -27,6 +27,7 @@ from autointerp.explain.composite import (
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
 from autointerp.explain.label_question import LabelPrompt
+from autointerp.number_ranges import ranges
 from autointerp.records import Explanation, Score, Side
 
 TEMPERATURE = 0.7
