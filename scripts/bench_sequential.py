@@ -9,8 +9,8 @@ the truth. `fixed` rows ask a fixed number of every label. `equal error`: reques
 on the wrong side, between the two nearest, and what the rule saves of them.
 
 With --store the answers are not simulated: those that a store holds of detection or fuzzing (by method
-'answers_ordinary', report)
-are taken in the order in which a rule would have asked for them. The truth is then the score over all of them.
+'answers_ordinary', on report) are taken in the order in which a rule would have asked for them. The truth is then the
+score over all of them.
 """
 
 from __future__ import annotations

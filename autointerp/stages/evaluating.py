@@ -19,7 +19,7 @@ import torch
 from autointerp.config import CorpusConfig, SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.evaluate.absorption import absorption
-from autointerp.evaluate.html_report import DictionaryReport, ReportData, write_report
+from autointerp.evaluate.html_report import MOST_HISTOGRAMS, DictionaryReport, ReportData, write_report
 from autointerp.evaluate.labelled_texts import LabelledTexts, read_labelled
 from autointerp.evaluate.probing import k_sparse_probing, token_probing
 from autointerp.evaluate.robustness import robustness
@@ -39,7 +39,6 @@ SHOWN = (
     "decoder_redundant_fraction", "delta_ce", "loss_recovered_zero", "loss_recovered_mean", "kl_sae",
 )  # fmt: skip
 """The structural metrics that the terminal shows, for all splits together. The store has all metrics."""
-HISTOGRAMS = 12
 
 Row = Mapping[str, Any]
 
@@ -231,7 +230,7 @@ def _write_report(session: Session, store: Store, done: Sequence[_Evaluated], op
                 metrics=rows,
                 densities=np.asarray(one.result.density).tolist(),
                 curves=store.training_curves(one.dictionary_id),
-                histograms=store.activation_histograms(one.dictionary_id, HISTOGRAMS),
+                histograms=store.activation_histograms(one.dictionary_id, MOST_HISTOGRAMS),
             )
         )
     facts = {"model": loaded.name, "corpus": corpus.source, "tokens": f"{done[0].result.n_tokens:,}" if done else "0"}

@@ -31,12 +31,14 @@ def label_checks(config: Config, store: Store, prompts: Path | None, *, asks: bo
     def scores() -> tuple[list[str], list[EndpointConfig]]:
         return scoring.check_settings(job, explain.explainer, score)
 
-    short = [text for text in (short_of_contexts(config),) if text is not None]
+    def told_scores() -> str:
+        return "; ".join(filter(None, [_told(*scores()), short_of_contexts(config)]))
+
     late = "an unknown one, a broken template or a missing model ends a run after its harvest"
     return [
         Check("explainer", late, lambda: _told(*explains())),
         *_endpoint_checks("explain", config, explain, lambda: explains()[1], "explainer", asks),
-        Check("scorers", late, lambda: "; ".join([_told(*scores()), *short]), ("explainer",)),
+        Check("scorers", late, told_scores, ("explainer",)),
         *_endpoint_checks("score", config, score, lambda: scores()[1], "scorers", asks),
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -178,8 +178,7 @@ def _warn_of_shortfall(labelling: Labelling, job: Job) -> None:
 
 def short_of_contexts(config: Config) -> str | None:
     """What a harvest as configured would keep too few of for the scores; None where nothing is short."""
-    names = ("top_contexts", "sampled_contexts", "negatives")
-    return shortfall(config.score.contexts, {name: getattr(config.harvest, name) for name in names})
+    return shortfall(config.score.contexts, kept_by({"harvest": asdict(config.harvest)}))
 
 
 def _priced(job: Job) -> Job:
