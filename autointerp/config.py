@@ -240,7 +240,7 @@ class HarvestConfig:
     """Windows per split from which negatives are drawn; a hash chooses them."""
     known_tiles: CountOrNone = 2048
     """Tiles per split, drawn from the corpus at large, that are kept with all features that fire in them. On them a
-    rule is checked against text as it comes. Changing it does not harvest again."""
+    rule is checked against text as it comes. A change counts from the next harvest on, and does not cause one."""
     neighbours: FewOrNone = 5
     """Number of nearest features, by decoder cosine, whose tiles serve as hard negatives."""
     vocab_tokens: FewOrNone = 20
@@ -422,8 +422,8 @@ class ScoreConfig(EndpointConfig):
     of these that the endpoint supports."""
     contexts: Few = 10
     """N: simulation reads N top, N sampled and N negative contexts; detection and fuzzing read 2 N activating and 2 N
-    negative ones, N of them random. The harvest has to keep that many: harvest.top_contexts and harvest.negatives of N,
-    harvest.sampled_contexts of 2 N."""
+    negative ones, N of them random. So harvest.top_contexts and harvest.negatives have to be N or more, and
+    harvest.sampled_contexts 2 N or more."""
     examples_per_call: Few = 5
     """detection, fuzzing: most contexts in one request."""
     stop_width: Annotated[float, Range(1e-6, 0.999999)] | None = None
