@@ -60,7 +60,7 @@ def evidence_sha256(evidence: FeatureEvidence, contexts: int | None = None) -> s
         "changed": [[t.token, t.rank, t.sign] for t in evidence.changed],
         "related_words": [w.word for w in evidence.related_words],
         "input_words": [w.word for w in evidence.input_words],
-        "is_output": [] if evidence.is_output is None else [evidence.is_output],
+        "is_output": [] if evidence.stands_out is None else [evidence.stands_out],  # as digests have always called it
         "recurring": [[name, list(tokens)] for name, tokens in sorted(evidence.recurring.items())],
     }  # fmt: skip
     # Absent findings leave no trace, so that labels made before there were any keep their digest.

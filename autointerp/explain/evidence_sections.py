@@ -194,5 +194,5 @@ RELATED_WORDS = Section("related_words", lambda e, room: _words(e.related_words,
 """Words tied to the feature's direction."""
 INPUT_WORDS = Section("input_words", lambda e, room: _words(e.input_words, room), "words")
 """Words whose presence goes with firing."""
-IS_OUTPUT = Section("is_output", lambda e, room: e.is_output, "output_statistic")
-"""Whether the feature's vocabulary projection stands out from a random direction's: True, False, or None (unknown)."""
+STANDS_OUT = Section("stands_out", lambda e, room: e.stands_out, "output_statistic")
+"""Whether the promoted tokens stand out clearly from those of a random direction: True, False, or None (unknown)."""
