@@ -46,7 +46,7 @@ def by_patterns(evidence: FeatureEvidence) -> RuleLabel:
 
 def by_token_lookup(evidence: FeatureEvidence) -> RuleLabel:
     """The tokens with the largest mean activation (the baseline of Bills et al. 2023)."""
-    rule = patterns.token_lookup(patterns.sample_of(evidence, patterns.tokens_alone))
+    rule = patterns.token_lookup(patterns.sample_of(evidence))
     return _rule_label(lookup_sentence(rule), rule)
 
 
