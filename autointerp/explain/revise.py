@@ -59,7 +59,7 @@ class Revise:
 
     def digest(self, run: ExplainRun) -> str:
         reviser = REVISER.prompt(run.config, run.job.prompts)
-        correction: list[object] = [reviser.template.sha256, run.config.mistakes, "judged on the other half"]
+        correction: list[object] = [reviser.template.sha256, run.config.mistakes, "judged on other documents"]
         return recipe_sha256(run, [self._base(run)], correction, validator_of(run))
 
     async def explain(self, work: OpenRun, features: Sequence[int]) -> None:

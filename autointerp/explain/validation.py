@@ -120,23 +120,21 @@ def mistakes(score: Score, contexts: Sequence[Context], most: int) -> tuple[list
 
 
 def halves(contexts: Sequence[Context]) -> tuple[list[Context], list[Context]]:
-    """The contexts in two halves without a common document. Documents take turns in the order of the hash of their
-    names, first those in which the feature is active, then the others, so that either half has both kinds if there are
-    two documents of each."""
+    """The contexts in two halves without a common document; blocks of a huge one stay together. Documents take turns in
+    the order of the hash of their names, those in which the feature is active and the others each among themselves, so
+    that either half has both kinds if there are two documents of each."""
     documents: dict[str, list[Context]] = defaultdict(list)
     for context in contexts:
-        documents[context.document].append(context)
+        documents[context.source].append(context)
 
-    def key(document: str) -> tuple[bool, bytes]:
-        is_silent = all(context.kind == "negative" for context in documents[document])
-        return is_silent, hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
+    def drawn(document: str) -> bytes:
+        return hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
 
     parts: tuple[list[Context], list[Context]] = ([], [])
-    turns = {False: 0, True: 0}
-    for document in sorted(documents, key=key):
-        is_silent = key(document)[0]
-        parts[turns[is_silent] % 2].extend(documents[document])
-        turns[is_silent] += 1
+    for is_silent in (False, True):
+        own = [name for name, held in documents.items() if all(c.kind == "negative" for c in held) == is_silent]
+        for turn, name in enumerate(sorted(own, key=drawn)):
+            parts[turn % 2].extend(documents[name])
     return parts
 
 
