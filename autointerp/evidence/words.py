@@ -55,7 +55,7 @@ class Words:
     scope: Literal["dictionary"] = "dictionary"
 
     def settings(self, config: EvidenceConfig) -> Mapping[str, object]:
-        return {**fields_of(config, "words"), "counts": "documents"}
+        return {**fields_of(config, "words"), "counts": "whole documents"}
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
         n_words, counting = study.evidence.words, study.counting
