@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from autointerp.corpus.token_text import TokenText
-from autointerp.evidence.words import benjamini_hochberg
 from autointerp.harvest.vocab_projection import BLOCK_ELEMENTS, Unembedding
 from autointerp.model.logit_path import LogitPath
 from autointerp.progress import Counting, uncounted
 from autointerp.sae.sae import Sae
+from autointerp.stats import benjamini_hochberg
 
 RANDOM_DIRECTIONS = 20_000
 SIGNIFICANT = 0.05

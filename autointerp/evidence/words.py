@@ -35,6 +35,7 @@ from autointerp.config import EvidenceConfig
 from autointerp.evidence.method import Found, Study, fields_of
 from autointerp.evidence.page_lines import words_line
 from autointerp.progress import Counting, uncounted
+from autointerp.stats import benjamini_hochberg
 from autointerp.store.finding_tables import INPUT_WORDS, Row
 from autointerp.store.sampled_tokens import Stretch, last_feature, random_tiles, texts_up_to_peak, tile_texts
 from autointerp.store.store import Store
@@ -203,15 +204,6 @@ def g_statistic(a: NDArray[np.float64], n_a: float, b: NDArray[np.float64], n_b:
             ratio = np.where(observed > 0, observed / np.where(expected > 0, expected, 1.0), 1.0)
             total += np.where(observed > 0, observed * np.log(ratio), 0.0)
     return np.maximum(2 * total, 0.0)
-
-
-def benjamini_hochberg(p: NDArray[np.float64], n_tests: int) -> NDArray[np.float64]:
-    """Adjusted p-values; of the `n_tests` tests those that are not in `p` have a p of 1."""
-    order = np.argsort(p, kind="stable")
-    scaled = p[order] * n_tests / np.arange(1, len(p) + 1)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return adjusted
 
 
 def _background_tiles(store: Store, dictionary_id: int, harvest_id: int) -> list[Stretch]:
