@@ -249,6 +249,11 @@ def test_contexts_of_three_documents_are_three(n: int, tmp_path: Path) -> None:
     assert all(n <= 3 for n in found["n_with_word"])
 
 
+def test_a_background_without_any_word() -> None:
+    shares, n_tiles = Background([Stretch(["1", " 2"], "", "", "d")]).shares(["harbour", "the"], [1, 2, 9])
+    assert shares.tolist() == [0.0, 0.0] and n_tiles == 1
+
+
 def test_words_at_the_edges() -> None:
     assert words_in(["port", " the", " im"], "port them", "") == {"port": 0, "the": 1, "import": 2}
     assert words_in(["port", " the", " im"], "port them", " im") == {"the": 1, "import": 2}
