@@ -1,10 +1,11 @@
-"""The row of a label that is still to be found: its key, and the digest of the evidence that it is made from."""
+"""The row of a label: its key, the digest of the evidence that it is made from, and all that another label says."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from autointerp.ask.job import Job
@@ -36,6 +37,14 @@ def blank_row(
         text=None,
         status="gave_up",
     )
+
+
+def with_meanings(row: Explanation, label: Explanation, note: str | None = None) -> Explanation:
+    """`row` with all that `label` says."""
+    return replace(
+        row, text=label.text, status="ok", side=label.side, output_text=label.output_text,
+        second_text=label.second_text, share=label.share, second_share=label.second_share, error=note,
+    )  # fmt: skip
 
 
 def evidence_sha256(evidence: FeatureEvidence, contexts: int | None = None) -> str:
