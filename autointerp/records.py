@@ -265,9 +265,9 @@ class FeatureEvidence:
     input_words: list[RelatedWord] = field(default_factory=list)
     """Words whose presence goes with firing, best first."""
     shape: FeatureShape | None = None
-    is_output: bool | None = None
-    """Whether its vocabulary projection stands out clearly from that of a random direction, by more than chance alone
-    tells (see store/finding_tables.py); None: not known."""
+    stands_out: bool | None = None
+    """Whether its promoted tokens stand out clearly from those of a random direction (see store/finding_tables.py):
+    fewer features do than are output features by their p-value. None: not known."""
     recurring: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By list (promoted, suppressed, raised, lowered), which of its tokens stand in the lists of many other features
     too (see store/recurring_tokens.py), sorted. Lists without any have no entry."""

@@ -1,4 +1,5 @@
-"""Correlation, calibration, classification and their intervals, in plain numpy. Nothing here returns NaN.
+"""Correlation, calibration, classification, their intervals and p-values of many tests, in plain numpy. Nothing here
+returns NaN.
 
 A quantity that the data do not define (the correlation with a constant, the mean of nothing) is None. So are the ends
 of an interval that cannot be computed (one document cannot be resampled).
@@ -332,3 +333,12 @@ def auroc_of_independent(value: float, positives: int, negatives: int) -> Estima
 
     low, high = (0.0 if value == 0.0 else end(0.0)), (1.0 if value == 1.0 else end(1.0))
     return Estimate(value, low, high, positives + negatives)
+
+
+def benjamini_hochberg(p: NDArray[np.float64], n_tests: int) -> NDArray[np.float64]:
+    """Adjusted p-values; of the `n_tests` tests those that are not in `p` have a p of 1."""
+    order = np.argsort(p, kind="stable")
+    scaled = p[order] * n_tests / np.arange(1, len(p) + 1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return adjusted

@@ -228,18 +228,30 @@ def test_a_word_of_a_tenth_of_the_documents_is_found(
     assert words_of(contexts, background)[0][4] == 6
 
 
-def test_contexts_of_three_documents_are_three(tmp_path: Path) -> None:
-    """20 contexts from three documents, in which a word stands everywhere, weigh as much as three contexts."""
+@pytest.mark.parametrize("n", [3, 12])
+def test_contexts_of_three_documents_are_three(n: int, tmp_path: Path) -> None:
+    """20 contexts from three documents, be they cut into blocks or not, in which a word stands everywhere, weigh as
+    much as three contexts."""
     windows = texts(60, 7)
     rng = random.Random(1)
-    for window in windows[:3]:
+    for window in windows[:n]:
         for at in range(0, len(window), TILE):
             window[at] = " harbour" if rng.random() < 0.9 else window[at]
-    fires_early = {0: lambda number, window: [float(number < 3 and i % TILE == 8) for i in range(len(window))]}
-    store, _, _ = tile_store(tmp_path / "s.duckdb", windows, fires_early, sampled=20, negatives=200)
+    fires_early = {0: lambda number, window: [float(number < n and i % TILE == 8) for i in range(len(window))]}
+
+    def named(i: int) -> str:
+        return f"huge{i % 3}#{i // 3}" if i < n else f"d{i}"
+
+    path = tmp_path / "s.duckdb"
+    store, _, _ = tile_store(path, windows, fires_early, sampled=20, negatives=200, named=named)
     with store:
         found = find_input_words(store, 1, 1, 50)
     assert all(n <= 3 for n in found["n_with_word"])
+
+
+def test_a_background_without_any_word() -> None:
+    shares, n_tiles = Background([Stretch(["1", " 2"], "", "", "d")]).shares(["harbour", "the"], [1, 2, 9])
+    assert shares.tolist() == [0.0, 0.0] and n_tiles == 1
 
 
 def test_words_at_the_edges() -> None:

@@ -292,6 +292,12 @@ def test_halves_share_no_document_and_both_have_both_kinds() -> None:
     assert halves(every[::-1])[0] and {c.context_id for c in halves(every[::-1])[0]} == {c.context_id for c in first}
 
 
+def test_blocks_of_a_document_are_in_one_half() -> None:
+    every = contexts(2, "select")
+    blocks = halves([replace(c, document=f"{c.document}#{c.context_id}") for c in every])
+    assert [[c.context_id for c in half] for half in blocks] == [[c.context_id for c in half] for half in halves(every)]
+
+
 # --- concat ---------------------------------------------------------------------------------------------------------
 
 

@@ -154,4 +154,4 @@ def test_the_evidence_hash_is_of_what_was_shown() -> None:
     assert evidence_sha256(changed) != all_
     for field in ("pruned", "changed", "related_words", "input_words"):
         assert evidence_sha256(replace(rich_evidence(0), **{field: []})) != evidence_sha256(rich_evidence(0)), field
-    assert evidence_sha256(replace(rich_evidence(0), is_output=False)) != evidence_sha256(rich_evidence(0))
+    assert evidence_sha256(replace(rich_evidence(0), stands_out=False)) != evidence_sha256(rich_evidence(0))

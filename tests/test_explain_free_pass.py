@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
-from support.known_words import copy_of, job, planted_store
+from support.known_words import FILLERS, copy_of, job, planted_store
 from support.llm_server import BrainReply, LlmServer
 
 from autointerp.config import ExplainConfig, ScoreConfig
@@ -76,6 +77,23 @@ def test_it_takes_those_at_or_above_the_threshold(
     # A higher bar sends them to the LLM after all.
     asyncio.run(explain(job(store), config(server, None)))
     assert len(server.requests) == N
+
+
+def test_a_label_by_patterns_keeps_its_output_side(store: Store, server: LlmServer) -> None:
+    """Nearly any of the fillers follows a planted word now and then."""
+    n = len(FILLERS[:10])
+    store.insert_vocab_projection(
+        1, feature=np.repeat(np.arange(N), n), sign=np.ones(N * n), rank=np.tile(np.arange(n), N),
+        token_id=np.tile(np.arange(n), N), token=FILLERS[:10] * N, logit=np.ones(N * n),
+    )  # fmt: skip
+    assert asyncio.run(explain(job(store), config(server, 0.01))).statuses == {"ok": N} and not server.requests
+    told = {
+        explainer: store.rows(
+            "SELECT text, output_text FROM explanations WHERE explainer = ? ORDER BY feature", [explainer]
+        )
+        for explainer in ("contexts", "patterns")
+    }
+    assert told["contexts"] == told["patterns"] and all(output for _, output in told["patterns"])
 
 
 def test_the_report_part_decides_nothing(store: Store, server: LlmServer) -> None:

@@ -19,12 +19,12 @@ from support.store_fixtures import add_features, explanation, filled, score
 
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.errors import InputError
-from autointerp.evidence.words import benjamini_hochberg
 from autointerp.explain.explaining import explain
 from autointerp.paired import paired_difference
 from autointerp.score.controls import DENSITY_GROUPS, shuffled_labels, stand_ins
 from autointerp.score.scoring import check_settings
 from autointerp.score.scoring import score as score_labels
+from autointerp.stats import benjamini_hochberg
 from autointerp.store import Selection, Store
 from autointerp.store.findings import MethodRun
 from autointerp.store.labels_left import LabelFacts

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from support.simulated_truth import FAIR, GOOD, POOR, TOKENS, Label
 
-from autointerp.evidence.words import benjamini_hochberg
 from autointerp.jackknife import MIN_DOCUMENTS, pooled_correlation
 from autointerp.means import t_p_value, t_point
 from autointerp.paired import SIGNIFICANT, PairedDifference, paired_difference
 from autointerp.prevalence import SILENT_GROUPS, Tiles, is_group, natural_correlation, silent_group
+from autointerp.stats import benjamini_hochberg
 
 Floats = NDArray[np.float64]
 

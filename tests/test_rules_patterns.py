@@ -14,7 +14,7 @@ from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.ask.scale import scaled
 from autointerp.records import Context, FeatureEvidence, PromotedToken
 from autointerp.rules import patterns
-from autointerp.rules.labels import by_patterns
+from autointerp.rules.labels import by_patterns, by_token_lookup
 from autointerp.rules.patterns import Rule, learn, sample_of, token_lookup, whole_words
 from autointerp.rules.sentences import lookup_sentence, sentence
 from autointerp.rules.token_facts import facts_of, kind_of
@@ -299,6 +299,16 @@ def test_a_weak_rule_says_so() -> None:
 def test_lookup_sentence() -> None:
     rule = token_lookup(sample_of(evidence(0)))
     assert lookup_sentence(rule) == "tokens most active on average: `alpha`"
+
+
+def test_a_token_lookup_reads_nothing_around_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading it takes most of the time, and every label has a control by token_lookup."""
+    expected = by_token_lookup(evidence(0))
+    monkeypatch.delattr(patterns, "facts_of")
+    monkeypatch.delattr(patterns, "whole_words")
+    assert by_token_lookup(evidence(0)) == expected
+    with pytest.raises(NameError):
+        by_patterns(evidence(0))
 
 
 def test_hostile_tokens_in_a_label() -> None:

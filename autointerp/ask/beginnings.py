@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from autointerp.records import Context
 
-Mark = dict[str, str]
+Beginning = dict[str, str]
 
 
-def beginning(context: Context) -> list[Mark]:
+def beginning(context: Context) -> list[Beginning]:
     """The object in a list; an empty list for an excerpt from further on."""
     return [] if context.begins is None else [{"begins": context.begins}]
 
 
-def plain_excerpt(context: Context) -> str | list[str | Mark]:
+def plain_excerpt(context: Context) -> str | list[str | Beginning]:
     """An excerpt without activations: its text, in an array behind the object where it begins something."""
-    mark = beginning(context)
-    return [*mark, context.text] if mark else context.text
+    begins = beginning(context)
+    return [*begins, context.text] if begins else context.text

@@ -1,10 +1,11 @@
-"""The row of a label that is still to be found: its key, and the digest of the evidence that it is made from."""
+"""The row of a label: its key, the digest of the evidence that it is made from, and all that another label says."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from autointerp.ask.job import Job
@@ -38,6 +39,14 @@ def blank_row(
     )
 
 
+def with_meanings(row: Explanation, label: Explanation, note: str | None = None) -> Explanation:
+    """`row` with all that `label` says."""
+    return replace(
+        row, text=label.text, status="ok", side=label.side, output_text=label.output_text,
+        second_text=label.second_text, share=label.share, second_share=label.second_share, error=note,
+    )  # fmt: skip
+
+
 def evidence_sha256(evidence: FeatureEvidence, contexts: int | None = None) -> str:
     """The digest of what an explainer reads: the first `contexts` of each kind (None: all of them), and all that
     evidence methods have found."""
@@ -60,7 +69,7 @@ def evidence_sha256(evidence: FeatureEvidence, contexts: int | None = None) -> s
         "changed": [[t.token, t.rank, t.sign] for t in evidence.changed],
         "related_words": [w.word for w in evidence.related_words],
         "input_words": [w.word for w in evidence.input_words],
-        "is_output": [] if evidence.is_output is None else [evidence.is_output],
+        "is_output": [] if evidence.stands_out is None else [evidence.stands_out],  # as digests have always called it
         "recurring": [[name, list(tokens)] for name, tokens in sorted(evidence.recurring.items())],
     }  # fmt: skip
     # Absent findings leave no trace, so that labels made before there were any keep their digest.

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from autointerp.corpus.token_text import TokenText
-from autointerp.evidence.words import benjamini_hochberg
 from autointerp.harvest.vocab_projection import BLOCK_ELEMENTS, Unembedding
 from autointerp.model.logit_path import LogitPath
-from autointerp.progress import Counting, uncounted
+from autointerp.progress import Adding, Counting, uncounted
 from autointerp.sae.sae import Sae
+from autointerp.stats import benjamini_hochberg
 
 RANDOM_DIRECTIONS = 20_000
 SIGNIFICANT = 0.05
@@ -70,12 +70,13 @@ def random_kurtosis(head: Unembedding, rows: Tensor, seed: int, counting: Counti
     found = []
     wanted = max(RANDOM_DIRECTIONS, n)
     with counting("random directions", wanted, "directions") as update:
+        adding = Adding(update)
         for start in range(0, wanted, DRAWN_AT_ONCE):
             size = min(DRAWN_AT_ONCE, wanted - start)
             directions = torch.nn.functional.normalize(torch.randn(size, width, generator=generator) @ root, dim=1)
             directions *= norms[torch.randint(n, (size,), generator=generator)][:, None]
             found.append(_shape_of_logits(head, directions)[0])
-            update(start + size)
+            adding(size)
     return np.sort(np.concatenate(found))
 
 
@@ -86,6 +87,7 @@ def _shape_of_logits(
     size = max(1, BLOCK_ELEMENTS // max(1, len(head.ids)))
     found = []
     with counting("output statistics", len(directions), "features") as update:
+        adding = Adding(update)
         for part in directions.split(size):
             logits = head.logits(part)
             logits -= logits.mean(1, keepdim=True)
@@ -94,6 +96,6 @@ def _shape_of_logits(
             square = z.square()
             moments = torch.stack([square.square().mean(1) - 3, (square * z).mean(1)])
             found.append(torch.where(varies, moments, 0.0).cpu().double())
-            update(sum(block.shape[1] for block in found))
+            adding(len(part))
     kurtosis, skew = torch.cat(found, 1).numpy() if found else np.zeros((2, 0))
     return kurtosis, skew

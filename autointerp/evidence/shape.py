@@ -170,7 +170,7 @@ def _active_tokens(store: Store, dictionary_id: int, harvest_id: int, features: 
 
 @dataclass(frozen=True)
 class Places:
-    """In proportion to how many tokens the corpus has at each place."""
+    """How many tokens the corpus has at each place, in proportion."""
 
     in_window: NDArray[np.float64]
     """[longest window]: index i is place i + 1."""
@@ -180,8 +180,8 @@ class Places:
 
     @classmethod
     def of(cls, windows: Sequence[WindowCount], first_share: float | None) -> Places:
-        """From the windows that hold a context. More of them may be first ones than of all windows, of which
-        `first_share` are; None: not known."""
+        """From the windows that hold a context. These are more often the first of their document than other windows, so
+        they are weighted until the share of first ones is `first_share`, that of all windows (None: not known)."""
         longest = max((w.length for w in windows), default=0)
         beginning, others = np.zeros(longest), np.zeros(longest)
         for window, weight in zip(windows, _weights(windows, first_share), strict=True):
@@ -199,7 +199,7 @@ class Places:
 
 
 def _weights(windows: Sequence[WindowCount], first_share: float | None) -> list[float]:
-    """One weight for each kind of window, by which as many of them are first ones as of all windows."""
+    """One weight for each kind of window, with which the share of first ones is `first_share`."""
     n, n_first = sum(w.n for w in windows), sum(w.n for w in windows if w.is_first)
     # Documents of one token have no window, so a corpus of many such has too few windows for its documents.
     if first_share is None or not 0 < n_first < n or not 0 < first_share < 1:
@@ -240,7 +240,7 @@ class _Stretch:
 
 
 def _stretch_of(one: FiringFeature, active: _Active, corpus: Places) -> _Stretch:
-    """Of the kind of place that says more, as the head of this file tells."""
+    """Its places in windows or in documents, whichever says more; the head of this file tells when."""
     in_window, in_document = corpus.counted(active.by_place)
     by_window = _stretch(one, "window", in_window, corpus.in_window)
     if corpus.in_document is None:

@@ -35,6 +35,7 @@ from autointerp.config import EvidenceConfig
 from autointerp.evidence.method import Found, Study, fields_of
 from autointerp.evidence.page_lines import words_line
 from autointerp.progress import Counting, uncounted
+from autointerp.stats import benjamini_hochberg
 from autointerp.store.finding_tables import INPUT_WORDS, Row
 from autointerp.store.sampled_tokens import Stretch, last_feature, random_tiles, texts_up_to_peak, tile_texts
 from autointerp.store.store import Store
@@ -55,7 +56,7 @@ class Words:
     scope: Literal["dictionary"] = "dictionary"
 
     def settings(self, config: EvidenceConfig) -> Mapping[str, object]:
-        return {**fields_of(config, "words"), "counts": "documents"}
+        return {**fields_of(config, "words"), "counts": "whole documents"}
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
         n_words, counting = study.evidence.words, study.counting
@@ -125,16 +126,17 @@ class Background:
             for word, at in words_in(tile.tokens, tile.ahead, tile.before).items():
                 spans.append((self._index.setdefault(word, len(self._index)), at + 1, n + 1))
                 span_weights.append(weight)
-        # Both tables twice: with weight 1 for each tile, and with weight 1 for each document.
+        # Two of either table: in the first every tile weighs 1, in the second every document.
         self._total = np.cumsum(totals[:, ::-1], axis=1)[:, ::-1][:, : longest + 1]
         """[2, longest + 1]: the weight of the tiles of at least so many tokens."""
         row, begin, end = np.array(spans, dtype=np.int64).reshape(-1, 3).T
-        steps = np.zeros((2, len(self._index), longest + 2))
+        steps = np.zeros((2, len(self._index) + 1, longest + 2))
         for table, weights in zip(steps, (np.ones(len(spans)), np.array(span_weights)), strict=True):
             np.add.at(table, (row, begin), weights)
             np.add.at(table, (row, end), -weights)
         self._held = np.cumsum(steps, axis=2)[:, :, : longest + 1]
-        """[2, words, longest + 1]: of those tiles, the weight of those that hold the word within so many tokens."""
+        """[2, words + 1, longest + 1]: of those tiles, the weight of those that hold the word within so many tokens.
+        The last row is that of words that none holds."""
 
     def n_words_with(self, words: Sequence[str]) -> int:
         """Distinct words of the background and `words` together."""
@@ -145,11 +147,11 @@ class Background:
         longest = self._total.shape[1] - 1
         # A context longer than every tile is compared with the longest tiles.
         times = np.bincount(np.minimum(lengths, longest), minlength=longest + 1) / len(lengths)
-        known = np.array([self._index.get(word, -1) for word in words])
-        held = np.maximum.reduce(
-            [table[known] @ (times / np.maximum(total, 1e-9)) for table, total in zip(self._held, self._total)]
+        known = np.array([self._index.get(word, -1) for word in words], dtype=np.int64)
+        by_tile, by_document = (
+            held[known] @ (times / np.maximum(total, 1e-9)) for held, total in zip(self._held, self._total, strict=True)
         )
-        return np.where(known >= 0, np.clip(held, 0.0, 1.0), 0.0), round(float(times @ self._total[0]))
+        return np.clip(np.maximum(by_tile, by_document), 0.0, 1.0), round(float(times @ self._total[0]))
 
 
 def words_of(
@@ -203,15 +205,6 @@ def g_statistic(a: NDArray[np.float64], n_a: float, b: NDArray[np.float64], n_b:
             ratio = np.where(observed > 0, observed / np.where(expected > 0, expected, 1.0), 1.0)
             total += np.where(observed > 0, observed * np.log(ratio), 0.0)
     return np.maximum(2 * total, 0.0)
-
-
-def benjamini_hochberg(p: NDArray[np.float64], n_tests: int) -> NDArray[np.float64]:
-    """Adjusted p-values; of the `n_tests` tests those that are not in `p` have a p of 1."""
-    order = np.argsort(p, kind="stable")
-    scaled = p[order] * n_tests / np.arange(1, len(p) + 1)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return adjusted
 
 
 def _background_tiles(store: Store, dictionary_id: int, harvest_id: int) -> list[Stretch]:

@@ -10,7 +10,7 @@ from autointerp.ask.forecast import CHARACTERS_PER_TOKEN, Estimate
 from autointerp.ask.job import Blocks, run_pool
 from autointerp.ask.question import Asked, ask
 from autointerp.config import ExplainConfig
-from autointerp.explain.evidence_sections import DRAWN, SAME_TOKEN, SAME_TOKEN_SILENT, SILENT
+from autointerp.explain.evidence_sections import DRAWN, MAX_SAME_TOKEN, SAME_TOKEN_SILENT, SILENT
 from autointerp.explain.explainer import ExplainRun
 from autointerp.explain.label_question import Correction, LabelPrompt, LabelQuestion
 from autointerp.explain.label_replies import Label
@@ -45,15 +45,18 @@ async def as_taken(run: ExplainRun, prompt: LabelPrompt, client: LlmClient) -> L
 
 
 def evidence_for(run: ExplainRun, prompt: LabelPrompt, features: Sequence[int]) -> list[FeatureEvidence]:
-    """What the prompt may show of the features. Negatives of three tiers take turns in the store, so those of one tier
-    are as many as are shown only if up to three times as many are read; the drawn contexts of a decile are any."""
+    """What the prompt may show of the features. Negatives of three tiers take turns in the store: for n of one tier,
+    3 n are read. Drawn contexts are chosen by their decile, among all there are."""
     config, reads = prompt.config, prompt.reads
-    negatives = config.negatives if SILENT in reads else min(config.negatives, SAME_TOKEN)
-    is_shown = SILENT in reads or SAME_TOKEN_SILENT in reads
+    negatives = 0
+    if SILENT in reads:
+        negatives = config.negatives
+    elif SAME_TOKEN_SILENT in reads:
+        negatives = min(config.negatives, MAX_SAME_TOKEN)
     limits: dict[str, int | None] = {
         "top": config.contexts,
         "sampled": None if DRAWN in reads else config.contexts,
-        "negative": max(config.contexts, 3 * negatives if is_shown else 0),
+        "negative": max(config.contexts, 3 * negatives),
     }
     return run.evidence(features, limits)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from autointerp.ask.explanation_row import with_meanings
 from autointerp.ask.forecast import Estimate
 from autointerp.config import ExplainConfig
 from autointerp.explain.composite import (
@@ -22,7 +23,6 @@ from autointerp.explain.composite import (
     part,
     recipe_sha256,
     validator_of,
-    with_meanings,
 )
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun

@@ -81,14 +81,6 @@ def composite_row(
     return replace(row, derived_from=ids)
 
 
-def with_meanings(row: Explanation, label: Explanation, note: str | None = None) -> Explanation:
-    """`row` with all that `label` says."""
-    return replace(
-        row, text=label.text, status="ok", side=label.side, output_text=label.output_text,
-        second_text=label.second_text, share=label.share, second_share=label.second_share, error=note,
-    )  # fmt: skip
-
-
 async def labels_of(work: OpenRun, prompt: LabelPrompt, features: Sequence[int]) -> dict[int, Explanation]:
     """An ordinary row for every feature: the one there is, or a new one."""
     job, config = work.run.job, prompt.config

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from autointerp.ask.explanation_row import with_meanings
 from autointerp.ask.forecast import Estimate
 from autointerp.config import ExplainConfig
 from autointerp.explain.composite import (
@@ -15,7 +16,6 @@ from autointerp.explain.composite import (
     make_in_blocks,
     part,
     recipe_sha256,
-    with_meanings,
 )
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from autointerp.ask.prompts import one_line
-from autointerp.ask.scale import TOP
+from autointerp.ask.scale import TOP, shown
 from autointerp.explain.excerpts import peak_of, with_levels
 from autointerp.records import Context, PrunedContext
 
@@ -44,4 +42,4 @@ def says_more(pruned: PrunedContext, context: Context | None) -> bool:
 
 
 def _levels(pruned: PrunedContext) -> list[int]:
-    return [min(TOP, math.ceil(TOP * i - 1e-6)) if i > 0 else 0 for i in pruned.importance]
+    return shown(pruned.importance, 1.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 
 from autointerp.records import Context
 
@@ -37,12 +38,7 @@ def groups(sampled: Sequence[Context], n: int) -> list[Group]:
     width = 2 if n >= 10 else 5 if n >= 4 else 10
     found = [Group(high, high - width + 1, []) for high in range(9, -1, -width)]
     waiting = [[c for c in sampled if c.decile is not None and g.lowest <= c.decile <= g.highest] for g in found]
-    left = min(n, sum(map(len, waiting)))
-    turn = 0
-    while left:
-        own = waiting[turn % len(found)]
-        if own:
-            found[turn % len(found)].contexts.append(own.pop(0))
-            left -= 1
-        turn += 1
+    turns = (pair for turn in zip_longest(*waiting) for pair in zip(found, turn, strict=True))
+    for group, context in islice(((g, c) for g, c in turns if c is not None), n):
+        group.contexts.append(context)
     return [group for group in found if group.contexts]

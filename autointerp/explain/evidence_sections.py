@@ -17,7 +17,7 @@ from autointerp.ask.prompts import one_line
 from autointerp.explain.cut_texts import cut_text, says_more
 from autointerp.explain.drawn_groups import groups
 from autointerp.explain.excerpts import excerpt, peak_of
-from autointerp.records import Context, FeatureEvidence, RelatedWord
+from autointerp.records import ChangedToken, Context, FeatureEvidence, PromotedToken, RelatedWord
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Room:
     random_contexts: int
     """Contexts drawn at random from wherever the feature is active."""
     negatives: int
-    """Silent contexts; of those with the same token no more than SAME_TOKEN."""
+    """Silent contexts; of those with the same token no more than MAX_SAME_TOKEN."""
     listed: int
     """Tokens or words of one kind."""
 
@@ -48,7 +48,7 @@ class Section:
     """The reason, in words, why a feature cannot be labelled if this section is empty; None if it may be empty."""
 
 
-SAME_TOKEN = 3
+MAX_SAME_TOKEN = 3
 """Silent contexts with the token of a peak that `combined` shows, at most."""
 HARVESTED = frozenset({"vocab_projection"})
 """Methods that run as part of a harvest: their findings need no run of `measure`."""
@@ -110,9 +110,8 @@ def _same_token(evidence: FeatureEvidence, room: Room) -> list[str]:
     """Contexts that hold the token of a peak and in which the feature is silent nevertheless."""
     peaks = {c.tokens[at] for c in evidence.top if (at := peak_of(c)) is not None}
     silent = [c for c in evidence.negatives if c.tier == "same_token"]
-    return [
-        excerpt(c, evidence.max_activation, peaks) for c in silent[: min(room.contexts, room.negatives, SAME_TOKEN)]
-    ]
+    n = min(room.contexts, room.negatives, MAX_SAME_TOKEN)
+    return [excerpt(c, evidence.max_activation, peaks) for c in silent[:n]]
 
 
 def _silent(evidence: FeatureEvidence, room: Room) -> list[str]:
@@ -141,27 +140,27 @@ def _after_peaks(evidence: FeatureEvidence, room: Room) -> str:
 
 
 def _pruned(evidence: FeatureEvidence, room: Room) -> list[dict[str, str]]:
-    kept = [cut_text(p) for p in evidence.pruned if p.status == "ok"]
-    return kept[: max(1, room.contexts)]
+    return [cut_text(p) for p in evidence.pruned if p.status == "ok"][: room.contexts]
 
 
 def _cut_texts(evidence: FeatureEvidence, room: Room) -> list[dict[str, str]]:
     """Those that say more than the excerpt that they were cut from, which is shown too."""
     by_id = {c.context_id: c for c in evidence.top}
     kept = [p for p in evidence.pruned if p.status == "ok" and says_more(p, by_id.get(p.context_id))]
-    return [cut_text(p) for p in kept[: max(1, room.contexts)]]
+    return [cut_text(p) for p in kept[: room.contexts]]
 
 
-def _listed(name: str, evidence: FeatureEvidence, room: Room) -> str:
-    """The tokens of one list of the feature, without those that recur in the lists of many features."""
-    tokens = {
-        "promoted": [t.token for t in evidence.promoted],
-        "suppressed": [t.token for t in evidence.suppressed],
-        "raised": [t.token for t in evidence.changed if t.sign == 1],
-        "lowered": [t.token for t in evidence.changed if t.sign == -1],
-    }[name]
-    recurring = set(evidence.recurring.get(name, ()))
-    return _line([token for token in tokens if token not in recurring][: room.listed])
+def _tokens(
+    name: str, method: str, tokens_of: Callable[[FeatureEvidence], Sequence[PromotedToken | ChangedToken]]
+) -> Section:
+    """The section of one list of tokens, without those that recur in the lists of many features."""
+
+    def shown(evidence: FeatureEvidence, room: Room) -> str:
+        recurring = evidence.recurring.get(name, ())
+        tokens = [t.token for t in tokens_of(evidence)]
+        return _line([token for token in tokens if token not in recurring][: room.listed])
+
+    return Section(name, shown, method)
 
 
 def _words(words: Sequence[RelatedWord], room: Room) -> str:
@@ -184,15 +183,15 @@ PRUNED = Section("pruned", _pruned, "pruning")
 """The shortest texts that keep a peak, and what each of their tokens is worth."""
 CUT_TEXTS = Section("pruned", _cut_texts, "pruning")
 """Those of them that say more than the excerpts."""
-PROMOTED = Section("promoted", lambda e, room: _listed("promoted", e, room), "vocab_projection")
+PROMOTED = _tokens("promoted", "vocab_projection", lambda e: e.promoted)
 """Next tokens that the feature's decoder row promotes."""
-SUPPRESSED = Section("suppressed", lambda e, room: _listed("suppressed", e, room), "vocab_projection")
-RAISED = Section("raised", lambda e, room: _listed("raised", e, room), "token_change")
+SUPPRESSED = _tokens("suppressed", "vocab_projection", lambda e: e.suppressed)
+RAISED = _tokens("raised", "token_change", lambda e: [t for t in e.changed if t.sign == 1])
 """Tokens that the model says more when the feature is clamped."""
-LOWERED = Section("lowered", lambda e, room: _listed("lowered", e, room), "token_change")
+LOWERED = _tokens("lowered", "token_change", lambda e: [t for t in e.changed if t.sign == -1])
 RELATED_WORDS = Section("related_words", lambda e, room: _words(e.related_words, room), "mutual_information")
 """Words tied to the feature's direction."""
 INPUT_WORDS = Section("input_words", lambda e, room: _words(e.input_words, room), "words")
 """Words whose presence goes with firing."""
-IS_OUTPUT = Section("is_output", lambda e, room: e.is_output, "output_statistic")
-"""Whether the feature's vocabulary projection stands out from a random direction's: True, False, or None (unknown)."""
+STANDS_OUT = Section("stands_out", lambda e, room: e.stands_out, "output_statistic")
+"""Whether the promoted tokens stand out clearly from those of a random direction: True, False, or None (unknown)."""

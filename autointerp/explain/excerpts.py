@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from autointerp.ask.beginnings import Mark, beginning
+from autointerp.ask.beginnings import Beginning, beginning
 from autointerp.ask.prompts import one_line
 from autointerp.ask.scale import shown
 from autointerp.records import Context
@@ -18,7 +18,7 @@ def excerpt(context: Context, max_activation: float, silent: Collection[str] = (
     return one_line(pieces(context, max_activation, silent))
 
 
-def pieces(context: Context, max_activation: float, silent: Collection[str] = ()) -> list[Piece | Mark]:
+def pieces(context: Context, max_activation: float, silent: Collection[str] = ()) -> list[Piece | Beginning]:
     """What the context begins, and its text in pieces."""
     alone = [i for i, token in enumerate(context.tokens) if token in silent]
     return [*beginning(context), *with_levels(context.tokens, shown(context.activations, max_activation), alone)]

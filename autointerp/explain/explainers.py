@@ -30,7 +30,6 @@ from autointerp.explain.evidence_sections import (
     DRAWN,
     EXCERPTS,
     INPUT_WORDS,
-    IS_OUTPUT,
     LOWERED,
     PROMOTED,
     PRUNED,
@@ -38,6 +37,7 @@ from autointerp.explain.evidence_sections import (
     RELATED_WORDS,
     SAME_TOKEN_SILENT,
     SILENT,
+    STANDS_OUT,
     SUPPRESSED,
 )
 from autointerp.explain.explainer import Explainer, named
@@ -60,7 +60,7 @@ BUILT_IN: tuple[Explainer, ...] = (
         "combined",
         (
             EXCERPTS, DRAWN, SAME_TOKEN_SILENT, CUT_TEXTS, AFTER_PEAKS, PROMOTED, SUPPRESSED, RAISED, LOWERED,
-            RELATED_WORDS, INPUT_WORDS, IS_OUTPUT,
+            RELATED_WORDS, INPUT_WORDS, STANDS_OUT,
         ),
         listed=15,
         answers="meanings",

@@ -67,7 +67,7 @@ async def explain(job: Job, config: ExplainConfig, score_config: ScoreConfig | N
 
 
 def _flag_notes(job: Job, explainer: str) -> list[str]:
-    """What is to be said of labels that cannot be what they seem: those that repeat, of the explainer that ran."""
+    """A line for each flag that labels of the explainer that ran have."""
     flagged = flagged_labels(job.store, job.dictionary_id, explainer)
     return [f"{n:,} labels are {flag}: many features have them word for word" for flag, n in flagged.items()]
 

@@ -105,15 +105,16 @@ class LabelPrompt:
         label = parse_meanings(reply) if self.answers == "meanings" else parse_label(reply)
         if label.text is None:
             return label
-        if is_of_the_form(label.text, self.template.source):
+        if self._is_form(label.text):
             return Label("unparseable", error=f"{label.text!r} is made of words of the prompt's own form")
-        side = label.side if self.side is None else self.side
-        label = replace(label, side=side)
-        if label.second_text is not None and is_of_the_form(label.second_text, self.template.source):
+        if self._is_form(label.second_text):
             label = replace(label, second_text=None, second_share=None)
-        if label.output_text is not None and is_of_the_form(label.output_text, self.template.source):
+        if self._is_form(label.output_text):
             label = replace(label, output_text=None)
-        return label
+        return label if self.side is None else replace(label, side=self.side)
+
+    def _is_form(self, text: str | None) -> bool:
+        return text is not None and is_of_the_form(text, self.template.source)
 
 
 @dataclass(frozen=True)

@@ -119,17 +119,17 @@ def _phrase(raw: Any) -> str | None:
 def _shares(*told: Any) -> list[float | None]:
     """Shares from 0 to 1 of the meanings of one reply; None where one is no number or too large.
 
-    Percent are asked for, so 1 means 1 %. Some LLMs write shares all the same. A number is taken for one where it is
-    below 1, where it is written 1.0, and where all that are told sum up to 1; never where it is said to be percent.
+    Percent are asked for, so 1 means 1 %. Some LLMs write shares all the same. A number is taken for a share where it
+    has decimals and is at most 1, and where all that are told sum up to 1; never where it is said to be percent.
     """
     numbers = [_number(raw) for raw in told]
-    are_shares = math.isclose(sum(number.value for number in numbers), 1.0, abs_tol=1e-9)
-    shares = [
-        n.value if not n.is_percent and (are_shares or 0 < n.value < 1 or (n.value == 1 and n.has_decimals))
-        else n.value / 100
-        for n in numbers
-    ]  # fmt: skip
-    return [share if 0 <= share <= 1 else None for share in shares]
+    are_shares = math.isclose(sum(n.value for n in numbers), 1.0, abs_tol=1e-9)
+
+    def share(n: _Number) -> float:
+        is_share = not n.is_percent and (are_shares or (n.has_decimals and n.value <= 1))
+        return n.value if is_share else n.value / 100
+
+    return [value if 0 <= value <= 1 else None for value in map(share, numbers)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +144,8 @@ def _number(raw: Any) -> _Number:
     if isinstance(raw, str) and (found := _NUMBER.search(raw)):
         is_percent = "%" in raw or "percent" in raw.lower()
         return _Number(float(found[1].replace(",", ".")), is_percent, not found[1].isdigit())
-    if (
-        isinstance(raw, (int, float)) and not isinstance(raw, bool) and abs(raw) <= 100
-    ):  # JSON knows thousands of digits
+    is_number = isinstance(raw, (int, float)) and not isinstance(raw, bool)
+    if is_number and abs(raw) <= 100:  # an integer of JSON may be too large for a float
         return _Number(float(raw), has_decimals=isinstance(raw, float))
     return _Number(math.nan)
 
@@ -204,8 +203,8 @@ def _last_object(reply: str, names: Sequence[str]) -> tuple[int, dict[str, Any]]
 
 
 def clean_label(text: str) -> str:
-    """`text` as one line of at most MAX_LABEL characters, without control characters, URLs, and the marks and quotes
-    around it."""
+    """`text` as one line, without control characters, URLs, and the marks and quotes around it; as many of its words as
+    make at most MAX_LABEL characters."""
     text = _URL.sub("", text)
     text = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
     text = re.sub(r" +", " ", text).strip(" *_")
@@ -213,11 +212,4 @@ def clean_label(text: str) -> str:
         text = text[1:-1].strip()
     if text.startswith("<") and text.endswith(">"):
         text = text[1:-1].strip()
-    return shortened(text, MAX_LABEL)
-
-
-def shortened(text: str, most: int) -> str:
-    """`text`, or as many of its words as make at most `most` characters with an ellipsis."""
-    if len(text) <= most:
-        return text
-    return text[: most - 1].rsplit(" ", 1)[0].rstrip(" ,;:") + "…"
+    return text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1].rsplit(" ", 1)[0].rstrip(" ,;:") + "…"

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autointerp.ask.explanation_row import blank_row
+from autointerp.ask.explanation_row import blank_row, with_meanings
 from autointerp.ask.job import RULE_BLOCK
 from autointerp.errors import InputError
 from autointerp.explain.evidence_sections import Section, how_to_find, needed_methods
@@ -146,12 +146,8 @@ def _by_patterns(run: ExplainRun, explainer: Explainer, features: Sequence[int])
         lacking = run.evidence([f for f in block if f not in held], EVERY_CONTEXT)
         labels = {**held, **{e.feature: rule_explanation(e, job, as_rule, rule_digest) for e in lacking}}
         for base in well_explained(job, [labels[f] for f in block], threshold):
-            row = blank_row(job, config, base.feature, PATTERNS, digest, base.evidence_sha256)
-            found.rows.append(
-                dataclasses.replace(
-                    row, text=base.text, status="ok", rule=base.rule, side=base.side, derived_from=[base.explanation_id]
-                )
-            )
+            row = with_meanings(blank_row(job, config, base.feature, PATTERNS, digest, base.evidence_sha256), base)
+            found.rows.append(dataclasses.replace(row, rule=base.rule, derived_from=[base.explanation_id]))
             if base.feature not in held:
                 found.bases.append(base)
             found.done.add(base.feature)

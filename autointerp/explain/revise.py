@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from autointerp.ask.explanation_row import with_meanings
 from autointerp.ask.forecast import Estimate
 from autointerp.ask.job import BLOCK, Blocks, run_pool
 from autointerp.config import ExplainConfig
@@ -25,7 +26,6 @@ from autointerp.explain.composite import (
     part,
     recipe_sha256,
     validator_of,
-    with_meanings,
 )
 from autointerp.explain.evidence_sections import EXCERPTS, Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
@@ -59,7 +59,7 @@ class Revise:
 
     def digest(self, run: ExplainRun) -> str:
         reviser = REVISER.prompt(run.config, run.job.prompts)
-        correction: list[object] = [reviser.template.sha256, run.config.mistakes, "judged on the other half"]
+        correction: list[object] = [reviser.template.sha256, run.config.mistakes, "judged on other documents"]
         return recipe_sha256(run, [self._base(run)], correction, validator_of(run))
 
     async def explain(self, work: OpenRun, features: Sequence[int]) -> None:

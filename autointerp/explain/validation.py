@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
-from autointerp import stats
 from autointerp.ask.forecast import Estimate
 from autointerp.ask.job import Job, Outcome
 from autointerp.ask.question import Asker
@@ -23,9 +22,9 @@ from autointerp.config import ScoreConfig
 from autointerp.errors import InputError
 from autointerp.llm.client import LlmClient
 from autointerp.records import Context, Explanation, Score
-from autointerp.score.correlation import SIMULATION
+from autointerp.score.correlation import SIMULATION, correlation
 from autointerp.score.detection_questions import TIERS, balanced
-from autointerp.score.score_rows import Answer, obstacle
+from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import MadeBy, Run, Scorer
 from autointerp.score.scorers import scorer_named
 from autointerp.score.scoring import score_through
@@ -120,38 +119,28 @@ def mistakes(score: Score, contexts: Sequence[Context], most: int) -> tuple[list
 
 
 def halves(contexts: Sequence[Context]) -> tuple[list[Context], list[Context]]:
-    """The contexts in two halves without a common document. Documents take turns in the order of the hash of their
-    names, first those in which the feature is active, then the others, so that either half has both kinds if there are
-    two documents of each."""
+    """The contexts in two halves without a common document; blocks of a huge one stay together. Documents take turns in
+    the order of the hash of their names, those in which the feature is active and the others each among themselves, so
+    that either half has both kinds if there are two documents of each."""
     documents: dict[str, list[Context]] = defaultdict(list)
     for context in contexts:
-        documents[context.document].append(context)
+        documents[context.source].append(context)
 
-    def key(document: str) -> tuple[bool, bytes]:
-        is_silent = all(context.kind == "negative" for context in documents[document])
-        return is_silent, hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
+    def drawn(document: str) -> bytes:
+        return hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
 
     parts: tuple[list[Context], list[Context]] = ([], [])
-    turns = {False: 0, True: 0}
-    for document in sorted(documents, key=key):
-        is_silent = key(document)[0]
-        parts[turns[is_silent] % 2].extend(documents[document])
-        turns[is_silent] += 1
+    for is_silent in (False, True):
+        own = [name for name, held in documents.items() if all(c.kind == "negative" for c in held) == is_silent]
+        for turn, name in enumerate(sorted(own, key=drawn)):
+            parts[turn % 2].extend(documents[name])
     return parts
 
 
 def value_on(score: Score, contexts: Sequence[Context]) -> float | None:
-    """The score's value over these contexts alone; 0 where a simulation predicts the same everywhere. None where they
-    define no value, as without an active or without a silent context."""
+    """The score's value over these contexts alone; None where they define none, as without an active or without a
+    silent context."""
     by_id = {context.context_id: context for context in contexts}
     answers = [Answer(by_id[p.context_id], p) for p in score.predictions if p.context_id in by_id]
-    if score.scorer != SIMULATION:
-        return balanced(answers).estimate.value
-    if obstacle(answers) is not None:
-        return None
-    known = [a.prediction for a in answers if a.prediction.predicted is not None]
-    truth = [value for prediction in known for value in prediction.truth]
-    predicted = [value for prediction in known for value in prediction.predicted or ()]
-    if not stats.is_constant(truth) and stats.is_constant(predicted):
-        return 0.0
-    return stats.pearson(truth, predicted)
+    result = correlation(answers) if score.scorer == SIMULATION else balanced(answers)
+    return result.estimate.value

@@ -40,18 +40,17 @@ def by_patterns(evidence: FeatureEvidence) -> RuleLabel:
     sample = patterns.sample_of(evidence)
     rule = patterns.learn(sample)
     text = sentence(sample, rule)
-    label = _rule_label(text, rule)
-    return label if text is None else dataclasses.replace(label, output=leads_to(evidence.promoted, sample))
+    return _rule_label(text, rule, None if text is None else leads_to(evidence.promoted, sample))
 
 
 def by_token_lookup(evidence: FeatureEvidence) -> RuleLabel:
     """The tokens with the largest mean activation (the baseline of Bills et al. 2023)."""
-    rule = patterns.token_lookup(patterns.sample_of(evidence, patterns.tokens_alone))
+    rule = patterns.token_lookup(patterns.sample_of(evidence))
     return _rule_label(lookup_sentence(rule), rule)
 
 
-def _rule_label(text: str | None, rule: patterns.Rule) -> RuleLabel:
-    return RuleLabel(text, None if text is None else "input", rule.to_json())
+def _rule_label(text: str | None, rule: patterns.Rule, output: str | None = None) -> RuleLabel:
+    return RuleLabel(text, None if text is None else "input", rule.to_json(), output)
 
 
 def rule_sha256(explainer: str) -> str:

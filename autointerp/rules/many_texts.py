@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.rules.patterns import Key, Rule, Table
+from autointerp.rules.patterns import Key, Rule, Table, numbered
 from autointerp.rules.token_facts import Facts, facts_of
 
 
@@ -22,9 +23,7 @@ class ManyTexts:
         self._codes: dict[str, NDArray[np.int64]] = {}
         self._values: dict[str, dict[str, int]] = {}
         for place, name in enumerate(Facts._fields):
-            index: dict[str, int] = {}
-            self._codes[name] = np.array([index.setdefault(fact[place], len(index)) for fact in facts], dtype=np.int64)
-            self._values[name] = index
+            self._codes[name], self._values[name] = numbered(map(itemgetter(place), facts))
         self._keys: dict[tuple[str, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import pairwise, repeat
+from functools import cached_property
+from itertools import repeat
 from operator import add, itemgetter
 from typing import Any
 
@@ -135,48 +135,47 @@ class Rule:
 
 @dataclass(frozen=True)
 class Sample:
-    """The evidence as one long list of tokens."""
+    """The evidence as one long list of tokens. What stands around them is read when it is first asked for:
+    `token_lookup` asks for nothing of it."""
 
-    facts: list[Facts]
-    following: list[str]
-    """The token after each one; '' at the end of a context."""
-    words: list[str]
-    """The whole word that each token is part of, as far as the context shows it; '' outside of words."""
+    contexts: list[list[str]]
+    """The tokens of each context. All that follows has one entry per token."""
     activations: NDArray[np.float64]
     """0..10."""
     documents: NDArray[np.int64]
     """Index of the document of each token."""
-    n_active_contexts: int
+
+    @cached_property
+    def facts(self) -> list[Facts]:
+        return [fact for tokens in self.contexts for fact in facts_of(tokens)]
+
+    @cached_property
+    def following(self) -> list[str]:
+        """The token after each one; '' at the end of a context."""
+        return [token for tokens in self.contexts if tokens for token in (*tokens[1:], "")]
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The whole word that each token is part of, as far as the context shows it; '' outside of words."""
+        return [word for tokens in self.contexts for word in whole_words(tokens)]
+
+    def values(self, fact: str) -> Iterator[str]:
+        """One of the facts, of every token."""
+        if fact == "token":
+            return (token for tokens in self.contexts for token in tokens)
+        return map(itemgetter(Facts._fields.index(fact)), self.facts)
 
 
-@lru_cache(maxsize=65_536)
-def _token_alone(token: str) -> Facts:
-    return Facts(token, *[""] * (len(Facts._fields) - 1))
-
-
-def tokens_alone(tokens: Sequence[str]) -> list[Facts]:
-    """Facts that say the tokens and nothing of what stands around them, for which nothing has to be read."""
-    return [_token_alone(token) for token in tokens]
-
-
-def sample_of(evidence: FeatureEvidence, read: Callable[[Sequence[str]], list[Facts]] = facts_of) -> Sample:
-    """The tokens of all contexts of the evidence, active and silent. With `tokens_alone` as `read`, the sample serves
-    `token_lookup` and nothing else."""
-    facts: list[Facts] = []
-    following: list[str] = []
-    words: list[str] = []
+def sample_of(evidence: FeatureEvidence) -> Sample:
+    """The tokens of all contexts of the evidence, active and silent."""
+    contexts = _distinct([*evidence.top, *evidence.sampled, *evidence.negatives])
     activations: list[float] = []
     documents: list[int] = []
     index: dict[str, int] = {}
-    active = 0
-    for context in _distinct([*evidence.top, *evidence.sampled, *evidence.negatives]):
-        facts += read(context.tokens)
-        following += [b for _, b in pairwise([*context.tokens, ""])]
-        words += [""] * len(context.tokens) if read is tokens_alone else whole_words(context.tokens)
+    for context in contexts:
         activations += scaled(context.activations, evidence.max_activation)
         documents += [index.setdefault(context.document, len(index))] * len(context.tokens)
-        active += context.max_activation > 0
-    return Sample(facts, following, words, np.array(activations), np.array(documents, dtype=np.int64), active)
+    return Sample([c.tokens for c in contexts], np.array(activations), np.array(documents, dtype=np.int64))
 
 
 def _distinct(contexts: Sequence[Context]) -> list[Context]:
@@ -232,13 +231,17 @@ class _Column:
         return tuple(values[codes[i]] for values, codes in self.parts)
 
 
-def _columns(facts: Sequence[Facts], tables: Sequence[Key], fold: NDArray[np.int64], folds: int) -> list[_Column]:
+def numbered(values: Iterable[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """(the number of each value, the numbers of the different ones), in the order in which they first come."""
+    index: dict[str, int] = {}
+    return np.array([index.setdefault(value, len(index)) for value in values], dtype=np.int64), index
+
+
+def _columns(sample: Sample, tables: Sequence[Key], fold: NDArray[np.int64], folds: int) -> list[_Column]:
     codes: dict[str, NDArray[np.int64]] = {}
     values: dict[str, list[str]] = {}
     for name in {name for of in tables for name in of}:
-        place = Facts._fields.index(name)
-        index: dict[str, int] = {}
-        codes[name] = np.array([index.setdefault(fact[place], len(index)) for fact in facts], dtype=np.int64)
+        codes[name], index = numbered(sample.values(name))
         values[name] = list(index)
     out = []
     for of in tables:
@@ -265,7 +268,7 @@ def learn(sample: Sample, tables: Sequence[Key] = TABLES, max_tables: int = MAX_
     fold = sample.documents % folds
     by_fold, n_fold = np.bincount(fold, weights=y, minlength=folds), np.bincount(fold, minlength=folds)
     unseen = ((y.sum() - by_fold) / np.maximum(y.size - n_fold, 1))[fold]
-    columns = _columns(sample.facts, tables, fold, folds)
+    columns = _columns(sample, tables, fold, folds)
     variance = float(((y - y.mean()) ** 2).sum())
     chosen: list[Table] = []
     uses: Counter[int] = Counter()
@@ -314,7 +317,7 @@ def _without_crossfit(sample: Sample, tables: Sequence[Key]) -> Rule:
     """The rule where all evidence is from one document: shrunken means of the first table, without an estimate of the
     fit."""
     y = sample.activations
-    column = _columns(sample.facts, tables[:1], np.zeros(y.size, dtype=np.int64), 1)[0]
+    column = _columns(sample, tables[:1], np.zeros(y.size, dtype=np.int64), 1)[0]
     sums = np.bincount(column.ids, weights=y - y.mean(), minlength=column.counts.size)
     weights = sums / (column.counts + SHRINKAGE[0])
     return Rule(round(float(y.mean()), 4), [Table(tables[0], _kept(column, weights))])

@@ -11,8 +11,7 @@ from autointerp.rules.token_names import quoted, token_name
 
 PLACE_RECALL_FROM = 0.8
 """A position feature is labelled by its places where it fires on at least this share of the tokens there. The share is
-estimated from the feature's density and from the stored windows, so the threshold is lower than that for
-tokens."""
+estimated from the feature's density and the stored windows, so the threshold is lower than that for tokens."""
 
 
 def describe(facts: ShapeFacts) -> tuple[str | None, str | None]:

@@ -40,7 +40,7 @@ from pathlib import Path
 import numpy as np
 
 from autointerp import jackknife, stats
-from autointerp.ask.beginnings import Mark, beginning, plain_excerpt
+from autointerp.ask.beginnings import Beginning, beginning, plain_excerpt
 from autointerp.ask.chat import ReplyError, chat_body
 from autointerp.ask.prompts import PromptTemplate, load_template, mark, one_line
 from autointerp.clustered_shares import share_of
@@ -284,10 +284,10 @@ def template_of(scorer: str, prompts: Path | None = None) -> PromptTemplate:
     return load_template(f"score/{scorer}", prompts)
 
 
-def pieces(example: Example) -> list[str | list[str] | Mark]:
+def pieces(example: Example) -> list[str | list[str] | Beginning]:
     """A context with its marks: what it begins, unmarked stretches as strings, marked tokens as arrays of one string.
     As JSON this cannot be mistaken, whatever delimiters the text itself contains."""
-    out: list[str | list[str] | Mark] = [*beginning(example.context)]
+    out: list[str | list[str] | Beginning] = [*beginning(example.context)]
     plain = ""
     marked = set(example.marked)
     for place, token in enumerate(example.context.tokens):

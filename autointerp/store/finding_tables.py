@@ -150,12 +150,12 @@ def _shape(rows: Sequence[Row]) -> FeatureShape:
 
 FEATURE_SHAPES = FindingTable("shape", "feature_shapes", key="shape", is_single=True, fills="shape", read=_shape)
 CLEARLY = 2.0
-"""An output feature stands out clearly if its kurtosis is so many times what 1 in 100 random directions exceed: among
-many tokens, very little is already more than chance."""
+"""An output feature's promoted tokens stand out clearly if its kurtosis is so many times what 1 in 100 random
+directions exceed: among many tokens, very little is already more than chance."""
 
 
 def stands_out(found: Row) -> bool:
-    """Whether the row of an output feature says so clearly."""
+    """Whether the promoted tokens of the feature of this row stand out clearly."""
     return bool(found["is_output"] and found["kurtosis"] >= CLEARLY * found["threshold"])
 
 
@@ -163,7 +163,7 @@ OUTPUT_STATISTICS = FindingTable(
     "output_statistic",
     "output_statistics",
     is_single=True,
-    fills="is_output",
+    fills="stands_out",
     read=lambda rows: stands_out(rows[0]),
 )
 TOKEN_CHANGES = FindingTable(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autointerp.records import source_of
 from autointerp.store.first_tokens import WINDOW_BEGINS_DOCUMENT
 from autointerp.store.store import Store
 
@@ -83,6 +84,7 @@ class Stretch:
     before: str
     """The token in front; empty at the beginning of the window's text."""
     document: str
+    """What it was cut from: blocks of a huge document are one document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ def texts_up_to_peak(
 
 
 def _stretch(tokens: list[str], ahead: str, before: str | None, document: str) -> Stretch:
-    return Stretch(tokens, ahead, before or "", document)
+    return Stretch(tokens, ahead, before or "", source_of(document))
 
 
 def last_feature(store: Store, dictionary_id: int) -> int:

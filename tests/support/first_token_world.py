@@ -18,8 +18,8 @@ from torch.nn.functional import normalize
 from autointerp.records import Context
 from support.llm_server import BrainReply, Fault
 from support.planted_features import ADJECTIVES, ADVERBS, NOUNS, TREES, VERBS
-from support.planted_world import CLASS, HOOKPOINT, PLACE, TOKEN, WIDTH, K, N, make_model, make_tokenizer, simplex
-from support.shown_excerpts import begins
+from support.planted_world import CLASS, FILES, PLACE, TOKEN, WIDTH, K, N, simplex, write_world
+from support.shown_excerpts import begins, pieces_of
 
 DOCUMENT, WINDOW, NEITHER = range(3)
 OPENINGS = [*ADVERBS, "and", "but"]
@@ -28,20 +28,8 @@ TEXTS = {DOCUMENT: OPENINGS, NEITHER: TREES, **{3 + i: [noun] for i, noun in enu
 """Which words each of the features fires on; WINDOW fires on any."""
 HUGE = "huge"
 
-CONFIG = """
-[model]
-name = "model"
-dtype = "float32"
-device = "cpu"
-[corpus]
-source = "corpus.jsonl"
-id_field = "id"
-context_length = 32
+SETTINGS = """
 block_characters = 4000
-[[sae]]
-name = "planted"
-hookpoint = "{hookpoint}"
-path = "sae"
 [harvest]
 context_tokens = 8
 top_contexts = 6
@@ -59,31 +47,17 @@ base_url = "{url}"
 scorers = ["detection", "fuzzing", "simulation"]
 method = "numbers"
 contexts = 6
-[llm]
-requests_per_minute = 600000.0
-[store]
-path = "planted.duckdb"
 """
 
 
 def build(folder: Path, url: str) -> Path:
     """Writes model, SAE, corpus and configuration; the path of the configuration."""
-    from autointerp.sae.formats import save_saelens
-
-    folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)
     texts = [_document(draw, draw.randrange(12, 4 * WINDOW_TOKENS)) for _ in range(120)]
     names = [*(f"text-{i:04}" for i in range(len(texts))), HUGE, "note#7"]
     texts += [_document(draw, 2000), _document(draw, 40)]
-    with (folder / "corpus.jsonl").open("w", encoding="utf-8") as file:
-        for name, words in zip(names, texts, strict=True):
-            file.write(json.dumps({"id": name, "text": " ".join(words)}) + "\n")
-    tokenizer = make_tokenizer()
-    tokenizer.save_pretrained(folder / "model")
-    make_model(tokenizer, texts, []).save_pretrained(folder / "model")
-    save_saelens(_sae(), folder / "sae", {"hook_name": HOOKPOINT})
-    (folder / "autointerp.toml").write_text(CONFIG.format(hookpoint=HOOKPOINT, url=url), encoding="utf-8")
-    return folder / "autointerp.toml"
+    config = FILES + SETTINGS.format(url=url)
+    return write_world(folder, dict(zip(names, texts, strict=True)), [], _sae(), config)
 
 
 def _document(draw: random.Random, n: int) -> list[str]:
@@ -142,6 +116,4 @@ class PlaceReader:
         return shown == "document" if "document" in label else shown is not None
 
     def _chooses(self, label: str, line: str, is_fuzzing: bool) -> bool:
-        pieces = json.loads(line)
-        first = next((p for p in pieces if not isinstance(p, dict)), None) if isinstance(pieces, list) else None
-        return self._fits(label, begins(line)) and (not is_fuzzing or isinstance(first, list))
+        return self._fits(label, begins(line)) and (not is_fuzzing or isinstance(pieces_of(line)[0], list))

@@ -120,7 +120,7 @@ def rich_evidence(feature: int) -> FeatureEvidence:
         changed=[ChangedToken(word + "!", 1, 0, 2.0, 9.0), ChangedToken(" less", -1, 0, -1.0, -4.0)],
         related_words=[RelatedWord("greek", 0, 2.0), RelatedWord("letters", 1, 1.5)],
         input_words=[RelatedWord("SIDE: output", 0, 3.0)],
-        is_output=True,
+        stands_out=True,
     )
 
 

@@ -24,10 +24,10 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 Text = tuple[list[str], list[bool]]
 """The words of a text, and on which of them the feature is active."""
 _SECTIONS = {
-    "excerpts:": "active", "active:": "active", "the same token, silent here:": "active", "silent:": "silent",
-    "cut texts:": "cut",
+    "Excerpts,": "active", "excerpts:": "active", "active:": "active", "drawn,": "active",
+    "the same token, silent here:": "active", "silent:": "silent", "Cut texts,": "cut", "cut texts:": "cut",
 }  # fmt: skip
-_FIRST = {"Excerpts,": "active", "Cut texts,": "cut"}
+"""How the lines above texts begin, and what the texts show."""
 
 
 def words_in(text: str) -> list[str]:
@@ -41,10 +41,7 @@ def texts_in(prompt: str) -> list[Text]:
     section = ""
     cut: list[str | list[Any]] = []
     for line in prompt.split("\n"):
-        if line in _SECTIONS or line.startswith("drawn, "):
-            section = _SECTIONS.get(line, "active")
-        for start, first in _FIRST.items():
-            section = first if line.startswith(start) else section
+        section = next((shown for start, shown in _SECTIONS.items() if line.startswith(start)), section)
         if line.startswith(('"', "[")) and section == "silent":
             found = words_in("".join(pieces_of(line)))
             texts.append((found, [False] * len(found)))

@@ -21,7 +21,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -67,19 +67,26 @@ NO_WORD = math.log(1e-7)
 EXPLAINER, OUTPUT_EXPLAINER = "contexts", "vocab_projection"
 """The explainers' names under which `insert_labels` writes; the qualities are the names of their models."""
 
-CONFIG = """
+FILES = f"""
 [model]
 name = "model"
 dtype = "float32"
 device = "cpu"
+[[sae]]
+name = "planted"
+hookpoint = "{HOOKPOINT}"
+path = "sae"
+[llm]
+requests_per_minute = 600000.0
+[store]
+path = "planted.duckdb"
 [corpus]
 source = "corpus.jsonl"
 id_field = "id"
 context_length = 32
-[[sae]]
-name = "planted"
-hookpoint = "{hookpoint}"
-path = "sae"
+"""
+"""The configuration of what `write_world` writes; more of [corpus] may follow."""
+CONFIG = f"""{FILES}
 [harvest]
 context_tokens = 16
 top_contexts = 10
@@ -94,10 +101,6 @@ model = "oracle"
 base_url = "http://127.0.0.1:9/v1"
 contexts = 5
 bootstrap = 100
-[llm]
-requests_per_minute = 600000.0
-[store]
-path = "planted.duckdb"
 """
 
 
@@ -120,20 +123,28 @@ class PlantedWorld:
 
 def build(folder: Path, seed: int = 0, documents: int = 360) -> PlantedWorld:
     """Writes model, tokenizer, SAE, corpus and configuration to `folder`, which is created. `seed` determines them."""
+    features = planted.planted_features(seed)
+    texts = {f"text-{i:04}": words for i, words in enumerate(corpus_words(seed, documents))}
+    return PlantedWorld(write_world(folder, texts, features, make_sae(features), CONFIG), features)
+
+
+def write_world(
+    folder: Path, texts: Mapping[str, Sequence[str]], features: Sequence[Planted], sae: Any, config: str
+) -> Path:
+    """Writes a corpus (the words of each document, by its name), its model and tokenizer, an SAE and a configuration to
+    `folder`, which is created; the path of the configuration."""
     from autointerp.sae.formats import save_saelens
 
     folder.mkdir(parents=True, exist_ok=True)
-    features = planted.planted_features(seed)
-    texts = corpus_words(seed, documents)
     with (folder / "corpus.jsonl").open("w", encoding="utf-8") as file:
-        for i, words in enumerate(texts):
-            file.write(json.dumps({"id": f"text-{i:04}", "text": written(words)}) + "\n")
+        for name, words in texts.items():
+            file.write(json.dumps({"id": name, "text": written(words)}) + "\n")
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder / "model")
-    make_model(tokenizer, texts, features).save_pretrained(folder / "model")
-    save_saelens(make_sae(features), folder / "sae", {"hook_name": HOOKPOINT})
-    (folder / "autointerp.toml").write_text(CONFIG.format(hookpoint=HOOKPOINT), encoding="utf-8")
-    return PlantedWorld(folder / "autointerp.toml", features)
+    make_model(tokenizer, list(texts.values()), features).save_pretrained(folder / "model")
+    save_saelens(sae, folder / "sae", {"hook_name": HOOKPOINT})
+    (folder / "autointerp.toml").write_text(config, encoding="utf-8")
+    return folder / "autointerp.toml"
 
 
 def harvested(folder: Path, seed: int = 0) -> Store:

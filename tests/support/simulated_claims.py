@@ -79,7 +79,8 @@ class Judged:
 
 
 def of_documents(rng: np.random.Generator, tiles: int, documents: int) -> NDArray[np.int64]:
-    """The document of each tile: of 60 tiles of 30 documents as in real evidence, 23 documents, worth 13 if alike."""
+    """The document of each tile. Sizes vary as in real evidence: 60 tiles drawn from 30 documents are of 23 of them,
+    and weigh as much as 13 where all tiles of a document are alike."""
     size = np.exp(rng.normal(0.0, 0.8, documents))
     return rng.choice(documents, tiles, p=size / size.sum())
 

@@ -75,7 +75,7 @@ class Population:
 
     @property
     def r_squared(self) -> float:
-        """Of the predictions as they are."""
+        """R squared of the predictions as they are."""
         left = ((self.truth - self.predicted) ** 2).sum()
         return float(1 - left / ((self.truth - self.truth.mean()) ** 2).sum())
 
@@ -127,7 +127,7 @@ class Corpus:
 
     @property
     def correlation(self) -> float:
-        """Over all tokens."""
+        """The correlation over all tokens."""
         return float(np.corrcoef(self.truth.ravel(), self.predicted.ravel())[0, 1])
 
     def mixture(self, rng: np.random.Generator, n_active: int, n_silent: int) -> float:

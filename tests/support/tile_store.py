@@ -22,9 +22,10 @@ Fires = Callable[[int, Sequence[str]], list[float]]
 
 def tile_store(
     path: Path, windows: Sequence[Sequence[str]], features: Mapping[int, Fires], *, sampled: int = 20,
-    negatives: int = 10, seed: int = 0, report: int = 0,
+    negatives: int = 10, seed: int = 0, report: int = 0, named: Callable[[int], str] = "d{}".format,
 ) -> tuple[Store, int, int]:  # fmt: skip
-    """An open store with its dictionary_id and harvest_id. The last `report` windows are in the report split."""
+    """An open store with its dictionary_id and harvest_id. The last `report` windows are in the report split. `named`:
+    the name of each window's document."""
     rng = random.Random(seed)
     activations = {f: [fires(i, w) for i, w in enumerate(windows)] for f, fires in features.items()}
     splits = ["explain" if i < len(windows) - report else "report" for i in range(len(windows))]
@@ -75,7 +76,7 @@ def tile_store(
         con.execute("INSERT INTO harvest_info VALUES (1, 1, ?, ?, 'sae', 0, NULL)", [corpus_id, store.store_id])
         _load(
             con, "windows", "BIGINT INTEGER VARCHAR INTEGER INTEGER VARCHAR INTEGER[] VARCHAR[]",
-            [(i, corpus_id, f"d{i}", 100, 1, splits[i], list(range(len(w) + 1)), [BOS, *w])
+            [(i, corpus_id, named(i), 100, 1, splits[i], list(range(len(w) + 1)), [BOS, *w])
              for i, w in enumerate(windows)],
         )  # fmt: skip
         _load(
