@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from autointerp import stats
 from autointerp.clustered_shares import design_effect, share_of, share_with_effect
 from autointerp.prevalence import natural_precision
-from autointerp.records import Holding, source_of
+from autointerp.records import Holding
 from autointerp.score.natural import CLAIM, NO_FALSE_ALARM, SilentTiles, is_ordinary
 from autointerp.score.score_rows import Answer
 
@@ -115,7 +115,7 @@ def _claims(
         np.array([a.context.max_activation for a in active], dtype=np.float64),
         np.array([sum(a.context.activations) for a in active], dtype=np.float64),
         np.array(claimed, dtype=np.bool_), [a.context.source for a in active],
-        np.asarray(alarms, dtype=np.bool_), [source_of(d) for d in silent_documents], density,
+        np.asarray(alarms, dtype=np.bool_), list(silent_documents), density,
     )  # fmt: skip
 
 

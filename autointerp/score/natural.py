@@ -54,6 +54,7 @@ class SilentTiles:
     """What was predicted of silent tiles of the corpus at large, each array [tiles]."""
 
     documents: list[str] = field(default_factory=list)
+    """What each tile's document was cut from (see records.source_of)."""
     n_tokens: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     """Sum of the predictions over a tile's tokens."""
