@@ -24,17 +24,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autointerp import jackknife, stats
-from autointerp.records import Context, Score
+from autointerp.records import Score
+from autointerp.score.natural import is_ordinary
 from autointerp.score.score_rows import Answer, Identity, Result, obstacle
 
 SIMULATION = "simulation"
 RANDOM_ONLY = "simulation_random"
 CALIBRATED = "simulation_calibrated"
-
-
-def is_random_only(context: Context) -> bool:
-    """Whether a context counts for the random-only score: a uniform sample of activating, or of silent tiles."""
-    return context.kind == "sampled" or context.tier == "random"
 
 
 def correlation_rows(identity: Identity, report: Sequence[Answer], select: Sequence[Answer] | None) -> list[Score]:
@@ -44,7 +40,7 @@ def correlation_rows(identity: Identity, report: Sequence[Answer], select: Seque
         rows.append(identity.row(SIMULATION, "select", select, correlation(select), keep=True))
         calibrated = calibrated_fit(select, report)
         rows.append(identity.row(CALIBRATED, "report", report, calibrated, keep=False))
-    drawn = [a for a in report if is_random_only(a.context)]
+    drawn = [a for a in report if is_ordinary(a.context)]
     rows.append(identity.row(RANDOM_ONLY, "report", drawn, correlation(drawn), keep=False))
     rows.append(identity.row(SIMULATION, "report", report, correlation(report), keep=True))
     return rows
