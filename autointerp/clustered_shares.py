@@ -35,9 +35,8 @@ def design_effect(hits: ArrayLike, documents: Sequence[Hashable]) -> float | Non
         raise ValueError(f"{hit.size} tiles need as many documents, not {len(documents)}")
     if not hit.size:
         return None
-    index: dict[Hashable, int] = {}
-    of = np.array([index.setdefault(document, len(index)) for document in documents])
-    groups, sizes = len(index), np.bincount(of).astype(np.float64)
+    of, names = stats.numbered(documents)
+    groups, sizes = len(names), np.bincount(of).astype(np.float64)
     most = float(sizes @ sizes) / hit.size
     if groups < FEWEST_DOCUMENTS:
         return most if most <= HARDLY_ALIKE else None

@@ -7,7 +7,7 @@ of an interval that cannot be computed (one document cannot be resampled).
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import NormalDist
@@ -35,6 +35,12 @@ class Estimate:
 
 def flat(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64).ravel()
+
+
+def numbered(names: Iterable[Hashable]) -> tuple[NDArray[np.int64], list[Hashable]]:
+    """(the number of each name, from 0 in the order in which they come; the names in that order)."""
+    index: dict[Hashable, int] = {}
+    return np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64), list(index)
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
@@ -288,19 +294,18 @@ def spearman_interval(
     """
     a, b = flat(x), flat(y)
     value = spearman(a, b)
-    index: dict[Hashable, int] = {}
-    named: Sequence[Hashable] = range(a.size) if groups is None else groups
-    group = np.array([index.setdefault(g, len(index)) for g in named], dtype=np.int64)
+    group, names = numbered(range(a.size) if groups is None else groups)
+    n_groups = len(names)
     if group.size != a.size:
         raise ValueError(f"{a.size} pairs in {group.size} groups")
-    if value is None or len(index) < FEWEST_GROUPS:
+    if value is None or n_groups < FEWEST_GROUPS:
         return Estimate(value, None, None, int(a.size))
     _, place_a = np.unique(a, return_inverse=True)
     _, place_b = np.unique(b, return_inverse=True)
     rng = np.random.default_rng(seed)
     found = np.empty(min(n_boot, max(200, 5_000_000 // a.size)))
     for i in range(found.size):
-        times = np.bincount(rng.integers(0, len(index), size=len(index)), minlength=len(index))[group].astype(float)
+        times = np.bincount(rng.integers(0, n_groups, size=n_groups), minlength=n_groups)[group].astype(float)
         # A pair drawn n times counts n times, so ranks and sums follow from the counts without sorting again.
         r, s = (_mid_ranks(np.bincount(place, times).astype(float))[place] for place in (place_a, place_b))
         n = times.sum()

@@ -389,19 +389,9 @@ def share_right(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
         return Result(why)
     usable = [a for a in answers if a.prediction.predicted is not None]
     right = [_truth(a) == _said(a) for a in usable]
-    found = share_of(right, [a.context.source for a in usable], z)
-    sums, documents = _document_sums(usable, [[float(r), 1.0] for r in right])
-    return Result("ok", replace(found, influences=jackknife.influences(_share_of, sums, documents)))
-
-
-def _document_sums(answers: Sequence[Answer], columns: Sequence[Sequence[float]]) -> tuple[Floats, list[str]]:
-    """(the sums of each answer's columns over its document, the documents)."""
-    documents = list(dict.fromkeys(a.context.source for a in answers))
-    place = {document: i for i, document in enumerate(documents)}
-    sums = np.zeros((len(documents), len(columns[0])))
-    for answer, row in zip(answers, columns, strict=True):
-        sums[place[answer.context.source]] += row
-    return sums, documents
+    documents = [a.context.source for a in usable]
+    moved = jackknife.influences(_share_of, [right, np.ones(len(right))], documents)
+    return Result("ok", replace(share_of(right, documents, z), influences=moved))
 
 
 def _share_of(sums: Floats) -> Floats:
@@ -439,18 +429,14 @@ def balanced(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
     if why is not None:
         return Result(why)
     usable = [a for a in answers if a.prediction.predicted is not None and counts(a.context)]
-    active = [_said(a) for a in usable if _truth(a)]
-    silent = [not _said(a) for a in usable if not _truth(a)]
-    if not active or not silent:
+    active = np.array([_truth(a) for a in usable], dtype=np.bool_)
+    said = np.array([_said(a) for a in usable], dtype=np.bool_)
+    if active.all() or not active.any():
         return Result("constant_truth")
-    found = stats.balanced_accuracy_interval(sum(active), len(active), sum(silent), len(silent), z)
-    rows = [[float(t and s), float(t), float(not t and not s), float(not t)] for t, s in map(_both, usable)]
-    sums, documents = _document_sums(usable, rows)
-    return Result("ok", replace(found, influences=jackknife.influences(_balanced_of, sums, documents)))
-
-
-def _both(answer: Answer) -> tuple[bool, bool]:
-    return _truth(answer), _said(answer)
+    columns = [active & said, active, ~active & ~said, ~active]
+    found = stats.balanced_accuracy_interval(*(int(column.sum()) for column in columns), z=z)
+    moved = jackknife.influences(_balanced_of, columns, [a.context.source for a in usable])
+    return Result("ok", replace(found, influences=moved))
 
 
 def _truth(answer: Answer) -> bool:
