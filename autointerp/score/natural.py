@@ -9,9 +9,9 @@
 
 `n` counts tiles (for recall, those in which the feature fires), `n_by_kind` both kinds of them, and `n_documents` the
 documents of those in which the feature fires. The intervals of precision and recall allow for tiles of one document
-being alike (clustered_shares.py). Where no silent tile was claimed, the share of false
-alarms is only known to be small: then the precision has no value but the status 'no_false_alarm' and its lower end. A
-label that claims no tile at all, neither active nor silent, has none either, and the status 'no_claim'.
+being alike (clustered_shares.py). Where no silent tile was claimed, the share of false alarms is only known to be small:
+then the precision has no value but the status 'no_false_alarm' and its lower end. A label that claims no tile at all,
+neither active nor silent, has none either, and the status 'no_claim'.
 """
 
 from __future__ import annotations
@@ -123,13 +123,11 @@ def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prev
         return Result("ok", found)
     if prevalence.silent >= 0.5 and not silent.documents:
         return Result("no_contexts")
-    everywhere = max((p for a in active for p in a.prediction.predicted or []), default=0.0)
-    same = [p for a in active for p in a.prediction.predicted or []]
-    same += (silent.total / np.maximum(silent.n_tokens, 1)).tolist() + silent.peak.tolist()
-    if np.allclose(same, everywhere):  # worth 0, as in correlation.py
-        documents: dict[Hashable, float] = dict.fromkeys((a.context.source for a in active), 0.0)
-        return Result("constant_prediction", stats.Estimate(0.0, None, None, found.n, documents))
-    return Result("constant_truth")
+    if stats.is_constant([*(t for a in active for t in a.prediction.truth), *np.zeros(len(silent.documents))]):
+        return Result("constant_truth")
+    # So the prediction is: worth 0, as in correlation.py.
+    unmoved: dict[Hashable, float] = dict.fromkeys(firing.documents, 0.0)
+    return Result("constant_prediction", stats.Estimate(0.0, None, None, found.n, unmoved))
 
 
 def precision_result(sensitivity: stats.Estimate, alarms: stats.Estimate, density: float) -> Result:
