@@ -36,14 +36,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from autointerp import stats
 from autointerp.clustered_shares import design_effect, share_of, share_with_effect
 from autointerp.prevalence import natural_precision
 from autointerp.records import Holding
-from autointerp.score.natural import CLAIM, NO_FALSE_ALARM, SilentTiles, is_ordinary
-from autointerp.score.score_rows import Answer
+from autointerp.score.natural import NO_FALSE_ALARM, SilentTiles, is_claimed, is_ordinary
+from autointerp.score.score_rows import Answer, documents_of, usable
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -89,32 +89,29 @@ class Claims:
 
 
 def claims_of_rule(active: Sequence[Answer], silent: SilentTiles, density: float) -> Claims:
-    """`active`: the sampled contexts and what the rule predicts of them; it claims a tile from CLAIM on."""
-    usable = [a for a in active if a.prediction.predicted is not None]
-    claimed = [max(a.prediction.predicted or [0.0]) >= CLAIM for a in usable]
-    return _claims(usable, claimed, silent.peak >= CLAIM, silent.documents, density)
+    """`active`: the sampled contexts and what the rule predicts of them; it claims a tile from natural.CLAIM on."""
+    told = usable(active)
+    return _claims(told, [is_claimed(a) for a in told], silent.claimed, silent.documents, density)
 
 
 def claims_of_judge(answers: Sequence[Answer], density: float) -> Claims:
     """`answers`: yes or no to contexts, of which the sampled ones and the silent ones of the random tier count."""
-    usable = [a for a in answers if a.prediction.predicted is not None and is_ordinary(a.context)]
-    said = [(a.prediction.predicted or [0.0])[0] > 0.5 for a in usable]
-    fires = [a.prediction.truth[0] > 0.5 for a in usable]
-    active = [(a, yes) for a, yes, on in zip(usable, said, fires, strict=True) if on]
-    silent = [(a, yes) for a, yes, on in zip(usable, said, fires, strict=True) if not on]
-    return _claims(
-        [a for a, _ in active], [yes for _, yes in active], np.array([yes for _, yes in silent], dtype=np.bool_),
-        [a.context.source for a, _ in silent], density,
-    )  # fmt: skip
+    told = [a for a in usable(answers) if is_ordinary(a.context)]
+    active, silent = [a for a in told if a.active], [a for a in told if not a.active]
+    return _claims(active, [a.said for a in active], [a.said for a in silent], documents_of(silent), density)
 
 
 def _claims(
-    active: Sequence[Answer], claimed: Sequence[bool], alarms: Flags, silent_documents: Sequence[str], density: float
+    active: Sequence[Answer],
+    claimed: Sequence[bool],
+    alarms: ArrayLike,
+    silent_documents: Sequence[str],
+    density: float,
 ) -> Claims:
     return Claims(
         np.array([a.context.max_activation for a in active], dtype=np.float64),
         np.array([sum(a.context.activations) for a in active], dtype=np.float64),
-        np.array(claimed, dtype=np.bool_), [a.context.source for a in active],
+        np.array(claimed, dtype=np.bool_), documents_of(active),
         np.asarray(alarms, dtype=np.bool_), list(silent_documents), density,
     )  # fmt: skip
 

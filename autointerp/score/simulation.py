@@ -443,9 +443,7 @@ def _rows(
     rows = correlation_rows(identity, report, None if item.select is None else select)
     if item.prevalence is None:
         return rows
-    asked = [a for a in report if a.context.tier == "random"]
     if silent is None:
-        silent = SilentTiles.of(asked)
-    n_failed = len([a for a in asked if a.prediction.status != "ok"]) if active is None else 0
+        silent = SilentTiles.of([a for a in report if a.context.tier == "random"])
     sampled = [a for a in report if a.context.kind == "sampled"] if active is None else active
-    return [*natural_rows(identity, sampled, silent, n_failed, item.prevalence), *rows]
+    return [*natural_rows(identity, sampled, silent, item.prevalence), *rows]
