@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,6 +79,11 @@ class Claims:
     """[m]"""
     density: float
     """The share of tiles in which the feature fires."""
+
+    @cached_property
+    def effect(self) -> float | None:
+        """The design effect of what is claimed among the active tiles; None where their documents are too few."""
+        return design_effect(self.claimed, self.documents)
 
     def leaving(self, active: Flags, silent: Flags) -> Claims:
         """Without these tiles."""
@@ -219,7 +225,7 @@ def _precision(claims: Claims, reach: Flags) -> stats.Estimate:
     theirs by the square-and-add rule."""
     n = claims.peaks.size + claims.alarms.size
     alarms = share_of(claims.alarms, claims.silent_documents)
-    true = natural_precision(share_of(claims.claimed, claims.documents), alarms, claims.density)
+    true = natural_precision(share_with_effect(claims.claimed, claims.effect), alarms, claims.density)
     if not claims.claimed.any() or alarms.value is None:
         return replace(true, low=None, high=None, n=n)
     value = _likely_precision(claims, reach)
@@ -251,8 +257,7 @@ def _alarm_rate(alarms: int, m: int) -> float:
 
 def _is_enough(claims: Claims) -> bool:
     """Whether the active tiles are worth FEWEST independent ones."""
-    effect = design_effect(claims.claimed, claims.documents)
-    return effect is not None and claims.peaks.size / effect >= FEWEST
+    return claims.effect is not None and claims.peaks.size / claims.effect >= FEWEST
 
 
 def _effect_within(claims: Claims, hits: Flags, within: Flags) -> float | None:
@@ -260,4 +265,4 @@ def _effect_within(claims: Claims, hits: Flags, within: Flags) -> float | None:
     the claims among all."""
     documents = [claims.documents[i] for i in np.flatnonzero(within)]
     effect = design_effect(hits, documents)
-    return effect if effect is not None else design_effect(claims.claimed, claims.documents)
+    return effect if effect is not None else claims.effect
