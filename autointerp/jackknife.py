@@ -151,6 +151,18 @@ def interval(value: float, left_out: Floats) -> tuple[float, float] | None:
     return value - half, value + half
 
 
+def interval_where_normal(
+    value: float, left_out: Floats, forward: Callable[[Floats], Floats], back: Callable[[Floats], Floats]
+) -> tuple[float, float] | tuple[None, None]:
+    """`interval`, made after the map `forward` and taken back from there; (None, None) where there is none."""
+    with np.errstate(divide="ignore"):  # at the edge, where there is no interval
+        ends = interval(float(forward(np.array(value))), forward(left_out))
+    if ends is None:
+        return None, None
+    low, high = sorted(back(np.array(ends)).tolist())
+    return low, high
+
+
 def leaving_each_out(statistic: Callable[[Floats], Floats], sums: Floats) -> tuple[float, Floats]:
     """A statistic of sums over all documents, and without each of them [G]. `sums` [G, K] are each document's own;
     `statistic` maps rows of sums [B, K] to values [B], NaN where it is not defined."""
@@ -165,15 +177,10 @@ def _estimate(
 ) -> Estimate:  # fmt: skip
     if math.isnan(value):
         return Estimate(None, None, None, n)
-    moved = influences_of(left_out, names)
-    ends = None
+    low, high = None, None
     if len(names) >= MIN_DOCUMENTS and bearing >= MIN_BEARING:
-        with np.errstate(divide="ignore"):  # at the edge, where there is no interval
-            ends = interval(float(forward(np.array(value))), forward(left_out))
-    if ends is None:
-        return Estimate(value, None, None, n, moved)
-    low, high = sorted(back(np.array(ends)).tolist())
-    return Estimate(value, low, high, n, moved)
+        low, high = interval_where_normal(value, left_out, forward, back)
+    return Estimate(value, low, high, n, influences_of(left_out, names))
 
 
 def _log_unexplained(r_squared: Floats) -> Floats:

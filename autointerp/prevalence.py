@@ -77,14 +77,10 @@ def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent:
         return stats.Estimate(None, None, None, n)
     left_out = stats.correlation_of(without)
     influences = _in_groups(jackknife.influences_of(left_out, names), alone)
-    ends = None
+    low, high = None, None
     if len(alone) >= jackknife.MIN_DOCUMENTS:
-        with np.errstate(divide="ignore"):  # a correlation of 1 has no interval
-            ends = jackknife.interval(float(np.arctanh(value)), np.arctanh(left_out))
-    if ends is None:
-        return stats.Estimate(value, None, None, n, influences)
-    low, high = np.tanh(ends)
-    return stats.Estimate(value, float(low), float(high), n, influences)
+        low, high = jackknife.interval_where_normal(value, left_out, np.arctanh, np.tanh)
+    return stats.Estimate(value, low, high, n, influences)
 
 
 def is_group(document: str) -> bool:
