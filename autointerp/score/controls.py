@@ -25,7 +25,7 @@ from autointerp.errors import InputError
 from autointerp.records import Explanation, FeatureEvidence, stable_id
 from autointerp.rules.labels import rule_explanation, rule_sha256
 from autointerp.store import Selection
-from autointerp.store.labels_left import LabelFacts, LabelKey, LabelsLeft
+from autointerp.store.labels_left import LabelFacts, LabelKey, LabelsLeft, keys_of
 
 SHUFFLED = "shuffled"
 NEIGHBOUR = "neighbour_label"
@@ -68,8 +68,8 @@ def stand_ins(
 
 def _labels_for(job: Job, pending: Sequence[Explanation], donors: Mapping[str, LabelKey]) -> LabelsLeft:
     """The donor of each pending label, read when it is needed."""
-    keys = pending.keys if isinstance(pending, LabelsLeft) else [(e.explanation_id, e.feature) for e in pending]
-    return LabelsLeft(job.store, job.dictionary_id, [donors[explanation_id] for explanation_id, _ in keys])
+    keys = [donors[explanation_id] for explanation_id, _ in keys_of(pending)]
+    return LabelsLeft(job.store, job.dictionary_id, keys)
 
 
 def shuffled_labels(labels: Sequence[LabelFacts], seed: int) -> dict[str, LabelKey]:
@@ -153,8 +153,7 @@ class LookupLabels(Sequence[Explanation | None]):
         self._job = job
         self._config = ExplainConfig(explainer=LOOKUP, seed=seed)
         self._digest = rule_sha256(LOOKUP)
-        keys = pending.keys if isinstance(pending, LabelsLeft) else [(e.explanation_id, e.feature) for e in pending]
-        self._features = [feature for _, feature in keys]
+        self._features = [feature for _, feature in keys_of(pending)]
         self._evidence: dict[int, FeatureEvidence] = {}
         """Of the features that were last read together."""
         stored = job.store.explanations_to_score(

@@ -32,7 +32,7 @@ from autointerp.score.prevalences import prevalences
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm
 from autointerp.score.stopping import ROUND, decide, interval_z, likely_share, method_of, plan, stops_early
-from autointerp.store.labels_left import LabelsLeft
+from autointerp.store.labels_left import keys_of
 from autointerp.store.pace import earlier_scores
 
 
@@ -142,14 +142,9 @@ class ChoiceScorer:
             plans = [plan(self.name, item.examples, config, job.dictionary_id) for item in some]
             (by,) = self.made_by(run)
             likely = likely_share(plans, config, before, assumed_correlation(run, self.name, by)[0])
-        times = len(targets) / max(1, len(a_few(targets))) * (1 + repeated_share(run, self.name, _features(targets)))
+        twice = repeated_share(run, self.name, [feature for _, feature in keys_of(targets)])
+        times = len(targets) / max(1, len(a_few(targets))) * (1 + twice)
         return Estimate.of(requests, times, written, likely)
-
-
-def _features(targets: Sequence[Explanation]) -> list[int]:
-    if isinstance(targets, LabelsLeft):  # a million of them maybe, none of which has to be read
-        return [feature for _, feature in targets.keys]
-    return [label.feature for label in targets]
 
 
 DETECTION_SCORER = ChoiceScorer(DETECTION)
