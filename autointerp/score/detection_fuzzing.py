@@ -30,7 +30,7 @@ from autointerp.score.judge_consistency import assumed_correlation, is_repeated,
 from autointerp.score.natural import Prevalence
 from autointerp.score.prevalences import prevalences
 from autointerp.score.score_rows import Answer
-from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm
+from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm, estimate_of
 from autointerp.score.stopping import ROUND, decide, interval_z, likely_share, method_of, plan, stops_early
 from autointerp.store.labels_left import keys_of
 from autointerp.store.pace import earlier_scores
@@ -143,8 +143,7 @@ class ChoiceScorer:
             (by,) = self.made_by(run)
             likely = likely_share(plans, config, before, assumed_correlation(run, self.name, by)[0])
         twice = repeated_share(run, self.name, [feature for _, feature in keys_of(targets)])
-        times = len(targets) / max(1, len(a_few(targets))) * (1 + twice)
-        return Estimate.of(requests, times, written, likely)
+        return estimate_of(requests, written, targets, likely, often=1 + twice)
 
 
 DETECTION_SCORER = ChoiceScorer(DETECTION)
