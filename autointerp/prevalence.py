@@ -23,8 +23,7 @@ _GROUP_NAMES = tuple(f"<silent documents {group}>" for group in range(SILENT_GRO
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of one kind: for each, its document and the sums over its tokens of 1, x, p, x^2, p^2 and x p, where x is
-    the truth and p the prediction."""
+    """Tiles of one kind: for each, its document and the stats.moments_of truth and prediction over its tokens."""
 
     documents: list[Hashable]
     sums: NDArray[np.float64]
@@ -38,8 +37,8 @@ class Tiles:
             a, b = np.asarray(x, dtype=np.float64), np.asarray(p, dtype=np.float64)
             if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
                 raise ValueError(f"a tile of {a.size} finite activations needs as many finite predictions")
-            rows.append((a.size, a.sum(), b.sum(), a @ a, b @ b, a @ b))
-        return cls(list(documents), np.array(rows, dtype=np.float64).reshape(-1, 6))
+            rows.append(stats.moments_of(a, b))
+        return cls(list(documents), np.concatenate([np.zeros((0, 6)), *rows]))
 
     @classmethod
     def silent(cls, n: ArrayLike, sum_p: ArrayLike, sum_pp: ArrayLike, documents: Sequence[Hashable]) -> Tiles:
