@@ -1,7 +1,7 @@
 """Correlation, calibration, classification and their intervals, in plain numpy. Nothing here returns NaN.
 
 A quantity that the data do not define (the correlation with a constant, the mean of nothing) is None. So are the ends
-of an interval that cannot be computed (one document cannot be resampled).
+of an interval that cannot be computed (from one document).
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def correlation_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(defined, np.clip((sxy - sx * sy / n) / bottom, -1.0, 1.0), np.nan)
 
 
-def _percentiles(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+def percentile_interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """The middle 95 % of what resamples gave, NaN where one gave nothing; (None, None) where more than half did."""
     defined = values[~np.isnan(values)]
     if defined.size == 0 or defined.size * 2 < values.size:
         return None, None
@@ -312,7 +313,7 @@ def spearman_interval(
         r, s = r - (n + 1.0) / 2.0, s - (n + 1.0) / 2.0  # mean ranks
         bottom = float(times @ (r * r)) * float(times @ (s * s))
         found[i] = float(times @ (r * s)) / math.sqrt(bottom) if bottom > 0.0 else math.nan
-    low, high = _percentiles(found)
+    low, high = percentile_interval(found)
     return Estimate(value, low, high, int(a.size))
 
 
