@@ -80,13 +80,13 @@ def shuffled_labels(labels: Sequence[LabelFacts], seed: int) -> dict[str, LabelK
     for label in labels:
         of_model[label.model].append(label)
     donors: dict[str, LabelKey] = {}
-    for own in of_model.values():
+    for model, own in of_model.items():
         # A few labels may have been made without the LLM, and only one in that way.
         pool = own if len({label.feature for label in own}) > 1 else labels
         for group in _by_density(pool):
             ordered = sorted(group, key=lambda label: stable_id(seed, label.explanation_id))
             for i, label in enumerate(ordered):
-                if pool is own or label in own:
+                if label.model == model:
                     following = (ordered[(i + step) % len(ordered)] for step in range(1, len(ordered)))
                     donor = next(other for other in following if other.feature != label.feature)
                     donors[label.explanation_id] = donor.key
