@@ -35,8 +35,8 @@ def design_effect(hits: ArrayLike, documents: Sequence[Hashable]) -> float | Non
         raise ValueError(f"{hit.size} tiles need as many documents, not {len(documents)}")
     if not hit.size:
         return None
-    of, names = stats.numbered(documents)
-    groups, sizes = len(names), np.bincount(of).astype(np.float64)
+    of, index = stats.numbered(documents)
+    groups, sizes = len(index), np.bincount(of).astype(np.float64)
     most = float(sizes @ sizes) / hit.size
     if groups < FEWEST_DOCUMENTS:
         return most if most <= HARDLY_ALIKE else None

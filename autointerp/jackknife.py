@@ -100,7 +100,8 @@ def pooled_auroc(
     value = auroc(p, q)
     if value is None:
         return Estimate(None, None, None, n)
-    group, names = numbered([*positive_documents, *negative_documents])
+    group, index = numbered([*positive_documents, *negative_documents])
+    names = list(index)
     of_p, of_q = group[: p.size], group[p.size :]
     above = (p[:, None] > q[None, :]) + 0.5 * (p[:, None] == q[None, :])
     won = np.zeros((len(names), len(names)))  # by the positives of one document against the negatives of another
@@ -131,8 +132,9 @@ def influences(
 ) -> dict[Hashable, float] | None:
     """`influences_of` a statistic of the sums of columns over items (see `leaving_each_out`), item i from
     `documents[i]`."""
-    group, names = numbered(documents)
-    return influences_of(leaving_each_out(statistic, sums_by(group, list(map(flat, columns)), len(names)))[1], names)
+    group, index = numbered(documents)
+    sums = sums_by(group, list(map(flat, columns)), len(index))
+    return influences_of(leaving_each_out(statistic, sums)[1], list(index))
 
 
 def interval(value: float, left_out: Floats) -> tuple[float, float] | None:
@@ -224,9 +226,9 @@ def _pooled(
     for i, (a, b) in enumerate(zip(xs, ys, strict=True)):
         if a.size != b.size:
             raise ValueError(f"context {i} has {a.size} tokens and {b.size} predictions")
-    of_context, names = numbered(documents)
+    of_context, index = numbered(documents)
     x = np.concatenate([*xs, np.zeros(0)])
     y = np.concatenate([*ys, np.zeros(0)])
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("activations and predictions must be finite")
-    return x, y, np.repeat(of_context, [a.size for a in xs]), names
+    return x, y, np.repeat(of_context, [a.size for a in xs]), list(index)

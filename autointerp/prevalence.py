@@ -63,19 +63,19 @@ def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent:
     if (n_active > 0 and not len(active.sums)) or (n_silent >= 0.5 and not len(silent.sums)):
         return stats.Estimate(None, None, None, n)
     alone, split = set(active.documents), len(active.documents)
-    group, names = stats.numbered([*active.documents, *silent.documents])
-    total, without = np.zeros(6), np.zeros((len(names), 6))
+    group, index = stats.numbered([*active.documents, *silent.documents])
+    total, without = np.zeros(6), np.zeros((len(index), 6))
     for kind, of, size in ((active, group[:split], n_active), (silent, group[split:], n_silent)):
-        sums = jackknife.sums_by(of, kind.sums.T, len(names))
+        sums = jackknife.sums_by(of, kind.sums.T, len(index))
         total += sums.sum(0) * (size / max(of.size, 1))
-        left = of.size - np.bincount(of, minlength=len(names)).astype(np.float64)
+        left = of.size - np.bincount(of, minlength=len(index)).astype(np.float64)
         weight = np.divide(size, left, out=np.zeros_like(left), where=left > 0)
         without += weight[:, None] * (sums.sum(0) - sums)
     value = float(stats.correlation_of(total[None])[0])
     if np.isnan(value):
         return stats.Estimate(None, None, None, n)
     left_out = stats.correlation_of(without)
-    influences = _in_groups(jackknife.influences_of(left_out, names), alone)
+    influences = _in_groups(jackknife.influences_of(left_out, list(index)), alone)
     low, high = None, None
     if len(alone) >= jackknife.MIN_DOCUMENTS:
         low, high = jackknife.interval_where_normal(value, left_out, np.arctanh, np.tanh)

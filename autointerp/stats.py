@@ -11,12 +11,14 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Z95 = 1.959963984540054
 """The 97.5 % point of the normal distribution."""
+Value = TypeVar("Value", bound=Hashable)
 _FLOOR = 1e-12
 """Sums cancel to about 1e-16 of their size. A variance below this share of them is taken as a constant's."""
 
@@ -37,10 +39,10 @@ def flat(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64).ravel()
 
 
-def numbered(names: Iterable[Hashable]) -> tuple[NDArray[np.int64], list[Hashable]]:
-    """(the number of each name, from 0 in the order in which they come; the names in that order)."""
-    index: dict[Hashable, int] = {}
-    return np.array([index.setdefault(name, len(index)) for name in names], dtype=np.int64), list(index)
+def numbered(values: Iterable[Value]) -> tuple[NDArray[np.int64], dict[Value, int]]:
+    """(the number of each value, the numbers of the different ones), from 0 in the order in which they first come."""
+    index: dict[Value, int] = {}
+    return np.array([index.setdefault(value, len(index)) for value in values], dtype=np.int64), index
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
@@ -295,8 +297,9 @@ def spearman_interval(
     """
     a, b = flat(x), flat(y)
     value = spearman(a, b)
-    group, names = numbered(range(a.size) if groups is None else groups)
-    n_groups = len(names)
+    named: Sequence[Hashable] = range(a.size) if groups is None else groups
+    group, index = numbered(named)
+    n_groups = len(index)
     if group.size != a.size:
         raise ValueError(f"{a.size} pairs in {group.size} groups")
     if value is None or n_groups < FEWEST_GROUPS:
