@@ -66,7 +66,7 @@ def store(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         setup.merge(opened, folder, CONFIG)
         work = job(opened)
         asyncio.run(explain(work, ExplainConfig(explainer="patterns")))
-        asyncio.run(score(work, "patterns", ScoreConfig(contexts=4, bootstrap=20)))
+        asyncio.run(score(work, "patterns", ScoreConfig(contexts=4)))
         yield opened
 
 
