@@ -168,8 +168,7 @@ def feature_mean(values: ArrayLike, shared: SharedDocuments | None = None, seed:
     if alone.low is None or alone.value is None:
         return FeatureMean(alone, None, None, None)
     by_features = float(v.var(ddof=1)) / v.size
-    known = shared is not None and 2 * shared.n_features >= v.size
-    if shared is None or not known:
+    if shared is None or 2 * shared.n_features < v.size:
         return FeatureMean(alone, math.sqrt(by_features), None, None)
     between = max(0.0, shared.squares - shared.own) / shared.n_features**2
     both = by_features + between

@@ -1,8 +1,8 @@
 """How often a feature fires in text as it comes: in how many known tiles of the corpus (see store/known_tiles.py).
 
-Tiles of one document go together, which the interval allows for (clustered_shares.py). A text of another length than a
-tile's is taken for as many tokens of a corpus in which the feature fires here and there: in
-1 - (1 - share)^(length / a tile's) of them. Where it fires in bursts this is a little too low for shorter texts.
+Tiles of one document go together, which the interval allows for (clustered_shares.py). Of texts of another length than
+a tile's the feature is taken to fire in 1 - (1 - share)^(length / a tile's), which is right where it fires here and
+there. Where it fires in bursts this is a little too low for shorter texts.
 """
 
 from __future__ import annotations

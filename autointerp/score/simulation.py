@@ -57,7 +57,6 @@ RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}, rows {_RULE_ROWS}".encode())
 """Stands for the template where no prompt is involved."""
 HALVINGS = 2
 """How often the worked examples are halved for an endpoint whose context they do not fit."""
-KINDS = ("top", "sampled", "negative")
 
 
 # --- which contexts -------------------------------------------------------------------------------------------------
