@@ -26,7 +26,7 @@ from autointerp import stats
 from autointerp.clustered_shares import share_of
 from autointerp.prevalence import Tiles, natural_correlation, natural_precision
 from autointerp.records import Context, Score
-from autointerp.score.score_rows import Answer, Identity, Result, counted_row, documents_of, obstacle, usable
+from autointerp.score.score_rows import Answer, Identity, Result, counted_row, documents_of, obstacle, series_of, usable
 
 NATURAL = "simulation_natural"
 PRECISION = "simulation_precision"
@@ -117,8 +117,8 @@ def natural_rows(
 
 
 def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prevalence) -> Result:
-    truth, predicted = [a.prediction.truth for a in active], [a.prediction.predicted or [] for a in active]
-    firing = Tiles.of(truth, predicted, documents_of(active))
+    truth, predicted, documents = series_of(active)
+    firing = Tiles.of(truth, predicted, documents)
     quiet = Tiles.silent(silent.n_tokens, silent.total, silent.squares, silent.documents)
     found = natural_correlation(firing, quiet, prevalence.active, prevalence.silent)
     if found.value is not None:
@@ -128,7 +128,7 @@ def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prev
     if stats.is_constant(np.concatenate([*truth, np.zeros(len(silent.documents))])):
         return Result("constant_truth")
     # So the prediction is: worth 0, as in correlation.py.
-    unmoved: dict[Hashable, float] = dict.fromkeys(firing.documents, 0.0)
+    unmoved: dict[Hashable, float] = dict.fromkeys(documents, 0.0)
     return Result("constant_prediction", stats.Estimate(0.0, None, None, found.n, unmoved))
 
 

@@ -120,6 +120,12 @@ def documents_of(answers: Iterable[Answer]) -> list[str]:
     return [a.context.source for a in answers]
 
 
+def series_of(answers: Iterable[Answer]) -> tuple[list[list[float]], list[list[float]], list[str]]:
+    """(the truth, the prediction, the document) of each context of which something was predicted."""
+    told = usable(answers)
+    return [a.prediction.truth for a in told], [a.prediction.predicted or [] for a in told], documents_of(told)
+
+
 def obstacle(answers: Sequence[Answer]) -> str | None:
     """The status of a score over these answers that cannot be taken, or None."""
     return obstacle_of([a.prediction.status for a in answers]) if answers else "no_contexts"
