@@ -35,8 +35,7 @@ def design_effect(hits: ArrayLike, documents: Sequence[Hashable]) -> float | Non
         raise ValueError(f"{hit.size} tiles need as many documents, not {len(documents)}")
     if not hit.size:
         return None
-    index: dict[Hashable, int] = {}
-    of = np.array([index.setdefault(document, len(index)) for document in documents])
+    of, index = stats.numbered(documents)
     groups, sizes = len(index), np.bincount(of).astype(np.float64)
     most = float(sizes @ sizes) / hit.size
     if groups < FEWEST_DOCUMENTS:

@@ -33,6 +33,7 @@ from autointerp.stats import (
     correlation_of,
     flat,
     is_constant,
+    numbered,
     standardised,
 )
 
@@ -60,7 +61,7 @@ def pooled_correlation(
         return Estimate(0.0, None, None, len(truth), dict.fromkeys(names, 0.0))
     bearing = _bearing(x, y, group, len(names))
     x, y = standardised(x), standardised(y)
-    sums = _sums((np.ones_like(x), x, y, x * x, y * y, x * y), group, len(names))
+    sums = sums_by(group, (np.ones_like(x), x, y, x * x, y * y, x * y), len(names))
     value, left_out = leaving_each_out(correlation_of, sums)
     return _estimate(value, left_out, names, len(truth), bearing, np.arctanh, np.tanh)
 
@@ -77,7 +78,7 @@ def pooled_r_squared(
     centred = x - x.mean()
     spread = float(np.abs(centred).max())
     centred, error = centred / spread, (x - y) / spread
-    sums = _sums((np.ones_like(x), centred, centred * centred, error * error), group, len(names))
+    sums = sums_by(group, (np.ones_like(x), centred, centred * centred, error * error), len(names))
     value, left_out = leaving_each_out(_r_squared_of, sums)
     return _estimate(value, left_out, names, len(truth), bearing, _log_unexplained, _explained)
 
@@ -99,21 +100,20 @@ def pooled_auroc(
     value = auroc(p, q)
     if value is None:
         return Estimate(None, None, None, n)
-    names = list(dict.fromkeys([*positive_documents, *negative_documents]))
-    place = {name: i for i, name in enumerate(names)}
-    of_p = np.array([place[d] for d in positive_documents])
-    of_q = np.array([place[d] for d in negative_documents])
+    group, index = numbered([*positive_documents, *negative_documents])
+    names = list(index)
+    of_p, of_q = group[: p.size], group[p.size :]
     above = (p[:, None] > q[None, :]) + 0.5 * (p[:, None] == q[None, :])
     won = np.zeros((len(names), len(names)))  # by the positives of one document against the negatives of another
     np.add.at(won, (of_p[:, None], of_q[None, :]), above)
     pairs = np.bincount(of_p, minlength=len(names))[:, None] * np.bincount(of_q, minlength=len(names))[None, :]
     won_left, pairs_left = (t.sum() - t.sum(axis=0) - t.sum(axis=1) + t.diagonal() for t in (won, pairs))
     left_out = np.where(pairs_left > 0, won_left / np.maximum(pairs_left, 1.0), np.nan)
-    influences = influences_of(left_out, names)
-    counts = len(set(positive_documents)), len(set(negative_documents))
+    moved = influences_of(left_out, names)
+    counts = np.unique(of_p).size, np.unique(of_q).size
     if min(counts) < FEWEST_OF_CLASS:
-        return Estimate(value, None, None, n, influences)
-    return replace(auroc_of_independent(value, *counts), n=n, influences=influences)
+        return Estimate(value, None, None, n, moved)
+    return replace(auroc_of_independent(value, *counts), n=n, influences=moved)
 
 
 def influences_of(left_out: Floats, names: Sequence[Hashable]) -> dict[Hashable, float] | None:
@@ -128,18 +128,18 @@ def influences_of(left_out: Floats, names: Sequence[Hashable]) -> dict[Hashable,
 
 
 def influences(
-    statistic: Callable[[Floats], Floats], sums: Floats, names: Sequence[Hashable]
+    statistic: Callable[[Floats], Floats], columns: Sequence[ArrayLike], documents: Sequence[Hashable]
 ) -> dict[Hashable, float] | None:
-    """`influences_of` a statistic of the documents' sums (see `leaving_each_out`)."""
-    return influences_of(leaving_each_out(statistic, sums)[1], names)
+    """`influences_of` a statistic of the sums of columns over items (see `leaving_each_out`), item i from
+    `documents[i]`."""
+    group, index = numbered(documents)
+    sums = sums_by(group, list(map(flat, columns)), len(index))
+    return influences_of(leaving_each_out(statistic, sums)[1], list(index))
 
 
 def interval(value: float, left_out: Floats) -> tuple[float, float] | None:
     """Student's 95 % interval of a statistic of documents, from its values without each of them [G]; None where one of
-    those is not finite, or all agree.
-
-    The degrees of freedom are those of `stats.satterthwaite`.
-    """
+    those is not finite, or all agree. The degrees of freedom are those of `means.satterthwaite`."""
     groups = left_out.size
     if groups < 2 or not (math.isfinite(value) and np.isfinite(left_out).all()):
         return None
@@ -151,6 +151,18 @@ def interval(value: float, left_out: Floats) -> tuple[float, float] | None:
     freedom = satterthwaite(squares, float((moved**4).sum()), groups)
     half = t_point(freedom) * error
     return value - half, value + half
+
+
+def interval_where_normal(
+    value: float, left_out: Floats, forward: Callable[[Floats], Floats], back: Callable[[Floats], Floats]
+) -> tuple[float, float] | tuple[None, None]:
+    """`interval`, made after the map `forward` and taken back from there; (None, None) where there is none."""
+    with np.errstate(divide="ignore"):  # at the edge, where there is no interval
+        ends = interval(float(forward(np.array(value))), forward(left_out))
+    if ends is None:
+        return None, None
+    low, high = sorted(back(np.array(ends)).tolist())
+    return low, high
 
 
 def leaving_each_out(statistic: Callable[[Floats], Floats], sums: Floats) -> tuple[float, Floats]:
@@ -167,15 +179,10 @@ def _estimate(
 ) -> Estimate:  # fmt: skip
     if math.isnan(value):
         return Estimate(None, None, None, n)
-    influences = influences_of(left_out, names)
-    ends = None
+    low, high = None, None
     if len(names) >= MIN_DOCUMENTS and bearing >= MIN_BEARING:
-        with np.errstate(divide="ignore"):  # at the edge, where there is no interval
-            ends = interval(float(forward(np.array(value))), forward(left_out))
-    if ends is None:
-        return Estimate(value, None, None, n, influences)
-    low, high = sorted(back(np.array(ends)).tolist())
-    return Estimate(value, low, high, n, influences)
+        low, high = interval_where_normal(value, left_out, forward, back)
+    return Estimate(value, low, high, n, influences_of(left_out, names))
 
 
 def _log_unexplained(r_squared: Floats) -> Floats:
@@ -204,8 +211,8 @@ def _bearing(x: Floats, y: Floats, group: NDArray[np.int64], groups: int) -> flo
     return float(shares.sum() ** 2 / (shares @ shares))
 
 
-def _sums(columns: Sequence[Floats], group: NDArray[np.int64], groups: int) -> Floats:
-    """The sums of each column over each document's tokens, [groups, columns]."""
+def sums_by(group: NDArray[np.int64], columns: Sequence[Floats], groups: int) -> Floats:
+    """The sums of each column over each document's items, [groups, columns]."""
     return np.stack([np.bincount(group, weights=column, minlength=groups) for column in columns], axis=1)
 
 
@@ -219,8 +226,7 @@ def _pooled(
     for i, (a, b) in enumerate(zip(xs, ys, strict=True)):
         if a.size != b.size:
             raise ValueError(f"context {i} has {a.size} tokens and {b.size} predictions")
-    index: dict[Hashable, int] = {}
-    of_context = np.array([index.setdefault(d, len(index)) for d in documents], dtype=np.int64)
+    of_context, index = numbered(documents)
     x = np.concatenate([*xs, np.zeros(0)])
     y = np.concatenate([*ys, np.zeros(0)])
     if not (np.isfinite(x).all() and np.isfinite(y).all()):

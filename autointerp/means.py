@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from autointerp.stats import Z95, Estimate, flat
+from autointerp.stats import Z95, Estimate, flat, percentile_interval
 
 _T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -96,8 +96,7 @@ def mean_interval(values: ArrayLike, n_boot: int = 2000, seed: int = 0) -> Estim
     block = max(1, 4_000_000 // v.size)
     sizes = [(min(block, n_boot - i), v.size) for i in range(0, n_boot, block)]
     means = np.concatenate([v[rng.integers(0, v.size, size=size)].mean(axis=1) for size in sizes])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(v.mean()), float(low), float(high), int(v.size))
+    return Estimate(float(v.mean()), *percentile_interval(means), int(v.size))
 
 
 def mean_difference(a: ArrayLike, b: ArrayLike) -> Estimate:
@@ -169,8 +168,7 @@ def feature_mean(values: ArrayLike, shared: SharedDocuments | None = None, seed:
     if alone.low is None or alone.value is None:
         return FeatureMean(alone, None, None, None)
     by_features = float(v.var(ddof=1)) / v.size
-    known = shared is not None and 2 * shared.n_features >= v.size
-    if shared is None or not known:
+    if shared is None or 2 * shared.n_features < v.size:
         return FeatureMean(alone, math.sqrt(by_features), None, None)
     between = max(0.0, shared.squares - shared.own) / shared.n_features**2
     both = by_features + between

@@ -8,7 +8,7 @@ for all tiles in which the feature fires, and the silent tiles, drawn from the c
 from __future__ import annotations
 
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,8 +23,7 @@ _GROUP_NAMES = tuple(f"<silent documents {group}>" for group in range(SILENT_GRO
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of one kind: for each, its document and the sums over its tokens of 1, x, p, x^2, p^2 and x p, where x is
-    the truth and p the prediction."""
+    """Tiles of one kind: for each, its document and the stats.moments_of truth and prediction over its tokens."""
 
     documents: list[Hashable]
     sums: NDArray[np.float64]
@@ -38,8 +37,8 @@ class Tiles:
             a, b = np.asarray(x, dtype=np.float64), np.asarray(p, dtype=np.float64)
             if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
                 raise ValueError(f"a tile of {a.size} finite activations needs as many finite predictions")
-            rows.append((a.size, a.sum(), b.sum(), a @ a, b @ b, a @ b))
-        return cls(list(documents), np.array(rows, dtype=np.float64).reshape(-1, 6))
+            rows.append(stats.moments_of(a, b))
+        return cls(list(documents), np.concatenate([np.zeros((0, 6)), *rows]))
 
     @classmethod
     def silent(cls, n: ArrayLike, sum_p: ArrayLike, sum_pp: ArrayLike, documents: Sequence[Hashable]) -> Tiles:
@@ -63,31 +62,24 @@ def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent:
     n = len(active.documents) + len(silent.documents)
     if (n_active > 0 and not len(active.sums)) or (n_silent >= 0.5 and not len(silent.sums)):
         return stats.Estimate(None, None, None, n)
-    index: dict[Hashable, int] = {}
-    groups = [np.array([index.setdefault(d, len(index)) for d in kind.documents], dtype=np.int64)
-              for kind in (active, silent)]  # fmt: skip
-    per_document = [_by_group(kind.sums, of, len(index)) for kind, of in zip((active, silent), groups, strict=True)]
-    tiles = [np.bincount(of, minlength=len(index)).astype(np.float64) for of in groups]
-    totals = [_weighted(part.sum(0), len(kind.sums), size) for part, kind, size in
-              zip(per_document, (active, silent), (n_active, n_silent), strict=True)]  # fmt: skip
-    value = float(stats.correlation_of((totals[0] + totals[1])[None])[0])
+    alone, split = set(active.documents), len(active.documents)
+    group, index = stats.numbered([*active.documents, *silent.documents])
+    total, without = np.zeros(6), np.zeros((len(index), 6))
+    for kind, of, size in ((active, group[:split], n_active), (silent, group[split:], n_silent)):
+        sums = jackknife.sums_by(of, kind.sums.T, len(index))
+        total += sums.sum(0) * (size / max(of.size, 1))
+        left = of.size - np.bincount(of, minlength=len(index)).astype(np.float64)
+        weight = np.divide(size, left, out=np.zeros_like(left), where=left > 0)
+        without += weight[:, None] * (sums.sum(0) - sums)
+    value = float(stats.correlation_of(total[None])[0])
     if np.isnan(value):
         return stats.Estimate(None, None, None, n)
-    without = np.zeros((len(index), 6))
-    for part, kind, size, count in zip(per_document, (active, silent), (n_active, n_silent), tiles, strict=True):
-        left = len(kind.sums) - count
-        weight = np.divide(size, left, out=np.zeros_like(left), where=left > 0)
-        without += weight[:, None] * (part.sum(0) - part)
     left_out = stats.correlation_of(without)
-    influences = _in_groups(jackknife.influences_of(left_out, list(index)), {index[d] for d in active.documents})
-    ends = None
-    if np.count_nonzero(tiles[0]) >= jackknife.MIN_DOCUMENTS:
-        with np.errstate(divide="ignore"):  # a correlation of 1 has no interval
-            ends = jackknife.interval(float(np.arctanh(value)), np.arctanh(left_out))
-    if ends is None:
-        return stats.Estimate(value, None, None, n, influences)
-    low, high = np.tanh(ends)
-    return stats.Estimate(value, float(low), float(high), n, influences)
+    influences = _in_groups(jackknife.influences_of(left_out, list(index)), alone)
+    low, high = None, None
+    if len(alone) >= jackknife.MIN_DOCUMENTS:
+        low, high = jackknife.interval_where_normal(value, left_out, np.arctanh, np.tanh)
+    return stats.Estimate(value, low, high, n, influences)
 
 
 def is_group(document: str) -> bool:
@@ -106,24 +98,15 @@ def silent_group(document: Hashable) -> str:
     return _GROUP_NAMES[zlib.crc32(str(document).encode("utf-8", "surrogatepass")) % SILENT_GROUPS]
 
 
-def _in_groups(influences: dict[Hashable, float] | None, alone: set[int]) -> dict[Hashable, float] | None:
-    """The influences of the documents whose places are in `alone`, and the sums over groups of the others."""
+def _in_groups(influences: dict[Hashable, float] | None, alone: Collection[Hashable]) -> dict[Hashable, float] | None:
+    """The influences of the documents that are to stand alone, and the sums over groups of the others."""
     if influences is None:
         return None
     found: dict[Hashable, float] = {}
-    for place, (document, moved) in enumerate(influences.items()):
-        name = document if place in alone else silent_group(document)
+    for document, moved in influences.items():
+        name = document if document in alone else silent_group(document)
         found[name] = found.get(name, 0.0) + moved
     return found
-
-
-def _weighted(sums: NDArray[np.float64], n: int, size: float) -> NDArray[np.float64]:
-    return sums * (size / n) if n else np.zeros(6)
-
-
-def _by_group(sums: NDArray[np.float64], group: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """[count, 6]: the sums of each group's rows."""
-    return np.stack([np.bincount(group, weights=column, minlength=count) for column in sums.T], axis=1)
 
 
 def natural_precision(sensitivity: stats.Estimate, alarms: stats.Estimate, density: float) -> stats.Estimate:

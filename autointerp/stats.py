@@ -2,22 +2,24 @@
 returns NaN.
 
 A quantity that the data do not define (the correlation with a constant, the mean of nothing) is None. So are the ends
-of an interval that cannot be computed (one document cannot be resampled).
+of an interval that cannot be computed (from one document).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Z95 = 1.959963984540054
 """The 97.5 % point of the normal distribution."""
+Value = TypeVar("Value", bound=Hashable)
 _FLOOR = 1e-12
 """Sums cancel to about 1e-16 of their size. A variance below this share of them is taken as a constant's."""
 
@@ -36,6 +38,12 @@ class Estimate:
 
 def flat(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64).ravel()
+
+
+def numbered(values: Iterable[Value]) -> tuple[NDArray[np.int64], dict[Value, int]]:
+    """(the number of each value, the numbers of the different ones), from 0 in the order in which they first come."""
+    index: dict[Value, int] = {}
+    return np.array([index.setdefault(value, len(index)) for value in values], dtype=np.int64), index
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
@@ -81,7 +89,8 @@ def correlation_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(defined, np.clip((sxy - sx * sy / n) / bottom, -1.0, 1.0), np.nan)
 
 
-def _percentiles(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+def percentile_interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """The middle 95 % of what resamples gave, NaN where one gave nothing; (None, None) where more than half did."""
     defined = values[~np.isnan(values)]
     if defined.size == 0 or defined.size * 2 < values.size:
         return None, None
@@ -289,26 +298,26 @@ def spearman_interval(
     """
     a, b = flat(x), flat(y)
     value = spearman(a, b)
-    index: dict[Hashable, int] = {}
     named: Sequence[Hashable] = range(a.size) if groups is None else groups
-    group = np.array([index.setdefault(g, len(index)) for g in named], dtype=np.int64)
+    group, index = numbered(named)
+    n_groups = len(index)
     if group.size != a.size:
         raise ValueError(f"{a.size} pairs in {group.size} groups")
-    if value is None or len(index) < FEWEST_GROUPS:
+    if value is None or n_groups < FEWEST_GROUPS:
         return Estimate(value, None, None, int(a.size))
     _, place_a = np.unique(a, return_inverse=True)
     _, place_b = np.unique(b, return_inverse=True)
     rng = np.random.default_rng(seed)
     found = np.empty(min(n_boot, max(200, 5_000_000 // a.size)))
     for i in range(found.size):
-        times = np.bincount(rng.integers(0, len(index), size=len(index)), minlength=len(index))[group].astype(float)
+        times = np.bincount(rng.integers(0, n_groups, size=n_groups), minlength=n_groups)[group].astype(float)
         # A pair drawn n times counts n times, so ranks and sums follow from the counts without sorting again.
         r, s = (_mid_ranks(np.bincount(place, times).astype(float))[place] for place in (place_a, place_b))
         n = times.sum()
         r, s = r - (n + 1.0) / 2.0, s - (n + 1.0) / 2.0  # mean ranks
         bottom = float(times @ (r * r)) * float(times @ (s * s))
         found[i] = float(times @ (r * s)) / math.sqrt(bottom) if bottom > 0.0 else math.nan
-    low, high = _percentiles(found)
+    low, high = percentile_interval(found)
     return Estimate(value, low, high, int(a.size))
 
 

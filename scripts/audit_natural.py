@@ -11,6 +11,7 @@ stands beside it. It needs the model and takes about a minute, plus some for the
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autointerp import stats
 from autointerp.config_file import load
 from autointerp.model.hooks import activations_at_all
 from autointerp.model.token_batches import make_batches
@@ -110,10 +112,10 @@ def line(name: str, some: list[tuple[float, Row]]) -> str:
     truth, values = np.array([t for t, _ in some]), np.array([row[0] for _, row in some], dtype=np.float64)
     with_ends = [(t, low, high) for t, (_, low, high) in some if low is not None and high is not None]
     held = np.mean([low <= t <= high for t, low, high in with_ends]) if with_ends else np.nan
-    ranks = np.corrcoef(truth.argsort().argsort(), values.argsort().argsort())[0, 1]
+    ranks = stats.spearman(truth, values)
     return (
         f"| {name} | {len(some)} | {values.mean():.3f} | {truth.mean():.3f} | {np.abs(values - truth).mean():.3f} "
-        f"| {ranks:.2f} | {len(with_ends)} | {held:.3f} |"
+        f"| {math.nan if ranks is None else ranks:.2f} | {len(with_ends)} | {held:.3f} |"
     )
 
 

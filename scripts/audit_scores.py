@@ -76,14 +76,6 @@ def head(title: str, *columns: str) -> None:
     row(*["---"] * len(columns))
 
 
-def percentiles(values: Floats) -> Ends:
-    known = values[~np.isnan(values)]
-    if known.size * 2 < values.size:
-        return None, None
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def resamples(rng: np.random.Generator, n: int, times: int = 300) -> Floats:
     """How often each of n documents is drawn, [times, n]."""
     return rng.multinomial(n, np.full(n, 1 / n), size=times).astype(float)
@@ -118,7 +110,7 @@ def simulation_table(times: int) -> None:
 
 def _bootstrapped_correlation(x: Floats, y: Floats, drawn: Floats) -> Ends:
     sums = np.stack([np.full(len(x), float(x.shape[1])), *(c.sum(axis=1) for c in (x, y, x * x, y * y, x * y))], axis=1)
-    return percentiles(stats.correlation_of(drawn @ sums))
+    return stats.percentile_interval(stats.correlation_of(drawn @ sums))
 
 
 def _bootstrapped_r_squared(x: Floats, y: Floats, drawn: Floats) -> Ends:
@@ -128,7 +120,7 @@ def _bootstrapped_r_squared(x: Floats, y: Floats, drawn: Floats) -> Ends:
     )
     variance = sxx - sx * sx / n
     with np.errstate(divide="ignore", invalid="ignore"):
-        return percentiles(np.where(variance > 1e-9, 1 - error / variance, np.nan))
+        return stats.percentile_interval(np.where(variance > 1e-9, 1 - error / variance, np.nan))
 
 
 def auroc_table(times: int) -> None:
@@ -145,7 +137,7 @@ def auroc_table(times: int) -> None:
                 pairs = a.sum(axis=1) * b.sum(axis=1)
                 won = np.einsum("bp,bp->b", a, b @ (p[:, None] > q[None, :]).astype(float).T)
                 found = jackknife.pooled_auroc(p, q, range(positives), range(positives, positives + negatives))
-                old = percentiles(np.where(pairs > 0, won / np.maximum(pairs, 1), np.nan))
+                old = stats.percentile_interval(np.where(pairs > 0, won / np.maximum(pairs, 1), np.nan))
                 return true, [old, (found.low, found.high)]
 
             row(f"{positives}, {negatives}", f"{true:.2f}", *(shown(*way) for way in shares(once, times)))
@@ -159,7 +151,7 @@ def mean_table(times: int) -> None:
         def once(n=n) -> tuple[float, Sequence[Ends]]:  # type: ignore[no-untyped-def]
             values = rng.normal(0.5, 1.0, n)
             found = mean_interval(values, n_boot=500)
-            return 0.5, [percentiles(resamples(rng, n, 500) @ values / n), (found.low, found.high)]
+            return 0.5, [stats.percentile_interval(resamples(rng, n, 500) @ values / n), (found.low, found.high)]
 
         row(n, *(shown(*way) for way in shares(once, times)))
 

@@ -71,7 +71,6 @@ scorers = ["simulation", "detection", "fuzzing"]
 model = "test-model"
 base_url = "{url}"
 contexts = 6
-bootstrap = 50
 seed = {seed}
 [llm]
 requests_per_minute = 600000

@@ -102,7 +102,7 @@ def configure(project: Path, url: str, more: str = "") -> Path:
     endpoint = f'model = "m"\nbase_url = "{url}"\n'
     path.write_text(
         f'[[sae]]\nname = "planted"\nhookpoint = "h"\n[explain]\nexplainer = "combined"\n{endpoint}'
-        f'[score]\nscorers = ["simulation", "detection"]\ncontexts = 3\nbootstrap = 20\n{endpoint}'
+        f'[score]\nscorers = ["simulation", "detection"]\ncontexts = 3\n{endpoint}'
         "[llm]\nrequests_per_minute = 600000\ntimeout = 0.4\nattempts = 3\nmax_connections = 6\n"
         'max_reply_bytes = 200000\n[llm.prices."m"]\ninput = 1.0\noutput = 2.0\n'
         f'[store]\npath = "planted.duckdb"\nsnapshot_seconds = 0.2\n{more}'

@@ -116,7 +116,7 @@ def test_labels_at_both_ends_of_everything(store: Store, end: str, explainer: st
             **at(ExplainConfig, end, samples=1 if end == "low" else 3, unless_patterns_above=None),
             explainer=explainer, model="m", base_url=server.url, reply="text",
         )  # fmt: skip
-        judge = ScoreConfig(model="m", base_url=server.url, contexts=3, bootstrap=20)
+        judge = ScoreConfig(model="m", base_url=server.url, contexts=3)
         assert asyncio.run(explain(job(store, features="0"), config, judge)).statuses == {"ok": 1}
         assert asyncio.run(explain(job(store, features="0"), config, judge)).pending == 0
     seeds = {row[0] for row in store.rows("SELECT seed FROM explanations")}
@@ -140,7 +140,7 @@ def test_a_feature_that_any_rule_explains_is_left_to_patterns(store: Store) -> N
 def test_scores_at_both_ends_of_everything(labelled: Store, end: str, scorer: str) -> None:
     with LlmServer(World()) as server:
         config = ScoreConfig(
-            **at(ScoreConfig, end, bootstrap=1 if end == "low" else 20_000, stop_width=None, stop_threshold=None),
+            **at(ScoreConfig, end, stop_width=None, stop_threshold=None),
             scorers=(scorer,), model="m", base_url=server.url, embedding_model="m",
         )  # fmt: skip
         outcome = asyncio.run(score(job(labelled, features="0"), "combined", config))

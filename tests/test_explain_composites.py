@@ -50,7 +50,7 @@ def explain_config(server: LlmServer, explainer: str, **changed: Any) -> Explain
 
 
 def score_config(server: LlmServer) -> ScoreConfig:
-    return ScoreConfig(model="m", base_url=server.url, contexts=3, bootstrap=50, scorers=("detection",))
+    return ScoreConfig(model="m", base_url=server.url, contexts=3, scorers=("detection",))
 
 
 def labels(store: Store, explainer: str) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def refusing(status: str) -> World:
 def run(store: Store, server: LlmServer, said: list[str], explainer: str = "best_of_n", **changed: Any) -> Outcome:
     settings = {"base": "contexts", "reply": "text", "samples": 4, **changed}
     config = ExplainConfig(explainer=explainer, model="m", base_url=server.url, **settings)
-    score = ScoreConfig(model="m", base_url=server.url, contexts=3, bootstrap=50, scorers=("detection",))
+    score = ScoreConfig(model="m", base_url=server.url, contexts=3, scorers=("detection",))
     return asyncio.run(explain(replace(job(store), say=said.append), config, score))
 
 

@@ -56,7 +56,6 @@ base_url = "{url}"
 model = "test-model"
 base_url = "{url}"
 contexts = {contexts}
-bootstrap = 20
 [llm]
 requests_per_minute = 600000
 max_connections = {connections}

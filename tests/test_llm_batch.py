@@ -382,7 +382,7 @@ def tables(path: Path, template: Path, server: LlmServer, **llm: Any) -> tuple[l
     with copy_of(template, path) as store:
         there: dict[str, Any] = {"model": "test-model", "base_url": server.url}
         asyncio.run(explain(job(store, **llm), ExplainConfig(explainer="combined", reply="text", **there)))
-        scoring = ScoreConfig(contexts=2, bootstrap=20, scorers=("simulation", "detection"), **there)
+        scoring = ScoreConfig(contexts=2, scorers=("simulation", "detection"), **there)
         asyncio.run(score(job(store, **llm), "combined", scoring))
         return (
             store.rows("SELECT feature, text, status, input_tokens FROM explanations ORDER BY feature"),

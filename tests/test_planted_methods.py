@@ -233,7 +233,7 @@ def scored(world: PlantedWorld, session: Session, store: Store) -> Means:
             (OUTPUT_EXPLAINER, ("output", "intervention")),
         ):
             config = ScoreConfig(
-                model="judge", base_url=server.url, scorers=scorers, contexts=5, bootstrap=20, embedding_model="words",
+                model="judge", base_url=server.url, scorers=scorers, contexts=5, embedding_model="words",
                 language_model=str(bag), sentences=SENTENCES,
             )  # fmt: skip
             outcome = score_and_measure(session, store, explainer, config)

@@ -180,9 +180,7 @@ def means(world: PlantedWorld, store: Store) -> Means:
         patch.setenv("OPENAI_API_KEY", "test")
         scorers = ("simulation", "detection", "fuzzing")
         kept = (*scorers, SAME_TOKEN)
-        config = ScoreConfig(
-            model="judge", base_url=server.url, scorers=scorers, contexts=5, examples_per_call=10, bootstrap=20
-        )
+        config = ScoreConfig(model="judge", base_url=server.url, scorers=scorers, contexts=5, examples_per_call=10)
         outcome = asyncio.run(score(job(store), EXPLAINER, config))
     assert outcome.failed == 0 and set(outcome.statuses) <= {"ok", "constant_prediction"}
     values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
@@ -255,7 +253,7 @@ def test_the_oracle_simulates_by_logprobs_too(
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     context = world.of_kind("context")[0].feature
     with LlmServer(Oracle(world.features, logprobs=(method.split("_")[0],))) as server:
-        config = ScoreConfig(model=method, base_url=server.url, contexts=4, bootstrap=20)
+        config = ScoreConfig(model=method, base_url=server.url, contexts=4)
         assert asyncio.run(score(job(store, str(context)), EXPLAINER, config)).method == method
     value = dict(
         store.rows(

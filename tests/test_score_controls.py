@@ -71,7 +71,7 @@ def test_every_scorer_of_labels_takes_it(store: Store) -> None:
         return [9 * (f"`{t.strip()}`" in label) for t in tokens]
 
     asked: list[str] = []
-    free = ScoreConfig(contexts=4, bootstrap=50)
+    free = ScoreConfig(contexts=4)
     for control in (None, "token_lookup"):
         run(free, control)
     # The rule that stands in knows tokens only, not that ` the` before one doubles the activation.
@@ -79,7 +79,7 @@ def test_every_scorer_of_labels_takes_it(store: Store) -> None:
                                            values("simulation", "rule", "token_lookup"), strict=True))  # fmt: skip
     with LlmServer(World(predict, choose=judge)) as server:
         paid = ScoreConfig(
-            contexts=2, bootstrap=50, model="test-model", embedding_model="embedder", base_url=server.url,
+            contexts=2, model="test-model", embedding_model="embedder", base_url=server.url,
             method="numbers", scorers=("simulation", "detection", "fuzzing", "embedding", "intruder"),
         )  # fmt: skip
         run(paid, "token_lookup")

@@ -309,7 +309,7 @@ N = 4
 
 def config(server: LlmServer, *scorers: str, **changed: Any) -> ScoreConfig:
     there = {"model": "test-model", "base_url": server.url, "scorers": scorers or CHOICE_SCORERS, "repeat_share": 0.0}
-    return ScoreConfig(**{"contexts": N, "bootstrap": 200, **there, **changed})
+    return ScoreConfig(**{"contexts": N, **there, **changed})
 
 
 def run_score(work: Job, settings_: ScoreConfig, control: str | None = None, explainer: str = "combined") -> Outcome:

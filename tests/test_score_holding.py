@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.commands import run
-from support.known_words import World, job
+from support.known_words import World, contexts, job
 from support.llm_server import LlmServer
 from support.simulated_claims import Judged, activation, sharp
 from support.store_fixtures import explanation
@@ -26,7 +26,9 @@ from autointerp.config import ScoreConfig
 from autointerp.holds import holds_line
 from autointerp.records import Holding, Score
 from autointerp.report.score_groups import ScoreRow
-from autointerp.score.holding import Claims, at, choose, cross_fitted, held_out
+from autointerp.score.detection_questions import Example, answer_of
+from autointerp.score.holding import Claims, at, choose, claims_of_judge, claims_of_rule, cross_fitted, held_out
+from autointerp.score.natural import SilentTiles
 from autointerp.score.scoring import score
 from autointerp.store import Store
 from autointerp.store.safety.paths import evidence_path_of
@@ -106,6 +108,17 @@ def test_too_few_contexts_and_documents() -> None:
     assert at(drawn, 20.0)[0].low is not None and at(drawn, 20.0)[1].low is not None
     assert at(alike, 20.0)[0].low is None and at(alike, 20.0)[1].low is None  # nine documents
     assert at(alike, 20.0)[0].value == at(drawn, 20.0)[0].value
+
+
+def test_documents_with_ids_like_those_of_blocks_stay_apart() -> None:
+    """Document `page#1` is stored as the block `page#1#0`; `page` is none."""
+    asked = [replace(c, document=f"page#{i}#0") for i, c in enumerate(contexts(0, "report"))]
+    answers = [answer_of(Example(context), True, "ok") for context in asked]
+    silent = [a for a in answers if a.context.tier == "random"]
+    names = [a.context.source for a in silent]
+    assert len(set(names)) > 1
+    assert claims_of_judge(answers, 0.1).silent_documents == names
+    assert claims_of_rule([], SilentTiles.of(silent), 0.1).silent_documents == names
 
 
 def test_what_is_not_confirmed_on_other_text_is_told() -> None:

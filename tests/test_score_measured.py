@@ -416,7 +416,7 @@ def measure(store: Store, reply: Callable[[MeasureTask], Measurement] | None = N
 def config(server: LlmServer | None, *scorers: str, **changed: Any) -> ScoreConfig:
     there = {} if server is None else {"model": "test-model", "base_url": server.url}
     chosen = scorers or MEASURED_SCORERS
-    defaults = {"contexts": N, "bootstrap": 200, "scorers": chosen, "embedding_model": "local:mini", "steering_kl": 0.4}
+    defaults = {"contexts": N, "scorers": chosen, "embedding_model": "local:mini", "steering_kl": 0.4}
     return ScoreConfig(**{**defaults, **there, **changed})
 
 

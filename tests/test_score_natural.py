@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.evidence_helpers import SMALL, WORDS, Setup, dense_activations
-from support.known_words import job
+from support.known_words import RAW_MAX, T, contexts, job
 
 from autointerp import stats
 from autointerp.ask.scale import scaled
@@ -22,14 +22,24 @@ from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.corpus.windows import token_ids
 from autointerp.explain.explaining import explain
 from autointerp.prevalence import SILENT_GROUPS, is_group
-from autointerp.records import SPLITS, Window, WorkUnit
+from autointerp.records import SPLITS, Prediction, Window, WorkUnit
 from autointerp.rules.patterns import Rule
-from autointerp.score.natural import CLAIM, PRECISION, RECALL, precision_result
-from autointerp.score.score_rows import Identity
+from autointerp.score.natural import (
+    CLAIM,
+    NATURAL,
+    PRECISION,
+    RECALL,
+    Prevalence,
+    SilentTiles,
+    natural_rows,
+    precision_result,
+)
+from autointerp.score.score_rows import Answer, Identity
 from autointerp.score.scoring import score
 from autointerp.store.scores import check_score
 from autointerp.store.store import Store
 
+IDENTITY = Identity(None, 1, "rule", None, "rule", "", 0, feature=(1, 0))
 CONFIG = replace(SMALL, negative_pool_windows=500, sampled_contexts=200, top_contexts=8)
 
 
@@ -56,7 +66,7 @@ def store(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         setup.merge(opened, folder, CONFIG)
         work = job(opened)
         asyncio.run(explain(work, ExplainConfig(explainer="patterns")))
-        asyncio.run(score(work, "patterns", ScoreConfig(contexts=4, bootstrap=20)))
+        asyncio.run(score(work, "patterns", ScoreConfig(contexts=4)))
         yield opened
 
 
@@ -137,10 +147,33 @@ def test_it_is_the_correlation_over_all_tiles_of_the_report_split(setup: Setup, 
 def test_a_label_that_claims_nothing_has_no_precision_and_its_row_can_be_stored() -> None:
     result = precision_result(stats.wilson(0, 20), stats.wilson(0, 30), 0.1)
     assert (result.status, result.estimate.value) == ("no_claim", None)
-    row = Identity(None, 1, "rule", None, "rule", "", 0, feature=(1, 0)).row(
-        PRECISION, "report", [], result, keep=False
-    )
-    check_score(row)
+    check_score(IDENTITY.row(PRECISION, "report", [], result, keep=False))
+
+
+def predicted(kinds: str, numbers: list[float] | None, status: str = "ok") -> list[Answer]:
+    """The same prediction of contexts of one kind or tier."""
+    some = [c for c in contexts(0, "report") if kinds in (c.kind, c.tier)]
+    return [
+        Answer(c, Prediction(c.context_id, scaled(c.activations, RAW_MAX), numbers, status), None if numbers else "no")
+        for c in some
+    ]
+
+
+def test_every_row_counts_the_failed_ones_of_its_own_tiles() -> None:
+    active, failed = predicted("sampled", [1.0] * T), predicted("random", None, "truncated")
+    rows = {row.scorer: row for row in natural_rows(IDENTITY, active, SilentTiles.of(failed), Prevalence(10, 90))}
+    assert (rows[NATURAL].n, rows[NATURAL].n_failed) == (len(active) + len(failed), len(failed))
+    assert rows[NATURAL].status == rows[PRECISION].status == "no_contexts"
+    assert (rows[RECALL].n, rows[RECALL].n_failed, rows[RECALL].value) == (len(active), 0, 1.0)
+
+
+def test_a_constant_prediction_is_worth_nothing_and_a_constant_truth_has_no_value() -> None:
+    active, silent = predicted("sampled", [3.3] * T), SilentTiles.of(predicted("random", [3.3] * T))
+    row = natural_rows(IDENTITY, active, silent, Prevalence(10, 90))[0]
+    assert (row.status, row.value, set(row.influences or [])) == ("constant_prediction", 0.0, {0.0})
+    steady = [replace(a, prediction=replace(a.prediction, truth=[5.0] * T)) for a in active]
+    row = natural_rows(IDENTITY, steady, SilentTiles(), Prevalence(10, 0))[0]
+    assert (row.status, row.value) == ("constant_truth", None)
 
 
 def test_what_it_was_counted_over(store: Store) -> None:

@@ -39,7 +39,7 @@ def explain_config(server: LlmServer, **changed: Any) -> ExplainConfig:
 
 def score_config(server: LlmServer | None = None, **changed: Any) -> ScoreConfig:
     there = {} if server is None else {"model": "test-model", "base_url": server.url}
-    return ScoreConfig(**{"contexts": N, "bootstrap": 200, **there, **changed})
+    return ScoreConfig(**{"contexts": N, **there, **changed})
 
 
 def run_explain(work: Job, config: ExplainConfig) -> Outcome:

@@ -15,7 +15,8 @@ from autointerp.ask.scale import scaled
 from autointerp.errors import AutointerpError
 from autointerp.llm.requests import TokenLogprob
 from autointerp.records import Context, Explanation, Prediction
-from autointerp.score.correlation import calibrated_fit, correlation, correlation_rows, is_random_only
+from autointerp.score.correlation import calibrated_fit, correlation, correlation_rows
+from autointerp.score.natural import is_ordinary
 from autointerp.score.score_rows import Answer, Identity
 from autointerp.score.simulation import choose_contexts
 from autointerp.score.simulation_replies import expected_numbers, read_lines, read_prompt_logprobs
@@ -54,8 +55,8 @@ def test_the_sampled_contexts_stay_a_uniform_sample() -> None:
     twin = replace(top, kind="sampled", context_id=12345, rank=-1)
     chosen = choose_contexts([twin, *every], 8)
     assert [c.context_id for c in chosen if c.kind == "sampled"][0] == 12345
-    assert is_random_only(next(c for c in chosen if c.tier == "random"))
-    assert not is_random_only(next(c for c in chosen if c.tier == "neighbour"))
+    assert is_ordinary(next(c for c in chosen if c.tier == "random"))
+    assert not is_ordinary(next(c for c in chosen if c.tier == "neighbour"))
 
 
 # --- lines ----------------------------------------------------------------------------------------------------------

@@ -12,12 +12,11 @@ import pytest
 from support.evidence_helpers import SMALL, Setup, dense_activations, pool_tiles
 from support.known_words import job
 
-from autointerp.config import ScoreConfig
 from autointerp.records import SPLITS
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import learn, sample_of
-from autointerp.score.ordinary_firing import OrdinaryTiles
-from autointerp.score.scorer import Run
+from autointerp.score.ordinary_firing import firing_of
+from autointerp.score.ordinary_tiles import OrdinaryTiles
 from autointerp.store.store import Store
 
 CONFIG = replace(SMALL, negative_pool_windows=500)
@@ -67,9 +66,9 @@ def test_every_tile_has_its_text_and_exactly_the_features_that_fire_in_it(setup:
 def test_how_often_ordinary_text_fires_is_counted_over_the_tiles_of_the_report_part(store: Store) -> None:
     tiles = store.known_tiles(1, "report")
     firing = store.firing_tiles(1, "report", range(20))
-    ordinary = OrdinaryTiles(Run(job(store), "patterns", ScoreConfig()))
+    ordinary = OrdinaryTiles(job(store), "report")
     for feature, ids in firing.items():
-        found = ordinary.firing(feature)
+        found = firing_of(feature, ordinary)
         assert found is not None and found.share.value == pytest.approx(len(ids) / len(tiles))
         assert found.tokens == pytest.approx(np.mean([len(tile.tokens) for tile in tiles]))
         assert found.in_texts_of(found.tokens).value == pytest.approx(found.share.value)

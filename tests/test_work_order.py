@@ -72,7 +72,7 @@ def test_a_budget_that_ends_early_is_spent_on_the_first(store: Store) -> None:
     assert store.rows("SELECT feature FROM explanations ORDER BY sequence") == [(1,), (3,)]
     asyncio.run(explaining.explain(replace(job(store), selection=Selection(order="density")), free))
     scored = replace(job(store), selection=Selection(order="density", limit=4))
-    asyncio.run(scoring.score(scored, "patterns", ScoreConfig(contexts=2, bootstrap=10)))
+    asyncio.run(scoring.score(scored, "patterns", ScoreConfig(contexts=2)))
     done = store.rows("SELECT feature FROM scores WHERE scorer = 'simulation' AND part = 'report' "
                       "AND control IS NULL ORDER BY sequence")  # fmt: skip
     assert done == [(1,), (3,), (5,), (2,)]

@@ -28,8 +28,8 @@ def number_answer(example: Example, said: float | None, status: str = "ok", erro
 
 def auroc_rows(identity: Identity, scorer: str, answers: Sequence[Answer]) -> list[Score]:
     """All rows of one label, the headline last: where it stands, the others do."""
-    active = [a for a in answers if a.prediction.truth[0] > 0.5]
-    silent = [a for a in answers if a.prediction.truth[0] <= 0.5]
+    active = [a for a in answers if a.active]
+    silent = [a for a in answers if not a.active]
     rows = []
     for tier in TIERS:
         of_tier = [a for a in silent if a.context.tier == tier]
@@ -50,7 +50,7 @@ def auroc_result(answers: Sequence[Answer]) -> Result:
     why = obstacle(answers)
     if why is not None:
         return Result(why)
-    known = [(a.prediction.truth[0] > 0.5, a.prediction.predicted, a.context.source) for a in answers]
+    known = [(a.active, a.prediction.predicted, a.context.source) for a in answers]
     of_class = {
         side: [(p[0], document) for truth, p, document in known if p is not None and truth == side]
         for side in (True, False)

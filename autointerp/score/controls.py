@@ -25,7 +25,7 @@ from autointerp.errors import InputError
 from autointerp.records import Explanation, FeatureEvidence, stable_id
 from autointerp.rules.labels import rule_explanation, rule_sha256
 from autointerp.store import Selection
-from autointerp.store.labels_left import LabelFacts, LabelKey, LabelsLeft
+from autointerp.store.labels_left import LabelFacts, LabelKey, LabelsLeft, keys_of
 
 SHUFFLED = "shuffled"
 NEIGHBOUR = "neighbour_label"
@@ -68,8 +68,8 @@ def stand_ins(
 
 def _labels_for(job: Job, pending: Sequence[Explanation], donors: Mapping[str, LabelKey]) -> LabelsLeft:
     """The donor of each pending label, read when it is needed."""
-    keys = pending.keys if isinstance(pending, LabelsLeft) else [(e.explanation_id, e.feature) for e in pending]
-    return LabelsLeft(job.store, job.dictionary_id, [donors[explanation_id] for explanation_id, _ in keys])
+    keys = [donors[explanation_id] for explanation_id, _ in keys_of(pending)]
+    return LabelsLeft(job.store, job.dictionary_id, keys)
 
 
 def shuffled_labels(labels: Sequence[LabelFacts], seed: int) -> dict[str, LabelKey]:
@@ -80,13 +80,13 @@ def shuffled_labels(labels: Sequence[LabelFacts], seed: int) -> dict[str, LabelK
     for label in labels:
         of_model[label.model].append(label)
     donors: dict[str, LabelKey] = {}
-    for own in of_model.values():
+    for model, own in of_model.items():
         # A few labels may have been made without the LLM, and only one in that way.
         pool = own if len({label.feature for label in own}) > 1 else labels
         for group in _by_density(pool):
             ordered = sorted(group, key=lambda label: stable_id(seed, label.explanation_id))
             for i, label in enumerate(ordered):
-                if pool is own or label in own:
+                if label.model == model:
                     following = (ordered[(i + step) % len(ordered)] for step in range(1, len(ordered)))
                     donor = next(other for other in following if other.feature != label.feature)
                     donors[label.explanation_id] = donor.key
@@ -153,8 +153,7 @@ class LookupLabels(Sequence[Explanation | None]):
         self._job = job
         self._config = ExplainConfig(explainer=LOOKUP, seed=seed)
         self._digest = rule_sha256(LOOKUP)
-        keys = pending.keys if isinstance(pending, LabelsLeft) else [(e.explanation_id, e.feature) for e in pending]
-        self._features = [feature for _, feature in keys]
+        self._features = [feature for _, feature in keys_of(pending)]
         self._evidence: dict[int, FeatureEvidence] = {}
         """Of the features that were last read together."""
         stored = job.store.explanations_to_score(

@@ -24,17 +24,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autointerp import jackknife, stats
-from autointerp.records import Context, Score
-from autointerp.score.score_rows import Answer, Identity, Result, obstacle
+from autointerp.records import Score
+from autointerp.score.natural import is_ordinary
+from autointerp.score.score_rows import Answer, Identity, Result, obstacle, series_of
 
 SIMULATION = "simulation"
 RANDOM_ONLY = "simulation_random"
 CALIBRATED = "simulation_calibrated"
-
-
-def is_random_only(context: Context) -> bool:
-    """Whether a context counts for the random-only score: a uniform sample of activating, or of silent tiles."""
-    return context.kind == "sampled" or context.tier == "random"
 
 
 def correlation_rows(identity: Identity, report: Sequence[Answer], select: Sequence[Answer] | None) -> list[Score]:
@@ -44,16 +40,10 @@ def correlation_rows(identity: Identity, report: Sequence[Answer], select: Seque
         rows.append(identity.row(SIMULATION, "select", select, correlation(select), keep=True))
         calibrated = calibrated_fit(select, report)
         rows.append(identity.row(CALIBRATED, "report", report, calibrated, keep=False))
-    drawn = [a for a in report if is_random_only(a.context)]
+    drawn = [a for a in report if is_ordinary(a.context)]
     rows.append(identity.row(RANDOM_ONLY, "report", drawn, correlation(drawn), keep=False))
     rows.append(identity.row(SIMULATION, "report", report, correlation(report), keep=True))
     return rows
-
-
-def _series(answers: Sequence[Answer]) -> tuple[list[list[float]], list[list[float]], list[str]]:
-    usable = [(a.prediction.truth, a.prediction.predicted, a.context.source) for a in answers]
-    good = [(t, p, d) for t, p, d in usable if p is not None]
-    return [t for t, _, _ in good], [p for _, p, _ in good], [d for _, _, d in good]
 
 
 def correlation(answers: Sequence[Answer]) -> Result:
@@ -63,7 +53,7 @@ def correlation(answers: Sequence[Answer]) -> Result:
     why = obstacle(answers)
     if why is not None:
         return Result(why)
-    truth, predicted, documents = _series(answers)
+    truth, predicted, documents = series_of(answers)
     estimate = jackknife.pooled_correlation(truth, predicted, documents)
     if estimate.value is None:
         return Result("constant_truth")
@@ -76,11 +66,11 @@ def calibrated_fit(select: Sequence[Answer], report: Sequence[Answer]) -> Result
     why = obstacle(select) or obstacle(report)
     if why is not None:
         return Result(why)
-    truth, predicted, _ = _series(select)
+    truth, predicted, _ = series_of(select)
     slope, intercept = stats.linear_calibration(
         [p for context in predicted for p in context], [t for context in truth for t in context]
     )
-    truth, predicted, documents = _series(report)
+    truth, predicted, documents = series_of(report)
     calibrated = [[slope * p + intercept for p in context] for context in predicted]
     estimate = jackknife.pooled_r_squared(truth, calibrated, documents)
     return Result("constant_truth") if estimate.value is None else Result("ok", estimate)

@@ -27,10 +27,12 @@ from autointerp.score.detection_questions import (
     template_of,
 )
 from autointerp.score.judge_consistency import assumed_correlation, is_repeated, judge_repeat, repeated_share
+from autointerp.score.natural import Prevalence
+from autointerp.score.prevalences import prevalences
 from autointerp.score.score_rows import Answer
-from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm
+from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm, estimate_of
 from autointerp.score.stopping import ROUND, decide, interval_z, likely_share, method_of, plan, stops_early
-from autointerp.store.labels_left import LabelsLeft
+from autointerp.store.labels_left import keys_of
 from autointerp.store.pace import earlier_scores
 
 
@@ -40,8 +42,8 @@ class Questioned:
 
     told: Told
     examples: list[Example]
-    density: float | None = None
-    """The share of the split's tiles in which the feature fires; None where the harvest did not count its tiles."""
+    prevalence: Prevalence | None = None
+    """None where the harvest did not count its tiles."""
 
 
 class ExampleLoader:
@@ -62,11 +64,8 @@ class ExampleLoader:
             )
             for feature, some in contexts.items()
         }
-        store, harvest_id = self._run.job.store, self._run.job.harvest_id
-        n_tiles = store.n_tiles(harvest_id, self._run.part)
-        active = store.active_tiles(dictionary_id, harvest_id, self._run.part, list(contexts))
-        density = {feature: n / n_tiles for feature, n in active.items()} if n_tiles else {}
-        return [Questioned(one, examples[(f := one.explanation.feature)], density.get(f)) for one in told]
+        found = prevalences(self._run.job, self._run.part, list(contexts))
+        return [Questioned(one, examples[(f := one.explanation.feature)], found.get(f)) for one in told]
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,8 @@ class ChoiceScorer:
                 await repeat(item, told, asked)
             z = interval_z(config, len(planned))
             floor = config.label_precision if run.control is None and run.part == "report" else None
-            return detection_rows(identity, self.name, every, run.part, z, item.density, floor)
+            density = None if item.prevalence is None else item.prevalence.density
+            return detection_rows(identity, self.name, every, run.part, z, density, floor)
 
         calls = ROUND if stops_early(config) else -(-4 * config.contexts // config.examples_per_call)
         notes = () if note is None else (note,)
@@ -142,14 +142,8 @@ class ChoiceScorer:
             plans = [plan(self.name, item.examples, config, job.dictionary_id) for item in some]
             (by,) = self.made_by(run)
             likely = likely_share(plans, config, before, assumed_correlation(run, self.name, by)[0])
-        times = len(targets) / max(1, len(a_few(targets))) * (1 + repeated_share(run, self.name, _features(targets)))
-        return Estimate.of(requests, times, written, likely)
-
-
-def _features(targets: Sequence[Explanation]) -> list[int]:
-    if isinstance(targets, LabelsLeft):  # a million of them maybe, none of which has to be read
-        return [feature for _, feature in targets.keys]
-    return [label.feature for label in targets]
+        twice = repeated_share(run, self.name, [feature for _, feature in keys_of(targets)])
+        return estimate_of(requests, written, targets, likely, often=1 + twice)
 
 
 DETECTION_SCORER = ChoiceScorer(DETECTION)

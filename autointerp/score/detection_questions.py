@@ -50,7 +50,7 @@ from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Prediction, Score, stable_id
 from autointerp.score.holding import claims_of_judge, cross_fitted
 from autointerp.score.natural import is_ordinary, precision_result
-from autointerp.score.score_rows import Answer, Identity, Part, Result, obstacle
+from autointerp.score.score_rows import Answer, Identity, Part, Result, documents_of, obstacle, usable
 
 DETECTION = "detection"
 FUZZING = "fuzzing"
@@ -356,8 +356,8 @@ def detection_rows(
     """All rows of one label, the scorer's own row last: where it stands, the others do. `z`: standard errors on either
     side of an interval. `density`: the share of the split's tiles in which the feature fires; without it there is no
     precision. `label_precision`: score.label_precision, without which it is not looked for where the label holds."""
-    active = [a for a in answers if _truth(a)]
-    silent = [a for a in answers if not _truth(a)]
+    active = [a for a in answers if a.active]
+    silent = [a for a in answers if not a.active]
     deciles: dict[int, list[Answer]] = defaultdict(list)
     tiers: dict[str, list[Answer]] = defaultdict(list)
     for answer in active:
@@ -387,21 +387,11 @@ def share_right(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
     why = obstacle(answers)
     if why is not None:
         return Result(why)
-    usable = [a for a in answers if a.prediction.predicted is not None]
-    right = [_truth(a) == _said(a) for a in usable]
-    found = share_of(right, [a.context.source for a in usable], z)
-    sums, documents = _document_sums(usable, [[float(r), 1.0] for r in right])
-    return Result("ok", replace(found, influences=jackknife.influences(_share_of, sums, documents)))
-
-
-def _document_sums(answers: Sequence[Answer], columns: Sequence[Sequence[float]]) -> tuple[Floats, list[str]]:
-    """(the sums of each answer's columns over its document, the documents)."""
-    documents = list(dict.fromkeys(a.context.source for a in answers))
-    place = {document: i for i, document in enumerate(documents)}
-    sums = np.zeros((len(documents), len(columns[0])))
-    for answer, row in zip(answers, columns, strict=True):
-        sums[place[answer.context.source]] += row
-    return sums, documents
+    told = usable(answers)
+    right = [a.active == a.said for a in told]
+    documents = documents_of(told)
+    moved = jackknife.influences(_share_of, [right, np.ones(len(right))], documents)
+    return Result("ok", replace(share_of(right, documents, z), influences=moved))
 
 
 def _share_of(sums: Floats) -> Floats:
@@ -420,10 +410,10 @@ def precision(answers: Sequence[Answer], density: float) -> Result:
     why = obstacle(answers)
     if why is not None:
         return Result(why)
-    usable = [a for a in answers if a.prediction.predicted is not None]
+    told = usable(answers)
     active, silent = (
-        share_of([_said(a) for a in some], [a.context.source for a in some])
-        for some in ([a for a in usable if _truth(a)], [a for a in usable if not _truth(a)])
+        share_of([a.said for a in some], documents_of(some))
+        for some in ([a for a in told if a.active], [a for a in told if not a.active])
     )
     return precision_result(active, silent, density)
 
@@ -438,24 +428,13 @@ def balanced(answers: Sequence[Answer], z: float = stats.Z95) -> Result:
     why = obstacle(answers)
     if why is not None:
         return Result(why)
-    usable = [a for a in answers if a.prediction.predicted is not None and counts(a.context)]
-    active = [_said(a) for a in usable if _truth(a)]
-    silent = [not _said(a) for a in usable if not _truth(a)]
-    if not active or not silent:
+    told = [a for a in usable(answers) if counts(a.context)]
+    active = np.array([a.active for a in told], dtype=np.bool_)
+    said = np.array([a.said for a in told], dtype=np.bool_)
+    if active.all() or not active.any():
         return Result("constant_truth")
-    found = stats.balanced_accuracy_interval(sum(active), len(active), sum(silent), len(silent), z)
-    rows = [[float(t and s), float(t), float(not t and not s), float(not t)] for t, s in map(_both, usable)]
-    sums, documents = _document_sums(usable, rows)
-    return Result("ok", replace(found, influences=jackknife.influences(_balanced_of, sums, documents)))
-
-
-def _both(answer: Answer) -> tuple[bool, bool]:
-    return _truth(answer), _said(answer)
-
-
-def _truth(answer: Answer) -> bool:
-    return answer.prediction.truth[0] > 0.5
-
-
-def _said(answer: Answer) -> bool:
-    return answer.prediction.predicted is not None and answer.prediction.predicted[0] > 0.5
+    columns = [active & said, active, ~active & ~said, ~active]
+    n_found, n_active, n_spared, n_silent = (int(column.sum()) for column in columns)
+    found = stats.balanced_accuracy_interval(n_found, n_active, n_spared, n_silent, z)
+    moved = jackknife.influences(_balanced_of, columns, documents_of(told))
+    return Result("ok", replace(found, influences=moved))

@@ -3,8 +3,7 @@
 Label and contexts are embedded, and a context's number is the cosine of the two vectors; see auroc.py for the rows. No
 judge is asked, so this is cheap, and a first look at many labels. The contexts are those that detection asks about. The
 model is an endpoint's, or a sentence-transformers model on this machine, which `autointerp measure` runs. The scoring
-method is 'cosine_ordinary' for both ('cosine' where all silent contexts
-counted in the headline).
+method is 'cosine_ordinary' for both ('cosine' where all silent contexts counted in the headline).
 """
 
 from __future__ import annotations

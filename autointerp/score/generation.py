@@ -44,7 +44,8 @@ from autointerp.records import Context, Explanation, MeasureTask, Score
 from autointerp.score.detection_questions import TIERS
 from autointerp.score.measurements import measure_task
 from autointerp.score.natural import NO_FALSE_ALARM
-from autointerp.score.ordinary_firing import OrdinaryFiring, OrdinaryTiles
+from autointerp.score.ordinary_firing import OrdinaryFiring, firing_of
+from autointerp.score.ordinary_tiles import OrdinaryTiles
 from autointerp.score.score_rows import Identity, Result, counted_row
 from autointerp.score.scorer import Labels, MadeBy, Needs, Run, Told, Work, a_few, asks_llm, estimate_of
 from autointerp.tasks import Activations, ActivationsAnswer
@@ -249,7 +250,7 @@ class GenerationScorer:
         tasks as the run before it."""
         assert asker is not None, self.name
         (by,), author, tasks = self.made_by(run), Author.of(run.config, run.job.prompts), _Tasks(run)
-        n, tiles = len(KINDS) * run.config.sentences, OrdinaryTiles(run)
+        n, tiles = len(KINDS) * run.config.sentences, OrdinaryTiles(run.job, run.part)
 
         async def score(item: Told) -> list[Score] | None:
             identity = run.identity(item.explanation, by)
@@ -263,7 +264,8 @@ class GenerationScorer:
                 return None
             if found.status != "ok":
                 return failed_rows(identity, found.status, n, n, found.error)
-            return generation_rows(identity, asked.value, found.result or {}, tiles.firing(item.explanation.feature))
+            ordinary = firing_of(item.explanation.feature, tiles)
+            return generation_rows(identity, asked.value, found.result or {}, ordinary)
 
         return Work(by, _excerpts(run, targets), score, block=BLOCK, finish=tasks.write)
 

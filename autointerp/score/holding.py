@@ -34,16 +34,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from autointerp import stats
 from autointerp.clustered_shares import design_effect, share_of, share_with_effect
 from autointerp.prevalence import natural_precision
-from autointerp.records import Holding, source_of
-from autointerp.score.natural import CLAIM, NO_FALSE_ALARM, SilentTiles, is_ordinary
-from autointerp.score.score_rows import Answer
+from autointerp.records import Holding
+from autointerp.score.natural import NO_FALSE_ALARM, SilentTiles, is_claimed, is_ordinary
+from autointerp.score.score_rows import Answer, documents_of, usable
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -79,6 +80,11 @@ class Claims:
     density: float
     """The share of tiles in which the feature fires."""
 
+    @cached_property
+    def effect(self) -> float | None:
+        """The design effect of what is claimed among the active tiles; None where their documents are too few."""
+        return design_effect(self.claimed, self.documents)
+
     def leaving(self, active: Flags, silent: Flags) -> Claims:
         """Without these tiles."""
         a, s = np.flatnonzero(~active), np.flatnonzero(~silent)
@@ -89,33 +95,30 @@ class Claims:
 
 
 def claims_of_rule(active: Sequence[Answer], silent: SilentTiles, density: float) -> Claims:
-    """`active`: the sampled contexts and what the rule predicts of them; it claims a tile from CLAIM on."""
-    usable = [a for a in active if a.prediction.predicted is not None]
-    claimed = [max(a.prediction.predicted or [0.0]) >= CLAIM for a in usable]
-    return _claims(usable, claimed, silent.peak >= CLAIM, silent.documents, density)
+    """`active`: the sampled contexts and what the rule predicts of them; it claims a tile from natural.CLAIM on."""
+    told = usable(active)
+    return _claims(told, [is_claimed(a) for a in told], silent.claimed, silent.documents, density)
 
 
 def claims_of_judge(answers: Sequence[Answer], density: float) -> Claims:
     """`answers`: yes or no to contexts, of which the sampled ones and the silent ones of the random tier count."""
-    usable = [a for a in answers if a.prediction.predicted is not None and is_ordinary(a.context)]
-    said = [(a.prediction.predicted or [0.0])[0] > 0.5 for a in usable]
-    fires = [a.prediction.truth[0] > 0.5 for a in usable]
-    active = [(a, yes) for a, yes, on in zip(usable, said, fires, strict=True) if on]
-    silent = [(a, yes) for a, yes, on in zip(usable, said, fires, strict=True) if not on]
-    return _claims(
-        [a for a, _ in active], [yes for _, yes in active], np.array([yes for _, yes in silent], dtype=np.bool_),
-        [a.context.source for a, _ in silent], density,
-    )  # fmt: skip
+    told = [a for a in usable(answers) if is_ordinary(a.context)]
+    active, silent = [a for a in told if a.active], [a for a in told if not a.active]
+    return _claims(active, [a.said for a in active], [a.said for a in silent], documents_of(silent), density)
 
 
 def _claims(
-    active: Sequence[Answer], claimed: Sequence[bool], alarms: Flags, silent_documents: Sequence[str], density: float
+    active: Sequence[Answer],
+    claimed: Sequence[bool],
+    alarms: ArrayLike,
+    silent_documents: Sequence[str],
+    density: float,
 ) -> Claims:
     return Claims(
         np.array([a.context.max_activation for a in active], dtype=np.float64),
         np.array([sum(a.context.activations) for a in active], dtype=np.float64),
-        np.array(claimed, dtype=np.bool_), [a.context.source for a in active],
-        np.asarray(alarms, dtype=np.bool_), [source_of(d) for d in silent_documents], density,
+        np.array(claimed, dtype=np.bool_), documents_of(active),
+        np.asarray(alarms, dtype=np.bool_), list(silent_documents), density,
     )  # fmt: skip
 
 
@@ -222,7 +225,7 @@ def _precision(claims: Claims, reach: Flags) -> stats.Estimate:
     theirs by the square-and-add rule."""
     n = claims.peaks.size + claims.alarms.size
     alarms = share_of(claims.alarms, claims.silent_documents)
-    true = natural_precision(share_of(claims.claimed, claims.documents), alarms, claims.density)
+    true = natural_precision(share_with_effect(claims.claimed, claims.effect), alarms, claims.density)
     if not claims.claimed.any() or alarms.value is None:
         return replace(true, low=None, high=None, n=n)
     value = _likely_precision(claims, reach)
@@ -254,8 +257,7 @@ def _alarm_rate(alarms: int, m: int) -> float:
 
 def _is_enough(claims: Claims) -> bool:
     """Whether the active tiles are worth FEWEST independent ones."""
-    effect = design_effect(claims.claimed, claims.documents)
-    return effect is not None and claims.peaks.size / effect >= FEWEST
+    return claims.effect is not None and claims.peaks.size / claims.effect >= FEWEST
 
 
 def _effect_within(claims: Claims, hits: Flags, within: Flags) -> float | None:
@@ -263,4 +265,4 @@ def _effect_within(claims: Claims, hits: Flags, within: Flags) -> float | None:
     the claims among all."""
     documents = [claims.documents[i] for i in np.flatnonzero(within)]
     effect = design_effect(hits, documents)
-    return effect if effect is not None else design_effect(claims.claimed, claims.documents)
+    return effect if effect is not None else claims.effect

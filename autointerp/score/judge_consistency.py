@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autointerp.records import JudgeRepeat, stable_id
-from autointerp.score.score_rows import Answer, Identity
+from autointerp.score.score_rows import Answer, Identity, usable
 from autointerp.score.scorer import MadeBy, Run
 from autointerp.score.stopping import UNMEASURED
 from autointerp.store.judge_repeats import JudgeConsistency
@@ -65,13 +65,13 @@ def judge_repeat(identity: Identity, scorer: str, times: Sequence[Sequence[Seque
     label = identity.explanation
     assert label is not None, scorer
     calls = [call for one in times for call in one]
-    told = [(i, a) for i, call in enumerate(calls) for a in call if a.prediction.predicted is not None]
+    told = [(i, a) for i, call in enumerate(calls) for a in usable(call)]
     if len({a.context.context_id for _, a in told}) < 2:
         return None
     call = np.array([i for i, _ in told])
     context = np.array([a.context.context_id for _, a in told])
-    active = np.array([a.prediction.truth[0] > 0.5 for _, a in told])
-    said = np.array([(a.prediction.predicted or [0.0])[0] > 0.5 for _, a in told])
+    active = np.array([a.active for _, a in told])
+    said = np.array([a.said for _, a in told])
     error = (said != active).astype(np.float64)
     for of_class in (active, ~active):
         if of_class.any():

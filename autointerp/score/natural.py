@@ -9,9 +9,9 @@
 
 `n` counts tiles (for recall, those in which the feature fires), `n_by_kind` both kinds of them, and `n_documents` the
 documents of those in which the feature fires. The intervals of precision and recall allow for tiles of one document
-being alike (clustered_shares.py). Where no silent tile was claimed, the share of false
-alarms is only known to be small: then the precision has no value but the status 'no_false_alarm' and its lower end. A
-label that claims no tile at all, neither active nor silent, has none either, and the status 'no_claim'.
+being alike (clustered_shares.py). Where no silent tile was claimed, the share of false alarms is only known to be
+small: then the precision has no value but the status 'no_false_alarm' and its lower end. A label that claims no tile at
+all, neither active nor silent, has none either, and the status 'no_claim'.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from autointerp import stats
 from autointerp.clustered_shares import share_of
 from autointerp.prevalence import Tiles, natural_correlation, natural_precision
 from autointerp.records import Context, Score
-from autointerp.score.score_rows import Answer, Identity, Result, counted_row, obstacle
+from autointerp.score.score_rows import Answer, Identity, Result, counted_row, documents_of, obstacle, series_of, usable
 
 NATURAL = "simulation_natural"
 PRECISION = "simulation_precision"
@@ -54,15 +54,18 @@ class SilentTiles:
     """What was predicted of silent tiles of the corpus at large, each array [tiles]."""
 
     documents: list[str] = field(default_factory=list)
+    """What each tile's document was cut from (see records.source_of)."""
     n_tokens: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     """Sum of the predictions over a tile's tokens."""
     squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     peak: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    n_failed: int = 0
+    """Tiles that were asked about and of which nothing was predicted; the others are in the arrays."""
 
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> SilentTiles:
-        """From contexts that were asked about; those without a prediction are left out."""
+        """From contexts that were asked about."""
         told = [(a.context.source, np.asarray(a.prediction.predicted)) for a in answers if a.prediction.predicted]
         return cls(
             [document for document, _ in told],
@@ -70,7 +73,13 @@ class SilentTiles:
             np.array([p.sum() for _, p in told], dtype=np.float64),
             np.array([p @ p for _, p in told], dtype=np.float64),
             np.array([p.max() for _, p in told], dtype=np.float64),
+            len(answers) - len(told),
         )
+
+    @property
+    def claimed(self) -> NDArray[np.bool_]:
+        """Which of them the label claims."""
+        return self.peak >= CLAIM
 
 
 def is_ordinary(context: Context) -> bool:
@@ -78,57 +87,49 @@ def is_ordinary(context: Context) -> bool:
     return context.kind == "sampled" or context.tier == "random"
 
 
+def is_claimed(answer: Answer) -> bool:
+    """Whether the label claims the tile of a context."""
+    return max(answer.prediction.predicted or [0.0]) >= CLAIM
+
+
 def natural_rows(
-    identity: Identity, active: Sequence[Answer], silent: SilentTiles, n_silent_failed: int, prevalence: Prevalence
+    identity: Identity, active: Sequence[Answer], silent: SilentTiles, prevalence: Prevalence
 ) -> list[Score]:
     """The three rows. `active`: what was predicted of the sampled contexts."""
-    n_failed = sum(a.prediction.status != "ok" for a in active) + n_silent_failed
-    kinds = {"sampled": len(active), "random": len(silent.documents) + n_silent_failed}
-    why = obstacle(active)
-    usable = [a for a in active if a.prediction.predicted is not None]
+    why, told = obstacle(active), usable(active)
+    documents = documents_of(told)
     if why is not None:
-        results = [(name, Result(why)) for name in (NATURAL, PRECISION, RECALL)]
+        natural = precision = recall = Result(why)
     else:
-        recall = share_of([max(a.prediction.predicted or [0.0]) >= CLAIM for a in usable], _documents(usable))
-        alarms = share_of(silent.peak >= CLAIM, silent.documents)
-        results = [
-            (NATURAL, _correlation(usable, silent, prevalence)),
-            (PRECISION, precision_result(recall, alarms, prevalence.density)),
-            (RECALL, Result("ok", recall)),
-        ]
-    errors = [a.error for a in active if a.error]
-    found = []
-    for name, result in results:
-        asked = {"sampled": len(active)} if name == RECALL else kinds
-        row = counted_row(identity, name, result, sum(asked.values()), n_failed, errors[0] if errors else None)
-        n_by_kind = {kind: n for kind, n in asked.items() if n}
-        found.append(replace(row, n_documents=len(set(_documents(usable))), n_by_kind=n_by_kind))
-    return found
+        claimed, alarms = share_of([is_claimed(a) for a in told], documents), share_of(silent.claimed, silent.documents)
+        natural = _correlation(told, silent, prevalence)
+        precision, recall = precision_result(claimed, alarms, prevalence.density), Result("ok", claimed)
+    n_failed = len(active) - len(told)
+    error = next((a.error for a in active if a.error), None)
 
+    def row(scorer: str, result: Result, n_silent: int = 0, n_silent_failed: int = 0) -> Score:
+        n_by_kind = {kind: n for kind, n in (("sampled", len(active)), ("random", n_silent)) if n}
+        found = counted_row(identity, scorer, result, len(active) + n_silent, n_failed + n_silent_failed, error)
+        return replace(found, n_documents=len(set(documents)), n_by_kind=n_by_kind)
 
-def _documents(answers: Sequence[Answer]) -> list[str]:
-    return [a.context.source for a in answers]
+    asked = len(silent.documents) + silent.n_failed, silent.n_failed
+    return [row(NATURAL, natural, *asked), row(PRECISION, precision, *asked), row(RECALL, recall)]
 
 
 def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prevalence) -> Result:
-    firing = Tiles.of(
-        [a.prediction.truth for a in active],
-        [a.prediction.predicted or [] for a in active],
-        _documents(active),
-    )
+    truth, predicted, documents = series_of(active)
+    firing = Tiles.of(truth, predicted, documents)
     quiet = Tiles.silent(silent.n_tokens, silent.total, silent.squares, silent.documents)
     found = natural_correlation(firing, quiet, prevalence.active, prevalence.silent)
     if found.value is not None:
         return Result("ok", found)
     if prevalence.silent >= 0.5 and not silent.documents:
         return Result("no_contexts")
-    everywhere = max((p for a in active for p in a.prediction.predicted or []), default=0.0)
-    same = [p for a in active for p in a.prediction.predicted or []]
-    same += (silent.total / np.maximum(silent.n_tokens, 1)).tolist() + silent.peak.tolist()
-    if np.allclose(same, everywhere):  # worth 0, as in correlation.py
-        documents: dict[Hashable, float] = dict.fromkeys((a.context.source for a in active), 0.0)
-        return Result("constant_prediction", stats.Estimate(0.0, None, None, found.n, documents))
-    return Result("constant_truth")
+    if stats.is_constant(np.concatenate([*truth, np.zeros(len(silent.documents))])):
+        return Result("constant_truth")
+    # So the prediction is: worth 0, as in correlation.py.
+    unmoved: dict[Hashable, float] = dict.fromkeys(documents, 0.0)
+    return Result("constant_prediction", stats.Estimate(0.0, None, None, found.n, unmoved))
 
 
 def precision_result(sensitivity: stats.Estimate, alarms: stats.Estimate, density: float) -> Result:

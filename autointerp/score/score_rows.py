@@ -1,15 +1,15 @@
 """Rows of the table `scores`: whose they are, what they were made by, and when there is no value. No I/O here.
 
-A value is None with a status where it is not defined ('constant_truth', 'no_contexts'), where an
-endpoint gave up on a context ('gave_up': the next run asks again), and where more than half of the contexts failed (the
-commonest of their statuses). A simulation that predicts the same everywhere has the value 0, and says so in its status
+A value is None with a status where it is not defined ('constant_truth', 'no_contexts'), where an endpoint gave up on a
+context ('gave_up': the next run asks again), and where more than half of the contexts failed (the commonest of their
+statuses). A simulation that predicts the same everywhere has the value 0, and says so in its status
 ('constant_prediction'). What `n` and `n_failed` count is said by every scorer; mostly it is contexts.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,6 +29,16 @@ class Answer:
     context: Context
     prediction: Prediction
     error: str | None = None
+
+    @property
+    def active(self) -> bool:
+        """Where the question is whether the feature is active in the context: the right answer."""
+        return self.prediction.truth[0] > 0.5
+
+    @property
+    def said(self) -> bool:
+        """The answer that was given to that question; False where none was."""
+        return self.prediction.predicted is not None and self.prediction.predicted[0] > 0.5
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,22 @@ class Result:
 
     status: str
     estimate: stats.Estimate = stats.Estimate(None, None, None, 0)
+
+
+def usable(answers: Iterable[Answer]) -> list[Answer]:
+    """The contexts of which something was predicted."""
+    return [a for a in answers if a.prediction.predicted is not None]
+
+
+def documents_of(answers: Iterable[Answer]) -> list[str]:
+    """What each context's document was cut from (see records.source_of)."""
+    return [a.context.source for a in answers]
+
+
+def series_of(answers: Iterable[Answer]) -> tuple[list[list[float]], list[list[float]], list[str]]:
+    """(the truth, the prediction, the document) of each context of which something was predicted."""
+    told = usable(answers)
+    return [a.prediction.truth for a in told], [a.prediction.predicted or [] for a in told], documents_of(told)
 
 
 def obstacle(answers: Sequence[Answer]) -> str | None:

@@ -197,9 +197,12 @@ def a_few(targets: Sequence[Any]) -> list[int]:
     return list(range(0, len(targets), max(1, len(targets) // 8)))
 
 
-def estimate_of(requests: Sequence[Request], written: float, targets: Sequence[Any], likely: float = 1.0) -> Estimate:
-    """The estimate for all targets, from the requests of `a_few` of them, whose replies have `written` characters."""
-    return Estimate.of(requests, len(targets) / max(1, len(a_few(targets))), written, likely)
+def estimate_of(
+    requests: Sequence[Request], written: float, targets: Sequence[Any], likely: float = 1.0, often: float = 1.0
+) -> Estimate:
+    """The estimate for all targets, from the requests of `a_few` of them, whose replies have `written` characters.
+    `often`: how often a target is asked about, on average."""
+    return Estimate.of(requests, often * len(targets) / max(1, len(a_few(targets))), written, likely)
 
 
 def pending(scorer: Scorer[Any], run: Run) -> LabelsLeft | list[int]:

@@ -24,7 +24,7 @@ from autointerp.score.controls import AUTO, CONTROLS, NEIGHBOUR, free_controls, 
 from autointerp.score.scorer import Needs, Run, Scorer, Work, pending
 from autointerp.score.scorers import configured
 from autointerp.store.group_writer import GroupWriter
-from autointerp.store.labels_left import LabelsLeft
+from autointerp.store.labels_left import keys_of
 
 
 async def score(job: Job, explainer: str, config: ScoreConfig, control: str | None = None) -> Outcome:
@@ -205,11 +205,10 @@ def forecast_score(
         targets: Sequence[Any] = pending(one.scorer, run)
         if not one.scorer.reads_label:
             features.update(targets)
-        elif isinstance(targets, LabelsLeft) and not planned:  # a million of them maybe, of which eight are looked at
-            labels.update(targets.keys)
         else:
-            targets = [*targets, *planned]
-            labels.update((e.explanation_id, e.feature) for e in targets)
+            if planned:  # else they are a million maybe, of which eight are looked at
+                targets = [*targets, *planned]
+            labels.update(keys_of(targets))
         if targets and one.needs.endpoint is not None:
             # A control asks as much as the labels do, but nothing twice. What stands in for labels to come is unknown.
             asked = config if control is None else replace(config, repeat_share=0.0)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,15 @@ from autointerp.config import EndpointConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.llm.capabilities import UNPROBED, Capabilities, prompt_logprob_fields
 from autointerp.llm.requests import Reply, Request
-from autointerp.records import Context, Explanation, Prediction, Score, Split
+from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.rules.labels import RULE_EXPLAINERS
 from autointerp.rules.patterns import RULE_VERSION, Rule
-from autointerp.rules.token_facts import Facts, facts_of
+from autointerp.rules.token_facts import facts_of
 from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
-from autointerp.score.holding import claims_of_rule, held_out
+from autointerp.score.holding import Claims, claims_of_rule, held_out
 from autointerp.score.natural import NATURAL, Prevalence, SilentTiles, natural_rows
 from autointerp.score.ordinary_text import OrdinaryText
+from autointerp.score.prevalences import prevalences
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import FreeControls, Labels, MadeBy, Needs, Run, Told, Work, a_few, estimate_of, need_model
 from autointerp.score.simulation_replies import DIGITS, UNKNOWN, expected_numbers, read_lines, read_prompt_logprobs
@@ -56,7 +57,6 @@ RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}, rows {_RULE_ROWS}".encode())
 """Stands for the template where no prompt is involved."""
 HALVINGS = 2
 """How often the worked examples are halved for an endpoint whose context they do not fit."""
-KINDS = ("top", "sampled", "negative")
 
 
 # --- which contexts -------------------------------------------------------------------------------------------------
@@ -234,9 +234,14 @@ class Simulated:
     """The contexts of the select part; None if they are not asked about."""
     prevalence: Prevalence | None = None
     """None where the harvest did not count its tiles."""
-    sampled: list[Context] = field(default_factory=list)
+    select_sampled: list[Context] = field(default_factory=list)
     """All sampled contexts of the select part, if it was read."""
     select_prevalence: Prevalence | None = None
+
+    @property
+    def sampled(self) -> list[Context]:
+        """All sampled contexts of the part that is scored."""
+        return [c for c in self.told.contexts if c.kind == "sampled"]
 
 
 @dataclass(frozen=True)
@@ -261,7 +266,9 @@ class SimulationScorer:
 
     async def start(self, run: Run, targets: Sequence[Explanation], asker: Asker | None) -> Work[Simulated]:
         if asker is None:
-            return self._by_rule(run, targets)
+            (by,) = self.made_by(run)
+            load = _Loader(run, targets, is_calibrated=True)
+            return Work(by, load, RuleSimulation(run, by, targets).score, block=RULE_BLOCK)
         config = run.config
         found = await asker.capabilities() if needs_probe(config) else UNPROBED
         simulator = Simulator.of(choose_method(config, found), config, found, config.seed, run.job.prompts)
@@ -280,58 +287,6 @@ class SimulationScorer:
         load = _Loader(run, targets, is_calibrated=CALIBRATED in config.scorers)
         return Work(by, load, score, calls=3 * config.contexts, notes=found.notes)
 
-    def _by_rule(self, run: Run, targets: Sequence[Explanation]) -> Work[Simulated]:
-        (by,) = self.made_by(run)
-
-        ordinary, ordinary_select = OrdinaryText(run, run.part), OrdinaryText(run, "select")
-        free = FreeControls(run, targets)
-
-        async def score(item: Simulated) -> list[Score]:
-            feature = item.told.explanation.feature
-            sampled = [c for c in item.told.contexts if c.kind == "sampled"]
-            # Reading the tokens takes most of the time, so the rules of the controls read them along with the label's.
-            every = {c.context_id: c for c in (*item.report, *(item.select or ()), *sampled, *item.sampled)}
-            facts: list[Facts] = []
-            places: dict[int, slice] = {}
-            """Where the tokens of each context are among the facts."""
-            for context_id, context in every.items():
-                begin = len(facts)
-                facts += facts_of(context.tokens)
-                places[context_id] = slice(begin, len(facts))
-
-            def answers(predicted: Sequence[float], contexts: Sequence[Context]) -> list[Answer]:
-                return [
-                    _answer(c, item.max_activation, Asked(list(predicted[places[c.context_id]]), "ok"))
-                    for c in contexts
-                ]
-
-            def rows(run: Run, told: Explanation | None) -> list[Score]:
-                rule = Rule(0.0) if told is None else Rule.from_json(told.rule or "")
-                predicted = rule.predict_from(facts)
-                report, select, active = (
-                    answers(predicted, some) for some in (item.report, item.select or (), sampled)
-                )
-                silent = ordinary.silent(feature, rule)
-                found = _rows(run, by, item, report, select, active, silent)
-                if run.control is not None:  # those of a rule that stands in can be made again at any time
-                    return [replace(row, predictions=[]) for row in found]
-                if item.prevalence is None or silent is None or not active:
-                    return found
-                choosing = None
-                to_choose_by = ordinary_select.silent(feature, rule)
-                if to_choose_by is not None and item.select_prevalence is not None:
-                    density = item.select_prevalence.density
-                    choosing = claims_of_rule(answers(predicted, item.sampled), to_choose_by, density)
-                measured = claims_of_rule(active, silent, item.prevalence.density)
-                holding = asdict(held_out(choosing, measured, run.config.label_precision))
-                return [replace(row, **holding) if row.scorer == NATURAL else row for row in found]
-
-            beside = free.instead_of(item.told.explanation)
-            of_controls = [row for name, told in beside for row in rows(replace(run, control=name), told)]
-            return [*of_controls, *rows(run, item.told.told)]
-
-        return Work(by, _Loader(run, targets, is_calibrated=True), score, block=RULE_BLOCK)
-
     def estimate(self, run: Run, targets: Sequence[Explanation]) -> Estimate:
         """Estimates one call per context. Before an endpoint is asked, the methods that it supports are not known. If
         no method is configured, `numbers` is assumed, which has the prompts of generated_logprobs."""
@@ -349,6 +304,66 @@ class SimulationScorer:
 
 
 SIMULATION_SCORER = SimulationScorer()
+
+
+class RuleSimulation:
+    """Simulates labels by their own rules and, along with each label, the controls that cost nothing."""
+
+    def __init__(self, run: Run, by: MadeBy, targets: Sequence[Explanation]) -> None:
+        self._run, self._by = run, by
+        self._controls = FreeControls(run, targets)
+        self._ordinary, self._ordinary_select = OrdinaryText(run, run.part), OrdinaryText(run, "select")
+
+    async def score(self, item: Simulated) -> list[Score]:
+        """The rows of the controls, then those of the label itself."""
+        read = _ReadContexts(item)
+        rows: list[Score] = []
+        for control, told in self._controls.instead_of(item.told.explanation):
+            rows += self._rows_of(replace(self._run, control=control), item, told, read)
+        return [*rows, *self._rows_of(self._run, item, item.told.told, read)]
+
+    def _rows_of(self, run: Run, item: Simulated, told: Explanation | None, read: _ReadContexts) -> list[Score]:
+        rule = Rule(0.0) if told is None else Rule.from_json(told.rule or "")
+        answers = read.answers(rule)
+        report, select, active = (
+            [answers[c.context_id] for c in some] for some in (item.report, item.select or (), item.sampled)
+        )
+        silent = self._ordinary.silent(item.told.explanation.feature, rule)
+        rows = _rows(run, self._by, item, report, select, active, silent)
+        if run.control is not None:  # the predictions of a rule that stands in can be made again at any time
+            return [replace(row, predictions=[]) for row in rows]
+        if item.prevalence is None or silent is None or not active:
+            return rows
+        measured = claims_of_rule(active, silent, item.prevalence.density)
+        holding = asdict(held_out(self._choosing(item, rule, answers), measured, run.config.label_precision))
+        return [replace(row, **holding) if row.scorer == NATURAL else row for row in rows]
+
+    def _choosing(self, item: Simulated, rule: Rule, answers: Mapping[int, Answer]) -> Claims | None:
+        """What the rule claims of the select part, by which it is chosen from where on it holds; None where nothing is
+        known of that."""
+        silent = self._ordinary_select.silent(item.told.explanation.feature, rule)
+        if silent is None or item.select_prevalence is None:
+            return None
+        active = [answers[c.context_id] for c in item.select_sampled]
+        return claims_of_rule(active, silent, item.select_prevalence.density)
+
+
+class _ReadContexts:
+    """The contexts of one label. Reading their tokens takes most of the time, so it is done once for all rules."""
+
+    def __init__(self, item: Simulated) -> None:
+        self._max_activation = item.max_activation
+        every = (*item.report, *(item.select or ()), *item.sampled, *item.select_sampled)
+        self._contexts = list({context.context_id: context for context in every}.values())
+        self._facts = [fact for context in self._contexts for fact in facts_of(context.tokens)]
+
+    def answers(self, rule: Rule) -> dict[int, Answer]:
+        """What the rule predicts of each context, by its id."""
+        predicted = iter(rule.predict_from(self._facts))
+        return {
+            c.context_id: _answer(c, self._max_activation, Asked(list(islice(predicted, len(c.tokens))), "ok"))
+            for c in self._contexts
+        }
 
 
 def is_by_rule(run: Run) -> bool:
@@ -391,12 +406,12 @@ class _Loader:
         told = self._labels(places)
         features = list(dict.fromkeys(one.explanation.feature for one in told))
         scales = job.store.feature_evidence(job.dictionary_id, job.harvest_id, features, 0)
-        prevalence = self._prevalence(self._run.part, features)
+        prevalence = prevalences(job, self._run.part, features)
         select: Mapping[int, Sequence[Context]] = {}
         select_prevalence: Mapping[int, Prevalence] = {}
         if self._is_calibrated:
             select = job.store.contexts_of(job.dictionary_id, job.harvest_id, features, "select", self._limits)
-            select_prevalence = self._prevalence("select", features)
+            select_prevalence = prevalences(job, "select", features)
         found = []
         for one in told:
             feature = one.explanation.feature
@@ -412,15 +427,6 @@ class _Loader:
                 )
             )  # fmt: skip
         return found
-
-    def _prevalence(self, split: Split, features: Sequence[int]) -> dict[int, Prevalence]:
-        """Nothing where the harvest did not count its tiles."""
-        job = self._run.job
-        n_tiles = job.store.n_tiles(job.harvest_id, split)
-        if n_tiles is None:
-            return {}
-        firing = job.store.active_tiles(job.dictionary_id, job.harvest_id, split, features)
-        return {feature: Prevalence(n, max(0.0, n_tiles - n)) for feature, n in firing.items()}
 
 
 def _made_by(method: str, run: Run) -> MadeBy:
@@ -443,9 +449,7 @@ def _rows(
     rows = correlation_rows(identity, report, None if item.select is None else select)
     if item.prevalence is None:
         return rows
-    asked = [a for a in report if a.context.tier == "random"]
     if silent is None:
-        silent = SilentTiles.of(asked)
-    n_failed = len([a for a in asked if a.prediction.status != "ok"]) if active is None else 0
+        silent = SilentTiles.of([a for a in report if a.context.tier == "random"])
     sampled = [a for a in report if a.context.kind == "sampled"] if active is None else active
-    return [*natural_rows(identity, sampled, silent, n_failed, item.prevalence), *rows]
+    return [*natural_rows(identity, sampled, silent, item.prevalence), *rows]

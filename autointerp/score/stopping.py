@@ -41,7 +41,7 @@ from autointerp import stats
 from autointerp.config import ScoreConfig
 from autointerp.records import stable_id
 from autointerp.score.detection_questions import ANSWERS, Example, batches, counts, deal, even_runs
-from autointerp.score.score_rows import Answer
+from autointerp.score.score_rows import Answer, usable
 
 ANSWERS_SEQUENTIAL = "answers_ordinary_sequential"
 ROUND = 2
@@ -128,12 +128,7 @@ class Look:
     @classmethod
     def at(cls, calls: Sequence[Sequence[Answer]]) -> Look:
         """From the answers of each call."""
-        usable = [
-            [(a.prediction.truth[0] > 0.5, a.prediction.predicted[0] > 0.5)
-             for a in call if a.prediction.predicted is not None and counts(a.context)]
-            for call in calls
-        ]  # fmt: skip
-        return cls.of(usable)
+        return cls.of([[(a.active, a.said) for a in usable(call) if counts(a.context)] for call in calls])
 
     @classmethod
     def of(cls, calls: Sequence[Sequence[tuple[bool, bool]]]) -> Look:

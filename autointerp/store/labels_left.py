@@ -36,6 +36,11 @@ class LabelFacts:
         return self.explanation_id, self.feature
 
 
+def keys_of(labels: Sequence[Explanation]) -> Sequence[LabelKey]:
+    """The key of each label. None of LabelsLeft is read for it."""
+    return labels.keys if isinstance(labels, LabelsLeft) else [(e.explanation_id, e.feature) for e in labels]
+
+
 class LabelsLeft(Sequence[Explanation]):
     """The labels with the given ids, as a sequence. A label with a text never changes, so it does not matter when it is
     read. Several threads may use it."""

@@ -36,7 +36,6 @@ negatives = 3
 explainer = "patterns"
 [score]
 contexts = 3
-bootstrap = 100
 [store]
 path = "tiny.duckdb"
 """

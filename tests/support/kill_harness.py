@@ -77,7 +77,6 @@ shape_labels = false
 [score]
 scorers = ["simulation", "detection", "surprisal"]
 contexts = 2
-bootstrap = 20
 model = "m"
 base_url = {url!r}
 [llm]

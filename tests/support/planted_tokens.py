@@ -33,7 +33,7 @@ def table(folder: Path, model: Path, url: str = "http://127.0.0.1:9/v1") -> dict
         "sae": [{"name": "planted", "hookpoint": "transformer.wte", "path": str(folder / "sae")}],
         "harvest": {"context_tokens": 16, "top_contexts": 6, "sampled_contexts": 6, "negatives": 6},
         "explain": {"explainer": "combined", "model": "m", "base_url": url},
-        "score": {"model": "m", "base_url": url, "contexts": 5, "bootstrap": 200},
+        "score": {"model": "m", "base_url": url, "contexts": 5},
         "llm": {"requests_per_minute": 60000.0},
         "store": {"path": str(folder / "planted.duckdb")},
     }

@@ -100,7 +100,6 @@ base_url = "http://127.0.0.1:9/v1"
 model = "oracle"
 base_url = "http://127.0.0.1:9/v1"
 contexts = 5
-bootstrap = 100
 """
 
 
