@@ -12,7 +12,7 @@ import pytest
 from support.store_fixtures import add_dictionary, add_features, call, copied, explanation, filled, prediction, score
 
 from autointerp.errors import InputError
-from autointerp.records import HEADLINE_SCORERS
+from autointerp.scorer_names import HEADLINE_SCORERS
 from autointerp.store import Store, call_keys
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autointerp.records import scorer_place
+from autointerp.scorer_names import NATURAL, scorer_place
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal
 
@@ -22,7 +22,7 @@ def print_labels(path: Path, dictionary: str, terminal: Terminal, rows: int = 20
     counts = ", ".join(f"{n} {status}" for status, n in summary["features"].items())
     terminal.result(f"{dictionary}: {counts}; {summary['labelled']} labelled, {summary['scored']} scored")
     for row in sorted(summary["scores"], key=lambda row: scorer_place(row["scorer"])):
-        meant = "how well labels predict ordinary text, " if row["scorer"] == "simulation_natural" else ""
+        meant = "how well labels predict ordinary text, " if row["scorer"] == NATURAL else ""
         name = f"{row['explainer']} / {meant}{row['scorer']} ({row['method']})"
         if row["mean_score"] is None:
             terminal.result(f"{name}: no score of {row['n_without_score']} features")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from autointerp.records import headline_of, scorer_place
+from autointerp.scorer_names import NATURAL, headline_of, scorer_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +109,13 @@ def score_groups(scores: Sequence[ScoreRow]) -> list[ScoreGroup]:
     return sorted(groups, key=lambda g: (g.score.part, scorer_place(g.score.scorer), *_origin(g.score)))
 
 
-_NATURAL = "simulation_natural"
 _NATURAL_PARTS = {"simulation_precision": "simulation", "simulation_recall": "simulation"}
 """Parts of the score on text as it comes, and how far their names are not their own."""
 
 
 def _headline_among(scorer: str, present: Collection[str]) -> str:
     """The scorer's headline, or the scorer itself if there is no row of that headline."""
-    headline = _NATURAL if scorer in _NATURAL_PARTS else headline_of(scorer, present)
+    headline = NATURAL if scorer in _NATURAL_PARTS else headline_of(scorer, present)
     return headline if headline in present else scorer
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from autointerp.means import SharedDocuments
 from autointerp.paired import SIGNIFICANT
 from autointerp.prevalence import is_group
-from autointerp.records import headline_of, scorer_place
+from autointerp.scorer_names import headlines_among, scorer_place
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import read_records
 
@@ -319,9 +319,8 @@ def compared_scores(store: StoreConnection, dictionary_id: int, *, strata: bool 
     """The dictionary's scores, gathered once in temporary tables. `strata`: those of all scorers, not only of the
     headline scorers."""
     found = store.rows("SELECT DISTINCT scorer FROM scores WHERE dictionary_id = ?", [dictionary_id])
-    names = [name for (name,) in found]
     with store.cursor() as cursor:
-        chosen = [dictionary_id, strata, [name for name in names if headline_of(name, names) == name]]
+        chosen = [dictionary_id, strata, headlines_among(name for (name,) in found)]
         cursor.execute(_SCORES, chosen)
         cursor.execute(_LIFTS, chosen)
         yield Comparison(cursor, dictionary_id)

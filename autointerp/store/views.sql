@@ -9,8 +9,9 @@ CREATE OR REPLACE VIEW windows AS SELECT * FROM evidence.windows;
 -- with set_label_choice, else whatever came last. The latest row counts; a 'gave_up' row only where there is no
 -- other, since it is no answer and is asked again. `score` is of text as it comes where the scorer predicts activations
 -- (simulation_natural); `precision` and `recall` are of that text too. Where no false alarm was seen, `precision` is NULL
--- and only its lower end is known, the upper one being 1. `beats_lookup` and `beats_neighbour`: whether the label scores better than the list of
--- the feature's tokens and than the nearest feature's label (see label_controls); NULL where that was not tested.
+-- and only its lower end is known, the upper one being 1. `beats_lookup` and `beats_neighbour`: whether the label scores
+-- better than the list of the feature's tokens and than the nearest feature's label (see label_controls); NULL where that
+-- was not tested.
 CREATE OR REPLACE VIEW labels AS
 WITH choice AS (
     SELECT
@@ -453,13 +454,13 @@ LEFT JOIN tested AS t
     AND t.method = h.method AND t.scorer_model = h.scorer_model AND t.control = h.control
 ORDER BY h.dictionary_id, h.scorer, h.method, h.control NULLS FIRST, h.mean_score DESC NULLS LAST;
 
--- The same without the parts of scores (sensitivity by decile, ...): records.HEADLINE_SCORERS, and of the scorers of other
--- packages whatever is not a part of another row.
+-- The same without the parts of scores (sensitivity by decile, ...): scorer_names.HEADLINE_SCORERS, and of the scorers
+-- of other packages whatever is not a part of another row.
 CREATE OR REPLACE VIEW explainer_leaderboard AS
 WITH headline AS (
     SELECT unnest([
-        'simulation_natural', 'simulation', 'simulation_random', 'simulation_calibrated', 'detection', 'fuzzing', 'embedding', 'surprisal',
-        'generation', 'output', 'intervention', 'intruder'
+        'simulation_natural', 'simulation', 'simulation_random', 'simulation_calibrated', 'detection', 'fuzzing',
+        'embedding', 'surprisal', 'generation', 'output', 'intervention', 'intruder'
     ]) AS scorer
 ),
 part AS (
