@@ -311,8 +311,8 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """From which activation on a label holds (see score/holding.py). The fields are columns of `scores`, and None in
-    all rows but the scorer's headline row."""
+    """From which activation on a label holds (see score/holding.py): columns of `scores`, None in all rows but the
+    scorer's headline row, and of the view `labels`."""
 
     label_from: float | None = None
     """Raw units: the label holds in tiles whose largest activation is at least this; 0: wherever the feature fires."""
@@ -353,10 +353,10 @@ class HeadlineScore:
     recall_high: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One number for one label, with its interval and its failures. `value` is None unless status is one of
-    VALUED_STATUSES."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score(Holding):
+    """One number for one label, with its interval, its failures and from where on the label holds. `value` is None
+    unless status is one of VALUED_STATUSES."""
 
     score_id: str
     dictionary_id: int
@@ -385,19 +385,6 @@ class Score:
     """Those documents, in the order of `influences`; None where influences are not known."""
     influences: list[float] | None = None
     """By how much each document moves `value` (jackknife.influences_of)."""
-    label_from: float | None = None
-    """This and the next ones: the fields of Holding."""
-    from_status: str | None = None
-    from_share: float | None = None
-    from_mass: float | None = None
-    from_precision: float | None = None
-    from_precision_low: float | None = None
-    from_precision_high: float | None = None
-    from_recall: float | None = None
-    from_recall_low: float | None = None
-    from_recall_high: float | None = None
-    from_n: int | None = None
-    from_floor: float | None = None
     predictions: list[Prediction] = field(default_factory=list)
 
 

@@ -11,11 +11,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from autointerp.records import Holding
 from autointerp.scorer_names import NATURAL, headline_of, scorer_place
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreRow:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRow(Holding):
     """One row of the table `scores`."""
 
     score_id: str
@@ -50,19 +51,6 @@ class ScoreRow:
     """Different documents among its contexts; None where that is not known."""
     n_by_kind: dict[str, int] | None
     """Contexts by kind and tier; None as for n_documents."""
-    label_from: float | None = None
-    """This and the next ones: the fields of records.Holding."""
-    from_status: str | None = None
-    from_share: float | None = None
-    from_mass: float | None = None
-    from_precision: float | None = None
-    from_precision_low: float | None = None
-    from_precision_high: float | None = None
-    from_recall: float | None = None
-    from_recall_low: float | None = None
-    from_recall_high: float | None = None
-    from_n: int | None = None
-    from_floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

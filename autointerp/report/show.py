@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autointerp.errors import InputError
-from autointerp.holds import WholePrecision, holding_of, holds_line
+from autointerp.holds import WholePrecision, holds_line
 from autointerp.number_text import decimals, interval
 from autointerp.records import Context, Kind, PromotedToken, Split
 from autointerp.report.control_tests import control_lines
@@ -143,7 +143,7 @@ def _group_lines(group: ScoreGroup) -> list[str]:
     ]
     if group.parts:
         lines.append(f"       {', '.join(_part(part) for part in group.parts)}")
-    if holds := holds_line(holding_of(score), _whole_precision(group)):
+    if holds := holds_line(score, _whole_precision(group)):
         lines.append(f"       {visible(holds)}")
     return lines
 
