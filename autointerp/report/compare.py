@@ -19,21 +19,18 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from autointerp import means, stats
 from autointerp.errors import InputError, nearest
-from autointerp.report.show_json import as_json_text
+from autointerp.report.record_table import RowsFormat, print_records
 from autointerp.store.comparisons import Comparison, Contender, Kind, LabelRow, Paired, Tested, compared_scores
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal
-
-CompareFormat = Literal["table", "json", "csv"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +271,7 @@ def word_f1(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def print_comparison(
-    path: Path, dictionary: str | None, against: str | None, agree: bool, strata: bool, form: CompareFormat,
+    path: Path, dictionary: str | None, against: str | None, agree: bool, strata: bool, form: RowsFormat,
     terminal: Terminal,
 ) -> None:  # fmt: skip
     """Prints differences, or with `agree` how well labels and scorers agree. `strata`: also the parts of scores.
@@ -288,22 +285,9 @@ def print_comparison(
         rows: Sequence[Difference | Agreement]
         rows = agreement(found) if agree else differences(found, against)
         scored = bool(found.contenders())
-    _print_rows(Agreement if agree else Difference, rows, form, terminal)
+    print_records(Agreement if agree else Difference, rows, form, terminal)
     if not rows:
         terminal.say(_why_empty(agree, scored))
-
-
-def _print_rows(
-    kind: type[Difference] | type[Agreement], rows: Sequence[Difference | Agreement], form: CompareFormat,
-    terminal: Terminal,
-) -> None:  # fmt: skip
-    columns = [field.name for field in fields(kind)]
-    if form == "json":
-        terminal.result(as_json_text(rows))
-    elif form == "csv":
-        terminal.csv(columns, [astuple(row) for row in rows])
-    elif rows:
-        terminal.table(columns, [astuple(row) for row in rows])
 
 
 def _why_empty(agree: bool, scored: bool) -> str:
