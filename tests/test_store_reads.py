@@ -170,6 +170,22 @@ def test_leaderboard_and_spending(store: Store) -> None:
     ]
 
 
+def test_a_label_that_is_scored_anew_after_another_harvest_is_shown_once(store: Store) -> None:
+    """The first scoring gave up, the second one is over the contexts of another harvest."""
+    e = explanation(0)
+    store.insert_explanations([e])
+    names = ("simulation_natural", "simulation_precision", "simulation_recall", "simulation")
+    for harvest_id, status in ((1, "gave_up"), (2, "ok")):
+        store.insert_scores(
+            [
+                score(e, scorer=name, harvest_id=harvest_id, status=status, score_id=f"{name}{harvest_id}")
+                for name in names
+            ]
+        )
+    columns = "score_id, score, precision, recall"
+    assert store.rows(f"SELECT {columns} FROM labels WHERE feature = 0") == [("simulation_natural2", 0.5, 0.5, 0.5)]
+
+
 def test_the_leaderboard_lists_every_headline_scorer_and_no_other(store: Store) -> None:
     e = explanation(0)
     store.insert_explanations([e])

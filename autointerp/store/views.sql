@@ -129,15 +129,18 @@ LEFT JOIN scores AS n
     ON n.dictionary_id = s.dictionary_id AND n.feature = s.feature AND n.explanation_id = s.explanation_id
     AND s.scorer = 'simulation' AND n.scorer = 'simulation_natural' AND n.control IS NULL AND n.part = s.part
     AND n.method = s.method AND n.model = s.model AND n.template_sha256 = s.template_sha256 AND n.seed = s.seed
+    AND n.harvest_id = s.harvest_id
 LEFT JOIN scores AS p
     ON p.dictionary_id = s.dictionary_id AND p.feature = s.feature AND p.explanation_id = s.explanation_id
     AND p.scorer = s.scorer || '_precision' AND p.control IS NULL AND p.part = s.part
     AND p.method = s.method AND p.model = s.model AND p.template_sha256 = s.template_sha256 AND p.seed = s.seed
+    AND p.harvest_id = s.harvest_id
 LEFT JOIN scores AS r
     ON r.dictionary_id = s.dictionary_id AND r.feature = s.feature AND r.explanation_id = s.explanation_id
     AND r.scorer = if(s.scorer = 'simulation', 'simulation_recall', s.scorer || '_sensitivity')
     AND r.control IS NULL AND r.part = s.part
     AND r.method = s.method AND r.model = s.model AND r.template_sha256 = s.template_sha256 AND r.seed = s.seed
+    AND r.harvest_id = s.harvest_id
 LEFT JOIN label_controls AS bl
     ON bl.dictionary_id = f.dictionary_id AND bl.feature = f.feature AND bl.control = 'token_lookup'
     AND bl.score_id = coalesce(n.score_id, s.score_id)
