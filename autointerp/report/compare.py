@@ -28,7 +28,16 @@ import numpy as np
 from autointerp import means, stats
 from autointerp.errors import InputError, nearest
 from autointerp.report.record_table import RowsFormat, print_records
-from autointerp.store.comparisons import Comparison, Contender, Kind, LabelRow, Paired, Tested, compared_scores
+from autointerp.store.comparisons import (
+    NOT_TESTED,
+    Comparison,
+    Contender,
+    Kind,
+    LabelRow,
+    Paired,
+    Tested,
+    compared_scores,
+)
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal
 
@@ -131,7 +140,7 @@ def contender_names(contenders: Iterable[Contender]) -> dict[Contender, str]:
     return {c: c.explainer if times[c.explainer] == 1 else f"{c.explainer} ({c.model})" for c in every}
 
 
-def difference(kind: Kind, a: str, b: str, paired: Paired, tested: Tested | None = None) -> Difference:
+def difference(kind: Kind, a: str, b: str, paired: Paired, tested: Tested = NOT_TESTED) -> Difference:
     """The paired difference of a and b (names to show). The numbers are None where no feature has both scores."""
     delta = paired.a - paired.b
     mean = means.feature_mean(delta, paired.shared)
@@ -141,9 +150,7 @@ def difference(kind: Kind, a: str, b: str, paired: Paired, tested: Tested | None
         mean_a=float(paired.a.mean()) if n else None, mean_b=float(paired.b.mean()) if n else None,
         difference=found.value, ci_low=found.low, ci_high=found.high,
         higher=float(np.mean(delta > 0)) if n else None, lower=float(np.mean(delta < 0)) if n else None,
-        n_tested=None if tested is None else tested.n_tested,
-        share_better=None if tested is None else tested.share_better,
-        share_worse=None if tested is None else tested.share_worse,
+        n_tested=tested.n_tested, share_better=tested.share_better, share_worse=tested.share_worse,
         se_features=mean.se_features, se_both=mean.se_both, n_documents=mean.n_documents,
     )  # fmt: skip
 
