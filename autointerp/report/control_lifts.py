@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from autointerp.dictionary_controls import DICTIONARY_CONTROLS, control_name
 from autointerp.means import mean_difference
+from autointerp.number_text import decimals, interval
 from autointerp.report.record_table import RowsFormat, print_records
 from autointerp.store.headline_scores import Headline, HeadlineScores, headline_of_dictionary, headline_scores
 from autointerp.store.safety.reading import open_for_reading
@@ -137,8 +138,7 @@ def _side(mean: float | None, n_scored: int, n_labelled: int, n_unlabelled: int,
 
 
 def _change(difference: float, low: float | None, high: float | None) -> str:
-    interval = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
-    return f"{difference:+.3f}{interval}"
+    return decimals(difference, "+", 3) + interval(low, high, "+", 3)
 
 
 def print_lifts(path: Path, dictionary: str | None, terminal: Terminal) -> None:
