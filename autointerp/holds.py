@@ -7,8 +7,7 @@ on it holds only says where precision and recall balance best.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from autointerp.number_text import percent, with_interval
 from autointerp.records import Holding
@@ -18,12 +17,6 @@ _BY_OTHER_TEXT = {
     "not_confirmed": "though the activation from which on it should do best by other text was not confirmed",
     "no_false_alarm": "but too few silent places were tried to tell from which activation on it does best",
 }
-_NAMES = tuple(field.name for field in fields(Holding))
-
-
-def holding_of(row: Any) -> Holding:
-    """The part of a row of `scores` that says from where on the label holds. `row` has the fields of Holding."""
-    return Holding(**{name: getattr(row, name) for name in _NAMES})
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 
-def decimals(value: float, sign: str = "") -> str:
-    """Two decimals, and never -0.00. `sign`: "+" also for what is not negative."""
-    return f"{round(value, 2) + 0.0:{sign}.2f}"
+def decimals(value: float, sign: str = "", places: int = 2) -> str:
+    """Two decimals, or as many as `places`, and never -0.00. `sign`: "+" also for what is not negative."""
+    return f"{round(value, places) + 0.0:{sign}.{places}f}"
 
 
-def interval(low: float | None, high: float | None) -> str:
+def interval(low: float | None, high: float | None, sign: str = "", places: int = 2) -> str:
     """` [0.29, 0.76]`; nothing where an end is not known."""
-    return "" if low is None or high is None else f" [{decimals(low)}, {decimals(high)}]"
+    if low is None or high is None:
+        return ""
+    return f" [{decimals(low, sign, places)}, {decimals(high, sign, places)}]"
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:

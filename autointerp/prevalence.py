@@ -66,7 +66,7 @@ def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent:
     group, index = stats.numbered([*active.documents, *silent.documents])
     total, without = np.zeros(6), np.zeros((len(index), 6))
     for kind, of, size in ((active, group[:split], n_active), (silent, group[split:], n_silent)):
-        sums = jackknife.sums_by(of, kind.sums.T, len(index))
+        sums = jackknife.sums_by(of, list(kind.sums.T), len(index))
         total += sums.sum(0) * (size / max(of.size, 1))
         left = of.size - np.bincount(of, minlength=len(index)).astype(np.float64)
         weight = np.divide(size, left, out=np.zeros_like(left), where=left > 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,34 +18,6 @@ Tier = Literal["random", "same_token", "neighbour"]
 Side = Literal["input", "output", "both"]
 """What a label describes: what the feature responds to, what it makes the model say, or both."""
 ShapeKind = Literal["token", "position", "dense", "rare", "other"]
-HEADLINE_SCORERS = (
-    "simulation_natural", "simulation", "simulation_random", "simulation_calibrated", "detection", "fuzzing",
-    "embedding", "surprisal", "generation", "output", "intervention", "intruder",
-)  # fmt: skip
-"""Values of `scores.scorer` that say how good a label is, in the order in which they are shown. A row whose name begins
-with one of them and an underscore is a part of it: "detection_sensitivity". The scorers of other packages come after
-these, by their name."""
-
-
-def headline_of(scorer: str, among: Iterable[str] = ()) -> str:
-    """The scorer that a row is a part of, "detection" for "detection_sensitivity"; itself where it is no part.
-
-    `among`: the names of all rows at hand, by which parts of other packages' scorers are known.
-    """
-    if scorer in HEADLINE_SCORERS:
-        return scorer
-    known = [name for name in HEADLINE_SCORERS if scorer.startswith(f"{name}_")]
-    if known:
-        return max(known, key=len)
-    return min((name for name in among if scorer.startswith(f"{name}_")), key=len, default=scorer)
-
-
-def scorer_place(scorer: str) -> tuple[int, bool, str]:
-    """Orders values of `scores.scorer` as HEADLINE_SCORERS, each with its parts after it, so that the honest figure
-    comes first; after them the scorers of other packages."""
-    headline = headline_of(scorer)
-    known = HEADLINE_SCORERS.index(headline) if headline in HEADLINE_SCORERS else len(HEADLINE_SCORERS)
-    return known, headline in HEADLINE_SCORERS and scorer != headline, scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,8 +311,8 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """From which activation on a label holds (see score/holding.py). The fields are columns of `scores`, and None in
-    all rows but the scorer's headline row."""
+    """From which activation on a label holds (see score/holding.py): columns of `scores`, None in all rows but the
+    scorer's headline row, and of the view `labels`."""
 
     label_from: float | None = None
     """Raw units: the label holds in tiles whose largest activation is at least this; 0: wherever the feature fires."""
@@ -398,10 +370,10 @@ class FeatureHistogram:
     headline: HeadlineScore
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One number for one label, with its interval and its failures. `value` is None unless status is one of
-    VALUED_STATUSES."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score(Holding):
+    """One number for one label, with its interval, its failures and from where on the label holds. `value` is None
+    unless status is one of VALUED_STATUSES."""
 
     score_id: str
     dictionary_id: int
@@ -430,19 +402,6 @@ class Score:
     """Those documents, in the order of `influences`; None where influences are not known."""
     influences: list[float] | None = None
     """By how much each document moves `value` (jackknife.influences_of)."""
-    label_from: float | None = None
-    """This and the next ones: the fields of Holding."""
-    from_status: str | None = None
-    from_share: float | None = None
-    from_mass: float | None = None
-    from_precision: float | None = None
-    from_precision_low: float | None = None
-    from_precision_high: float | None = None
-    from_recall: float | None = None
-    from_recall_low: float | None = None
-    from_recall_high: float | None = None
-    from_n: int | None = None
-    from_floor: float | None = None
     predictions: list[Prediction] = field(default_factory=list)
 
 

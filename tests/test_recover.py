@@ -14,7 +14,8 @@ from support.damaged_store import ALIVE, CALLS, EVIDENCE, IN_FILE, IN_WAL, LEDGE
 from support.damaged_store import killed_store as make_killed_store
 from support.known_words import WORDS, World, copy_of, job
 from support.llm_server import LlmServer
-from support.store_fixtures import add_features, call, child, write_evidence
+from support.older_store import as_of_version_3
+from support.store_fixtures import add_features, call, child, explanation, filled, write_evidence
 
 from autointerp.cli import app
 from autointerp.config import ExplainConfig
@@ -241,6 +242,23 @@ def test_a_store_whose_main_file_is_gone(path: Path) -> None:
     assert "is missing" in told(recover(path))
     assert sorted(bytes_of(path.parent).values()) == sorted(before.values())
     Store.open(path, create=True).close()
+
+
+def test_a_store_of_an_older_version_is_brought_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.duckdb"
+    store, _, _ = filled(path)
+    store.insert_explanations([explanation(0)])
+    store.close()
+    as_of_version_3(path)
+    status, _, err = command(capsys, "search", "words", "--store", str(path))
+    assert status == InputError.exit_code and "`autointerp recover`" in err
+    before = bytes_of(path.parent)
+    assert "would be brought up to date" in told(recover(path, dry_run=True))
+    assert bytes_of(path.parent) == before
+    status, out, _ = command(capsys, "recover", "--store", str(path))
+    assert status == 0 and "was brought up to date" in out
+    assert command(capsys, "search", explanation(0).text or "", "--store", str(path))[0] == 0
+    assert "nothing was changed" in told(recover(path))
 
 
 @pytest.mark.parametrize("read_only", [False, True])

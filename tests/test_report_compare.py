@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from support.commands import run
 from support.store_fixtures import add_features, explanation, filled, score
 
-from autointerp.records import Explanation, headline_of
+from autointerp.records import Explanation
 from autointerp.report.compare import label_words, word_f1
 from autointerp.report.show import score_lines
+from autointerp.scorer_names import headline_of
 from autointerp.store import Store
 
 N = 8

@@ -16,10 +16,11 @@ from autointerp.holds import WholePrecision, holds_line
 from autointerp.means import SharedDocuments, shared_freedom
 from autointerp.number_text import decimals, percent, with_interval
 from autointerp.prevalence import SILENT_GROUPS, is_group, silent_group
-from autointerp.records import HEADLINE_SCORERS, Holding, scorer_place
+from autointerp.records import Holding
 from autointerp.report.control_tests import control_lines
 from autointerp.report.page import load_page
 from autointerp.score.controls import CONTROLS
+from autointerp.scorer_names import HEADLINE_SCORERS, scorer_place
 from autointerp.store import Store
 from autointerp.store.comparisons import compared_scores
 

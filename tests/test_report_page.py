@@ -13,12 +13,13 @@ import pytest
 from support.store_fixtures import explanation, filled, score
 
 from autointerp.errors import AutointerpError, InputError
-from autointerp.records import PromotedToken, headline_of
+from autointerp.records import PromotedToken
 from autointerp.report.page import load_page
 from autointerp.report.page_findings import MethodRunRow, Shape, record
 from autointerp.report.score_groups import ScoreRow, score_groups
 from autointerp.report.show import score_lines
 from autointerp.report.show_json import as_json_text, page_rows
+from autointerp.scorer_names import headline_of
 from autointerp.store import Store
 from autointerp.store.findings import MethodRun
 

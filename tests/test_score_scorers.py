@@ -22,7 +22,7 @@ from autointerp.ask.question import Asker
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.errors import InputError
 from autointerp.llm.requests import Reply, Request
-from autointerp.records import HEADLINE_SCORERS, Explanation, Score, headline_of
+from autointerp.records import Explanation, Score
 from autointerp.score.score_rows import Result
 from autointerp.score.scorer import (
     Labels,
@@ -38,6 +38,7 @@ from autointerp.score.scorer import (
     pending,
 )
 from autointerp.score.scorers import BUILT_IN, configured, scorer_named, scorers
+from autointerp.scorer_names import HEADLINE_SCORERS, headline_of
 from autointerp.store import Store
 
 # --- a stranger's scorer: all that it takes ---------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from support.store_fixtures import add_dictionary, add_features, call, copied, explanation, filled, prediction, score
 
 from autointerp.errors import InputError
-from autointerp.records import HEADLINE_SCORERS
+from autointerp.scorer_names import HEADLINE_SCORERS
 from autointerp.store import Store, call_keys
 
 
@@ -168,6 +168,22 @@ def test_leaderboard_and_spending(store: Store) -> None:
         {"stage": "explain", "n_calls": 1, "n_not_ok": 0, "n_requests": 1, "cost_usd": 0.25},
         {"stage": "score", "n_calls": 2, "n_not_ok": 1, "n_requests": 5, "cost_usd": 0.5},
     ]
+
+
+def test_a_label_that_is_scored_anew_after_another_harvest_is_shown_once(store: Store) -> None:
+    """The first scoring gave up, the second one is over the contexts of another harvest."""
+    e = explanation(0)
+    store.insert_explanations([e])
+    names = ("simulation_natural", "simulation_precision", "simulation_recall", "simulation")
+    for harvest_id, status in ((1, "gave_up"), (2, "ok")):
+        store.insert_scores(
+            [
+                score(e, scorer=name, harvest_id=harvest_id, status=status, score_id=f"{name}{harvest_id}")
+                for name in names
+            ]
+        )
+    columns = "score_id, score, precision, recall"
+    assert store.rows(f"SELECT {columns} FROM labels WHERE feature = 0") == [("simulation_natural2", 0.5, 0.5, 0.5)]
 
 
 def test_the_leaderboard_lists_every_headline_scorer_and_no_other(store: Store) -> None:

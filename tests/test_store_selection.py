@@ -70,6 +70,13 @@ def test_choices_are_combined(store: Store) -> None:
         chosen(store, limit=0)
 
 
+def test_where_names_every_column_of_features_and_labels(store: Store) -> None:
+    found = store.rows("SELECT column_name FROM duckdb_columns() WHERE table_name IN ('features', 'labels')")
+    assert len(found) > 50
+    condition = " OR ".join(f"{name} IS NOT NULL" for name in sorted({name for (name,) in found}))
+    assert chosen(store, where=condition) == ALIVE
+
+
 def test_where_reads_labels_and_other_tables(store: Store) -> None:
     es = [explanation(0), explanation(1, text="cats")]
     store.insert_explanations(es)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from support.older_store import as_of_version_3
 from support.store_fixtures import call, explanation, filled, score
 
 from autointerp.records import BatchRecord
@@ -20,7 +20,6 @@ from autointerp.store.connection import SEQUENCED
 from autointerp.store.pace import earlier_scores, measured_latency
 from autointerp.store.run_progress import run_progress, written_by
 from autointerp.store.safety.salvage import salvage
-from autointerp.store.schema import migrations
 
 OLD = explanation(0, template_sha256="old", text="old words")
 NEW = explanation(0, template_sha256="new", text="new words")
@@ -114,19 +113,6 @@ def test_every_row_has_a_number_of_its_own_over_all_tables(tmp_path: Path) -> No
         write(again, "new words", 0.5, 2.0)
         numbers = [n for table in SEQUENCED for (n,) in again.rows(f"SELECT sequence FROM {table}")]
         assert sorted(numbers) == list(range(1, len(numbers) + 1))
-
-
-def as_of_version_3(path: Path) -> None:
-    """Makes the closed store at `path` one that an older version wrote."""
-    with duckdb.connect(str(path)) as con:
-        for (view,) in con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall():
-            con.execute(f"DROP VIEW {view}")
-        later = "".join(sql for version, _, sql in migrations() if version > 3)
-        for table in re.findall(r"CREATE TABLE (\w+)", later):
-            con.execute(f"DROP TABLE {table}")
-        for table, column in re.findall(r"ALTER TABLE (\w+) ADD COLUMN (\w+)", later):
-            con.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        con.execute("DELETE FROM schema_migrations WHERE version > 3")
 
 
 def test_a_store_of_an_older_version_is_numbered_by_its_times(tmp_path: Path) -> None:

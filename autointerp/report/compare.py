@@ -19,21 +19,27 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from autointerp import means, stats
 from autointerp.errors import InputError, nearest
-from autointerp.report.show_json import as_json_text
-from autointerp.store.comparisons import Comparison, Contender, Kind, LabelRow, Paired, Tested, compared_scores
+from autointerp.report.record_table import RowsFormat, print_records
+from autointerp.store.comparisons import (
+    NOT_TESTED,
+    Comparison,
+    Contender,
+    Kind,
+    LabelRow,
+    Paired,
+    Tested,
+    compared_scores,
+)
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal
-
-CompareFormat = Literal["table", "json", "csv"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,7 @@ def contender_names(contenders: Iterable[Contender]) -> dict[Contender, str]:
     return {c: c.explainer if times[c.explainer] == 1 else f"{c.explainer} ({c.model})" for c in every}
 
 
-def difference(kind: Kind, a: str, b: str, paired: Paired, tested: Tested | None = None) -> Difference:
+def difference(kind: Kind, a: str, b: str, paired: Paired, tested: Tested = NOT_TESTED) -> Difference:
     """The paired difference of a and b (names to show). The numbers are None where no feature has both scores."""
     delta = paired.a - paired.b
     mean = means.feature_mean(delta, paired.shared)
@@ -144,9 +150,7 @@ def difference(kind: Kind, a: str, b: str, paired: Paired, tested: Tested | None
         mean_a=float(paired.a.mean()) if n else None, mean_b=float(paired.b.mean()) if n else None,
         difference=found.value, ci_low=found.low, ci_high=found.high,
         higher=float(np.mean(delta > 0)) if n else None, lower=float(np.mean(delta < 0)) if n else None,
-        n_tested=None if tested is None else tested.n_tested,
-        share_better=None if tested is None else tested.share_better,
-        share_worse=None if tested is None else tested.share_worse,
+        n_tested=tested.n_tested, share_better=tested.share_better, share_worse=tested.share_worse,
         se_features=mean.se_features, se_both=mean.se_both, n_documents=mean.n_documents,
     )  # fmt: skip
 
@@ -274,7 +278,7 @@ def word_f1(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def print_comparison(
-    path: Path, dictionary: str | None, against: str | None, agree: bool, strata: bool, form: CompareFormat,
+    path: Path, dictionary: str | None, against: str | None, agree: bool, strata: bool, form: RowsFormat,
     terminal: Terminal,
 ) -> None:  # fmt: skip
     """Prints differences, or with `agree` how well labels and scorers agree. `strata`: also the parts of scores.
@@ -288,22 +292,9 @@ def print_comparison(
         rows: Sequence[Difference | Agreement]
         rows = agreement(found) if agree else differences(found, against)
         scored = bool(found.contenders())
-    _print_rows(Agreement if agree else Difference, rows, form, terminal)
+    print_records(Agreement if agree else Difference, rows, form, terminal)
     if not rows:
         terminal.say(_why_empty(agree, scored))
-
-
-def _print_rows(
-    kind: type[Difference] | type[Agreement], rows: Sequence[Difference | Agreement], form: CompareFormat,
-    terminal: Terminal,
-) -> None:  # fmt: skip
-    columns = [field.name for field in fields(kind)]
-    if form == "json":
-        terminal.result(as_json_text(rows))
-    elif form == "csv":
-        terminal.csv(columns, [astuple(row) for row in rows])
-    elif rows:
-        terminal.table(columns, [astuple(row) for row in rows])
 
 
 def _why_empty(agree: bool, scored: bool) -> str:

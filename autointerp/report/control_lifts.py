@@ -8,8 +8,7 @@ was asked about, where a feature without a label counts 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 
 from autointerp.dictionary_controls import DICTIONARY_CONTROLS, control_name
 from autointerp.means import mean_difference
-from autointerp.report.show_json import as_json_text
+from autointerp.number_text import decimals, interval
+from autointerp.report.record_table import RowsFormat, print_records
 from autointerp.store.headline_scores import Headline, HeadlineScores, headline_of_dictionary, headline_scores
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.store.store import Store
@@ -138,8 +138,7 @@ def _side(mean: float | None, n_scored: int, n_labelled: int, n_unlabelled: int,
 
 
 def _change(difference: float, low: float | None, high: float | None) -> str:
-    interval = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
-    return f"{difference:+.3f}{interval}"
+    return decimals(difference, "+", 3) + interval(low, high, "+", 3)
 
 
 def print_lifts(path: Path, dictionary: str | None, terminal: Terminal) -> None:
@@ -152,19 +151,13 @@ def print_lifts(path: Path, dictionary: str | None, terminal: Terminal) -> None:
         terminal.say("no lift over a control yet: no label of the dictionary was scored")
 
 
-def print_lift_table(path: Path, dictionary: str | None, form: str, terminal: Terminal) -> None:
-    """Prints the lifts with all their numbers; `form` is table, json or csv."""
+def print_lift_table(path: Path, dictionary: str | None, form: RowsFormat, terminal: Terminal) -> None:
+    """Prints the lifts with all their numbers."""
     with open_for_reading(path, terminal.say) as store:
         if dictionary is not None:
             store.dictionary(dictionary)
-        lifts: Sequence[ControlLift] = control_lifts(store, dictionary)
-    columns = [field.name for field in fields(ControlLift)]
-    if form == "json":
-        terminal.result(as_json_text(lifts))
-    elif form == "csv":
-        terminal.csv(columns, [astuple(lift) for lift in lifts])
-    elif lifts:
-        terminal.table(columns, [astuple(lift) for lift in lifts])
+        lifts = control_lifts(store, dictionary)
+    print_records(ControlLift, lifts, form, terminal)
     if not lifts:
         terminal.say(
             "nothing to compare: no dictionary here has a scored label and a control; `autointerp run --control "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autointerp.records import scorer_place
+from autointerp.number_text import interval
+from autointerp.scorer_names import NATURAL, scorer_place
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal
 
@@ -22,16 +23,15 @@ def print_labels(path: Path, dictionary: str, terminal: Terminal, rows: int = 20
     counts = ", ".join(f"{n} {status}" for status, n in summary["features"].items())
     terminal.result(f"{dictionary}: {counts}; {summary['labelled']} labelled, {summary['scored']} scored")
     for row in sorted(summary["scores"], key=lambda row: scorer_place(row["scorer"])):
-        meant = "how well labels predict ordinary text, " if row["scorer"] == "simulation_natural" else ""
+        meant = "how well labels predict ordinary text, " if row["scorer"] == NATURAL else ""
         name = f"{row['explainer']} / {meant}{row['scorer']} ({row['method']})"
         if row["mean_score"] is None:
             terminal.result(f"{name}: no score of {row['n_without_score']} features")
             continue
-        interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
         shared = "" if row["n_documents"] is None else f" on {row['n_documents']} documents"
         terminal.result(
-            f"{name}: mean {row['mean_score']:.3f}{interval} over {row['n']} features{shared}, "
-            f"{row['n_without_score']} without a score"
+            f"{name}: mean {row['mean_score']:.3f}{interval(row['ci_low'], row['ci_high'], places=3)} over {row['n']} "
+            f"features{shared}, {row['n_without_score']} without a score"
         )
     terminal.table(
         LABEL_COLUMNS, [[r[c] for c in LABEL_COLUMNS] for r in best], title=f"the {len(best)} best-scored features"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from autointerp.records import Context, Kind, PromotedToken, Split
+from autointerp.records import Context, Holding, Kind, PromotedToken, Split
 from autointerp.report.page_findings import Findings, MethodRunRow, findings_from, record, records
 from autointerp.report.score_groups import ScoreGroup, ScoreRow, score_groups
 from autointerp.store import Store
@@ -58,10 +58,10 @@ class FeatureFacts:
         return Histogram(self.histogram_edges, self.histogram_counts)
 
 
-@dataclass(frozen=True, slots=True)
-class ShownLabel:
-    """One row of the view `labels`: the label that stands for the feature, with its headline score. None throughout
-    where the feature has no explanation, or its label no score."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownLabel(Holding):
+    """One row of the view `labels`: the label that stands for the feature, with its headline score and from where on it
+    holds. None throughout where the feature has no explanation, or its label no score."""
 
     dictionary_id: int
     name: str
@@ -96,21 +96,8 @@ class ShownLabel:
     recall: float | None
     recall_low: float | None
     recall_high: float | None
-    label_from: float | None
-    """The activation from which on it holds. This and the next ones: the fields of records.Holding."""
-    from_status: str | None
     from_quantile: float | None
-    """Share of the active tiles that do not reach it."""
-    from_share: float | None
-    from_mass: float | None
-    from_precision: float | None
-    from_precision_low: float | None
-    from_precision_high: float | None
-    from_recall: float | None
-    from_recall_low: float | None
-    from_recall_high: float | None
-    from_n: int | None
-    from_floor: float | None
+    """Share of the active tiles that do not reach `label_from`."""
     second_label: str | None
     """A second, different meaning of what the feature responds to."""
     output_label: str | None

@@ -11,11 +11,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from autointerp.records import headline_of, scorer_place
+from autointerp.records import Holding
+from autointerp.scorer_names import NATURAL, headline_of, scorer_place
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreRow:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRow(Holding):
     """One row of the table `scores`."""
 
     score_id: str
@@ -50,19 +51,6 @@ class ScoreRow:
     """Different documents among its contexts; None where that is not known."""
     n_by_kind: dict[str, int] | None
     """Contexts by kind and tier; None as for n_documents."""
-    label_from: float | None = None
-    """This and the next ones: the fields of records.Holding."""
-    from_status: str | None = None
-    from_share: float | None = None
-    from_mass: float | None = None
-    from_precision: float | None = None
-    from_precision_low: float | None = None
-    from_precision_high: float | None = None
-    from_recall: float | None = None
-    from_recall_low: float | None = None
-    from_recall_high: float | None = None
-    from_n: int | None = None
-    from_floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +97,13 @@ def score_groups(scores: Sequence[ScoreRow]) -> list[ScoreGroup]:
     return sorted(groups, key=lambda g: (g.score.part, scorer_place(g.score.scorer), *_origin(g.score)))
 
 
-_NATURAL = "simulation_natural"
 _NATURAL_PARTS = {"simulation_precision": "simulation", "simulation_recall": "simulation"}
 """Parts of the score on text as it comes, and how far their names are not their own."""
 
 
 def _headline_among(scorer: str, present: Collection[str]) -> str:
     """The scorer's headline, or the scorer itself if there is no row of that headline."""
-    headline = _NATURAL if scorer in _NATURAL_PARTS else headline_of(scorer, present)
+    headline = NATURAL if scorer in _NATURAL_PARTS else headline_of(scorer, present)
     return headline if headline in present else scorer
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autointerp.errors import InputError
-from autointerp.holds import WholePrecision, holding_of, holds_line
+from autointerp.holds import WholePrecision, holds_line
 from autointerp.number_text import decimals, interval
 from autointerp.records import Context, Kind, PromotedToken, Split
 from autointerp.report.control_tests import control_lines
@@ -16,6 +16,7 @@ from autointerp.report.page import FeatureFacts, FeaturePage, ShownLabel, load_p
 from autointerp.report.score_groups import ScoreGroup, ScorePart, ScoreRow, score_groups
 from autointerp.report.show_evidence import evidence_lines
 from autointerp.report.show_json import as_json_text, findings_rows, page_rows
+from autointerp.scorer_names import MIXTURES, NATURAL
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.terminal import Terminal, visible
 
@@ -24,9 +25,6 @@ SHOWN_TOKENS = 8
 MARKED = 0.3
 """In a pipe, tokens with more than this share of the context's largest activation are marked."""
 SIDES = {"input": "what it responds to", "output": "what it makes the model say", "both": "both sides"}
-NATURAL = "simulation_natural"
-MIXTURES = ("simulation", "simulation_random", "simulation_calibrated")
-"""Correlations over a mixture of contexts, far higher than on text as it comes: for ranking and comparison alone."""
 SECTIONS: tuple[tuple[Split, Kind, str], ...] = (
     ("explain", "top", "strongest contexts"),
     ("explain", "sampled", "contexts drawn at random from those where it fires"),
@@ -145,7 +143,7 @@ def _group_lines(group: ScoreGroup) -> list[str]:
     ]
     if group.parts:
         lines.append(f"       {', '.join(_part(part) for part in group.parts)}")
-    if holds := holds_line(holding_of(score), _whole_precision(group)):
+    if holds := holds_line(score, _whole_precision(group)):
         lines.append(f"       {visible(holds)}")
     return lines
 

@@ -77,4 +77,7 @@ def _plain(item: Any) -> Any:
 
 
 def _row(record: Any) -> Row:
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+    """The record's fields: its own before those that it shares with records of other kinds."""
+    own = type(record).__annotations__
+    names = sorted((field.name for field in fields(record)), key=lambda name: name not in own)
+    return {name: getattr(record, name) for name in names}

@@ -27,8 +27,8 @@ from autointerp.clustered_shares import share_of
 from autointerp.prevalence import Tiles, natural_correlation, natural_precision
 from autointerp.records import Context, Score
 from autointerp.score.score_rows import Answer, Identity, Result, counted_row, documents_of, obstacle, series_of, usable
+from autointerp.scorer_names import NATURAL
 
-NATURAL = "simulation_natural"
 PRECISION = "simulation_precision"
 RECALL = "simulation_recall"
 NO_FALSE_ALARM = "no_false_alarm"

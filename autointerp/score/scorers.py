@@ -7,7 +7,6 @@ from typing import Any
 
 from autointerp.errors import InputError, nearest
 from autointerp.plugins import with_plugins
-from autointerp.records import HEADLINE_SCORERS
 from autointerp.score.detection_fuzzing import DETECTION_SCORER, FUZZING_SCORER
 from autointerp.score.embedding import EMBEDDING_SCORER
 from autointerp.score.generation import GENERATION_SCORER
@@ -17,6 +16,7 @@ from autointerp.score.output import OUTPUT_SCORER
 from autointerp.score.scorer import Scorer
 from autointerp.score.simulation import SIMULATION_SCORER
 from autointerp.score.surprisal import SURPRISAL_SCORER
+from autointerp.scorer_names import HEADLINE_SCORERS
 
 BUILT_IN: tuple[Scorer[Any], ...] = (
     SIMULATION_SCORER,

@@ -40,12 +40,13 @@ from autointerp.rules.patterns import RULE_VERSION, Rule
 from autointerp.rules.token_facts import facts_of
 from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
 from autointerp.score.holding import Claims, claims_of_rule, held_out
-from autointerp.score.natural import NATURAL, Prevalence, SilentTiles, natural_rows
+from autointerp.score.natural import Prevalence, SilentTiles, natural_rows
 from autointerp.score.ordinary_text import OrdinaryText
 from autointerp.score.prevalences import prevalences
 from autointerp.score.score_rows import Answer
 from autointerp.score.scorer import FreeControls, Labels, MadeBy, Needs, Run, Told, Work, a_few, estimate_of, need_model
 from autointerp.score.simulation_replies import DIGITS, UNKNOWN, expected_numbers, read_lines, read_prompt_logprobs
+from autointerp.scorer_names import NATURAL
 
 LLM_METHODS = ("prompt_logprobs", "generated_logprobs", "numbers")
 RULE = "rule"

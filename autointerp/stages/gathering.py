@@ -19,7 +19,7 @@ from autointerp.evidence.methods import check_methods
 from autointerp.records import WorkUnit
 from autointerp.stages.session import Session, check_splits, digest, matching_sae
 from autointerp.store.findings import MethodRun
-from autointerp.store.recurring_tokens import LISTS, count_recurring_tokens, is_counted
+from autointerp.store.recurring_tokens import LISTS, count_recurring_tokens
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 
@@ -67,15 +67,10 @@ def gather(
             else:
                 _at_once(session, study, method, settings)
         finally:  # of what an earlier run found too, which may have been killed before it counted
-            _count_recurring(store, row.dictionary_id, method)
+            if method.table.name in LISTS:
+                count_recurring_tokens(store, row.dictionary_id, method.table.name)
         worked = True
     return worked
-
-
-def _count_recurring(store: Store, dictionary_id: int, method: Method) -> None:
-    table = method.table.name
-    if table in LISTS and not is_counted(store, dictionary_id, table):
-        count_recurring_tokens(store, dictionary_id, table)
 
 
 def settings_sha256(method: Method, config: EvidenceConfig) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from autointerp.means import SharedDocuments
 from autointerp.paired import SIGNIFICANT
 from autointerp.prevalence import is_group
-from autointerp.records import headline_of, scorer_place
+from autointerp.scorer_names import headlines_among, scorer_place
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import read_records
 
@@ -197,6 +197,10 @@ class Tested:
     share_worse: float | None
 
 
+NOT_TESTED = Tested(None, None, None)
+"""Where b is no control."""
+
+
 @dataclass(frozen=True, slots=True)
 class LabelRow:
     """One of several labels of a feature."""
@@ -257,10 +261,7 @@ class Comparison:
 
     def lift(self, contender: Contender, kind: Kind, control: str) -> Paired:
         """Scores of the real labels (a), and of the control in their place (b)."""
-        chosen = {
-            "explainer": contender.explainer, "explaining_model": contender.model, "scorer": kind.scorer,
-            "method": kind.method, "model": kind.model, "control": control,
-        }  # fmt: skip
+        chosen = _control_key(contender, kind, control)
         columns = self._columns(
             "SELECT real AS a, floor AS b FROM lifts WHERE explainer = $explainer "
             "AND explaining_model = $explaining_model AND scorer = $scorer AND method = $method "
@@ -271,14 +272,8 @@ class Comparison:
 
     def tested(self, contender: Contender, kind: Kind, control: str) -> Tested:
         """On how many features the real labels were better, and worse, than the control in a test of that feature."""
-        self._cursor.execute(
-            _TESTED,
-            {
-                "dictionary": self._dictionary_id, "explainer": contender.explainer,
-                "explaining_model": contender.model, "scorer": kind.scorer, "method": kind.method,
-                "model": kind.model, "control": control, "significant": SIGNIFICANT,
-            },
-        )  # fmt: skip
+        chosen = {"dictionary": self._dictionary_id, "significant": SIGNIFICANT}
+        self._cursor.execute(_TESTED, {**_control_key(contender, kind, control), **chosen})
         (found,) = read_records(self._cursor, Tested)
         return found
 
@@ -319,12 +314,18 @@ def compared_scores(store: StoreConnection, dictionary_id: int, *, strata: bool 
     """The dictionary's scores, gathered once in temporary tables. `strata`: those of all scorers, not only of the
     headline scorers."""
     found = store.rows("SELECT DISTINCT scorer FROM scores WHERE dictionary_id = ?", [dictionary_id])
-    names = [name for (name,) in found]
     with store.cursor() as cursor:
-        chosen = [dictionary_id, strata, [name for name in names if headline_of(name, names) == name]]
+        chosen = [dictionary_id, strata, headlines_among(name for (name,) in found)]
         cursor.execute(_SCORES, chosen)
         cursor.execute(_LIFTS, chosen)
         yield Comparison(cursor, dictionary_id)
+
+
+def _control_key(contender: Contender, kind: Kind, control: str) -> dict[str, str]:
+    return {
+        "explainer": contender.explainer, "explaining_model": contender.model, "scorer": kind.scorer,
+        "method": kind.method, "model": kind.model, "control": control,
+    }  # fmt: skip
 
 
 def _paired(columns: dict[str, Any], shared: SharedDocuments | None) -> Paired:

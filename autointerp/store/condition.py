@@ -40,12 +40,7 @@ TABLES = frozenset(
 """Those that a condition may read; the tables of evidence methods are added (see finding_tables.py)."""
 # The columns that a condition may use: those of `features`, and those that only `labels` has.
 _SELECTABLE = """
-    SELECT f.*, l.name, l.label, l.explainer, l.model, l.scorer, l.method, l.score, l.ci_low, l.ci_high,
-           l.explanation_status, l.score_status, l.side,
-           l.precision, l.precision_low, l.precision_high, l.recall, l.recall_low, l.recall_high,
-           l.label_from, l.from_status, l.from_share, l.from_mass, l.from_precision, l.from_recall,
-           l.second_label, l.output_label, l.label_share, l.second_share, l.n_same_label, l.label_flag,
-           l.beats_lookup, l.beats_neighbour
+    SELECT f.*, l.* EXCLUDE (dictionary_id, feature, density, status)
     FROM features AS f JOIN labels AS l USING (dictionary_id, feature)
     WHERE f.dictionary_id = ?
 """

@@ -357,6 +357,11 @@ class StoreConnection:
         with self._reading() as con:
             return read_keyed_records(con.execute(sql, list(parameters)), key, record)
 
+    def gives_the_same(self, one: str, of_one: Sequence[Any], other: str, of_other: Sequence[Any]) -> bool:
+        """Whether two queries, each with its parameters, give the same rows, in any order and however often."""
+        sql = f"SELECT 1 FROM (({one} EXCEPT {other}) UNION ALL ({other} EXCEPT {one})) LIMIT 1"
+        return not self.rows(sql, [*of_one, *of_other, *of_other, *of_one])
+
     @contextmanager
     def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A cursor of its own, for queries that share temporary tables: those end with it."""

@@ -14,19 +14,26 @@ _HEADLINES = """
     WHERE dictionary_id = ? AND score IS NOT NULL AND explainer IS NOT NULL
     GROUP BY ALL ORDER BY n DESC, explainer, scorer LIMIT 1
 """
-# A feature counts once. No row of `explanations`, or one that an endpoint gave up on, is no answer yet.
-_FEATURES = """
-    CREATE TEMP TABLE headline_features AS
+# No row of `explanations`, or one that an endpoint gave up on, is no answer yet.
+_SCORES = """
+    WITH shown AS (
+        SELECT
+            feature, model, method,
+            status = 'dead' AS is_dead,
+            coalesce(explainer = $explainer AND explanation_status <> 'gave_up', false) AS is_explained,
+            coalesce(explainer = $explainer AND explanation_status = 'ok', false) AS is_labelled,
+            if(explainer = $explainer AND scorer = $scorer, score, NULL) AS value
+        FROM labels WHERE dictionary_id = $dictionary
+    )
     SELECT
-        feature,
-        bool_or(status = 'dead') AS is_dead,
-        coalesce(bool_or(explanation_status = 'ok' AND explainer = $explainer), false) AS is_labelled,
-        coalesce(bool_or(explanation_status <> 'gave_up' AND explainer = $explainer), false) AS is_explained,
-        avg(score) FILTER (explainer = $explainer AND scorer = $scorer) AS score,
-        list(DISTINCT model) FILTER (score IS NOT NULL AND explainer = $explainer AND scorer = $scorer) AS models,
-        list(DISTINCT method) FILTER (score IS NOT NULL AND explainer = $explainer AND scorer = $scorer) AS methods
-    FROM labels WHERE dictionary_id = $dictionary
-    GROUP BY feature
+        coalesce(list(value ORDER BY feature) FILTER (value IS NOT NULL), []),
+        count(*) FILTER (is_labelled),
+        count(*) FILTER (is_explained AND NOT is_labelled),
+        count(*) FILTER (NOT is_explained AND NOT is_dead),
+        count(*) FILTER (is_dead),
+        coalesce(list(DISTINCT model) FILTER (value IS NOT NULL), []),
+        coalesce(list(DISTINCT method) FILTER (value IS NOT NULL), [])
+    FROM shown
 """
 
 
@@ -71,16 +78,6 @@ def headline_of_dictionary(store: StoreConnection, dictionary_id: int) -> Headli
 def headline_scores(store: StoreConnection, dictionary_id: int, headline: Headline) -> HeadlineScores:
     chosen = {"dictionary": dictionary_id, "explainer": headline.explainer, "scorer": headline.scorer}
     with store.cursor() as cursor:
-        cursor.execute(_FEATURES, chosen)
-        scores = cursor.execute(
-            "SELECT score FROM headline_features WHERE is_labelled AND score IS NOT NULL ORDER BY feature"
-        ).fetchnumpy()["score"]
-        labelled, unlabelled, pending, dead = cursor.execute(
-            "SELECT count(*) FILTER (is_labelled), count(*) FILTER (is_explained AND NOT is_labelled), "
-            "count(*) FILTER (NOT is_explained AND NOT is_dead), count(*) FILTER (is_dead) FROM headline_features"
-        ).fetchall()[0]
-        names = cursor.execute("SELECT flatten(list(models)), flatten(list(methods)) FROM headline_features").fetchall()
-        cursor.execute("DROP TABLE headline_features")
-    models, methods = (frozenset(name for name in found or () if name is not None) for found in names[0])
+        ((scores, labelled, unlabelled, pending, dead, models, methods),) = cursor.execute(_SCORES, chosen).fetchall()
     values = np.asarray(scores, dtype=np.float64)
-    return HeadlineScores(values, labelled, unlabelled, pending, dead, models, methods)
+    return HeadlineScores(values, labelled, unlabelled, pending, dead, frozenset(models), frozenset(methods))

@@ -9,14 +9,12 @@ from typing import Any
 import duckdb
 
 from autointerp.paired import SIGNIFICANT, paired_difference
-from autointerp.records import headline_of
+from autointerp.scorer_names import MIXTURES, NATURAL, headlines_among
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import read_records
 
 _AT_ONCE = 4096
 """Pairs that are read and written together."""
-_NOT_TESTED = {"simulation_random", "simulation_calibrated"}
-"""Other ways to put what the scorer's own row says: one test is enough."""
 
 # The latest score of each feature's label by every explainer and kind of score, and its control on the same contexts.
 _PAIRED = """
@@ -110,14 +108,11 @@ class StoreLabelControls(StoreConnection):
         """Tests the labels of one dictionary whose scores or controls are new since the last call. Rows of scores that
         newer ones replaced are removed, and the q-values of all features are made anew. Returns how many were tested;
         where nothing is new, nothing is written."""
-        names = [name for (name,) in self.rows(
+        found = self.rows(
             "SELECT DISTINCT scorer FROM scores WHERE dictionary_id = ? AND control IS NOT NULL", [dictionary_id]
-        )]  # fmt: skip
-        own = {name for name in names if headline_of(name, names) == name} - _NOT_TESTED
-        if "simulation_natural" in own:  # it stands in the place of `simulation`
-            own.discard("simulation")
+        )
         with self.cursor() as cursor:
-            cursor.execute(_PAIRED, [dictionary_id, sorted(own)])
+            cursor.execute(_PAIRED, [dictionary_id, _to_test([name for (name,) in found])])
             new = cursor.execute(f"SELECT count(*) FROM ({_NEW})", [dictionary_id]).fetchall()[0][0]
             old = [name for (name,) in cursor.execute(_OLD, [dictionary_id]).fetchall()]
             if not new and not old:
@@ -143,6 +138,14 @@ class StoreLabelControls(StoreConnection):
                 [dictionary_id, feature],
             )
             return read_records(cursor, LabelControl)
+
+
+def _to_test(scorers: Sequence[str]) -> list[str]:
+    """Those of the names whose rows are tested. The simulation's correlations are ways to put one thing, so that one
+    test is enough: of that on text as it comes, which stands in the place of the scorer's own row where there is one.
+    """
+    others = MIXTURES if NATURAL in scorers else MIXTURES[1:]
+    return sorted(set(headlines_among(scorers)) - set(others))
 
 
 def _tested(cursor: duckdb.DuckDBPyConnection) -> Iterator[Mapping[str, Sequence[Any]]]:

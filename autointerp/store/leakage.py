@@ -10,7 +10,7 @@ as peaks whose last tokens stand in a context that was seen (peak_leaks.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from autointerp.errors import InputError
 from autointerp.records import SPLITS, Split
 from autointerp.store.near_duplicates import Ints, ShingleIndex, indexed, near_pairs, runs, shingles_of, spans
-from autointerp.store.peak_leaks import PAIRS, PeakLeaks, peak_leaks
+from autointerp.store.peak_leaks import PAIRS, SHOWN, PeakLeaks, peak_leaks
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 
@@ -29,8 +29,6 @@ NGRAM = 8
 """Number of tokens in a shingle."""
 THRESHOLD = 0.5
 """Two contexts with a larger overlap (Jaccard, 0..1) are near-duplicates."""
-SHOWN = 5
-"""How many example pairs the report gives for each part, and how many features the printed text names."""
 _BLOCK_TOKENS = 2**21
 """Tokens of snippets in memory at a time, on each of the two sides."""
 _EXPANDED = 2**21
@@ -156,35 +154,9 @@ class LeakageReport:
             f"snippets in both, {self.n_misplaced_predictions:,} predictions on the wrong split",
         ]
         for near in self.near:
-            found.append(
-                f"near-duplicates ({self.ngram}-token shingles, Jaccard overlap above {self.threshold:g}): "
-                f"{near.n_near:,} of {near.n_contexts:,} {near.part} contexts ({_percent(near.share)}) resemble "
-                f"{_a(near.seen)} context; {near.n_near_own:,} ({_percent(near.share_own)}) one of their own feature, "
-                f"in {len(near.features):,} of {near.n_features:,} features"
-            )
-            found += [
-                f"  {near.part} context {pair.context_id} and {near.seen} context {pair.seen_context_id} overlap by "
-                f"{pair.overlap:.2f}"
-                for pair in near.examples
-            ]
-            if near.features:
-                worst = ", ".join(f"{f.feature} ({f.n_near} of {f.n_contexts})" for f in near.features[:SHOWN])
-                found.append(f"  features with the most of their own {near.part} contexts: {worst}")
+            found += _near_lines(near, self.ngram, self.threshold)
         for peaks in self.peaks:
-            found.append(
-                f"peaks: the {self.ngram} tokens that end at the peak stand in {_a(peaks.seen)} context of the same "
-                f"feature for {peaks.n_contained:,} of {peaks.n_contexts:,} active {peaks.held} contexts "
-                f"({_percent(peaks.share)}), {peaks.n_top_contained:,} of {peaks.n_top:,} top ones "
-                f"({_percent(peaks.share_top)}), in {len(peaks.features):,} of {peaks.n_features:,} features"
-            )
-            found += [
-                f"  the peak of {peaks.held} context {pair.context_id} stands in {peaks.seen} context "
-                f"{pair.seen_context_id}"
-                for pair in peaks.examples
-            ]
-            if peaks.features:
-                most = ", ".join(f"{f.feature} ({f.n_contained} of {f.n_contexts})" for f in peaks.features[:SHOWN])
-                found.append(f"  features with the most of their {peaks.held} peaks: {most}")
+            found += _peak_lines(peaks, self.ngram)
         return [f"{self.dictionary}: {line}" for line in found]
 
     def as_dict(self) -> dict[str, Any]:
@@ -340,6 +312,43 @@ def _compare(part: _Part, index: ShingleIndex, before: int, own: _OwnContexts, n
     for first, tokens, lengths in part.side.blocks():
         for snippets, seen, overlap in near_pairs(shingles_of(tokens, lengths, ngram), index, threshold):
             part.take(snippets + first, seen + before, overlap, own)
+
+
+def _near_lines(near: PartNear, ngram: int, threshold: float) -> list[str]:
+    found = (
+        f"near-duplicates ({ngram}-token shingles, Jaccard overlap above {threshold:g}): {near.n_near:,} of "
+        f"{near.n_contexts:,} {near.part} contexts ({_percent(near.share)}) resemble {_a(near.seen)} context; "
+        f"{near.n_near_own:,} ({_percent(near.share_own)}) one of their own feature, in {len(near.features):,} of "
+        f"{near.n_features:,} features"
+    )
+    examples = [
+        f"  {near.part} context {pair.context_id} and {near.seen} context {pair.seen_context_id} overlap by "
+        f"{pair.overlap:.2f}"
+        for pair in near.examples
+    ]
+    counts = [(one.feature, one.n_near, one.n_contexts) for one in near.features]
+    return [found, *examples, *_most_of(f"own {near.part} contexts", counts)]
+
+
+def _peak_lines(peaks: PeakLeaks, ngram: int) -> list[str]:
+    found = (
+        f"peaks: the {ngram} tokens that end at the peak stand in {_a(peaks.seen)} context of the same feature for "
+        f"{peaks.n_contained:,} of {peaks.n_contexts:,} active {peaks.held} contexts ({_percent(peaks.share)}), "
+        f"{peaks.n_top_contained:,} of {peaks.n_top:,} top ones ({_percent(peaks.share_top)}), in "
+        f"{len(peaks.features):,} of {peaks.n_features:,} features"
+    )
+    examples = [
+        f"  the peak of {peaks.held} context {pair.context_id} stands in {peaks.seen} context {pair.seen_context_id}"
+        for pair in peaks.examples
+    ]
+    counts = [(one.feature, one.n_contained, one.n_contexts) for one in peaks.features]
+    return [found, *examples, *_most_of(f"{peaks.held} peaks", counts)]
+
+
+def _most_of(what: str, counts: Sequence[tuple[int, int, int]]) -> list[str]:
+    """The line on the first features of `counts`, (feature, n, of how many); none where there are none."""
+    named = ", ".join(f"{feature} ({n} of {of})" for feature, n, of in counts[:SHOWN])
+    return [f"  features with the most of their {what}: {named}"] if counts else []
 
 
 def _a(split: Split) -> str:

@@ -244,7 +244,8 @@ def _draw_random_tiles(con: duckdb.DuckDBPyConnection, config: HarvestConfig) ->
     n_draws = np.minimum(np.ceil((2 * config.negatives + 8) / silent), MOST_DRAWS * config.negatives).astype(np.int64)
     owner = np.repeat(np.arange(len(feature)), n_draws)
     turn = np.arange(len(owner)) - np.repeat(np.cumsum(n_draws) - n_draws, n_draws)
-    key = _splitmix(_splitmix(feature * len(SPLITS) + split + (config.seed << 40))[owner] + turn.astype(np.uint64))
+    own = _splitmix(feature * len(SPLITS) + split + (config.seed << 40))
+    key = _splitmix(own[owner] + turn.astype(np.uint64))
     _table(
         con,
         "random_tiles",
@@ -253,13 +254,12 @@ def _draw_random_tiles(con: duckdb.DuckDBPyConnection, config: HarvestConfig) ->
         tile_id=(key % n_tiles[owner].astype(np.uint64)).astype(np.int64),
         turn=turn,
     )
-    own = _splitmix(_splitmix(feature * len(SPLITS) + split + (config.seed << 40)) ^ np.uint64(_ORDERS))
     _table(
         con,
         "draw_orders",
         feature=feature.astype(np.int32),
         split=split.astype(np.int8),
-        factor=(own % np.uint64(2**31 - 2)).astype(np.int64) + 1,
+        factor=(_splitmix(own ^ np.uint64(_ORDERS)) % np.uint64(2**31 - 2)).astype(np.int64) + 1,
     )
 
 

@@ -62,11 +62,14 @@ def _read(
         raise AutointerpError(
             f"a query for {record.__name__} must give the columns {', '.join(wanted)}, not {', '.join(names)}"
         )
-    places = [names.index(name) for name in wanted]  # from here on by position: a third faster for a million labels
+    # From here on by position, where the record's fields may be given so: a third faster for a million labels.
+    places = [names.index(name) for name in wanted]
     parsed = [i for i, place in enumerate(places) if str(columns[place][1]) == "JSON"]
     key_place = None if key is None else names.index(key)
+    by_name = any(field.kw_only for field in fields(record))
     for row in cursor.fetchall():
         values = [row[place] for place in places]
         for i in parsed:
             values[i] = None if values[i] is None else json.loads(values[i])
-        yield None if key_place is None else row[key_place], record(*values)
+        made = record(**dict(zip(wanted, values, strict=True))) if by_name else record(*values)
+        yield None if key_place is None else row[key_place], made

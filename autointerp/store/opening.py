@@ -96,8 +96,8 @@ class StoreOpening(StoreConnection):
             pending = pending_migrations(self.con, self.path)
         if pending and self.read_only:
             raise InputError(
-                f"{self.path} was written by an older version and has to be brought up to date; run a command that "
-                "writes to it once, such as `autointerp run`"
+                f"{self.path} was written by an older version and has to be brought up to date; `autointerp recover` "
+                "does that and nothing else"
             )
         with translated(self.path):
             for migration in pending:

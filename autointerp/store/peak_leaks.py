@@ -22,7 +22,7 @@ from autointerp.store.near_duplicates import Ints, runs, runs_of_tokens
 PAIRS: tuple[tuple[Split, Split], ...] = (("explain", "select"), ("explain", "report"), ("select", "report"))
 """(the split that was seen, the one that is held out from it)."""
 SHOWN = 5
-"""How many example pairs the report gives for each pair of splits."""
+"""How many example pairs the report gives for each pair of splits, and how many features the printed text names."""
 _BLOCK_TOKENS = 2**21
 """Tokens of contexts in memory at a time."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)

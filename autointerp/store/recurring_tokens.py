@@ -5,6 +5,8 @@ depend on which features happen to be labelled.
 
 from __future__ import annotations
 
+from typing import Any
+
 from autointerp.store.connection import StoreConnection
 
 LISTS = {"vocab_projection": ("promoted", "suppressed"), "token_changes": ("raised", "lowered")}
@@ -13,6 +15,7 @@ LEAST_SHARE, LEAST_FEATURES, TIMES_CHANCE = 0.02, 4, 4
 """A token recurs where it stands in the lists of at least this share of the features, of at least this number, and of
 so many times as chance would have it: 20 / 50,000 for lists of 20 tokens, but 1 in 10 with a vocabulary of 200."""
 
+_HELD = "FROM recurring_tokens WHERE dictionary_id = ? AND list IN (?, ?)"
 _COUNTED = """
     SELECT ? AS dictionary_id, if(sign = 1, ?, ?) AS list, token, count(DISTINCT feature) AS n_features,
         count(DISTINCT feature) / any_value(n_listed) AS share, any_value(length / n_tokens) AS by_chance
@@ -29,25 +32,29 @@ _COUNTED = """
 
 
 def count_recurring_tokens(store: StoreConnection, dictionary_id: int, table: str) -> None:
-    """Counts anew in how many features' lists each token stands, of the lists in `table`, a key of LISTS."""
-    names = LISTS[table]
+    """Counts anew in how many features' lists each token stands, of the lists in `table`, a key of LISTS. What is
+    counted is written only where it differs from what is there."""
+    if is_counted(store, dictionary_id, table):
+        return
     with store.transaction() as con:
-        con.execute("DELETE FROM recurring_tokens WHERE dictionary_id = ? AND list IN (?, ?)", [dictionary_id, *names])
+        con.execute(f"DELETE {_HELD}", [dictionary_id, *LISTS[table]])
         con.execute(
             f"INSERT INTO recurring_tokens BY NAME {_COUNTED.format(table=table)} "
             "ORDER BY list, n_features DESC, token",
-            [dictionary_id, *names, dictionary_id, dictionary_id],
+            _parameters(dictionary_id, table),
         )
 
 
 def is_counted(store: StoreConnection, dictionary_id: int, table: str) -> bool:
     """Whether the counts are those of the rows that `table` has now."""
-    names, key = LISTS[table], [dictionary_id, *LISTS[table], dictionary_id, dictionary_id]
-    held = "SELECT * FROM recurring_tokens WHERE dictionary_id = ? AND list IN (?, ?)"
-    now = f"SELECT * FROM ({_COUNTED.format(table=table)})"
-    differ = f"SELECT 1 FROM (({held} EXCEPT {now}) UNION ALL ({now} EXCEPT {held})) LIMIT 1"
-    of_held = [dictionary_id, *names]
-    return not store.rows(differ, [*of_held, *key, *key, *of_held])
+    now = f"FROM ({_COUNTED.format(table=table)})"
+    held_of = [dictionary_id, *LISTS[table]]
+    return store.gives_the_same(_HELD, held_of, now, _parameters(dictionary_id, table))
+
+
+def _parameters(dictionary_id: int, table: str) -> list[Any]:
+    """Those of _COUNTED."""
+    return [dictionary_id, *LISTS[table], dictionary_id, dictionary_id]
 
 
 def recurring_tokens(store: StoreConnection, dictionary_id: int) -> dict[str, frozenset[str]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from autointerp.records import HEADLINE_SCORERS, headline_of
+from autointerp.scorer_names import HEADLINE_SCORERS, headlines_among
 from autointerp.store.rows import Spent
 from autointerp.store.selection import Selection, is_chosen
 from autointerp.store.store import Store
@@ -90,7 +90,7 @@ def written_by(store: Store, run_id: str) -> Written:
     """The rows that the running command has written. It is the only writer, so every row since its start counts."""
     since = "sequence > (SELECT sequence FROM runs WHERE run_id = ?)"
     names = [name for (name,) in store.rows(f"SELECT DISTINCT scorer FROM scores WHERE {since}", [run_id])]
-    headlines = [name for name in names if headline_of(name, names) == name]
+    headlines = headlines_among(names)
     others = (*HEADLINE_SCORERS, *headlines)
     whole = [name for name in headlines if not any(name.startswith(f"{other}_") for other in others)]
     labels = store.rows(f"SELECT status, count(*) FROM explanations WHERE {since} GROUP BY ALL", [run_id])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autointerp.store.connection import StoreConnection
 
+_HELD = "FROM same_labels WHERE dictionary_id = ?"
 _SAME = """
     WITH latest AS (
         SELECT arg_max(rowid, sequence) AS row_id FROM explanations
@@ -22,15 +23,12 @@ _SAME = """
 def count_same_labels(store: StoreConnection, dictionary_id: int) -> None:
     """Counts anew how many features have the same label, over the latest label of each feature by each explainer and
     model. What is counted is written only where it differs from what is there."""
-    held = "SELECT * FROM same_labels WHERE dictionary_id = ?"
-    differ = f"SELECT 1 FROM (({held} EXCEPT ({_SAME})) UNION ALL (({_SAME}) EXCEPT {held})) LIMIT 1"
-    if not store.rows(differ, [dictionary_id] * 4):
+    key = [dictionary_id]
+    if store.gives_the_same(_HELD, key, f"FROM ({_SAME})", key):
         return
     with store.transaction() as con:
-        con.execute("DELETE FROM same_labels WHERE dictionary_id = ?", [dictionary_id])
-        con.execute(
-            f"INSERT INTO same_labels {_SAME} ORDER BY explainer, model, n_features DESC, text", [dictionary_id]
-        )
+        con.execute(f"DELETE {_HELD}", key)
+        con.execute(f"INSERT INTO same_labels {_SAME} ORDER BY explainer, model, n_features DESC, text", key)
 
 
 def flagged_labels(store: StoreConnection, dictionary_id: int, explainer: str | None = None) -> dict[str, int]:

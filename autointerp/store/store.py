@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autointerp.errors import InputError
-from autointerp.records import SPLITS, CallRecord, Context, Explanation, FeatureEvidence, Score, scorer_place
+from autointerp.records import SPLITS, CallRecord, Context, Explanation, FeatureEvidence, Score
+from autointerp.scorer_names import scorer_place
 from autointerp.store.calls import StoreCalls
 from autointerp.store.contexts import StoreContexts
 from autointerp.store.dictionaries import StoreDictionaries

@@ -9,8 +9,9 @@ CREATE OR REPLACE VIEW windows AS SELECT * FROM evidence.windows;
 -- with set_label_choice, else whatever came last. The latest row counts; a 'gave_up' row only where there is no
 -- other, since it is no answer and is asked again. `score` is of text as it comes where the scorer predicts activations
 -- (simulation_natural); `precision` and `recall` are of that text too. Where no false alarm was seen, `precision` is NULL
--- and only its lower end is known, the upper one being 1. `beats_lookup` and `beats_neighbour`: whether the label scores better than the list of
--- the feature's tokens and than the nearest feature's label (see label_controls); NULL where that was not tested.
+-- and only its lower end is known, the upper one being 1. `beats_lookup` and `beats_neighbour`: whether the label scores
+-- better than the list of the feature's tokens and than the nearest feature's label (see label_controls); NULL where that
+-- was not tested.
 CREATE OR REPLACE VIEW labels AS
 WITH choice AS (
     SELECT
@@ -128,15 +129,18 @@ LEFT JOIN scores AS n
     ON n.dictionary_id = s.dictionary_id AND n.feature = s.feature AND n.explanation_id = s.explanation_id
     AND s.scorer = 'simulation' AND n.scorer = 'simulation_natural' AND n.control IS NULL AND n.part = s.part
     AND n.method = s.method AND n.model = s.model AND n.template_sha256 = s.template_sha256 AND n.seed = s.seed
+    AND n.harvest_id = s.harvest_id
 LEFT JOIN scores AS p
     ON p.dictionary_id = s.dictionary_id AND p.feature = s.feature AND p.explanation_id = s.explanation_id
     AND p.scorer = s.scorer || '_precision' AND p.control IS NULL AND p.part = s.part
     AND p.method = s.method AND p.model = s.model AND p.template_sha256 = s.template_sha256 AND p.seed = s.seed
+    AND p.harvest_id = s.harvest_id
 LEFT JOIN scores AS r
     ON r.dictionary_id = s.dictionary_id AND r.feature = s.feature AND r.explanation_id = s.explanation_id
     AND r.scorer = if(s.scorer = 'simulation', 'simulation_recall', s.scorer || '_sensitivity')
     AND r.control IS NULL AND r.part = s.part
     AND r.method = s.method AND r.model = s.model AND r.template_sha256 = s.template_sha256 AND r.seed = s.seed
+    AND r.harvest_id = s.harvest_id
 LEFT JOIN label_controls AS bl
     ON bl.dictionary_id = f.dictionary_id AND bl.feature = f.feature AND bl.control = 'token_lookup'
     AND bl.score_id = coalesce(n.score_id, s.score_id)
@@ -453,13 +457,13 @@ LEFT JOIN tested AS t
     AND t.method = h.method AND t.scorer_model = h.scorer_model AND t.control = h.control
 ORDER BY h.dictionary_id, h.scorer, h.method, h.control NULLS FIRST, h.mean_score DESC NULLS LAST;
 
--- The same without the parts of scores (sensitivity by decile, ...): records.HEADLINE_SCORERS, and of the scorers of other
--- packages whatever is not a part of another row.
+-- The same without the parts of scores (sensitivity by decile, ...): scorer_names.HEADLINE_SCORERS, and of the scorers
+-- of other packages whatever is not a part of another row.
 CREATE OR REPLACE VIEW explainer_leaderboard AS
 WITH headline AS (
     SELECT unnest([
-        'simulation_natural', 'simulation', 'simulation_random', 'simulation_calibrated', 'detection', 'fuzzing', 'embedding', 'surprisal',
-        'generation', 'output', 'intervention', 'intruder'
+        'simulation_natural', 'simulation', 'simulation_random', 'simulation_calibrated', 'detection', 'fuzzing',
+        'embedding', 'surprisal', 'generation', 'output', 'intervention', 'intruder'
     ]) AS scorer
 ),
 part AS (

@@ -1,5 +1,5 @@
--- The first tiles of the pool, which features fire in them, and in how many of all tiles, into the attached database `building`. Variables:
--- harvest_id, known_tiles.
+-- The first tiles of the pool, which features fire in them, and in how many of all tiles, into the attached database
+-- `building`. Variables: harvest_id, known_tiles.
 
 INSERT INTO building.known_tiles BY NAME
 SELECT getvariable('harvest_id') AS harvest_id, ['explain', 'select', 'report'][t.split + 1] AS split,

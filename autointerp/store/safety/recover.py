@@ -2,7 +2,8 @@
 
 Nothing is deleted. A file that stands in the way is moved to another name (`X.quarantined-<UTC time>`), or copied there
 before it changes. Committed rows that are gone are counted by the row ledger. A main file with unreadable blocks stays
-where it is, and all that can be read of it is copied into `X.recovered.duckdb`.
+where it is, and all that can be read of it is copied into `X.recovered.duckdb`. A sound store that an older version
+wrote, which refuses readers, is brought up to date.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import evidence_path_of, real_path, saved_files_of, snapshot_path_of
 from autointerp.store.safety.row_ledger import LedgerLine, RowLedger, fsync_folder
 from autointerp.store.safety.salvage import SavedTable, salvage
+from autointerp.store.schema import pending_migrations
 from autointerp.store.store import Store
 
 
@@ -42,7 +44,7 @@ class Recovery:
     saved: list[SavedTable] = field(default_factory=list)
     """What was copied into `recovered`."""
     is_sound: bool = False
-    """Whether nothing was wrong; then nothing was changed."""
+    """Whether nothing was wrong; then nothing was changed, but for bringing it up to date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +96,10 @@ class _Recoverer:
         evidence_problem = self._look_at_evidence(seen, wal_bytes)
         ledger_problem = self._ledger_problem(seen)
         if problem is None and not self.done.lost and evidence_problem is None and ledger_problem is None:
-            with suppress(InputError):  # an older version wrote it: the next run brings it up to date
-                Store.open(self.path, read_only=True).close()
             self.done.is_sound = True
             self.say(
-                f"{self.path}: nothing is wrong. Everything that was committed is there and can be read; nothing was "
-                "changed"
+                f"{self.path}: nothing is wrong. Everything that was committed is there and can be read; "
+                f"{self._brought_up_to_date()}"
             )
             return self.done
         self._mend_wal(problem, wal_bytes)
@@ -117,6 +117,16 @@ class _Recoverer:
                 kept = ", ".join(f"{n:,} {table}" for table, n in store.row_counts().items() if n)
             self.say(f"{self.path} opens again; it holds {kept or 'no rows'}. `autointerp run` goes on from there")
         return self.done
+
+    def _brought_up_to_date(self) -> str:
+        """Opens a sound store. One that an older version wrote refuses readers until it was opened for writing."""
+        with translated(self.path, opening=True), connect(self.path, read_only=True) as con:
+            is_older = bool(pending_migrations(con, self.path))
+        if not is_older or not self.dry_run:
+            Store.open(self.path, read_only=not is_older).close()
+        if not is_older:
+            return "nothing was changed"
+        return f"an older version of autointerp wrote it, and it {self._was} brought up to date"
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
