@@ -93,6 +93,37 @@ def test_a_budget_stops_the_run_and_a_larger_one_goes_on(project: Path, capsys: 
         assert len(server.requests) == 1 + 5  # whether it keeps to a JSON schema is asked once
 
 
+UNPRICED = {
+    "judge": ('scorers = ["detection"]', ("run", "--limit", "2"), "other"),
+    "second scorer": (
+        'scorers = ["detection", "embedding"]\nembedding_model = "embedder"', ("score", "--explainer", "patterns"),
+        "embedder",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNPRICED)
+def test_every_price_is_asked_for_before_the_first_request(
+    case: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the store is harvested, and another model, which has a price, would be asked first."""
+    scorers, command, model = UNPRICED[case]
+    with LlmServer(TokenReader()) as server:
+        config = configure(project, server.url, "[budget]\nmax_usd = 5.0\n")
+        text = Path(config).read_text()
+        assert run(capsys, "explain", "-c", config, "--explainer", "patterns")[0] == 0
+        before, _, judge = text.partition("[score]\n")
+        judge = judge.replace('model = "m"', f'model = "{model}"', 1) if case == "judge" else judge
+        Path(config).write_text(f"{before}[score]\n{scorers}\n{judge}")
+        for dry in ((), ("--dry-run",)):
+            code, _, err = run(capsys, *command, *dry, "-c", config)
+            assert code == 2 and f"the price of model '{model}' is not known" in err, err
+        (project / "tiny.duckdb").rename(project / "kept.duckdb")
+        code, _, err = run(capsys, "run", "--dry-run", "-c", config)
+        assert code == 2 and f"the price of model '{model}' is not known" in err, err
+        assert not server.requests
+
+
 def test_prompts_of_ones_own(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = project / "own"
     (folder / "explain").mkdir(parents=True)

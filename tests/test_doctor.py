@@ -35,6 +35,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_corpus(folder / "texts")
     (folder / "empty").mkdir()
     (folder / "empty" / "a.txt").write_text(" ")
+    (folder / "paper.pdf").write_bytes(b"%PDF-1.7 \x00\x01\xff" * 99)
     save_saelens(sae_of(WIDTH), folder / "fits", {})
     save_saelens(
         sae_of(WIDTH), folder / "wants_no_bos", {"prepend_bos": False, "hook_name": "blocks.1.hook_resid_post"}
@@ -150,6 +151,7 @@ REFUSALS: dict[str, tuple[str, Spoil, int, str]] = {
     "a damaged store": ("store", damaged_store, 7, "tiny.duckdb"),
     "no folder": ("store", folder_that_is_a_file, 2, "no store can be made at 'taken/tiny.duckdb'"),
     "a next token": ("next token", bert_that_predicts, 2, "the evidence method token_change asks for one"),
+    "no text file": ("corpus", replacing("/texts'", "/paper.pdf'"), 2, "paper.pdf is a PDF"),
 }  # fmt: skip
 BY_THE_STORE = {"a damaged store", "no folder"}
 """A run opens the store first, and says so in other words."""

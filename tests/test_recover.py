@@ -209,6 +209,37 @@ def test_a_damaged_main_file_is_copied_as_far_as_it_can_be_read(path: Path, caps
     assert recover(path).is_sound
 
 
+def test_nothing_on_this_machine_is_copied_out_of_a_store_from_elsewhere(path: Path, tmp_path: Path) -> None:
+    """A view in the place of a table, and a table of its name elsewhere so that it is looked for; another view fails,
+    so that the store counts as damaged."""
+    private = tmp_path / "private.txt"
+    private.write_text("PRIVATE")
+    with Store.open(path) as store:
+        held = store.row_counts()
+    with duckdb.connect(str(path)) as con:
+        con.execute("CREATE SCHEMA other")
+        for table, view in (
+            (
+                "explanations",
+                f"SELECT k.* REPLACE (content AS text), 0 AS rowid FROM kept_explanations k, read_text('{private}')",
+            ),
+            ("scores", "SELECT error('unreadable') AS score_id"),
+        ):
+            con.execute(f"CREATE TABLE other.{table} (a INTEGER)")
+            con.execute(f"ALTER TABLE {table} RENAME TO kept_{table}")
+            con.execute(f"CREATE VIEW {table} AS {view}")
+        ((read,),) = con.execute("SELECT DISTINCT text FROM explanations").fetchall()
+    assert read == "PRIVATE"
+    found = recover(path)
+    assert found.recovered is not None
+    assert {table: found.lost[table] for table in ("explanations", "scores")} == {
+        table: held[table] for table in ("explanations", "scores")
+    }
+    with duckdb.connect(str(found.recovered), read_only=True) as con:
+        assert con.execute("SELECT count(*) FROM explanations").fetchall() == [(0,)]
+        assert con.execute("SELECT count(*) FROM llm_calls").fetchall() == [(held["llm_calls"],)] == [(ALL,)]
+
+
 def test_nothing_readable_is_said_plainly_unless_a_snapshot_is_left(path: Path) -> None:
     with Store.open(path) as store:
         SnapshotPublisher(store, 60.0).publish()

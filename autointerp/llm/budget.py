@@ -4,11 +4,12 @@ flight cannot overrun the budget together."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from autointerp.config import BudgetConfig, PriceConfig
 from autointerp.deadline import Deadline
-from autointerp.errors import StoppedError
+from autointerp.errors import InputError, StoppedError
 
 
 def cost_usd(price: PriceConfig | None, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
@@ -18,6 +19,18 @@ def cost_usd(price: PriceConfig | None, input_tokens: int, cached_tokens: int, o
     cached_price = price.input if price.cached_input is None else price.cached_input
     cached = min(cached_tokens, input_tokens)
     return ((input_tokens - cached) * price.input + cached * cached_price + output_tokens * price.output) / 1e6
+
+
+def price_of(model: str, prices: Mapping[str, PriceConfig], budget: BudgetConfig) -> PriceConfig | None:
+    """The configured price of the model, None where there is none. Raises InputError where a budget in dollars needs
+    one."""
+    price = prices.get(model)
+    if price is None and model and budget.max_usd is not None:
+        raise InputError(
+            f"budget.max_usd is set but the price of model {model!r} is not known; "
+            f'add [llm.prices."{model}"] with input and output, US dollars per million tokens'
+        )
+    return price
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 from autointerp.background import in_background
 from autointerp.config import EndpointConfig, LlmConfig, PriceConfig
-from autointerp.errors import AutointerpError, InputError, StoppedError
-from autointerp.llm.budget import Budget, Reservation, cost_usd
+from autointerp.errors import AutointerpError, StoppedError
+from autointerp.llm.budget import Budget, Reservation, cost_usd, price_of
 from autointerp.llm.concurrency import Slots
 from autointerp.llm.endpoint_errors import (
     AttemptError,
@@ -440,13 +440,7 @@ class LlmClient:
         return read_usage(payload, guess) or guess
 
     def _price(self, model: str) -> PriceConfig | None:
-        price = self.llm.prices.get(model)
-        if price is None and model and self.budget.config.max_usd is not None:
-            raise InputError(
-                f"budget.max_usd is set but the price of model {model!r} is not known; "
-                f'add [llm.prices."{model}"] with input and output, US dollars per million tokens'
-            )
-        return price
+        return price_of(model, self.llm.prices, self.budget.config)
 
     def _cost(self, request: Request, usage: Usage) -> float:
         price = self._price(request.model)

@@ -9,7 +9,7 @@ from pathlib import Path
 from autointerp.ask.job import Job
 from autointerp.config import Config, EndpointConfig
 from autointerp.explain import explaining
-from autointerp.llm.budget import Budget
+from autointerp.llm.budget import Budget, price_of
 from autointerp.llm.client import LlmClient
 from autointerp.llm.keys import NO_KEY, api_key
 from autointerp.score import scoring
@@ -22,7 +22,7 @@ from autointerp.store.store import Store
 def label_checks(config: Config, store: Store, prompts: Path | None, *, asks: bool = False) -> list[Check]:
     """The checks of labelling with this configuration, and with the templates in the folder `prompts`. `store` may be
     empty. `asks`: also those that ask the endpoints, which costs something."""
-    job = Job(store, -1, -1, "checks", Selection(), config.llm, Budget(config.budget), prompts)
+    job = _job(config, store, prompts)
     explain, score = config.explain, config.score
 
     def explains() -> tuple[list[str], list[EndpointConfig]]:
@@ -41,6 +41,22 @@ def label_checks(config: Config, store: Store, prompts: Path | None, *, asks: bo
         Check("scorers", late, told_scores, ("explainer",)),
         *_endpoint_checks("score", config, score, lambda: scores()[1], "scorers", asks),
     ]
+
+
+def require_prices(config: Config, store: Store, prompts: Path | None, *, explains: bool = True) -> None:
+    """Raises InputError where a budget in dollars lacks the price of a model that scoring asks or, with `explains`,
+    explaining: a command looks for all of them before it asks any. `store` may be empty."""
+    if config.budget.max_usd is None:
+        return
+    job, explain, score = _job(config, store, prompts), config.explain, config.score
+    asked = [explain.model] if explains and explaining.check_settings(job, explain, score) else []
+    asked += [endpoint.model for endpoint in scoring.check_settings(job, explain.explainer, score)[1]]
+    for model in asked:
+        price_of(model, config.llm.prices, config.budget)
+
+
+def _job(config: Config, store: Store, prompts: Path | None) -> Job:
+    return Job(store, -1, -1, "checks", Selection(), config.llm, Budget(config.budget), prompts)
 
 
 def _told(names: Sequence[str], asked: Sequence[EndpointConfig]) -> str:

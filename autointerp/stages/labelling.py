@@ -17,7 +17,7 @@ from autointerp.explain import explaining
 from autointerp.explain.explaining import check_explainer
 from autointerp.explain.explaining import methods_read as methods_read
 from autointerp.explain.explaining import needs_promoted_tokens as needs_promoted_tokens
-from autointerp.llm.budget import Budget
+from autointerp.llm.budget import Budget, price_of
 from autointerp.llm.capabilities import honours_json_schema, probe, takes_seed
 from autointerp.llm.client import ClientCounts, LlmClient
 from autointerp.records import VALUED_STATUSES, CallRecord, Explanation, ShapeFacts
@@ -141,7 +141,8 @@ def forecast(
 ) -> list[Forecast]:
     """Prints what the stages would ask of the endpoint for these dictionaries, and which budget would end them early.
     If both stages are named, the second also scores the labels that the first would make. `controls`: what is scored;
-    None for the labels, with the configured controls of them."""
+    None for the labels, with the configured controls of them. Raises InputError where a budget in dollars lacks the
+    price of a model that would be asked."""
     config, store, terminal = labelling.config, labelling.store, labelling.terminal
     check_explainer(config.explain.explainer)
     found: list[tuple[str, Forecast]] = []
@@ -165,6 +166,8 @@ def forecast(
             terminal.result(line)
     for line in budget_lines(forecasts, config.llm, config.budget, latencies):
         terminal.result(line)
+    for model in sorted(models):
+        price_of(model, config.llm.prices, config.budget)
     return forecasts
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from autointerp import __version__
@@ -27,11 +28,12 @@ from autointerp.stages import labelling
 from autointerp.stages.checks import Check
 from autointerp.stages.control_dictionaries import check_names, control_configs, held_controls
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
-from autointerp.stages.label_checks import label_checks
+from autointerp.stages.label_checks import label_checks, require_prices
 from autointerp.stages.labelling import Labelling
 from autointerp.store.leakage import LeakageReport, check_leakage
 from autointerp.store.progress_file import ProgressFile, remove_shards_files
 from autointerp.store.rows import DictionaryRow
+from autointerp.store.safety.new_store import trial_store
 from autointerp.store.safety.paths import path_with_folder, refuse_own_file
 from autointerp.store.safety.reading import open_for_reading
 from autointerp.store.safety.snapshot import open_for_writing
@@ -310,6 +312,8 @@ def score(
         if control in DICTIONARY_CONTROLS:
             rows, control = held_controls(work.store, rows, control), None
         failed = 0
+        if not dry_run:
+            require_prices(config, work.store, prompts, explains=False)
         for row in rows:
             if dry_run:
                 labelling.forecast(work, [row], ("score",), [control])
@@ -365,6 +369,7 @@ def _run_stages(
         with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
             work = Labelling(config, store, run_id, selection, terminal, prompts)
             checks = label_checks(config, store, prompts)
+            require_prices(config, store, prompts)
             worked = _gpu_stages(config, saes, store, selection, terminal, checks)
             failed = 0
             for sae in saes:
@@ -439,6 +444,8 @@ def _forecast_run(
     not_yet = "labels: calls and cost are known once the harvest has filled the store"
     if not Path(config.store.path).exists():
         terminal.result(not_yet)
+        with trial_store(Path(gettempdir()) / "empty.duckdb") as empty:
+            require_prices(config, empty, prompts)
         return
     names = {sae.dictionary for sae in saes}
     with Store.open(Path(config.store.path), read_only=True) as store:
@@ -446,6 +453,7 @@ def _forecast_run(
         harvested = [row for row in rows if store.current_harvest(row.dictionary_id) is not None]
         if len(harvested) < len(names):
             terminal.result(not_yet)
+            require_prices(config, store, prompts)
         if harvested:
             work = Labelling(config, store, "dry-run", selection, terminal, prompts)
             labelling.forecast(work, harvested, controls=(None, *stand_ins))

@@ -21,13 +21,13 @@ from pathlib import Path
 import duckdb
 
 from autointerp.errors import AutointerpError, DamagedError, InputError, MismatchError, StoreBusyError
-from autointerp.store.connection import APPEND_ONLY, connect, identifier, quoted
+from autointerp.store.connection import APPEND_ONLY, connect, identifier, quoted, restrict
 from autointerp.store.evidence_file import attach_evidence
 from autointerp.store.safety.faults import translated
 from autointerp.store.safety.paths import evidence_path_of, real_path, saved_files_of, snapshot_path_of
 from autointerp.store.safety.row_ledger import LedgerLine, RowLedger, fsync_folder
 from autointerp.store.safety.salvage import SavedTable, salvage
-from autointerp.store.schema import pending_migrations
+from autointerp.store.schema import pending_migrations, refuse_disguised
 from autointerp.store.store import Store
 
 
@@ -189,7 +189,7 @@ class _Recoverer:
         assert seen.state is not None
         try:
             with self._linked(wal_bytes) as file, translated(file, opening=True), connect(file, read_only=True) as con:
-                attach_evidence(con, self.path, self.evidence, seen.state[0])
+                attach_evidence(restrict(con, self.path), self.path, self.evidence, seen.state[0])
                 for table in ("harvest_info", "windows", "context_rows"):
                     with translated(self.evidence, opening=True):
                         con.execute(f"SELECT bit_xor(hash(t)) FROM evidence.{table} AS t").fetchall()
@@ -273,6 +273,7 @@ class _Recoverer:
         if self.dry_run:
             return
         with connect(self.path) as con:
+            refuse_disguised(con, self.path)
             con.execute(f"COPY features TO {quoted(str(features))} (FORMAT parquet)")
             con.begin()
             con.execute("DELETE FROM features")
@@ -365,10 +366,10 @@ class _Recoverer:
 
 
 def _look(file: Path) -> _Seen:
-    """Reads the database at `file` to the end. Raises DamagedError where it does not open, InputError where it is no
-    store."""
+    """Reads the database at `file` to the end, and no other file: it may come from somebody else. Raises DamagedError
+    where it does not open, InputError where it is no store."""
     with translated(file, opening=True):
-        con = connect(file, read_only=True)
+        con = restrict(connect(file, read_only=True), file)
     with con:
         with translated(file, opening=True):
             names = [

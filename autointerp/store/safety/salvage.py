@@ -9,8 +9,9 @@ from pathlib import Path
 import duckdb
 
 from autointerp.errors import DamagedError
-from autointerp.store.connection import identifier, quoted, sql_file
+from autointerp.store.connection import identifier, quoted, restrict, sql_file
 from autointerp.store.finding_tables import NOTED, from_note
+from autointerp.store.safety.paths import DATABASE_LOGS
 from autointerp.store.store import Store
 
 _FEWEST_ROWS = 2048
@@ -38,7 +39,9 @@ def salvage(source: Path, target: Path, store_id: str | None, commit_number: int
     """
     saved = []
     with Store.open(target, create=True) as store:
-        con = store.con
+        # A view in the place of one of our tables could bring this machine's files into the new store.
+        logs = [source.with_name(source.name + end) for end in DATABASE_LOGS]
+        con = restrict(store.con, target, [source, *logs])
         con.execute(f"ATTACH {quoted(str(source))} AS {_DAMAGED} (READ_ONLY)")
         held = {
             row[0]
