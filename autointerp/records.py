@@ -289,7 +289,9 @@ class Explanation:
     def judged_text(self) -> str:
         """What a judge is told of where the feature is active: `text`, and the second meaning, since both count. ''
         where there is no text."""
-        return "; or ".join(text for text in (self.text, self.second_text) if text)
+        if self.text and self.second_text:
+            return f"{self.text.removesuffix('.')}; or {self.second_text}"
+        return self.text or self.second_text or ""
 
     @property
     def whole_text(self) -> str:
