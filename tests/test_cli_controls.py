@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -105,27 +106,34 @@ def test_a_dry_run_counts_the_controls_too(done: Path, capsys: pytest.CaptureFix
 def test_a_budget_is_for_the_labels_and_all_controls_together(
     done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three labels, their control and three labels of soft_frozen take 90 requests or more, each dictionary under 70.
-    The run that a budget ended is gone on with."""
-    copy = tmp_path / "copy"
-    shutil.copytree(done.parent, copy)
-    path, most = copy / done.name, 70
+    """Both dictionaries' requests are counted without a budget; with one request less for both together, the first is
+    done and the second is not. The run that a budget ended is gone on with."""
+    texts = {}
     with LlmServer(TokenReader()) as server:
-        asking = f'model = "m"\nbase_url = "{server.url}"\n'
-        text = path.read_text().replace(
-            'explainer = "patterns"', f'explainer = "contexts"\nshape_labels = false\n{asking}'
-        )
-        text = text.replace("[score]\n", f"[score]\n{asking}") + "[llm]\nrequests_per_minute = 60000\n"
-        path.write_text(f"{text}[budget]\nmax_requests = {most}\n")
-        asked = ("run", "-c", str(path), "--limit", "3", "--control", "shuffled,soft_frozen")
-        code, _, err = run(capsys, *asked)
-        assert code == 4 and "max_requests" in err and len(server.requests) <= most
+        for name in ("free", "bound"):
+            copy = tmp_path / name
+            shutil.copytree(done.parent, copy)
+            asking = f'model = "m"\nbase_url = "{server.url}"\n'
+            text = (copy / done.name).read_text()
+            text = text.replace('explainer = "patterns"', f'explainer = "contexts"\nshape_labels = false\n{asking}')
+            text = text.replace("[score]\n", f"[score]\n{asking}") + "[llm]\nrequests_per_minute = 60000\n"
+            texts[name] = (copy / done.name, text)
+        asked = ("run", "--limit", "3", "--control", "shuffled,soft_frozen", "-c")
+        path, text = texts["free"]
         path.write_text(text)
-        code, _, err = run(capsys, *asked)
+        code, _, err = run(capsys, *asked, str(path))
         assert code == 0, err
-        assert len(server.requests) > most
+        counts = [int(n) for n in re.findall(r"; (\d+) requests", err)]
+        assert len(counts) == 2 and min(counts) > 1, err
+        path, text = texts["bound"]
+        path.write_text(f"{text}[budget]\nmax_requests = {sum(counts) - 1}\n")
+        code, _, err = run(capsys, *asked, str(path))
+        assert code == 4 and "max_requests" in err, err
+        path.write_text(text)
+        code, _, err = run(capsys, *asked, str(path))
+        assert code == 0, err
         sent = len(server.requests)
-        code, _, err = run(capsys, *asked)
+        code, _, err = run(capsys, *asked, str(path))
         assert code == 0 and err.count("nothing to do") == 2 and len(server.requests) == sent
 
 

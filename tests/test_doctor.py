@@ -153,8 +153,8 @@ REFUSALS: dict[str, tuple[str, Spoil, int, str]] = {
     "a next token": ("next token", bert_that_predicts, 2, "the evidence method token_change asks for one"),
     "no text file": ("corpus", replacing("/texts'", "/paper.pdf'"), 2, "paper.pdf is a PDF"),
 }  # fmt: skip
-BY_THE_STORE = {"a damaged store", "no folder"}
-"""A run opens the store first, and says so in other words."""
+IN_OTHER_WORDS = {"a damaged store", "no folder", "no text file"}
+"""A run opens the store first, and begins to read a corpus that is one file; both say so in other words."""
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_doctor_names_what_a_run_refuses_before_it_begins(
     assert said in lines[name][1]
     code, _, err = run(capsys, "run")
     assert code == exit_code, err
-    assert case in BY_THE_STORE or lines[name][1].splitlines()[0] in err
+    assert case in IN_OTHER_WORDS or lines[name][1].splitlines()[0] in err
     assert not (project / "sae").exists() and not (project / "tiny.work").exists()
 
 
