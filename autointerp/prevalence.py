@@ -30,15 +30,15 @@ class Tiles:
     """[tiles, 6]"""
 
     @classmethod
-    def of(cls, truth: Sequence[ArrayLike], predicted: Sequence[ArrayLike], documents: Sequence[Hashable]) -> Tiles:
+    def of(
+        cls, truth: Sequence[Sequence[float]], predicted: Sequence[Sequence[float]], documents: Sequence[Hashable]
+    ) -> Tiles:
         """Raises ValueError where a tile's truth and prediction differ in length, or one is not finite."""
-        rows = []
-        for x, p in zip(truth, predicted, strict=True):
-            a, b = np.asarray(x, dtype=np.float64), np.asarray(p, dtype=np.float64)
-            if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
-                raise ValueError(f"a tile of {a.size} finite activations needs as many finite predictions")
-            rows.append(stats.moments_of(a, b))
-        return cls(list(documents), np.concatenate([np.zeros((0, 6)), *rows]))
+        x, p, sizes = stats.pooled(truth, predicted)
+        of_tile = np.repeat(np.arange(len(sizes)), sizes)
+        return cls(
+            list(documents), jackknife.sums_by(of_tile, (np.ones_like(x), x, p, x * x, p * p, x * p), len(sizes))
+        )
 
     @classmethod
     def silent(cls, n: ArrayLike, sum_p: ArrayLike, sum_pp: ArrayLike, documents: Sequence[Hashable]) -> Tiles:
