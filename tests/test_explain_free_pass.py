@@ -4,13 +4,11 @@ explains what it predicts of text as it comes."""
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pytest
-from support.known_words import FILLERS, PER_KIND, contexts, copy_of, job, planted_store
+from support.known_words import FILLERS, contexts, copy_of, count_tiles, job, planted_store
 from support.llm_server import BrainReply, LlmServer
 
 from autointerp.config import ExplainConfig
@@ -18,7 +16,6 @@ from autointerp.errors import InputError
 from autointerp.explain.explaining import explain, forecast_explain
 from autointerp.rules.patterns import Rule
 from autointerp.store import Store
-from autointerp.store.safety.paths import evidence_path_of
 
 N = 4
 N_TILES = 60
@@ -28,14 +25,8 @@ N_TILES = 60
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "planted.duckdb"
-    with planted_store(path, N) as made, made.transaction() as con:
-        con.execute("UPDATE harvests SET report = ?", [json.dumps({"n_tiles_select": N_TILES})])
-    with duckdb.connect(str(evidence_path_of(path))) as con:
-        con.execute(
-            "INSERT INTO active_tiles BY NAME SELECT 1 AS harvest_id, 'select' AS split, feature, ? AS n "
-            "FROM range(?) AS r(feature)",
-            [PER_KIND, N],
-        )
+    planted_store(path, N).close()
+    count_tiles(path, "select", N_TILES)
     return path
 
 
