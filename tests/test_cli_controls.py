@@ -25,8 +25,8 @@ def done(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("controls")
     write_corpus(folder / "texts")
     path = write_config(folder, tiny_gpt2)
-    # The fixture's own weights are random with seed 0. A dictionary this small is enough.
-    path.write_text(path.read_text().replace("[train]", "[train]\nseed = 5").replace("d_sae = 64", "d_sae = 32"))
+    # The fixture's own weights are random with seed 0.
+    path.write_text(path.read_text().replace("[train]", "[train]\nseed = 5"))
     run_all(path)
     run_all(path, "--control", "soft_frozen")
     return path
@@ -54,7 +54,7 @@ def test_a_control_runs_from_start_to_end(done: Path, capsys: pytest.CaptureFixt
         assert soft.name == "tiny (soft_frozen)" and soft.revision == real.revision
         scored = "SELECT count(value) FROM scores WHERE dictionary_id = ? AND scorer = 'simulation'"
         assert all(store.rows(scored, [row.dictionary_id])[0][0] > 10 for row in (real, soft))
-    start = F.normalize(torch.randn(32, 48, generator=torch.Generator().manual_seed(5)), dim=1)
+    start = F.normalize(torch.randn(64, 48, generator=torch.Generator().manual_seed(5)), dim=1)
     held = {folder.name: load_sae(folder) for folder in (done.parent / "sae").iterdir()}
     nearest = {name: float(F.cosine_similarity(sae.W_dec, start).min()) for name, sae in held.items()}
     (plain,), (control,) = ([v for n, v in nearest.items() if ("soft" in n) == is_soft] for is_soft in (False, True))

@@ -132,8 +132,9 @@ class _Reader:
             self.word = lexed.tail
         if "\n" in token:
             self._line, self._beginning = "", True
-        if self._beginning:
             self._begin_line(token.rsplit("\n", 1)[-1])
+        elif self._beginning:
+            self._begin_line(token)
         for mark in lexed.marks:
             self._nest(mark)
 
