@@ -48,6 +48,13 @@ def design_effect(hits: ArrayLike, documents: Sequence[Hashable]) -> float | Non
     return min(max(1.0, scatter * (t_point(groups - 1) / stats.Z95) ** 2), most)
 
 
+def largest_effect(documents: Sequence[Hashable]) -> float:
+    """The design effect if all tiles of a document were the same, the largest that there can be (Kish); 1 without
+    tiles."""
+    sizes = np.bincount(stats.numbered(documents)[0]).astype(np.float64)
+    return float(sizes @ sizes) / len(documents) if len(documents) else 1.0
+
+
 def share_of(hits: ArrayLike, documents: Sequence[Hashable], z: float = stats.Z95) -> stats.Estimate:
     """The share of hits, with Wilson's interval of the effective size; no interval where that is not known, and nothing
     but `n` without tiles. `z`: standard errors on either side."""

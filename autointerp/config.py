@@ -392,8 +392,8 @@ class ExplainConfig(EndpointConfig):
     shape_labels: bool = True
     """A feature that its shape alone explains (see feature_shapes) gets its label from the shape, without an LLM."""
     unless_patterns_above: PositiveShare | None = None
-    """A feature keeps its `patterns` label, without an LLM, where that label's simulation score on the select part is
-    at least this (0.9, say)."""
+    """A feature keeps its `patterns` label, without an LLM, where that label's natural correlation on the select part
+    is at least this (0.7, say)."""
     reply: Literal["auto", "json", "text"] = "auto"
     """text, json (asks for a reply that follows a JSON schema), or auto: json where the endpoint supports it."""
     seed: Seed = 0

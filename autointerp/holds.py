@@ -49,6 +49,11 @@ def holds_line(found: Holding, whole: WholePrecision | None = None) -> str | Non
         return f"holds at {wanted} wherever the feature fires, {_BY_OTHER_TEXT[found.from_status]}"
     if found.from_status == "nowhere":
         return f"holds nowhere at {wanted}"
+    if found.from_status == "no_better_than_chance":
+        return (
+            f"holds nowhere: it reaches a {wanted}, but so would a label that claims every place; it claims the places "
+            "where the feature fires no more often than the others"
+        )
     if found.from_status == "not_confirmed":
         return (
             f"holds nowhere at {wanted}: where it should hold by the text that the activation was chosen on, it has "

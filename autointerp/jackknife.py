@@ -34,6 +34,7 @@ from autointerp.stats import (
     flat,
     is_constant,
     numbered,
+    pooled,
     standardised,
 )
 
@@ -46,7 +47,7 @@ _LEAST = 1e-9
 
 
 def pooled_correlation(
-    truth: Sequence[ArrayLike], predicted: Sequence[ArrayLike], documents: Sequence[Hashable]
+    truth: Sequence[Sequence[float]], predicted: Sequence[Sequence[float]], documents: Sequence[Hashable]
 ) -> Estimate:
     """Pearson correlation over the tokens of all contexts pooled, with its 95 % interval.
 
@@ -67,7 +68,7 @@ def pooled_correlation(
 
 
 def pooled_r_squared(
-    truth: Sequence[ArrayLike], predicted: Sequence[ArrayLike], documents: Sequence[Hashable]
+    truth: Sequence[Sequence[float]], predicted: Sequence[Sequence[float]], documents: Sequence[Hashable]
 ) -> Estimate:
     """`stats.r_squared` over the tokens of all contexts pooled, with its 95 % interval; the arguments are those of
     `pooled_correlation`. None where the truth is constant."""
@@ -217,18 +218,11 @@ def sums_by(group: NDArray[np.int64], columns: Sequence[Floats], groups: int) ->
 
 
 def _pooled(
-    truth: Sequence[ArrayLike], predicted: Sequence[ArrayLike], documents: Sequence[Hashable]
+    truth: Sequence[Sequence[float]], predicted: Sequence[Sequence[float]], documents: Sequence[Hashable]
 ) -> tuple[Floats, Floats, NDArray[np.int64], list[Hashable]]:
     """(truth, prediction, number of its document) for all tokens of all contexts, and the documents."""
     if not len(truth) == len(predicted) == len(documents):
         raise ValueError(f"{len(truth)} truths, {len(predicted)} predictions, {len(documents)} documents")
-    xs, ys = [flat(t) for t in truth], [flat(p) for p in predicted]
-    for i, (a, b) in enumerate(zip(xs, ys, strict=True)):
-        if a.size != b.size:
-            raise ValueError(f"context {i} has {a.size} tokens and {b.size} predictions")
+    x, y, sizes = pooled(truth, predicted)
     of_context, index = numbered(documents)
-    x = np.concatenate([*xs, np.zeros(0)])
-    y = np.concatenate([*ys, np.zeros(0)])
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("activations and predictions must be finite")
-    return x, y, np.repeat(of_context, [a.size for a in xs]), list(index)
+    return x, y, np.repeat(of_context, sizes), list(index)

@@ -17,6 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from autointerp import jackknife, stats
 
+MIN_SILENT = 200
+"""Silent tiles from which there is an interval. False alarms are rare, so of few silent tiles mostly none is claimed,
+and nothing is seen of how much they matter: with 7, 30 and 200 silent tiles by 10 active ones 54 to 57, 74 to 77 and
+96 to 98 % of intervals held the truth of simulated corpora. Few are enough where there are no more."""
 SILENT_GROUPS = 16
 _GROUP_NAMES = tuple(f"<silent documents {group}>" for group in range(SILENT_GROUPS))
 
@@ -30,15 +34,15 @@ class Tiles:
     """[tiles, 6]"""
 
     @classmethod
-    def of(cls, truth: Sequence[ArrayLike], predicted: Sequence[ArrayLike], documents: Sequence[Hashable]) -> Tiles:
+    def of(
+        cls, truth: Sequence[Sequence[float]], predicted: Sequence[Sequence[float]], documents: Sequence[Hashable]
+    ) -> Tiles:
         """Raises ValueError where a tile's truth and prediction differ in length, or one is not finite."""
-        rows = []
-        for x, p in zip(truth, predicted, strict=True):
-            a, b = np.asarray(x, dtype=np.float64), np.asarray(p, dtype=np.float64)
-            if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
-                raise ValueError(f"a tile of {a.size} finite activations needs as many finite predictions")
-            rows.append(stats.moments_of(a, b))
-        return cls(list(documents), np.concatenate([np.zeros((0, 6)), *rows]))
+        x, p, sizes = stats.pooled(truth, predicted)
+        of_tile = np.repeat(np.arange(len(sizes)), sizes)
+        return cls(
+            list(documents), jackknife.sums_by(of_tile, (np.ones_like(x), x, p, x * x, p * p, x * p), len(sizes))
+        )
 
     @classmethod
     def silent(cls, n: ArrayLike, sum_p: ArrayLike, sum_pp: ArrayLike, documents: Sequence[Hashable]) -> Tiles:
@@ -56,7 +60,8 @@ def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent:
     `active` is a uniform sample of the `n_active` tiles in which the feature fires, and `silent` of the `n_silent`
     others. The value is None where truth or prediction is constant, or a kind of tile that the corpus holds was not
     sampled. The interval (see jackknife.interval) is None where the active tiles are from fewer than
-    jackknife.MIN_DOCUMENTS documents, or without one of the documents there is no value. `n` is the number of tiles.
+    jackknife.MIN_DOCUMENTS documents, where fewer than MIN_SILENT silent tiles were sampled, or without one of the
+    documents there is no value. `n` is the number of tiles.
     The influences (see jackknife.influences_of) are of the documents with active tiles, and of groups of the others.
     """
     n = len(active.documents) + len(silent.documents)
@@ -77,7 +82,7 @@ def natural_correlation(active: Tiles, silent: Tiles, n_active: float, n_silent:
     left_out = stats.correlation_of(without)
     influences = _in_groups(jackknife.influences_of(left_out, list(index)), alone)
     low, high = None, None
-    if len(alone) >= jackknife.MIN_DOCUMENTS:
+    if len(alone) >= jackknife.MIN_DOCUMENTS and len(silent.sums) >= min(MIN_SILENT, n_silent):
         low, high = jackknife.interval_where_normal(value, left_out, np.arctanh, np.tanh)
     return stats.Estimate(value, low, high, n, influences)
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 VALUED_STATUSES = ("ok", "constant_prediction")
@@ -34,6 +35,7 @@ class Document:
 _BLOCK_NUMBER = re.compile(r"#\d+$")
 
 
+@lru_cache(maxsize=65_536)
 def source_of(document: str) -> str:
     """The document that a block was cut from, or the document itself. Blocks of one source are about the same things,
     so that resampling them as if they were independent gives intervals that are too narrow."""

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import NormalDist
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,8 +42,9 @@ def flat(values: ArrayLike) -> NDArray[np.float64]:
 
 def numbered(values: Iterable[Value]) -> tuple[NDArray[np.int64], dict[Value, int]]:
     """(the number of each value, the numbers of the different ones), from 0 in the order in which they first come."""
-    index: dict[Value, int] = {}
-    return np.array([index.setdefault(value, len(index)) for value in values], dtype=np.int64), index
+    every = list(values)
+    index = {value: i for i, value in enumerate(dict.fromkeys(every))}
+    return np.fromiter(map(index.__getitem__, every), dtype=np.int64, count=len(every)), index
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float | None:
@@ -72,6 +73,21 @@ def standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
     centred = scaled - scaled.mean()
     spread = float(np.abs(centred).max(initial=0.0))
     return np.zeros_like(values) if spread < 1e-12 else centred / spread
+
+
+def pooled(
+    truth: Sequence[Sequence[float]], predicted: Sequence[Sequence[float]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """(truth, prediction, number of tokens of each context) over the tokens of all contexts, one after the other.
+    Raises ValueError where those of a context differ in length, or one is not finite."""
+    sizes = np.array([len(t) for t in truth], dtype=np.int64)
+    for i, (size, p) in enumerate(zip(sizes, predicted, strict=True)):
+        if size != len(p):
+            raise ValueError(f"context {i} has {size} tokens and {len(p)} predictions")
+    x, y = (np.concatenate([*contexts, np.zeros(0)]) for contexts in (truth, predicted))
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("activations and predictions must be finite")
+    return x, y, sizes
 
 
 def moments_of(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -138,10 +154,15 @@ def wilson(successes: int, n: int, z: float = Z95) -> Estimate:
 def wilson_of_share(share: float, n: float, z: float = Z95) -> tuple[float, float]:
     """The ends of Wilson's score interval of a share among `n` independent items; `n` may be an effective size, and so
     no whole number."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    centre, half = wilson_middle(share, n, z)
     # The ends at 0 and 1 are exact; rounding would leave them a hair outside.
     return (0.0 if share == 0 else max(0.0, centre - half)), (1.0 if share == 1 else min(1.0, centre + half))
+
+
+def wilson_middle(share: Any, n: Any, z: float = Z95) -> tuple[Any, Any]:
+    """The middle of Wilson's score interval and half of its width; of numbers or arrays."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    return centre, z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
 
 
 def ratio_of_shares(above: Estimate, below: Estimate) -> Estimate:

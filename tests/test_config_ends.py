@@ -15,7 +15,7 @@ import pytest
 from support.batch_client import Asked, texts
 from support.batch_server import BatchServer
 from support.commands import run, write_corpus
-from support.known_words import World, job, plant_findings
+from support.known_words import World, count_tiles, job, plant_findings
 from support.llm_helpers import ask_all, chat, client_for, echo
 from support.llm_server import LlmServer
 from support.small_models import VOCAB
@@ -125,7 +125,9 @@ def test_labels_at_both_ends_of_everything(store: Store, end: str, explainer: st
 
 
 def test_a_feature_that_any_rule_explains_is_left_to_patterns(store: Store) -> None:
-    with LlmServer(World()) as server:
+    store.close()
+    count_tiles(store.path, "select", 60)
+    with LlmServer(World()) as server, Store.open(store.path) as store:
         for value in (ranges(ExplainConfig)["unless_patterns_above"].low, 1.0):
             config = ExplainConfig(
                 explainer="contexts", model="m", base_url=server.url, reply="text", unless_patterns_above=value

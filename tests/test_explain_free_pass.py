@@ -1,4 +1,5 @@
-"""The free first pass: what a rule explains on the select part takes no call, and what is reported is untouched."""
+"""The free first pass: what a rule explains on the select part takes no call, and what is reported is untouched. A rule
+explains what it predicts of text as it comes."""
 
 from __future__ import annotations
 
@@ -7,22 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.known_words import FILLERS, copy_of, job, planted_store
+from support.known_words import FILLERS, contexts, copy_of, count_tiles, job, planted_store
 from support.llm_server import BrainReply, LlmServer
 
-from autointerp.config import ExplainConfig, ScoreConfig
+from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
 from autointerp.explain.explaining import explain, forecast_explain
-from autointerp.score.scoring import score
+from autointerp.rules.patterns import Rule
 from autointerp.store import Store
 
 N = 4
+N_TILES = 60
+"""Of the select split; in PER_KIND of them a feature fires."""
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "planted.duckdb"
     planted_store(path, N).close()
+    count_tiles(path, "select", N_TILES)
     return path
 
 
@@ -42,14 +46,20 @@ def config(server: LlmServer, above: float | None, explainer: str = "contexts") 
 
 
 def select_scores(store: Store) -> dict[int, float]:
-    """By the ordinary way: labelled by patterns, scored by their rules."""
+    """The correlation over all tokens of the select split, had it as many tiles of each kind as it has of one: written
+    out, instead of weighted."""
     asyncio.run(explain(job(store), ExplainConfig(explainer="patterns")))
-    asyncio.run(score(job(store), "patterns", ScoreConfig()))
-    return dict(
-        store.rows(
-            "SELECT feature, value FROM scores WHERE scorer = 'simulation' AND part = 'select' AND control IS NULL"
+    found = {}
+    for feature, text in store.rows("SELECT feature, rule FROM explanations WHERE explainer = 'patterns'"):
+        own = contexts(feature, "select")
+        firing = [c for c in own if c.kind == "sampled"]
+        silent = [c for c in own if c.tier == "random"]
+        tiles = firing * len(silent) + silent * (N_TILES - len(firing))
+        truth = np.concatenate([c.activations for c in tiles])
+        found[feature] = float(
+            np.corrcoef(truth, [p for c in tiles for p in Rule.from_json(text).predict(c.tokens)])[0, 1]
         )
-    )
+    return found
 
 
 @pytest.mark.parametrize("labelled_before", [True, False])
@@ -58,7 +68,7 @@ def test_it_takes_those_at_or_above_the_threshold(
 ) -> None:
     known = store if labelled_before else copy_of(template, tmp_path / "other.duckdb")
     values = select_scores(known)
-    threshold = sorted(values.values())[N // 2]
+    threshold = sorted(values.values())[N // 2] - 1e-9
     good = {feature for feature, value in values.items() if value >= threshold}
     assert 0 < len(good) < N
     forecast = forecast_explain(job(store), config(server, threshold))
@@ -117,3 +127,11 @@ def test_an_explainer_of_what_follows_is_not_replaced(store: Store, server: LlmS
         asyncio.run(explain(job(store), config(server, 0.01, "vocab_projection")))
     with pytest.raises(InputError, match="unless_patterns_above"):
         config(server, 1.5)
+
+
+def test_a_harvest_that_did_not_count_its_tiles_is_refused(store: Store, server: LlmServer) -> None:
+    with store.transaction() as con:
+        con.execute("UPDATE harvests SET report = '{}'")
+    with pytest.raises(InputError, match="did not count how many tiles"):
+        asyncio.run(explain(job(store), config(server, 0.5)))
+    assert not server.requests

@@ -55,7 +55,7 @@ def test_what_was_not_sampled_has_no_value() -> None:
     assert natural_correlation(one, none, 1, 0).value == pytest.approx(1)  # a feature that fires everywhere
     few = natural_correlation(one, Tiles.silent([2], [0.5], [0.25], ["e"]), 1, 5)
     assert few.value is not None and few.low is None  # one document
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="1 predictions"):
         Tiles.of([[0, 1.0]], [[0.0]], ["d"])
 
 

@@ -84,6 +84,44 @@ def test_a_wrong_label_holds_nowhere(density: float) -> None:
     assert choose(weakest.draw(rng, 100, 2000), 0.5)[1] == pytest.approx(0.0)  # F1 of all is the best there is
 
 
+@pytest.mark.parametrize("density", [0.55, 0.8, 0.95])
+def test_a_label_that_claims_everything_or_at_random_does_not_hold_on_a_dense_feature(density: float) -> None:
+    """Whatever it claims is right more often than not."""
+    rng = np.random.default_rng(12)
+    for chance in (1.0, 0.5):
+        label = Judged(0.5, 0.0, chance, chance, chance, density)
+        for _ in range(20):
+            for found in (
+                held_out(label.draw(rng, 60, 2000), label.draw(rng, 60, 2000), 0.5),
+                cross_fitted(label.draw_clustered(rng, 60, 40, 0.2, 30), 0.5),
+            ):
+                assert found.label_from is None and found.from_status != "ok"
+                assert chance < 1.0 or found.from_status == "no_better_than_chance"
+    assert held_out(label.draw(rng, 60, 2000), label.draw(rng, 60, 2000), 0.5).from_status == "no_better_than_chance"
+    line = holds_line(Holding(from_status="no_better_than_chance", from_floor=0.5)) or ""
+    assert "holds nowhere" in line and "claims every place" in line
+
+
+@pytest.mark.parametrize("density", [0.55, 0.8, 0.95])
+def test_a_true_label_holds_on_a_dense_feature(density: float) -> None:
+    rng = np.random.default_rng(13)
+    everywhere, strong = Judged(0.5, 0.0, 0.9, 0.9, 0.1, density), sharp(0.3, density, 0.05)
+    for label in (everywhere, strong):
+        for _ in range(10):
+            assert held_out(label.draw(rng, 60, 2000), label.draw(rng, 60, 2000), 0.5).from_status == "ok"
+            assert cross_fitted(label.draw_clustered(rng, 60, 40, 0.1, 30), 0.5).from_status == "ok"
+
+
+def test_what_is_precise_on_the_text_it_is_measured_on_by_chance_alone_is_told() -> None:
+    rng = np.random.default_rng(14)
+    true, constant = Judged(0.5, 0.0, 0.9, 0.9, 0.1, 0.8), Judged(0.5, 0.0, 1.0, 1.0, 1.0, 0.8)
+    found = held_out(true.draw(rng, 60, 2000), constant.draw(rng, 60, 2000), 0.5)
+    assert (found.from_status, found.label_from) == ("no_better_than_chance", None)
+    assert found.from_precision is not None and found.from_precision > 0.5
+    fires_always = replace(constant, density=1.0)
+    assert held_out(true.draw(rng, 60, 9), fires_always.draw(rng, 60, 9), 0.5).from_status == "no_better_than_chance"
+
+
 def test_without_a_false_alarm_precision_is_known_from_below_alone() -> None:
     rng = np.random.default_rng(5)
     few = cross_fitted(sharp(0.5, 0.01).draw(rng, 50, 7), 0.5)

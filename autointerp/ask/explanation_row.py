@@ -52,7 +52,10 @@ def evidence_sha256(evidence: FeatureEvidence, contexts: int | None = None) -> s
     evidence methods have found."""
 
     def part(of: Sequence[Context]) -> list[Any]:
-        return [[c.document, c.position, c.tokens, [round(a, 6) for a in c.activations]] for c in of[:contexts]]
+        return [
+            [c.document, c.position, c.tokens, [round(a, 6) if a else 0.0 for a in c.activations]]
+            for c in of[:contexts]
+        ]
 
     seen: list[Any] = [
         part(evidence.top), part(evidence.sampled), part(evidence.negatives),

@@ -14,7 +14,7 @@ def scaled(activations: Sequence[float], max_activation: float) -> list[float]:
     10 that maximum. Held-out text may go above 10. All zero where the feature never fires."""
     if max_activation <= 0.0:
         return [0.0] * len(activations)
-    return [max(0.0, TOP * a / max_activation) for a in activations]
+    return [TOP * a / max_activation if a > 0.0 else 0.0 for a in activations]
 
 
 def shown(activations: Sequence[float], max_activation: float) -> list[int]:

@@ -12,10 +12,11 @@ from autointerp.ask.job import RULE_BLOCK
 from autointerp.errors import InputError
 from autointerp.explain.evidence_sections import Section, how_to_find, needed_methods
 from autointerp.explain.explainer import EVERY_CONTEXT, Explainer, ExplainRun, named
-from autointerp.explain.free_pass import well_explained
+from autointerp.explain.free_pass import FreePass
 from autointerp.explain.label_replies import clean_label
 from autointerp.records import Explanation, FeatureShape, stable_id
 from autointerp.rules.labels import PATTERNS, rule_explanation, rule_sha256
+from autointerp.scorer_names import NATURAL
 
 SHAPE = "shape"
 """Stands for the model of a label that the feature's shape alone gives."""
@@ -135,17 +136,20 @@ def _by_patterns(run: ExplainRun, explainer: Explainer, features: Sequence[int])
     if threshold is None or explainer.side == "output":
         return _Patterned([], [], set())
     rule_digest = rule_sha256(PATTERNS)
-    digest = hashlib.sha256(f"{PATTERNS} above {threshold} {rule_digest}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{PATTERNS} above {threshold} by {NATURAL} {rule_digest}".encode()).hexdigest()
     left = set(run.without_row(PATTERNS, digest, job.harvest_id))
     new = [f for f in features if f in left]
     found = _Patterned([], [], set(features) - left)  # the others were judged by an earlier run
+    if not new:
+        return found
+    judge = FreePass(job, threshold)
     for start in range(0, len(new), RULE_BLOCK):
         block = new[start : start + RULE_BLOCK]
         held = _held_patterns(run, block, rule_digest)
         as_rule = dataclasses.replace(config, explainer=PATTERNS)
         lacking = run.evidence([f for f in block if f not in held], EVERY_CONTEXT)
         labels = {**held, **{e.feature: rule_explanation(e, job, as_rule, rule_digest) for e in lacking}}
-        for base in well_explained(job, [labels[f] for f in block], threshold):
+        for base in judge.well_explained([labels[f] for f in block]):
             row = with_meanings(blank_row(job, config, base.feature, PATTERNS, digest, base.evidence_sha256), base)
             found.rows.append(dataclasses.replace(row, rule=base.rule, derived_from=[base.explanation_id]))
             if base.feature not in held:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import os
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import aiohttp
@@ -93,6 +96,13 @@ class _PlainClient(openai.AsyncOpenAI):
         }  # fmt: skip
 
 
+@lru_cache(maxsize=4)
+def _trusted(asks_env: bool, cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:
+    """The certificates that are trusted, the environment's where it may name some. Reading them takes longer than all
+    else that a client begins with, so those of one process share them."""
+    return httpx2.create_ssl_context(trust_env=asks_env)
+
+
 class Transport:
     """The connection pool to one endpoint. Use as an async context manager."""
 
@@ -104,13 +114,16 @@ class Transport:
         self._has_key = key != NO_KEY
         self._timeout = llm.timeout
         self._cap = llm.max_reply_bytes
+        asks_env = not is_local(endpoint.base_url)  # a proxy from the environment is not for local servers
+        named = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
         timeout = openai.Timeout(llm.timeout, connect=min(CONNECT_S, llm.timeout), pool=llm.timeout)
         http = openai.DefaultAioHttpClient(
             timeout=timeout,
             limits=httpx2.Limits(max_connections=llm.max_connections + 8, keepalive_expiry=30.0),
             follow_redirects=False,
             event_hooks={"response": [self._cap_reply]},
-            trust_env=not is_local(endpoint.base_url),  # a proxy from the environment is not for local servers
+            trust_env=asks_env,
+            verify=_trusted(asks_env, *named),
         )
         make = openai.AsyncOpenAI if is_openai(endpoint.base_url) else _PlainClient
         self._client = make(

@@ -8,7 +8,8 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.rules.patterns import Key, Rule, Table, numbered
+from autointerp import stats
+from autointerp.rules.patterns import Rule, Table
 from autointerp.rules.token_facts import Facts, facts_of
 
 
@@ -23,7 +24,7 @@ class ManyTexts:
         self._codes: dict[str, NDArray[np.int64]] = {}
         self._values: dict[str, dict[str, int]] = {}
         for place, name in enumerate(Facts._fields):
-            self._codes[name], self._values[name] = numbered(map(itemgetter(place), facts))
+            self._codes[name], self._values[name] = stats.numbered(map(itemgetter(place), facts))
         self._keys: dict[tuple[str, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
@@ -68,19 +69,16 @@ class ManyTexts:
     def _weights(self, table: Table, keys: NDArray[np.int64]) -> NDArray[np.float64]:
         """What the table adds for each of the keys."""
         weights = np.zeros(len(keys))
-        for key, weight in table.weights.items():
-            number = self._number(table.of, key)
-            if number is not None:
-                at = int(np.searchsorted(keys, number))
-                if at < len(keys) and keys[at] == number:
-                    weights[at] = weight
+        if not len(keys) or not table.weights:
+            return weights
+        numbers = np.zeros(len(table.weights), dtype=np.int64)
+        is_known = np.ones(len(table.weights), dtype=np.bool_)
+        for name, values in zip(table.of, zip(*table.weights, strict=True), strict=True):
+            index = self._values[name]
+            codes = np.array([index.get(value, -1) for value in values], dtype=np.int64)
+            numbers = numbers * len(index) + codes
+            is_known &= codes >= 0
+        at = np.minimum(np.searchsorted(keys, numbers), len(keys) - 1)
+        found = is_known & (keys[at] == numbers)
+        weights[at[found]] = np.array(list(table.weights.values()))[found]
         return weights
-
-    def _number(self, of: tuple[str, ...], key: Key) -> int | None:
-        number = 0
-        for name, value in zip(of, key, strict=True):
-            code = self._values[name].get(value)
-            if code is None:
-                return None
-            number = number * len(self._values[name]) + code
-        return number

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
@@ -231,17 +231,11 @@ class _Column:
         return tuple(values[codes[i]] for values, codes in self.parts)
 
 
-def numbered(values: Iterable[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
-    """(the number of each value, the numbers of the different ones), in the order in which they first come."""
-    index: dict[str, int] = {}
-    return np.array([index.setdefault(value, len(index)) for value in values], dtype=np.int64), index
-
-
 def _columns(sample: Sample, tables: Sequence[Key], fold: NDArray[np.int64], folds: int) -> list[_Column]:
     codes: dict[str, NDArray[np.int64]] = {}
     values: dict[str, list[str]] = {}
     for name in {name for of in tables for name in of}:
-        codes[name], index = numbered(sample.values(name))
+        codes[name], index = stats.numbered(sample.values(name))
         values[name] = list(index)
     out = []
     for of in tables:

@@ -33,7 +33,7 @@ LOOKUP = "token_lookup"
 CONTROLS = (*LABEL_CONTROLS, *DICTIONARY_CONTROLS)
 _EVERY = 1000
 """More contexts than any harvest keeps."""
-_AT_ONCE = 16
+_AT_ONCE = 64
 """Features whose evidence is read together."""
 DENSITY_GROUPS = 10
 """Labels are shuffled among as many groups of features, from the sparsest to the densest."""

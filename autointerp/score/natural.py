@@ -96,13 +96,12 @@ def natural_rows(
     identity: Identity, active: Sequence[Answer], silent: SilentTiles, prevalence: Prevalence
 ) -> list[Score]:
     """The three rows. `active`: what was predicted of the sampled contexts."""
-    why, told = obstacle(active), usable(active)
+    why, told, natural = obstacle(active), usable(active), natural_result(active, silent, prevalence)
     documents = documents_of(told)
     if why is not None:
-        natural = precision = recall = Result(why)
+        precision = recall = Result(why)
     else:
         claimed, alarms = share_of([is_claimed(a) for a in told], documents), share_of(silent.claimed, silent.documents)
-        natural = _correlation(told, silent, prevalence)
         precision, recall = precision_result(claimed, alarms, prevalence.density), Result("ok", claimed)
     n_failed = len(active) - len(told)
     error = next((a.error for a in active if a.error), None)
@@ -116,7 +115,12 @@ def natural_rows(
     return [row(NATURAL, natural, *asked), row(PRECISION, precision, *asked), row(RECALL, recall)]
 
 
-def _correlation(active: Sequence[Answer], silent: SilentTiles, prevalence: Prevalence) -> Result:
+def natural_result(active: Sequence[Answer], silent: SilentTiles, prevalence: Prevalence) -> Result:
+    """The natural correlation, or the status that says why there is none. `active`: what was predicted of the sampled
+    contexts."""
+    why = obstacle(active)
+    if why is not None:
+        return Result(why)
     truth, predicted, documents = series_of(active)
     firing = Tiles.of(truth, predicted, documents)
     quiet = Tiles.silent(silent.n_tokens, silent.total, silent.squares, silent.documents)

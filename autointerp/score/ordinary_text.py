@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
+from autointerp.ask.job import Job
 from autointerp.records import Split
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
 from autointerp.score.natural import SilentTiles
 from autointerp.score.ordinary_tiles import OrdinaryTiles
-from autointerp.score.scorer import Run
 
 
 class OrdinaryText:
     """The silent tiles on which rules are checked: the known tiles of one split, read once for all rules."""
 
-    def __init__(self, run: Run, split: Split) -> None:
-        self._known = OrdinaryTiles(run.job, split)
+    def __init__(self, job: Job, split: Split) -> None:
+        self._known = OrdinaryTiles(job, split)
         self._feature: int | None = None
         self._is_silent = np.zeros(0, dtype=np.bool_)
         """Of each known tile, for the feature that was last asked about."""
@@ -28,6 +29,10 @@ class OrdinaryText:
     @cached_property
     def _texts(self) -> ManyTexts:
         return ManyTexts([tile.tokens for tile in self._known.tiles])
+
+    def read(self, features: Sequence[int]) -> None:
+        """Reads in one query where these features fire, for `silent` to be asked about them next."""
+        self._known.read(features)
 
     def silent(self, feature: int, rule: Rule) -> SilentTiles | None:
         """What `rule` predicts of the known tiles in which the feature is silent; None without known tiles."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +18,8 @@ class OrdinaryTiles:
 
     def __init__(self, job: Job, split: Split) -> None:
         self._job, self._split = job, split
+        self._firing: dict[int, NDArray[np.int64]] = {}
+        """Of the features that were last read together."""
 
     @cached_property
     def tiles(self) -> list[KnownTile]:
@@ -27,8 +30,15 @@ class OrdinaryTiles:
         """What each tile's document was cut from."""
         return np.array([source_of(tile.document) for tile in self.tiles], dtype=np.object_)
 
+    def read(self, features: Sequence[int]) -> None:
+        """Reads in one query where these features fire, for `fires` to be asked about them next."""
+        self._firing = self._job.store.firing_tiles(self._job.harvest_id, self._split, features)
+
     def fires(self, feature: int) -> NDArray[np.bool_]:
         """In which of them the feature fires."""
+        firing = self._firing  # one dictionary at a time: another thread may read the next features
+        if feature not in firing:
+            firing = self._job.store.firing_tiles(self._job.harvest_id, self._split, [feature])
         found = np.zeros(len(self.tiles), dtype=np.bool_)
-        found[self._job.store.firing_tiles(self._job.harvest_id, self._split, [feature])[feature]] = True
+        found[firing[feature]] = True
         return found

@@ -18,9 +18,10 @@ be read in one pass.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice, zip_longest
+from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.rules.labels import RULE_EXPLAINERS
 from autointerp.rules.patterns import RULE_VERSION, Rule
-from autointerp.rules.token_facts import facts_of
+from autointerp.rules.token_facts import Facts, facts_of
 from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
 from autointerp.score.holding import Claims, claims_of_rule, held_out
 from autointerp.score.natural import Prevalence, SilentTiles, natural_rows
@@ -50,12 +51,14 @@ from autointerp.scorer_names import NATURAL
 
 LLM_METHODS = ("prompt_logprobs", "generated_logprobs", "numbers")
 RULE = "rule"
-_RULE_ROWS = 3
+_RULE_ROWS = 4
 """Raised when rows by rules come to say more, so that the next `score` makes them again, which costs nothing. 2: from
 which activation on the label holds. 3: the intervals of what is counted over tiles, and where `label_from` is not
-confirmed."""
+confirmed. 4: a label that claims everything does not hold."""
 RULE_SHA256 = hashlib.sha256(f"rule {RULE_VERSION}, rows {_RULE_ROWS}".encode()).hexdigest()
 """Stands for the template where no prompt is involved."""
+_TEXTS_KEPT = 16_384
+"""Texts whose facts are kept at a time, some 90 MB: features share the tiles that were drawn for them."""
 HALVINGS = 2
 """How often the worked examples are halved for an endpoint whose context they do not fit."""
 
@@ -268,8 +271,8 @@ class SimulationScorer:
     async def start(self, run: Run, targets: Sequence[Explanation], asker: Asker | None) -> Work[Simulated]:
         if asker is None:
             (by,) = self.made_by(run)
-            load = _Loader(run, targets, is_calibrated=True)
-            return Work(by, load, RuleSimulation(run, by, targets).score, block=RULE_BLOCK)
+            simulation = RuleSimulation(run, by, targets)
+            return Work(by, simulation.load, simulation.score, block=RULE_BLOCK)
         config = run.config
         found = await asker.capabilities() if needs_probe(config) else UNPROBED
         simulator = Simulator.of(choose_method(config, found), config, found, config.seed, run.job.prompts)
@@ -312,12 +315,21 @@ class RuleSimulation:
 
     def __init__(self, run: Run, by: MadeBy, targets: Sequence[Explanation]) -> None:
         self._run, self._by = run, by
+        self._loader = _Loader(run, targets, is_calibrated=True)
         self._controls = FreeControls(run, targets)
-        self._ordinary, self._ordinary_select = OrdinaryText(run, run.part), OrdinaryText(run, "select")
+        self._ordinary, self._ordinary_select = OrdinaryText(run.job, run.part), OrdinaryText(run.job, "select")
+        self._facts = lru_cache(_TEXTS_KEPT)(facts_of)
+
+    def load(self, places: list[int]) -> list[Simulated]:
+        found = self._loader(places)
+        features = list(dict.fromkeys(item.told.explanation.feature for item in found))
+        for text in (self._ordinary, self._ordinary_select):
+            text.read(features)
+        return found
 
     async def score(self, item: Simulated) -> list[Score]:
         """The rows of the controls, then those of the label itself."""
-        read = _ReadContexts(item)
+        read = _ReadContexts(item, self._facts)
         rows: list[Score] = []
         for control, told in self._controls.instead_of(item.told.explanation):
             rows += self._rows_of(replace(self._run, control=control), item, told, read)
@@ -352,19 +364,21 @@ class RuleSimulation:
 class _ReadContexts:
     """The contexts of one label. Reading their tokens takes most of the time, so it is done once for all rules."""
 
-    def __init__(self, item: Simulated) -> None:
-        self._max_activation = item.max_activation
+    def __init__(self, item: Simulated, facts_of: Callable[[tuple[str, ...]], list[Facts]]) -> None:
         every = (*item.report, *(item.select or ()), *item.sampled, *item.select_sampled)
-        self._contexts = list({context.context_id: context for context in every}.values())
-        self._facts = [fact for context in self._contexts for fact in facts_of(context.tokens)]
+        contexts = {context.context_id: context for context in every}.values()
+        self._contexts = [(c, scaled(c.activations, item.max_activation)) for c in contexts]
+        """Each with the truth."""
+        self._facts = [fact for context in contexts for fact in facts_of(tuple(context.tokens))]
 
     def answers(self, rule: Rule) -> dict[int, Answer]:
         """What the rule predicts of each context, by its id."""
-        predicted = iter(rule.predict_from(self._facts))
-        return {
-            c.context_id: _answer(c, self._max_activation, Asked(list(islice(predicted, len(c.tokens))), "ok"))
-            for c in self._contexts
-        }
+        predicted, start, found = rule.predict_from(self._facts), 0, {}
+        for context, truth in self._contexts:
+            end = start + len(context.tokens)
+            prediction = Prediction(context.context_id, truth, predicted[start:end], "ok")
+            found[context.context_id], start = Answer(context, prediction), end
+        return found
 
 
 def is_by_rule(run: Run) -> bool:

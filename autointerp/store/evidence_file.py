@@ -134,17 +134,16 @@ def _check_file(file: Path, store_id: str) -> None:
             con.close()
 
 
-_LOOKED_AT: set[tuple[int, int, int, int]] = set()
+LOOKED_AT: set[tuple[int, int, int, int]] = set()
 """The evidence files that this process has found to be in order: device, inode, size and time of the last change.
 Looking takes some 30 ms, because DuckDB lists all of its functions for it."""
 
 
 def _check_attached(con: duckdb.DuckDBPyConnection, file: Path, store_id: str) -> None:
-    found = file.stat()
-    identity = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-    if identity not in _LOOKED_AT:
+    identity = identity_of(file)
+    if identity not in LOOKED_AT:
         _check_content(con, file)
-        _LOOKED_AT.add(identity)
+        LOOKED_AT.add(identity)
     other = con.execute(
         "SELECT harvest_id FROM evidence.harvest_info WHERE store_id IS NOT NULL AND store_id <> ?", [store_id]
     ).fetchall()
@@ -153,6 +152,12 @@ def _check_attached(con: duckdb.DuckDBPyConnection, file: Path, store_id: str) -
             f"{file} was merged for another store (harvest {other[0][0]}); put back the evidence file that belongs to "
             "this one, or run harvest and merge again"
         )
+
+
+def identity_of(file: Path) -> tuple[int, int, int, int]:
+    """What changes when a file is replaced or written to."""
+    found = file.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_content(con: duckdb.DuckDBPyConnection, file: Path) -> None:

@@ -31,7 +31,9 @@ from autointerp.records import (
 )
 from autointerp.store import Selection, Store
 from autointerp.store.connection import sql_file
+from autointerp.store.evidence_file import LOOKED_AT, identity_of
 from autointerp.store.findings import MethodRun
+from autointerp.store.safety.paths import evidence_path_of
 from support.llm_server import BrainReply, Fault, bag_of_words
 from support.shown_excerpts import pieces_of
 from support.store_fixtures import add_dictionary
@@ -201,6 +203,19 @@ def planted_store(path: Path, n_features: int = len(WORDS)) -> Store:
     return store
 
 
+def count_tiles(path: Path, split: Split, n_tiles: int) -> None:
+    """Says of a closed store, as a harvest does, how many tiles the split has and that each feature fires in PER_KIND
+    of them."""
+    with duckdb.connect(str(path)) as con:
+        con.execute("UPDATE harvests SET report = ?", [json.dumps({f"n_tiles_{split}": n_tiles})])
+    with duckdb.connect(str(evidence_path_of(path))) as con:
+        con.execute(
+            "INSERT INTO active_tiles BY NAME "
+            "SELECT 1 AS harvest_id, ? AS split, feature, ? AS n FROM (SELECT DISTINCT feature FROM context_rows)",
+            [split, PER_KIND],
+        )
+
+
 def _load(con: duckdb.DuckDBPyConnection, table: str, types: str, rows: list[tuple[Any, ...]]) -> None:
     """Inserts all rows at once, as a list per column."""
     columns = ", ".join(f"unnest(?::{kind}[])" for kind in types.split())
@@ -208,9 +223,13 @@ def _load(con: duckdb.DuckDBPyConnection, table: str, types: str, rows: list[tup
 
 
 def copy_of(template: Path, path: Path) -> Store:
-    """A store that copies the template's files. All planted stores are equal, so only one needs to be built."""
+    """A store that copies the template's files. All planted stores are equal, so only one needs to be built, and its
+    evidence looked at: a copy that is changed later is looked at as any other file."""
     for file in template.parent.glob(f"{template.stem}.*"):
-        shutil.copy(file, path.with_name(file.name.replace(template.stem, path.stem, 1)))
+        copy = path.with_name(file.name.replace(template.stem, path.stem, 1))
+        shutil.copy(file, copy)
+        if identity_of(file) in LOOKED_AT:
+            LOOKED_AT.add(identity_of(copy))
     return Store.open(path)
 
 
