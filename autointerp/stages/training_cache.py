@@ -106,7 +106,7 @@ def _unusable(folder: Path, error: OSError) -> InputError:
 
 
 def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:,.0f} MiB"
+    return f"{n_bytes / 2**20:,.1f} MiB"
 
 
 def _wanted(config: Config) -> int:
