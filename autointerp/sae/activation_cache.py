@@ -76,6 +76,7 @@ def fill(
     """
     done: tuple[int, int, list[Hookpoint]] | None = None
     while (stretch := next_stretch(held, wanted)) is not None:
+        parallel.barrier()  # no process writes before all have seen what there is
         if stretch == done:
             raise InputError(
                 f"process {parallel.rank()} does not find the activation cache that the first process wrote at "

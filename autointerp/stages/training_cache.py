@@ -45,7 +45,6 @@ def cached_source(session: Session, saes: Sequence[SaeConfig]) -> CachedSource:
         return ModelSource(loaded, points, config.corpus, config.model.batch_tokens)
 
     try:
-        parallel.barrier()  # so that no process looks while another one still writes what it says
         held = _held(session, folder, columns, key)
         if next_stretch(held, wanted) is not None:
             with filling(folder):
