@@ -69,7 +69,7 @@ def fill(
 ) -> int:
     """Cache the first `wanted` vectors of every hookpoint, or as many as the source has, and return how many. What is
     on disk stays; shards that are lost or cut short are made again. `source_of(hookpoints)` is an ActivationSource with
-    columns; `on_progress` is told the number of vectors that lie before the place of work, after every shard.
+    columns; `on_progress` is told the number of vectors that lie before the place of work.
 
     Under torchrun all processes call this: each has a part in running the model, and the first one writes. Raises
     InputError for a source without vectors, and DiskFullError.
@@ -138,9 +138,9 @@ def _fill_stretch(
                 write((behind, 0) if first == len(vectors) else (at, first))
                 kept.clear()
                 number, n_kept = number + 1, 0
-                on_progress(min(wanted, number * SHARD_VECTORS))
-                if number == stop:
-                    return
+            on_progress(min(wanted, number * SHARD_VECTORS + n_kept))
+            if number == stop:
+                return
         at = behind
     end = number * SHARD_VECTORS + n_kept
     if not end:

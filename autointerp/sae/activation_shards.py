@@ -70,7 +70,13 @@ class Shards:
         for number, line in enumerate(data.splitlines(keepends=True)):
             if not line.endswith(b"\n"):
                 break  # a kill cut it short; its shard is made again
-            self._take(_checked(line, path, number), path)
+            try:
+                self._take(_checked(line), path)
+            except (KeyError, TypeError, ValueError, RecursionError):
+                raise DamagedError(
+                    f"line {number + 1} of {path} is damaged, and with it what the activation cache knows of its "
+                    f"shards; delete {path.parent}, and `autointerp train` makes it again"
+                ) from None
             self._length += len(line)
 
     def holds(self, number: int, vectors: int) -> bool:
@@ -127,7 +133,7 @@ class Shards:
                 found = cast(Tensor, file.get_slice("vectors")[first : first + PIECE_VECTORS])
         except (SafetensorError, OSError, ValueError, RuntimeError, IndexError) as error:
             raise DamagedError(f"the shard {path} of the activation cache is damaged ({error}); {_AGAIN}") from None
-        if _sha256(found) != shard.sha256[within]:
+        if found.dtype != self.dtype or _sha256(found) != shard.sha256[within]:
             raise DamagedError(
                 f"the shard {path} of the activation cache is damaged: vectors {first} to {first + len(found) - 1} are "
                 f"not those that were written; {_AGAIN}"
@@ -172,18 +178,12 @@ def _line_check(line: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _checked(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-        good = isinstance(found, dict) and found.pop(_CHECK, None) == _line_check(found)
-    except (ValueError, RecursionError):
-        good = False
-    if not good:
-        raise DamagedError(
-            f"line {number + 1} of {path} is damaged, and with it what the activation cache knows of its shards; "
-            f"delete {path.parent}, and `autointerp train` makes it again"
-        )
-    return cast(dict[str, Any], found)
+def _checked(line: bytes) -> dict[str, Any]:
+    """A line of the manifest. Raises ValueError when it is not what was written."""
+    found = json.loads(line)
+    if not isinstance(found, dict) or found.pop(_CHECK, None) != _line_check(found):
+        raise ValueError("its checksum is another one")
+    return found
 
 
 def _sha256(vectors: Tensor) -> str:

@@ -58,11 +58,12 @@ def cached_source(session: Session, saes: Sequence[SaeConfig]) -> CachedSource:
 
                     def on_progress(done: int) -> None:
                         update(done, max(total, done))
-                        if parallel.world_size() == 1 and done < wanted:
+                        if parallel.world_size() == 1 and done % SHARD_VECTORS == 0:  # a whole shard is on disk
                             session.deadline.check()
 
                     n_vectors = fill(held, wanted, source_of, on_progress)
-                    update(n_vectors, n_vectors)
+                    if n_vectors < total:  # the corpus has fewer than was estimated
+                        update(n_vectors, n_vectors)
         n_vectors = cached(held, wanted)
     except OSError as error:
         raise _unusable(folder, error) from None
