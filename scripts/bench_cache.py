@@ -41,6 +41,10 @@ def learn(source: ActivationSource, train: TrainConfig, d_sae: int, k: int) -> t
 
 
 def unexplained(sae: Sae, vectors: Tensor) -> float:
+    """The unexplained variance without the vectors of ten times the median length: a thousandth of all tokens, which
+    have most of the variance in many models, would make it the error of a handful of vectors."""
+    lengths = vectors.norm(dim=1)
+    vectors = vectors[lengths <= 10 * lengths.median()]
     residual = (vectors - sae(vectors)).square().sum()
     return float(residual / (vectors - vectors.mean(0)).square().sum())
 

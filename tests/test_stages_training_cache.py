@@ -13,7 +13,7 @@ import torch
 from support.commands import run, write_config, write_corpus
 from torch import Tensor
 
-from autointerp.config import Config, SaeConfig
+from autointerp.config import Config, SaeConfig, TrainConfig
 from autointerp.config_file import load
 from autointerp.errors import DiskFullError, InputError, StoppedError
 from autointerp.sae import activation_cache, activation_shards, files, model_source
@@ -139,3 +139,10 @@ def test_a_deadline_stops_a_fill_and_keeps_what_it_did(config: Config, tmp_path:
         train(late, "first")
     assert [path.name for path in (tmp_path / "cache").rglob("*.safetensors")] == ["000000-1024.safetensors"]
     train(config, "first")
+
+
+def test_a_bound_without_a_cache_is_a_mistake() -> None:
+    with pytest.raises(InputError, match=r"cache_vectors = 5 bounds a cache, of which there is none"):
+        TrainConfig(cache_vectors=5)
+    with pytest.raises(InputError, match="empty name"):
+        TrainConfig(cache="")
