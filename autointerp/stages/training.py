@@ -178,7 +178,7 @@ def _kept_fill(session: Session, first: SaeConfig, source: ModelSource) -> KeptF
         {
             "model": model_key(config),
             "corpus": corpus_key(config),
-            "train": asdict(config.train),
+            "train": {k: v for k, v in asdict(config.train).items() if k not in ("cache", "cache_vectors")},
             "batch_tokens": config.model.batch_tokens,
             "hookpoints": [str(point) for point in source.hookpoints],
             "device": loaded.device.type,
