@@ -83,7 +83,6 @@ def test_the_model_reads_the_text_once_for_all_and_kills_change_nothing(
     assert set(passes) == {3}  # one pass of the model for all hookpoints
     assert "filling the activation cache of transformer.h.1, transformer.h.0.mlp:in, transformer.h.0.mlp" in said
     assert "vectors of transformer.h.1" in said and "shuffle buffer" not in said
-    assert equal(train(config, "again"), first)  # bit for bit
     lone = replace(config, sae=(config.sae[0],), train=replace(config.train, lr=3e-3))
     train(lone, "sweep")
     assert len(passes) == n_passes
@@ -95,7 +94,7 @@ def test_the_model_reads_the_text_once_for_all_and_kills_change_nothing(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(SaeRun, "step", dying(2 * 7 + 1, SaeRun.step))
         train(replace(config, train=replace(config.train, checkpoint_every=5)), "cut")
-    assert equal(train(config, "cut"), first)
+    assert equal(train(config, "cut"), first)  # bit for bit
 
 
 def test_what_belongs_to_other_settings_has_a_folder_of_its_own(config: Config, tmp_path: Path) -> None:
@@ -122,8 +121,6 @@ def test_a_disk_without_room_is_refused_before_the_pass_and_named_by_doctor(
         train(config, "first")
     assert not (tmp_path / "cache").exists()
     assert run(capsys, "doctor", "--no-calls", "-c", str(tmp_path / "autointerp.toml"))[0] == DiskFullError.exit_code
-    small = replace(config, train=replace(config.train, tokens=1024, cache_vectors=512))
-    train(small, "small")  # which has room
 
 
 def test_a_folder_that_cannot_be_one(config: Config, tmp_path: Path) -> None:
