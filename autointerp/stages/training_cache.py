@@ -28,8 +28,8 @@ from autointerp.sae.activation_shards import SHARD_VECTORS, Shards
 from autointerp.sae.model_source import TRAINING_SPLITS, ModelSource, VectorColumns, columns_of
 from autointerp.stages.session import TRAINED, Session, corpus_key, digest, file_name, model_key
 
-SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 200, 200_000
-"""From the beginning of the corpus it is estimated how many characters a token has."""
+SAMPLED_DOCUMENTS, SAMPLED_CHARACTERS = 200, 2_000
+"""The beginnings of the first documents tell about how many characters a token has."""
 MARGIN = 1.1
 """Factor on the number of vectors that is estimated so."""
 
