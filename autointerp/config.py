@@ -206,6 +206,13 @@ class TrainConfig:
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
     buffer_vectors: Count = 131_072
     """Activation vectors held for shuffling."""
+    cache: str | None = None
+    """Folder in which the model's activations are kept, so that it reads the text once for any number of SAEs and
+    epochs. One vector takes two bytes a number in bfloat16 and four in float32. Default: the model runs while an SAE
+    trains."""
+    cache_vectors: LargeCount | None = None
+    """Most activation vectors kept in `cache` for each hookpoint; with fewer than train.tokens, training goes over them
+    several times. Default: train.tokens, or the corpus where that is shorter."""
     auxk_alpha: Annotated[float, Range(0, 1000)] = 1 / 32
     """Weight of the loss that revives dead features; 0 turns reviving off."""
     dead_after: LargeCount = 50_000
@@ -222,6 +229,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         _check(self.tokens >= self.batch_size, f"train.tokens ({self.tokens}) is less than one batch")
+        _check(self.cache != "", "train.cache is an empty name; name a folder, or leave it out")
+        _check(
+            self.cache_vectors is None or self.cache is not None,
+            f"train.cache_vectors = {self.cache_vectors} bounds a cache, of which there is none; set train.cache",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ _MOST_BYTES = 16 * 2**20
 def load(path: Path, overrides: dict[str, Any] | None = None) -> Config:
     """Read the configuration at `path`; `overrides` maps dotted keys ("store.path") to values.
 
-    Relative paths in the file (model folder, corpus, SAE, store) are taken from the file's own folder. A deadline given
-    as a span or a time of day becomes a fixed moment, counted from now.
+    Relative paths in the file (model folder, corpus, SAE, activation cache, store) are taken from the file's own
+    folder. A deadline given as a span or a time of day becomes a fixed moment, counted from now.
 
     Raises InputError when the file is missing or not TOML, and when a key is unknown or a value has the wrong type or
     contradicts another.
@@ -183,6 +183,9 @@ def _resolved(config: Config, folder: Path) -> Config:
         model=dataclasses.replace(config.model, name=resolved(config.model.name, True) if config.model.name else ""),
         corpus=dataclasses.replace(config.corpus, source=source),
         sae=tuple(dataclasses.replace(s, path=resolved(s.path, False) if s.path else None) for s in config.sae),
+        train=dataclasses.replace(
+            config.train, cache=resolved(config.train.cache, False) if config.train.cache else None
+        ),
         score=score,
         budget=dataclasses.replace(config.budget, deadline=fixed(config.budget.deadline)),
         store=dataclasses.replace(config.store, path=resolved(config.store.path, False)),

@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from support.sae_training import SPECS, train_together
+from support.sae_training import SPECS, train_from_cache, train_together
 
 from autointerp.sae import files
 
@@ -19,19 +20,21 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from autointerp.sae import parallel
-from support.sae_training import train_together
+from support import sae_training
 parallel.start()
-train_together(Path(sys.argv[1]))
+getattr(sae_training, sys.argv[3])(Path(sys.argv[1]))
 parallel.stop()
 """
 
 
-def torchrun(folder: Path, script: Path, n: int = 2) -> subprocess.CompletedProcess[str]:
+def torchrun(folder: Path, work: Callable[[Path], None], n: int = 2) -> subprocess.CompletedProcess[str]:
+    script = folder.parent / "worker.py"
+    script.write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     return subprocess.run(
-        [*command, str(folder), str(Path(__file__).parent)],
+        [*command, str(folder), str(Path(__file__).parent), work.__name__],
         capture_output=True,
         text=True,
         env=environment,
@@ -42,9 +45,7 @@ def torchrun(folder: Path, script: Path, n: int = 2) -> subprocess.CompletedProc
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this build of torch has no torch.distributed")
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    done = torchrun(tmp_path / "two", script)
+    done = torchrun(tmp_path / "two", train_together)
     assert done.returncode == 0, done.stderr[-3000:]
     train_together(tmp_path / "one")
     for spec in SPECS:
@@ -58,3 +59,18 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
         ]
         assert len(losses[0]) == len(losses[1]) == 60  # one process writes
         assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this build of torch has no torch.distributed")
+@pytest.mark.slow
+def test_two_processes_fill_and_read_one_cache(tmp_path: Path) -> None:
+    done = torchrun(tmp_path / "two", train_from_cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train_from_cache(tmp_path / "one")
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / n / "cache").iterdir()} for n in ("one", "two"))
+    assert one == two and len(one) == 2  # the manifest and a shard
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / n / "topk" / "metrics.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    ]
+    assert len(losses[1]) == 60 and losses[1] == pytest.approx(losses[0], rel=1e-3)

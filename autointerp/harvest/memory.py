@@ -156,12 +156,17 @@ def still_needed(needed: int, work: Path) -> int:
     return max(int(needed / DISK_MARGIN), needed - held)
 
 
+def disk_space(folder: Path) -> tuple[Path, int]:
+    """The folder that exists, which is `folder` or the nearest one above it, and the bytes that are free there."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder, shutil.disk_usage(folder).free
+
+
 def check_disk(folder: Path, needed: int, name: str) -> None:
     """Raise DiskFullError if fewer than `needed` bytes are free on the file system of `folder`, which may not exist
     yet."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    folder, free = disk_space(folder)
     if free < needed:
         raise DiskFullError(
             f"{name}: the harvest may need {needed / 2**20:,.0f} MiB on disk, and {free / 2**20:,.0f} MiB are free "

@@ -35,10 +35,29 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if full:
+        if _is_full(error):
             raise DiskFullError(f"no space left to write {path}; the file that was there is intact") from error
         raise
+
+
+def append_whole(path: Path, data: bytes, after: int) -> None:
+    """Put `data` behind the first `after` bytes of a file, in place of what a killed writer may have left there, and
+    return when it is on disk. Raises DiskFullError."""
+    try:
+        with path.open("r+b" if path.exists() else "xb") as file:
+            file.truncate(after)
+            file.seek(after)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if _is_full(error):
+            raise DiskFullError(f"no space left to write {path}; what it held is intact") from error
+        raise
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def _sync(path: Path) -> None:

@@ -25,6 +25,21 @@ TRAINING_SPLITS: tuple[Split, ...] = ("explain", "select")
 """The report split is kept from training, so that a dictionary can be evaluated on text it was not fitted to."""
 
 
+VectorColumns = dict[Hookpoint, tuple[int, int]]
+"""Where the vectors of each hookpoint stand in vectors that lie side by side: the first column, and the one after the
+last."""
+
+
+def columns_of(loaded: LoadedModel, hookpoints: Sequence[Hookpoint]) -> VectorColumns:
+    """The columns of these hookpoints, in their order. Raises InputError for one that the model does not have."""
+    columns: VectorColumns = {}
+    end = 0
+    for point in dict.fromkeys(hookpoints):
+        begin, end = end, end + hidden_size_at(loaded, point)
+        columns[point] = (begin, end)
+    return columns
+
+
 class ModelSource:
     """Activations [n, sum of widths] of hookpoints, side by side, on every token that counts of TRAINING_SPLITS, in the
     corpus's order.
@@ -38,20 +53,15 @@ class ModelSource:
         self, loaded: LoadedModel, hookpoints: Sequence[Hookpoint], corpus: CorpusConfig, batch_tokens: int
     ) -> None:
         self.loaded, self.corpus, self.batch_tokens = loaded, corpus, batch_tokens
-        self.hookpoints = list(dict.fromkeys(hookpoints))
-        self.columns: dict[Hookpoint, tuple[int, int]] = {}
-        end = 0
-        for point in self.hookpoints:
-            begin, end = end, end + hidden_size_at(loaded, point)
-            self.columns[point] = (begin, end)
-        self._d_in = end
+        self.columns = columns_of(loaded, hookpoints)
+        self.hookpoints = list(self.columns)
         excluded = sorted(TokenText(loaded.tokenizer).excluded_ids(corpus.exclude_tokens))
         self._excluded = torch.tensor(excluded, dtype=torch.int64, device=loaded.device)
         self._halving = Halving()
 
     @property
     def d_in(self) -> int:
-        return self._d_in
+        return max(end for _, end in self.columns.values())
 
     def read(self, position: Any) -> Iterator[tuple[Tensor, Any]]:
         first_unit, first_batch = position or (0, 0)

@@ -169,6 +169,10 @@ class Trainer:
         """The facts that must be equal for a checkpoint to be continued."""
         fields = dataclasses.asdict(self.config)
         del fields["checkpoint_every"]
+        if self.config.cache is None:  # checkpoints from before there was a cache know nothing of it
+            del fields["cache"], fields["cache_vectors"]
+        else:
+            fields["cache"] = "used"  # wherever it lies now
         ours: dict[str, Any] = json.loads(json.dumps({**run.spec.fingerprint(), "d_in": run.d_in, **fields}))
         return ours
 

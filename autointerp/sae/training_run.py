@@ -225,12 +225,11 @@ class SaeRun:
         return metrics | ({"penalty": strength} if self.family.has_penalty else {})
 
     def _pre_blocks(self, centred: Tensor, weights: dict[str, Tensor]) -> Any:
+        encoder, b_enc = weights["encoder"], weights["b_enc"]
+        if self.config.precision == "bfloat16" or (self.config.precision == "auto" and centred.is_cuda):
+            encoder, b_enc = encoder.bfloat16(), b_enc.bfloat16()  # once a step, where autocast would for every block
         for block in row_blocks(centred, self.spec.d_sae):
-            if self.config.precision == "bfloat16" or (self.config.precision == "auto" and block.is_cuda):
-                with torch.autocast(block.device.type, dtype=torch.bfloat16):
-                    yield F.linear(block, weights["encoder"], weights["b_enc"]).float()
-            else:
-                yield F.linear(block, weights["encoder"], weights["b_enc"])
+            yield F.linear(block.to(encoder.dtype), encoder, b_enc).float()
 
     def _prepared(self, active: SparseCodes, centred: Tensor, x: Tensor, y: Tensor, b_pre: Tensor) -> Step:
         weights = self.weights

@@ -8,6 +8,7 @@ from autointerp.config import SaeConfig
 from autointerp.errors import InputError
 from autointerp.stages.checks import Check
 from autointerp.stages.session import Session
+from autointerp.stages.training_cache import describe_cache
 from autointerp.store.store import Store
 
 NEXT_TOKEN_METHODS = ("token_change",)
@@ -31,7 +32,13 @@ def model_checks(session: Session, saes: Sequence[SaeConfig], store: Store | Non
         Check("text", odd_text, session.describe_corpus, after=("corpus", "model")),
         Check("next token", "a run ends after its harvest", lambda: _next_token(session), after=("model",)),
         *(Check(f"SAE {sae.dictionary}", misfit, fits(sae), after=("model",)) for sae in saes),
+        *([] if session.config.train.cache is None else [_cache_check(session, saes)]),
     ]
+
+
+def _cache_check(session: Session, saes: Sequence[SaeConfig]) -> Check:
+    why = "a disk that fills up, or a folder that cannot be written, ends a run in the midst of its pass"
+    return Check("activation cache", why, lambda: describe_cache(session, saes), after=("text",))
 
 
 def _next_token(session: Session) -> str:

@@ -62,6 +62,8 @@ class Session:
         self._notes: list[str] | None = None
         self._has_checked_sources = False
         self._told_reading = False
+        self.expected_vectors: int | None = None
+        """About how many activation vectors the corpus gives, once training_cache.py has measured it."""
 
     def model(self) -> LoadedModel:
         """The model. Raises InputError if it cannot read the corpus's windows, or if padding beside a window changes

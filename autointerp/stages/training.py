@@ -13,14 +13,14 @@ from typing import Any, Self
 from autointerp.config import Config, SaeConfig
 from autointerp.corpus.windows import bos_prefix
 from autointerp.errors import DamagedError, MismatchError, OutOfMemoryError
-from autointerp.model.hooks import Hookpoint
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import is_out_of_memory
 from autointerp.sae import files, parallel
+from autointerp.sae.activation_cache import CachedSource
 from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
 from autointerp.sae.formats.hooknames import to_hook_name
 from autointerp.sae.kept_fill import KeptFill
-from autointerp.sae.model_source import TRAINING_SPLITS, ModelSource
+from autointerp.sae.model_source import TRAINING_SPLITS, ModelSource, VectorColumns
 from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import CHECKPOINT, Trainer
 from autointerp.sae.training_run import SaeSpec
@@ -36,6 +36,7 @@ from autointerp.stages.session import (
     digest,
     model_key,
 )
+from autointerp.stages.training_cache import cached_source
 from autointerp.store.store import Store
 from autointerp.terminal import Progress, Terminal
 
@@ -50,9 +51,19 @@ def _training_key(config: Config, sae: SaeConfig) -> str:
             "model": model_key(config),
             "corpus": corpus_key(config),
             "sae": of_sae,
-            "train": {k: v for k, v in asdict(config.train).items() if k != "checkpoint_every"},
+            "train": _recipe(config),
         }
     )
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    """The settings of [train] that a trained SAE depends on. A cache changes where its vectors come from and their
+    order, not which SAE is asked for; a bound on it changes how many different ones there are."""
+    recipe = asdict(config.train)
+    del recipe["checkpoint_every"], recipe["cache"]
+    if recipe["cache_vectors"] is None:  # an SAE that was trained before there was a bound is the same
+        del recipe["cache_vectors"]
+    return recipe
 
 
 @contextmanager
@@ -78,21 +89,19 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
         return False
     require(model_checks(session, saes, store))
     loaded = session.model()
-    points = {sae.dictionary: session.points(sae) for sae in todo}
     session.say_how_text_is_read()
-    wanted = [point for pair in points.values() for point in pair if point is not None]
-    source = ModelSource(loaded, wanted, config.corpus, config.model.batch_tokens)
     if parallel.is_first():
         for sae in todo:
             _mark_held_out(session.sae_folder(sae) / "training")
-    specs = [_spec(config, sae, points[sae.dictionary], source) for sae in todo]
+    source = _source(session, todo)
+    specs = [_spec(session, sae, source.columns) for sae in todo]
     last: dict[str, Mapping[str, float]] = {}
     steps = max(1, config.train.tokens // config.train.batch_size)
     n_features = ", ".join(f"{spec.d_sae:,}" for spec in specs)
     names = ", ".join(spec.name for spec in specs)
     what = f"{names}: training {n_features} features"
     trainer: Trainer | None = None
-    kept = _kept_fill(session, todo[0], source, loaded)
+    kept = _kept_fill(session, todo[0], source) if isinstance(source, ModelSource) else None
     with terminal.progress(what, steps, "steps") as update, _Filling(terminal, names) as filling:
 
         def stop_at_deadline() -> None:
@@ -108,7 +117,8 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 stop_at_deadline()
 
         def on_fill(vectors: int, of: int) -> None:
-            filling(vectors, of)
+            if isinstance(source, ModelSource):  # the cache takes no time to speak of
+                filling(vectors, of)
             if vectors < of:
                 stop_at_deadline()
 
@@ -149,17 +159,26 @@ def _mark_held_out(folder: Path) -> None:
         files.write_atomically(folder / HELD_OUT, lambda temporary: temporary.write_text(note, encoding="utf-8"))
 
 
-def _kept_fill(session: Session, first: SaeConfig, source: ModelSource, loaded: LoadedModel) -> KeptFill | None:
+def _source(session: Session, todo: Sequence[SaeConfig]) -> ModelSource | CachedSource:
+    """What gives the vectors: the model while the SAEs train, or what it once gave and the cache holds."""
+    config = session.config
+    if config.train.cache is not None:
+        return cached_source(session, todo)
+    wanted = [point for sae in todo for point in session.points(sae) if point is not None]
+    return ModelSource(session.model(), wanted, config.corpus, config.model.batch_tokens)
+
+
+def _kept_fill(session: Session, first: SaeConfig, source: ModelSource) -> KeptFill | None:
     """Where a slow fill of the shuffle buffer is kept: beside the first SAE's checkpoint. None under torchrun, where
     all processes would have to find the same on disk."""
     if parallel.world_size() > 1:
         return None
-    config = session.config
+    config, loaded = session.config, source.loaded
     key = digest(
         {
             "model": model_key(config),
             "corpus": corpus_key(config),
-            "train": asdict(config.train),
+            "train": {k: v for k, v in asdict(config.train).items() if k not in ("cache", "cache_vectors")},
             "batch_tokens": config.model.batch_tokens,
             "hookpoints": [str(point) for point in source.hookpoints],
             "device": loaded.device.type,
@@ -214,8 +233,9 @@ def _is_trained(session: Session, sae: SaeConfig, key: str) -> bool:
     return True
 
 
-def _spec(config: Config, sae: SaeConfig, points: tuple[Hookpoint, Hookpoint | None], source: ModelSource) -> SaeSpec:
-    (begin, end), output = source.columns[points[0]], points[1]
+def _spec(session: Session, sae: SaeConfig, columns: VectorColumns) -> SaeSpec:
+    point, output = session.points(sae)
+    begin, end = columns[point]
     settings: dict[str, Any] = {"decoder_norm_penalty": sae.decoder_norm_penalty, "p_end": sae.p_end}
     return SaeSpec(
         name=sae.dictionary,
@@ -223,10 +243,10 @@ def _spec(config: Config, sae: SaeConfig, points: tuple[Hookpoint, Hookpoint | N
         d_sae=d_sae_of(sae, end - begin),
         k=sae.k,
         inputs=(begin, end),
-        outputs=None if output is None else source.columns[output],
+        outputs=None if output is None else columns[output],
         skip=sae.skip,
         penalty=sae.penalty,
-        seed=config.train.seed if sae.seed is None else sae.seed,
+        seed=session.config.train.seed if sae.seed is None else sae.seed,
         frozen=None if sae.frozen == "none" else sae.frozen,
         settings=settings | {"prefixes": list(sae.prefixes), "bandwidth": sae.bandwidth},
     )

@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.config import TrainConfig
+from autointerp.model.hooks import Hookpoint
+from autointerp.sae.activation_cache import CachedSource, fill
+from autointerp.sae.activation_shards import Shards
 from autointerp.sae.buffer import ArraySource
 from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import Trainer
@@ -60,3 +63,17 @@ def train_together(folder: Path) -> None:
     for learner in trainer.learners:
         learner.run.weights["b_enc"].data[:6] -= 3.0  # some are silent at first: AuxK and waking are shared too
     trainer.train()
+
+
+def train_from_cache(folder: Path) -> None:
+    """Fills a cache in `folder` and trains from it, as one of several processes if torch's launcher started them."""
+    point = Hookpoint("x")
+
+    class Text(ArraySource):
+        columns = {point: (0, 16)}
+
+    held = {point: Shards(folder / "cache", {"key": "k"})}
+    n = fill(held, 1500, lambda points: Text(vectors(1500), block=100), lambda done: None)
+    source = CachedSource(held, Text.columns, n, key="k", seed=3, device=torch.device("cpu"))
+    config = replace(TOGETHER, cache="somewhere", cache_vectors=1500)
+    Trainer(source, config, [(SPECS[0], folder / SPECS[0].name)], log_every=1).train()
