@@ -29,7 +29,7 @@ def tokens_per_second(
 ) -> float:  # fmt: skip
     """Tokens per second of forward passes that end at the last of `hookpoints`, on windows of random ids. They are
     repeated for about `seconds`, at least twice."""
-    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
+    vocabulary = next(loaded.model.get_input_embeddings().parameters()).shape[0]
     generator = torch.Generator().manual_seed(0)
 
     def batch(n_tokens: int) -> Tensor:
@@ -59,7 +59,9 @@ def bfloat16_gain(model: nn.Module) -> float | None:
     if not shapes:
         return None
     wanted = shapes.most_common(_MOST_SHAPES)
-    times = [sum(n * _product_seconds(shape, dtype) for shape, n in wanted) for dtype in (torch.float32, torch.bfloat16)]
+    times = [
+        sum(n * _product_seconds(shape, dtype) for shape, n in wanted) for dtype in (torch.float32, torch.bfloat16)
+    ]
     return times[0] / times[1]
 
 

@@ -51,7 +51,9 @@ def scratch(cache: Path) -> Iterator[Path]:
             yield Path(made)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"no space left in {cache}; about 700 MB are needed. Name another with --cache") from None
+            raise DiskFullError(
+                f"no space left in {cache}; about 700 MB are needed. Name another with --cache"
+            ) from None
         raise InputError(f"{shown(str(cache))} cannot be used as the cache: {error.strerror or error}") from None
 
 

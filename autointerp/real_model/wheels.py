@@ -73,9 +73,13 @@ def pip(arguments: Sequence[str], wanted: Wheel | str, cache: Path) -> None:
     if "No module named pip" in done.stderr:
         raise InputError(f"{sys.executable} has no pip, which fetches {_name(wanted)}; python -m ensurepip installs it")
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    reason = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1] if said else "no reason given")
+    reason = next(
+        (line for line in reversed(said) if line.startswith("ERROR")), said[-1] if said else "no reason given"
+    )
     by_hand = f", or put {wanted.file_name} into {cache} by hand" if isinstance(wanted, Wheel) else ""
-    raise InputError(f"pip cannot fetch {_name(wanted)} ({reason}); run again where a package index is reached{by_hand}")
+    raise InputError(
+        f"pip cannot fetch {_name(wanted)} ({reason}); run again where a package index is reached{by_hand}"
+    )
 
 
 def _name(wanted: Wheel | str) -> str:
