@@ -28,6 +28,7 @@ WITHIN_S = 9 * 60.0
 """The default size is the largest whose first labels are forecast to come within this time."""
 WIDTH, CONTEXT, K = 576, 128, 32
 """Of the model's residual stream, in tokens, and features active on one token."""
+LAYERS, PROPER_LAYERS = (14,), (14, 22)
 FEWEST_TOKENS = 20_000
 MOST_HARVESTED = 10_000_000
 """Tokens."""
@@ -48,15 +49,15 @@ class RealSizes:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return (14, 22) if self.proper else (14,)
+        return PROPER_LAYERS if self.proper else LAYERS
 
     def choices(self) -> tuple[Sizes, ...]:
         """The sizes of the run, the largest first. A harvest reads half as much text as there are training vectors."""
         if self.proper:
-            usual, features = (25_000_000,), self.features or 8192
+            usual, features = [25_000_000], self.features or 8192
         else:
-            usual, features = (1_000_000, 700_000, 500_000, 300_000), self.features or 4096
-        trained = usual if self.tokens is None else (self.tokens,)
+            usual, features = [1_000_000, 700_000, 500_000, 300_000], self.features or 4096
+        trained = usual if self.tokens is None else [self.tokens]
         return tuple(Sizes(tokens, min(MOST_HARVESTED, tokens // 2), features, len(self.layers)) for tokens in trained)
 
 
