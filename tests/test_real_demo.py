@@ -28,7 +28,7 @@ from autointerp.terminal import Terminal
 
 SIZES = Sizes(1_000_000, 500_000, 4096)
 FAST = Speed(5000.0, 4.0)
-speeds = st.builds(Speed, st.floats(1, 1e6), st.floats(0.01, 1e4))
+speeds = st.builds(Speed, st.floats(1, 1e6), st.floats(0.01, 1e4), st.floats(0.5, 50))
 sizes = st.builds(Sizes, st.integers(2048, 10**8), st.integers(1024, 10**7), st.integers(1, 10**5), st.integers(1, 4))
 
 
@@ -47,9 +47,11 @@ def test_more_work_takes_longer_and_a_faster_machine_less(speed: Speed, of: Size
     assert min(now.train, now.harvest, now.evidence, now.first_labels) > 0 and now.other_labels >= 0
     for more in ("train_tokens", "corpus_tokens", "features"):
         assert forecast(speed, replace(of, **{more: 2 * getattr(of, more)}), FIRST).whole > now.whole
-    twice = Speed(2 * speed.tokens_per_s, 2 * speed.steps_per_s)
+    twice = replace(speed, tokens_per_s=2 * speed.tokens_per_s, steps_per_s=2 * speed.steps_per_s)
     assert forecast(twice, of, FIRST).whole < now.whole
     assert forecast(twice, of, FIRST).whole > now.whole / 2, "Python and SQL are not made faster by it"
+    loaded = replace(speed, slowness=2 * speed.slowness)
+    assert forecast(loaded, of, FIRST).whole > now.whole
 
 
 @given(speeds, st.floats(1, 1e5))
@@ -115,6 +117,7 @@ def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_demo, "FIRST", 5)
     monkeypatch.setattr(machine_speed, "model_speed", lambda *given: ModelSpeed("float32", 1e4, "measured as float32"))
     monkeypatch.setattr(machine_speed, "steps_per_second", lambda *given: 100.0)
+    monkeypatch.setattr(machine_speed, "slowness", lambda: 1.0)
 
 
 @pytest.mark.slow  # the whole pipeline, twice
@@ -148,6 +151,7 @@ def test_speeds_are_measured_on_a_real_model(monkeypatch: pytest.MonkeyPatch) ->
     assert found.tokens_per_s > 0 and found.dtype in ("float32", "bfloat16", "auto")
     fixed = machine_speed.model_speed(name, ["model.layers.1"], 64, "float32")
     assert fixed.dtype == "float32" and fixed.tokens_per_s > 0
+    assert machine_speed.slowness() > 0
     assert machine_speed.steps_per_second(32, 64, 4, TrainConfig(batch_size=64)) > 0
     lines = forecast_lines(Speed(fixed.tokens_per_s, 3.0), SIZES)
     assert "4,096 features, trained on 1,000,000 activation vectors" in lines[0] and "as it is loaded now" in lines[1]

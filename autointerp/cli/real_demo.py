@@ -56,7 +56,7 @@ class RealSizes:
         if self.proper:
             usual, features = [25_000_000], self.features or 8192
         else:
-            usual, features = [1_000_000, 700_000, 500_000, 300_000], self.features or 4096
+            usual, features = [1_000_000, 800_000, 600_000, 400_000, 250_000], self.features or 4096
         trained = usual if self.tokens is None else [self.tokens]
         return tuple(Sizes(tokens, min(MOST_HARVESTED, tokens // 2), features, len(self.layers)) for tokens in trained)
 
@@ -102,14 +102,14 @@ def label_in_two_rounds(config: Config, begun: float, terminal: Terminal) -> Non
 
 def _measured_config(model: Path, text: Path, sizes: RealSizes, terminal: Terminal) -> str:
     """The configuration for this machine, after saying how long it will run."""
-    from autointerp.real_model.machine_speed import model_speed, steps_per_second
+    from autointerp.real_model.machine_speed import model_speed, slowness, steps_per_second
 
     points, choices = [f"model.layers.{layer}" for layer in sizes.layers], sizes.choices()
     with terminal.working("measuring how fast the model runs here"):
         of_model = model_speed(str(model), points, CONTEXT)
         steps = steps_per_second(WIDTH, choices[0].features, K, TrainConfig())
     terminal.say(of_model.reason)
-    speed = Speed(of_model.tokens_per_s, steps)
+    speed = Speed(of_model.tokens_per_s, steps, slowness())
     chosen = largest_that_fits(speed, choices, FIRST, WITHIN_S)
     for line in forecast_lines(speed, chosen):
         terminal.say(line)

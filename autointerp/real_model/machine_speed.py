@@ -16,6 +16,8 @@ from autointerp.sae.training_run import SaeRun, SaeSpec
 
 _TRIAL_S, _MOST_STEPS = 2.0, 5
 _D_IN_VECTORS = 4096
+_LOOPS, _LOOPS_S = 2_000_000, 0.45
+"""The fixed piece of Python, and its CPU seconds where the constants of the forecast were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,16 @@ def chosen(in_float32: float, in_bfloat16: float) -> ModelSpeed:
     if gain >= WORTH_IT:
         return ModelSpeed("bfloat16", in_bfloat16, f"{seen}, {gain:.1f} times as many, so bfloat16 is used")
     return ModelSpeed("float32", in_float32, f"{seen}, not {WORTH_IT} times as many, so float32 is used")
+
+
+def slowness() -> float:
+    """How many times as long this machine, as it is loaded now, takes for a fixed piece of Python as the one where the
+    constants of run_forecast.py were measured."""
+    begun = time.perf_counter()
+    counts: dict[int, int] = {}
+    for i in range(_LOOPS):
+        counts[i % 1000] = counts.get(i % 997, 0) + len(str(i))
+    return (time.perf_counter() - begun) / _LOOPS_S
 
 
 def steps_per_second(d_in: int, d_sae: int, k: int, train: TrainConfig) -> float:

@@ -1,7 +1,8 @@
 """How long the run on the real model will take on this machine, from what was measured on it a moment ago.
 
-The model's passes and the training steps are measured. What comes after them is Python and SQL for every feature, for
-which the seconds below were measured on two cores; so that part is the least certain.
+The model's passes and the training steps are measured. What comes after them is Python and SQL for every feature. Its
+CPU seconds below were measured once, on the machine of docs/measured.md, and count as many times as this machine takes
+longer for a fixed piece of Python; so that part is the least certain.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ HARVEST_WORK = 1.4
 """Time of a harvest as a multiple of the model's passes over its text: encoding, evidence, and windows read again."""
 EVIDENCE_TOKENS = 65_536
 """Tokens that the evidence methods read once more (`evidence.relation_tokens`)."""
-MERGE_S, EVIDENCE_S = 0.006, 0.012
+MERGE_S, EVIDENCE_S = 0.006, 0.006
 """Seconds for each feature."""
-OUTPUT_S = 12.0
+OUTPUT_S = 20.0
 """Seconds in which `output_statistic` draws its random directions."""
-LABEL_S, SCORE_S = 0.02, 0.03
+LABEL_S, SCORE_S = 0.055, 0.09
 """Seconds for each label."""
 START_S = 15.0
 """Loading the model twice and opening the store."""
@@ -30,6 +31,8 @@ class Speed:
     """Tokens of the model's passes that end at the last hookpoint."""
     steps_per_s: float
     """Training steps of one dictionary."""
+    slowness: float = 1.0
+    """How many times as long a fixed piece of Python takes as on the machine where the constants were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Sizes:
 class Forecast:
     """Seconds of the stages of a run."""
 
+    start: float
     train: float
     harvest: float
     evidence: float
@@ -57,7 +61,7 @@ class Forecast:
 
     @property
     def until_first_labels(self) -> float:
-        return START_S + self.train + self.harvest + self.evidence + self.first_labels
+        return self.start + self.train + self.harvest + self.evidence + self.first_labels
 
     @property
     def whole(self) -> float:
@@ -69,11 +73,12 @@ def forecast(speed: Speed, sizes: Sizes, first: int) -> Forecast:
     n = sizes.features * sizes.dictionaries
     read = sizes.train_tokens if sizes.passes is None else sizes.passes
     steps = sizes.dictionaries * (sizes.train_tokens // sizes.batch_size)
-    of_label = LABEL_S + SCORE_S
+    slow, of_label = speed.slowness, speed.slowness * (LABEL_S + SCORE_S)
     return Forecast(
+        start=slow * START_S,
         train=read / speed.tokens_per_s + steps / speed.steps_per_s,
-        harvest=HARVEST_WORK * sizes.corpus_tokens / speed.tokens_per_s + MERGE_S * n,
-        evidence=sizes.dictionaries * (EVIDENCE_TOKENS / speed.tokens_per_s + OUTPUT_S) + EVIDENCE_S * n,
+        harvest=HARVEST_WORK * sizes.corpus_tokens / speed.tokens_per_s + slow * MERGE_S * n,
+        evidence=sizes.dictionaries * (EVIDENCE_TOKENS / speed.tokens_per_s + slow * OUTPUT_S) + slow * EVIDENCE_S * n,
         first_labels=of_label * min(first, n),
         other_labels=of_label * max(0, n - first),
     )
