@@ -195,6 +195,7 @@ def test_what_depends_on_a_model_that_fails_is_skipped(project: Path, capsys: py
         "text",
         "next token",
         "SAE tiny",
+        "dtype",
     ]
     assert lines["corpus"][0] == "ok"
 
