@@ -86,6 +86,7 @@ def test_the_configuration_says_what_was_measured(asked: RealSizes, folder: str,
     of = asked.choices()[0]
     path.write_text(config_text(Prepared(folder, f"{folder}/t.jsonl", "bfloat16", "so fast", points), of), "utf-8")
     config = load(path)
+    assert ('cache = "activations"' in path.read_text("utf-8")) == (asked.proper and real_demo.KEEPS_ACTIVATIONS)
     assert config.model.name == folder.replace("\\", "/") and config.model.dtype == "bfloat16"
     assert [sae.hookpoint for sae in config.sae] == points and "so fast" in path.read_text("utf-8")
     assert {sae.d_sae for sae in config.sae} == {of.features} and config.train.tokens == of.train_tokens

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -110,6 +112,15 @@ def test_what_fails_midway_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(AutointerpError, match="killed here"):
         made_folder(tmp_path / "cache" / "model", half, print)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_deleted_a_day_later(tmp_path: Path) -> None:
+    for name, age_s in (("old", 2 * 86400), ("new", 60)):
+        (tmp_path / f".making-{name}").mkdir()
+        (tmp_path / f".making-{name}" / "half").write_text("half")
+        os.utime(tmp_path / f".making-{name}", (time.time() - age_s,) * 2)
+    made_file(tmp_path / "x", lambda target: target.write_text("whole"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".making-new", "x"]
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "no list", "list of nothing", "a path in the list"])

@@ -32,6 +32,10 @@ LAYERS, PROPER_LAYERS = (14,), (14, 22)
 FEWEST_TOKENS = 20_000
 MOST_HARVESTED = 10_000_000
 """Tokens."""
+TRAINING_SHARE = 0.75
+"""Of a corpus, in tokens: the explain and select splits."""
+KEEPS_ACTIVATIONS = "cache" in TrainConfig.__dataclass_fields__
+"""Whether training can keep activations on disk, so that the model reads each text once."""
 _CONFIG = "autointerp.toml"
 
 
@@ -58,7 +62,13 @@ class RealSizes:
         else:
             usual, features = [1_000_000, 800_000, 600_000, 400_000, 250_000], self.features or 4096
         trained = usual if self.tokens is None else [self.tokens]
-        return tuple(Sizes(tokens, min(MOST_HARVESTED, tokens // 2), features, len(self.layers)) for tokens in trained)
+
+        def of(tokens: int) -> Sizes:
+            corpus = min(MOST_HARVESTED, tokens // 2)
+            passes = round(TRAINING_SHARE * corpus) if self.proper and KEEPS_ACTIVATIONS else None
+            return Sizes(tokens, corpus, features, len(self.layers), passes=passes)
+
+        return tuple(of(tokens) for tokens in trained)
 
 
 def run_real_demo(out: Path, cache: Path | None, more: Sequence[Path], sizes: RealSizes, terminal: Terminal) -> None:
@@ -166,7 +176,7 @@ max_tokens = {sizes.corpus_tokens}
 {saes}
 [train]
 tokens = {sizes.train_tokens}
-
+{'cache = "activations"' if sizes.passes is not None else ""}
 [harvest]
 sampled_contexts = 60
 

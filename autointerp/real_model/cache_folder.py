@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from autointerp.errors import DiskFullError, InputError, shown
 CONTENTS = "contents.json"
 """The list in a folder: the name of each of its files with the sha256 of what is in it."""
 _MOST_BYTES = 1 << 20
+_MAKING, _OLD_S = ".making-", 24 * 3600.0
 
 
 def default_cache() -> Path:
@@ -44,10 +46,13 @@ def sha256_of(path: Path) -> str:
 @contextmanager
 def scratch(cache: Path) -> Iterator[Path]:
     """A new folder in `cache`, on the same disk, that is deleted afterwards. Raises InputError where `cache` cannot be
-    written, and DiskFullError."""
+    written, and DiskFullError. What a killed run left is deleted when it is a day old: a younger one may still run."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=cache, ignore_cleanup_errors=True) as made:
+        for old in cache.glob(f"{_MAKING}*"):
+            if time.time() - old.stat().st_mtime > _OLD_S:
+                shutil.rmtree(old, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_MAKING, dir=cache, ignore_cleanup_errors=True) as made:
             yield Path(made)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -111,9 +116,3 @@ def _keep(file: Path) -> None:
     """Have the file on disk before its name is, so that a power cut leaves no named file without its content."""
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
-
-
-def free_bytes(cache: Path) -> int:
-    """Bytes free on the disk that `cache` is or will be on."""
-    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
