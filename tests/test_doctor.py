@@ -86,7 +86,7 @@ def test_a_project_with_nothing_wrong(project: Path, capsys: pytest.CaptureFixtu
     lines = lines_of(out)
     assert list(lines) == [
         "evidence methods", "store", "explainer", "explain endpoint", "scorers", "score key", "corpus", "model", "text",
-        "next token", "SAE tiny", "score endpoint",
+        "next token", "SAE tiny", "dtype", "score endpoint",
     ]  # fmt: skip
     assert {name for name, (state, _) in lines.items() if state != "ok"} == {"explain endpoint", "score endpoint"}
     assert lines["score key"][1] == "not needed"
@@ -195,6 +195,7 @@ def test_what_depends_on_a_model_that_fails_is_skipped(project: Path, capsys: py
         "text",
         "next token",
         "SAE tiny",
+        "dtype",
     ]
     assert lines["corpus"][0] == "ok"
 

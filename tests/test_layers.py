@@ -64,15 +64,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": GROUND
     | {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate"}
     | {"llm", "store", "ask", "rules", "score", "explain", "terminal"},
+    # fetches a real model and its text, and measures the machine for them
+    "real_model": GROUND | {"corpus", "model", "sae", "terminal"},
     # for people
     "report": GROUND | {"store", "evidence", "terminal"},
-    "cli": GROUND | {"stages", "report", "store", "terminal", "log"},
+    "cli": GROUND | {"real_model", "stages", "report", "store", "terminal", "log"},
     "__main__": {"cli"},
     "__init__": set(),
 }
 """The allowed arrows: a room may import those named. A new room or arrow is a decision, made here."""
 
-TORCH_ROOMS = {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate"}
+TORCH_ROOMS = {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate", "real_model"}
 TORCH_STAGES = {
     "session", "model_checks", "training", "training_cache", "harvesting", "verifying", "gathering", "evaluating",
     "measuring",

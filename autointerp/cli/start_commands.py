@@ -37,17 +37,51 @@ def init(
 
 @commands.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the demo's files.")] = Path("autointerp-demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for the demo's files. Default: autointerp-demo; of --real, autointerp-real."
+        ),
+    ] = None,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, max=10**12, help="Tokens to train on and to harvest.")
+        int | None,
+        typer.Option("--tokens", min=1, max=10**12, help="Tokens to train on and to harvest; --real harvests half."),
+    ] = None,
+    real: Annotated[
+        bool,
+        typer.Option("--real", help="Run on a real language model and English text, fetched once (140 MB)."),
+    ] = False,
+    features: Annotated[
+        int | None, typer.Option("--features", min=1, max=10**6, help="With --real: features of a dictionary.")
+    ] = None,
+    proper: Annotated[
+        bool, typer.Option("--proper", help="With --real: two layers, trained properly; this takes hours.")
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", help="With --real: where model and text are kept. Default: ~/.cache/autointerp/real."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", help="With --real: a file or folder with more text. May be repeated.")
     ] = None,
     verbose: Verbose = False,
     log_format: LogForm = LogFormat.text,
 ) -> None:
-    """Run the whole pipeline on the shipped model, offline and without a key; leaves config, store and SAE behind."""
+    """Run the whole pipeline on the shipped model, offline and without a key, or with --real on a real one; leaves
+    config, store and SAE behind."""
+    terminal = Terminal(verbose, log_format)
+    if real:
+        from autointerp.cli.real_demo import RealSizes, run_real_demo
+
+        run_real_demo(out or Path("autointerp-real"), cache, text or [], RealSizes(tokens, features, proper), terminal)
+        return
+    given = {"--features": features, "--proper": proper or None, "--cache": cache, "--text": text or None}
+    for flag, value in given.items():
+        if value is not None:
+            raise InputError(f"{flag} belongs to the run on the real model: autointerp demo --real {flag} ...")
     from autointerp.cli.demo import run_demo
 
-    run_demo(out, tokens, Terminal(verbose, log_format))
+    run_demo(out or Path("autointerp-demo"), tokens, terminal)
 
 
 @commands.command()

@@ -54,9 +54,9 @@ def _model_checks(config: Config, terminal: Terminal, store: Store) -> list[Chec
         session = gpu_session(config, terminal, explains=True)
     except InputError as error:
         return [Check(name, "a harvest needs it", skipped=str(error))]
-    from autointerp.stages.model_checks import model_checks
+    from autointerp.stages.model_checks import dtype_check, model_checks
 
-    return model_checks(session, config.sae, store)
+    return [*model_checks(session, config.sae, store), dtype_check(session)]
 
 
 def _methods(config: Config) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from autointerp.config import SaeConfig
 from autointerp.errors import InputError
+from autointerp.model.forward_speed import bfloat16_gain
 from autointerp.stages.checks import Check
 from autointerp.stages.session import Session
 from autointerp.stages.training_cache import describe_cache
@@ -14,6 +15,8 @@ from autointerp.store.store import Store
 NEXT_TOKEN_METHODS = ("token_change",)
 NEXT_TOKEN_SCORERS = ("surprisal", "output", "intervention")
 """They steer the model, or ask it how likely a text is."""
+MUCH_FASTER = 2.0
+"""The gain of bfloat16 from which on doctor advises it."""
 
 
 def model_checks(session: Session, saes: Sequence[SaeConfig], store: Store | None = None) -> list[Check]:
@@ -39,6 +42,29 @@ def model_checks(session: Session, saes: Sequence[SaeConfig], store: Store | Non
 def _cache_check(session: Session, saes: Sequence[SaeConfig]) -> Check:
     why = "a disk that fills up, or a folder that cannot be written, ends a run in the midst of its pass"
     return Check("activation cache", why, lambda: describe_cache(session, saes), after=("text",))
+
+
+def dtype_check(session: Session) -> Check:
+    """Doctor's look at whether this CPU would run the model much faster in another dtype. It never fails."""
+    why = "a CPU that computes bfloat16 several times as fast may spend most of a harvest for nothing"
+    return Check("dtype", why, lambda: _described_dtype(session), after=("model",))
+
+
+def _described_dtype(session: Session) -> str:
+    loaded = session.model()
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    if loaded.device.type != "cpu" or dtype != "float32" or session.config.model.quantization != "none":
+        return f"{dtype} on {loaded.device}"
+    gain = bfloat16_gain(loaded.model)
+    if gain is None:
+        return "float32; this model has no matrices to compare bfloat16 on"
+    if gain < MUCH_FASTER:
+        return f"float32; bfloat16 would not pay here (its matrix products are {gain:.1f} times as fast)"
+    return (
+        f"float32, and this CPU computes matrix products of the model's sizes {gain:.1f} times as fast in bfloat16: "
+        'consider model.dtype = "bfloat16". Activations then differ by some per cent, and a dictionary is trained and '
+        "harvested in the same dtype"
+    )
 
 
 def _next_token(session: Session) -> str:
