@@ -11,6 +11,9 @@ from autointerp.ask.job import Job
 from autointerp.config import ExplainConfig
 from autointerp.records import Explanation, FeatureEvidence, Side
 from autointerp.rules import patterns
+from autointerp.rules.learning import learn, token_lookup
+from autointerp.rules.reference import NO_REFERENCE, Reference
+from autointerp.rules.samples import sample_of
 from autointerp.rules.sentences import leads_to, lookup_sentence, sentence
 
 PATTERNS = "patterns"
@@ -35,17 +38,17 @@ class RuleLabel:
     """What the feature makes the model say next, where the evidence shows it; judges of where it fires are not told."""
 
 
-def by_patterns(evidence: FeatureEvidence) -> RuleLabel:
+def by_patterns(evidence: FeatureEvidence, reference: Reference = NO_REFERENCE) -> RuleLabel:
     """The sentence of the rule that best predicts where the feature fires."""
-    sample = patterns.sample_of(evidence)
-    rule = patterns.learn(sample)
+    sample = sample_of(evidence, reference)
+    rule = learn(sample, near=reference.near)
     text = sentence(sample, rule)
     return _rule_label(text, rule, None if text is None else leads_to(evidence.promoted, sample))
 
 
 def by_token_lookup(evidence: FeatureEvidence) -> RuleLabel:
     """The tokens with the largest mean activation (the baseline of Bills et al. 2023)."""
-    rule = patterns.token_lookup(patterns.sample_of(evidence))
+    rule = token_lookup(sample_of(evidence))
     return _rule_label(lookup_sentence(rule), rule)
 
 

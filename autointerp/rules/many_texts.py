@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.rules.patterns import Key, Rule, Table, numbered
+from autointerp.rules.patterns import Key, Rule, Table
 from autointerp.rules.token_facts import Facts, facts_of
+
+
+def numbered(values: Iterable[str]) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """(the number of each value, the numbers of the different ones), in the order in which they first come."""
+    index: dict[str, int] = {}
+    return np.array([index.setdefault(value, len(index)) for value in values], dtype=np.int64), index
 
 
 class ManyTexts:

@@ -16,7 +16,8 @@ import numpy as np
 
 from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.records import PromotedToken
-from autointerp.rules.patterns import Rule, Sample
+from autointerp.rules.patterns import Rule
+from autointerp.rules.samples import Sample
 from autointerp.rules.token_facts import START, Facts
 from autointerp.rules.token_names import cased, group_of, is_word, listed, quoted, token_name
 
