@@ -42,7 +42,7 @@ def by_patterns(evidence: FeatureEvidence, reference: Reference = NO_REFERENCE) 
     """The sentence of the rule that best predicts where the feature fires."""
     sample = sample_of(evidence, reference)
     rule = learn(sample, near=reference.near)
-    text = sentence(sample, rule)
+    text = sentence(sample, rule, reference)
     return _rule_label(text, rule, None if text is None else leads_to(evidence.promoted, sample))
 
 
