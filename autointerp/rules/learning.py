@@ -41,6 +41,7 @@ POWERS = (1.0, 2.0)
 SPREAD_FROM = 100
 """The words with the largest corrections, this many, hand theirs on to neighbours that the evidence lacks."""
 
+
 @dataclass(frozen=True, eq=False)
 class _Column:
     """The keys of one candidate table over the sample."""
@@ -69,8 +70,7 @@ class _Column:
 
     def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """[keys, folds]: the sum of `values` [tokens] over each key's tokens."""
-        cells = np.bincount(self.cells, weights=values, minlength=self.counts.size)
-        summed = cells.reshape(-1, self.folds)
+        summed = _by_cell(self.cells, values, len(self.first), self.folds)
         return summed if self.smoother is None else self.smoother.spread(summed)
 
     def elsewhere(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -91,12 +91,17 @@ def _columns(
             joint = joint * size + codes[name]
         _, first, ids = np.unique(joint, return_index=True, return_inverse=True)
         cells = ids * folds + fold
-        counts = np.bincount(cells, weights=sample.weights, minlength=first.size * folds).reshape(-1, folds)
+        counts = _by_cell(cells, sample.weights, len(first), folds)
         own = [values[name] for name in of]
         yield _Column(of, own, first, ids, cells, folds, counts)
         if of == SMOOTHED and near:
             for smoother in near.smoothers([own[0][i] for i in first.tolist()], POWERS):
                 yield _Column(of, own, first, ids, cells, folds, smoother.spread(counts), smoother)
+
+
+def _by_cell(cells: NDArray[np.int64], values: NDArray[np.float64], keys: int, folds: int) -> NDArray[np.float64]:
+    """[keys, folds]: the sums of `values` over the tokens of each cell."""
+    return np.bincount(cells, weights=values, minlength=keys * folds).astype(np.float64).reshape(keys, folds)
 
 
 def _first_places(values: Sequence[str]) -> NDArray[np.int64]:
@@ -192,7 +197,9 @@ def _without_crossfit(sample: Sample, tables: Sequence[Key]) -> Rule:
     mean = float(np.average(y, weights=weights))
     sums = column.sums(weights * (y - mean))[:, 0]
     found = sums / (column.counts[:, 0] + SHRINKAGE[0])
-    return Rule(round(mean, 4), [Table(tables[0], _largest({column.key(i): weight for i, weight in enumerate(found.tolist())}))])
+    return Rule(
+        round(mean, 4), [Table(tables[0], _largest({column.key(i): weight for i, weight in enumerate(found.tolist())}))]
+    )
 
 
 def _kept(best: _Candidate, near: NearWords) -> dict[Key, float]:

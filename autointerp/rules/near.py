@@ -1,4 +1,4 @@
-"""Near words as a rule uses them: what is known of a word is known, in part, of its neighbours (see store/near_words.py)."""
+"""Near words as a rule uses them: what is known of a word is known in part of its neighbours."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class NearWords:
         if at is None:
             return []
         span = slice(*self._starts[at : at + 2])
-        return [(self._words[i], c) for i, c in zip(self._others[span].tolist(), self._cosines[span].tolist(), strict=True)]
+        return [
+            (self._words[i], c) for i, c in zip(self._others[span].tolist(), self._cosines[span].tolist(), strict=True)
+        ]
 
     def smoothers(self, words: Sequence[str], powers: Sequence[float]) -> Iterator[Smoother]:
         """For each power, the smoother over `words` whose shares are the cosines to that power."""

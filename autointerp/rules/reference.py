@@ -53,6 +53,10 @@ class Reference:
     def near(self) -> NearWords:
         return NO_NEAR_WORDS if self.job is None else NearWords(self.job.store.near_words(self.job.dictionary_id))
 
+    @property
+    def has_near_words(self) -> bool:
+        return self.job is not None and self.job.store.has_near_words(self.job.dictionary_id)
+
     def silent(self, feature: int) -> Silent | None:
         """Where the feature is silent; None where that is not known, or where it fires in no tile."""
         if not self._n_tiles or not self._text.tiles:
@@ -66,15 +70,13 @@ class Reference:
                 job.store.firing_tiles(job.harvest_id, "explain", features),
                 job.store.active_tiles(job.dictionary_id, job.harvest_id, "explain", features),
             )
-        firing, active = (of[feature] for of in self._blocks[block])
+        firing, active = self._blocks[block][0][feature], self._blocks[block][1][feature]
         tiles = np.setdiff1d(np.arange(len(self._text.tiles)), firing)
         if not active or not len(tiles):
             return None
         return Silent(tiles, max(0.0, self._n_tiles - active) / active)
 
-    def ordinary_tokens(
-        self, silent: Silent, active: set[str]
-    ) -> tuple[list[Facts], list[str], NDArray[np.float64]]:
+    def ordinary_tokens(self, silent: Silent, active: set[str]) -> tuple[list[Facts], list[str], NDArray[np.float64]]:
         """Some tokens of the silent tiles: their facts, what their documents were cut from, and how many each stands
         for. Words of `active` (folded) are taken before others, since the rule must tell these occurrences from those
         where the feature fires. Both kinds are evenly spaced over all there are, so they are the same every time."""

@@ -134,5 +134,3 @@ def whole_words(tokens: Sequence[str]) -> list[str]:
             right += 1
         out.append(text[left:right])
     return out
-
-

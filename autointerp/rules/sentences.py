@@ -27,6 +27,8 @@ MIN_ACTIVE = 3
 """With fewer active tokens there is nothing to describe."""
 NAMED_FROM = 0.2
 """Share of the active weight on words that tell when the feature fires from which on they are the label."""
+FIRES_FROM = 0.6
+"""Where words are named on which the feature fires in this share of their places, the label says nothing of places."""
 SIGNS_NAMED_FROM = 0.5
 """The same where the active tokens are signs and white space for the most part."""
 WORDS_FROM = 0.6
@@ -90,8 +92,19 @@ def _tokens_and_place(active: Occurrences, silent: Occurrences, words: Named | N
     subject, members = _subject(active) if words is None else (words.text, words.members)
     here = active.where(lambda i: members(active.fact(i)))
     there = silent.where(lambda i: members(silent.fact(i)))
-    place = _place(here, there, silent, says_before=words is not None and words.says_before)
+    if words is not None and _tell_enough(here, there):
+        place = ""
+    else:
+        place = _place(here, there, silent, says_before=words is not None and words.says_before)
     return [f"{subject}{place}", *([words.others] if words is not None and words.others else [])]
+
+
+def _tell_enough(here: Occurrences, there: Occurrences) -> bool:
+    """Whether the feature fires at most of the places of ordinary text where the words stand, so that it matters
+    little what stands around them."""
+    weights = here.sample.weights
+    fires, silent = float(weights[here.at].sum()), sum(there.weights)
+    return fires >= FIRES_FROM * (fires + silent)
 
 
 def _subject(active: Occurrences) -> tuple[str, Callable[[Facts], bool]]:
@@ -155,9 +168,6 @@ def _line_breaks(within: Occurrences) -> str:
     return f"{noun} followed by {deep[0]} or more spaces of indentation" if deep else noun
 
 
-
-
-
 # --- where ----------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +186,9 @@ def _place(here: Occurrences, there: Occurrences, silent: Occurrences, says_befo
         if share >= least and share - usual >= lift:
             options.append((share - usual, text))
 
-    if not says_before and here.share_of(lambda i: _continues_a_word(here, i)) < 0.5:  # else the words themselves are shown
+    if (
+        not says_before and here.share_of(lambda i: _continues_a_word(here, i)) < 0.5
+    ):  # else the words themselves are shown
         for text, test, least in _befores(here):
             offer(f"after {text}", test, least, 0.3)
     offer("at the start of a line", lambda f: f.before_kind == "newline", 0.6, 0.35)

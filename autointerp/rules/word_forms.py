@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _ENDINGS = frozenset(
-    ["", "s", "es", "e", "ed", "d", "ing", "ings", "er", "ers", "est", "y", "ies", "ied", "ly", "n", "en", "'s", "’s", "ier", "iest", "ily"]
-)  # fmt: skip
+    ("", "s", "es", "e", "ed", "d", "ing", "ings", "er", "ers", "est", "y", "ies", "ied", "ly", "n", "en")
+    + ("'s", "’s", "ier", "iest", "ily")
+)
 _LEAST_STEM = 3
 
 

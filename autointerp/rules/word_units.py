@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from autointerp.rules.near import NearWords
-from autointerp.rules.occurrences import Occurrences, Share, is_blank, is_part, with_words
+from autointerp.rules.occurrences import Occurrences, is_blank, is_part, with_words
 from autointerp.rules.patterns import Key, Rule
 from autointerp.rules.token_facts import START, Facts, folded
 from autointerp.rules.token_names import is_word, listed, quoted
@@ -80,11 +80,12 @@ def named_words(active: Occurrences, rule: Rule, near: NearWords) -> Named | Non
     shown = {unit.name.lower() for family in main for unit in family}
     name = _namer(here, singles)
     keys = {key for i in here.at if name(i).lower() in shown for key in _keys(here.fact(i), singles)}
+    ends = {key[-1] for key in keys}
     names = [unit.name for unit in units]
     paired = here.share_of(lambda i: here.fact(i).folded not in singles)
     return Named(
         _text(main, covered),
-        lambda fact: not keys.isdisjoint(_keys(fact, singles)),
+        lambda fact: fact.folded in ends and not keys.isdisjoint(_keys(fact, singles)),
         _others(lesser, _related(rule, near, [*singles, *names])),
         covered,
         names,
@@ -231,7 +232,8 @@ def _family(family: list[Unit]) -> str:
 def _related(rule: Rule, near: NearWords, named: list[str]) -> list[str]:
     """Words to which the rule gives a high weight and that are near to a named one, but neither named nor a form of
     one."""
-    weights = {key[0]: weight for table in rule.tables if table.of == ("folded",) for key, weight in table.weights.items()}
+    tables = [table.weights for table in rule.tables if table.of == ("folded",)]
+    weights = {word: weight for table in tables for (word,), weight in table.items()}
     least = RELATED_WEIGHT * max(weights.values(), default=0.0)
     close = {other for word in named for other, _ in near.of(word.lower())}
     found: list[str] = []
