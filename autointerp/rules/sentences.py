@@ -19,7 +19,7 @@ from autointerp.rules.patterns import Rule
 from autointerp.rules.reference import NO_REFERENCE, Reference
 from autointerp.rules.samples import Sample
 from autointerp.rules.token_facts import START, Facts
-from autointerp.rules.token_names import cased, group_of, is_word, listed, quoted, token_name
+from autointerp.rules.token_names import WORD_GROUPS, cased, group_of, is_word, listed, quoted, token_name
 from autointerp.rules.topics import topic_words
 from autointerp.rules.word_units import Named, named_words
 
@@ -27,11 +27,16 @@ MIN_ACTIVE = 3
 """With fewer active tokens there is nothing to describe."""
 NAMED_FROM = 0.2
 """Share of the active weight on words that tell when the feature fires from which on they are the label."""
+FORM_FROM = 0.7
+"""Share of the active weight on tokens of one form from which on the label names the form, unless a word leads."""
+LEADS_FROM = 0.3
+"""Share of the active weight on forms of one word from which on it leads."""
 FIRES_FROM = 0.6
 """Where words are named on which the feature fires in this share of their places, the label says nothing of places."""
 SIGNS_NAMED_FROM = 0.5
 """The same where the active tokens are signs and white space for the most part."""
 WORDS_FROM = 0.6
+"""Share of the active weight on words from which on they are not signs for the most part."""
 LOOSE_BELOW = 0.25
 """The sentence of a rule whose fit is below this begins with "loosely"."""
 
@@ -87,7 +92,8 @@ def fitted(parts: Sequence[str]) -> str:
 
 def _tokens_and_place(active: Occurrences, silent: Occurrences, words: Named | None) -> list[str]:
     is_about_words = active.share_of(lambda i: is_word(active.fact(i).token)) >= WORDS_FROM
-    if words is not None and words.share < (NAMED_FROM if is_about_words else SIGNS_NAMED_FROM):
+    least = NAMED_FROM if is_about_words else SIGNS_NAMED_FROM
+    if words is not None and (words.share < least or _is_about_form(active, words)):
         words = None
     subject, members = _subject(active) if words is None else (words.text, words.members)
     here = active.where(lambda i: members(active.fact(i)))
@@ -97,6 +103,12 @@ def _tokens_and_place(active: Occurrences, silent: Occurrences, words: Named | N
     else:
         place = _place(here, there, silent, says_before=words is not None and words.says_before)
     return [f"{subject}{place}", *([words.others] if words is not None and words.others else [])]
+
+
+def _is_about_form(active: Occurrences, words: Named) -> bool:
+    """Whether the active tokens are of one form (numbers, names in capitals) and no single word leads."""
+    form = active.shares(lambda i: group_of(active.fact(i).token))[0]
+    return form.value not in WORD_GROUPS and form.share >= FORM_FROM and words.largest < LEADS_FROM
 
 
 def _tell_enough(here: Occurrences, there: Occurrences) -> bool:
@@ -186,9 +198,8 @@ def _place(here: Occurrences, there: Occurrences, silent: Occurrences, says_befo
         if share >= least and share - usual >= lift:
             options.append((share - usual, text))
 
-    if (
-        not says_before and here.share_of(lambda i: _continues_a_word(here, i)) < 0.5
-    ):  # else the words themselves are shown
+    continued = here.share_of(lambda i: _continues_a_word(here, i)) >= 0.5
+    if not says_before and not continued:  # of continued words the words themselves are shown
         for text, test, least in _befores(here):
             offer(f"after {text}", test, least, 0.3)
     offer("at the start of a line", lambda f: f.before_kind == "newline", 0.6, 0.35)

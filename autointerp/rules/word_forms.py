@@ -10,6 +10,7 @@ _ENDINGS = frozenset(
     + ("'s", "’s", "ier", "iest", "ily")
 )
 _LEAST_STEM = 3
+_LONGER_STEM = 4
 
 
 def are_forms(one: str, other: str) -> bool:
@@ -27,6 +28,8 @@ def are_forms(one: str, other: str) -> bool:
 
 def _is_form(word: str, stem: int) -> bool:
     ending = word[stem:]
+    if stem < _LONGER_STEM and ending in ("y", "e", "n"):
+        return False  # `they` and `then` are no forms of `the`
     doubled = len(ending) > 2 and ending[0] == word[stem - 1] and ending[1:] in ("ed", "ing", "er", "ers")
     return ending in _ENDINGS or doubled
 

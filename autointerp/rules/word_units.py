@@ -60,6 +60,8 @@ class Named:
     """The lesser ones and related words; '' where there are none."""
     share: float
     """The share of the active weight that all of them hold."""
+    largest: float
+    """The largest share that forms of one word hold."""
     words: list[str]
     """Their names."""
     says_before: bool
@@ -88,6 +90,7 @@ def named_words(active: Occurrences, rule: Rule, near: NearWords) -> Named | Non
         lambda fact: fact.folded in ends and not keys.isdisjoint(_keys(fact, singles)),
         _others(lesser, _related(rule, near, [*singles, *names])),
         covered,
+        covered * max(map(_share, groups)),
         names,
         paired >= 0.5,
     )
