@@ -21,9 +21,9 @@ from autointerp.records import source_of
 from autointerp.rules.near import NO_NEAR_WORDS, NearWords
 from autointerp.rules.token_facts import Facts, facts_of, folded
 
-SAME_WORDS = 1500
+SAME_WORDS = 1200
 """Silent tokens of ordinary text, at most, that are words on which the feature fires elsewhere."""
-OTHER_WORDS = 900
+OTHER_WORDS = 800
 """Other silent tokens of ordinary text, at most."""
 WORD = re.compile(r"[^\W\d_]{3,}")
 """Words that can tell what a text is about."""

@@ -9,6 +9,7 @@ CHOSEN_WEIGHT each. Where the harvest did not count tiles, every token counts 1.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,24 +114,18 @@ def _distinct(contexts: Sequence[Context]) -> list[Context]:
     return out
 
 
+_WORD = re.compile(r"\w+")
+
+
 def whole_words(tokens: Sequence[str]) -> list[str]:
     """For each token, the word of the joined text that its first word character belongs to."""
-    starts: list[int] = []
-    at = 0
+    words = _WORD.finditer("".join(tokens))
+    word = next(words, None)
+    out, start = [], 0
     for token in tokens:
-        starts.append(at)
-        at += len(token)
-    text = "".join(tokens)
-    out = []
-    for start, token in zip(starts, tokens, strict=True):
-        offset = next((i for i, c in enumerate(token) if c.isalnum() or c == "_"), None)
-        if offset is None:
-            out.append("")
-            continue
-        left = right = start + offset
-        while left > 0 and (text[left - 1].isalnum() or text[left - 1] == "_"):
-            left -= 1
-        while right < len(text) and (text[right].isalnum() or text[right] == "_"):
-            right += 1
-        out.append(text[left:right])
+        end = start + len(token)
+        while word is not None and word.end() <= start:
+            word = next(words, None)
+        out.append(word.group() if word is not None and word.start() < end else "")
+        start = end
     return out

@@ -21,15 +21,18 @@ def are_forms(one: str, other: str) -> bool:
     while stem < min(len(one), len(other)) and one[stem] == other[stem]:
         stem += 1
     for n in (stem, stem - 1):  # `mad|e`, `mad|ness`: the stem may end before the last letter that is shared
-        if n >= _LEAST_STEM and n >= min(len(one), len(other)) - 3 and _is_form(one, n) and _is_form(other, n):
+        if n < _LEAST_STEM or n < min(len(one), len(other)) - 3:
+            continue
+        endings = {one[n:], other[n:]}
+        if n < _LONGER_STEM and "" in endings and endings & {"y", "e", "n"}:
+            continue  # `they` and `then` are no forms of `the`
+        if _is_form(one, n) and _is_form(other, n):
             return True
     return False
 
 
 def _is_form(word: str, stem: int) -> bool:
     ending = word[stem:]
-    if stem < _LONGER_STEM and ending in ("y", "e", "n"):
-        return False  # `they` and `then` are no forms of `the`
     doubled = len(ending) > 2 and ending[0] == word[stem - 1] and ending[1:] in ("ed", "ing", "er", "ers")
     return ending in _ENDINGS or doubled
 
