@@ -13,9 +13,11 @@ from autointerp import jackknife
 from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.ask.scale import scaled
 from autointerp.records import Context, FeatureEvidence, PromotedToken
-from autointerp.rules import patterns
+from autointerp.rules import samples
 from autointerp.rules.labels import by_patterns, by_token_lookup
-from autointerp.rules.patterns import Rule, learn, sample_of, token_lookup, whole_words
+from autointerp.rules.learning import MAX_ROWS, learn, token_lookup
+from autointerp.rules.patterns import Rule
+from autointerp.rules.samples import sample_of, whole_words
 from autointerp.rules.sentences import lookup_sentence, sentence
 from autointerp.rules.token_facts import facts_of, kind_of
 from autointerp.rules.token_names import group_of, listed, quoted, token_name
@@ -225,7 +227,7 @@ def test_a_rule_is_checkable_json() -> None:
 def test_tables_are_bounded() -> None:
     big = made({"top": [f" w{i}*| v{i}|{i}*" for i in range(400)]}, ["a|b"])
     rule = learn(sample_of(big))
-    assert all(len(t.weights) <= patterns.MAX_ROWS for t in rule.tables)
+    assert all(len(t.weights) <= MAX_ROWS for t in rule.tables)
 
 
 # --- sentences ------------------------------------------------------------------------------------------------------
@@ -246,7 +248,7 @@ def test_label_of_one_token_in_one_place() -> None:
         },
         [f"x{i}| =| self|.|y|\n|    |self|.|z" for i in range(10)] + FILL,
     )
-    assert label_of(e) == "`self` after `(`; always followed by `):` or `,`"
+    assert label_of(e) == "the word `self` after `(`; always followed by `):` or `,`"
 
 
 def test_label_of_what_follows_a_word() -> None:
@@ -263,7 +265,7 @@ def test_label_of_a_part_of_words() -> None:
     label = label_of(made({"top": [f"a| b|{w}| c|\n" for w in words]}, FILL * 4))
     assert str(label).startswith("`miss` (in `")
     whole = label_of(made({"top": [f"a{i}| b| excep|tion*| c|\n" for i in range(6)]}, FILL * 4))
-    assert str(whole).startswith("`tion` of `exception`")
+    assert str(whole).startswith("the word `exception`")
 
 
 def test_label_of_groups() -> None:
@@ -274,7 +276,7 @@ def test_label_of_groups() -> None:
     start = label_of(
         made({"top": [f"a{i}|\n|with*| x|:|\n" for i in range(9)]}, [f"go| {i}| with| you|\n" for i in range(12)])
     )
-    assert str(start).startswith("`with` at the start of a line")
+    assert str(start).startswith("the word `with` at the start of a line")
 
 
 def test_promoted_tokens_are_named_where_they_do_follow() -> None:
@@ -304,8 +306,8 @@ def test_lookup_sentence() -> None:
 def test_a_token_lookup_reads_nothing_around_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading it takes most of the time, and every label has a control by token_lookup."""
     expected = by_token_lookup(evidence(0))
-    monkeypatch.delattr(patterns, "facts_of")
-    monkeypatch.delattr(patterns, "whole_words")
+    monkeypatch.delattr(samples, "facts_of")
+    monkeypatch.delattr(samples, "whole_words")
     assert by_token_lookup(evidence(0)) == expected
     with pytest.raises(NameError):
         by_patterns(evidence(0))

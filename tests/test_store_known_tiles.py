@@ -13,8 +13,9 @@ from support.evidence_helpers import SMALL, Setup, dense_activations, pool_tiles
 from support.known_words import job
 
 from autointerp.records import SPLITS
+from autointerp.rules.learning import learn
 from autointerp.rules.many_texts import ManyTexts
-from autointerp.rules.patterns import learn, sample_of
+from autointerp.rules.samples import sample_of
 from autointerp.score.ordinary_firing import firing_of
 from autointerp.score.ordinary_tiles import OrdinaryTiles
 from autointerp.store.store import Store

@@ -30,6 +30,7 @@ CONTRACT = {
     "contexts": "context_id dictionary_id feature split kind tier decile sampling_probability rank document position "
     "window_id offset tokens activations max_activation text",
     "vocab_projection": "dictionary_id feature sign rank token_id token logit",
+    "near_words": "dictionary_id word near cosine",
     "explanations": "explanation_id dictionary_id feature harvest_id explainer model template_sha256 evidence_sha256 "
     "seed text status error input_tokens output_tokens cost_usd created_at rule sequence side derived_from "
     "output_text second_text share second_share",
@@ -97,6 +98,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (8, "label_controls"),
             (9, "meanings"),
             (10, "judge_repeats"),
+            (11, "near_words"),
         ]
 
 

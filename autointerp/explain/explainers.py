@@ -43,13 +43,13 @@ from autointerp.explain.evidence_sections import (
 from autointerp.explain.explainer import Explainer, named
 from autointerp.explain.one_call import OneCall
 from autointerp.explain.revise import Revise
-from autointerp.explain.rule_explainers import RuleExplainer
+from autointerp.explain.rule_explainers import Patterns, RuleExplainer
 from autointerp.plugins import with_plugins
-from autointerp.rules.labels import PATTERNS, TOKEN_LOOKUP, by_patterns, by_token_lookup, settings_of
+from autointerp.rules.labels import LOOKUP_SETTINGS, PATTERNS, TOKEN_LOOKUP, by_patterns, by_token_lookup
 
 BUILT_IN: tuple[Explainer, ...] = (
-    RuleExplainer(PATTERNS, (EXCERPTS, DRAWN, SILENT, PROMOTED), by_patterns, settings_of(PATTERNS)),
-    RuleExplainer(TOKEN_LOOKUP, (EXCERPTS, DRAWN, SILENT), by_token_lookup, settings_of(TOKEN_LOOKUP)),
+    Patterns(PATTERNS, (EXCERPTS, DRAWN, SILENT, PROMOTED), by_patterns),
+    RuleExplainer(TOKEN_LOOKUP, (EXCERPTS, DRAWN, SILENT), by_token_lookup, LOOKUP_SETTINGS),
     OneCall("contexts", (EXCERPTS,), "input"),
     OneCall("pruned", (PRUNED,), "input"),
     OneCall("vocab_projection", (PROMOTED, SUPPRESSED), "output"),

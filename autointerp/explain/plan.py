@@ -15,7 +15,8 @@ from autointerp.explain.explainer import EVERY_CONTEXT, Explainer, ExplainRun, n
 from autointerp.explain.free_pass import FreePass
 from autointerp.explain.label_replies import clean_label
 from autointerp.records import Explanation, FeatureShape, stable_id
-from autointerp.rules.labels import PATTERNS, rule_explanation, rule_sha256
+from autointerp.rules.labels import PATTERNS, by_patterns, patterns_sha256, rule_row
+from autointerp.rules.reference import Reference
 from autointerp.scorer_names import NATURAL
 
 SHAPE = "shape"
@@ -135,7 +136,8 @@ def _by_patterns(run: ExplainRun, explainer: Explainer, features: Sequence[int])
     threshold = config.unless_patterns_above
     if threshold is None or explainer.side == "output":
         return _Patterned([], [], set())
-    rule_digest = rule_sha256(PATTERNS)
+    reference = Reference(job)
+    rule_digest = patterns_sha256(reference)
     digest = hashlib.sha256(f"{PATTERNS} above {threshold} by {NATURAL} {rule_digest}".encode()).hexdigest()
     left = set(run.without_row(PATTERNS, digest, job.harvest_id))
     new = [f for f in features if f in left]
@@ -148,7 +150,8 @@ def _by_patterns(run: ExplainRun, explainer: Explainer, features: Sequence[int])
         held = _held_patterns(run, block, rule_digest)
         as_rule = dataclasses.replace(config, explainer=PATTERNS)
         lacking = run.evidence([f for f in block if f not in held], EVERY_CONTEXT)
-        labels = {**held, **{e.feature: rule_explanation(e, job, as_rule, rule_digest) for e in lacking}}
+        made = {e.feature: rule_row(by_patterns(e, reference), e, job, as_rule, rule_digest) for e in lacking}
+        labels = {**held, **made}
         for base in judge.well_explained([labels[f] for f in block]):
             row = with_meanings(blank_row(job, config, base.feature, PATTERNS, digest, base.evidence_sha256), base)
             found.rows.append(dataclasses.replace(row, rule=base.rule, derived_from=[base.explanation_id]))

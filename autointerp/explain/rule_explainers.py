@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from autointerp.ask.forecast import Estimate
 from autointerp.ask.job import RULE_BLOCK
@@ -11,7 +12,8 @@ from autointerp.config import ExplainConfig
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import EVERY_CONTEXT, ExplainRun, OpenRun
 from autointerp.records import FeatureEvidence, Side
-from autointerp.rules.labels import RuleLabel, rule_row, settings_sha256
+from autointerp.rules.labels import RuleLabel, by_patterns, patterns_sha256, rule_row, settings_sha256
+from autointerp.rules.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,25 @@ class RuleExplainer:
     def digest(self, run: ExplainRun) -> str:
         return settings_sha256(self.name, *self.settings)
 
+    def labeller(self, run: ExplainRun) -> Callable[[FeatureEvidence], RuleLabel]:
+        """What makes the labels of one run."""
+        return self.label
+
     async def explain(self, work: OpenRun, features: Sequence[int]) -> None:
-        run, digest = work.run, self.digest(work.run)
+        run, digest, label = work.run, self.digest(work.run), self.labeller(work.run)
         for start in range(0, len(features), RULE_BLOCK):
             known = run.evidence(features[start : start + RULE_BLOCK], EVERY_CONTEXT)
-            await work.write_all([rule_row(self.label(e), e, run.job, run.config, digest) for e in known])
+            await work.write_all([rule_row(label(e), e, run.job, run.config, digest) for e in known])
 
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:
         return []
+
+
+class Patterns(RuleExplainer):
+    """`patterns`: it learns its rules beside ordinary text and near words, which are read once for a run."""
+
+    def digest(self, run: ExplainRun) -> str:
+        return patterns_sha256(Reference(run.job))
+
+    def labeller(self, run: ExplainRun) -> Callable[[FeatureEvidence], RuleLabel]:
+        return partial(by_patterns, reference=Reference(run.job))

@@ -11,14 +11,19 @@ from autointerp.ask.job import Job
 from autointerp.config import ExplainConfig
 from autointerp.records import Explanation, FeatureEvidence, Side
 from autointerp.rules import patterns
+from autointerp.rules.learning import learn, token_lookup
+from autointerp.rules.reference import NO_REFERENCE, Reference
+from autointerp.rules.samples import sample_of
 from autointerp.rules.sentences import leads_to, lookup_sentence, sentence
 
 PATTERNS = "patterns"
 TOKEN_LOOKUP = "token_lookup"
 RULE_EXPLAINERS = (PATTERNS, TOKEN_LOOKUP)
 """Explainers whose labels carry a rule (see patterns.Rule), so that they can be scored without an LLM."""
-_WORDING = 2
-"""Raised when sentences.py says the same rule in other words, so that labels are made again."""
+_LEARNING = 2
+"""Raised when learning.py makes another rule of the same evidence, so that labels are made again."""
+_WORDING = 3
+"""The same for sentences.py, when it says the same rule in other words."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +40,17 @@ class RuleLabel:
     """What the feature makes the model say next, where the evidence shows it; judges of where it fires are not told."""
 
 
-def by_patterns(evidence: FeatureEvidence) -> RuleLabel:
+def by_patterns(evidence: FeatureEvidence, reference: Reference = NO_REFERENCE) -> RuleLabel:
     """The sentence of the rule that best predicts where the feature fires."""
-    sample = patterns.sample_of(evidence)
-    rule = patterns.learn(sample)
-    text = sentence(sample, rule)
+    sample = sample_of(evidence, reference)
+    rule = learn(sample, near=reference.near)
+    text = sentence(sample, rule, reference)
     return _rule_label(text, rule, None if text is None else leads_to(evidence.promoted, sample))
 
 
 def by_token_lookup(evidence: FeatureEvidence) -> RuleLabel:
     """The tokens with the largest mean activation (the baseline of Bills et al. 2023)."""
-    rule = patterns.token_lookup(patterns.sample_of(evidence))
+    rule = token_lookup(sample_of(evidence))
     return _rule_label(lookup_sentence(rule), rule)
 
 
@@ -53,27 +58,24 @@ def _rule_label(text: str | None, rule: patterns.Rule, output: str | None = None
     return RuleLabel(text, None if text is None else "input", rule.to_json(), output)
 
 
-def rule_sha256(explainer: str) -> str:
-    """Stands for the template of a rule explainer: with other tables it is another explainer."""
-    return settings_sha256(explainer, *settings_of(explainer))
+def patterns_sha256(reference: Reference) -> str:
+    """Stands for the template of `patterns`: with other tables, or with near words where there were none, it is another
+    explainer."""
+    return settings_sha256(PATTERNS, *PATTERNS_SETTINGS, "near words" if reference.has_near_words else "no near words")
 
 
-def settings_of(explainer: str) -> tuple[object, ...]:
-    """What the labels of `patterns` or `token_lookup` depend on besides the evidence."""
-    if explainer == PATTERNS:
-        return patterns.RULE_VERSION, patterns.TABLES, _WORDING
-    return patterns.RULE_VERSION, patterns.TOKEN_LOOKUP
+def token_lookup_sha256() -> str:
+    return settings_sha256(TOKEN_LOOKUP, *LOOKUP_SETTINGS)
+
+
+PATTERNS_SETTINGS: tuple[object, ...] = (patterns.RULE_VERSION, patterns.TABLES, _LEARNING, _WORDING)
+LOOKUP_SETTINGS: tuple[object, ...] = (patterns.RULE_VERSION, patterns.TOKEN_LOOKUP)
+"""What the labels depend on besides the evidence."""
 
 
 def settings_sha256(explainer: str, *settings: object) -> str:
     """The digest of an explainer without a template, by its name and its settings."""
     return hashlib.sha256(repr([explainer, *settings]).encode()).hexdigest()
-
-
-def rule_explanation(evidence: FeatureEvidence, job: Job, config: ExplainConfig, digest: str) -> Explanation:
-    """The label of one feature by `patterns` or `token_lookup`, whichever is configured; not written yet."""
-    label = by_patterns(evidence) if config.explainer == PATTERNS else by_token_lookup(evidence)
-    return rule_row(label, evidence, job, config, digest)
 
 
 def rule_row(label: RuleLabel, evidence: FeatureEvidence, job: Job, config: ExplainConfig, digest: str) -> Explanation:

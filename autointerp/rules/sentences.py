@@ -8,96 +8,55 @@ text.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.records import PromotedToken
-from autointerp.rules.patterns import Rule, Sample
+from autointerp.rules.occurrences import Occurrences, active_of, is_blank, is_part, leading_of, with_words
+from autointerp.rules.patterns import Rule
+from autointerp.rules.reference import NO_REFERENCE, Reference
+from autointerp.rules.samples import Sample
 from autointerp.rules.token_facts import START, Facts
-from autointerp.rules.token_names import cased, group_of, is_word, listed, quoted, token_name
+from autointerp.rules.token_names import WORD_GROUPS, cased, group_of, is_word, listed, quoted, token_name
+from autointerp.rules.topics import topic_words
+from autointerp.rules.word_units import Named, named_words
 
 MIN_ACTIVE = 3
 """With fewer active tokens there is nothing to describe."""
-EMPHASIS = 1.5
-"""The weight of an active token is its activation to this power. At 0 every token would count alike, and at large
-powers only the strongest."""
-LOOSE_BELOW = 0.4
+NAMED_FROM = 0.2
+"""Share of the active weight on words that tell when the feature fires from which on they are the label."""
+FORM_FROM = 0.7
+"""Share of the active weight on tokens of one form from which on the label names the form, unless a word leads."""
+LEADS_FROM = 0.3
+"""Share of the active weight on forms of one word from which on it leads."""
+FIRES_FROM = 0.6
+"""Where words are named on which the feature fires in this share of their places, the label says nothing of places."""
+SIGNS_NAMED_FROM = 0.5
+"""The same where the active tokens are signs and white space for the most part."""
+WORDS_FROM = 0.6
+"""Share of the active weight on words from which on they are not signs for the most part."""
+LOOSE_BELOW = 0.25
 """The sentence of a rule whose fit is below this begins with "loosely"."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """One value, and its share of the total weight."""
-
-    value: str
-    share: float
-    shown: str
-    """The heaviest of the values that count as this one."""
-
-
-@dataclass(frozen=True)
-class Occurrences:
-    """Some tokens of the sample, with their weights."""
-
-    sample: Sample
-    at: list[int]
-    weights: list[float]
-
-    def shares(self, of: Callable[[int], str], same: Callable[[str], str] = str) -> list[Share]:
-        """The shares of the values of `of` (a function of the position in the sample), largest first. Values count as
-        one where `same` gives the same for them."""
-        totals: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for i, weight in zip(self.at, self.weights, strict=True):
-            value = of(i)
-            totals[same(value)][value] += weight
-        whole = sum(self.weights) or 1.0
-        found = [
-            Share(key, sum(values.values()) / whole, max(values.items(), key=lambda item: (item[1], item[0]))[0])
-            for key, values in totals.items()
-        ]
-        return sorted(found, key=lambda s: (-s.share, s.value))
-
-    def tokens(self) -> list[Share]:
-        return self.shares(lambda i: self.sample.facts[i].token, cased)
-
-    def befores(self) -> list[Share]:
-        return self.shares(lambda i: self.sample.facts[i].before, cased)
-
-    def where(self, test: Callable[[int], bool]) -> Occurrences:
-        kept = [(i, w) for i, w in zip(self.at, self.weights, strict=True) if test(i)]
-        return Occurrences(self.sample, [i for i, _ in kept], [w for _, w in kept])
-
-    def share_of(self, test: Callable[[int], bool]) -> float:
-        whole = sum(self.weights)
-        return sum(w for i, w in zip(self.at, self.weights, strict=True) if test(i)) / whole if whole else 0.0
-
-    def fact(self, i: int) -> Facts:
-        return self.sample.facts[i]
-
-
-def _active(sample: Sample) -> Occurrences:
-    """The active tokens, each with its weight in what is said."""
-    y = sample.activations
-    at = [int(i) for i in np.flatnonzero(y > 0)]
-    return Occurrences(sample, at, [float(y[i]) ** EMPHASIS for i in at])
-
-
-def sentence(sample: Sample, rule: Rule) -> str | None:
+def sentence(sample: Sample, rule: Rule, reference: Reference = NO_REFERENCE) -> str | None:
     """The label, at most MAX_LABEL characters; None where there is too little to describe."""
     y = sample.activations
-    active = _active(sample)
+    active = active_of(sample)
     if len(active.at) < MIN_ACTIVE or not rule.tables:
         return None
     quiet = [int(i) for i in np.flatnonzero(y <= 0)]
-    silent = Occurrences(sample, quiet, [1.0] * len(quiet))
+    silent = Occurrences(sample, quiet, sample.weights[quiet].tolist())
+    words = named_words(active, rule, reference.near)
     if _follows_something(active, rule) and (after := _after(active, silent)):
         parts = [after]
     else:
-        parts = _tokens_and_place(active, silent)
+        parts = _tokens_and_place(active, silent, words)
+    topic = topic_words(active, reference, [] if words is None else words.words)
+    if topic:
+        parts.append(f"mostly in text with words such as {listed([quoted(word) for word in topic])}")
     if following := _following(active):
         parts.append(following)
     if parts[0].startswith("`") and " " not in parts[0]:
@@ -115,8 +74,8 @@ def _follows_something(active: Occurrences, rule: Rule) -> bool:
         return True
     if {"token", "folded", "word"} & set(of) or active.tokens()[0].share > 0.35:
         return False
-    befores = [s for s in active.befores() if s.value != START and not _is_blank(s.value)]
-    return _leading(befores, 0.6, 3, 0.1) is not None
+    befores = [s for s in active.befores() if s.value != START and not is_blank(s.value)]
+    return leading_of(befores, 0.6, 3, 0.1) is not None
 
 
 def fitted(parts: Sequence[str]) -> str:
@@ -128,58 +87,60 @@ def fitted(parts: Sequence[str]) -> str:
     return text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1].rsplit(" ", 1)[0] + "…"
 
 
-def _leading(shares: Sequence[Share], cover: float, most: int, least: float) -> list[Share] | None:
-    """The first few shares that reach `cover` together, each of at least `least`. None where the first `most` do not
-    reach it."""
-    chosen: list[Share] = []
-    total = 0.0
-    for share in shares[:most]:
-        if share.share < least:
-            break
-        chosen.append(share)
-        total += share.share
-        if total >= cover:
-            return chosen
-    return None
-
-
 # --- what it fires on -----------------------------------------------------------------------------------------------
 
 
-def _tokens_and_place(active: Occurrences, silent: Occurrences) -> list[str]:
-    subject, members = _subject(active)
-    here = active.where(lambda i: members(active.fact(i).token))
-    there = silent.where(lambda i: members(silent.fact(i).token))
-    place = _place(here, there, silent)
-    return [f"{subject}{place}"]
+def _tokens_and_place(active: Occurrences, silent: Occurrences, words: Named | None) -> list[str]:
+    is_about_words = active.share_of(lambda i: is_word(active.fact(i).token)) >= WORDS_FROM
+    least = NAMED_FROM if is_about_words else SIGNS_NAMED_FROM
+    if words is not None and (words.share < least or _is_about_form(active, words)):
+        words = None
+    subject, members = _subject(active) if words is None else (words.text, words.members)
+    here = active.where(lambda i: members(active.fact(i)))
+    there = silent.where(lambda i: members(silent.fact(i)))
+    if words is not None and _tell_enough(here, there):
+        place = ""
+    else:
+        place = _place(here, there, silent, says_before=words is not None and words.says_before)
+    return [f"{subject}{place}", *([words.others] if words is not None and words.others else [])]
 
 
-def _subject(active: Occurrences) -> tuple[str, Callable[[str], bool]]:
-    """What the active tokens are, and a test of whether a token is one of them."""
+def _is_about_form(active: Occurrences, words: Named) -> bool:
+    """Whether the active tokens are of one form (numbers, names in capitals) and no single word leads."""
+    form = active.shares(lambda i: group_of(active.fact(i).token))[0]
+    return form.value not in WORD_GROUPS and form.share >= FORM_FROM and words.largest < LEADS_FROM
+
+
+def _tell_enough(here: Occurrences, there: Occurrences) -> bool:
+    """Whether the feature fires at most of the places of ordinary text where the words stand, so that it matters
+    little what stands around them."""
+    weights = here.sample.weights
+    fires, silent = float(weights[here.at].sum()), sum(there.weights)
+    return fires >= FIRES_FROM * (fires + silent)
+
+
+def _subject(active: Occurrences) -> tuple[str, Callable[[Facts], bool]]:
+    """What the active tokens are, and a test of whether a token with these facts is one of them."""
     names = active.tokens()
-    leading = _leading(names, 0.6, 5, 0.07)
-    if leading is not None and not all(_is_blank(s.value) for s in leading):
+    leading = leading_of(names, 0.6, 5, 0.07)
+    if leading is not None and not all(is_blank(s.value) for s in leading):
         extra = [s for s in names[len(leading) :][:3] if s.share >= 0.06]
         chosen = {s.value for s in [*leading, *extra]}
-        text = listed([_with_words(s, active, 3 if len(leading) == 1 else 2) for s in leading])
+        text = listed([with_words(s, active, 3 if len(leading) == 1 else 2) for s in leading])
         others = dict.fromkeys(token_name(s.shown) for s in extra)
         new = [name for name in others if name not in {token_name(s.shown) for s in leading}]
         if new:
             also = f"also {', '.join(new)}"
             text += f", {also}" if text.endswith(")") else f" ({also})"
-        return text, lambda token: cased(token) in chosen
+        return text, lambda fact: cased(fact.token) in chosen
     groups = active.shares(lambda i: group_of(active.fact(i).token))
-    main = _leading(groups, 0.55, 2, 0.2) or [g for g in groups[:1] if g.share >= 0.4]
+    main = leading_of(groups, 0.55, 2, 0.2) or [g for g in groups[:1] if g.share >= 0.4]
     if not main:
         chosen = {s.value for s in names[:5]}
-        text = f"varied tokens, most often {listed([_with_words(s, active, 1) for s in names[:4]])}"
-        return text, lambda token: cased(token) in chosen
+        text = f"varied tokens, most often {listed([with_words(s, active, 1) for s in names[:4]])}"
+        return text, lambda fact: cased(fact.token) in chosen
     nouns = {s.value for s in main}
-    return listed([_group(s.value, active) for s in main]), lambda token: group_of(token) in nouns
-
-
-def _is_blank(token: str) -> bool:
-    return not token.strip()
+    return listed([_group(s.value, active) for s in main]), lambda fact: group_of(fact.token) in nouns
 
 
 def _group(noun: str, active: Occurrences) -> str:
@@ -188,12 +149,15 @@ def _group(noun: str, active: Occurrences) -> str:
     if noun == "line breaks":
         return _line_breaks(within)
     names = within.tokens()
-    if noun == "runs of spaces" or (len(names) == 1 and _is_blank(names[0].value)):
+    if noun == "runs of spaces" or (len(names) == 1 and is_blank(names[0].value)):
         return noun
-    if within.share_of(lambda i: _is_part(within, i)) >= 0.5:
+    if within.share_of(lambda i: is_part(within, i)) >= 0.5:
         plural = f"beginnings of {noun}" if noun.endswith("words") else noun
-        return f"{plural} such as {listed([_with_words(s, within, 1) for s in names[:3]])}"
-    mostly = _leading(names, 0.6, 3, 0.1)
+        plural = "parts of words" if noun == "parts of lower-case names" else plural
+        return f"{plural} such as {listed([with_words(s, within, 1) for s in names[:3]])}"
+    if noun == "lower-case words":  # most words are
+        return f"words such as {listed([token_name(s.shown) for s in names[:5]])}"
+    mostly = leading_of(names, 0.6, 3, 0.1)
     word = "mostly" if mostly else "such as"
     return f"{noun} ({word} {listed([token_name(s.shown) for s in mostly or names[:4]])})"
 
@@ -206,7 +170,7 @@ def _line_breaks(within: Occurrences) -> str:
         return columns + (len(follows) - len(follows.lstrip(" ")))
 
     noun = "empty lines" if within.share_of(lambda i: within.fact(i).token.count("\n") > 1) >= 0.7 else "line breaks"
-    depths = _leading(within.shares(lambda i: str(indent(i))), 0.7, 3, 0.15)
+    depths = leading_of(within.shares(lambda i: str(indent(i))), 0.7, 3, 0.15)
     if depths is not None:
         ordered = sorted({int(s.value) for s in depths})
         if ordered == [0]:
@@ -216,39 +180,14 @@ def _line_breaks(within: Occurrences) -> str:
     return f"{noun} followed by {deep[0]} or more spaces of indentation" if deep else noun
 
 
-def _is_part(of: Occurrences, i: int) -> bool:
-    """Whether the token is only a part of its word."""
-    core = of.fact(i).token.strip()
-    return is_word(core) and len(of.sample.words[i]) > len(core)
-
-
-def _with_words(token: Share, active: Occurrences, most: int) -> str:
-    """The name of a token. A part of a word is shown with its words: '`is` (in `registered`, `permission`)'."""
-    name = token_name(token.shown)
-    if not is_word(token.value):
-        return name
-    own = active.where(lambda i: cased(active.fact(i).token) == token.value)
-    if own.share_of(lambda i: _is_part(own, i)) < 0.5:
-        return name
-    core = token.value.strip()
-    whole = [s for s in own.shares(lambda i: own.sample.words[i], str.lower) if s.value != core]
-    if not whole:
-        return name
-    if whole[0].share >= 0.75:
-        return f"{name} of {quoted(whole[0].shown)}"
-    begins = own.share_of(lambda i: own.sample.words[i].lower().startswith(core)) >= 0.8
-    ends = own.share_of(lambda i: own.sample.words[i].lower().endswith(core)) >= 0.8
-    how = "beginning of" if begins else "end of" if ends else "in"
-    return f"{name} ({how} {', '.join(quoted(s.shown) for s in whole[:most])})"
-
-
 # --- where ----------------------------------------------------------------------------------------------------------
 
 
-def _place(here: Occurrences, there: Occurrences, silent: Occurrences) -> str:
+def _place(here: Occurrences, there: Occurrences, silent: Occurrences, says_before: bool) -> str:
     """What tells the active occurrences from silent ones: ' after `(`, in comments'.
 
     `there` holds the silent occurrences of the same tokens. Where they are too few, all silent tokens stand in.
+    `says_before`: what stands before is said already.
     """
     base = there if len(there.at) >= 8 else silent
     options: list[tuple[float, str]] = []
@@ -259,7 +198,8 @@ def _place(here: Occurrences, there: Occurrences, silent: Occurrences) -> str:
         if share >= least and share - usual >= lift:
             options.append((share - usual, text))
 
-    if here.share_of(lambda i: _continues_a_word(here, i)) < 0.5:  # else the words themselves are shown
+    continued = here.share_of(lambda i: _continues_a_word(here, i)) >= 0.5
+    if not says_before and not continued:  # of continued words the words themselves are shown
         for text, test, least in _befores(here):
             offer(f"after {text}", test, least, 0.3)
     offer("at the start of a line", lambda f: f.before_kind == "newline", 0.6, 0.35)
@@ -289,7 +229,7 @@ def _continues_a_word(of: Occurrences, i: int) -> bool:
 
 def _befores(here: Occurrences) -> list[tuple[str, Callable[[Facts], bool], float]]:
     """Ways to say what stands before: (text, test, the smallest share at which it is worth saying)."""
-    names = [s for s in here.befores()[:5] if s.value != START and not _is_blank(s.value)]
+    names = [s for s in here.befores()[:5] if s.value != START and not is_blank(s.value)]
     out: list[tuple[str, Callable[[Facts], bool], float]] = []
     if names:
         out.append((token_name(names[0].shown), lambda f: cased(f.before) == names[0].value, 0.45))
@@ -314,7 +254,7 @@ def _after(active: Occurrences, silent: Occurrences) -> str | None:
     """The sentence for a feature that fires after certain tokens, whatever comes: 'what follows `import`, for example
     `os`'."""
     befores = [s for s in active.befores() if s.value != START]
-    leading = _leading(befores, 0.5, 5, 0.06)
+    leading = leading_of(befores, 0.5, 5, 0.06)
     if leading is not None:
         text = listed([token_name(s.shown) for s in leading], "or")
         chosen = {s.value for s in leading}
@@ -330,7 +270,7 @@ def _after(active: Occurrences, silent: Occurrences) -> str | None:
     kinds = here.shares(lambda i: group_of(here.fact(i).token))
     if kinds[0].share >= 0.7 and kinds[0].value in ("line breaks", "runs of spaces", "numbers"):
         return f"{kinds[0].value} after {text}"
-    examples = dict.fromkeys(_with_words(s, here, 1) for s in here.tokens()[:4])
+    examples = dict.fromkeys(with_words(s, here, 1) for s in here.tokens()[:4])
     return f"what follows {text}, for example {listed(list(examples))}"
 
 
@@ -339,7 +279,7 @@ def _after(active: Occurrences, silent: Occurrences) -> str | None:
 
 def _following(active: Occurrences) -> str | None:
     shares = [s for s in active.shares(lambda i: active.sample.following[i], cased) if s.value]
-    leading = _leading(shares, 0.6, 2, 0.2)
+    leading = leading_of(shares, 0.6, 2, 0.2)
     if leading is None or any(is_word(s.value) and not s.value[0].isspace() for s in leading):
         return None
     adverb = "always" if sum(s.share for s in leading) >= 0.97 else "usually"
@@ -348,7 +288,7 @@ def _following(active: Occurrences) -> str | None:
 
 def leads_to(promoted: Sequence[PromotedToken], sample: Sample) -> str | None:
     """Names promoted tokens where at least two of the ten strongest really do follow, and often."""
-    active = _active(sample)
+    active = active_of(sample)
     best = [p.token for p in promoted[:10]]
     follows = {s.value: s.share for s in active.shares(lambda i: active.sample.following[i])}
     seen = [t for t in best if follows.get(t, 0.0) >= 0.03 and t.strip()]

@@ -70,6 +70,11 @@ _TAIL = re.compile(r"\w+\Z")
 _FIRST = re.compile(r"\w+|[^\w\s]")
 
 
+def folded(token: str) -> str:
+    """The token without surrounding white space and case; white space stays as it is."""
+    return token.strip().lower() or token
+
+
 class _Lexed(NamedTuple):
     folded: str
     kind: str
@@ -90,7 +95,7 @@ def _lex(token: str) -> _Lexed:
     core = token.strip()
     tail = _TAIL.search(token)
     return _Lexed(
-        folded=core.lower() or token,
+        folded=folded(token),
         kind=kind_of(token),
         inside_word=bool(_WORDS.fullmatch(token)),
         ends_word=bool(_ENDED.fullmatch(token)),

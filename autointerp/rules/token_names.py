@@ -76,6 +76,14 @@ _GROUPS: tuple[tuple[str, frozenset[str]], ...] = (
     ("operators", frozenset("=+-*/%<>!&|^~@")),
 )
 
+WORD_GROUPS = frozenset(
+    {
+        "lower-case words", "capitalised words", "parts of lower-case names", "capitalised parts of names",
+        "single letters", "single capital letters",
+    }
+)  # fmt: skip
+"""Groups that nearly every text is full of: their form says little."""
+
 
 def group_of(token: str) -> str:
     """The plural noun for tokens of the shape of this one."""

@@ -23,7 +23,7 @@ from autointerp.config import ExplainConfig
 from autointerp.dictionary_controls import DICTIONARY_CONTROLS, LABEL_CONTROLS
 from autointerp.errors import InputError
 from autointerp.records import Explanation, FeatureEvidence, stable_id
-from autointerp.rules.labels import rule_explanation, rule_sha256
+from autointerp.rules.labels import by_token_lookup, rule_row, token_lookup_sha256
 from autointerp.store import Selection
 from autointerp.store.labels_left import LabelFacts, LabelKey, LabelsLeft, keys_of
 
@@ -152,7 +152,7 @@ class LookupLabels(Sequence[Explanation | None]):
     def __init__(self, job: Job, seed: int, pending: Sequence[Explanation]) -> None:
         self._job = job
         self._config = ExplainConfig(explainer=LOOKUP, seed=seed)
-        self._digest = rule_sha256(LOOKUP)
+        self._digest = token_lookup_sha256()
         self._features = [feature for _, feature in keys_of(pending)]
         self._evidence: dict[int, FeatureEvidence] = {}
         """Of the features that were last read together."""
@@ -181,4 +181,4 @@ class LookupLabels(Sequence[Explanation | None]):
             near = list(dict.fromkeys(self._features[first : first + _AT_ONCE]))
             found = job.store.feature_evidence(job.dictionary_id, job.harvest_id, near, _EVERY)
             self._evidence, evidence = found, found[feature]
-        return rule_explanation(evidence, job, self._config, self._digest)
+        return rule_row(by_token_lookup(evidence), evidence, job, self._config, self._digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,6 +14,7 @@ from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.splits import require_all_splits
 from autointerp.errors import InputError, NoProjection
 from autointerp.harvest import memory, text_pass
+from autointerp.harvest.embedding_neighbours import embedding_neighbours
 from autointerp.harvest.merge import CorpusFacts
 from autointerp.harvest.merge import merge as merge_harvest
 from autointerp.harvest.shards import HarvestFolder, may_hold, remove_folder
@@ -40,6 +41,7 @@ from autointerp.stages.session import (
     warn_of_misfit,
 )
 from autointerp.store.merge_units import bounds_of, remove_leftovers
+from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
 
 
@@ -157,6 +159,9 @@ def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig])
         plan = _Plan(session, sae, facts)
         if plan.is_merged(store):
             session.terminal.say(f"{sae.dictionary}: harvested already")
+            held = store.dictionary(sae.dictionary).dictionary_id
+            if not store.has_near_words(held):  # it was harvested before there were any
+                _find_near_words(session, store, sae.dictionary, held)
             remove_leftovers(store)
             plan.remove_work()
         else:
@@ -315,6 +320,23 @@ def _tokens_held(folder: HarvestFolder, shard: text_pass.Shard) -> int:
     return sum(piece.totals.get(f"n_tokens_{split}", 0) for piece in own for split in SPLITS)
 
 
+def _find_near_words(session: Session, store: Store, name: str, dictionary_id: int) -> None:
+    """Dictionaries of one model have the same near words."""
+    rows = {row.dictionary_id: row for row in store.dictionaries()}
+    model = _model_of(rows[dictionary_id])
+    held = [i for i, row in rows.items() if _model_of(row) == model and store.has_near_words(i)]
+    if held:
+        store.replace_near_words(dictionary_id, store.near_words(held[0]))
+        return
+    with session.terminal.working(f"{name}: finding near words in the input embedding"):
+        embedding = cast(torch.Tensor, session.model().model.get_input_embeddings().weight)
+        store.replace_near_words(dictionary_id, embedding_neighbours(embedding, session.token_text()))
+
+
+def _model_of(row: DictionaryRow) -> tuple[str, str | None, str]:
+    return row.model, row.revision, row.tokenizer_sha256
+
+
 def _merge(session: Session, store: Store, ready: _Ready) -> None:
     config, terminal, loaded = session.config, session.terminal, session.model()
     plan, weights, name = ready.plan, ready.weights, ready.name
@@ -330,6 +352,7 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
             )
         columns = {f.name: getattr(projection, f.name) for f in fields(projection)}
         store.insert_vocab_projection(dictionary_id, **columns)
+    _find_near_words(session, store, name, dictionary_id)
     corpus = CorpusFacts(
         config.corpus.source, {**asdict(config.corpus), "fingerprint": plan.fingerprint}, loaded.tokenizer_sha256
     )

@@ -20,6 +20,7 @@ from autointerp.store.judge_repeats import StoreJudgeRepeats
 from autointerp.store.known_tiles import StoreKnownTiles
 from autointerp.store.label_controls import StoreLabelControls
 from autointerp.store.llm_batches import StoreBatches
+from autointerp.store.near_words import StoreNearWords
 from autointerp.store.opening import StoreOpening
 from autointerp.store.recurring_tokens import recurring_tokens
 from autointerp.store.runs import StoreRuns
@@ -35,7 +36,7 @@ _KINDS = ("top", "sampled", "negative")
 class Store(
     StoreOpening, StoreKeeping, StoreEvidence, StoreDictionaries, StoreFeatures, StoreContexts, StoreFindings,
     StoreExplanations, StoreScores, StoreCalls, StoreBatches, StoreRuns, StoreSelections, StoreKnownTiles,
-    StoreJudgeRepeats, StoreLabelControls, StoreStandInLabels,
+    StoreJudgeRepeats, StoreLabelControls, StoreNearWords, StoreStandInLabels,
 ):  # fmt: skip
     """`with Store.open(path) as store: ...`; `open` tells the errors."""
 
