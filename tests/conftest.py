@@ -15,6 +15,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from support.small_models import VOCAB, byte_fallback_tokenizer, byte_level_tokenizer, save_model  # noqa: E402
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from autointerp.store import Store
 
+# No example has a time limit: it would hold or not by what else the machine does.
+settings.register_profile("without_deadline", parent=settings(), deadline=None)
+settings.load_profile("without_deadline")
 
 LONGEST = (
     "test_fault_matrix",
