@@ -17,9 +17,9 @@ from autointerp.real_model.wheels import TEXT, fetched, members, unpacked
 from autointerp.terminal import Progress, Terminal
 
 _SETS = "cleaned_data/"
-_LEFT_OUT = "code_"
-"""Three of the sets are program code."""
-VERSION = 1
+_LEFT_OUT = ("code_", "161_agnews_0")
+"""Three of the sets are program code, and by its package's own word one that should hold news holds code too."""
+VERSION = 2
 """Counts up when other texts, or another order, come of the same files."""
 
 
@@ -34,7 +34,9 @@ def english_text(cache: Path, more: Sequence[Path], terminal: Terminal) -> Path:
 
     def make(target: Path) -> None:
         wheel = fetched(TEXT, cache, terminal)
-        names = [name for name in members(wheel, ".csv.zst") if _SETS in name and _LEFT_OUT not in name]
+        names = [
+            name for name in members(wheel, ".csv.zst") if _SETS in name and not any(part in name for part in _LEFT_OUT)
+        ]
         if not names:
             raise DamagedError(f"{wheel} holds no texts; delete it and run again")
         with terminal.progress("reading the texts", len(names), "sets") as update:
