@@ -103,9 +103,7 @@ def _ending(reply: Reply, usage: Usage | None) -> Finding:
         return Finding(True, seen, "a label that is cut off is asked for again at twice the length")
     told = f"finish_reason {reply.finish_reason!r}" if reply.finish_reason else "no finish_reason"
     if usage is not None and usage.output_tokens < _SHORT:
-        return Finding(
-            False, f"the model wrote less than {_SHORT} tokens ({told})", "what a cut-off reply says was not seen"
-        )
+        return Finding(False, f"the model wrote less than {_SHORT} tokens ({told})", "so no reply was cut off")
     return Finding(
         False,
         f"a reply that was cut off after {_SHORT} tokens came with {told}",
@@ -159,23 +157,24 @@ async def unknown_model(client: LlmClient) -> Finding:
     )
 
 
-async def long_prompt(client: LlmClient, words: int) -> Finding:
-    """What the endpoint does about a prompt of so many words, which its model should not take."""
+async def long_prompt(client: LlmClient, words: int, is_too_long: bool) -> Finding:
+    """What the endpoint does about a prompt of so many words. `is_too_long`: its model takes fewer tokens than that."""
     reply = await client.send(_chat(client, "one " * words, _SHORT), raise_refusals=True)
+    asked = f"a prompt of {words:,} words"
     if reply.status == "ctx_too_long":
-        return Finding(
-            True,
-            f"a prompt of {words:,} words is refused as too long",
-            "such prompts are sent again with fewer examples",
-        )
-    if reply.ok:
+        return Finding(True, f"{asked} is refused: too long", "such prompts are sent again with fewer examples")
+    if not reply.ok:
+        return Finding(False, f"{asked} failed ({reply.error})", "a row whose prompt is too long says gave_up")
+    if is_too_long:
         return Finding(
             False,
-            f"a prompt of {words:,} words was answered, and {reply.input_tokens:,} tokens of it were counted",
-            "a prompt that is longer than the model was made for may bring a poor answer without a word",
+            f"{asked} was answered, although the model takes fewer tokens",
+            "it was cut without a word, and a label may be made from half a prompt",
         )
     return Finding(
-        False, f"a prompt of {words:,} words failed ({reply.error})", "a row whose prompt is too long says gave_up"
+        False,
+        f"{asked} ({reply.input_tokens:,} tokens) was answered",
+        "what becomes of one that is longer than the model takes was not seen",
     )
 
 

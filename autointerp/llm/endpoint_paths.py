@@ -10,21 +10,27 @@ import openai
 
 from autointerp.config import EndpointConfig, LlmConfig
 from autointerp.errors import AutointerpError, InputError
-from autointerp.llm.endpoint_errors import AttemptError, EndpointCredentialsError, RequestRefusedError
+from autointerp.llm.endpoint_errors import (
+    AttemptError,
+    EndpointCredentialsError,
+    UnreachableError,
+)
 from autointerp.llm.replies import load_json
 from autointerp.llm.transport import Transport
 
 
 async def served_models(endpoint: EndpointConfig, llm: LlmConfig) -> dict[str, int | None]:
-    """The models in the endpoint's list, and how many tokens each takes, where it says so. Raises InputError where there
-    is no list, and AutointerpError where the endpoint cannot be reached or refuses the key."""
+    """The models in the endpoint's list, and how many tokens each takes, where it says so. Raises InputError where
+    there is no list, and AutointerpError where the endpoint cannot be reached or refuses the key."""
     where = f"{endpoint.address} gives no list of models"
     hint = "; most servers want base_url to end in /v1" if urlsplit(endpoint.base_url).path in ("", "/") else ""
     try:
         payload = await _get(endpoint, llm, "/models")
-    except (EndpointCredentialsError, RequestRefusedError) as error:
-        if error.http_status in (401, 403):
+    except EndpointCredentialsError as error:
+        if error.http_status != 404:
             raise
+        raise InputError(f"{where} ({error}){hint}") from None
+    except InputError as error:
         raise InputError(f"{where} ({error}){hint}") from None
     rows = payload.get("data") if isinstance(payload, dict) else None
     if not isinstance(rows, list):
@@ -55,5 +61,9 @@ async def _get(endpoint: EndpointConfig, llm: LlmConfig, path: str) -> Any:
         async with Transport(endpoint, llm) as transport:
             reply = await transport.guarded(send, llm.timeout, endpoint.model, path)
             return load_json(transport.redact(reply.content.decode("utf-8", "replace")))
+    except UnreachableError as error:
+        raise AutointerpError(
+            f"cannot reach {endpoint.address}: {error}; is it running, and is base_url right?"
+        ) from None
     except AttemptError as error:
-        raise AutointerpError(f"{endpoint.address}{path}: {error}; is it running, and is base_url right?") from None
+        raise InputError(str(error)) from None

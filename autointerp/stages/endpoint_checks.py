@@ -24,9 +24,9 @@ from autointerp.terminal import Terminal
 
 Method = Literal["prompt_logprobs", "generated_logprobs", "numbers"]
 MODEL, CHAT, TINY = "model", "chat", "tiny store"
-LONG_PROMPT_WORDS = 9000
-"""Words of the prompt that is too long, where the endpoint does not say how many tokens its model takes."""
-_PAYS = "about twenty short calls, and some fifty for the round trip, which cost like any others"
+LONG_PROMPT_WORDS = 3000
+"""Words of the long prompt where the endpoint does not say how many tokens its model takes."""
+_PAYS = "about twenty short calls, and some thirty for the round trip, which cost like any others"
 
 
 @contextmanager
@@ -117,8 +117,8 @@ def _long_prompt(checked: CheckedEndpoint, found: Callable[[Callable[[], Finding
         told = checked.served.get(checked.chosen_model)
     except InputError:
         told = None
-    words = LONG_PROMPT_WORDS if told is None else told + 100
-    return found(lambda: checked.asked(lambda client, _: conformance.long_prompt(client, words)))()
+    words, is_too_long = (LONG_PROMPT_WORDS, False) if told is None else (told + 100, True)
+    return found(lambda: checked.asked(lambda client, _: conformance.long_prompt(client, words, is_too_long)))()
 
 
 def _batches(checked: CheckedEndpoint) -> str:

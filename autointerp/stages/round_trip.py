@@ -38,7 +38,11 @@ from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
 FEATURES = 2
-CONTEXTS = 2
+CONTEXTS = 1
+TOKENS = 8
+"""Tokens of a context. They are few, so that a small server on a CPU is through within minutes."""
+SHOWN, LABEL_TOKENS = 4, 100
+"""Contexts that the explainer sees, and the most tokens of its reply."""
 EXPLAINER = "contexts"
 _JUDGED = "combined"
 """The name under which the labels of rules are judged. Under their own name simulation would follow the rule and ask
@@ -57,7 +61,7 @@ class TinyStore:
 
     def explained(self, explain: ExplainConfig, llm: LlmConfig) -> str:
         """What the explainer made of the features, with a label as an example."""
-        config = replace(explain, explainer=EXPLAINER, shape_labels=False)
+        config = replace(explain, explainer=EXPLAINER, contexts=SHOWN, shape_labels=False, max_tokens=LABEL_TOKENS)
         job = self._job(llm)
         outcome = asyncio.run(explaining.explain(job, config, self.config.score))
         told = _told("label", outcome)
@@ -67,7 +71,9 @@ class TinyStore:
 
     def scored(self, scorer: str, score: ScoreConfig, llm: LlmConfig) -> str:
         """What became of the scores of the labels."""
-        config = replace(score, scorers=(scorer,), controls=(), contexts=CONTEXTS, repeat_share=0.0)
+        config = replace(
+            score, scorers=(scorer,), controls=(), contexts=CONTEXTS, repeat_share=0.0, max_tokens=LABEL_TOKENS
+        )
         return _told("score", asyncio.run(scoring.score(self._job(llm), _JUDGED, config)))
 
     def _job(self, llm: LlmConfig) -> Job:
@@ -102,7 +108,7 @@ def tiny_store(terminal: Terminal) -> Iterator[TinyStore]:
             sae=(SaeConfig(name="tiny", hookpoint="model.layers.2", d_sae=64, k=4),),
             train=TrainConfig(tokens=20_000, batch_size=512, lr=3e-3, warmup_steps=5, buffer_vectors=8192),
             harvest=HarvestConfig(
-                context_tokens=16, top_contexts=2 * CONTEXTS, sampled_contexts=4 * CONTEXTS, negatives=2 * CONTEXTS,
+                context_tokens=TOKENS, top_contexts=4, sampled_contexts=8, negatives=4,
                 negative_pool_windows=256, known_tiles=64,
             ),
             evidence=EvidenceConfig(methods=()),
