@@ -75,14 +75,16 @@ class CheckedEndpoint:
 
     @cached_property
     def embeddings(self) -> Finding:
-        return self.asked(lambda client, _: conformance.embeds(client, self.score.embedding_model))
+        model = self.score.embedding_model
+        return self.asked(lambda client, _: conformance.embeds(client, model))
 
     def asked(self, ask: Callable[[LlmClient, CallsKept], Awaitable[T]]) -> T:
         """What `ask` finds out with a client of its own, and the ledger of that client."""
+        endpoint = self.endpoint  # looked up here, since the look may ask the endpoint itself
 
         async def run() -> T:
             calls = CallsKept()
-            async with LlmClient(self.endpoint, self.llm, Budget(BudgetConfig()), calls, "doctor") as client:
+            async with LlmClient(endpoint, self.llm, Budget(BudgetConfig()), calls, "doctor") as client:
                 return await ask(client, calls)
 
         return asyncio.run(run())
