@@ -68,7 +68,15 @@ def looked(url: str, **more: Any) -> dict[str, str]:
     return said
 
 
-def test_a_server_that_does_everything(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_can_do_everything_lacks_nothing() -> None:
+    with BatchServer(brain()) as server:
+        said = looked(server.url)
+    assert len(said) == 12 and not [name for name, what in said.items() if what[0] in "-!"], said
+    assert said["seed"].startswith("the same seed brought the same text") and "20 a token" in said["prompt logprobs"]
+
+
+@pytest.mark.slow
+def test_a_round_trip_by_every_way(capsys: pytest.CaptureFixture[str]) -> None:
     with BatchServer(brain()) as server:
         code, out, err = run(capsys, "doctor", "--endpoint", server.url, "--batch")
     lines = lines_of(out)
