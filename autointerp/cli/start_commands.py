@@ -92,11 +92,37 @@ def doctor(
     no_calls: Annotated[
         bool, typer.Option("--no-calls", help="Ask the endpoints nothing, which costs nothing.")
     ] = False,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", help="Check this address alone, without a configuration, and label a tiny store."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --endpoint: the model; by default the only one it lists.")
+    ] = None,
+    embedding_model: Annotated[
+        str | None, typer.Option("--embedding-model", help="With --endpoint: the model that embeds.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", help="With --endpoint: the variable that holds the key.")
+    ] = None,
+    batch: Annotated[bool, typer.Option("--batch", help="With --endpoint: send a batch too, and wait for it.")] = False,
     verbose: Verbose = False,
     log_format: LogForm = LogFormat.text,
 ) -> None:
     """Check device, model, corpus, SAE and store, and with a few short calls whether the endpoint really returns
-    logprobs."""
-    from autointerp.cli.doctor import run_doctor
+    logprobs. With --endpoint, check an endpoint alone."""
+    from autointerp.cli.doctor import check_endpoint, run_doctor
 
-    run_doctor(read_config(config, store), Terminal(verbose, log_format), prompts, not no_calls)
+    terminal = Terminal(verbose, log_format)
+    of_endpoint = {
+        "--model": model, "--embedding-model": embedding_model, "--api-key-env": api_key_env, "--batch": batch or None,
+    }  # fmt: skip
+    given = [flag for flag, value in of_endpoint.items() if value is not None]
+    if endpoint is None:
+        if given:
+            raise InputError(f"{', '.join(given)} says how --endpoint URL is checked: name the endpoint too")
+        run_doctor(read_config(config, store), terminal, prompts, not no_calls)
+        return
+    if no_calls:
+        raise InputError("--endpoint asks the endpoint, and --no-calls forbids it: leave one of them out")
+    check_endpoint(endpoint, model, embedding_model, api_key_env, batch, terminal)

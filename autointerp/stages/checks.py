@@ -15,6 +15,10 @@ def _nothing() -> str:
     return "not looked at"
 
 
+class Lack(str):
+    """What a look found missing that a run can do without."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One thing to look at."""

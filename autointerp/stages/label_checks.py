@@ -77,7 +77,7 @@ def _endpoint_checks(
     why = "a missing key or price ends a run after its harvest"
     found = [Check(key, why, lambda: _access(config, asked()), (after,))]
     if asks:
-        pays = f"up to eight short calls of {endpoint.model}, which cost like any others"
+        pays = f"up to eight short calls of {endpoint.model}, which cost like any others (--no-calls leaves this out)"
         may_be = "one that is down, or does not do what scorers need, ends a run after its harvest"
         found.append(Check(name, may_be, lambda: asyncio.run(describe_endpoint(config, endpoint)), (key,), pays))
     return found
