@@ -9,18 +9,28 @@ from autointerp.rules.occurrences import Occurrences, is_blank
 from autointerp.rules.token_facts import START, Facts
 from autointerp.rules.token_names import cased, group_of, is_word, listed, quoted, token_name
 
+FIRES_FROM = 0.6
+"""Where the feature fires in this share of the places of its tokens, a place is said only if it holds LEAST_HELD of the
+active weight, and no common word before is said."""
+LEAST_HELD = 0.55
+COMMON = 0.01
+"""What stands before more than this share of silent tokens is common: `the` stands before most nouns, and says nothing
+of one that the feature fires on wherever it is."""
+MANY = 8
+"""Silent occurrences of the same tokens that are enough to compare with."""
 
-def place_of(
-    here: Occurrences, there: Occurrences, silent: Occurrences, says_before: bool = False, at_least: float = 0.0
-) -> str:
+
+def place_of(here: Occurrences, there: Occurrences, silent: Occurrences, says_before: bool = False) -> str:
     """What tells the active occurrences from silent ones: ' after `(`, in comments'.
 
     `there` holds the silent occurrences of the same tokens. Where they are too few, all silent tokens stand in.
-    `says_before`: what stands before is said already. `at_least`: the share of the active weight that a place must
-    hold.
+    `says_before`: what stands before is said already.
     """
-    base = there if len(there.at) >= 8 else silent
+    base = there if len(there.at) >= MANY else silent
     options: list[tuple[float, str]] = []
+    fires, quiet = float(here.sample.weights[here.at].sum()), sum(there.weights)
+    anywhere = fires >= FIRES_FROM * (fires + quiet)
+    at_least = LEAST_HELD if anywhere else 0.0
 
     def offer(text: str, test: Callable[[Facts], bool], least: float, lift: float) -> None:
         share = here.share_of(lambda i: test(here.fact(i)))
@@ -30,7 +40,7 @@ def place_of(
 
     continued = here.share_of(lambda i: _continues_a_word(here, i)) >= 0.5
     if not says_before and not continued:  # of continued words the words themselves are shown
-        for text, test, least in _befores(here):
+        for text, test, least in _befores(here, silent if anywhere else None):
             offer(f"after {text}", test, least, 0.3)
     offer("at the start of a line", lambda f: f.before_kind == "newline", 0.6, 0.35)
     if "#" not in here.tokens()[0].value:
@@ -58,9 +68,13 @@ def _continues_a_word(of: Occurrences, i: int) -> bool:
     return is_word(core) and not core[0].isspace() and is_word(of.fact(i).before)
 
 
-def _befores(here: Occurrences) -> list[tuple[str, Callable[[Facts], bool], float]]:
-    """Ways to say what stands before: (text, test, the smallest share at which it is worth saying)."""
+def _befores(here: Occurrences, silent: Occurrences | None) -> list[tuple[str, Callable[[Facts], bool], float]]:
+    """Ways to say what stands before: (text, test, the smallest share at which it is worth saying). With `silent`, no
+    word that is common there."""
     names = [s for s in here.befores()[:5] if s.value != START and not is_blank(s.value)]
+    if silent is not None:
+        usual = {s.value: s.share for s in silent.befores()}
+        names = [s for s in names if usual.get(s.value, 0.0) < COMMON]
     out: list[tuple[str, Callable[[Facts], bool], float]] = []
     if names:
         out.append((token_name(names[0].shown), lambda f: cased(f.before) == names[0].value, 0.45))

@@ -37,10 +37,8 @@ SIGNS_NAMED_FROM = 0.5
 CLAIMED_FROM = 0.45
 """Share of the active weight that the named words must hold for the label to say that the feature fires on them. With
 less it names the form, and some of the words as examples."""
-FIRES_FROM = 0.6
-"""Where words are named on which the feature fires in this share of their places, PLACE_FROM is asked of a place."""
-PLACE_FROM = 0.55
-"""Share of the active weight on the named words that must be at a place for the label to say it."""
+LEAST_EXAMPLES = 3
+"""With fewer words to give as examples, the label names the commonest tokens of each form."""
 EXAMPLES_FROM = 0.3
 """Where most active tokens are parts of words, the share of the active weight that the named words must hold for the
 label to give them as examples. With less the form of the tokens is all there is to say."""
@@ -111,8 +109,7 @@ def _tokens_and_place(active: Occurrences, silent: Occurrences, words: Named | N
         return _examples_and_place(active, silent, words)
     here = active.where(lambda i: words.members(active.fact(i)))
     there = silent.where(lambda i: words.members(silent.fact(i)))
-    least = PLACE_FROM if _tell_enough(here, there) else 0.0
-    place = place_of(here, there, silent, says_before=words.says_before, at_least=least)
+    place = place_of(here, there, silent, says_before=words.says_before)
     return [f"{words.text}{place}", *([words.others] if words.others else [])]
 
 
@@ -120,8 +117,9 @@ def _examples_and_place(active: Occurrences, silent: Occurrences, words: Named |
     """The form of the active tokens with examples, best those that tell."""
     groups = active.shares(lambda i: group_of(active.fact(i).token))
     whole, any_words = (sum(g.share for g in groups if g.value in some) for some in (WHOLE_WORDS, WORD_GROUPS))
+    enough = words is not None and words.are_words and len(words.examples) >= LEAST_EXAMPLES
     are_words = whole >= WORDS_FROM or (any_words >= WORDS_FROM and words is not None and words.shown >= EXAMPLES_FROM)
-    if words is not None and words.are_words and are_words:
+    if words is not None and enough and are_words:
         subject, members = f"words such as {listed(words.examples)}", words.tells
         others = [words.related] if words.related else []
     else:
@@ -139,14 +137,6 @@ def _is_about_form(active: Occurrences, words: Named) -> bool:
     capitals = active.share_of(lambda i: active.fact(i).token.strip().isupper())
     share = max(capitals, 0.0 if form.value in WORD_GROUPS else form.share)
     return share >= FORM_FROM and words.largest < LEADS_FROM
-
-
-def _tell_enough(here: Occurrences, there: Occurrences) -> bool:
-    """Whether the feature fires at most of the places of ordinary text where the words stand, so that it matters
-    little what stands around them."""
-    weights = here.sample.weights
-    fires, silent = float(weights[here.at].sum()), sum(there.weights)
-    return fires >= FIRES_FROM * (fires + silent)
 
 
 def _subject(active: Occurrences, words: Named | None) -> tuple[str, Callable[[Facts], bool]]:
