@@ -159,7 +159,11 @@ def _others(lesser: Sequence[list[Unit]], related: Sequence[str]) -> str:
 def _family(family: list[Unit]) -> str:
     if len(family) == 1:
         return family[0].shown
-    names = [family[0].shown, *(quoted(unit.name) for unit in family[1:FORMS_SHOWN])]
+    first = family[0]
+    names = [
+        first.shown if first.is_pair else quoted(first.name),
+        *(quoted(unit.name) for unit in family[1:FORMS_SHOWN]),
+    ]
     return f"{names[0]} ({', '.join(names[1:])})"
 
 

@@ -11,7 +11,7 @@ from autointerp.rules.token_names import cased, group_of, is_word, listed, quote
 
 FIRES_FROM = 0.6
 """Where the feature fires in this share of the places of its tokens, a place is said only if it holds LEAST_HELD of the
-active weight, and no common word before is said."""
+active weight, and nothing common is said to stand before, but for one sign."""
 LEAST_HELD = 0.55
 COMMON = 0.01
 """What stands before more than this share of silent tokens is common: `the` stands before most nouns, and says nothing
@@ -69,15 +69,18 @@ def _continues_a_word(of: Occurrences, i: int) -> bool:
 
 
 def _befores(here: Occurrences, silent: Occurrences | None) -> list[tuple[str, Callable[[Facts], bool], float]]:
-    """Ways to say what stands before: (text, test, the smallest share at which it is worth saying). With `silent`, no
-    word that is common there."""
+    """Ways to say what stands before: (text, test, the smallest share at which it is worth saying). With `silent`,
+    nothing that is common there, but for one sign."""
     names = [s for s in here.befores()[:5] if s.value != START and not is_blank(s.value)]
+    first = names[:1]
     if silent is not None:
         usual = {s.value: s.share for s in silent.befores()}
         names = [s for s in names if usual.get(s.value, 0.0) < COMMON]
+        if first and is_word(first[0].value):
+            first = names[:1]
     out: list[tuple[str, Callable[[Facts], bool], float]] = []
-    if names:
-        out.append((token_name(names[0].shown), lambda f: cased(f.before) == names[0].value, 0.45))
+    if first:
+        out.append((token_name(first[0].shown), lambda f: cased(f.before) == first[0].value, 0.45))
     for n in (2, 3):
         if len(names) >= n and names[n - 1].share >= 0.08:
             some = {s.value for s in names[:n]}

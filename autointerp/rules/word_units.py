@@ -19,7 +19,10 @@ RATE = 2.0
 LEAST_SHARE = 0.015
 PAIR_SHARE = 0.03
 PART_FROM = 0.7
-"""A token that is part of a longer word in this share of its places is shown with some of those words."""
+"""A token that is part of a longer word in this share of its places, and of its documents, is shown with some of those
+words."""
+WHOLE_DOCUMENTS = 0.5
+"""If that is one and the same word, and this share of the documents hold it there, the token is named by the word."""
 BEFORE_SHARE = 0.1
 BEFORES_SHOWN = 3
 """How many of the words before one and the same word are shown, and the least share of each."""
@@ -153,7 +156,7 @@ def _wholes(here: Occurrences) -> dict[str, str]:
     for token, words in of_parts.items():
         word, (weight, documents) = max(words.items(), key=lambda item: (item[1].weight, item[0]))
         whole = every[token][""]
-        if weight >= PART_FROM * whole.weight and len(documents) >= PART_FROM * len(whole.documents):
+        if weight >= PART_FROM * whole.weight and len(documents) >= WHOLE_DOCUMENTS * len(whole.documents):
             found[token] = word
     return found
 
