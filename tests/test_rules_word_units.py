@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autointerp.rules.learning import learn
+from autointerp.rules.named_words import named_words
 from autointerp.rules.near import NearWords
 from autointerp.rules.occurrences import active_of
 from autointerp.rules.reference import Reference
@@ -16,7 +17,6 @@ from autointerp.rules.sentences import sentence
 from autointerp.rules.token_facts import facts_of
 from autointerp.rules.topics import topic_words
 from autointerp.rules.word_forms import are_forms, families
-from autointerp.rules.word_units import named_words
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,57 @@ def test_a_common_word_is_named_with_the_one_before_it() -> None:
     texts = [(f" w{i}", " end", " of", f" v{i}", ".") for i in range(24)]
     found = sample(texts, (" of",), ORDINARY)
     named = named_words(active_of(found), learn(found), NearWords({}))
-    assert named is not None and named.text == "`end of`" and named.says_before
+    assert named is not None and named.text == "`of` after `end`" and named.says_before
+
+
+def test_words_before_one_and_the_same_word_are_named_together() -> None:
+    texts = [(f" w{i}", (" out", " because")[i % 2], " of", f" v{i}", ".") for i in range(24)]
+    found = sample(texts, (" of",), ORDINARY)
+    assert sentence(found, learn(found)) == "`of` after `because` or `out`"
+
+
+def test_a_rare_word_is_left_out_unless_it_is_near() -> None:
+    """Of 60 texts, 54 fire on ` rise`, and three each on ` oath` and ` soar`."""
+    words = [" rise"] * 54 + [" oath", " soar"] * 3
+    found = sample([(f" w{i}", word, f" v{i}", ".") for i, word in enumerate(words)], tuple(words), ORDINARY)
+    near = NearWords({"rise": [("soar", 0.9)], "soar": [("rise", 0.9)], "oath": []})
+    named = named_words(active_of(found), learn(found), near)
+    assert named is not None and (named.text, named.others) == ("the word `rise`", "also `soar`")
+
+
+def test_a_word_of_one_document_is_left_out() -> None:
+    texts = [(f" w{i}", " rise", f" v{i}", ".") for i in range(12)]
+    found = sample([*texts, (" oath", " v", " oath", " u", " oath")], (" rise", " oath"), ORDINARY)
+    assert sentence(found, learn(found)) == "the word `rise`"
+
+
+def test_a_word_whose_parts_come_from_one_document_is_no_part() -> None:
+    texts = [(f" w{i}", " win", f" v{i}", ".") for i in range(6)]
+    repeated = [part for i in range(20) for part in (" win", "nertakeall", f" v{i}")]
+    found = sample([*texts, tuple(repeated)], (" win",), ORDINARY)
+    assert sentence(found, learn(found)) == "the word `win`"
+
+
+def test_a_word_is_named_with_its_place() -> None:
+    """` import` fires wherever it stands, and stands at the start of a line."""
+    texts = [(f" w{i}", "\n", "import", f" v{i}", ".") for i in range(24)]
+    found = sample(texts, ("import",), ORDINARY)
+    assert sentence(found, learn(found)) == "the word `import` at the start of a line"
+
+
+def test_words_that_hold_little_are_examples() -> None:
+    """Forty words, four of them in several documents, and none carries much."""
+    words = [" rise", " oath", " war", " tea"] * 3 + [f" x{chr(97 + i // 6)}{chr(97 + i % 6)}" for i in range(36)]
+    found = sample([(f" w{i}", word, f" v{i}", ".") for i, word in enumerate(words)], tuple(words), ORDINARY)
+    label = sentence(found, learn(found))
+    assert label is not None and label == "loosely: words such as `oath`, `rise`, `tea` and `war`", label
+
+
+def test_names_in_capitals_are_named_by_their_form() -> None:
+    words = [f" {first}{last}" for first in ("HA", "PA", "CI") for last in ("LL", "RK", "TY", "KE")]
+    found = sample([(f" w{i}", words[i % 12], f" v{i}", ".") for i in range(36)], tuple(words), ORDINARY)
+    label = sentence(found, learn(found))
+    assert label is not None and label.startswith("words in capitals (such as `"), label
 
 
 def test_related_words_are_near_and_in_the_rule() -> None:

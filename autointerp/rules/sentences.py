@@ -14,14 +14,15 @@ import numpy as np
 
 from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.records import PromotedToken
+from autointerp.rules.named_words import Named, named_words
 from autointerp.rules.occurrences import Occurrences, active_of, is_blank, is_part, leading_of, with_words
 from autointerp.rules.patterns import Rule
+from autointerp.rules.places import place_of
 from autointerp.rules.reference import NO_REFERENCE, Reference
 from autointerp.rules.samples import Sample
 from autointerp.rules.token_facts import START, Facts
-from autointerp.rules.token_names import WORD_GROUPS, cased, group_of, is_word, listed, quoted, token_name
+from autointerp.rules.token_names import WHOLE_WORDS, WORD_GROUPS, cased, group_of, is_word, listed, quoted, token_name
 from autointerp.rules.topics import topic_words
-from autointerp.rules.word_units import Named, named_words
 
 MIN_ACTIVE = 3
 """With fewer active tokens there is nothing to describe."""
@@ -31,10 +32,16 @@ FORM_FROM = 0.7
 """Share of the active weight on tokens of one form from which on the label names the form, unless a word leads."""
 LEADS_FROM = 0.3
 """Share of the active weight on forms of one word from which on it leads."""
-FIRES_FROM = 0.6
-"""Where words are named on which the feature fires in this share of their places, the label says nothing of places."""
 SIGNS_NAMED_FROM = 0.5
 """The same where the active tokens are signs and white space for the most part."""
+CLAIMED_FROM = 0.45
+"""Share of the active weight that the named words must hold for the label to say that the feature fires on them. With
+less it names the form, and some of the words as examples."""
+LEAST_EXAMPLES = 3
+"""With fewer words to give as examples, the label names the commonest tokens of each form."""
+EXAMPLES_FROM = 0.3
+"""Where most active tokens are parts of words, the share of the active weight that the named words must hold for the
+label to give them as examples. With less the form of the tokens is all there is to say."""
 WORDS_FROM = 0.6
 """Share of the active weight on words from which on they are not signs for the most part."""
 LOOSE_BELOW = 0.25
@@ -50,7 +57,7 @@ def sentence(sample: Sample, rule: Rule, reference: Reference = NO_REFERENCE) ->
     quiet = [int(i) for i in np.flatnonzero(y <= 0)]
     silent = Occurrences(sample, quiet, sample.weights[quiet].tolist())
     words = named_words(active, rule, reference.near)
-    if _follows_something(active, rule) and (after := _after(active, silent)):
+    if _follows_something(active, rule, words) and (after := _after(active, silent)):
         parts = [after]
     else:
         parts = _tokens_and_place(active, silent, words)
@@ -66,10 +73,13 @@ def sentence(sample: Sample, rule: Rule, reference: Reference = NO_REFERENCE) ->
     return fitted(parts)
 
 
-def _follows_something(active: Occurrences, rule: Rule) -> bool:
+def _follows_something(active: Occurrences, rule: Rule, words: Named | None) -> bool:
     """Whether the token before says more than the active tokens do: because the rule's first table is about it, or
-    because the active tokens vary and what stands before them does not."""
+    because the active tokens vary and what stands before them does not. Not where one word leads and is named with what
+    stands before it."""
     of = rule.tables[0].of
+    if words is not None and words.says_before and words.largest >= CLAIMED_FROM:
+        return False
     if of in (("before",), ("kind", "before")):
         return True
     if {"token", "folded", "word"} & set(of) or active.tokens()[0].share > 0.35:
@@ -95,31 +105,41 @@ def _tokens_and_place(active: Occurrences, silent: Occurrences, words: Named | N
     least = NAMED_FROM if is_about_words else SIGNS_NAMED_FROM
     if words is not None and (words.share < least or _is_about_form(active, words)):
         words = None
-    subject, members = _subject(active) if words is None else (words.text, words.members)
+    if words is None or words.shown < CLAIMED_FROM:
+        return _examples_and_place(active, silent, words)
+    here = active.where(lambda i: words.members(active.fact(i)))
+    there = silent.where(lambda i: words.members(silent.fact(i)))
+    place = place_of(here, there, silent, says_before=words.says_before)
+    return [f"{words.text}{place}", *([words.others] if words.others else [])]
+
+
+def _examples_and_place(active: Occurrences, silent: Occurrences, words: Named | None) -> list[str]:
+    """The form of the active tokens with examples, best those that tell."""
+    groups = active.shares(lambda i: group_of(active.fact(i).token))
+    whole, any_words = (sum(g.share for g in groups if g.value in some) for some in (WHOLE_WORDS, WORD_GROUPS))
+    enough = words is not None and words.are_words and len(words.examples) >= LEAST_EXAMPLES
+    are_words = whole >= WORDS_FROM or (any_words >= WORDS_FROM and words is not None and words.shown >= EXAMPLES_FROM)
+    if words is not None and enough and are_words:
+        subject, members = f"words such as {listed(words.examples)}", words.tells
+        others = [words.related] if words.related else []
+    else:
+        subject, members = _subject(active, words)
+        others = []
     here = active.where(lambda i: members(active.fact(i)))
     there = silent.where(lambda i: members(silent.fact(i)))
-    if words is not None and _tell_enough(here, there):
-        place = ""
-    else:
-        place = _place(here, there, silent, says_before=words is not None and words.says_before)
-    return [f"{subject}{place}", *([words.others] if words is not None and words.others else [])]
+    place = place_of(here, there, silent)
+    return [f"{subject}{place}", *others]
 
 
 def _is_about_form(active: Occurrences, words: Named) -> bool:
     """Whether the active tokens are of one form (numbers, names in capitals) and no single word leads."""
     form = active.shares(lambda i: group_of(active.fact(i).token))[0]
-    return form.value not in WORD_GROUPS and form.share >= FORM_FROM and words.largest < LEADS_FROM
+    capitals = active.share_of(lambda i: active.fact(i).token.strip().isupper())
+    share = max(capitals, 0.0 if form.value in WORD_GROUPS else form.share)
+    return share >= FORM_FROM and words.largest < LEADS_FROM
 
 
-def _tell_enough(here: Occurrences, there: Occurrences) -> bool:
-    """Whether the feature fires at most of the places of ordinary text where the words stand, so that it matters
-    little what stands around them."""
-    weights = here.sample.weights
-    fires, silent = float(weights[here.at].sum()), sum(there.weights)
-    return fires >= FIRES_FROM * (fires + silent)
-
-
-def _subject(active: Occurrences) -> tuple[str, Callable[[Facts], bool]]:
+def _subject(active: Occurrences, words: Named | None) -> tuple[str, Callable[[Facts], bool]]:
     """What the active tokens are, and a test of whether a token with these facts is one of them."""
     names = active.tokens()
     leading = leading_of(names, 0.6, 5, 0.07)
@@ -140,24 +160,31 @@ def _subject(active: Occurrences) -> tuple[str, Callable[[Facts], bool]]:
         text = f"varied tokens, most often {listed([with_words(s, active, 1) for s in names[:4]])}"
         return text, lambda fact: cased(fact.token) in chosen
     nouns = {s.value for s in main}
-    return listed([_group(s.value, active) for s in main]), lambda fact: group_of(fact.token) in nouns
+    return listed(
+        [_group(s.value, active, words, alone=len(main) == 1) for s in main]
+    ), lambda fact: group_of(fact.token) in nouns
 
 
-def _group(noun: str, active: Occurrences) -> str:
-    """The name of a group with its commonest members: 'numbers (mostly `0` and `1`)'."""
+def _group(noun: str, active: Occurrences, words: Named | None, alone: bool) -> str:
+    """The name of a group with its commonest members: 'numbers (mostly `0` and `1`)'. Those that tell when the feature
+    fires come first."""
     within = active.where(lambda i: group_of(active.fact(i).token) == noun)
     if noun == "line breaks":
         return _line_breaks(within)
     names = within.tokens()
     if noun == "runs of spaces" or (len(names) == 1 and is_blank(names[0].value)):
         return noun
+    if words is not None:
+        telling = {cased(within.fact(i).token) for i in within.at if words.tells(within.fact(i))}
+        names.sort(key=lambda s: s.value not in telling)
     if within.share_of(lambda i: is_part(within, i)) >= 0.5:
         plural = f"beginnings of {noun}" if noun.endswith("words") else noun
         plural = "parts of words" if noun == "parts of lower-case names" else plural
         return f"{plural} such as {listed([with_words(s, within, 1) for s in names[:3]])}"
     if noun == "lower-case words":  # most words are
-        return f"words such as {listed([token_name(s.shown) for s in names[:5]])}"
-    mostly = leading_of(names, 0.6, 3, 0.1)
+        examples = f"such as {listed([token_name(s.shown) for s in names[:5]])}"
+        return f"words {examples}" if alone else f"words ({examples})"
+    mostly = leading_of(within.tokens(), 0.6, 3, 0.1)
     word = "mostly" if mostly else "such as"
     return f"{noun} ({word} {listed([token_name(s.shown) for s in mostly or names[:4]])})"
 
@@ -180,74 +207,7 @@ def _line_breaks(within: Occurrences) -> str:
     return f"{noun} followed by {deep[0]} or more spaces of indentation" if deep else noun
 
 
-# --- where ----------------------------------------------------------------------------------------------------------
-
-
-def _place(here: Occurrences, there: Occurrences, silent: Occurrences, says_before: bool) -> str:
-    """What tells the active occurrences from silent ones: ' after `(`, in comments'.
-
-    `there` holds the silent occurrences of the same tokens. Where they are too few, all silent tokens stand in.
-    `says_before`: what stands before is said already.
-    """
-    base = there if len(there.at) >= 8 else silent
-    options: list[tuple[float, str]] = []
-
-    def offer(text: str, test: Callable[[Facts], bool], least: float, lift: float) -> None:
-        share = here.share_of(lambda i: test(here.fact(i)))
-        usual = base.share_of(lambda i: test(base.fact(i)))
-        if share >= least and share - usual >= lift:
-            options.append((share - usual, text))
-
-    continued = here.share_of(lambda i: _continues_a_word(here, i)) >= 0.5
-    if not says_before and not continued:  # of continued words the words themselves are shown
-        for text, test, least in _befores(here):
-            offer(f"after {text}", test, least, 0.3)
-    offer("at the start of a line", lambda f: f.before_kind == "newline", 0.6, 0.35)
-    if "#" not in here.tokens()[0].value:
-        offer("in comments", lambda f: f.quoted == "#", 0.6, 0.35)
-    offer("in strings", lambda f: f.quoted in ("'", '"'), 0.75, 0.5)
-    for line in here.shares(lambda i: here.fact(i).line)[:2]:
-        if line.value not in ("", "?", "#") and here.tokens()[0].value.strip() != line.value.lower():
-            text = f"on lines that begin with {quoted(line.value)}"
-            offer(text, lambda f, value=line.value: f.line == value, 0.5, 0.35)  # type: ignore[misc]
-    brackets = here.shares(lambda i: here.fact(i).bracket)
-    if len(brackets[0].value) > 1:
-        text = f"inside {quoted(brackets[0].value)}"
-        offer(text, lambda f: f.bracket == brackets[0].value, 0.5, 0.35)
-    offer("inside brackets", lambda f: f.bracket != "", 0.75, 0.45)
-    chosen: list[str] = []
-    for _, text in sorted(options, key=lambda option: -option[0]):
-        if not any(_overlap(text, other) for other in chosen):
-            chosen.append(text)
-    return "".join(f" {text}" if n == 0 else f", {text}" for n, text in enumerate(chosen[:2]))
-
-
-def _continues_a_word(of: Occurrences, i: int) -> bool:
-    core = of.fact(i).token
-    return is_word(core) and not core[0].isspace() and is_word(of.fact(i).before)
-
-
-def _befores(here: Occurrences) -> list[tuple[str, Callable[[Facts], bool], float]]:
-    """Ways to say what stands before: (text, test, the smallest share at which it is worth saying)."""
-    names = [s for s in here.befores()[:5] if s.value != START and not is_blank(s.value)]
-    out: list[tuple[str, Callable[[Facts], bool], float]] = []
-    if names:
-        out.append((token_name(names[0].shown), lambda f: cased(f.before) == names[0].value, 0.45))
-    for n in (2, 3):
-        if len(names) >= n and names[n - 1].share >= 0.08:
-            some = {s.value for s in names[:n]}
-            text = listed([token_name(s.shown) for s in names[:n]], "or")
-            out.append((text, lambda f, some=some: cased(f.before) in some, 0.55))  # type: ignore[misc]
-    noun = here.shares(lambda i: group_of(here.fact(i).before))[0].value
-    if noun not in ("line breaks", "lower-case words", "parts of lower-case names", "punctuation", "runs of spaces"):
-        out.append((noun, lambda f: group_of(f.before) == noun, 0.75))
-    return out
-
-
-def _overlap(text: str, other: str) -> bool:
-    """Whether both texts are about what stands before, about the line, or about brackets: one of them is enough."""
-    about = [("after" in t, "line" in t, "inside" in t or "(`" in t) for t in (text, other)]
-    return any(a and b for a, b in zip(*about, strict=True))
+# --- what follows something ---------------------------------------------------------------------------------------
 
 
 def _after(active: Occurrences, silent: Occurrences) -> str | None:

@@ -76,6 +76,7 @@ _GROUPS: tuple[tuple[str, frozenset[str]], ...] = (
     ("operators", frozenset("=+-*/%<>!&|^~@")),
 )
 
+WHOLE_WORDS = frozenset({"lower-case words", "capitalised words", "words in capitals"})
 WORD_GROUPS = frozenset(
     {
         "lower-case words", "capitalised words", "parts of lower-case names", "capitalised parts of names",

@@ -1,41 +1,31 @@
-"""The words that a feature fires on, as its label names them.
-
-A word tells when the feature fires only if it does fire where the word stands: `of` may be active in a tenth of all
-contexts of a feature and still say nothing. So what is named is words with a high mean activation in ordinary text; a
-common word is named with the one before it (`as well`) where the pair has such a mean. Parts of words are shown as
-their words, and forms of one word together.
-"""
+"""The words by which the tokens are named on which a feature fires: a word, a part of words with some of its words, a
+word with what stands before it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from autointerp.rules.near import NearWords
 from autointerp.rules.occurrences import Occurrences, is_blank, is_part, with_words
-from autointerp.rules.patterns import Key, Rule
+from autointerp.rules.patterns import Key
 from autointerp.rules.token_facts import START, Facts, folded
-from autointerp.rules.token_names import is_word, listed, quoted
+from autointerp.rules.token_names import is_word, listed, quoted, token_name
 from autointerp.rules.word_forms import are_forms, families
 
 RATE = 2.0
 """Mean activation, 0..10, from which on a word tells when the feature fires."""
 LEAST_SHARE = 0.015
 PAIR_SHARE = 0.03
-WORDS_SHOWN = 6
-"""Words of a label, forms of one word counted once."""
-MAIN_SHARE = 0.12
-"""Forms of one word that hold this share of the named weight are a subject of the label."""
-LESSER_SHARE = 0.03
-LOOSE_COVER = 0.4
-"""Where the named words hold less than this share of the active weight, the label says that there are various."""
-FORMS_SHOWN = 4
 PART_FROM = 0.7
-"""A token that is part of a longer word in this share of its places is shown with some of those words."""
-RELATED_SHOWN = 3
-RELATED_WEIGHT = 0.35
-"""A word near to the named ones is a related word if the rule gives it this share of the largest weight."""
+"""A token that is part of a longer word in this share of its places, and of its documents, is shown with some of those
+words."""
+WHOLE_DOCUMENTS = 0.5
+"""If that is one and the same word, and this share of the documents hold it there, the token is named by the word."""
+BEFORE_SHARE = 0.1
+BEFORES_SHOWN = 3
+"""How many of the words before one and the same word are shown, and the least share of each."""
 
 
 @dataclass(frozen=True)
@@ -45,67 +35,20 @@ class Unit:
     name: str
     share: float
     shown: str
-    """The name in backticks, a part of words with some of its words."""
+    """The name in backticks, a part of words with some of its words, a word of pairs with what stands before it."""
+    is_pair: bool
+    documents: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Named:
-    """What the words of a feature are called."""
-
-    text: str
-    """The main ones."""
-    members: Callable[[Facts], bool]
-    """Whether a token with these facts is one of the main ones."""
-    others: str
-    """The lesser ones and related words; '' where there are none."""
-    share: float
-    """The share of the active weight that all of them hold."""
-    largest: float
-    """The largest share that forms of one word hold."""
-    words: list[str]
-    """Their names."""
-    says_before: bool
-    """Whether most are named with the word before them."""
+def is_plain(unit: Unit) -> bool:
+    """Whether it is a word, and neither part of one nor a pair."""
+    return unit.name.isalpha() and len(unit.name) > 1 and unit.shown == quoted(unit.name)
 
 
-def named_words(active: Occurrences, rule: Rule, near: NearWords) -> Named | None:
-    """None where no word tells when the feature fires."""
-    singles, pairs = _telling(active)
-    if not singles and not pairs:
-        return None
-    here = active.where(lambda i: _is_one(active.fact(i), singles, pairs))
-    whole = sum(active.weights) or 1.0
-    units = _units(here, singles)
-    covered = sum(here.weights) / whole
-    groups = _families(units)
-    main, lesser = _main(groups)
-    shown = {unit.name.lower() for family in main for unit in family}
-    name = _namer(here, singles)
-    keys = {key for i in here.at if name(i).lower() in shown for key in _keys(here.fact(i), singles)}
-    ends = {key[-1] for key in keys}
-    names = [unit.name for unit in units]
-    paired = here.share_of(lambda i: here.fact(i).folded not in singles)
-    return Named(
-        _text(main, covered),
-        lambda fact: fact.folded in ends and not keys.isdisjoint(_keys(fact, singles)),
-        _others(lesser, _related(rule, near, [*singles, *names])),
-        covered,
-        covered * max(map(_share, groups)),
-        names,
-        paired >= 0.5,
-    )
+# --- which words tell ------------------------------------------------------------------------------------------------
 
 
-def _keys(fact: Facts, singles: Collection[str]) -> tuple[Key]:
-    """What a token counts as: itself, or itself with the one before it."""
-    return ((fact.folded,) if fact.folded in singles else (folded(fact.before), fact.folded),)
-
-
-def _is_one(fact: Facts, singles: Collection[str], pairs: Collection[tuple[str, str]]) -> bool:
-    return fact.folded in singles or (folded(fact.before), fact.folded) in pairs
-
-
-def _telling(active: Occurrences) -> tuple[set[str], set[tuple[str, str]]]:
+def telling_words(active: Occurrences) -> tuple[set[str], set[tuple[str, str]]]:
     """The words, and the pairs of a word and the one before it, that tell when the feature fires."""
     facts, y, weights = active.sample.facts, active.sample.activations.tolist(), active.sample.weights.tolist()
     common = active.shares(lambda i: facts[i].folded)[:60]
@@ -132,52 +75,109 @@ def _telling(active: Occurrences) -> tuple[set[str], set[tuple[str, str]]]:
     return singles, pairs
 
 
-def _namer(here: Occurrences, singles: Collection[str]) -> Callable[[int], str]:
-    """How the token at a place is named: the word that it is part of, itself, or with the one before it."""
+def is_one(fact: Facts, singles: Collection[str], pairs: Collection[tuple[str, str]]) -> bool:
+    return fact.folded in singles or (folded(fact.before), fact.folded) in pairs
+
+
+def keys_of(fact: Facts, singles: Collection[str]) -> tuple[Key]:
+    """What a token counts as: itself, or itself with the one before it."""
+    return ((fact.folded,) if fact.folded in singles else (folded(fact.before), fact.folded),)
+
+
+# --- how they are named ----------------------------------------------------------------------------------------------
+
+
+def namer(here: Occurrences, singles: Collection[str]) -> Callable[[int], str]:
+    """How the token at a place is named: the word that it is part of, or itself."""
     wholes = _wholes(here)
 
     def name(i: int) -> str:
         fact = here.fact(i)
         if fact.folded in singles:
             return wholes.get(fact.folded, fact.token.strip())
-        if is_part(here, i) and is_word(fact.before) and not fact.token[0].isspace():
-            return _segment(here.sample.words[i], fact.token.strip())
-        gap = "" if fact.token[:1].strip() and fact.before[-1:].strip() else " "
-        return f"{fact.before.strip()}{gap}{fact.token.strip()}"
+        return pair_end(here, i, singles) or _segment_at(here, i)
 
     return name
 
 
-def _units(here: Occurrences, singles: Collection[str]) -> list[Unit]:
+def pair_end(here: Occurrences, i: int, singles: Collection[str]) -> str | None:
+    """The token where it tells only after the one before it; None where it tells by itself or goes on with a word, so
+    that the word names both."""
+    fact = here.fact(i)
+    goes_on = is_part(here, i) and is_word(fact.before) and not fact.token[0].isspace()
+    return None if fact.folded in singles or goes_on else fact.token.strip()
+
+
+def units_of(here: Occurrences, singles: Collection[str]) -> list[Unit]:
     """What the active tokens are named by, heaviest first."""
     wholes = {word.lower() for word in _wholes(here).values()}
+    name = namer(here, singles)
+    documents: dict[str, set[int]] = defaultdict(set)
+    for i in here.at:
+        documents[name(i).lower()].add(int(here.sample.documents[i]))
     found = []
-    for share in here.shares(_namer(here, singles), str.lower)[:30]:
-        is_piece = share.value in singles and share.value not in wholes and _is_mostly_part(here, share.value)
-        found.append(Unit(share.shown, share.share, with_words(share, here, 3) if is_piece else quoted(share.shown)))
+    for share in here.shares(name, str.lower)[:30]:
+        own = here.where(lambda i, value=share.value: name(i).lower() == value)  # type: ignore[misc]
+        paired = own.where(lambda i: pair_end(here, i, singles) is not None)
+        is_pair = sum(paired.weights) >= 0.5 * sum(own.weights)
+        if is_pair:
+            shown = _after_its_befores(share.shown, paired)
+        elif share.value in singles and share.value not in wholes and _is_mostly_part(here, share.value):
+            shown = with_words(share, here, 3)
+        else:
+            shown = quoted(share.shown)
+        found.append(Unit(share.shown, share.share, shown, is_pair, frozenset(documents[share.value])))
     return found
+
+
+def _after_its_befores(name: str, paired: Occurrences) -> str:
+    befores = paired.befores()
+    told = [s for s in befores[:BEFORES_SHOWN] if s.share >= BEFORE_SHARE] or befores[:1]
+    return f"{quoted(name)} after {listed([token_name(s.shown) for s in told], 'or')}"
 
 
 def _is_mostly_part(here: Occurrences, token: str) -> bool:
+    """Whether a token is part of a longer word in most places and in most documents. Where it is a word itself, its
+    forms do not count."""
     own = here.where(lambda i: here.fact(i).folded == token)
-    return own.share_of(lambda i: is_part(own, i)) >= PART_FROM
+    parts = own.where(lambda i: is_part(own, i))
+    if len(parts.at) < len(own.at):
+        parts = parts.where(lambda i: not are_forms(token, own.sample.words[i].lower()))
+    documents, of_parts = ({int(here.sample.documents[i]) for i in some.at} for some in (own, parts))
+    mass = sum(parts.weights) >= PART_FROM * sum(own.weights)
+    return mass and len(of_parts) >= PART_FROM * len(documents)
 
 
 def _wholes(here: Occurrences) -> dict[str, str]:
-    """For tokens that are parts of one and the same word in most places, that word."""
-    words = here.sample.words
+    """For tokens that are parts of one and the same word in most places and most documents, that word."""
     parts = here.where(lambda i: is_part(here, i))
-    by_token: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for i, weight in zip(parts.at, parts.weights, strict=True):
-        token = here.fact(i).token.strip()
-        by_token[here.fact(i).folded][_segment(words[i], token)] += weight
+    every, of_parts = _by_token(here, lambda i: ""), _by_token(parts, lambda i: _segment_at(here, i))
     found: dict[str, str] = {}
-    for token, of in by_token.items():
-        word, weight = max(of.items(), key=lambda item: (item[1], item[0]))
-        whole = sum(w for i, w in zip(here.at, here.weights, strict=True) if here.fact(i).folded == token)
-        if weight >= PART_FROM * whole:
+    for token, words in of_parts.items():
+        word, (weight, documents) = max(words.items(), key=lambda item: (item[1].weight, item[0]))
+        whole = every[token][""]
+        if weight >= PART_FROM * whole.weight and len(documents) >= WHOLE_DOCUMENTS * len(whole.documents):
             found[token] = word
     return found
+
+
+class _Held(NamedTuple):
+    weight: float
+    documents: frozenset[int]
+
+
+def _by_token(of: Occurrences, value: Callable[[int], str]) -> dict[str, dict[str, _Held]]:
+    """The weight and the documents of each token, apart for each value."""
+    found: dict[str, dict[str, _Held]] = defaultdict(lambda: defaultdict(lambda: _Held(0.0, frozenset())))
+    for i, weight in zip(of.at, of.weights, strict=True):
+        held = found[of.fact(i).folded]
+        before = held[value(i)]
+        held[value(i)] = _Held(before.weight + weight, before.documents | {int(of.sample.documents[i])})
+    return found
+
+
+def _segment_at(of: Occurrences, i: int) -> str:
+    return _segment(of.sample.words[i], of.fact(i).token.strip())
 
 
 def _segment(word: str, token: str) -> str:
@@ -186,62 +186,12 @@ def _segment(word: str, token: str) -> str:
     return next((segment for segment in word.split("_") if token in segment), word)
 
 
-def _families(units: Sequence[Unit]) -> list[list[Unit]]:
+def families_of(units: Sequence[Unit]) -> list[list[Unit]]:
     """The units in groups of forms of one word, the heaviest group first."""
     by_name = {unit.name: unit for unit in units}
     groups = [[by_name[name] for name in family] for family in families(list(by_name))]
-    return sorted(groups, key=_share, reverse=True)
+    return sorted(groups, key=share_of_all, reverse=True)
 
 
-def _share(family: Sequence[Unit]) -> float:
+def share_of_all(family: Sequence[Unit]) -> float:
     return sum(unit.share for unit in family)
-
-
-def _main(groups: list[list[Unit]]) -> tuple[list[list[Unit]], list[list[Unit]]]:
-    """The heaviest groups, which are the subject of the label, and the lesser ones that are shown."""
-    n = sum(_share(family) >= MAIN_SHARE for family in groups[:WORDS_SHOWN]) or min(3, len(groups))
-    lesser = [family for family in groups[n:WORDS_SHOWN] if _share(family) >= LESSER_SHARE]
-    return groups[:n], lesser
-
-
-def _text(main: Sequence[list[Unit]], covered: float) -> str:
-    are_words = all(is_plain(family[0]) for family in main)
-    names = [_family(family) for family in main]
-    if covered < LOOSE_COVER:
-        return f"various {'words' if are_words else 'tokens'}, such as {listed(names)}"
-    noun = "" if not are_words else "the word " if len(names) == 1 else "the words "
-    return f"{noun}{listed(names)}"
-
-
-def _others(lesser: Sequence[list[Unit]], related: Sequence[str]) -> str:
-    parts = [", ".join(_family(family) for family in lesser)] if lesser else []
-    if related:
-        parts.append(f"related words ({', '.join(quoted(word) for word in related)})")
-    return f"also {' and '.join(parts)}" if parts else ""
-
-
-def is_plain(unit: Unit) -> bool:
-    """Whether it is a word, and neither part of one nor a pair."""
-    return unit.name.isalpha() and len(unit.name) > 1 and unit.shown == quoted(unit.name)
-
-
-def _family(family: list[Unit]) -> str:
-    if len(family) == 1:
-        return family[0].shown
-    names = [quoted(unit.name) for unit in family[:FORMS_SHOWN]]
-    return f"{names[0]} ({', '.join(names[1:])})"
-
-
-def _related(rule: Rule, near: NearWords, named: list[str]) -> list[str]:
-    """Words to which the rule gives a high weight and that are near to a named one, but neither named nor a form of
-    one."""
-    tables = [table.weights for table in rule.tables if table.of == ("folded",)]
-    weights = {word: weight for table in tables for (word,), weight in table.items()}
-    least = RELATED_WEIGHT * max(weights.values(), default=0.0)
-    close = {other for word in named for other, _ in near.of(word.lower())}
-    found: list[str] = []
-    for word, weight in sorted(weights.items(), key=lambda item: -item[1]):
-        fits = weight >= least and word in close and word.isalpha() and len(word) > 2
-        if fits and not any(are_forms(word, held.lower()) for held in [*named, *found]):
-            found.append(word)
-    return found[:RELATED_SHOWN]
