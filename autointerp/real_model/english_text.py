@@ -17,9 +17,10 @@ from autointerp.real_model.wheels import TEXT, fetched, members, unpacked
 from autointerp.terminal import Progress, Terminal
 
 _SETS = "cleaned_data/"
-_LEFT_OUT = ("code_", "161_agnews_0")
-"""Three of the sets are program code, and by its package's own word one that should hold news holds code too."""
-VERSION = 2
+_LEFT_OUT = ("code_", "agnews_")
+"""Three of the sets are program code; three that should hold news are mislabelled, by their package's own word, and
+hold the same code."""
+VERSION = 3
 """Counts up when other texts, or another order, come of the same files."""
 
 
