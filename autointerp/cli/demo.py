@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from autointerp.cli.demo_config import toml_path, write_config
 from autointerp.config_file import load
-from autointerp.errors import InputError, shown
 from autointerp.report.label_table import print_labels
 from autointerp.resources import data_folder
 from autointerp.stages import pipeline
@@ -56,15 +56,11 @@ TOKENS = 1_000_000
 def run_demo(out: Path, tokens: int | None, terminal: Terminal) -> None:
     """Write OUT/autointerp.toml unless it exists, run every stage, and print the table of labels."""
     path = out / "autointerp.toml"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            count = tokens or TOKENS
-            model = str(data_folder() / "demo_model").replace("\\", "/")
-            path.write_text(_CONFIG.format(model=f'"{model}"', tokens=count, train_tokens=count), encoding="utf-8")
-            terminal.say(f"wrote {path}")
-    except OSError as error:
-        raise InputError(f"{shown(str(path))} cannot be written: {error.strerror}") from None
+    if not path.exists():
+        count = tokens or TOKENS
+        model = toml_path(str(data_folder() / "demo_model"))
+        write_config(path, _CONFIG.format(model=model, tokens=count, train_tokens=count))
+        terminal.say(f"wrote {path}")
     begun = time.monotonic()
     config = load(path)
     pipeline.run(config, None, Selection(), terminal)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autointerp.cli.demo_config import toml_path, write_config
 from autointerp.config import Config, TrainConfig
 from autointerp.config_file import load
-from autointerp.errors import InputError, shown
+from autointerp.errors import InputError
 from autointerp.real_model.cache_folder import default_cache
 from autointerp.real_model.run_forecast import Sizes, Speed, forecast, largest_that_fits, span
 from autointerp.report.label_table import print_labels
@@ -86,7 +87,7 @@ def run_real_demo(out: Path, cache: Path | None, more: Sequence[Path], sizes: Re
     kept = (default_cache() if cache is None else cache).absolute()
     model, text = model_folder(kept, terminal), english_text(kept, more, terminal)
     if not path.exists():
-        _write(path, _measured_config(model, text, sizes, terminal))
+        write_config(path, _measured_config(model, text, sizes, terminal))
         terminal.say(f"wrote {path}")
     label_in_two_rounds(load(path), begun, terminal)
     terminal.say(
@@ -161,12 +162,12 @@ def config_text(found: Prepared, sizes: Sizes) -> str:
 # A real language model, SmolLM2-135M-Instruct, and dictionaries of its residual stream.
 
 [model]
-name = {_toml(found.model)}
+name = {toml_path(found.model)}
 dtype = "{found.dtype}"
 # measured when this file was written: {found.reason}
 
 [corpus]
-source = {_toml(found.text)}
+source = {toml_path(found.text)}
 id_field = "id"
 context_length = {CONTEXT}
 max_tokens = {sizes.corpus_tokens}
@@ -187,22 +188,3 @@ scorers = ["simulation"]
 [store]
 path = "real.duckdb"
 """
-
-
-def _toml(text: str) -> str:
-    """A path as a string of TOML."""
-    text = text.replace("\\", "/")
-    if any(ord(sign) < 32 or sign == "\x7f" for sign in text):
-        raise InputError(f"the path {shown(text)} holds control characters; name another cache with --cache")
-    return '"' + text.replace('"', '\\"') + '"'
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.new")
-        new.write_text(text, encoding="utf-8")
-        new.replace(path)
-    except OSError as error:
-        raise InputError(f"{shown(str(path))} cannot be written: {error.strerror}") from None
