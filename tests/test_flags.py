@@ -77,6 +77,10 @@ def test_no_folder_of_the_demo_can_be_there(folder: Path, capsys: pytest.Capture
     check(capsys, "demo", ("--out",), value)
 
 
+def test_no_folder_of_the_real_demo_can_have_such_a_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(capsys, "demo", ("--real", "--tokens", "30000", "--out"), "x" * 5000)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("value", NONSENSE, ids=lambda value: ascii(value[:20]))
 def test_each_flag_refuses_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str], value: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from autointerp.cli.demo_config import toml_path, write_config
+from autointerp.cli.demo_config import is_written, toml_path, write_config
 from autointerp.config_file import load
 from autointerp.report.label_table import print_labels
 from autointerp.resources import data_folder
@@ -56,7 +56,7 @@ TOKENS = 1_000_000
 def run_demo(out: Path, tokens: int | None, terminal: Terminal) -> None:
     """Write OUT/autointerp.toml unless it exists, run every stage, and print the table of labels."""
     path = out / "autointerp.toml"
-    if not path.exists():
+    if not is_written(path):
         count = tokens or TOKENS
         model = toml_path(str(data_folder() / "demo_model"))
         write_config(path, _CONFIG.format(model=model, tokens=count, train_tokens=count))

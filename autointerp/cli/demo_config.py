@@ -15,6 +15,14 @@ def toml_path(path: str) -> str:
     return '"' + text.replace('"', '\\"') + '"'
 
 
+def is_written(path: Path) -> bool:
+    """Whether the file is there. Raises InputError for a path that no file can have."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InputError(f"{shown(str(path))} cannot be looked at: {error.strerror}") from None
+
+
 def write_config(path: Path, text: str) -> None:
     """Write the file whole or not at all, and its folder if there is none. Raises InputError if that fails."""
     try:

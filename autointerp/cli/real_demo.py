@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autointerp.cli.demo_config import toml_path, write_config
+from autointerp.cli.demo_config import is_written, toml_path, write_config
 from autointerp.config import Config, TrainConfig
 from autointerp.config_file import load
 from autointerp.errors import InputError
@@ -75,7 +75,7 @@ def run_real_demo(out: Path, cache: Path | None, more: Sequence[Path], sizes: Re
     InputError where the file is there and sizes are given too."""
     pipeline.require_torch()
     path = out / _CONFIG
-    if path.exists() and sizes != RealSizes():
+    if is_written(path) and sizes != RealSizes():
         raise InputError(
             f"{path} exists, and what it says holds: leave out --tokens, --features and --proper to go on with it, or "
             "name another folder with --out"
@@ -86,7 +86,7 @@ def run_real_demo(out: Path, cache: Path | None, more: Sequence[Path], sizes: Re
     begun = time.monotonic()
     kept = (default_cache() if cache is None else cache).absolute()
     model, text = model_folder(kept, terminal), english_text(kept, more, terminal)
-    if not path.exists():
+    if not is_written(path):
         write_config(path, _measured_config(model, text, sizes, terminal))
         terminal.say(f"wrote {path}")
     label_in_two_rounds(load(path), begun, terminal)
