@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=6 * MILLION, help="different vectors of a layer that are kept")
     parser.add_argument("--features", type=int, default=8192)
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--corpus-tokens", type=int, default=4 * MILLION, help="tokens that the harvest reads")
+    parser.add_argument("--corpus-tokens", type=int, default=2 * MILLION, help="tokens that the harvest reads")
     parser.add_argument("--label", type=int, default=300, help="random features of each dictionary that rules label")
     args = parser.parse_args()
     cache = (default_cache() if args.cache is None else args.cache).absolute()
