@@ -220,6 +220,9 @@ class TrainConfig:
     encoder bias is raised until it fires again."""
     checkpoint_every: Count = 1000
     """Steps between two checkpoints."""
+    longest: Annotated[float, Range(0, 10**6)] = 10.0
+    """Vectors longer than this many times the median length of their batch are left out: a few tokens of many models
+    (attention sinks) would take most of the loss. 0 leaves none out."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the encoder's matrix product in training; all else is float32. float32, bfloat16, or auto: bfloat16
     on a GPU, else float32."""
@@ -229,6 +232,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         _check(self.tokens >= self.batch_size, f"train.tokens ({self.tokens}) is less than one batch")
+        _check(
+            self.longest == 0 or self.longest >= 1,
+            f"train.longest = {self.longest} would leave out more than half of all vectors; give 1 or more, or 0",
+        )
         _check(self.cache != "", "train.cache is an empty name; name a folder, or leave it out")
         _check(
             self.cache_vectors is None or self.cache is not None,

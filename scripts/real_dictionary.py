@@ -1,11 +1,11 @@
 """Trains dictionaries of a real model on ever more tokens and measures what that brings: a table in markdown on stdout.
 
-    python scripts/real_dictionary.py [--out FOLDER] [--layers 14] [--tokens 1,5,25] [--text PROSE.jsonl]
+    python scripts/real_dictionary.py [--out FOLDER] [--layers 14] [--tokens 1,5,15] [--text PROSE.jsonl]
 
 The model is SmolLM2-135M-Instruct and the text English, both from packages (see `autointerp demo --real`); the figures
 in docs/measured.md are with some more prose, given by --text. The model reads the text once and keeps its activations
 in FOLDER/activations (7 GB for 6M vectors of one layer). All dictionaries of a layer learn from these, so training on
-25M vectors goes over 6M of them four times. Then one harvest takes the evidence of all dictionaries, `evaluate`
+15M vectors goes over 6M of them two and a half times. Then one harvest takes the evidence of all dictionaries, `evaluate`
 measures them on text that they were not trained on, and rules label and score as many random features of each. Seeds
 are fixed. Every step resumes, so the same command goes on where it was stopped; a configuration that stands in FOLDER
 is not written again. It takes some two hours on two idle cores.
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=None, help="where model and text are kept")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="English texts besides those of the package")
     parser.add_argument("--layers", default="14")
-    parser.add_argument("--tokens", default="1,5,25", help="training vectors of each dictionary, in millions")
+    parser.add_argument("--tokens", default="1,5,15", help="training vectors of each dictionary, in millions")
     parser.add_argument("--vectors", type=int, default=6 * MILLION, help="different vectors of a layer that are kept")
     parser.add_argument("--features", type=int, default=8192)
     parser.add_argument("--k", type=int, default=32)

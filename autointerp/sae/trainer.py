@@ -173,6 +173,8 @@ class Trainer:
             del fields["cache"], fields["cache_vectors"]
         else:
             fields["cache"] = "used"  # wherever it lies now
+        if not self.config.longest:  # checkpoints from before long vectors were left out know nothing of it
+            del fields["longest"]
         ours: dict[str, Any] = json.loads(json.dumps({**run.spec.fingerprint(), "d_in": run.d_in, **fields}))
         return ours
 

@@ -10,6 +10,7 @@ Every family is trained in this way:
   removed; after it the rows are normalised again (unless the penalty is weighted by their norms, which are then free).
 - dead.py revives dead features.
 - A control leaves a part of the weights as it was drawn (frozen.py).
+- Vectors far longer than the others are left out (long_vectors.py).
 - Families with a penalty start sparse (`_sparse_start`).
 - Unless a penalty's weight is fixed, the number of active features steers it, on the logarithm of both.
 """
@@ -31,6 +32,7 @@ from autointerp.sae.adam import Adam
 from autointerp.sae.codes import SparseCodes, row_blocks
 from autointerp.sae.entries import Pairs
 from autointerp.sae.families import Family, Step, family_named
+from autointerp.sae.long_vectors import ordinary
 from autointerp.sae.sae import Sae
 
 ENCODER_SCALE = 0.6
@@ -124,7 +126,7 @@ class SaeRun:
         vectors = vectors[vectors.isfinite().all(1)]
         if len(vectors) == 0:
             raise InputError("every activation vector of the first block holds NaN or infinite values")
-        x, y = self._sides(vectors)
+        x, y = self._ordinary(vectors)
         mean_in, mean_out = x.mean(0), y.mean(0)
         self.scale_in, self.scale_out = _scale(x - mean_in), _scale(y - mean_out)
         variance = float((y - mean_out).square().sum(1).mean()) * self.scale_out**2
@@ -164,6 +166,14 @@ class SaeRun:
         x = vectors[:, self.inputs]
         return x, x if self.spec.outputs is None else vectors[:, self.outputs]
 
+    def _ordinary(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides of the vectors that are not far longer than the others on either."""
+        x, y = self._sides(vectors)
+        kept = ordinary(x, self.config.longest)
+        if self.spec.outputs is not None:
+            kept &= ordinary(y, self.config.longest)
+        return (x, y) if bool(kept.all()) else (x[kept], y[kept])
+
     def _set_weights(self, weights: dict[str, Tensor]) -> None:
         on_device = {name: tensor.to(self.device).contiguous() for name, tensor in weights.items()}
         self.weights = {n: t.requires_grad_(n not in self.untrained) for n, t in on_device.items()}
@@ -184,7 +194,7 @@ class SaeRun:
     def step(self, vectors: Tensor) -> Metrics:
         """Train on this process's part [n, width] of a batch. A batch whose loss is not a number changes only
         `bad_steps`."""
-        x, y = self._sides(vectors.to(self.device, torch.float32))
+        x, y = self._ordinary(vectors.to(self.device, torch.float32))
         x = x * self.scale_in
         y = x if self.spec.outputs is None else y * self.scale_out
         plain = {name: tensor.detach() for name, tensor in self.weights.items()}

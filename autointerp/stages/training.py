@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from autointerp.config import Config, SaeConfig
+from autointerp.config import Config, SaeConfig, TrainConfig
 from autointerp.corpus.windows import bos_prefix
 from autointerp.errors import DamagedError, MismatchError, OutOfMemoryError
 from autointerp.model.load import LoadedModel
@@ -63,6 +63,8 @@ def _recipe(config: Config) -> dict[str, Any]:
     del recipe["checkpoint_every"], recipe["cache"]
     if recipe["cache_vectors"] is None:  # an SAE that was trained before there was a bound is the same
         del recipe["cache_vectors"]
+    if recipe["longest"] == TrainConfig().longest:  # the same holds for one that was trained on long vectors too
+        del recipe["longest"]
     return recipe
 
 
