@@ -221,8 +221,8 @@ class TrainConfig:
     checkpoint_every: Count = 1000
     """Steps between two checkpoints."""
     longest: Annotated[float, Range(0, 10**6)] = 10.0
-    """Vectors longer than this many times the median length of their batch are left out: a few tokens of many models
-    (attention sinks) would take most of the loss. 0 leaves none out."""
+    """Vectors longer than this many times the median length are left out: a few tokens of many models (attention sinks)
+    would take most of the loss. The dictionary keeps the limit, and no feature is active on them. 0 leaves none out."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the encoder's matrix product in training; all else is float32. float32, bfloat16, or auto: bfloat16
     on a GPU, else float32."""

@@ -1,7 +1,7 @@
 """Measures what the language model loses when a dictionary's reconstruction replaces its activations at a hookpoint.
 
 The next-token loss, in nats, is taken in five runs over the same tokens. The activations of tokens that count are
-replaced; those of a BOS and of excluded tokens stay as they are.
+replaced; those of a BOS, of excluded tokens and of vectors longer than the dictionary was trained on stay as they are.
 
     ce_clean             nothing is replaced
     ce_sae               replaced by x_hat
@@ -37,6 +37,7 @@ from autointerp.model.load import LoadedModel
 from autointerp.model.padding import require_next_token
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window
+from autointerp.sae.long_vectors import is_ordinary
 from autointerp.sae.sae import Sae
 
 Condition = Literal["clean", "sae", "zero_ablation", "mean_ablation", "with_error_term"]
@@ -214,6 +215,8 @@ class _Splice:
     def _replaced(self, y: Tensor, read: list[Tensor], counted: Tensor, condition: Condition) -> Tensor:
         mask = counted.to(y.device).flatten()
         flat = _per_token(y, len(mask), self.target)
+        if self.sae.longest is not None:  # what the dictionary says nothing of stays as it is
+            mask = mask & is_ordinary(self._inputs(flat, read), self.sae.longest).to(mask.device)
         if condition == "zero_ablation":
             new = torch.zeros_like(flat[mask])
         elif condition == "mean_ablation":
@@ -225,18 +228,21 @@ class _Splice:
         return out.view(y.shape)
 
     def _reconstructed(self, flat: Tensor, mask: Tensor, read: list[Tensor], condition: Condition) -> Tensor:
-        y = flat[mask]
-        if self.source == self.target:
-            x = y
-        elif read:
-            x = _per_token(read[-1], len(mask), self.source)[mask.to(read[-1].device)]
-        else:
-            raise InputError(f"hookpoint {self.source} is not computed before {self.target}, which it should predict")
+        y, inputs = flat[mask], self._inputs(flat, read)
+        x = inputs[mask.to(inputs.device)]
         y_hat = self.sae.reconstruct(x.to(self.sae.W_enc.device))[0].to(y.device)
         if condition == "sae":
             return y_hat
         wide = y.to(y_hat.dtype)
         return y_hat + (wide - y_hat)
+
+    def _inputs(self, flat: Tensor, read: list[Tensor]) -> Tensor:
+        """What the dictionary reads, [n_tokens, d_in], where `flat` is what it reconstructs."""
+        if self.source == self.target:
+            return flat
+        if not read:
+            raise InputError(f"hookpoint {self.source} is not computed before {self.target}, which it should predict")
+        return _per_token(read[-1], len(flat), self.source)
 
 
 def _per_token(activation: Tensor, n_tokens: int, hookpoint: Hookpoint) -> Tensor:

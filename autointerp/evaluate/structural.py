@@ -27,6 +27,7 @@ from autointerp.model.hooks import Hookpoint, activations_at_all
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window, WorkUnit
+from autointerp.sae.long_vectors import is_ordinary
 from autointerp.sae.sae import Sae
 
 EARLY_TOKENS = 10_000
@@ -273,6 +274,8 @@ class _Reading:
             for part, activations in self._halving.run(batch.to(self.loaded.device), forward):
                 self._check_widths(activations)
                 counted = eligible(part, self.excluded)
+                if self.sae.longest is not None:
+                    counted &= is_ordinary(activations[0], self.sae.longest).to(counted.device)
                 position = torch.arange(part.ids.shape[1], device=part.ids.device)
                 others = (position < part.lengths[:, None]) & ~counted
                 splits = np.array([window.split for window in part.windows])

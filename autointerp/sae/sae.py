@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from autointerp.errors import InputError
 from autointerp.sae import codes
 from autointerp.sae.codes import SparseCodes
+from autointerp.sae.long_vectors import is_ordinary, saved_limit
 
 Normalize = Literal["none", "layer_norm", "constant_norm"]
 _LAYER_NORM_EPS = 1e-5
@@ -76,13 +77,20 @@ class Sae(nn.Module):
             raise InputError(f"k = {k} features cannot be active in an SAE of {d_sae}")
         self.architecture, self.k, self.normalize = architecture, k, normalize
         self.metadata: dict[str, Any] = {}
-        """What the file of a loaded SAE says about model and hook point."""
+        """What the file of a loaded SAE says about model and hook point, and how long a vector it was trained on
+        (long_vectors.LIMIT)."""
         for name, value in (("W_enc", W_enc), ("b_enc", b_enc), ("W_dec", W_dec), ("b_dec", b_dec)):
             self.register_buffer(name, value.detach().contiguous())
         self.register_buffer("b_pre", self.b_dec if b_pre is None else b_pre.detach())
         self.register_buffer("threshold", None if threshold is None else threshold.detach().clamp_min(0))
         self.register_buffer("row_norms", row_norms)
         self.register_buffer("W_skip", None if W_skip is None else W_skip.detach())
+
+    @property
+    def longest(self) -> float | None:
+        """No feature is active on a vector that is longer; None: there is no limit. Raises DamagedError where the file
+        names something else than a length."""
+        return saved_limit(self.metadata)
 
     @property
     def d_in(self) -> int:
@@ -116,6 +124,8 @@ class Sae(nn.Module):
         """The activations [..., d_sae], zero where a feature is silent. Differentiable in x. For many vectors use
         `encode_sparse`, which does not keep the dense matrix."""
         pre = self.pre_activations(self.normalized(x)[0])
+        if self.longest is not None:
+            pre = pre * is_ordinary(x, self.longest).unsqueeze(-1)
         if self.threshold is not None:
             return pre * (pre > self.threshold)
         assert self.k is not None
@@ -135,6 +145,11 @@ class Sae(nn.Module):
             return SparseCodes(none, none, torch.zeros(0, device=x.device), 0)
         blocks = codes.row_blocks(x, self.d_sae)
         active = codes.join([self._chosen(self.pre_activations(self.normalized(block)[0])) for block in blocks])
+        if self.longest is not None:
+            kept = is_ordinary(x, self.longest)[active.rows]
+            if not bool(kept.all()):
+                rows, features, values = active.rows[kept], active.features[kept], active.values[kept]
+                active = dataclasses.replace(active, rows=rows, features=features, values=values)
         if self.row_norms is None:
             return active
         values = active.values * self.row_norms[active.features]

@@ -32,7 +32,7 @@ from autointerp.sae.adam import Adam
 from autointerp.sae.codes import SparseCodes, row_blocks
 from autointerp.sae.entries import Pairs
 from autointerp.sae.families import Family, Step, family_named
-from autointerp.sae.long_vectors import ordinary
+from autointerp.sae.long_vectors import LIMIT, is_ordinary, limit_of
 from autointerp.sae.sae import Sae
 
 ENCODER_SCALE = 0.6
@@ -115,6 +115,8 @@ class SaeRun:
         self.since_fired = torch.zeros(spec.d_sae, dtype=torch.int64, device=device)
         """[d_sae]: number of vectors since each feature was last active."""
         self.scale_in, self.scale_out, self.variance = 1.0, 1.0, 1.0
+        self.longest: float | None = None
+        """Inputs that are longer are not trained on."""
         self.strength = self._base = self.family.first_strength if spec.penalty is None else spec.penalty
         self.bad_steps = 0
 
@@ -126,6 +128,7 @@ class SaeRun:
         vectors = vectors[vectors.isfinite().all(1)]
         if len(vectors) == 0:
             raise InputError("every activation vector of the first block holds NaN or infinite values")
+        self.longest = limit_of(self._sides(vectors)[0], self.config.longest)
         x, y = self._ordinary(vectors)
         mean_in, mean_out = x.mean(0), y.mean(0)
         self.scale_in, self.scale_out = _scale(x - mean_in), _scale(y - mean_out)
@@ -167,11 +170,11 @@ class SaeRun:
         return x, x if self.spec.outputs is None else vectors[:, self.outputs]
 
     def _ordinary(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Both sides of the vectors that are not far longer than the others on either."""
+        """Both sides of the vectors whose input is not far longer than that of others."""
         x, y = self._sides(vectors)
-        kept = ordinary(x, self.config.longest)
-        if self.spec.outputs is not None:
-            kept &= ordinary(y, self.config.longest)
+        if self.longest is None:
+            return x, y
+        kept = is_ordinary(x, self.longest)
         return (x, y) if bool(kept.all()) else (x[kept], y[kept])
 
     def _set_weights(self, weights: dict[str, Tensor]) -> None:
@@ -313,10 +316,13 @@ class SaeRun:
                 b_dec = b_dec - b_pre @ W_skip
         if threshold is not None:
             choice["threshold"] = threshold / t
-        return Sae(
+        found = Sae(
             (encoder.T * (s / t)).clone(), b_enc / t, decoder.clone(), b_dec,
             architecture=self.spec.architecture, b_pre=b_pre, W_skip=W_skip, **choice,
         ).to("cpu")  # fmt: skip
+        if self.longest is not None:
+            found.metadata[LIMIT] = self.longest
+        return found
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -332,7 +338,7 @@ class SaeRun:
         """The numbers that, with `tensors`, determine the rest of the run. They are JSON-able."""
         return {
             "step": self.index, "scale_in": self.scale_in, "scale_out": self.scale_out, "variance": self.variance,
-            "strength": self.strength, "base": self._base,
+            "strength": self.strength, "base": self._base, "longest": self.longest,
         }  # fmt: skip
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -352,6 +358,7 @@ class SaeRun:
         self.index = int(numbers["step"])
         self.scale_in, self.scale_out = numbers["scale_in"], numbers["scale_out"]
         self.variance, self.strength, self._base = numbers["variance"], numbers["strength"], numbers["base"]
+        self.longest = numbers.get("longest")
 
 
 def default_lr(d_sae: int) -> float:

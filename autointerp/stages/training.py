@@ -258,7 +258,7 @@ def _keep_trained(session: Session, store: Store, sae: SaeConfig, weights: Sae, 
     folder = session.sae_folder(sae)
     # SAELens has no class for a transcoder that chooses by k
     save = save_sparsify if sae.output_hookpoint is not None and weights.k is not None else save_saelens
-    save(weights, folder, _metadata(session, sae, session.model()))
+    save(weights, folder, {**weights.metadata, **_metadata(session, sae, session.model())})
     sha256, saved = sae_sha256(folder, sae.format), load_sae(folder)
     dictionary_id = dictionary_id_of(session, store, sae, saved, sha256)
     metrics = _all_metrics(folder / "training" / "metrics.jsonl")
