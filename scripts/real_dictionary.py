@@ -5,7 +5,7 @@
 The model is SmolLM2-135M-Instruct and the text English, both from packages (see `autointerp demo --real`); the figures
 in docs/measured.md are with some more prose, given by --text. The model reads the text once and keeps its activations
 in FOLDER/activations (7 GB for 6M vectors of one layer). All dictionaries of a layer learn from these, so training on
-15M vectors goes over 6M of them two and a half times. Then one harvest takes the evidence of all dictionaries, `evaluate`
+15M vectors goes over 6M of them two and a half times. Then one harvest takes the evidence of all, `evaluate`
 measures them on text that they were not trained on, and rules label and score as many random features of each. Seeds
 are fixed. Every step resumes, so the same command goes on where it was stopped; a configuration that stands in FOLDER
 is not written again. It takes some two hours on two idle cores.
