@@ -30,7 +30,7 @@ OF_EACH = 0.5
 """A place holds for one of several named tokens if this share of the weight of its own occurrences is there."""
 OF_EACH_BEFORE = 0.08
 """The least share of each of several tokens that are named as standing before, for every token of which it is said."""
-SECOND_LINE = 0.15
+SECOND_LINE = 0.12
 SECOND_DOCUMENTS = 3
 """The least share of a second beginning of lines that is named, and in how many documents it must be."""
 
@@ -165,6 +165,8 @@ def _stands_before(value: str, of: Occurrences) -> bool:
 
 
 def _overlap(text: str, other: str) -> bool:
-    """Whether both texts are about what stands before, about the line, or about brackets: one of them is enough."""
+    """Whether one of two places is enough: both are about what stands before, about the line, or about brackets, or
+    both name the same words (`:` after `try` stands on lines that begin with `try`)."""
     about = [("after" in t, "line" in t, "inside" in t or "(`" in t) for t in (text, other)]
-    return any(a and b for a, b in zip(*about, strict=True))
+    names = [t.partition("`")[2] for t in (text, other)]
+    return any(a and b for a, b in zip(*about, strict=True)) or (names[0] == names[1] != "")

@@ -49,9 +49,15 @@ def with_places(subjects: Sequence[Subject], active: Occurrences, silent: Occurr
         return _joined(subjects, none)
     place = place_of(tokens, there, silent, each=here, examples=examples, says_before=says_before)
     if place or len(subjects) == 1:
-        return _joined(subjects, none, place)
+        return _joined(subjects, none, "" if _names_again(subjects[-1].text, place) else place)
     own = [_own_place(subject, active, silent) for subject in subjects]
     return _joined(subjects, own if len(_parts(subjects, own)) <= MOST_PARTS else none)
+
+
+def _names_again(text: str, place: str) -> bool:
+    """Whether a place only names once more what the text ends with: '`:` after `try`' stands on lines that begin with
+    `try`."""
+    return "`" in place and text.endswith(f" `{place.partition('`')[2]}")
 
 
 def _own_place(subject: Subject, active: Occurrences, silent: Occurrences) -> str:
