@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 
 from autointerp.rules.near import NearWords
@@ -146,9 +146,8 @@ def _is_wide(family: Sequence[Unit]) -> bool:
     return len(frozenset[int]().union(*(unit.documents for unit in family))) >= LEAST_DOCUMENTS
 
 
-def _is_extra(family: Sequence[Unit]) -> bool:
-    """Whether it may be named beside the main ones: in several documents, and a word or shown as a part of words."""
-    return _is_wide(family) and not family[0].is_bare_part
+def _as_extra(family: Sequence[Unit]) -> list[Unit]:
+    return [replace(unit, shown=unit.as_extra) for unit in family]
 
 
 def _main(groups: list[list[Unit]], near: NearWords) -> tuple[list[list[Unit]], list[list[Unit]]]:
@@ -166,7 +165,7 @@ def _main(groups: list[list[Unit]], near: NearWords) -> tuple[list[list[Unit]], 
         ]
         if grown == kept:
             lesser = list(compress(groups, kept))[n:]
-            return groups[:n], [family for family in lesser if _is_extra(family)][: max(0, WORDS_SHOWN - n)]
+            return groups[:n], [_as_extra(f) for f in lesser if _is_wide(f)][: max(0, WORDS_SHOWN - n)]
         kept = grown
 
 

@@ -21,9 +21,8 @@ PAIR_SHARE = 0.03
 PART_FROM = 0.7
 """A token that is part of a longer word in this share of its places, and of its documents, is shown with some of those
 words."""
-BARE_FROM = 0.5
-"""One that is part of a longer word in this share, but not in PART_FROM, is neither a word nor a part: it leads a label
-at most, and is no extra."""
+EXTRA_FROM = 0.5
+"""The same where it is named beside the main ones: alone, a part that is seen as often in words would mislead."""
 WHOLE_DOCUMENTS = 0.5
 """If that is one and the same word, and this share of the documents hold it there, the token is named by the word."""
 BEFORE_SHARE = 0.1
@@ -40,8 +39,8 @@ class Unit:
     shown: str
     """The name in backticks, a part of words with some of its words, a word of pairs with what stands before it."""
     is_pair: bool
-    is_bare_part: bool
-    """Whether it is part of words about as often as a word, and is shown without them."""
+    as_extra: str
+    """How it is shown beside the main ones: with some of its words where it is part of words more often than not."""
     documents: frozenset[int]
 
 
@@ -132,8 +131,8 @@ def units_of(here: Occurrences, singles: Collection[str]) -> list[Unit]:
             shown = with_words(share, here, 3)
         else:
             shown = quoted(share.shown)
-        is_bare = not is_pair and BARE_FROM <= in_words < PART_FROM
-        found.append(Unit(share.shown, share.share, shown, is_pair, is_bare, frozenset(documents[share.value])))
+        as_extra = with_words(share, here, 2) if not is_pair and EXTRA_FROM <= in_words < PART_FROM else shown
+        found.append(Unit(share.shown, share.share, shown, is_pair, as_extra, frozenset(documents[share.value])))
     return found
 
 
