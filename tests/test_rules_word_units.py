@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.rule_samples import ORDINARY, sample
 
 from autointerp.rules.learning import learn
 from autointerp.rules.named_words import named_words
 from autointerp.rules.near import NearWords
 from autointerp.rules.occurrences import active_of
 from autointerp.rules.reference import Reference
-from autointerp.rules.samples import Sample
 from autointerp.rules.sentences import sentence
-from autointerp.rules.token_facts import facts_of
 from autointerp.rules.topics import topic_words
 from autointerp.rules.word_forms import are_forms, families
 
@@ -41,23 +39,6 @@ def test_each_word_is_in_one_family(words: list[str]) -> None:
     assert sorted(word for family in families(words) for word in family) == sorted(words)
 
 
-def sample(texts: list[tuple[str, ...]], active: tuple[str, ...], ordinary: list[list[str]]) -> Sample:
-    silent = [fact for tokens in ordinary for fact in facts_of(tokens)]
-    y = [8.0 if token in active else 0.0 for tokens in texts for token in tokens]
-    document = [i for i, tokens in enumerate(texts) for _ in tokens]
-    n = len(silent)
-    return Sample(
-        [list(tokens) for tokens in texts],
-        np.array(y + [0.0] * n),
-        np.array(document + [len(texts)] * n),
-        np.array([1.0] * len(y) + [5.0] * n),
-        silent,
-    )
-
-
-ORDINARY = [[" a", " of", " the", " tree", "."]] * 40
-
-
 def test_a_label_names_the_words_with_their_forms() -> None:
     words = [" rise", " rises", " rising", " oath"]
     texts = [(f" w{i}", words[i % 4], f" v{i}", ".") for i in range(24)]
@@ -71,7 +52,7 @@ def test_a_common_word_is_named_with_the_one_before_it() -> None:
     texts = [(f" w{i}", " end", " of", f" v{i}", ".") for i in range(24)]
     found = sample(texts, (" of",), ORDINARY)
     named = named_words(active_of(found), learn(found), NearWords({}))
-    assert named is not None and named.text == "`of` after `end`" and named.says_before
+    assert named is not None and [s.text for s in named.main] == ["`of` after `end`"] and named.says_before
 
 
 def test_words_before_one_and_the_same_word_are_named_together() -> None:
@@ -86,7 +67,7 @@ def test_a_rare_word_is_left_out_unless_it_is_near() -> None:
     found = sample([(f" w{i}", word, f" v{i}", ".") for i, word in enumerate(words)], tuple(words), ORDINARY)
     near = NearWords({"rise": [("soar", 0.9)], "soar": [("rise", 0.9)], "oath": []})
     named = named_words(active_of(found), learn(found), near)
-    assert named is not None and (named.text, named.others) == ("the word `rise`", "also `soar`")
+    assert named is not None and ([s.text for s in named.main], named.others) == (["`rise`"], "also `soar`")
 
 
 def test_a_word_of_one_document_is_left_out() -> None:
@@ -102,11 +83,15 @@ def test_a_word_whose_parts_come_from_one_document_is_no_part() -> None:
     assert sentence(found, learn(found)) == "the word `win`"
 
 
-def test_a_word_is_named_with_its_place() -> None:
-    """` import` fires wherever it stands, and stands at the start of a line."""
-    texts = [(f" w{i}", "\n", "import", f" v{i}", ".") for i in range(24)]
-    found = sample(texts, ("import",), ORDINARY)
-    assert sentence(found, learn(found)) == "the word `import` at the start of a line"
+def test_an_extra_is_a_word_or_shown_as_a_part() -> None:
+    """` th` is part of longer words in six of ten texts."""
+    words = [(" rise",)] * 90 + [(" th",)] * 4 + [(" th", f"{chr(97 + i)}rone") for i in range(6)]
+    found = sample([(f" w{i}", *word, f" v{i}", ".") for i, word in enumerate(words)], (" rise", " th"), ORDINARY)
+    text = sentence(found, learn(found))
+    assert text is not None and text.startswith("the word `rise`; also `th` (beginning of `th"), text
+    whole = [(" rise",)] * 90 + [(" oath",)] * 10
+    found = sample([(f" w{i}", *word, f" v{i}", ".") for i, word in enumerate(whole)], (" rise", " oath"), ORDINARY)
+    assert sentence(found, learn(found)) == "the word `rise`; also `oath`"
 
 
 def test_words_that_hold_little_are_examples() -> None:

@@ -22,7 +22,7 @@ RULE_EXPLAINERS = (PATTERNS, TOKEN_LOOKUP)
 """Explainers whose labels carry a rule (see patterns.Rule), so that they can be scored without an LLM."""
 _LEARNING = 2
 """Raised when learning.py makes another rule of the same evidence, so that labels are made again."""
-_WORDING = 4
+_WORDING = 5
 """The same for sentences.py, when it says the same rule in other words."""
 
 

@@ -9,15 +9,17 @@ are left out, unless their meaning is near to that of the main ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
 
 from autointerp.rules.near import NearWords
 from autointerp.rules.occurrences import Occurrences
-from autointerp.rules.patterns import Rule
+from autointerp.rules.patterns import Key, Rule
+from autointerp.rules.subjects import Subject
 from autointerp.rules.token_facts import Facts
-from autointerp.rules.token_names import listed, quoted
+from autointerp.rules.token_names import quoted
 from autointerp.rules.word_forms import are_forms
 from autointerp.rules.word_units import (
     Unit,
@@ -54,13 +56,11 @@ RELATED_WEIGHT = 0.35
 class Named:
     """What the words of a feature are called."""
 
-    text: str
+    main: list[Subject]
     """The main ones."""
-    members: Callable[[Facts], bool]
-    """Whether a token with these facts is one of the main ones."""
     others: str
     """The lesser ones and related words; '' where there are none."""
-    examples: list[str]
+    examples: list[Subject]
     """The heaviest ones that are plain words, each with its forms."""
     related: str
     """The related words; '' where there are none."""
@@ -76,8 +76,11 @@ class Named:
     """Whether a token with these facts tells when the feature fires."""
     words: list[str]
     """The names of all words that tell."""
-    says_before: bool
-    """Whether what stands before a main one is said."""
+
+    @property
+    def says_before(self) -> bool:
+        """Whether what stands before a main one is said."""
+        return any(subject.is_pair for subject in self.main)
 
 
 def named_words(active: Occurrences, rule: Rule, near: NearWords) -> Named | None:
@@ -92,17 +95,13 @@ def named_words(active: Occurrences, rule: Rule, near: NearWords) -> Named | Non
     groups = families_of(units)
     wide = _wide(groups)
     main, lesser = _main(wide, near)
-    shown = {unit.name.lower() for family in main for unit in family}
-    name = namer(here, singles)
-    keys = {key for i in here.at if name(i).lower() in shown for key in keys_of(here.fact(i), singles)}
-    ends = {key[-1] for key in keys}
+    subject = _subjects(here, singles)
     names = [unit.name for unit in units]
     related = _related(rule, near, [*singles, *names])
     return Named(
-        text=_text(main),
-        members=lambda fact: fact.folded in ends and not keys.isdisjoint(keys_of(fact, singles)),
+        main=[subject(family) for family in main],
         others=_others(lesser, related),
-        examples=[_family(f) for f in wide if is_plain(f[0]) and (f in main or _is_example(f))][:EXAMPLES],
+        examples=[subject(f) for f in wide if is_plain(f[0]) and (f in main or _is_example(f))][:EXAMPLES],
         related=_others([], related),
         share=covered,
         shown=covered * sum(map(share_of_all, [*main, *lesser])),
@@ -110,8 +109,27 @@ def named_words(active: Occurrences, rule: Rule, near: NearWords) -> Named | Non
         are_words=all(is_plain(family[0]) for family in main),
         tells=lambda fact: is_one(fact, singles, pairs),
         words=names,
-        says_before=any(family[0].is_pair for family in main),
     )
+
+
+def _subjects(here: Occurrences, singles: Collection[str]) -> Callable[[Sequence[Unit]], Subject]:
+    """What makes a subject of forms of one word."""
+    name = namer(here, singles)
+    keys: dict[str, set[Key]] = defaultdict(set)
+    for i in here.at:
+        keys[name(i).lower()].update(keys_of(here.fact(i), singles))
+
+    def subject(family: Sequence[Unit]) -> Subject:
+        own = frozenset[Key]().union(*(keys[unit.name.lower()] for unit in family))
+        ends = {key[-1] for key in own}
+        return Subject(
+            _family(family),
+            lambda fact: fact.folded in ends and not own.isdisjoint(keys_of(fact, singles)),
+            is_word=is_plain(family[0]),
+            is_pair=family[0].is_pair,
+        )
+
+    return subject
 
 
 def _is_example(family: Sequence[Unit]) -> bool:
@@ -120,8 +138,16 @@ def _is_example(family: Sequence[Unit]) -> bool:
 
 def _wide(groups: list[list[Unit]]) -> list[list[Unit]]:
     """The groups that more than one document holds, where any does."""
-    wide = [g for g in groups if len(frozenset[int]().union(*(unit.documents for unit in g))) >= LEAST_DOCUMENTS]
+    wide = [g for g in groups if _is_wide(g)]
     return wide or groups
+
+
+def _is_wide(family: Sequence[Unit]) -> bool:
+    return len(frozenset[int]().union(*(unit.documents for unit in family))) >= LEAST_DOCUMENTS
+
+
+def _as_extra(family: Sequence[Unit]) -> list[Unit]:
+    return [replace(unit, shown=unit.as_extra) for unit in family]
 
 
 def _main(groups: list[list[Unit]], near: NearWords) -> tuple[list[list[Unit]], list[list[Unit]]]:
@@ -138,15 +164,9 @@ def _main(groups: list[list[Unit]], near: NearWords) -> tuple[list[list[Unit]], 
             for held, family in zip(kept, groups, strict=True)
         ]
         if grown == kept:
-            return groups[:n], list(compress(groups, kept))[n:WORDS_SHOWN]
+            lesser = list(compress(groups, kept))[n:]
+            return groups[:n], [_as_extra(f) for f in lesser if _is_wide(f)][: max(0, WORDS_SHOWN - n)]
         kept = grown
-
-
-def _text(main: Sequence[list[Unit]]) -> str:
-    """Pairs come last, so that what stands before them is not read of the others."""
-    are_words = all(is_plain(family[0]) for family in main)
-    noun = "" if not are_words else "the word " if len(main) == 1 else "the words "
-    return f"{noun}{listed([_family(f) for f in sorted(main, key=lambda family: family[0].is_pair)])}"
 
 
 def _others(lesser: Sequence[list[Unit]], related: Sequence[str]) -> str:
@@ -156,7 +176,7 @@ def _others(lesser: Sequence[list[Unit]], related: Sequence[str]) -> str:
     return f"also {' and '.join(parts)}" if parts else ""
 
 
-def _family(family: list[Unit]) -> str:
+def _family(family: Sequence[Unit]) -> str:
     if len(family) == 1:
         return family[0].shown
     first = family[0]

@@ -63,6 +63,10 @@ class Occurrences:
         whole = sum(self.weights)
         return sum(w for i, w in zip(self.at, self.weights, strict=True) if test(i)) / whole if whole else 0.0
 
+    @property
+    def n_documents(self) -> int:
+        return len({int(self.sample.documents[i]) for i in self.at})
+
     def fact(self, i: int) -> Facts:
         return self.sample.facts[i]
 

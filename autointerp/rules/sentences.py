@@ -8,19 +8,20 @@ text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from autointerp.ask.explanation_row import MAX_LABEL
 from autointerp.records import PromotedToken
-from autointerp.rules.named_words import Named, named_words
-from autointerp.rules.occurrences import Occurrences, active_of, is_blank, is_part, leading_of, with_words
+from autointerp.rules.named_words import LEAST_DOCUMENTS, Named, named_words
+from autointerp.rules.occurrences import Occurrences, Share, active_of, is_blank, is_part, leading_of, with_words
 from autointerp.rules.patterns import Rule
-from autointerp.rules.places import place_of
+from autointerp.rules.places import before_group
 from autointerp.rules.reference import NO_REFERENCE, Reference
 from autointerp.rules.samples import Sample
-from autointerp.rules.token_facts import START, Facts
+from autointerp.rules.subjects import Subject, with_places
+from autointerp.rules.token_facts import START
 from autointerp.rules.token_names import WHOLE_WORDS, WORD_GROUPS, cased, group_of, is_word, listed, quoted, token_name
 from autointerp.rules.topics import topic_words
 
@@ -107,10 +108,7 @@ def _tokens_and_place(active: Occurrences, silent: Occurrences, words: Named | N
         words = None
     if words is None or words.shown < CLAIMED_FROM:
         return _examples_and_place(active, silent, words)
-    here = active.where(lambda i: words.members(active.fact(i)))
-    there = silent.where(lambda i: words.members(silent.fact(i)))
-    place = place_of(here, there, silent, says_before=words.says_before)
-    return [f"{words.text}{place}", *([words.others] if words.others else [])]
+    return [with_places(words.main, active, silent), *([words.others] if words.others else [])]
 
 
 def _examples_and_place(active: Occurrences, silent: Occurrences, words: Named | None) -> list[str]:
@@ -119,16 +117,11 @@ def _examples_and_place(active: Occurrences, silent: Occurrences, words: Named |
     whole, any_words = (sum(g.share for g in groups if g.value in some) for some in (WHOLE_WORDS, WORD_GROUPS))
     enough = words is not None and words.are_words and len(words.examples) >= LEAST_EXAMPLES
     are_words = whole >= WORDS_FROM or (any_words >= WORDS_FROM and words is not None and words.shown >= EXAMPLES_FROM)
-    if words is not None and enough and are_words:
-        subject, members = f"words such as {listed(words.examples)}", words.tells
-        others = [words.related] if words.related else []
-    else:
-        subject, members = _subject(active, words)
-        others = []
-    here = active.where(lambda i: members(active.fact(i)))
-    there = silent.where(lambda i: members(silent.fact(i)))
-    place = place_of(here, there, silent)
-    return [f"{subject}{place}", *others]
+    if words is None or not enough or not are_words:
+        return _tokens_or_groups(active, silent, words)
+    text = f"words such as {listed([example.text for example in words.examples])}"
+    subject = Subject(text, words.tells, examples=tuple(example.members for example in words.examples))
+    return [with_places([subject], active, silent), *([words.related] if words.related else [])]
 
 
 def _is_about_form(active: Occurrences, words: Named) -> bool:
@@ -139,54 +132,60 @@ def _is_about_form(active: Occurrences, words: Named) -> bool:
     return share >= FORM_FROM and words.largest < LEADS_FROM
 
 
-def _subject(active: Occurrences, words: Named | None) -> tuple[str, Callable[[Facts], bool]]:
-    """What the active tokens are, and a test of whether a token with these facts is one of them."""
+def _tokens_or_groups(active: Occurrences, silent: Occurrences, words: Named | None) -> list[str]:
+    """What the active tokens are: a few tokens that lead, or what they have in common."""
     names = active.tokens()
     leading = leading_of(names, 0.6, 5, 0.07)
     if leading is not None and not all(is_blank(s.value) for s in leading):
-        extra = [s for s in names[len(leading) :][:3] if s.share >= 0.06]
-        chosen = {s.value for s in [*leading, *extra]}
-        text = listed([with_words(s, active, 3 if len(leading) == 1 else 2) for s in leading])
-        others = dict.fromkeys(token_name(s.shown) for s in extra)
-        new = [name for name in others if name not in {token_name(s.shown) for s in leading}]
-        if new:
-            also = f"also {', '.join(new)}"
-            text += f", {also}" if text.endswith(")") else f" ({also})"
-        return text, lambda fact: cased(fact.token) in chosen
+        subjects = [_token(s, active, 3 if len(leading) == 1 else 2) for s in leading]
+        named = {token_name(s.shown) for s in leading}
+        extra = [s for s in names[len(leading) :][:3] if s.share >= 0.06 and token_name(s.shown) not in named]
+        wide = [s for s in extra if _is_in_several_documents(s, active)]
+        also = dict.fromkeys(with_words(s, active, 1) for s in wide)
+        return [with_places(subjects, active, silent), *([f"also {', '.join(also)}"] if also else [])]
     groups = active.shares(lambda i: group_of(active.fact(i).token))
     main = leading_of(groups, 0.55, 2, 0.2) or [g for g in groups[:1] if g.share >= 0.4]
     if not main:
-        chosen = {s.value for s in names[:5]}
-        text = f"varied tokens, most often {listed([with_words(s, active, 1) for s in names[:4]])}"
-        return text, lambda fact: cased(fact.token) in chosen
-    nouns = {s.value for s in main}
-    return listed(
-        [_group(s.value, active, words, alone=len(main) == 1) for s in main]
-    ), lambda fact: group_of(fact.token) in nouns
+        varied = with_places([Subject("varied tokens", lambda fact: True)], active, silent)
+        return [f"{varied}, most often {listed([with_words(s, active, 1) for s in names[:4]])}"]
+    return [with_places([_group(s.value, active, words, alone=len(main) == 1) for s in main], active, silent)]
 
 
-def _group(noun: str, active: Occurrences, words: Named | None, alone: bool) -> str:
-    """The name of a group with its commonest members: 'numbers (mostly `0` and `1`)'. Those that tell when the feature
-    fires come first."""
+def _is_in_several_documents(token: Share, active: Occurrences) -> bool:
+    return active.where(lambda i: cased(active.fact(i).token) == token.value).n_documents >= LEAST_DOCUMENTS
+
+
+def _token(token: Share, active: Occurrences, most: int) -> Subject:
+    return Subject(with_words(token, active, most), lambda fact: cased(fact.token) == token.value)
+
+
+def _group(noun: str, active: Occurrences, words: Named | None, alone: bool) -> Subject:
+    """A group with its commonest members: 'numbers (mostly `0` and `1`)'. Those that tell when the feature fires come
+    first."""
     within = active.where(lambda i: group_of(active.fact(i).token) == noun)
-    if noun == "line breaks":
-        return _line_breaks(within)
     names = within.tokens()
+
+    def subject(text: str, examples: Sequence[Share] = ()) -> Subject:
+        tests = tuple(_token(s, within, 1).members for s in examples)
+        return Subject(text, lambda fact: group_of(fact.token) == noun, examples=tests)
+
+    if noun == "line breaks":
+        return subject(_line_breaks(within))
     if noun == "runs of spaces" or (len(names) == 1 and is_blank(names[0].value)):
-        return noun
+        return subject(noun)
     if words is not None:
         telling = {cased(within.fact(i).token) for i in within.at if words.tells(within.fact(i))}
         names.sort(key=lambda s: s.value not in telling)
     if within.share_of(lambda i: is_part(within, i)) >= 0.5:
         plural = f"beginnings of {noun}" if noun.endswith("words") else noun
         plural = "parts of words" if noun == "parts of lower-case names" else plural
-        return f"{plural} such as {listed([with_words(s, within, 1) for s in names[:3]])}"
+        return subject(f"{plural} such as {listed([with_words(s, within, 1) for s in names[:3]])}", names[:3])
     if noun == "lower-case words":  # most words are
         examples = f"such as {listed([token_name(s.shown) for s in names[:5]])}"
-        return f"words {examples}" if alone else f"words ({examples})"
+        return subject(f"words {examples}" if alone else f"words ({examples})", names[:5])
     mostly = leading_of(within.tokens(), 0.6, 3, 0.1)
-    word = "mostly" if mostly else "such as"
-    return f"{noun} ({word} {listed([token_name(s.shown) for s in mostly or names[:4]])})"
+    word, some = ("mostly", mostly) if mostly else ("such as", names[:4])
+    return subject(f"{noun} ({word} {listed([token_name(s.shown) for s in some])})", some)
 
 
 def _line_breaks(within: Occurrences) -> str:
@@ -220,11 +219,11 @@ def _after(active: Occurrences, silent: Occurrences) -> str | None:
         chosen = {s.value for s in leading}
         here = active.where(lambda i: cased(active.fact(i).before) in chosen)
     else:
-        noun = active.shares(lambda i: group_of(active.fact(i).before))[0]
-        usual = silent.share_of(lambda i: group_of(silent.fact(i).before) == noun.value)
-        if noun.share < 0.5 or noun.share - usual < 0.25:
+        noun = active.shares(lambda i: before_group(active.fact(i)))[0]
+        usual = silent.share_of(lambda i: before_group(silent.fact(i)) == noun.value)
+        if not noun.value or noun.share < 0.5 or noun.share - usual < 0.25:
             return None
-        here = active.where(lambda i: group_of(active.fact(i).before) == noun.value)
+        here = active.where(lambda i: before_group(active.fact(i)) == noun.value)
         shown = [token_name(s.shown) for s in here.befores()[:4]]
         text = "a line break" if noun.value == "line breaks" else f"{noun.value} such as {listed(shown)}"
     kinds = here.shares(lambda i: group_of(here.fact(i).token))

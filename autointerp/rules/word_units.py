@@ -21,6 +21,8 @@ PAIR_SHARE = 0.03
 PART_FROM = 0.7
 """A token that is part of a longer word in this share of its places, and of its documents, is shown with some of those
 words."""
+EXTRA_FROM = 0.5
+"""The same where it is named beside the main ones: alone, a part that is seen as often in words would mislead."""
 WHOLE_DOCUMENTS = 0.5
 """If that is one and the same word, and this share of the documents hold it there, the token is named by the word."""
 BEFORE_SHARE = 0.1
@@ -37,6 +39,8 @@ class Unit:
     shown: str
     """The name in backticks, a part of words with some of its words, a word of pairs with what stands before it."""
     is_pair: bool
+    as_extra: str
+    """How it is shown beside the main ones: with some of its words where it is part of words more often than not."""
     documents: frozenset[int]
 
 
@@ -120,13 +124,15 @@ def units_of(here: Occurrences, singles: Collection[str]) -> list[Unit]:
         own = here.where(lambda i, value=share.value: name(i).lower() == value)  # type: ignore[misc]
         paired = own.where(lambda i: pair_end(here, i, singles) is not None)
         is_pair = sum(paired.weights) >= 0.5 * sum(own.weights)
+        in_words = _share_in_words(here, share.value) if share.value in singles and share.value not in wholes else 0.0
         if is_pair:
             shown = _after_its_befores(share.shown, paired)
-        elif share.value in singles and share.value not in wholes and _is_mostly_part(here, share.value):
+        elif in_words >= PART_FROM:
             shown = with_words(share, here, 3)
         else:
             shown = quoted(share.shown)
-        found.append(Unit(share.shown, share.share, shown, is_pair, frozenset(documents[share.value])))
+        as_extra = with_words(share, here, 2) if not is_pair and EXTRA_FROM <= in_words < PART_FROM else shown
+        found.append(Unit(share.shown, share.share, shown, is_pair, as_extra, frozenset(documents[share.value])))
     return found
 
 
@@ -136,16 +142,15 @@ def _after_its_befores(name: str, paired: Occurrences) -> str:
     return f"{quoted(name)} after {listed([token_name(s.shown) for s in told], 'or')}"
 
 
-def _is_mostly_part(here: Occurrences, token: str) -> bool:
-    """Whether a token is part of a longer word in most places and in most documents. Where it is a word itself, its
-    forms do not count."""
+def _share_in_words(here: Occurrences, token: str) -> float:
+    """In which share of its places, or of its documents where that is less, a token is part of a longer word. Where it
+    is a word itself, its forms do not count."""
     own = here.where(lambda i: here.fact(i).folded == token)
     parts = own.where(lambda i: is_part(own, i))
     if len(parts.at) < len(own.at):
         parts = parts.where(lambda i: not are_forms(token, own.sample.words[i].lower()))
     documents, of_parts = ({int(here.sample.documents[i]) for i in some.at} for some in (own, parts))
-    mass = sum(parts.weights) >= PART_FROM * sum(own.weights)
-    return mass and len(of_parts) >= PART_FROM * len(documents)
+    return min(sum(parts.weights) / (sum(own.weights) or 1.0), len(of_parts) / max(1, len(documents)))
 
 
 def _wholes(here: Occurrences) -> dict[str, str]:
