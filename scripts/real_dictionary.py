@@ -1,11 +1,11 @@
 """Trains dictionaries of a real model on ever more tokens and measures what that brings: a table in markdown on stdout.
 
-    python scripts/real_dictionary.py [--out FOLDER] [--layers 14] [--tokens 1,5,15] [--text PROSE.jsonl]
+    python scripts/real_dictionary.py [--out FOLDER] [--layers 14] [--tokens 1,10] [--k 16] [--text PROSE.jsonl]
 
 The model is SmolLM2-135M-Instruct and the text English, both from packages (see `autointerp demo --real`); the figures
 in docs/measured.md are with some more prose, given by --text. The model reads the text once and keeps its activations
 in FOLDER/activations (7 GB for 6M vectors of one layer). All dictionaries of a layer learn from these, so training on
-15M vectors goes over 6M of them two and a half times. Then one harvest takes the evidence of all, `evaluate`
+10M vectors goes over 6M of them more than once. Then one harvest takes the evidence of all, `evaluate`
 measures them on text that they were not trained on, and rules label and score as many random features of each. Seeds
 are fixed. Every step resumes, so the same command goes on where it was stopped; a configuration that stands in FOLDER
 is not written again. It takes some two hours on two idle cores.
@@ -48,6 +48,7 @@ explainer = "patterns"
 [score]
 scorers = ["simulation"]
 """
+EVALUATED = ("--tokens", "100000", "--splice-tokens", "8000")
 METRICS = {"fvu": "FVU", "l0": "L0", "delta_ce": "delta CE", "loss_recovered_mean": "loss recovered"}
 """Of the report split, which no dictionary was trained on."""
 
@@ -58,10 +59,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=None, help="where model and text are kept")
     parser.add_argument("--text", type=Path, nargs="*", default=[], help="English texts besides those of the package")
     parser.add_argument("--layers", default="14")
-    parser.add_argument("--tokens", default="1,5,15", help="training vectors of each dictionary, in millions")
+    parser.add_argument("--tokens", default="1,10", help="training vectors of each dictionary, in millions")
     parser.add_argument("--vectors", type=int, default=6 * MILLION, help="different vectors of a layer that are kept")
     parser.add_argument("--features", type=int, default=8192)
-    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--corpus-tokens", type=int, default=2 * MILLION, help="tokens that the harvest reads")
     parser.add_argument("--label", type=int, default=300, help="random features of each dictionary that rules label")
     args = parser.parse_args()
@@ -72,23 +73,25 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     head = head_of(model, text)
     for size in sizes:
-        saes = "".join(sae_table(layer, size, args.features, args.k) for layer in layers)
+        saes = "".join(sae_table(name_of(layer, args.k, size), layer, args.features, args.k) for layer in layers)
         train = TRAIN.format(tokens=size * MILLION, vectors=args.vectors)
-        run("train", written(out / f"train-{size}m.toml", head + saes + train + store_table(f"train-{size}m")))
-    names = [name_of(layer, size) for layer in layers for size in sorted(sizes)]
-    saes = "".join(read_table(out, layer, size) for layer in layers for size in sorted(sizes))
+        name = f"train-k{args.k}-{size}m"
+        run("train", written(out / f"{name}.toml", head + saes + train + store_table(name)))
+    made = [(name_of(layer, args.k, size), layer) for layer in layers for size in sorted(sizes)]
+    names = [name for name, _ in made]
+    saes = "".join(read_table(out, name, layer) for name, layer in made)
     text_read = f"max_tokens = {args.corpus_tokens}\n"
     config = written(out / "autointerp.toml", head + text_read + saes + LABELLING + store_table("real"))
     run("harvest", config)
     for name in names:
         if not is_evaluated(out / "real.duckdb", name):
-            run("evaluate", config, "--structural-only", "--dictionary", name)
+            run("evaluate", config, "--structural-only", *EVALUATED, "--dictionary", name)
         run("run", config, "--dictionary", name, "--random", str(args.label))
     print(table(out / "real.duckdb", names))
 
 
-def name_of(layer: int, size: int) -> str:
-    return f"layer{layer}-{size}m"
+def name_of(layer: int, k: int, size: int) -> str:
+    return f"layer{layer}-k{k}-{size}m"
 
 
 def head_of(model: Path, text: Path) -> str:
@@ -99,16 +102,15 @@ def head_of(model: Path, text: Path) -> str:
     )
 
 
-def sae_table(layer: int, size: int, features: int, k: int) -> str:
+def sae_table(name: str, layer: int, features: int, k: int) -> str:
     return (
-        f'[[sae]]\nname = "{name_of(layer, size)}"\nhookpoint = "model.layers.{layer}"\narchitecture = "topk"\n'
+        f'[[sae]]\nname = "{name}"\nhookpoint = "model.layers.{layer}"\narchitecture = "topk"\n'
         f"d_sae = {features}\nk = {k}\n"
     )
 
 
-def read_table(out: Path, layer: int, size: int) -> str:
+def read_table(out: Path, name: str, layer: int) -> str:
     """The table of a dictionary that was trained by another configuration."""
-    name = name_of(layer, size)
     return (
         f'[[sae]]\nname = "{name}"\nhookpoint = "model.layers.{layer}"\npath = {json.dumps(str(out / "sae" / name))}\n'
     )
