@@ -126,6 +126,35 @@ def test_logprobs_that_are_forbidden_or_break_the_endpoint_are_only_missing() ->
         probed(server)
 
 
+def test_a_field_that_brings_a_500_is_refused_and_not_tried_for_minutes() -> None:
+    """llama-cpp-python, without the logits of all tokens: 500 for logprobs and for JSON schemas."""
+
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        if "response_format" in body:
+            return Fault("validation_500")
+        return Fault("unsupported_500") if body.get("logprobs") else BrainReply("7")
+
+    async def run(client: LlmClient) -> tuple[Capabilities, bool]:
+        async with client:
+            return await probe(client), await honours_json_schema(client)
+
+    with LlmServer(brain) as server:
+        found, in_json = asyncio.run(run(client_for(server)))
+        assert len([body for body in server.requests if "response_format" in body]) == 1
+        # logprobs with 20 and with 5 alternatives, of written tokens and of the prompt, twice each
+        assert server.faults.count("unsupported_500") == 8
+    assert found.methods == ("numbers",) and found.completions and not in_json
+    assert any("logits_all=False" in note for note in found.notes)
+
+
+def test_a_500_without_a_field_in_doubt_is_tried_again() -> None:
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        return Fault("500") if attempt < 3 and "logprobs" not in body else BrainReply("7")
+
+    with LlmServer(brain) as server:
+        assert probed(server).chat
+
+
 def test_a_model_that_only_thinks_within_its_length_is_told_so() -> None:
     rows = [("<think>", -0.1, ALTS), ("hm", -0.1, ALTS)]
     with LlmServer(lambda *_: BrainReply("<think>hm", tokens=rows, finish_reason="length")) as server:

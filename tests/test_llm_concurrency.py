@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import selectors
 import time
 from typing import Any
 
@@ -105,3 +106,100 @@ def test_no_slot_is_lost_or_given_twice_whatever_is_cancelled(seed: int) -> None
 
     asyncio.run(run())
     assert 1 <= most <= ceiling and 1 <= slots.limit <= ceiling
+
+
+class SimulatedTime(selectors.DefaultSelector):
+    """A clock that jumps to whatever is due next."""
+
+    now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(0 if timeout is None or timeout > 0 else timeout)
+        if not events and timeout:
+            self.now += timeout
+        return events
+
+
+@pytest.mark.parametrize("each_s", [0.5, 5.0, 30.0, 100.0])
+def test_a_server_with_one_slot_that_lets_the_others_wait_loses_no_request(
+    each_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama-cpp-python works on one request at a time, refuses none, and leaves out those whose client has gone. With
+    64 calls in flight most would run into their timeout twice, and be given up."""
+    clock = SimulatedTime()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    timeout_s, n, timeouts = 120.0, 150, []
+
+    async def run() -> Slots:
+        slots, slot = Slots(64, timeout_s), asyncio.Lock()
+
+        async def served() -> None:
+            async with slot:
+                await asyncio.sleep(each_s)
+
+        async def call(number: int) -> None:
+            while True:
+                await slots.take()
+                sent_at, before = clock.now, slots.answers
+                try:
+                    await asyncio.wait_for(served(), timeout_s)
+                    slots.succeeded(sent_at)
+                except TimeoutError:
+                    timeouts.append(number)
+                    slots.timed_out(sent_at, before)
+                    slots.release()
+                    continue
+                slots.answered()
+                slots.written()
+                return
+
+        await asyncio.gather(*(call(i) for i in range(n)))
+        return slots
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(clock)) as runner:
+        slots = runner.run(run())
+    assert all(timeouts.count(number) <= 1 for number in timeouts), "a second timeout gives a request up"
+    assert len(timeouts) <= START
+    assert 1 <= slots.limit <= max(1, timeout_s / each_s)
+
+
+def test_a_call_that_hangs_alone_leaves_the_limit_and_silence_cuts_it_once() -> None:
+    async def run() -> None:
+        slots = Slots(64, 120.0)
+        for _ in range(START):
+            await slots.take()
+        sent, before = time.monotonic(), slots.answers
+        for _ in range(1000):
+            slots.succeeded(sent)
+        limit = slots.limit
+        slots.timed_out(sent, before)  # one of a thousand
+        assert (slots.limit, slots.cuts) == (limit, 0)
+        silent = slots.answers
+        for _ in range(64):
+            slots.timed_out(sent, silent)  # a server that is restarted, for example
+        assert (slots.limit, slots.cuts) == (0.8 * limit, 1)
+
+    asyncio.run(run())
+
+
+def test_calls_that_take_long_for_no_queue_still_get_all_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that think for a minute, each call as long as any other, from an endpoint with room for all."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    async def run() -> float:
+        slots = Slots(64, 120.0)
+        for _ in range(20):
+            held = 0
+            while slots._has_room():
+                await slots.take()
+                held += 1
+            sent = now[0]
+            now[0] += 70.0
+            for _ in range(held):
+                slots.succeeded(sent)
+                slots.answered()
+                slots.written()
+        return slots.limit
+
+    assert asyncio.run(run()) == 64.0

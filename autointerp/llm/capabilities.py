@@ -140,7 +140,7 @@ async def _unless_refused(client: LlmClient, body: dict[str, Any]) -> Reply | No
     if known is not None and known.status in FINAL_STATUSES:
         return await client.ask(request)
     try:
-        return await client.send(request, raise_refusals=True)
+        return await client.send(request, raise_refusals=True, field_in_doubt=True)
     except RequestRefusedError:
         return None
     except EndpointCredentialsError as error:
@@ -157,13 +157,15 @@ def prompt_logprob_fields(capabilities: Capabilities) -> dict[str, Any]:
 
 
 async def _ask(client: LlmClient, kind: Literal["chat", "completions"], body: dict[str, Any]) -> Reply:
-    """Make a new call, under the first sample number that the ledger does not hold."""
+    """Make a new call, under the first sample number that the ledger does not hold. A request for logprobs is one that
+    the endpoint may not support."""
     request = Request(kind, {"model": client.endpoint.model, **body}, "probe", truncation_ok=True)
     sample = 0
     while client.ledger.find(request.sha256, sample) is not None:
         sample += 1
     fresh = Request(kind, request.body, "probe", sample=sample, truncation_ok=True)
-    return await client.send(fresh, raise_refusals=True)
+    is_in_doubt = not body.keys().isdisjoint(("logprobs", "prompt_logprobs"))
+    return await client.send(fresh, raise_refusals=True, field_in_doubt=is_in_doubt)
 
 
 async def _probe_chat(client: LlmClient, notes: list[str]) -> tuple[bool, int, AutointerpError | None]:

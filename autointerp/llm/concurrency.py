@@ -4,6 +4,7 @@ additive increase and multiplicative decrease, as in TCP."""
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 
@@ -23,12 +24,20 @@ class Slots:
     Until the endpoint throttles for the first time, every success while all slots are in use adds one, so the limit
     doubles with each round of calls. After that, a whole window of successes (as many as the limit) adds one.
     Throttling cuts the limit once per episode: calls sent before the last cut met the old limit and change nothing.
+
+    A server with few slots may refuse nothing and let all others wait, until they wait longer than a call may take. So
+    an answer that waited long raises no limit, and a call that ran into its timeout cuts the limit to what the endpoint
+    answered meanwhile.
     """
 
-    def __init__(self, ceiling: int) -> None:
+    def __init__(self, ceiling: int, timeout_s: float = math.inf) -> None:
         self.ceiling = ceiling
         self.limit = float(min(START, ceiling))
         self.cuts = 0
+        self.answers = 0
+        """Answers so far."""
+        self._timeout_s = timeout_s
+        self._quickest_s = math.inf
         self._held = 0
         self._unwritten = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -66,8 +75,13 @@ class Slots:
 
     def succeeded(self, sent_at: float) -> None:
         """Note that a call sent at `sent_at` (time.monotonic()) brought an answer, while its slot is still held."""
+        took = time.monotonic() - sent_at
+        self.answers += 1
+        self._quickest_s = min(self._quickest_s, took)
         if sent_at < self._cut_at or self._held < int(self.limit):
             return  # it met an older limit, or the limit was not fully used
+        if took > max(self._timeout_s / 2, 2 * self._quickest_s):
+            return  # it waited behind others, and with more of them the next may not be answered in time
         self._successes += 1
         if self.cuts == 0 or self._successes >= int(self.limit):
             self._successes = 0
@@ -76,12 +90,26 @@ class Slots:
 
     def throttled(self, sent_at: float) -> None:
         """Note that the endpoint refused a call because of its load."""
-        if sent_at < self._cut_at:
-            return
+        if sent_at >= self._cut_at:
+            self._cut_to(CUT * self.limit)
+
+    def timed_out(self, sent_at: float, answers_before: int) -> None:
+        """Note that a call got no whole reply in time. `answers_before`: `answers` when it was sent.
+
+        The endpoint can answer as many calls in that time as it did meanwhile. Where it answered none, it may be down
+        or restarting, which says little about the limit.
+        """
+        answered = self.answers - answers_before
+        if not answered:
+            self.throttled(sent_at)
+        elif CUT * answered < self.limit:
+            self._cut_to(CUT * answered)
+
+    def _cut_to(self, limit: float) -> None:
         self._cut_at = time.monotonic()
         self._successes = 0
         self.cuts += 1
-        self.limit = max(1.0, CUT * self.limit)
+        self.limit = max(1.0, limit)
 
     def _wake(self) -> None:
         while self._waiting and self._has_room():
