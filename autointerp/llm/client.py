@@ -351,7 +351,7 @@ class LlmClient:
             used = self._reported_usage(request, payload, raw)
             envelope = read_envelope(request, payload, raw)
             self._has_succeeded(request, used)
-            self._slots.succeeded(sent_at)
+            self._slots.succeeded(sent_at, answers_before)
             return raw, envelope
         except AttemptError as failure:
             if not failure.perhaps_billed:

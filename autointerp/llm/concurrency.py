@@ -25,9 +25,8 @@ class Slots:
     doubles with each round of calls. After that, a whole window of successes (as many as the limit) adds one.
     Throttling cuts the limit once per episode: calls sent before the last cut met the old limit and change nothing.
 
-    A server with few slots may refuse nothing and let all others wait, until they wait longer than a call may take. So
-    an answer that waited long raises no limit, and a call that ran into its timeout cuts the limit to what the endpoint
-    answered meanwhile.
+    A server with few slots may refuse nothing and let calls wait, until they run into their timeout. So the limit stays
+    below what the endpoint answers in that time: no success raises it further, and a call that timed out cuts it.
     """
 
     def __init__(self, ceiling: int, timeout_s: float = math.inf) -> None:
@@ -37,7 +36,6 @@ class Slots:
         self.answers = 0
         """Answers so far."""
         self._timeout_s = timeout_s
-        self._quickest_s = math.inf
         self._held = 0
         self._unwritten = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -73,15 +71,15 @@ class Slots:
     def _has_room(self) -> bool:
         return self._held < int(self.limit) and self._held + self._unwritten < self.ceiling
 
-    def succeeded(self, sent_at: float) -> None:
-        """Note that a call sent at `sent_at` (time.monotonic()) brought an answer, while its slot is still held."""
-        took = time.monotonic() - sent_at
+    def succeeded(self, sent_at: float, answers_before: int) -> None:
+        """Note that a call brought an answer, while its slot is still held. `sent_at` (time.monotonic()) and
+        `answers_before` tell the time and `answers` when it was sent."""
         self.answers += 1
-        self._quickest_s = min(self._quickest_s, took)
         if sent_at < self._cut_at or self._held < int(self.limit):
             return  # it met an older limit, or the limit was not fully used
-        if took > max(self._timeout_s / 2, 2 * self._quickest_s):
-            return  # it waited behind others, and with more of them the next may not be answered in time
+        s_per_answer = (time.monotonic() - sent_at) / (self.answers - answers_before)
+        if (self.limit + 1) * s_per_answer > CUT * self._timeout_s:
+            return  # if the endpoint gets no faster with one call more, the last in its queue waits too long
         self._successes += 1
         if self.cuts == 0 or self._successes >= int(self.limit):
             self._successes = 0
@@ -94,11 +92,8 @@ class Slots:
             self._cut_to(CUT * self.limit)
 
     def timed_out(self, sent_at: float, answers_before: int) -> None:
-        """Note that a call got no whole reply in time. `answers_before`: `answers` when it was sent.
-
-        The endpoint can answer as many calls in that time as it did meanwhile. Where it answered none, it may be down
-        or restarting, which says little about the limit.
-        """
+        """Note that a call got no whole reply in time. The endpoint bears as many calls as it answered meanwhile. Where
+        that is none, it may be down, which says little about the limit."""
         answered = self.answers - answers_before
         if not answered:
             self.throttled(sent_at)
