@@ -313,6 +313,7 @@ def test_a_senseless_retry_after_ends_no_run(wait: str) -> None:
         ("404", CredentialsError, "test-model"),
         ("400", InputError, "400"),
         ("422", InputError, "422"),
+        ("validation_500", InputError, "500: 1 validation error"),
     ],
 )
 def test_what_ends_the_run(kind: str, error: type[AutointerpError], words: str) -> None:
