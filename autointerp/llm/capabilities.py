@@ -16,6 +16,8 @@ TOP = (20, 5)
 """Alternatives per token to ask for, in turn. OpenAI allows at most 20 (5 on completions), vLLM 20 by default."""
 
 
+_PREDICTABLE = "One 1\nTwo 2\nThree 3\nFour 4\nFive 5\nSix 6\nSeven 7\nEight"
+"""A prompt whose tokens a language model foresees, so that it shows where the logprobs of a token stand."""
 _SHORT = [{"role": "user", "content": "Answer with the digit 7 and nothing else."}]
 
 
@@ -225,7 +227,7 @@ async def _probe_completions(
     ]
     why = "left out of the reply"
     for style, k, extra in styles:
-        body = {"prompt": "One 1\nTwo 2\nThree 3\nFour", "max_tokens": 1, **extra}
+        body = {"prompt": _PREDICTABLE, "max_tokens": 1, **extra}
         try:
             reply = await _ask(client, "completions", body)
         except RequestRefusedError as error:
@@ -241,7 +243,9 @@ async def _probe_completions(
             return False, None, 0
         answers = True
         if _has_alternatives((reply.prompt_logprobs or [])[1:]):
-            return True, style, k
+            if not _stand_one_too_early(reply.prompt_logprobs or []):
+                return True, style, k
+            why = "each token comes with the alternatives to the next one"
     notes.append(f"no logprobs of the prompt ({why})")
     return answers, None, 0
 
@@ -249,3 +253,13 @@ async def _probe_completions(
 def _has_alternatives(rows: list[TokenLogprob] | None) -> bool:
     """Whether every token came with alternatives whose numbers can be logprobs."""
     return bool(rows) and all(row.top and all(lp <= 0.01 for _, lp in row.top) for row in rows or ())
+
+
+def _stand_one_too_early(rows: list[TokenLogprob]) -> bool:
+    """Whether the alternatives of a token are those of the next one, as llama-cpp-python echoes them where the model
+    puts no mark before a text. By far more tokens are then foreseen one row too early than in their own row."""
+    foreseen = [max(row.top, key=lambda pair: pair[1])[0] if row.top else None for row in rows]
+    tokens = [row.token for row in rows]
+    in_place = sum(best == token for best, token in zip(foreseen, tokens, strict=True))
+    too_early = sum(best == token for best, token in zip(foreseen, tokens[1:], strict=False))
+    return too_early >= 3 and too_early > 2 * in_place
