@@ -297,7 +297,7 @@ BODIES: dict[str, tuple[int, str, str]] = {
     "validation_500": (
         500,
         "application/json",
-        '{"error": {"message": "1 validation error:\\n  {\'type\': \'literal_error\', \'input\': \'json_schema\'}\\n", '
+        "{\"error\": {\"message\": \"1 validation error:\\n  {'type': 'literal_error', 'input': 'json_schema'}\\n\", "
         '"type": "internal_server_error", "param": null, "code": null}}',
     ),
     "unsupported_500": (
