@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,60 @@ def test_logprobs_that_are_forbidden_or_break_the_endpoint_are_only_missing() ->
             assert probed(server).methods == ("numbers",)
     with LlmServer(lambda *_: Fault("403")) as server, pytest.raises(CredentialsError):
         probed(server)
+
+
+def test_a_field_that_brings_a_500_is_refused_and_not_tried_for_minutes() -> None:
+    """llama-cpp-python, without the logits of all tokens: 500 for logprobs and for JSON schemas."""
+
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        if "response_format" in body:
+            return Fault("validation_500")
+        return Fault("unsupported_500") if body.get("logprobs") else BrainReply("7")
+
+    async def run(client: LlmClient) -> tuple[Capabilities, bool]:
+        async with client:
+            return await probe(client), await honours_json_schema(client)
+
+    with LlmServer(brain) as server:
+        found, in_json = asyncio.run(run(client_for(server)))
+        assert len([body for body in server.requests if "response_format" in body]) == 1
+        # logprobs with 20 and with 5 alternatives, of written tokens and of the prompt, twice each
+        assert server.faults.count("unsupported_500") == 8
+    assert found.methods == ("numbers",) and found.completions and not in_json
+    assert any("logits_all=False" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("is_shifted", [False, True])
+def test_logprobs_of_the_prompt_must_stand_at_their_own_tokens(is_shifted: bool) -> None:
+    """A model that foresees two tokens of three. llama-cpp-python takes the first token for a mark that stands before
+    the text, and so gives each token what the model expects after it."""
+
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply:
+        if kind == "chat":
+            return BrainReply("7")
+        tokens = re.findall(r"\s*\w+", body["prompt"])
+        foreseen = [token if i % 3 else " nothing" for i, token in enumerate(tokens)]
+        tops = [*foreseen[1:], " more"] if is_shifted else foreseen
+        rows = [(token, -9.0, [(top, -0.2), (" else", -3.0)]) for token, top in zip(tokens, tops, strict=True)]
+        rows[0] = (tokens[0], None, [])  # type: ignore[assignment]
+        return BrainReply("8", tokens=[(" 8", -0.1, ALTS)], prompt_tokens=rows)
+
+    def echoes(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        return Fault("422") if "prompt_logprobs" in body else brain(kind, body, attempt)
+
+    for answers in (brain, echoes):
+        with LlmServer(answers) as server:
+            found = probed(server)
+        assert found.prompt_logprobs is not is_shifted
+        assert is_shifted == any("the alternatives to the next one" in note for note in found.notes)
+
+
+def test_a_500_without_a_field_in_doubt_is_tried_again() -> None:
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        return Fault("500") if attempt < 3 and "logprobs" not in body else BrainReply("7")
+
+    with LlmServer(brain) as server:
+        assert probed(server).chat
 
 
 def test_a_model_that_only_thinks_within_its_length_is_told_so() -> None:

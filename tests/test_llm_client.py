@@ -69,6 +69,14 @@ def test_embeddings_of_the_wrong_number_are_asked_for_again() -> None:
     assert "3 embeddings for 7 inputs" in (reply.error or "")
 
 
+def test_a_vector_for_each_token_is_no_embedding() -> None:
+    """As llama-cpp-python sends it for a model that is made for writing."""
+    tables: Any = [[[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6]]]
+    with LlmServer(lambda *_: BrainReply("", vectors=tables)) as server:
+        reply = ask_all(client_for(server), embedding("two words", "one"))[0]
+    assert reply.status == "bad_reply" and "one vector a token" in (reply.error or "")
+
+
 def test_reply_is_recorded_and_not_asked_for_again() -> None:
     ledger = MemoryLedger()
     prices = {"test-model": PriceConfig(input=2.0, cached_input=1.0, output=10.0)}
@@ -313,6 +321,7 @@ def test_a_senseless_retry_after_ends_no_run(wait: str) -> None:
         ("404", CredentialsError, "test-model"),
         ("400", InputError, "400"),
         ("422", InputError, "422"),
+        ("validation_500", InputError, "500: 1 validation error"),
     ],
 )
 def test_what_ends_the_run(kind: str, error: type[AutointerpError], words: str) -> None:

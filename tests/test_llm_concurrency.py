@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import selectors
 import time
 from typing import Any
 
@@ -35,7 +36,7 @@ def test_it_settles_around_what_the_endpoint_bears(fault: Fault) -> None:
 
 def test_an_endpoint_that_bears_it_gets_all_there_is_and_never_more() -> None:
     with LlmServer(lambda *_: BrainReply("x", input_tokens=1, output_tokens=1), latency=0.1) as server:
-        client = client_for(server, max_connections=40)
+        client = client_for(server, max_connections=40, timeout=120.0)
         ask_all(client, *[chat(f"{i}") for i in range(200)])
         assert 30 <= server.peak_in_flight <= 40
     assert client._slots.limit == 40
@@ -51,11 +52,11 @@ def test_one_cut_for_all_calls_of_an_episode_and_growth_by_windows() -> None:
             slots.throttled(sent)
         assert (slots.limit, slots.cuts) == (0.8 * START, 1)
         for _ in range(100):
-            slots.succeeded(sent)  # of before the cut
+            slots.succeeded(sent, slots.answers)  # of before the cut
         assert slots.limit == 0.8 * START
         after = time.monotonic()
         for _ in range(int(slots.limit)):
-            slots.succeeded(after)
+            slots.succeeded(after, slots.answers)
         assert slots.limit == 0.8 * START + 1
         for _ in range(60):
             slots.throttled(time.monotonic())
@@ -81,7 +82,7 @@ def test_no_slot_is_lost_or_given_twice_whatever_is_cancelled(seed: int) -> None
             sent = time.monotonic()
             for _ in range(rng.randint(0, 3)):
                 await asyncio.sleep(0)
-            rng.choice([slots.succeeded, slots.succeeded, slots.throttled])(sent)
+            rng.choice([slots.succeeded, slots.succeeded, slots.timed_out])(sent, rng.randint(0, slots.answers))
         except BaseException:
             held -= 1
             slots.release()
@@ -105,3 +106,89 @@ def test_no_slot_is_lost_or_given_twice_whatever_is_cancelled(seed: int) -> None
 
     asyncio.run(run())
     assert 1 <= most <= ceiling and 1 <= slots.limit <= ceiling
+
+
+class SimulatedTime(selectors.DefaultSelector):
+    """A clock that jumps to whatever is due next."""
+
+    now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(0 if timeout is None or timeout > 0 else timeout)
+        if not events and timeout:
+            self.now += timeout
+        return events
+
+
+def simulated(n: int, each_s: float, room: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Slots, list[int]]:
+    """The slots after n calls, and the calls that ran into their timeout of two minutes. The server works on `room`
+    calls at a time and lets the others wait; it leaves out those whose client has gone."""
+    clock = SimulatedTime()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    timeouts: list[int] = []
+
+    async def run() -> Slots:
+        slots, at_work = Slots(64, 120.0), asyncio.Semaphore(room)
+
+        async def served() -> None:
+            async with at_work:
+                await asyncio.sleep(each_s)
+
+        async def attempt(number: int) -> bool:
+            await slots.take()
+            sent_at, before = clock.now, slots.answers
+            try:
+                await asyncio.wait_for(served(), 120.0)
+            except TimeoutError:
+                timeouts.append(number)
+                slots.timed_out(sent_at, before)
+                slots.release()
+                return False
+            slots.succeeded(sent_at, before)
+            slots.answered()
+            slots.written()
+            return True
+
+        async def call(number: int) -> None:
+            while not await attempt(number):
+                pass
+
+        await asyncio.gather(*(call(number) for number in range(n)))
+        return slots
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(clock)) as runner:
+        return runner.run(run()), timeouts
+
+
+@pytest.mark.parametrize("each_s", [0.5, 5.0, 30.0, 100.0])
+@pytest.mark.parametrize("room", [1, 3])
+def test_a_server_that_lets_calls_wait_loses_none(each_s: float, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 64 calls in flight most would run into their timeout twice, and be given up."""
+    slots, timeouts = simulated(150, each_s, room, monkeypatch)
+    assert len(set(timeouts)) == len(timeouts), "a second timeout gives a request up"
+    assert len(timeouts) <= START, "only of the calls that were sent first"
+    assert 1 <= slots.limit <= max(room, room * 120.0 / each_s)
+
+
+@pytest.mark.parametrize("each_s", [1.0, 70.0])
+def test_calls_that_take_long_without_a_queue_get_all_slots(each_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots, timeouts = simulated(1000, each_s, 1000, monkeypatch)
+    assert (slots.limit, slots.cuts, timeouts) == (64.0, 0, [])
+
+
+def test_one_call_that_hangs_leaves_the_limit_and_silence_cuts_it_once() -> None:
+    async def run() -> None:
+        slots = Slots(64, 120.0)
+        for _ in range(START):
+            await slots.take()
+        sent = time.monotonic()
+        for _ in range(1000):
+            slots.succeeded(sent, slots.answers)
+        limit = slots.limit
+        slots.timed_out(sent, 0)
+        assert (slots.limit, slots.cuts) == (limit, 0)
+        for _ in range(64):
+            slots.timed_out(sent, slots.answers)
+        assert (slots.limit, slots.cuts) == (0.8 * limit, 1)
+
+    asyncio.run(run())

@@ -16,6 +16,8 @@ TOP = (20, 5)
 """Alternatives per token to ask for, in turn. OpenAI allows at most 20 (5 on completions), vLLM 20 by default."""
 
 
+_PREDICTABLE = "One 1\nTwo 2\nThree 3\nFour 4\nFive 5\nSix 6\nSeven 7\nEight"
+"""A prompt whose tokens a language model foresees, so that it shows where the logprobs of a token stand."""
 _SHORT = [{"role": "user", "content": "Answer with the digit 7 and nothing else."}]
 
 
@@ -140,7 +142,7 @@ async def _unless_refused(client: LlmClient, body: dict[str, Any]) -> Reply | No
     if known is not None and known.status in FINAL_STATUSES:
         return await client.ask(request)
     try:
-        return await client.send(request, raise_refusals=True)
+        return await client.send(request, raise_refusals=True, field_in_doubt=True)
     except RequestRefusedError:
         return None
     except EndpointCredentialsError as error:
@@ -157,13 +159,15 @@ def prompt_logprob_fields(capabilities: Capabilities) -> dict[str, Any]:
 
 
 async def _ask(client: LlmClient, kind: Literal["chat", "completions"], body: dict[str, Any]) -> Reply:
-    """Make a new call, under the first sample number that the ledger does not hold."""
+    """Make a new call, under the first sample number that the ledger does not hold. A request for logprobs is one that
+    the endpoint may not support."""
     request = Request(kind, {"model": client.endpoint.model, **body}, "probe", truncation_ok=True)
     sample = 0
     while client.ledger.find(request.sha256, sample) is not None:
         sample += 1
     fresh = Request(kind, request.body, "probe", sample=sample, truncation_ok=True)
-    return await client.send(fresh, raise_refusals=True)
+    is_in_doubt = not body.keys().isdisjoint(("logprobs", "prompt_logprobs"))
+    return await client.send(fresh, raise_refusals=True, field_in_doubt=is_in_doubt)
 
 
 async def _probe_chat(client: LlmClient, notes: list[str]) -> tuple[bool, int, AutointerpError | None]:
@@ -223,7 +227,7 @@ async def _probe_completions(
     ]
     why = "left out of the reply"
     for style, k, extra in styles:
-        body = {"prompt": "One 1\nTwo 2\nThree 3\nFour", "max_tokens": 1, **extra}
+        body = {"prompt": _PREDICTABLE, "max_tokens": 1, **extra}
         try:
             reply = await _ask(client, "completions", body)
         except RequestRefusedError as error:
@@ -239,7 +243,9 @@ async def _probe_completions(
             return False, None, 0
         answers = True
         if _has_alternatives((reply.prompt_logprobs or [])[1:]):
-            return True, style, k
+            if not _stand_one_too_early(reply.prompt_logprobs or []):
+                return True, style, k
+            why = "each token comes with the alternatives to the next one"
     notes.append(f"no logprobs of the prompt ({why})")
     return answers, None, 0
 
@@ -247,3 +253,13 @@ async def _probe_completions(
 def _has_alternatives(rows: list[TokenLogprob] | None) -> bool:
     """Whether every token came with alternatives whose numbers can be logprobs."""
     return bool(rows) and all(row.top and all(lp <= 0.01 for _, lp in row.top) for row in rows or ())
+
+
+def _stand_one_too_early(rows: list[TokenLogprob]) -> bool:
+    """Whether the alternatives of a token are those of the next one, as llama-cpp-python echoes them where the model
+    puts no mark before a text. By far more tokens are then foreseen one row too early than in their own row."""
+    foreseen = [max(row.top, key=lambda pair: pair[1])[0] if row.top else None for row in rows]
+    tokens = [row.token for row in rows]
+    in_place = sum(best == token for best, token in zip(foreseen, tokens, strict=True))
+    too_early = sum(best == token for best, token in zip(foreseen, tokens[1:], strict=False))
+    return too_early >= 3 and too_early > 2 * in_place

@@ -21,6 +21,7 @@ from autointerp.llm.budget import Budget, Reservation, cost_usd, price_of
 from autointerp.llm.concurrency import Slots
 from autointerp.llm.endpoint_errors import (
     AttemptError,
+    AttemptTimeoutError,
     BadReplyError,
     DeclinedError,
     RateLimitedError,
@@ -40,6 +41,9 @@ DEFAULT_OUTPUT_TOKENS = 1024
 """Tokens reserved for the reply to a request that names no limit."""
 REFUSALS_IN_A_ROW = 20
 """When this many requests in a row are refused (400), a parameter is wrong, not the requests."""
+
+ERRORS_500_OF_A_REFUSAL = 2
+"""When a request with a field that the endpoint may not support gets so many 500s, it is refused."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ class LlmClient:
         self._price(endpoint.model)
         self._transport = Transport(endpoint, llm)
         self._limits = Limits(llm, pauses)
-        self._slots = Slots(llm.max_connections)
+        self._slots = Slots(llm.max_connections, llm.timeout)
         self._retry = retry or RetryPolicy()
         self._reach = reach or ReachPolicy()
         self._stopped: AutointerpError | None = None
@@ -219,10 +223,12 @@ class LlmClient:
             record = dataclasses.replace(record, status=envelope.status, error=self._redacted(envelope.error))
         return reply_from(request, record, envelope, from_ledger=True)
 
-    async def send(self, request: Request, *, raise_refusals: bool = False) -> Reply:
+    async def send(self, request: Request, *, raise_refusals: bool = False, field_in_doubt: bool = False) -> Reply:
         """Ask the endpoint even where the ledger holds a reply, and record the outcome. Unlike with `ask`, an error
-        ends only this call. With `raise_refusals` (for probing) a refused parameter always raises."""
-        attempts = Attempts(self.llm.attempts)
+        ends only this call. With `raise_refusals` (for probing) a refused parameter always raises. `field_in_doubt`:
+        whether the request holds a field that the endpoint may not support. Some servers answer that with a 500, so
+        the second 500 is a refusal."""
+        attempts = Attempts(self.llm.attempts, refused_by_500s=field_in_doubt)
         try:
             return await self._sent(request, attempts, raise_refusals)
         finally:
@@ -336,7 +342,7 @@ class LlmClient:
         attempts.sent += 1
         self.counts.sent += 1
         self.counts.in_flight += 1
-        sent_at = time.monotonic()
+        sent_at, answers_before = time.monotonic(), self._slots.answers
         used: Usage | None = expected  # holds where the attempt is cancelled half-way, since it may be billed
         try:
             raw = await self._transport.post(request)
@@ -345,12 +351,16 @@ class LlmClient:
             used = self._reported_usage(request, payload, raw)
             envelope = read_envelope(request, payload, raw)
             self._has_succeeded(request, used)
-            self._slots.succeeded(sent_at)
+            self._slots.succeeded(sent_at, answers_before)
             return raw, envelope
         except AttemptError as failure:
             if not failure.perhaps_billed:
                 used = None
+            if isinstance(failure, AttemptTimeoutError):
+                self._slots.timed_out(sent_at, answers_before)
             self._note_failure(failure, attempts, sent_at)
+            if attempts.refused_by_500s and attempts.errors_500 >= ERRORS_500_OF_A_REFUSAL:
+                raise RequestRefusedError(str(failure), 500) from None
             raise
         except AutointerpError:
             used = None

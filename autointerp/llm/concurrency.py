@@ -4,6 +4,7 @@ additive increase and multiplicative decrease, as in TCP."""
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 
@@ -23,12 +24,18 @@ class Slots:
     Until the endpoint throttles for the first time, every success while all slots are in use adds one, so the limit
     doubles with each round of calls. After that, a whole window of successes (as many as the limit) adds one.
     Throttling cuts the limit once per episode: calls sent before the last cut met the old limit and change nothing.
+
+    A server with few slots may refuse nothing and let calls wait, until they run into their timeout. So the limit stays
+    below what the endpoint answers in that time: no success raises it further, and a call that timed out cuts it.
     """
 
-    def __init__(self, ceiling: int) -> None:
+    def __init__(self, ceiling: int, timeout_s: float = math.inf) -> None:
         self.ceiling = ceiling
         self.limit = float(min(START, ceiling))
         self.cuts = 0
+        self.answers = 0
+        """Answers so far."""
+        self._timeout_s = timeout_s
         self._held = 0
         self._unwritten = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -64,10 +71,15 @@ class Slots:
     def _has_room(self) -> bool:
         return self._held < int(self.limit) and self._held + self._unwritten < self.ceiling
 
-    def succeeded(self, sent_at: float) -> None:
-        """Note that a call sent at `sent_at` (time.monotonic()) brought an answer, while its slot is still held."""
+    def succeeded(self, sent_at: float, answers_before: int) -> None:
+        """Note that a call brought an answer, while its slot is still held. `sent_at` (time.monotonic()) and
+        `answers_before` tell the time and `answers` when it was sent."""
+        self.answers += 1
         if sent_at < self._cut_at or self._held < int(self.limit):
             return  # it met an older limit, or the limit was not fully used
+        s_per_answer = (time.monotonic() - sent_at) / (self.answers - answers_before)
+        if (self.limit + 1) * s_per_answer > CUT * self._timeout_s:
+            return  # if the endpoint gets no faster with one call more, the last in its queue waits too long
         self._successes += 1
         if self.cuts == 0 or self._successes >= int(self.limit):
             self._successes = 0
@@ -76,12 +88,23 @@ class Slots:
 
     def throttled(self, sent_at: float) -> None:
         """Note that the endpoint refused a call because of its load."""
-        if sent_at < self._cut_at:
-            return
+        if sent_at >= self._cut_at:
+            self._cut_to(CUT * self.limit)
+
+    def timed_out(self, sent_at: float, answers_before: int) -> None:
+        """Note that a call got no whole reply in time. The endpoint bears as many calls as it answered meanwhile. Where
+        that is none, it may be down, which says little about the limit."""
+        answered = self.answers - answers_before
+        if not answered:
+            self.throttled(sent_at)
+        elif CUT * answered < self.limit:
+            self._cut_to(CUT * answered)
+
+    def _cut_to(self, limit: float) -> None:
         self._cut_at = time.monotonic()
         self._successes = 0
         self.cuts += 1
-        self.limit = max(1.0, CUT * self.limit)
+        self.limit = max(1.0, limit)
 
     def _wake(self) -> None:
         while self._waiting and self._has_room():

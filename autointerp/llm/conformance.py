@@ -164,7 +164,7 @@ async def long_prompt(client: LlmClient, words: int, is_too_long: bool) -> Findi
     if reply.status == "ctx_too_long":
         return Finding(True, f"{asked} is refused: too long", "such prompts are sent again with fewer examples")
     if not reply.ok:
-        return Finding(False, f"{asked} failed ({reply.error})", "a row whose prompt is too long says gave_up")
+        return Finding(False, f"{asked} got no reply ({reply.error})", "a row with such a prompt says gave_up")
     if is_too_long:
         return Finding(
             False,

@@ -50,6 +50,8 @@ class UnreachableError(AttemptError):
 class UnavailableError(AttemptError):
     overloaded = False
     """Whether the endpoint said that it is overloaded."""
+    http_status: int | None = None
+    """The status of its answer; None where the connection broke."""
 
     @property
     def perhaps_billed(self) -> bool:  # type: ignore[override]
@@ -74,7 +76,8 @@ class DeclinedError(AttemptError):
 
 
 class RequestRefusedError(InputError):
-    """The endpoint answered 400, 405, 415, 422 or a redirect: a parameter or the URL is wrong."""
+    """The endpoint answered 400, 405, 415, 422, a redirect, or a 500 that names a field of the request: a parameter or
+    the URL is wrong."""
 
     def __init__(self, message: str, http_status: int) -> None:
         super().__init__(message)

@@ -110,6 +110,10 @@ def _vectors(request: Request, payload: dict[str, Any], raw: str) -> list[list[f
 def _vector(values: Any, raw: str) -> list[float]:
     if not isinstance(values, list) or not values:
         raise BadReplyError(f"an embedding is a JSON {type(values).__name__}, not a list of numbers", raw=raw)
+    if isinstance(values[0], list):  # llama-cpp-python, for models that are made for writing
+        raise BadReplyError(
+            "an embedding is a table, one vector a token: serve a model that makes one of a text", raw=raw
+        )
     if not all(type(value) in (int, float) and abs(value) < _LARGEST for value in values):
         raise BadReplyError("an embedding holds a value that is not a finite number", raw=raw)
     return [float(f"{value:.7g}") for value in values]

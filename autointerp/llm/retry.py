@@ -16,6 +16,7 @@ from autointerp.llm.endpoint_errors import (
     BadReplyError,
     DeclinedError,
     RateLimitedError,
+    UnavailableError,
     UnreachableError,
 )
 
@@ -69,6 +70,9 @@ class Attempts:
     """Failed attempts that count; those that pause all calls do not."""
     timeouts: int = 0
     bad_replies: int = 0
+    refused_by_500s: bool = False
+    """Whether a 500 may mean that the endpoint does not support a field of this request."""
+    errors_500: int = 0
     times_limited: int = 0
     limited_since: float | None = None
     """When the first attempt that got a 429 was sent (time.monotonic())."""
@@ -98,6 +102,7 @@ class Attempts:
 
     def failed(self, error: AttemptError) -> None:
         self.failures += error.counted
+        self.errors_500 += isinstance(error, UnavailableError) and error.http_status == 500
         self.timeouts += isinstance(error, AttemptTimeoutError)
         self.bad_replies += isinstance(error, BadReplyError)
 

@@ -60,6 +60,9 @@ _CONTEXT = re.compile(
     re.IGNORECASE,
 )
 
+_INVALID_FIELD = re.compile(r"\d+ validation errors?\b")
+"""How FastAPI begins its account of a request that it does not accept. llama-cpp-python sends it with status 500."""
+
 
 class _OversizedError(Exception):
     pass
@@ -241,8 +244,11 @@ class Transport:
             return EndpointCredentialsError(f"{text} ({key})", status)
         if status == 404:
             return EndpointCredentialsError(f"{text} (model {model!r}, path {path})", status)
+        if status == 500 and _INVALID_FIELD.match(message):
+            return RequestRefusedError(text, status)
         if status in (408, 409, 425) or status >= 500:
             error = UnavailableError(text, raw=body, retry_after=wait)
+            error.http_status = status
             error.overloaded = wait is not None or status in _OVERLOADED
             return error
         if 300 <= status < 400:
@@ -265,7 +271,7 @@ def _read_error(body: str) -> tuple[str, set[str], dict[str, Any]]:
     nested = inner.get("innererror")
     if isinstance(nested, dict) and nested.get("code"):
         codes.add(str(nested["code"]))
-    return str(message)[:500], codes, inner
+    return " ".join(str(message)[:500].split()), codes, inner
 
 
 def retry_after_s(headers: httpx2.Headers) -> float | None:

@@ -23,7 +23,7 @@ from autointerp.stages.round_trip import FEATURES, TinyStore, tiny_store
 from autointerp.terminal import Terminal
 
 Method = Literal["prompt_logprobs", "generated_logprobs", "numbers"]
-MODEL, CHAT, TINY = "model", "chat", "tiny store"
+MODEL, CHAT, TINY, LONG = "model", "chat", "tiny store", "long prompt"
 LONG_PROMPT_WORDS = 3000
 """Words of the long prompt where the endpoint does not say how many tokens its model takes."""
 _PAYS = "about twenty short calls, and some thirty for the round trip, which cost like any others"
@@ -42,6 +42,8 @@ def _checks(checked: CheckedEndpoint, terminal: Terminal, stack: ExitStack) -> I
     for name, look in _abilities(checked).items():
         yield Check(name, "servers ignore in silence what they do not know", look, (MODEL, CHAT))
     yield from _round_trip(checked, terminal, stack)
+    # The last, since some servers go on with a prompt for minutes after its time is up, and answer nobody else.
+    yield Check(LONG, "nobody knows of a prompt that was cut", lambda: _long_prompt(checked), (MODEL, CHAT))
 
 
 def _model(checked: CheckedEndpoint) -> str:
@@ -67,11 +69,7 @@ def _abilities(checked: CheckedEndpoint) -> dict[str, Callable[[], str]]:
     """A look at each ability, in the order in which they are told."""
 
     def found(look: Callable[[], Finding]) -> Callable[[], str]:
-        def said() -> str:
-            finding = look()
-            return str(finding) if finding.is_there else Lack(str(finding))
-
-        return said
+        return lambda: _said(look())
 
     return {
         "JSON schemas": lambda: _schemas(checked),
@@ -81,10 +79,13 @@ def _abilities(checked: CheckedEndpoint) -> dict[str, Callable[[], str]]:
         "finish reason": found(lambda: checked.cut_off_replies[0]),
         "usage": found(lambda: checked.cut_off_replies[1]),
         "unknown model": found(lambda: checked.asked(lambda client, _: conformance.unknown_model(client))),
-        "long prompt": lambda: _long_prompt(checked, found),
         "embeddings": found(lambda: checked.embeddings),
         "batch API": lambda: _batches(checked),
     }
+
+
+def _said(finding: Finding) -> str:
+    return str(finding) if finding.is_there else Lack(str(finding))
 
 
 def _schemas(checked: CheckedEndpoint) -> str:
@@ -110,7 +111,7 @@ def _written_logprobs(checked: CheckedEndpoint) -> str:
     return Lack(f"{'; '.join(why)}; simulation reads the bare numbers (numbers), which are coarser")
 
 
-def _long_prompt(checked: CheckedEndpoint, found: Callable[[Callable[[], Finding]], Callable[[], str]]) -> str:
+def _long_prompt(checked: CheckedEndpoint) -> str:
     if not is_local(checked.base_url):
         return Lack("not asked, since a hosted endpoint may take it and charge for it")
     try:
@@ -118,7 +119,8 @@ def _long_prompt(checked: CheckedEndpoint, found: Callable[[Callable[[], Finding
     except InputError:
         told = None
     words, is_too_long = (LONG_PROMPT_WORDS, False) if told is None else (told + 100, True)
-    return found(lambda: checked.asked(lambda client, _: conformance.long_prompt(client, words, is_too_long)))()
+    once = replace(checked, model=checked.chosen_model, llm=replace(checked.llm, attempts=1))
+    return _said(once.asked(lambda client, _: conformance.long_prompt(client, words, is_too_long)))
 
 
 def _batches(checked: CheckedEndpoint) -> str:

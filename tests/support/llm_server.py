@@ -59,6 +59,7 @@ class Fault:
     "400" "401" "402" "403" "404" "408" "413" "422" "429" "500" "502" "503" "529": that status with a JSON error
     "insufficient_quota": 429 of an empty account      "ctx_too_long": 400 of a prompt beyond the context
     "content_filter_400": 400 of a filtered prompt     "logprobs_400": 400 that names the logprobs field
+    "validation_500" "unsupported_500": 500 of llama-cpp-python for a value that a field may not have, and for logprobs
     "hang": never answers                              "slow_loris": one byte every 0.2 s, for ever
     "reset": connection reset                          "short_body": less than Content-Length, then closed
     "truncated_json" "html" "error_200" "empty_choices" "null_choices" "no_message": a 200 that is no answer
@@ -292,6 +293,18 @@ BODIES: dict[str, tuple[int, str, str]] = {
         "application/json",
         '{"error": {"message": "Unsupported parameter: logprobs", "param": "logprobs", '
         '"code": "unsupported_parameter"}}',
+    ),
+    "validation_500": (
+        500,
+        "application/json",
+        "{\"error\": {\"message\": \"1 validation error:\\n  {'type': 'literal_error', 'input': 'json_schema'}\\n\", "
+        '"type": "internal_server_error", "param": null, "code": null}}',
+    ),
+    "unsupported_500": (
+        500,
+        "application/json",
+        '{"error": {"message": "logprobs is not supported for models created with logits_all=False", '
+        '"type": "internal_server_error", "param": null, "code": null}}',
     ),
 }
 
