@@ -95,7 +95,11 @@ def test_what_cannot_be_used_is_told(value: object, said: str) -> None:
 def test_what_is_read_is_normalised() -> None:
     value = {
         "clauses": [
-            {"says": " a\nb ", "strength": 3, "all": [{"word": ["B", "a", "b "]}, {"near": {"word": "Sea", "least": 0.5}}]},
+            {
+                "says": " a\nb ",
+                "strength": 3,
+                "all": [{"word": ["B", "a", "b "]}, {"near": {"word": "Sea", "least": 0.5}}],
+            },
             {"strength": 4, "all": [{"near": {"word": ["sea"], "least": 0.5}}, {"word": ["a", "b"]}]},
         ]
     }
