@@ -52,9 +52,8 @@ def main() -> None:
     rules = made_rules([Rule.from_json(rule) for (rule,) in rows], texts, options.rules)
     n = sum(map(len, texts))
     print(f"{n:,} tokens in {len(texts):,} texts, {len(set().union(*texts)):,} different ones")
-    print(
-        f"{len(rules)} rules, {sum(map(len, rules))} clauses, {sum(len(c.conditions) for r in rules for c in r)} conditions"
-    )
+    n_conditions = sum(len(clause.conditions) for rule in rules for clause in rule)
+    print(f"{len(rules)} rules, {sum(map(len, rules))} clauses, {n_conditions} conditions")
     tokenizer = Path(config.model.name) / "tokenizer.json"
     if tokenizer.exists():
         report("tokenising", n, seconds(lambda: tokenised(tokenizer, texts)))

@@ -86,7 +86,7 @@ def _finder(condition: Condition, texts: Texts) -> _Finder:
             positive = _finder(inner, texts)
             return _Finder(texts.n_tokens + 1, _nowhere, lambda places: ~positive.at(places), positive.cost)
         case Left(test, within):
-            return _dense(_left(test, within, texts), texts, 3)
+            return _left(test, within, texts)
         case Starts(of):
             starts = np.unique(np.concatenate([texts.starts_of(what) for what in of]))
             return _Finder(len(starts), lambda: starts, lambda places: _among(starts, places), 1)
@@ -94,7 +94,9 @@ def _finder(condition: Condition, texts: Texts) -> _Finder:
             return _dense(lambda places: np.any([texts.inside(what)[places] for what in of], axis=0), texts, 1)
         case Topic(test, least):
             is_about = _topic(test, least, texts)
-            return _dense(lambda places: is_about[texts.text_of[places]], texts, 0)
+            size = int(np.diff(texts.starts)[is_about].sum())
+            at = lambda places: is_about[texts.text_of[places]]  # noqa: E731
+            return _Finder(size, lambda: np.flatnonzero(at(_all(texts))), at, 0)
         case Near():
             return _test(Strings("word", condition.words), texts)
         case _:
@@ -201,8 +203,14 @@ def _regex_at(pattern: str, texts: Texts, places: Places) -> Flags:
 # --- what stands around a token ---------------------------------------------------------------------------------------
 
 
-def _left(test: Test, within: int, texts: Texts) -> Callable[[Places], Flags]:
-    at = _test(test, texts).at
+def _left(test: Test, within: int, texts: Texts) -> _Finder:
+    tested = _test(test, texts)
+    at = tested.at
+
+    def places_right_of() -> Places:
+        found = tested.places()
+        room = texts.starts[1:][texts.text_of[found]] - found
+        return np.unique(np.concatenate([found[room > distance] + distance for distance in range(1, within + 1)]))
 
     def left(places: Places) -> Flags:
         if len(places) * within > 2 * texts.n_tokens:
@@ -218,7 +226,9 @@ def _left(test: Test, within: int, texts: Texts) -> Callable[[Places], Flags]:
             found[asked] = at(places[asked] - distance)
         return found
 
-    return left
+    if tested.size * within < texts.n_tokens:
+        return _Finder(tested.size * within, places_right_of, left, 3)
+    return _dense(left, texts, 3)
 
 
 def _topic(test: Test, least: int, texts: Texts) -> Flags:

@@ -17,6 +17,8 @@ from autointerp.rules.language.column import Column
 
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _MARKS = re.compile(r"[\"'“”«»#\n]|//")
+_NUMBER = {"": 0, "#": 2}
+"""Of the states of a reader; any other is a quote, 1."""
 _CLOSES = {'"': '"', "'": "'", "“": "”", "«": "»"}
 
 
@@ -64,24 +66,24 @@ def quotes_and_comments(tokens: Column, starts: NDArray[np.int64]) -> tuple[NDAr
     places = np.flatnonzero(np.array([bool(of) for of in marks], dtype=np.bool_)[tokens.codes])
     text_of = np.searchsorted(starts, places, side="right")
     before = tokens.codes[places - 1]
-    reader, text, rows = _Reader(), -1, []
-    codes = tokens.codes[places].tolist()
     first = np.isin(places, starts)
-    for code, last, own, is_first in zip(codes, before.tolist(), text_of.tolist(), first.tolist(), strict=True):
+    reader, text, inside, after = _Reader(), -1, [], []
+    rows = zip(tokens.codes[places].tolist(), before.tolist(), text_of.tolist(), first.tolist(), strict=True)
+    for code, last, own, is_first in rows:
         if own != text:
             reader, text = _Reader(), own
         was = reader.state
         stays = reader.read(marks[code], not is_first and ends_in_word[last])
-        rows.append((was if stays else "", reader.state))
-    found = [np.zeros(len(tokens.codes), dtype=np.bool_) for _ in range(2)]
-    ends = np.append(places[1:], len(tokens.codes))
-    ends = np.minimum(ends, starts[text_of]) if len(places) else ends
-    for place, end, (inside, after) in zip(places.tolist(), ends.tolist(), rows, strict=True):
-        if inside:
-            found[inside == "#"][place] = True
-        if after:
-            found[after == "#"][place + 1 : end] = True
-    return found[0], found[1]
+        inside.append(_NUMBER.get(was, 1) if stays else 0)
+        after.append(_NUMBER.get(reader.state, 1))
+    states = np.zeros(len(tokens.codes), dtype=np.int8)
+    if len(places):  # what is open behind a token with marks is open up to the next such token, or the text's end
+        ends = np.append(places[1:], len(states))
+        until = np.repeat(starts[text_of], ends - places)
+        open_behind = np.repeat(np.array(after, dtype=np.int8), ends - places)
+        states[places[0] :] = np.where(np.arange(places[0], len(states)) < until, open_behind, 0)
+        states[places] = inside
+    return states == 1, states == 2
 
 
 class _Reader:
