@@ -115,3 +115,12 @@ def test_what_is_read_is_normalised() -> None:
         "combine": "max",
     }
     assert clauses_of(rule_to_json(clauses, combine)) == (clauses, combine)
+
+
+def test_equal_clauses_are_one_as_strong_as_they_are_together() -> None:
+    def strengths(combine: str, *given: float) -> list[float]:
+        value = {"clauses": [{"strength": one, "all": [{"word": "a"}]} for one in given], "combine": combine}
+        return [clause.strength for clause in clauses_of(value)[0]]
+
+    assert strengths("max", 3, 8, 5) == [8]
+    assert strengths("sum", 3, 8, 5) == [8, 8]  # no clause may be stronger than 10
