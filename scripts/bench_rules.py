@@ -23,7 +23,7 @@ from autointerp.config_file import load
 from autointerp.rules.language.conditions import Clause
 from autointerp.rules.language.matching import predicted_of
 from autointerp.rules.language.parsing import clauses_of
-from autointerp.rules.language.texts import Texts
+from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.patterns import Rule
 from autointerp.store import Store
 

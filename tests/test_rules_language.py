@@ -8,7 +8,7 @@ import pytest
 
 from autointerp.rules.language.matching import holds
 from autointerp.rules.language.parsing import RuleError, clauses_of, rule_to_json
-from autointerp.rules.language.texts import Texts
+from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.near import NearWords
 
 NEAR = NearWords({"sea": [("ocean", 0.8), ("water", 0.6), ("rock", 0.2)], "ocean": [], "water": [], "rock": []})

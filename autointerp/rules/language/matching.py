@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.rules.language.classes import BEGINS_WORD, CONTINUES_WORD
-from autointerp.rules.language.column import Codes, Column, Places
+from autointerp.rules.language.column import Codes, Column, Places, distinct
 from autointerp.rules.language.conditions import (
     Classes,
     Clause,
@@ -31,7 +31,7 @@ from autointerp.rules.language.conditions import (
     Topic,
 )
 from autointerp.rules.language.inflections import forms_of
-from autointerp.rules.language.texts import Texts
+from autointerp.rules.language.token_texts import Texts
 
 Flags = NDArray[np.bool_]
 
@@ -58,14 +58,18 @@ def places_of(clause: Clause, texts: Texts) -> Places:
 
 def predicted_of(clauses: Sequence[Clause], combine: Combine, texts: Texts) -> tuple[Places, NDArray[np.float64]]:
     """(the tokens on which any clause holds, ascending; what the clauses predict there together)."""
-    found = [places_of(clause, texts) for clause in clauses]
-    strengths = np.repeat([clause.strength for clause in clauses], [len(places) for places in found])
-    every = np.concatenate(found) if found else np.zeros(0, dtype=np.intp)
-    order = np.argsort(every, kind="stable")
-    every, strengths = every[order], strengths[order].astype(np.float64)
-    first = np.flatnonzero(np.diff(every, prepend=-1))
-    together = np.maximum if combine == "max" else np.add
-    return every[first], together.reduceat(strengths, first) if len(first) else strengths
+    is_held = np.zeros(texts.n_tokens, dtype=np.bool_)
+    predicted = np.zeros(texts.n_tokens)
+    # The strongest clause comes last where the strongest counts.
+    for clause in sorted(clauses, key=lambda clause: clause.strength) if combine == "max" else clauses:
+        places = places_of(clause, texts)
+        is_held[places] = True
+        if combine == "max":
+            predicted[places] = clause.strength
+        else:
+            predicted[places] += clause.strength
+    held = np.flatnonzero(is_held)
+    return held, predicted[held]
 
 
 class _Finder(NamedTuple):
@@ -88,15 +92,21 @@ def _finder(condition: Condition, texts: Texts) -> _Finder:
         case Left(test, within):
             return _left(test, within, texts)
         case Starts(of):
-            starts = np.unique(np.concatenate([texts.starts_of(what) for what in of]))
-            return _Finder(len(starts), lambda: starts, lambda places: _among(starts, places), 1)
+            is_start = np.any([texts.is_start_of(what) for what in of], axis=0)
+            return _Finder(
+                np.count_nonzero(is_start), lambda: np.flatnonzero(is_start), lambda places: is_start[places], 1
+            )
         case Inside(of):
             return _dense(lambda places: np.any([texts.inside(what)[places] for what in of], axis=0), texts, 1)
         case Topic(test, least):
             is_about = _topic(test, least, texts)
             size = int(np.diff(texts.starts)[is_about].sum())
-            at = lambda places: is_about[texts.text_of[places]]  # noqa: E731
-            return _Finder(size, lambda: np.flatnonzero(at(_all(texts))), at, 0)
+            return _Finder(
+                size,
+                lambda: np.flatnonzero(np.repeat(is_about, np.diff(texts.starts))),
+                lambda places: is_about[texts.text_of[places]],
+                0,
+            )
         case Near():
             return _test(Strings("word", condition.words), texts)
         case _:
@@ -113,13 +123,6 @@ def _nowhere() -> Places:
 
 def _all(texts: Texts) -> Places:
     return np.arange(texts.n_tokens)
-
-
-def _among(ascending: Places, places: Places) -> Flags:
-    if not len(ascending):
-        return np.zeros(len(places), dtype=np.bool_)
-    found = np.minimum(np.searchsorted(ascending, places), len(ascending) - 1)
-    return ascending[found] == places
 
 
 # --- what is asked of single tokens -----------------------------------------------------------------------------------
@@ -157,7 +160,7 @@ def _columns(key: StringKey, of: Sequence[str], texts: Texts) -> list[tuple[Colu
 
 
 def _union(found: list[Places]) -> Places:
-    return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
+    return found[0] if len(found) == 1 else distinct(np.concatenate(found))
 
 
 def _in_columns(chosen: list[tuple[Column, Codes]]) -> Callable[[Places], Flags]:
@@ -210,7 +213,10 @@ def _left(test: Test, within: int, texts: Texts) -> _Finder:
     def places_right_of() -> Places:
         found = tested.places()
         room = texts.starts[1:][texts.text_of[found]] - found
-        return np.unique(np.concatenate([found[room > distance] + distance for distance in range(1, within + 1)]))
+        is_right = np.zeros(texts.n_tokens, dtype=np.bool_)
+        for distance in range(1, within + 1):
+            is_right[found[room > distance] + distance] = True
+        return np.flatnonzero(is_right)
 
     def left(places: Places) -> Flags:
         if len(places) * within > 2 * texts.n_tokens:
@@ -239,7 +245,7 @@ def _topic(test: Test, least: int, texts: Texts) -> Flags:
         places = np.flatnonzero(_test(test, texts).at(_all(texts)))
         matches = texts.tokens.fold_numbers[texts.tokens.codes[places]]
     n_matches = int(matches.max(initial=0)) + 1
-    different = np.unique(texts.text_of[places].astype(np.int64) * n_matches + matches)
+    different = distinct(texts.text_of[places].astype(np.int64) * n_matches + matches)
     found: Flags = np.bincount(different // n_matches, minlength=len(texts)) >= least
     return found
 
