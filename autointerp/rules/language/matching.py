@@ -210,15 +210,18 @@ def _left(test: Test, within: int, texts: Texts) -> _Finder:
     tested = _test(test, texts)
     at = tested.at
 
-    def places_right_of() -> Places:
+    def is_right_of() -> Flags:
+        """[tokens]: from the places where the test holds to those at their right."""
         found = tested.places()
         room = texts.starts[1:][texts.text_of[found]] - found
         is_right = np.zeros(texts.n_tokens, dtype=np.bool_)
         for distance in range(1, within + 1):
             is_right[found[room > distance] + distance] = True
-        return np.flatnonzero(is_right)
+        return is_right
 
     def left(places: Places) -> Flags:
+        if tested.size < len(places):
+            return is_right_of()[places]
         if len(places) * within > 2 * texts.n_tokens:
             running = np.concatenate([[0], np.cumsum(at(_all(texts)))])
             from_ = np.maximum(places - within, texts.starts[texts.text_of[places]])
@@ -233,7 +236,7 @@ def _left(test: Test, within: int, texts: Texts) -> _Finder:
         return found
 
     if tested.size * within < texts.n_tokens:
-        return _Finder(tested.size * within, places_right_of, left, 3)
+        return _Finder(tested.size * within, lambda: np.flatnonzero(is_right_of()), left, 3)
     return _dense(left, texts, 3)
 
 
