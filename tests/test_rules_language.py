@@ -162,6 +162,7 @@ def test_clauses_in_words() -> None:
     said = {"says": "so", "strength": 1, "all": value[1:2]}
     clauses, _ = clauses_of({"clauses": [{"strength": 1, "all": value}, said]})
     assert [clause_in_words(clause) for clause in clauses] == [
-        "forms of `rise` but not `rising` with `costs` or `prices` among the 6 tokens before and not in texts with `sun`",
+        "forms of `rise` but not `rising` with `costs` or `prices` among the 6 tokens before "
+        "and not in texts with `sun`",
         "so",
     ]

@@ -35,7 +35,7 @@ _INSIDE = {
 
 
 def clause_in_words(clause: Clause) -> str:
-    """What it says of itself, or its conditions in words: '`rise` or `rose` with `prices` among the 6 tokens before'."""
+    """What it says of itself, or its conditions in words: '`rise` or `rose` directly after `prices`'."""
     return clause.says or conditions_in_words(clause.conditions)
 
 
