@@ -34,7 +34,7 @@ class LinearRegex:
         return len(text) <= MAX_TEXT and self._compiled.fullmatch(text.encode(errors="replace")) is not None
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def linear_regex(pattern: str) -> LinearRegex:
     return LinearRegex(pattern)
 
