@@ -110,16 +110,36 @@ def _first_places(values: Sequence[str]) -> NDArray[np.int64]:
     return np.fromiter(map(index.setdefault, values, range(len(values))), dtype=np.int64, count=len(values))
 
 
+@dataclass(frozen=True)
+class Learned:
+    """A rule, and what it says of the tokens that it was learned from without having seen them."""
+
+    rule: Rule
+    steps: list[NDArray[np.float64]]
+    """For each table of the rule, what it adds to each token of the sample, fitted without the token's fold (where all
+    tokens are of one document, with it)."""
+
+
 def learn(
     sample: Sample, tables: Sequence[Key] = TABLES, max_tables: int = MAX_TABLES, near: NearWords = NO_NEAR_WORDS
 ) -> Rule:
     """The rule that best predicts the sample's activations. It has no tables where nothing beats the mean."""
+    return learned(sample, tables, max_tables, near).rule
+
+
+def learned(
+    sample: Sample, tables: Sequence[Key] = TABLES, max_tables: int = MAX_TABLES, near: NearWords = NO_NEAR_WORDS
+) -> Learned:
+    """The rule of `learn`, with what its tables add to the sample."""
     y, weights = sample.activations, sample.weights
     if y.size == 0 or float(y.max()) <= 0.0:
-        return Rule(0.0)
+        return Learned(Rule(0.0), [])
     folds = min(FOLDS, int(sample.documents.max()) + 1)
     if folds < 2:
-        return _without_crossfit(sample, tables)
+        rule = _without_crossfit(sample, tables)
+        (table,) = rule.tables
+        keys = zip(*(sample.values(name) for name in table.of), strict=True)
+        return Learned(rule, [np.array([table.weights.get(key, 0.0) for key in keys])])
     fold = sample.documents % folds
     total, mean = float(weights.sum()), float(np.average(y, weights=weights))
     by_fold = np.bincount(fold, weights=weights * y, minlength=folds)
@@ -128,6 +148,7 @@ def learn(
     columns = list(_columns(sample, tables, fold, folds, near))
     variance = float(weights @ (y - mean) ** 2)
     chosen: list[Table] = []
+    steps: list[NDArray[np.float64]] = []
     uses: Counter[_Column] = Counter()
     gains = dict.fromkeys(columns, np.inf)
     while len(chosen) < max_tables:
@@ -136,13 +157,14 @@ def learn(
             break
         unseen = unseen + best.step
         chosen.append(Table(best.column.of, _kept(best, near), best.gain / variance))
+        steps.append(best.step)
         uses[best.column] += 1
         if uses[best.column] == 2:
             del gains[best.column]
-    return Rule(round(mean, 4), chosen, _correlation(y, np.maximum(unseen, 0.0), weights))
+    return Learned(Rule(round(mean, 4), chosen, weighted_correlation(y, np.maximum(unseen, 0.0), weights)), steps)
 
 
-def _correlation(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:
+def weighted_correlation(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:
     """The weighted correlation; None where one of the two is constant."""
     root = np.sqrt(weights)
     x, y = (root * (of - np.average(of, weights=weights)) for of in (x, y))

@@ -20,6 +20,7 @@ from autointerp.ask.job import RULE_BLOCK, Job
 from autointerp.records import source_of
 from autointerp.rules.near import NO_NEAR_WORDS, NearWords
 from autointerp.rules.token_facts import Facts, facts_of, folded
+from autointerp.store.known_tiles import KnownTile
 
 SAME_WORDS = 1200
 """Silent tokens of ordinary text, at most, that are words on which the feature fires elsewhere."""
@@ -98,6 +99,11 @@ class Reference:
         )
 
     @property
+    def tiles(self) -> Sequence[KnownTile]:
+        """The tiles of ordinary text."""
+        return self._text.known
+
+    @property
     def n_texts(self) -> int:
         """How many tiles of ordinary text there are."""
         return len(self._text.tiles)
@@ -109,7 +115,7 @@ class Reference:
     @cached_property
     def _text(self) -> _OrdinaryText:
         found = [] if self.job is None else self.job.store.known_tiles(self.job.harvest_id, "explain")
-        return _OrdinaryText([tile.tokens for tile in found], [source_of(tile.document) for tile in found])
+        return _OrdinaryText(found)
 
     @cached_property
     def _n_tiles(self) -> int:
@@ -124,8 +130,10 @@ class Reference:
 class _OrdinaryText:
     """The tokens of the known tiles as one long list."""
 
-    def __init__(self, tiles: Sequence[list[str]], sources: Sequence[str]) -> None:
-        self.tiles, self.sources = tiles, sources
+    def __init__(self, known: Sequence[KnownTile]) -> None:
+        self.known = known
+        self.tiles = tiles = [tile.tokens for tile in known]
+        self.sources = [source_of(tile.document) for tile in known]
         self.tile_of = np.repeat(np.arange(len(tiles)), [len(tile) for tile in tiles]) if tiles else np.zeros(0, int)
         self.codes: dict[str, int] = {}
         self.folded = np.array(

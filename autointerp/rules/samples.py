@@ -41,6 +41,8 @@ class Sample:
     """How many tokens of ordinary text each one stands for, up to a factor."""
     ordinary: list[Facts]
     """The facts of silent tokens that are in none of the contexts."""
+    silent_weight: float = 1.0
+    """The weight of one token of a silent tile that was drawn from the corpus at large."""
 
     @cached_property
     def facts(self) -> list[Facts]:
@@ -71,7 +73,7 @@ class Sample:
 
 def sample_of(evidence: FeatureEvidence, reference: Reference = NO_REFERENCE) -> Sample:
     """The tokens of all contexts of the evidence, active and silent, beside ordinary text."""
-    contexts = _distinct([*evidence.sampled, *evidence.top, *evidence.negatives])
+    contexts = distinct_contexts(evidence)
     silent = reference.silent(evidence.feature)
     activations: list[float] = []
     documents: list[int] = []
@@ -99,14 +101,15 @@ def sample_of(evidence: FeatureEvidence, reference: Reference = NO_REFERENCE) ->
         np.concatenate([document, np.array(others, dtype=np.int64)]),
         np.concatenate([w, weight * stands_for]),
         facts,
+        weight,
     )
 
 
-def _distinct(contexts: Sequence[Context]) -> list[Context]:
-    """The contexts, each once: a tile may be both a top and a sampled context."""
+def distinct_contexts(evidence: FeatureEvidence) -> list[Context]:
+    """The contexts of the evidence, each once: a tile may be both a top and a sampled context."""
     seen: set[tuple[str, int, str]] = set()
     out = []
-    for context in contexts:
+    for context in (*evidence.sampled, *evidence.top, *evidence.negatives):
         key = (context.document, context.position, context.text)
         if key not in seen:
             seen.add(key)
