@@ -21,7 +21,7 @@ from autointerp.ask.prompts import one_line
 from autointerp.ask.scale import TOP
 from autointerp.rules.token_facts import folded
 
-BEFORE, AFTER = 24, 3
+BEFORE, AFTER = 24, 6
 """Tokens shown before and after the worst one."""
 SAME_TOKEN = 2
 LEAST_MISSED, LEAST_FALSE = 2.0, 1.0

@@ -26,6 +26,7 @@ from autointerp.explain.rule_texts import RuleTexts, StudiedFeature
 from autointerp.records import Prediction
 from autointerp.rules.fitting import Fit, Parts, supported, tables_alone
 from autointerp.rules.language.conditions import Clause
+from autointerp.rules.language.matching import holds
 from autointerp.rules.language.parsing import clause_to_json
 from autointerp.rules.learning import learned, weighted_correlation
 from autointerp.rules.many_texts import ManyTexts
@@ -217,7 +218,7 @@ def _holds(texts: ManyTexts, clauses: Sequence[Clause]) -> Flags:
     """[tokens, clauses]"""
     found = np.zeros((int(texts.starts[-1]), len(clauses)), dtype=np.bool_)
     for i, clause in enumerate(clauses):
-        found[:, i] = texts.holds(clause)
+        found[:, i] = holds(clause, texts)
     return found
 
 

@@ -29,6 +29,8 @@ TABLE_PRIOR = 1e-3
 """The same for gains, towards 1: only so that tables which say the same have one solution."""
 ROUNDS, SWEEPS = 60, 25
 """Rounds of majorisation, and sweeps of coordinate descent in each, at most."""
+LEAST_SUPPORT = 1e-3
+"""What a clause must be worth on other text to stay, as a difference of correlations."""
 TOLERANCE = 1e-7
 """Fitting ends where no part changes by more than this share of the truth's size."""
 
@@ -169,7 +171,7 @@ def supported(parts: Parts, value_of: Callable[[Fit], float | None]) -> Fit:
 
     `value_of` is what a fit is worth on that text; None where it is not known. Clauses are left out one at a time, the
     one that predicts least first, and the others are fitted anew. A clause stays where the fit is worth more with it
-    than without. The tables alone are what is left where that is worth as much.
+    than without, by LEAST_SUPPORT. The tables alone are what is left where they are worth as much.
     """
     alone = tables_alone(parts)
     fit = fitted(parts)
@@ -183,12 +185,12 @@ def supported(parts: Parts, value_of: Callable[[Fit], float | None]) -> Fit:
         used[clause] = False
         without = fitted(parts, used)
         worth = _worth(value_of(without))
-        if worth >= value:
+        if worth > value - LEAST_SUPPORT:
             fit, value = without, worth
             used &= fit.strengths > 0
         else:
             used[clause] = True
-    return alone if _worth(value_of(alone)) >= value else fit
+    return alone if _worth(value_of(alone)) > value - LEAST_SUPPORT else fit
 
 
 def _worth(value: float | None) -> float:
