@@ -9,33 +9,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp import stats
+from autointerp.rules.language.conditions import Begins
+from autointerp.rules.language.matching import predicted_of
+from autointerp.rules.language.texts import Texts
 from autointerp.rules.patterns import Rule, Table
 from autointerp.rules.token_facts import Facts, facts_of
 
 
-class ManyTexts:
+class ManyTexts(Texts):
     """Texts as lists of tokens, each a context of its own. `predict` gives what Rule.predict gives for each of them."""
 
-    def __init__(self, texts: Sequence[Sequence[str]]) -> None:
-        facts = [fact for text in texts for fact in facts_of(text)]
-        lengths = np.array([len(text) for text in texts], dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        """[texts + 1]: where each text's tokens begin in the long list of all."""
-        self._codes: dict[str, NDArray[np.int64]] = {}
-        self._values: dict[str, dict[str, int]] = {}
-        for place, name in enumerate(Facts._fields):
-            self._codes[name], self._values[name] = stats.numbered(map(itemgetter(place), facts))
+    def __init__(
+        self,
+        texts: Sequence[Sequence[str]],
+        begins: Sequence[Begins | None] | None = None,
+        facts: Sequence[Facts] | None = None,
+    ) -> None:
+        """`facts` are those of all tokens, where they have been read before."""
+        super().__init__(texts, begins)
+        self._facts = facts
+        self._numbered: dict[str, tuple[NDArray[np.int64], dict[str, int]]] = {}
         self._keys: dict[tuple[str, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
 
     def predict(self, rule: Rule) -> NDArray[np.float64]:
         """The predicted activation, 0..10, of every token of every text, [tokens]."""
-        totals = np.full(int(self.starts[-1]), rule.base)
+        totals = np.full(self.n_tokens, rule.base)
         for table in rule.tables:
             keys, of_token = self._keys_of(table.of)
             totals += self._weights(table, keys)[of_token]
+        if rule.clauses:
+            places, strengths = predicted_of(rule.clauses, rule.combine, self)
+            totals[places] += strengths
         return np.clip(totals, 0.0, 10.0)
 
     def peaks(self, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -57,12 +61,23 @@ class ManyTexts:
         total, squares = (ends[last] - ends[first] for ends in running)
         return (last - first).astype(np.float64), total, np.maximum(squares, 0.0)
 
+    def _codes(self, name: str) -> tuple[NDArray[np.int64], dict[str, int]]:
+        """(the number of the fact on each token, the numbers of its different values)."""
+        if name not in self._numbered:
+            if self._facts is None:
+                self._facts = [fact for text in self.texts for fact in facts_of(text)]
+            self._numbered[name] = stats.numbered(map(itemgetter(Facts._fields.index(name)), self._facts))
+            if len(self._numbered) == len(Facts._fields):
+                self._facts = []  # they take more memory than all numbers of them
+        return self._numbered[name]
+
     def _keys_of(self, of: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(the different keys as numbers, ascending; the index of each token's key among them)."""
         if of not in self._keys:
-            joint = np.zeros(int(self.starts[-1]), dtype=np.int64)
+            joint = np.zeros(self.n_tokens, dtype=np.int64)
             for name in of:
-                joint = joint * max(1, len(self._values[name])) + self._codes[name]
+                codes, values = self._codes(name)
+                joint = joint * max(1, len(values)) + codes
             self._keys[of] = np.unique(joint, return_inverse=True)
         return self._keys[of]
 
@@ -74,7 +89,7 @@ class ManyTexts:
         numbers = np.zeros(len(table.weights), dtype=np.int64)
         is_known = np.ones(len(table.weights), dtype=np.bool_)
         for name, values in zip(table.of, zip(*table.weights, strict=True), strict=True):
-            index = self._values[name]
+            _, index = self._codes(name)
             codes = np.array([index.get(value, -1) for value in values], dtype=np.int64)
             numbers = numbers * len(index) + codes
             is_known &= codes >= 0

@@ -75,7 +75,7 @@ def folded(token: str) -> str:
     return token.strip().lower() or token
 
 
-class _Lexed(NamedTuple):
+class Lexed(NamedTuple):
     folded: str
     kind: str
     inside_word: bool
@@ -91,10 +91,10 @@ class _Lexed(NamedTuple):
 
 
 @lru_cache(maxsize=65_536)
-def _lex(token: str) -> _Lexed:
+def lex(token: str) -> Lexed:
     core = token.strip()
     tail = _TAIL.search(token)
-    return _Lexed(
+    return Lexed(
         folded=folded(token),
         kind=kind_of(token),
         inside_word=bool(_WORDS.fullmatch(token)),
@@ -121,7 +121,7 @@ class _Reader:
         self.quoted = ""
         self.brackets: list[str] = []
 
-    def read(self, token: str, lexed: _Lexed) -> None:
+    def read(self, token: str, lexed: Lexed) -> None:
         if lexed.inside_word:
             self.word += token
         else:
@@ -173,7 +173,7 @@ def facts_of(tokens: Sequence[str]) -> list[Facts]:
     out: list[Facts] = []
     before, before2, before_kind, before2_kind, mark = START, START, START, START, START
     for token in tokens:
-        lexed, last_word = _lex(token), reader.last_word
+        lexed, last_word = lex(token), reader.last_word
         reader.read(token, lexed)
         word = reader.word
         if lexed.ends_word:

@@ -1,0 +1,122 @@
+"""One string for each token of many texts, such as the token itself. What is asked of strings is asked of each
+different one once, and where they stand is looked up."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.rules.language.conditions import fold, normalised
+from autointerp.rules.language.linear_regex import linear_regex
+
+Codes = NDArray[np.intp]
+"""Numbers of different strings."""
+Places = NDArray[np.intp]
+"""Indices of tokens in the long list of all."""
+
+
+class Column:
+    def __init__(self, codes: NDArray[np.int32], strings: Sequence[str]) -> None:
+        self.codes = codes
+        """[tokens]: which of `strings` each has."""
+        self.strings = strings
+        self._matches: dict[str, NDArray[np.int8]] = {}
+        """For each pattern, of every string: 1 if it matches, 0 if not, -1 if nobody asked yet."""
+
+    def places(self, chosen: Codes) -> Places:
+        """Where the chosen strings stand, in no order."""
+        if len(chosen) == 1:
+            return self._order[self._ends[chosen[0]] : self._ends[chosen[0] + 1]]
+        parts = [self._order[self._ends[code] : self._ends[code + 1]] for code in chosen.tolist()]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.intp)
+
+    def count(self, chosen: Codes) -> int:
+        return int((self._ends[chosen + 1] - self._ends[chosen]).sum())
+
+    def exactly(self, strings: Iterable[str]) -> Codes:
+        return _all_of(self._by_exact, strings)
+
+    def folded(self, strings: Iterable[str]) -> Codes:
+        return _all_of(self._by_folded, strings)
+
+    def with_prefix(self, prefixes: Collection[str]) -> Codes:
+        return _within(self._ascending, prefixes)
+
+    def with_suffix(self, suffixes: Collection[str]) -> Codes:
+        return _within(self._ascending_reversed, [suffix[::-1] for suffix in suffixes])
+
+    def matching(self, pattern: str, of: Codes | None = None) -> NDArray[np.bool_]:
+        """Whether each of the strings (or of those of `of`) matches the pattern without its surrounding white space.
+        Each is matched once, however often it is asked about."""
+        if pattern not in self._matches:
+            self._matches[pattern] = np.full(len(self.strings), -1, dtype=np.int8)
+        known = self._matches[pattern]
+        asked = known == -1 if of is None else np.unique(of[known[of] == -1])
+        regex = linear_regex(pattern)
+        for code in (np.flatnonzero(asked) if of is None else asked).tolist():
+            known[code] = regex.matches(self.strings[code].strip())
+        return known == 1 if of is None else known[of] == 1
+
+    @cached_property
+    def fold_numbers(self) -> NDArray[np.intp]:
+        """Of every string: the number that it shares with those that are the same when folded."""
+        index: dict[str, int] = {}
+        return np.array([index.setdefault(one, len(index)) for one in self._folded], dtype=np.intp)
+
+    @cached_property
+    def _folded(self) -> list[str]:
+        return [fold(one) for one in self.strings]
+
+    @cached_property
+    def _by_folded(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for code, one in enumerate(self._folded):
+            found.setdefault(one, []).append(code)
+        return found
+
+    @cached_property
+    def _by_exact(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for code, one in enumerate(self.strings):
+            found.setdefault(one if one.isascii() else normalised(one), []).append(code)
+        return found
+
+    @cached_property
+    def _ascending(self) -> tuple[list[str], Codes]:
+        return _sorted(self._folded)
+
+    @cached_property
+    def _ascending_reversed(self) -> tuple[list[str], Codes]:
+        return _sorted([one[::-1] for one in self._folded])
+
+    @cached_property
+    def _order(self) -> Places:
+        return np.argsort(self.codes, kind="stable")
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """[strings + 1]: where the places of each string begin in `_order`."""
+        return np.concatenate([[0], np.cumsum(np.bincount(self.codes, minlength=len(self.strings)))])
+
+
+def _all_of(index: dict[str, list[int]], strings: Iterable[str]) -> Codes:
+    return np.array([code for one in strings for code in index.get(one, ())], dtype=np.intp)
+
+
+def _sorted(strings: Sequence[str]) -> tuple[list[str], Codes]:
+    order = sorted(range(len(strings)), key=strings.__getitem__)
+    return [strings[i] for i in order], np.array(order, dtype=np.intp)
+
+
+def _within(ascending: tuple[list[str], Codes], prefixes: Collection[str]) -> Codes:
+    """The codes of the strings that begin with one of the prefixes."""
+    strings, codes = ascending
+    spans = [
+        codes[bisect_left(strings, prefix) : bisect_right(strings, prefix, key=lambda one, n=len(prefix): one[:n])]
+        for prefix in prefixes
+    ]
+    return np.unique(np.concatenate(spans)) if spans else np.zeros(0, dtype=np.intp)

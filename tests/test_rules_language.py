@@ -1,0 +1,116 @@
+"""The rule language: what is read, where conditions hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from autointerp.rules.language.matching import holds
+from autointerp.rules.language.parsing import RuleError, clauses_of, rule_to_json
+from autointerp.rules.language.texts import Texts
+from autointerp.rules.near import NearWords
+
+NEAR = NearWords({"sea": [("ocean", 0.8), ("water", 0.6), ("rock", 0.2)], "ocean": [], "water": [], "rock": []})
+TEXTS = Texts(
+    [
+        [" The", " prices", " ro", "se", " (", "sharp", "ly", ")", " to", "day", "\n", "\n", "It", "'s", ' "', "we", "ird"]
+        + ['"', " #", " x", "\n", " The", " ocean"],
+        [" sun", " rise", " it", "'t", " Prices"],
+        [" in", " the", " (", " sun"],
+    ],
+    ["window", None, "document"],
+)  # fmt: skip
+
+
+def where(*conditions: dict[str, Any]) -> list[str]:
+    clauses, _ = clauses_of({"clauses": [{"strength": 8, "all": list(conditions)}]}, NEAR)
+    held = holds(clauses[0], TEXTS)
+    every = [token for text in TEXTS.texts for token in text]
+    return [token for token, is_held in zip(every, held, strict=True) if is_held]
+
+
+@pytest.mark.parametrize(
+    ("condition", "tokens"),
+    [
+        ({"word": ["ROSE", "sharp"]}, ["se", "sharp"]),
+        ({"word": ["'s"]}, ["'s"]),
+        ({"token": ["ro", "the"]}, [" The", " ro", " The", " the"]),
+        ({"exact": ["it", " it", "It"]}, ["It", " it"]),
+        ({"lemma": ["rise"]}, ["se", " rise"]),
+        ({"prefix": ["sharp"]}, ["sharp", "ly"]),
+        ({"suffix": ["y"]}, ["ly", "day"]),
+        ({"class": ["piece"]}, ["se", "ly", "day", "ird"]),
+        ({"class": ["capitalised"]}, [" The", "It", " The", " Prices"]),
+        ({"class": ["quote", "bracket"]}, [" (", ")", ' "', '"', " ("]),
+        ({"class": ["kind:mark:'"]}, ["'s", "'t"]),
+        ({"regex": "[a-z]{6,}"}, [" prices", "ly"]),
+        ({"left": {"word": ["the"]}}, [" prices", " ocean", " ("]),
+        ({"left": {"word": ["the", "sun"], "within": 2}}, [" prices", " ro", " ocean", " rise", " it", " (", " sun"]),
+        ({"left": {"class": ["newline"], "within": 2}}, ["\n", "It", "'s", " The", " ocean"]),
+        ({"starts": "line"}, ["It", " The", " in"]),
+        ({"starts": "window"}, [" The", " in"]),
+        ({"starts": "document"}, [" in"]),
+        ({"inside": "("}, ["sharp", "ly", " sun"]),
+        ({"inside": "quote"}, ["we", "ird"]),
+        ({"inside": ["comment", "["]}, [" x"]),
+        ({"near": {"word": ["sea"], "least": 0.5}}, [" ocean"]),
+    ],
+)
+def test_where_conditions_hold(condition: dict[str, Any], tokens: list[str]) -> None:
+    assert where(condition) == tokens
+    every = where({"regex": "(?s).*"})
+    assert sorted(where({"regex": "(?s).*"}, {"not": condition}) + tokens) == sorted(every)
+
+
+def test_topics_are_counted_over_the_text() -> None:
+    the = {"word": ["the"]}
+    assert len(where(the)) == 3
+    assert where({"topic": {"word": ["sun", "moon"]}}, the) == [" the"]
+    assert len(where({"topic": {"word": ["rose", "day", "it"]}}, the)) == 2  # `day` is a part of `today`
+    assert where({"topic": {"word": ["day"]}}, the) == []
+    assert len(where({"topic": {"lemma": ["rise", "price"], "least": 2}}, the)) == 2
+    assert where({"topic": {"lemma": ["rise", "sun"], "least": 2}}, {"class": "word"})[:2] == [" sun", " rise"]
+    assert where({"topic": {"regex": "[(]|sun", "least": 2}}, the) == [" the"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], "the rule is a list of 0; it is an object with clauses, combine"),
+        ({}, "clauses is missing; it is a list of 1 to 24 entries"),
+        ({"clause": []}, "unknown key 'clause'; it may have clauses, combine. Did you mean clauses?"),
+        ({"clauses": [{"strength": 1, "all": [{"wrod": ["a"]}]}]}, r"clauses\[0\].all\[0\] has an unknown key 'wrod'"),
+        ({"clauses": [{"strength": 11, "all": [{"word": "a"}]}]}, "strength is 11; it is a number from 0 to 10"),
+        ({"clauses": [{"strength": 1, "all": [{"not": {"word": "a"}}]}]}, 'holds only "not"'),
+        ({"clauses": [{"strength": 1, "all": [{"word": "new york"}]}]}, "takes single words"),
+        ({"clauses": [{"strength": 1, "all": [{"regex": "(?=a)"}]}]}, "no regular expression of RE2"),
+    ],
+)
+def test_what_cannot_be_used_is_told(value: object, said: str) -> None:
+    with pytest.raises(RuleError, match=said):
+        clauses_of(value)
+
+
+def test_what_is_read_is_normalised() -> None:
+    value = {
+        "clauses": [
+            {"says": " a\nb ", "strength": 3, "all": [{"word": ["B", "a", "b "]}, {"near": {"word": "Sea", "least": 0.5}}]},
+            {"strength": 4, "all": [{"near": {"word": ["sea"], "least": 0.5}}, {"word": ["a", "b"]}]},
+        ]
+    }
+    clauses, combine = clauses_of(value, NEAR)
+    assert rule_to_json(clauses, combine) == {
+        "clauses": [
+            {
+                "says": "a b",
+                "strength": 4.0,
+                "all": [
+                    {"word": ["a", "b"]},
+                    {"near": {"word": ["sea"], "least": 0.5, "words": ["ocean", "sea", "water"]}},
+                ],
+            }
+        ],
+        "combine": "max",
+    }
+    assert clauses_of(rule_to_json(clauses, combine)) == (clauses, combine)
