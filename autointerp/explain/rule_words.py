@@ -27,7 +27,7 @@ def words_of(study: RuleStudy, draft: Draft) -> str:
     if len(kept) == len(draft.clauses) and draft.proposal.label is not None:
         parts = [draft.proposal.label]
     else:
-        parts = [clean_label(clause.says or clause_in_words(clause)) for clause in kept]
+        parts = [clean_label(clause_in_words(clause)) for clause in kept]
     also = _also(study, draft)
     return _joined(list(dict.fromkeys(parts)), also)
 

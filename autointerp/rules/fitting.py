@@ -115,33 +115,35 @@ def tables_alone(parts: Parts) -> Fit:
     return Fit(parts.base, np.ones(parts.tables.shape[1]), np.zeros(parts.clauses.shape[1]))
 
 
-def fitted(parts: Parts, among: NDArray[np.bool_] | None = None) -> Fit:
-    """The best fit that uses only the clauses `among` [clauses] (None: all), with three decimals. Where its error, with
-    predictions cut at 0 and 10, is no smaller than that of the tables alone, it is those."""
-    alone = tables_alone(parts)
-    small = parts.merged
+def fitted(parts: Parts, among: NDArray[np.bool_] | None = None, with_tables: bool = True) -> Fit:
+    """The best fit of the tables and the clauses `among` [clauses] (None: all), with three decimals. Where its error,
+    with predictions cut at 0 and 10, is no smaller than that of the tables alone, it is those.
+
+    Not `with_tables`: the best fit of the clauses without the tables, however large its error.
+    """
+    alone, small = tables_alone(parts), parts.merged
     n_tables, n_clauses = parts.tables.shape[1], parts.clauses.shape[1]
-    used = np.ones(n_clauses, dtype=np.bool_) if among is None else among
-    if not used.any() or not len(small.truth):
+    if not len(small.truth):
         return alone
-    on = np.concatenate([np.ones(1 + n_tables, dtype=np.bool_), used])
-    on &= small.gram.diagonal() > 0
-    prior = np.concatenate([[0.0], np.full(n_tables, TABLE_PRIOR), np.full(n_clauses, CLAUSE_PRIOR)])
-    start = np.concatenate([[parts.base], np.ones(n_tables), np.zeros(n_clauses)])
-    most = np.concatenate([np.full(1 + n_tables, np.inf), np.full(n_clauses, float(TOP))])
-    sizes = _descended(small, on, prior, start, most)
+    used = np.ones(n_clauses, dtype=np.bool_) if among is None else among
+    on = np.concatenate([[True], np.full(n_tables, with_tables), used]) & (small.gram.diagonal() > 0)
+    start = np.concatenate([[parts.base], np.full(n_tables, float(with_tables)), np.zeros(n_clauses)])
+    sizes = _descended(small, on, start, n_tables)
     found = np.round(sizes, 3)
     fit = Fit(round(float(sizes[0]), 4), found[1 : 1 + n_tables], found[1 + n_tables :])
-    return fit if fit.kept and small.error(fit) < small.error(alone) else alone
+    return fit if not with_tables or small.error(fit) < small.error(alone) else alone
 
 
-def _descended(parts: Parts, on: NDArray[np.bool_], prior: Floats, start: Floats, most: Floats) -> Floats:
+def _descended(parts: Parts, on: NDArray[np.bool_], start: Floats, n_tables: int) -> Floats:
     """The base, gains and strengths, from `start` on, of the parts that are `on`; the others stay."""
+    n_clauses = len(start) - 1 - n_tables
+    prior = np.concatenate([[0.0], np.full(n_tables, TABLE_PRIOR), np.full(n_clauses, CLAUSE_PRIOR)])
+    most = [np.inf] * (1 + n_tables) + [float(TOP)] * n_clauses
     x, truth, weights = parts.columns, parts.truth, parts.weights
     gram = parts.gram + np.diag(prior)
-    pulled = prior * np.where(start > 0, start, 0.0)  # gains towards 1, strengths towards 0
+    pulled = prior * start  # gains towards 1, strengths towards 0
     places = np.flatnonzero(on).tolist()
-    curvature = gram.diagonal()
+    curvature = gram.diagonal().tolist()
     least = TOLERANCE * float(np.sqrt(weights @ (truth * truth)))
     sizes, predicted = start.copy(), x @ start
     for _ in range(ROUNDS):
@@ -156,7 +158,7 @@ def _descended(parts: Parts, on: NDArray[np.bool_], prior: Floats, start: Floats
                 if step:
                     gradient += step * gram[:, j]
                     sizes[j] = new
-                    largest = max(largest, abs(step) * float(curvature[j]) ** 0.5)
+                    largest = max(largest, abs(step) * curvature[j] ** 0.5)
             moved = max(moved, largest)
             if largest <= least:
                 break
@@ -167,31 +169,37 @@ def _descended(parts: Parts, on: NDArray[np.bool_], prior: Floats, start: Floats
 
 
 def supported(parts: Parts, value_of: Callable[[Fit], float | None]) -> Fit:
-    """The fit without the clauses that other text does not support.
+    """The fit without what other text does not support.
 
-    `value_of` is what a fit is worth on that text; None where it is not known. Clauses are left out one at a time, the
-    one that predicts least first, and the others are fitted anew. A clause stays where the fit is worth more with it
-    than without, by LEAST_SUPPORT. The tables alone are what is left where they are worth as much.
+    `value_of` is what a fit is worth on that text; None where it is not known. If the clauses are worth as much without
+    the tables, the tables go: a person reads clauses. Then clauses are left out one at a time, the one that predicts
+    least first, and the others are fitted anew. A clause stays where the fit is worth more with it than without, by
+    LEAST_SUPPORT. Where none stays, what is left are the tables as they were learned.
     """
-    alone = tables_alone(parts)
-    fit = fitted(parts)
-    value = _worth(value_of(fit))
-    small = parts.merged
-    holding = small.weights @ small.clauses
+
+    def worth(fit: Fit) -> float:
+        value = value_of(fit)
+        return -1.0 if value is None else value
+
+    alone, fit, bare = tables_alone(parts), fitted(parts), fitted(parts, with_tables=False)
+    if not bare.kept:
+        return alone
+    value, bare_value = worth(fit), worth(bare)
+    with_tables = bare_value <= value - LEAST_SUPPORT
+    if not with_tables:
+        fit, value = bare, bare_value
+    holding = parts.merged.weights @ parts.merged.clauses
     used = fit.strengths > 0
     for clause in sorted(fit.kept, key=lambda j: (float(holding[j] * fit.strengths[j]), j)):
-        if not used[clause] or not fit.strengths[clause]:
+        if not used[clause]:
             continue
         used[clause] = False
-        without = fitted(parts, used)
-        worth = _worth(value_of(without))
-        if worth > value - LEAST_SUPPORT:
-            fit, value = without, worth
+        without = fitted(parts, used, with_tables)
+        found = worth(without)
+        if found > value - LEAST_SUPPORT:
+            fit, value = without, found
             used &= fit.strengths > 0
         else:
             used[clause] = True
-    return alone if _worth(value_of(alone)) > value - LEAST_SUPPORT else fit
-
-
-def _worth(value: float | None) -> float:
-    return -1.0 if value is None else value
+    least = value + LEAST_SUPPORT if not with_tables else value - LEAST_SUPPORT
+    return fit if fit.kept and worth(alone) < least else alone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from autointerp.records import Split
 from autointerp.store.connection import StoreConnection
 from autointerp.store.evidence_file import has_known_tiles
+from autointerp.store.first_tokens import BEGINS_DOCUMENT, BEGINS_WINDOW
 from autointerp.store.named_rows import select_list
 
 
@@ -22,9 +23,17 @@ class KnownTile:
     tile_id: int
     document: str
     tokens: list[str]
+    begins: Literal["document", "window"] | None = None
+    """What its first token begins."""
 
 
-_COLUMNS = select_list(KnownTile, "t", document="w.document", tokens='w.tokens[t."offset" + 1 : t."offset" + t.length]')
+_COLUMNS = select_list(
+    KnownTile,
+    "c",
+    document="w.document",
+    tokens='w.tokens[c."offset" + 1 : c."offset" + c.length]',
+    begins=f"CASE WHEN {BEGINS_DOCUMENT} THEN 'document' WHEN {BEGINS_WINDOW} THEN 'window' END",
+)
 
 
 class StoreKnownTiles(StoreConnection):
@@ -40,8 +49,8 @@ class StoreKnownTiles(StoreConnection):
             return []
         return self.records(
             KnownTile,
-            f"SELECT {_COLUMNS} FROM evidence.known_tiles AS t JOIN evidence.windows AS w USING (window_id) "
-            "WHERE t.harvest_id = ? AND t.split = ? ORDER BY t.tile_id",
+            f"SELECT {_COLUMNS} FROM evidence.known_tiles AS c JOIN evidence.windows AS w USING (window_id) "
+            "WHERE c.harvest_id = ? AND c.split = ? ORDER BY c.tile_id",
             [harvest_id, split],
         )
 
