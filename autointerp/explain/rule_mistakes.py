@@ -1,9 +1,9 @@
 """What a rule gets wrong on the explain part, as the LLM that wrote it is shown.
 
 A text counts by the activation that was missed in it, or by what was predicted where there is none: the sums over its
-tokens of truth minus prediction, and of prediction minus truth. The texts with the largest sums are shown, cut to what
-stands before the worst token, and at most SAME_TOKEN of those whose worst token is the same: sixteen times the same
-mistake teach nothing new.
+tokens of truth minus prediction, and of prediction minus truth. The texts with the largest sums are shown, at most
+WIDTH tokens of each. Only where there is room are there more than SAME_TOKEN texts whose worst token is the same, since
+eight times the same mistake teach less than eight mistakes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from autointerp.ask.prompts import one_line
 from autointerp.ask.scale import TOP
 from autointerp.rules.token_facts import folded
 
-BEFORE, AFTER = 24, 6
-"""Tokens shown before and after the worst one."""
+WIDTH = 32
+"""Tokens shown of a text."""
+BEFORE = 24
+"""Of them, those that stand before the worst one, where the text is longer."""
 SAME_TOKEN = 2
 LEAST_MISSED, LEAST_FALSE = 2.0, 1.0
 """By how much the worst token is missed or wrongly predicted, on the scale of 0..10; less is no mistake to speak of."""
@@ -70,19 +72,19 @@ def _shown(found: list[tuple[float, ReadText, int]], most: int) -> list[str]:
     """The texts with the largest sums; equal ones in the order in which they came."""
     ordered = sorted(found, key=lambda one: -one[0])
     times: Counter[str] = Counter()
-    shown: list[str] = []
+    first: dict[str, None] = {}
+    others: dict[str, None] = {}
     for _, text, place in ordered:
         token = folded(text.tokens[place])
-        line = marked_text(text, place)
-        if len(shown) < most and times[token] < SAME_TOKEN and line not in shown:
-            times[token] += 1
-            shown.append(line)
-    return shown
+        times[token] += 1
+        (first if times[token] <= SAME_TOKEN else others)[marked_text(text, place)] = None
+    return list(dict.fromkeys([*first, *others]))[:most]
 
 
 def marked_text(text: ReadText, place: int) -> str:
     """The text around a token on one line: strings, and [token, truth, prediction] where one of the two is above 0."""
-    start, end = max(0, place - BEFORE), min(len(text.tokens), place + AFTER + 1)
+    start = max(0, min(place - BEFORE, len(text.tokens) - WIDTH))
+    end = min(len(text.tokens), start + WIDTH)
     pieces: list[object] = [{"begins": text.begins}] if text.begins is not None and start == 0 else []
     plain = ""
     for i in range(start, end):
