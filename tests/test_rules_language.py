@@ -14,8 +14,8 @@ from autointerp.rules.near import NearWords
 NEAR = NearWords({"sea": [("ocean", 0.8), ("water", 0.6), ("rock", 0.2)], "ocean": [], "water": [], "rock": []})
 TEXTS = Texts(
     [
-        [" The", " prices", " ro", "se", " (", "sharp", "ly", ")", " to", "day", "\n", "\n", "It", "'s", ' "', "we", "ird"]
-        + ['"', " #", " x", "\n", " The", " ocean"],
+        [" The", " prices", " ro", "se", " (", "sharp", "ly", ")", " to", "day", "\n", "\n", "It", "'s", ' "', "we"]
+        + ["ird", '"', " #", " x", "\n", " The", " ocean"],
         [" sun", " rise", " it", "'t", " Prices"],
         [" in", " the", " (", " sun"],
     ],
@@ -93,10 +93,11 @@ def test_what_cannot_be_used_is_told(value: object, said: str) -> None:
 
 
 def test_what_is_read_is_normalised() -> None:
+    near = {"near": {"word": "Sea", "least": 0.5}}
     value = {
         "clauses": [
-            {"says": " a\nb ", "strength": 3, "all": [{"word": ["B", "a", "b "]}, {"near": {"word": "Sea", "least": 0.5}}]},
-            {"strength": 4, "all": [{"near": {"word": ["sea"], "least": 0.5}}, {"word": ["a", "b"]}]},
+            {"says": " a\nb ", "strength": 3, "all": [{"word": ["B", "a", "b "]}, near]},
+            {"strength": 4, "all": [near, {"word": ["a", "b"]}]},
         ]
     }
     clauses, combine = clauses_of(value, NEAR)

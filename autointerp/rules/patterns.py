@@ -141,7 +141,8 @@ class Rule:
 def _table(value: Any) -> Table:
     of = tuple(value["of"])
     rows, unknown = value["rows"], set(of) - set(Facts._fields)
-    if not of or unknown or any(len(row) != len(of) + 1 or not all(isinstance(k, str) for k in row[:-1]) for row in rows):
+    is_bad = any(len(row) != len(of) + 1 or not all(isinstance(key, str) for key in row[:-1]) for row in rows)
+    if not of or unknown or is_bad:
         raise ValueError(f"bad table over {of!s:.200}")
     return Table(of, {tuple(row[:-1]): _finite(row[-1]) for row in rows}, _finite(value["gain"]))
 

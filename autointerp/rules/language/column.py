@@ -6,6 +6,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class Column:
     def with_suffix(self, suffixes: Collection[str]) -> Codes:
         return _within(self._ascending_reversed, [suffix[::-1] for suffix in suffixes])
 
-    def matching(self, pattern: str, of: Codes | None = None) -> NDArray[np.bool_]:
+    def matching(self, pattern: str, of: NDArray[np.int32] | None = None) -> NDArray[np.bool_]:
         """Whether each of the strings (or of those of `of`) matches the pattern without its surrounding white space.
         Each is matched once, however often it is asked about."""
         if pattern not in self._matches:
@@ -115,8 +116,9 @@ def _sorted(strings: Sequence[str]) -> tuple[list[str], Codes]:
 def _within(ascending: tuple[list[str], Codes], prefixes: Collection[str]) -> Codes:
     """The codes of the strings that begin with one of the prefixes."""
     strings, codes = ascending
-    spans = [
-        codes[bisect_left(strings, prefix) : bisect_right(strings, prefix, key=lambda one, n=len(prefix): one[:n])]
-        for prefix in prefixes
-    ]
+    spans = []
+    for prefix in prefixes:
+        first = bisect_left(strings, prefix)
+        last = bisect_right(strings, prefix, lo=first, key=itemgetter(slice(len(prefix))))
+        spans.append(codes[first:last])
     return np.unique(np.concatenate(spans)) if spans else np.zeros(0, dtype=np.intp)

@@ -55,5 +55,5 @@ def _stems(word: str, ending: str) -> set[str]:
         return {word[:-1]}  # `moving`, but `seeing`
     if _ONE_SYLLABLE.match(word):
         return {word + word[-1]}
-    doubled = {word + word[-1]} if re.search(r"[^aeiou][aeiou][^aeiouwxy]\Z", word) and _LATE_STRESS.match(word) else set()
-    return {word} | doubled
+    ends_doubled = _LATE_STRESS.match(word) and re.search(r"[^aeiou][aeiou][^aeiouwxy]\Z", word)
+    return {word, word + word[-1]} if ends_doubled else {word}

@@ -50,36 +50,44 @@ _OTHERS = """
 a an; i me my mine myself; you your yours yourself yourselves; he him his himself; she her hers herself;
 it its itself; we us our ours ourselves; they them their theirs themselves; who whom whose; this these; that those
 """
-COMPARED = frozenset(
-    """
-    big black blue bold brave brief bright broad busy calm cheap clean clear clever close cold cool crazy cruel dark
-    dear deep dense dirty dry dull early easy fair fast fat few fine firm flat fresh full funny gentle grand gray great
-    green grey hard happy harsh healthy heavy high hot huge hungry keen kind large late lazy light likely lonely long
-    loose loud lovely low lucky mad mean mild narrow near neat new nice noisy odd old pale plain poor pretty proud pure
-    quick quiet rare raw red rich ripe rough rude sad safe sharp short shy sick simple slight slim slow small smart
-    smooth soft soon sour steep stiff strange strict strong sweet tall tame thick thin tight tiny tough true ugly vast
-    warm weak wealthy wet white wide wild wise young
-    """.split()
-)
+_COMPARED = """
+big black blue bold brave brief bright broad busy calm cheap clean clear clever close cold cool crazy cruel dark dear
+deep dense dirty dry dull early easy fair fast fat few fine firm flat fresh full funny gentle grand gray great green
+grey hard happy harsh healthy heavy high hot huge hungry keen kind large late lazy light likely lonely long loose loud
+lovely low lucky mad mean mild narrow near neat new nice noisy odd old pale plain poor pretty proud pure quick quiet
+rare raw red rich ripe rough rude sad safe sharp short shy sick simple slight slim slow small smart smooth soft soon
+sour steep stiff strange strict strong sweet tall tame thick thin tight tiny tough true ugly vast warm weak wealthy wet
+white wide wild wise young
+"""
+COMPARED = frozenset(_COMPARED.split())
 """Adjectives and adverbs that are compared by -er and -est. In other words these endings make other words: `number` is
 no form of `numb`."""
-VERBS = frozenset(line.split()[0] for line in _VERBS.split(";"))
-"""Verbs without a past in -ed, which would be another word (`see`, `seed`), or with one that is listed."""
 
 
-def _families() -> dict[str, frozenset[str]]:
+def _families(*tables: str) -> list[list[str]]:
+    """The words of each entry; the first is the one that the others are forms of."""
+    return [entry.split() for table in tables for entry in table.split(";")]
+
+
+def _together() -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
-    for line in ";".join((_VERBS, _NOUNS, _ADJECTIVES, _OTHERS)).split(";"):
-        words = frozenset(line.split())
-        for word in words:
-            found[word] = found.get(word, frozenset()) | words
+    for family in _families(_VERBS, _NOUNS, _ADJECTIVES, _OTHERS):
+        for word in family:
+            found[word] = found.get(word, frozenset()) | frozenset(family)
     return found
 
 
-FAMILIES = _families()
+def _bases() -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for verb, *forms in _families(_VERBS):
+        for form in forms:
+            found[form] = (*found.get(form, ()), verb)
+    return found
+
+
+FAMILIES = _together()
 """For every word above, the words that it is listed with."""
-BASES = {
-    word: tuple(line.split()[0] for line in _VERBS.split(";") if word in line.split()) for line in _VERBS.split(";")
-    for word in line.split()
-}  # fmt: skip
+BASES = _bases()
 """For every form of a verb above, the verbs that it is a form of."""
+VERBS = frozenset(verb for verb, *_ in _families(_VERBS))
+"""Verbs without a past in -ed, which would be another word (`see`, `seed`), or with one that is listed."""

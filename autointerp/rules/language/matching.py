@@ -48,7 +48,7 @@ def places_of(clause: Clause, texts: Texts) -> Places:
     if not texts.n_tokens:
         return np.zeros(0, dtype=np.intp)
     finders = [_finder(condition, texts) for condition in clause.conditions]
-    rarest = min(finders, key=lambda one: one.count)
+    rarest = min(finders, key=lambda one: one.size)
     places = rarest.places()
     for finder in sorted(finders, key=lambda one: one.cost):
         if finder is not rarest and len(places):
@@ -71,7 +71,7 @@ def predicted_of(clauses: Sequence[Clause], combine: Combine, texts: Texts) -> t
 class _Finder(NamedTuple):
     """One condition, ready to be asked about."""
 
-    count: int
+    size: int
     """On how many tokens it holds, or a larger number where that is not known."""
     places: Callable[[], Places]
     at: Callable[[Places], Flags]
@@ -132,8 +132,8 @@ def _test(test: Test, texts: Texts) -> _Finder:
         chosen = [(texts.tokens, np.flatnonzero(np.any([texts.of_class(name) for name in test.of], axis=0)))]
     else:
         chosen = _columns(test.key, test.of, texts)
-    count = sum(column.count(codes) for column, codes in chosen)
-    return _Finder(count, lambda: _union([column.places(codes) for column, codes in chosen]), _in_columns(chosen), 1)
+    size = sum(column.count(codes) for column, codes in chosen)
+    return _Finder(size, lambda: _union([column.places(codes) for column, codes in chosen]), _in_columns(chosen), 1)
 
 
 def _columns(key: StringKey, of: Sequence[str], texts: Texts) -> list[tuple[Column, Codes]]:

@@ -57,9 +57,7 @@ class _Mark(NamedTuple):
     after_colon: bool
 
 
-def quotes_and_comments(
-    tokens: Column, starts: NDArray[np.int64]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def quotes_and_comments(tokens: Column, starts: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """For each token, whether it is inside a quote, and whether inside a comment."""
     marks = [_marks(one) for one in tokens.strings]
     ends_in_word = [bool(one) and _is_word(one[-1]) for one in tokens.strings]

@@ -8,10 +8,9 @@ bounds of conditions.py raises RuleError, whose words go back to an LLM as the r
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from autointerp.errors import nearest
 from autointerp.rules.language.conditions import (
@@ -47,6 +46,19 @@ from autointerp.rules.language.conditions import (
     fold,
     normalised,
 )
+from autointerp.rules.language.json_values import (
+    RuleError,
+    joined,
+    list_of,
+    number_of,
+    object_of,
+    one_of,
+    one_with_number,
+    printable,
+    refuse,
+    text_of,
+    whole_number,
+)
 from autointerp.rules.language.linear_regex import linear_regex
 from autointerp.rules.near import NO_NEAR_WORDS, NearWords
 
@@ -56,18 +68,14 @@ TOPIC_KEYS = ("word", "lemma", "regex")
 COMBINES: tuple[Combine, ...] = get_args(Combine)
 
 
-class RuleError(ValueError):
-    """A rule that cannot be used. The message says where, which value, and what may stand there."""
-
-
 def clauses_of(value: object, near: NearWords = NO_NEAR_WORDS) -> tuple[list[Clause], Combine]:
     """The clauses of `{"clauses": [...], "combine": "max" | "sum"}`, normalised, and how they combine: by their maximum
     if nothing is said. `near` expands conditions `near` that are not expanded yet."""
-    rule = _object(value, "the rule", ("clauses", "combine"))
+    rule = object_of(value, "the rule", ("clauses", "combine"))
     combine = rule.get("combine", "max")
     if combine not in COMBINES:
-        _refuse("combine", combine, 'it is "max" or "sum"')
-    listed = _list(rule.get("clauses"), "clauses", MAX_CLAUSES)
+        refuse("combine", combine, 'it is "max" or "sum"')
+    listed = list_of(rule.get("clauses"), "clauses", MAX_CLAUSES)
     clauses = _merged([_clause(one, f"clauses[{i}]", near) for i, one in enumerate(listed)], combine)
     size = len(json.dumps(rule_to_json(clauses, combine), ensure_ascii=False).encode())
     if size > MAX_JSON:
@@ -125,13 +133,13 @@ def _merged(clauses: list[Clause], combine: Combine) -> list[Clause]:
 
 
 def _clause(value: object, at: str, near: NearWords) -> Clause:
-    clause = _object(value, at, ("says", "strength", "all"))
-    listed = _list(clause.get("all"), f"{at}.all", MAX_CONDITIONS)
+    clause = object_of(value, at, ("says", "strength", "all"))
+    listed = list_of(clause.get("all"), f"{at}.all", MAX_CONDITIONS)
     conditions = {_condition(one, f"{at}.all[{i}]", near) for i, one in enumerate(listed)}
     if all(isinstance(condition, Not) for condition in conditions):
         raise RuleError(f'{at}.all holds only "not"; a clause also needs a condition that says where it does hold')
     ordered = sorted(conditions, key=_order)
-    strength = _number(clause.get("strength"), f"{at}.strength", 0.0, MAX_STRENGTH)
+    strength = number_of(clause.get("strength"), f"{at}.strength", 0.0, MAX_STRENGTH)
     return Clause(tuple(ordered), strength, _says(clause.get("says", ""), f"{at}.says"))
 
 
@@ -141,10 +149,10 @@ def _order(condition: Condition) -> tuple[bool, int, str]:
 
 
 def _condition(value: object, at: str, near: NearWords) -> Condition:
-    key, inner = _one_of(value, at, CONDITION_KEYS)
+    key, inner = one_of(value, at, CONDITION_KEYS)
     if key != "not":
         return _positive(key, inner, at, near)
-    negated, inner = _one_of(inner, f"{at}.not", CONDITION_KEYS)
+    negated, inner = one_of(inner, f"{at}.not", CONDITION_KEYS)
     if negated == "not":
         raise RuleError(f'{at}.not holds another "not"; say the condition itself')
     return Not(_positive(negated, inner, f"{at}.not", near))
@@ -168,22 +176,22 @@ def _test(key: str, value: object, at: str) -> Test:
 
 
 def _left(value: object, at: str) -> Left:
-    key, inner, within = _with_number(value, at, TEST_KEYS, "within")
-    return Left(_test(key, inner, f"{at}.{key}"), _whole(within, f"{at}.within", MAX_WITHIN))
+    key, inner, within = one_with_number(value, at, TEST_KEYS, "within")
+    return Left(_test(key, inner, f"{at}.{key}"), whole_number(within, f"{at}.within", MAX_WITHIN))
 
 
 def _topic(value: object, at: str) -> Topic:
-    key, inner, least = _with_number(value, at, TOPIC_KEYS, "least")
-    test, number = _test(key, inner, f"{at}.{key}"), _whole(least, f"{at}.least", MAX_WORDS)
+    key, inner, least = one_with_number(value, at, TOPIC_KEYS, "least")
+    test, number = _test(key, inner, f"{at}.{key}"), whole_number(least, f"{at}.least", MAX_WORDS)
     if isinstance(test, Strings) and number > len(test.of):
-        _refuse(f"{at}.least", number, f"only {len(test.of)} different words are listed, so it can never hold")
+        refuse(f"{at}.least", number, f"only {len(test.of)} different words are listed, so it can never hold")
     return Topic(test, number)
 
 
 def _near(value: object, at: str, near: NearWords) -> Near:
-    inner = _object(value, at, ("word", "least", "words"))
+    inner = object_of(value, at, ("word", "least", "words"))
     given = _words(inner.get("word"), f"{at}.word", "word")
-    least = _number(inner.get("least"), f"{at}.least", 0.0, 1.0)
+    least = number_of(inner.get("least"), f"{at}.least", 0.0, 1.0)
     if "words" in inner:
         return Near(given, least, _words(inner["words"], f"{at}.words", "word"))
     if not near:
@@ -203,53 +211,18 @@ _READ: dict[str, Callable[[object, str], Positive]] = {
 }
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
-
-
-def _object(value: object, at: str, known: Collection[str]) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        _refuse(at, value, f"it is an object with {_listed(known)}")
-    for key in value:
-        if key not in known:
-            name = _shown(key)
-            close = nearest(key[:MAX_WORD], known, 1) if isinstance(key, str) else ""
-            raise RuleError(f"{at} has an unknown key {name}; it may have {_listed(known)}.{close}")
-    return value
-
-
-def _one_of(value: object, at: str, known: Collection[str]) -> tuple[str, object]:
-    """The one key of an object, and its value."""
-    found = _object(value, at, known)
-    if len(found) != 1:
-        _refuse(at, list(found), f"it is an object with exactly one of {_listed(known)}")
-    return next(iter(found.items()))
-
-
-def _with_number(value: object, at: str, known: Collection[str], number: str) -> tuple[str, object, object]:
-    """The one key of an object besides that of a number, its value, and the number: 1 if it is left out."""
-    found = dict(_object(value, at, (*known, number)))
-    counted = found.pop(number, 1)
-    key, inner = _one_of(found, at, known)
-    return key, inner, counted
-
-
-def _list(value: object, at: str, most: int) -> list[object]:
-    if not isinstance(value, list) or not value:
-        _refuse(at, value, f"it is a list of 1 to {most} entries")
-    if len(value) > most:
-        raise RuleError(f"{at} has {len(value)} entries, and {most} are the most; leave out the least important")
-    return value
+# --- what stands in a condition ---------------------------------------------------------------------------------------
 
 
 def _words(value: object, at: str, key: StringKey) -> tuple[str, ...]:
-    listed = [value] if isinstance(value, str) else _list(value, at, MAX_WORDS)
+    listed = [value] if isinstance(value, str) else list_of(value, at, MAX_WORDS)
     found = set()
     for one in listed:
-        text = _text(one, at)
+        text = text_of(one, at)
         word = normalised(text) if key == "exact" else fold(text)
         problem = _word_problem(word, key)
         if problem is not None:
-            _refuse(at, one, problem)
+            refuse(at, one, problem)
         found.add(word)
     return tuple(sorted(found))
 
@@ -267,11 +240,11 @@ def _word_problem(word: str, key: StringKey) -> str | None:
 def _names(
     value: object, at: str, known: Collection[str], is_other: Callable[[str], bool] = lambda _: False
 ) -> tuple[str, ...]:
-    listed = [value] if isinstance(value, str) else _list(value, at, MAX_WORDS)
+    listed = [value] if isinstance(value, str) else list_of(value, at, MAX_WORDS)
     for one in listed:
         if not isinstance(one, str) or not (one in known or is_other(one)):
             close = nearest(one[:MAX_WORD], known, 1) if isinstance(one, str) else ""
-            _refuse(at, one, f"it is one of {_listed(known)}.{close}")
+            refuse(at, one, f"it is one of {joined(known)}.{close}")
     return tuple(sorted({str(one) for one in listed}))
 
 
@@ -281,68 +254,18 @@ def _is_kind(name: str) -> bool:
 
 
 def _pattern(value: object, at: str) -> str:
-    pattern = _text(value, at)
+    pattern = text_of(value, at)
     if not pattern or len(pattern) > MAX_REGEX:
-        _refuse(at, value, f"a regular expression has 1 to {MAX_REGEX} characters")
+        refuse(at, value, f"a regular expression has 1 to {MAX_REGEX} characters")
     try:
         linear_regex(pattern)
     except ValueError as error:
-        _refuse(at, value, f"it is no regular expression of RE2 ({_printable(str(error))})")
+        refuse(at, value, f"it is no regular expression of RE2 ({printable(str(error))})")
     return pattern
 
 
 def _says(value: object, at: str) -> str:
-    says = " ".join(_printable(_text(value, at)).split())
+    says = " ".join(printable(text_of(value, at)).split())
     if len(says) > MAX_SAYS:
         raise RuleError(f"{at} has {len(says)} characters, and {MAX_SAYS} are the most; say it shorter")
     return says
-
-
-def _text(value: object, at: str) -> str:
-    if not isinstance(value, str):
-        _refuse(at, value, "it is a string")
-    if any("\ud800" <= c <= "\udfff" for c in value[: MAX_REGEX + 1]):
-        _refuse(at, value, "half a character is no text")
-    # A longer string is refused for its length by whoever asked; normalising it would take time.
-    return normalised(value) if len(value) <= 4 * MAX_REGEX else value
-
-
-def _number(value: object, at: str, low: float, high: float) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or not math.isfinite(value):  # type: ignore[operator,arg-type]
-        _refuse(at, value, f"it is a number from {low:g} to {high:g}")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _whole(value: object, at: str, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
-        _refuse(at, value, f"it is a whole number from 1 to {high}")
-    return value
-
-
-def _refuse(at: str, value: object, instead: str) -> NoReturn:
-    raise RuleError(f"{at} is {_shown(value)}; {instead}")
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "missing"
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    text = ascii(value[:MAX_WORD] if isinstance(value, str) else value) if _is_small(value) else "a huge number"
-    return text if len(text) <= MAX_REGEX else f"{text[:MAX_REGEX]}..."
-
-
-def _is_small(value: object) -> bool:
-    """Python refuses to write out numbers of thousands of digits."""
-    return not isinstance(value, int) or abs(value) < 10**100
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(names)

@@ -29,7 +29,9 @@ _CLASS_NAMES = {
     "bracket": "brackets", "newline": "line breaks", "space": "runs of spaces",
     "incomplete": "parts of characters",
 }  # fmt: skip
-_INSIDE = {"(": "round brackets", "[": "square brackets", "{": "braces", "quote": "quotation marks", "comment": "a comment"}
+_INSIDE = {
+    "(": "round brackets", "[": "square brackets", "{": "braces", "quote": "quotation marks", "comment": "a comment",
+}  # fmt: skip
 
 
 def clause_in_words(clause: Clause) -> str:
