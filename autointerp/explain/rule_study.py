@@ -143,6 +143,14 @@ class RuleStudy:
     def _tile_tables(self) -> Floats:
         return _added(self._texts.explain, self.patterns.tables)
 
+    @cached_property
+    def select_tables(self) -> Floats:
+        return _added(self._select, self.patterns.tables)
+
+    @cached_property
+    def silent_select_tables(self) -> Floats:
+        return _added(self._texts.select, self.patterns.tables)
+
     def _parts(self, clauses: Sequence[Clause]) -> Parts:
         tiles = self._texts.explain
         silent = np.repeat(self._silent, np.diff(tiles.starts))
@@ -177,12 +185,12 @@ class _Judged:
         self._contexts, self._starts = study._held, study._select.starts
         self._prevalence = of.prevalence
         self._truths = [scaled(c.activations, of.evidence.max_activation) for c in study._held]
-        self._tables = _added(study._select, study.patterns.tables)
+        self._tables = study.select_tables
         self._clauses = _holds(study._select, clauses)
         silent = np.flatnonzero(of.silent_in_select)
         tiles, sizes = texts.select, np.diff(texts.select.starts)
         at = np.flatnonzero(np.repeat(of.silent_in_select, sizes))
-        self._silent_tables = _added(tiles, study.patterns.tables)[at]
+        self._silent_tables = study.silent_select_tables[at]
         self._silent_clauses = _holds(tiles, clauses)[at]
         self._sizes = sizes[silent]
         self._documents = texts.select_sources[silent].tolist()
