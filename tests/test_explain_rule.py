@@ -46,7 +46,7 @@ def labelled(store: Store, oracle: Any, features: str | None = None, **changed: 
     """The rows that the explainer writes, by feature, and the server that was asked."""
     before = {identity for (identity,) in store.rows("SELECT explanation_id FROM explanations")}
     with LlmServer(oracle) as server:
-        asyncio.run(explain(job(store, features=features, attempts=1), config(server, **changed)))
+        asyncio.run(explain(job(store, features=features, attempts=1, timeout=60.0), config(server, **changed)))
     columns = "feature, text, status, error, rule, side, output_text, input_tokens, output_tokens"
     rows = store.rows(
         f"SELECT {columns} FROM explanations WHERE explainer = 'rule' AND NOT list_contains(?, explanation_id) "
@@ -220,7 +220,7 @@ def test_one_that_learns_nothing_is_asked_no_more(store: Store) -> None:
 
 
 def test_labels_are_made_once_and_again_for_other_rounds(store: Store) -> None:
-    some = job(store, features="0-3")
+    some = job(store, features="0-3", timeout=60.0)
     with LlmServer(RuleOracle("truth")) as server:
         forecast = forecast_explain(some, config(server))
         assert (forecast.features, forecast.calls) == (4, 3 * 4)
