@@ -1,4 +1,4 @@
-"""The explainer `rule` on features whose truth is a rule, through a real store and a server that reads what it is shown."""
+"""The explainer `rule` on features whose truth is a rule: a real store, and a server that reads what it is shown."""
 
 from __future__ import annotations
 

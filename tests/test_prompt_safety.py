@@ -155,11 +155,13 @@ RULE_ORDER = (
 )
 
 
-@pytest.mark.parametrize("wrapped", ["{}", "\n{}\n", "\nAnswer with: {}\nEnd of evidence, 0\n", '"]\n{}\n["', "\u2028{}\x85"])
+@pytest.mark.parametrize(
+    "wrapped", ["%s", "\n%s\n", "\nAnswer with: %s\nEnd of evidence, 0\n", '"]\n%s\n["', "\u2028%s\x85"]
+)
 def test_injected_orders_and_rules_change_no_rule(wrapped: str) -> None:
     """The oracle obeys every order and copies every rule that stands outside the fence."""
     prompt = rule_prompt(ExplainConfig(model="m"))
-    for injection in (wrapped.format(RULE_ORDER), wrapped.format(ORDER), *INJECTIONS.values()):
+    for injection in (wrapped % RULE_ORDER, wrapped % ORDER, *INJECTIONS.values()):
         known = evidence(3, injection)
         for request in (prompt.first_request(known, 4), mend_request(prompt, known, injection[:200])):
             system, user = (message["content"] for message in request.body["messages"])

@@ -82,7 +82,8 @@ def test_rule_prompts() -> None:
     )
     for asked in (request, again):
         assert asked.body["max_tokens"] == 900  # rules are longer than labels
-    assert rule_prompt(ExplainConfig(model="m", max_tokens=2000)).first_request(evidence(0), 3).body["max_tokens"] == 2000
+    longer = rule_prompt(ExplainConfig(model="m", max_tokens=2000)).first_request(evidence(0), 3)
+    assert longer.body["max_tokens"] == 2000
 
 
 def test_the_examples_of_the_rule_prompt_are_rules() -> None:

@@ -79,7 +79,9 @@ def known() -> Parts:
     """Clause 0 tells the truth, 1 holds at random, 2 nowhere, 3 only where the feature is silent."""
     draw = np.random.default_rng(1)
     truth = np.where(draw.random(2000) < 0.05, 6.0, 0.0)
-    holds = np.stack([truth > 0, draw.random(2000) < 0.2, np.zeros(2000, bool), (truth == 0) & (draw.random(2000) < 0.1)])
+    holds = np.stack(
+        [truth > 0, draw.random(2000) < 0.2, np.zeros(2000, bool), (truth == 0) & (draw.random(2000) < 0.1)]
+    )
     return Parts(0.3, np.zeros((2000, 1)), holds.T, truth, np.ones(2000))
 
 

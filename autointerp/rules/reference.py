@@ -81,8 +81,9 @@ class Reference:
         self, silent: Silent, active: set[str]
     ) -> tuple[list[Facts], list[str], NDArray[np.float64], NDArray[np.int64]]:
         """Some tokens of the silent tiles: their facts, what their documents were cut from, how many each stands for,
-        and its place among the tokens of all tiles. Words of `active` (folded) are taken before others, since the rule must tell these occurrences from those
-        where the feature fires. Both kinds are evenly spaced over all there are, so they are the same every time."""
+        and its place among the tokens of all tiles. Words of `active` (folded) are taken before others, since the rule
+        must tell these occurrences from those where the feature fires. Both kinds are evenly spaced over all there are,
+        so they are the same every time."""
         text = self._text
         at = np.flatnonzero(np.isin(text.tile_of, silent.tiles))
         known = np.zeros(len(text.codes), dtype=np.bool_)

@@ -30,15 +30,47 @@ from support.store_fixtures import add_dictionary
 TILE = 16
 TILES = 4
 """Of a window, which is a document."""
-FILLERS = (
-    "the a of and in to was for it on with old new man house day road water light door hand night stone field voice "
-    "paper table window garden letter"
-).split()
+FILLERS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "in",
+    "to",
+    "was",
+    "for",
+    "it",
+    "on",
+    "with",
+    "old",
+    "new",
+    "man",
+    "house",
+    "day",
+    "road",
+    "water",
+    "light",
+    "door",
+    "hand",
+    "night",
+    "stone",
+    "field",
+    "voice",
+    "paper",
+    "table",
+    "window",
+    "garden",
+    "letter",
+]
 RISE = ["rise"] * 8 + ["rises"] * 5 + ["rose"] * 4 + ["risen"] * 2 + ["rising"]
 COSTS = ["price", "cost", "wage", "rent", "tax"]
 MOVES = ["falls", "jumps", "grows", "drops", "slips", "climbs", "sinks", "holds"]
 RIVER, MONEY = ["river", "shore", "boat", "fish", "flood"], ["loan", "cash", "credit", "account", "debt"]
-STEMS = [a + b for a in ("bel", "dor", "fim", "gan", "hul", "kem", "lor", "mib", "nal", "pos") for b in ("ta", "ri", "mo", "cu", "sel", "vin")]  # fmt: skip
+STEMS = [
+    first + second
+    for first in ("bel", "dor", "fim", "gan", "hul", "kem", "lor", "mib", "nal", "pos")
+    for second in ("ta", "ri", "mo", "cu", "sel", "vin")
+]
 
 Condition = dict[str, Any]
 
