@@ -85,9 +85,10 @@ class RuleStudy:
         clauses = sorted(proposal.clauses, key=_content)
         bare = self._fitted(proposal, clauses, self._mean())
         rest = self._fitted(proposal, clauses, self._learned(self.sample.activations - self._predicted(bare)))
-        best = bare
-        for other in (rest, self._alone(proposal, clauses)):
-            if worth(other.natural.value) > worth(best.natural.value) + LEAST_SUPPORT or not best.kept:
+        candidates = [*(one for one in (bare, rest) if one.kept), self._alone(proposal, clauses)]
+        best = candidates[0]
+        for other in candidates[1:]:
+            if worth(other.natural.value) > worth(best.natural.value) + LEAST_SUPPORT:
                 best = other
         return best
 
