@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.known_words import copy_of, job
+from support.known_words import copy_of, count_tiles, job, planted_store
 from support.llm_server import BrainReply, Fault, LlmServer
 from support.rule_oracle import RuleOracle
 from support.rule_world import FEATURES, Truths, world_store
@@ -239,6 +239,17 @@ def test_a_harvest_that_did_not_count_its_tiles_is_refused(store: Store) -> None
         con.execute("UPDATE harvests SET report = '{}'")
     with pytest.raises(InputError, match="did not count how many tiles"):
         labelled(store, RuleOracle("truth"))
+
+
+def test_evidence_without_known_tiles_will_do(tmp_path: Path) -> None:
+    """That of older harvests: the contexts alone are fitted to, and silent ones stand for the corpus."""
+    path = tmp_path / "planted.duckdb"
+    planted_store(path, 2).close()
+    count_tiles(path, "select", 60)
+    reply = {"label": "greek", "clauses": [{"strength": 5, "all": [{"word": ["alpha", "beta"]}]}]}
+    with Store.open(path) as store:
+        rows, _ = labelled(store, lambda *_: BrainReply(json.dumps(reply)), rounds=1)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
 
 
 def test_without_a_model_it_is_refused(store: Store) -> None:

@@ -99,7 +99,7 @@ class WrittenRule:
         mending = [
             prompt.mend_request(e, "x" * 80, _stand_in(), _likely_mistakes(e, config.mistakes)) for e in some
         ]  # fmt: skip
-        again = Estimate.of(mending, times * config.rounds, written * config.rounds)
+        again = Estimate.of(mending, times * config.rounds, written)
         return [(config.model, first), (config.model, again)] if config.rounds else [(config.model, first)]
 
 
