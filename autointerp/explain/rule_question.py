@@ -22,7 +22,7 @@ from autointerp.explain.label_replies import phrase_of
 from autointerp.explain.rule_mistakes import Mistakes
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import FeatureEvidence
-from autointerp.rules.language.conditions import Clause
+from autointerp.rules.language.conditions import Clause, Near
 from autointerp.rules.language.parsing import RuleError, clause_to_json, clauses_of
 from autointerp.rules.near import NearWords
 
@@ -72,7 +72,7 @@ class RulePrompt:
         self, evidence: FeatureEvidence, label: str, clauses: Sequence[Clause], mistakes: Mistakes
     ) -> Request:
         """The request for a better rule. It holds the rule and its mistakes, and none of the evidence."""
-        rule = {"clauses": [clause_to_json(clause) for clause in clauses]}
+        rule = {"clauses": [_shown(clause) for clause in clauses]}
         values = {
             "label": one_line(label), "rule": one_line(rule),
             "missed": mistakes.missed, "false_alarms": mistakes.false_alarms,
@@ -122,6 +122,13 @@ class RulePrompt:
         except RuleError as error:
             raise ReplyError("unparseable", str(error)) from None
         return Proposal(label, tuple(clauses), output)
+
+
+def _shown(clause: Clause) -> dict[str, Any]:
+    """The clause as a prompt shows it: with one decimal of its strength, so that the request does not hang on the last
+    bits of a fit, and without the words that `near` has found."""
+    near = [replace(one, words=one.given) if isinstance(one, Near) else one for one in clause.conditions]
+    return clause_to_json(replace(clause, conditions=tuple(near), strength=round(clause.strength, 1)))
 
 
 @dataclass(frozen=True)

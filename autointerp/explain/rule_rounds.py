@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from autointerp.ask.explanation_row import blank_row, evidence_sha256
@@ -69,13 +70,12 @@ class RuleWriter:
         if asked.value is None:
             notes.append(_why(asked))
             return _paid(dataclasses.replace(row, status=status_without(asked)), replies, notes)
-        study = await self._computed(lambda: RuleStudy(of, self.texts))
+        study = await self._computed(partial(RuleStudy, of, self.texts))
         if asked.value.label is None:
             return _paid(_without_label(row, study, asked.value), replies, notes)
-        draft = await self._computed(lambda: study.draft(asked.value))
+        draft = await self._computed(partial(study.draft, asked.value))
         for number in range(1, config.rounds + 1):
-            now = draft
-            mistakes = await self._computed(lambda now=now: study.mistakes(now, config.mistakes))  # type: ignore[misc]
+            mistakes = await self._computed(partial(study.mistakes, draft, config.mistakes))
             if not mistakes:
                 break
             label = draft.proposal.label or ""
@@ -90,11 +90,12 @@ class RuleWriter:
                 break
             if not mended.value.clauses:
                 break
-            new = await self._computed(lambda proposal=mended.value: study.draft(proposal))  # type: ignore[misc]
+            new = await self._computed(partial(study.draft, mended.value))
             if not improves(new, draft):
                 break
             draft = new
-        return _paid(await self._computed(lambda: _labelled(row, study, draft, notes)), replies, notes)
+        labelled = await self._computed(partial(_labelled, row, study, draft, notes))
+        return _paid(dataclasses.replace(labelled, output_text=asked.value.output), replies, notes)
 
     async def _computed(self, work: Callable[[], T]) -> T:
         async with self._computing:
@@ -106,7 +107,7 @@ class RuleWriter:
 
 def _labelled(row: Explanation, study: RuleStudy, draft: Draft, notes: list[str]) -> Explanation:
     """The row with the rule and its words. Where no clause is left, rule and label are those of `patterns`."""
-    rule, output = draft.rule.to_json(), draft.proposal.output
+    rule = draft.rule.to_json()
     if draft.kept:
         dropped = len(draft.clauses) - len(draft.kept)
         if dropped:
@@ -117,7 +118,7 @@ def _labelled(row: Explanation, study: RuleStudy, draft: Draft, notes: list[str]
         notes.append("no clause of the LLM is supported by the select part; the rule is that of patterns")
     if text is None:
         return dataclasses.replace(row, status="abstained", rule=rule)
-    return dataclasses.replace(row, text=text, status="ok", side="input", rule=rule, output_text=output)
+    return dataclasses.replace(row, text=text, status="ok", side="input", rule=rule)
 
 
 def _without_label(row: Explanation, study: RuleStudy, proposal: Proposal) -> Explanation:
