@@ -22,7 +22,7 @@ from autointerp.explain.label_replies import phrase_of
 from autointerp.explain.rule_mistakes import Mistakes
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import FeatureEvidence
-from autointerp.rules.language.conditions import Clause, Near
+from autointerp.rules.language.conditions import Clause
 from autointerp.rules.language.parsing import RuleError, clause_to_json, clauses_of
 from autointerp.rules.near import NearWords
 
@@ -126,9 +126,13 @@ class RulePrompt:
 
 def _shown(clause: Clause) -> dict[str, Any]:
     """The clause as a prompt shows it: with one decimal of its strength, so that the request does not hang on the last
-    bits of a fit, and without the words that `near` has found."""
-    near = [replace(one, words=one.given) if isinstance(one, Near) else one for one in clause.conditions]
-    return clause_to_json(replace(clause, conditions=tuple(near), strength=round(clause.strength, 1)))
+    bits of a fit, and without the words that `near` has found, which are found again."""
+    shown = clause_to_json(replace(clause, strength=round(clause.strength, 1)))
+    for condition in shown["all"]:
+        for one in (condition, condition.get("not", {})):
+            if "near" in one:
+                del one["near"]["words"]
+    return shown
 
 
 @dataclass(frozen=True)

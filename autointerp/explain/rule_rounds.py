@@ -95,7 +95,9 @@ class RuleWriter:
                 break
             draft = new
         labelled = await self._computed(partial(_labelled, row, study, draft, notes))
-        return _paid(dataclasses.replace(labelled, output_text=asked.value.output), replies, notes)
+        if labelled.text is not None:
+            labelled = dataclasses.replace(labelled, output_text=asked.value.output)
+        return _paid(labelled, replies, notes)
 
     async def _computed(self, work: Callable[[], T]) -> T:
         async with self._computing:
