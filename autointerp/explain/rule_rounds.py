@@ -67,13 +67,14 @@ class RuleWriter:
         contexts = min(config.rule_contexts, max(1, len(evidence.top)))
         asked = await ask(self.client, RuleQuestion(self.prompt, evidence, near, contexts))
         replies, notes = list(asked.replies), self._notes()
-        if asked.value is None:
+        first = asked.value
+        if first is None:
             notes.append(_why(asked))
             return _paid(dataclasses.replace(row, status=status_without(asked)), replies, notes)
         study = await self._computed(partial(RuleStudy, of, self.texts))
-        if asked.value.label is None:
-            return _paid(_without_label(row, study, asked.value), replies, notes)
-        draft = await self._computed(partial(study.draft, asked.value))
+        if first.label is None:
+            return _paid(_without_label(row, study, first), replies, notes)
+        draft = await self._computed(partial(study.draft, first))
         for number in range(1, config.rounds + 1):
             mistakes = await self._computed(partial(study.mistakes, draft, config.mistakes))
             if not mistakes:
@@ -83,20 +84,21 @@ class RuleWriter:
                 self.client, MendQuestion(self.prompt, evidence, near, label, draft.clauses, mistakes)
             )  # fmt: skip
             replies += mended.replies
-            if mended.value is None:
+            proposal = mended.value
+            if proposal is None:
                 notes.append(f"round {number}: {_why(mended)}")
                 if status_without(mended) == "gave_up":
                     return _paid(dataclasses.replace(row, status="gave_up"), replies, notes)
                 break
-            if not mended.value.clauses:
+            if not proposal.clauses:
                 break
-            new = await self._computed(partial(study.draft, mended.value))
+            new = await self._computed(partial(study.draft, proposal))
             if not improves(new, draft):
                 break
             draft = new
         labelled = await self._computed(partial(_labelled, row, study, draft, notes))
         if labelled.text is not None:
-            labelled = dataclasses.replace(labelled, output_text=asked.value.output)
+            labelled = dataclasses.replace(labelled, output_text=first.output)
         return _paid(labelled, replies, notes)
 
     async def _computed(self, work: Callable[[], T]) -> T:
