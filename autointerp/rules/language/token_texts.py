@@ -101,22 +101,22 @@ class Texts:
         )
         strings, codes = list(index), own[self.tokens.codes]
         places = np.flatnonzero(self.continues)
-        joined: dict[tuple[int, int], int] = {}
-        """(the word before, the token): their word."""
+        tokens, n_tokens = self.tokens.strings, len(self.tokens.strings)
+        joined: dict[int, int] = {}
+        """The word of a word and the token that continues it, as one number: word * n_tokens + token."""
         pairs = zip(places.tolist(), codes[places - 1].tolist(), self.tokens.codes[places].tolist(), strict=True)
-        last, before_last, found = 0, -1, []
-        for place, word, token in pairs:
-            if place == before_last + 1:
-                word = last
-            last_or_none = joined.get((word, token))
-            if last_or_none is None:
-                text = (strings[word] + self.tokens.strings[token].rstrip())[:LONGEST_WORD]
-                last_or_none = index.setdefault(text, len(index))
-                if last_or_none == len(strings):
+        joint, last_place, found = 0, -1, []
+        for place, before, token in pairs:
+            word = joint if place == last_place + 1 else before
+            known = joined.get(word * n_tokens + token)
+            if known is None:
+                text = (strings[word] + tokens[token].rstrip())[:LONGEST_WORD]
+                known = index.setdefault(text, len(index))
+                if known == len(strings):
                     strings.append(text)
-                joined[word, token] = last_or_none
-            last, before_last = last_or_none, place
-            found.append(last)
+                joined[word * n_tokens + token] = known
+            joint, last_place = known, place
+            found.append(known)
         codes[places] = found
         return Column(codes, strings)
 
