@@ -391,8 +391,9 @@ class ExplainConfig(EndpointConfig):
     explainer: str = "auto"
     """Without an LLM: patterns, token_lookup. From one kind of evidence: contexts, pruned, vocab_projection,
     mutual_information, token_change, contrastive (contexts and hard negatives). From all evidence in one prompt:
-    combined. From other labels: concat (asks apart what the feature responds to and what it leads to), best_of_n,
-    revise. auto: combined where a model is named, else patterns."""
+    combined, rule (a label with a rule that is run on text, mended and scored for free). From other labels: concat
+    (asks apart what the feature responds to and what it leads to), best_of_n, revise. auto: combined where a model is
+    named, else patterns."""
     contexts: Few = 10
     """Contexts shown to the explainer."""
     random_contexts: FewOrNone = 10
@@ -407,7 +408,11 @@ class ExplainConfig(EndpointConfig):
     validator: Literal["detection", "fuzzing", "simulation"] = "detection"
     """Scorer (detection, fuzzing or simulation) by which best_of_n and revise judge labels, on the select part."""
     mistakes: FewOrNone = 8
-    """Wrongly judged contexts that `revise` shows."""
+    """Wrongly judged contexts that `revise` shows, and texts of each kind of mistake that `rule` shows."""
+    rule_contexts: Few = 8
+    """Contexts that `rule` shows, and at most as many drawn ones (see random_contexts)."""
+    rounds: Annotated[int, Range(0, 5)] = 2
+    """Calls, at most, in which `rule` shows what its rule gets wrong, to have it mended."""
     shape_labels: bool = True
     """A feature that its shape alone explains (see feature_shapes) gets its label from the shape, without an LLM."""
     unless_patterns_above: PositiveShare | None = None
@@ -435,7 +440,7 @@ class ScoreConfig(EndpointConfig):
     controls: tuple[str, ...] = ("auto",)
     """Controls that are scored after the labels, without --control: shuffled, neighbour_label, empty, token_lookup.
     Each costs as many calls as the labels. auto: token_lookup and neighbour_label for scorers that cost nothing (labels
-    of patterns by simulation), none for the others. []: none."""
+    of patterns and rule by simulation), none for the others. []: none."""
     method: Literal["auto", "prompt_logprobs", "generated_logprobs", "numbers"] = "auto"
     """How simulation asks, recorded with every score: prompt_logprobs, generated_logprobs or numbers. auto: the first
     of these that the endpoint supports."""

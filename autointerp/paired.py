@@ -7,8 +7,9 @@ By how much each document moves the difference is the difference of its influenc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from autointerp.jackknife import MIN_DOCUMENTS
 from autointerp.means import satterthwaite, t_p_value, t_point
@@ -43,11 +44,11 @@ def paired_difference(
     difference = value - other
     if influences is None or other_influences is None:
         return PairedDifference(difference, None, None, None, 0)
-    documents = dict.fromkeys([*influences, *other_influences])
-    n_documents = sum(not is_group(document) for document in documents)
+    moved_by = _moved(influences, other_influences)
+    n_documents = sum(not is_group(document) for document in moved_by)
     if n_documents < MIN_DOCUMENTS:
         return PairedDifference(difference, None, None, None, n_documents)
-    moved = [influences.get(document, 0.0) - other_influences.get(document, 0.0) for document in documents]
+    moved = list(moved_by.values())
     squares = math.fsum(one * one for one in moved)
     error = math.sqrt(squares)
     if error < _LEAST:
@@ -58,3 +59,19 @@ def paired_difference(
     half = t_point(freedom) * error
     p_value = t_p_value(difference / error, freedom)
     return PairedDifference(difference, difference - half, difference + half, p_value, n_documents)
+
+
+def noise_of_difference(
+    influences: Mapping[Hashable, float] | None, other_influences: Mapping[Hashable, float] | None
+) -> float | None:
+    """The standard error of the difference of two scores, from however few documents; None where it is not known how
+    those move the scores."""
+    if influences is None or other_influences is None:
+        return None
+    return math.sqrt(math.fsum(one * one for one in _moved(influences, other_influences).values()))
+
+
+def _moved(influences: Mapping[Any, float], other_influences: Mapping[Any, float]) -> dict[Any, float]:
+    """By how much each document moves the difference."""
+    documents = dict.fromkeys([*influences, *other_influences])
+    return {document: influences.get(document, 0.0) - other_influences.get(document, 0.0) for document in documents}

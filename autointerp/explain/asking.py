@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from autointerp.ask.explanation_row import blank_row, evidence_sha256
 from autointerp.ask.forecast import CHARACTERS_PER_TOKEN, Estimate
@@ -30,18 +31,23 @@ _REFUSALS: dict[str, ExplanationStatus] = {
 async def as_taken(run: ExplainRun, prompt: LabelPrompt, client: LlmClient) -> LabelPrompt:
     """The prompt in a form that the endpoint takes: for JSON where [explain] reply says so or, with 'auto', where the
     endpoint supports it; and without a seed where it refuses one, which the run is told once."""
-    if prompt.config.reply == "auto":
-        prompt = prompt.in_json(await honours_json_schema(client))
-    if prompt.config.seed == 0:
-        return prompt
+    is_json, sends_seed = await form_taken(run, prompt.config, client)
+    return dataclasses.replace(prompt, is_json=is_json, sends_seed=sends_seed)
+
+
+async def form_taken(run: ExplainRun, config: ExplainConfig, client: LlmClient) -> tuple[bool, bool]:
+    """(whether to ask for JSON alone, whether to send the seed) of this endpoint."""
+    is_json = await honours_json_schema(client) if config.reply == "auto" else config.reply == "json"
+    if config.seed == 0:
+        return is_json, True
     is_first = client.takes_seed is None
     taken = await takes_seed(client)
     if is_first and not taken and run.job.say is not None:
         run.job.say(
             f"{client.endpoint.address} refuses `seed`: labels with a seed are drawn without one, so only the "
-            f"temperature ({prompt.config.temperature}) makes them differ"
+            f"temperature ({config.temperature}) makes them differ"
         )
-    return dataclasses.replace(prompt, sends_seed=taken)
+    return is_json, taken
 
 
 def evidence_for(run: ExplainRun, prompt: LabelPrompt, features: Sequence[int]) -> list[FeatureEvidence]:
@@ -114,13 +120,16 @@ async def ask_label(
 
 
 def _label(asked: Asked[Label]) -> Label:
-    """An answer as a label. Where the endpoint gave up, the next run asks again."""
-    if asked.value is not None:
-        return asked.value
+    """An answer as a label."""
+    return asked.value if asked.value is not None else Label(status_without(asked))
+
+
+def status_without(asked: Asked[Any]) -> ExplanationStatus:
+    """The status of a label whose question brought no answer. Where the endpoint gave up, the next run asks again."""
     asked_again = len(asked.replies) > 1 and asked.replies[-2].ok
     if asked.status == "unparseable" or (asked_again and asked.status in _REFUSALS):
-        return Label("unparseable")  # the first reply counts: only asking once more was refused
-    return Label(_REFUSALS.get(asked.status, "gave_up"))
+        return "unparseable"  # the first reply counts: only asking once more was refused
+    return _REFUSALS.get(asked.status, "gave_up")
 
 
 def _contexts_shown(question: LabelQuestion, asked: Asked[Label]) -> int:

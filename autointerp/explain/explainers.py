@@ -17,6 +17,10 @@ One question to an LLM about each feature, by the template prompts/explain/NAME.
                         decile, and what came after the peaks (the "raw ensemble" of Gur-Arieh et al. 2025); it tells
                         the input side and the output side apart, and a second meaning
 
+One question, and up to `rounds` more about the mistakes of the answer (rule.py):
+
+    rule                all that `combined` is shown; it answers with a rule that can be run on text
+
 Made of other labels: concat, best_of_n, revise (each in the file of its name).
 """
 
@@ -43,9 +47,15 @@ from autointerp.explain.evidence_sections import (
 from autointerp.explain.explainer import Explainer, named
 from autointerp.explain.one_call import OneCall
 from autointerp.explain.revise import Revise
+from autointerp.explain.rule import WrittenRule
 from autointerp.explain.rule_explainers import Patterns, RuleExplainer
 from autointerp.plugins import with_plugins
 from autointerp.rules.labels import LOOKUP_SETTINGS, PATTERNS, TOKEN_LOOKUP, by_patterns, by_token_lookup
+
+ALL_EVIDENCE = (
+    EXCERPTS, DRAWN, SAME_TOKEN_SILENT, CUT_TEXTS, AFTER_PEAKS, PROMOTED, SUPPRESSED, RAISED, LOWERED, RELATED_WORDS,
+    INPUT_WORDS, STANDS_OUT,
+)  # fmt: skip
 
 BUILT_IN: tuple[Explainer, ...] = (
     Patterns(PATTERNS, (EXCERPTS, DRAWN, SILENT, PROMOTED), by_patterns),
@@ -56,19 +66,12 @@ BUILT_IN: tuple[Explainer, ...] = (
     OneCall("mutual_information", (RELATED_WORDS, INPUT_WORDS), "input"),
     OneCall("token_change", (RAISED, LOWERED), "output"),
     OneCall("contrastive", (EXCERPTS, SILENT), "input"),
-    OneCall(
-        "combined",
-        (
-            EXCERPTS, DRAWN, SAME_TOKEN_SILENT, CUT_TEXTS, AFTER_PEAKS, PROMOTED, SUPPRESSED, RAISED, LOWERED,
-            RELATED_WORDS, INPUT_WORDS, STANDS_OUT,
-        ),
-        listed=15,
-        answers="meanings",
-    ),
+    OneCall("combined", ALL_EVIDENCE, listed=15, answers="meanings"),
+    WrittenRule(ALL_EVIDENCE),
     Concat(),
     BestOfN(),
     Revise(),
-)  # fmt: skip
+)
 """A further explainer is one entry here."""
 
 

@@ -90,14 +90,8 @@ class LabelPrompt:
     def _request(self, messages: list[dict[str, str]], evidence: FeatureEvidence) -> Request:
         extra = {"response_format": response_format(self.answers, self.side is None)} if self.is_json else {}
         sent = self.config.seed if self.sends_seed else 0
-        return Request(
-            "chat",
-            chat_body(self.config, messages, self.config.max_tokens, seed=sent, **extra),
-            "explain",
-            sample=0 if self.sends_seed else self.config.seed & _LARGEST_SAMPLE,
-            dictionary_id=evidence.dictionary_id,
-            feature=evidence.feature,
-        )
+        body = chat_body(self.config, messages, self.config.max_tokens, seed=sent, **extra)
+        return ask_request(body, self.config, self.sends_seed, evidence.dictionary_id, evidence.feature)
 
     def read(self, reply: str) -> Label:
         """The label in a reply with its side: the explainer's own where it has one, else what the reply says. Words of
@@ -149,6 +143,14 @@ class LabelQuestion:
             return None
         half = replace(self, contexts=(self.contexts + 1) // 2, halvings=self.halvings - 1)
         return None if half.request.sha256 == self.request.sha256 else half
+
+
+def ask_request(
+    body: dict[str, Any], config: ExplainConfig, sends_seed: bool, dictionary_id: int, feature: int
+) -> Request:
+    """The request of an explainer. Where the seed is not sent, the sample has its own number in the ledger."""
+    sample = 0 if sends_seed else config.seed & _LARGEST_SAMPLE
+    return Request("chat", body, "explain", sample=sample, dictionary_id=dictionary_id, feature=feature)
 
 
 def response_format(answers: Answers, asks_side: bool) -> dict[str, Any]:

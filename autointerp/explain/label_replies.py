@@ -93,7 +93,7 @@ def parse_meanings(reply: str) -> Label:
 
 
 def _meanings(fields: Mapping[str, Any]) -> Label:
-    first, second, output = (_phrase(fields.get(name)) for name in ("input", "second", "output"))
+    first, second, output = (phrase_of(fields.get(name)) for name in ("input", "second", "output"))
     share, second_share = _shares(fields.get("share"), fields.get("second_share"))
     if first is None:
         first, share, second, second_share = second, second_share, None, None
@@ -110,8 +110,8 @@ def _meanings(fields: Mapping[str, Any]) -> Label:
     return Label("ok", first, "input", output, second, share, second_share)
 
 
-def _phrase(raw: Any) -> str | None:
-    """The phrase, or None where the LLM says that there is none."""
+def phrase_of(raw: Any) -> str | None:
+    """The phrase, cleaned (see `clean_label`), or None where the LLM says that there is none."""
     text = clean_label(raw) if isinstance(raw, str) else ""
     return None if not text or _ABSTAINED.fullmatch(text) else text
 

@@ -15,7 +15,7 @@ from autointerp.explain.explainer import EVERY_CONTEXT, Explainer, ExplainRun, n
 from autointerp.explain.free_pass import FreePass
 from autointerp.explain.label_replies import clean_label
 from autointerp.records import Explanation, FeatureShape, stable_id
-from autointerp.rules.labels import PATTERNS, by_patterns, patterns_sha256, rule_row
+from autointerp.rules.labels import PATTERNS, RULE_EXPLAINERS, by_patterns, patterns_sha256, rule_row
 from autointerp.rules.reference import Reference
 from autointerp.scorer_names import NATURAL
 
@@ -58,7 +58,7 @@ def make_plan(run: ExplainRun) -> Plan:
     if explainer.is_free:
         return Plan(pending, [])
     shapes: dict[int, FeatureShape] = {}
-    if run.config.shape_labels and pending:
+    if run.config.shape_labels and pending and explainer.name not in RULE_EXPLAINERS:  # whose labels carry rules
         shapes = run.job.store.shape_labels(run.job.dictionary_id)
     shaped = [f for f in pending if f in shapes]
     rows: list[Explanation] = []

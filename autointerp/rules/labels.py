@@ -1,4 +1,4 @@
-"""Labels made by rule, without an LLM: `patterns` and the baseline `token_lookup`."""
+"""Labels made by rule, without an LLM: `patterns` and the baseline `token_lookup`; and which labels carry a rule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from autointerp.rules.sentences import leads_to, lookup_sentence, sentence
 
 PATTERNS = "patterns"
 TOKEN_LOOKUP = "token_lookup"
-RULE_EXPLAINERS = (PATTERNS, TOKEN_LOOKUP)
+RULE = "rule"
+"""Its rules are proposed by an LLM (see explain/rule.py)."""
+RULE_EXPLAINERS = (PATTERNS, TOKEN_LOOKUP, RULE)
 """Explainers whose labels carry a rule (see patterns.Rule), so that they can be scored without an LLM."""
 _LEARNING = 2
 """Raised when learning.py makes another rule of the same evidence, so that labels are made again."""

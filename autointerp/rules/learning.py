@@ -110,16 +110,38 @@ def _first_places(values: Sequence[str]) -> NDArray[np.int64]:
     return np.fromiter(map(index.setdefault, values, range(len(values))), dtype=np.int64, count=len(values))
 
 
+@dataclass(frozen=True)
+class Learned:
+    """A rule, and what it says of the tokens that it was learned from without having seen them."""
+
+    rule: Rule
+    steps: list[NDArray[np.float64]]
+    """For each table of the rule, what it adds to each token of the sample, fitted without the token's fold (where all
+    tokens are of one document, with it)."""
+
+
 def learn(
     sample: Sample, tables: Sequence[Key] = TABLES, max_tables: int = MAX_TABLES, near: NearWords = NO_NEAR_WORDS
 ) -> Rule:
     """The rule that best predicts the sample's activations. It has no tables where nothing beats the mean."""
-    y, weights = sample.activations, sample.weights
+    return learned(sample, tables, max_tables, near).rule
+
+
+def learned(
+    sample: Sample, tables: Sequence[Key] = TABLES, max_tables: int = MAX_TABLES, near: NearWords = NO_NEAR_WORDS,
+    truth: NDArray[np.float64] | None = None,
+) -> Learned:  # fmt: skip
+    """The rule of `learn`, with what its tables add to the sample. `truth` [tokens] is what it predicts, if that is not
+    the activations but what something else leaves of them."""
+    y, weights = sample.activations if truth is None else truth, sample.weights
     if y.size == 0 or float(y.max()) <= 0.0:
-        return Rule(0.0)
+        return Learned(Rule(0.0), [])
     folds = min(FOLDS, int(sample.documents.max()) + 1)
     if folds < 2:
-        return _without_crossfit(sample, tables)
+        rule = _without_crossfit(sample, tables, y)
+        (table,) = rule.tables
+        keys = zip(*(sample.values(name) for name in table.of), strict=True)
+        return Learned(rule, [np.array([table.weights.get(key, 0.0) for key in keys])])
     fold = sample.documents % folds
     total, mean = float(weights.sum()), float(np.average(y, weights=weights))
     by_fold = np.bincount(fold, weights=weights * y, minlength=folds)
@@ -128,6 +150,7 @@ def learn(
     columns = list(_columns(sample, tables, fold, folds, near))
     variance = float(weights @ (y - mean) ** 2)
     chosen: list[Table] = []
+    steps: list[NDArray[np.float64]] = []
     uses: Counter[_Column] = Counter()
     gains = dict.fromkeys(columns, np.inf)
     while len(chosen) < max_tables:
@@ -136,13 +159,14 @@ def learn(
             break
         unseen = unseen + best.step
         chosen.append(Table(best.column.of, _kept(best, near), best.gain / variance))
+        steps.append(best.step)
         uses[best.column] += 1
         if uses[best.column] == 2:
             del gains[best.column]
-    return Rule(round(mean, 4), chosen, _correlation(y, np.maximum(unseen, 0.0), weights))
+    return Learned(Rule(round(mean, 4), chosen, weighted_correlation(y, np.maximum(unseen, 0.0), weights)), steps)
 
 
-def _correlation(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:
+def weighted_correlation(x: NDArray[np.float64], y: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:
     """The weighted correlation; None where one of the two is constant."""
     root = np.sqrt(weights)
     x, y = (root * (of - np.average(of, weights=weights)) for of in (x, y))
@@ -189,10 +213,10 @@ def _best_table(
     return best
 
 
-def _without_crossfit(sample: Sample, tables: Sequence[Key]) -> Rule:
+def _without_crossfit(sample: Sample, tables: Sequence[Key], y: NDArray[np.float64]) -> Rule:
     """The rule where all evidence is from one document: shrunken means of the first table, without an estimate of the
     fit."""
-    y, weights = sample.activations, sample.weights
+    weights = sample.weights
     column = next(_columns(sample, tables[:1], np.zeros(y.size, dtype=np.int64), 1, NO_NEAR_WORDS))
     mean = float(np.average(y, weights=weights))
     sums = column.sums(weights * (y - mean))[:, 0]
@@ -224,4 +248,4 @@ def token_lookup(sample: Sample) -> Rule:
     y = sample.activations
     if y.size == 0 or float(y.max()) <= 0.0:
         return Rule(0.0)
-    return _without_crossfit(sample, TOKEN_LOOKUP)
+    return _without_crossfit(sample, TOKEN_LOOKUP, y)

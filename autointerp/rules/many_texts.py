@@ -29,12 +29,16 @@ class ManyTexts(Texts):
         """The predicted activation, 0..10, of every token of every text, [tokens]."""
         totals = np.full(self.n_tokens, rule.base)
         for table in rule.tables:
-            keys, of_token = self._keys_of(table.of)
-            totals += self._weights(table, keys)[of_token]
+            totals += self.added(table)
         if rule.clauses:
             places, strengths = predicted_of(rule.clauses, rule.combine, self)
             totals[places] += strengths
         return np.clip(totals, 0.0, 10.0)
+
+    def added(self, table: Table) -> NDArray[np.float64]:
+        """What a table adds to the prediction of each token, [tokens]."""
+        keys, of_token = self._keys_of(table.of)
+        return self._weights(table, keys)[of_token]
 
     def peaks(self, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
         """The largest of `predicted` [tokens] in each text, [texts]; 0 for an empty text."""

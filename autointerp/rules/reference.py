@@ -20,6 +20,7 @@ from autointerp.ask.job import RULE_BLOCK, Job
 from autointerp.records import source_of
 from autointerp.rules.near import NO_NEAR_WORDS, NearWords
 from autointerp.rules.token_facts import Facts, facts_of, folded
+from autointerp.store.known_tiles import KnownTile
 
 SAME_WORDS = 1200
 """Silent tokens of ordinary text, at most, that are words on which the feature fires elsewhere."""
@@ -76,10 +77,13 @@ class Reference:
             return None
         return Silent(tiles, max(0.0, self._n_tiles - active) / active)
 
-    def ordinary_tokens(self, silent: Silent, active: set[str]) -> tuple[list[Facts], list[str], NDArray[np.float64]]:
-        """Some tokens of the silent tiles: their facts, what their documents were cut from, and how many each stands
-        for. Words of `active` (folded) are taken before others, since the rule must tell these occurrences from those
-        where the feature fires. Both kinds are evenly spaced over all there are, so they are the same every time."""
+    def ordinary_tokens(
+        self, silent: Silent, active: set[str]
+    ) -> tuple[list[Facts], list[str], NDArray[np.float64], NDArray[np.int64]]:
+        """Some tokens of the silent tiles: their facts, what their documents were cut from, how many each stands for,
+        and its place among the tokens of all tiles. Words of `active` (folded) are taken before others, since the rule
+        must tell these occurrences from those where the feature fires. Both kinds are evenly spaced over all there are,
+        so they are the same every time."""
         text = self._text
         at = np.flatnonzero(np.isin(text.tile_of, silent.tiles))
         known = np.zeros(len(text.codes), dtype=np.bool_)
@@ -90,12 +94,18 @@ class Reference:
             some = group[np.linspace(0, len(group) - 1, min(most, len(group))).round().astype(np.int64)]
             chosen.append(some)
             stands_for.append(np.full(len(some), len(group) / max(1, len(some))))
-        places = np.concatenate(chosen).tolist()
+        places = np.concatenate(chosen)
         return (
-            [text.facts[i] for i in places],
-            [text.sources[text.tile_of[i]] for i in places],
+            [text.facts[i] for i in places.tolist()],
+            [text.sources[text.tile_of[i]] for i in places.tolist()],
             np.concatenate(stands_for),
+            places,
         )
+
+    @property
+    def tiles(self) -> Sequence[KnownTile]:
+        """The tiles of ordinary text."""
+        return self._text.known
 
     @property
     def n_texts(self) -> int:
@@ -109,7 +119,7 @@ class Reference:
     @cached_property
     def _text(self) -> _OrdinaryText:
         found = [] if self.job is None else self.job.store.known_tiles(self.job.harvest_id, "explain")
-        return _OrdinaryText([tile.tokens for tile in found], [source_of(tile.document) for tile in found])
+        return _OrdinaryText(found)
 
     @cached_property
     def _n_tiles(self) -> int:
@@ -124,8 +134,10 @@ class Reference:
 class _OrdinaryText:
     """The tokens of the known tiles as one long list."""
 
-    def __init__(self, tiles: Sequence[list[str]], sources: Sequence[str]) -> None:
-        self.tiles, self.sources = tiles, sources
+    def __init__(self, known: Sequence[KnownTile]) -> None:
+        self.known = known
+        self.tiles = tiles = [tile.tokens for tile in known]
+        self.sources = [source_of(tile.document) for tile in known]
         self.tile_of = np.repeat(np.arange(len(tiles)), [len(tile) for tile in tiles]) if tiles else np.zeros(0, int)
         self.codes: dict[str, int] = {}
         self.folded = np.array(

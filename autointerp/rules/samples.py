@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 
@@ -41,6 +41,10 @@ class Sample:
     """How many tokens of ordinary text each one stands for, up to a factor."""
     ordinary: list[Facts]
     """The facts of silent tokens that are in none of the contexts."""
+    places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """The places of these among the tokens of all tiles of ordinary text."""
+    silent_weight: float = 1.0
+    """The weight of one token of a silent tile that was drawn from the corpus at large."""
 
     @cached_property
     def facts(self) -> list[Facts]:
@@ -71,7 +75,7 @@ class Sample:
 
 def sample_of(evidence: FeatureEvidence, reference: Reference = NO_REFERENCE) -> Sample:
     """The tokens of all contexts of the evidence, active and silent, beside ordinary text."""
-    contexts = _distinct([*evidence.sampled, *evidence.top, *evidence.negatives])
+    contexts = distinct_contexts(evidence)
     silent = reference.silent(evidence.feature)
     activations: list[float] = []
     documents: list[int] = []
@@ -91,7 +95,7 @@ def sample_of(evidence: FeatureEvidence, reference: Reference = NO_REFERENCE) ->
         return Sample(tokens, y, document, np.ones_like(y), [])
     every = (token for context in contexts for token in context.tokens)
     active = {folded(token) for token, value in zip(every, activations, strict=True) if value > 0}
-    facts, sources, stands_for = reference.ordinary_tokens(silent, active)
+    facts, sources, stands_for, places = reference.ordinary_tokens(silent, active)
     others = [index.setdefault(source, len(index)) for source in sources]
     return Sample(
         tokens,
@@ -99,14 +103,16 @@ def sample_of(evidence: FeatureEvidence, reference: Reference = NO_REFERENCE) ->
         np.concatenate([document, np.array(others, dtype=np.int64)]),
         np.concatenate([w, weight * stands_for]),
         facts,
+        places,
+        weight,
     )
 
 
-def _distinct(contexts: Sequence[Context]) -> list[Context]:
-    """The contexts, each once: a tile may be both a top and a sampled context."""
+def distinct_contexts(evidence: FeatureEvidence) -> list[Context]:
+    """The contexts of the evidence, each once: a tile may be both a top and a sampled context."""
     seen: set[tuple[str, int, str]] = set()
     out = []
-    for context in contexts:
+    for context in (*evidence.sampled, *evidence.top, *evidence.negatives):
         key = (context.document, context.position, context.text)
         if key not in seen:
             seen.add(key)
