@@ -1,15 +1,16 @@
 """Where rules hold in a stream of tiles: counts and a few examples, in memory that does not grow with the text.
 
-The examples of a rule are the places where it predicts most, one in each document. Of equally strong ones those are
-kept whose documents have the smallest hashes, so that they come from all over the text, and are the same in every run.
+The examples of a rule are the tiles in which it predicts most, one of each document; where the documents are too few,
+further tiles fill up. Of equally strong tiles those with the smallest hashes are kept, so that they come from all over
+the text, and are the same however the stream is cut into blocks.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from autointerp.records import source_of
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
+from autointerp.scan_rows import ScanExample
 
 
 @dataclass(frozen=True)
@@ -29,25 +31,27 @@ class TileBlock:
     """The place of each tile's first token in its document's tokens."""
     texts: ManyTexts
 
+    @cached_property
+    def sources(self) -> list[str]:
+        """What each tile's document was cut from: blocks of one large document are one document here."""
+        return [source_of(name) for name in self.documents]
 
-@dataclass(frozen=True)
-class Example:
-    """A place where a rule holds."""
+    @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """[tiles]: a hash of each tile's place."""
+        of_document = np.array([_hash_of(name) for name in self.documents], dtype=np.uint64)
+        return _mixed(of_document ^ _mixed(np.array(self.starts, dtype=np.uint64)))
 
-    document: str
-    position: int
-    """The place of the token on which the rule predicts most, in the document's tokens."""
-    strength: float
-    """What it predicts there, 0..10."""
-    text: str
-    """The tile."""
-    marked: str
-    """The tile with `<<` and `>>` around the tokens on which the rule predicts at least what a claim takes."""
 
-    @property
-    def place(self) -> tuple[float, int, int]:
-        """Orders examples: the smaller, the better."""
-        return -self.strength, _number_of(source_of(self.document)), self.position
+@dataclass(frozen=True, order=True)
+class Found:
+    """A tile that a rule claims. The smaller, the better."""
+
+    weakness: float
+    """The rule's strongest prediction in the tile, negated."""
+    key: int
+    source: str
+    example: ScanExample
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,22 @@ class RuleCount:
     """Tokens on which it does."""
     n_documents: int = 0
     """Documents with such a tile."""
-    examples: tuple[Example, ...] = ()
-    """Best first."""
+    is_in_last: bool = False
+    """Whether the document that the stream stopped in is among them."""
+    best_of_documents: tuple[Found, ...] = ()
+    """One of each document."""
+    best: tuple[Found, ...] = ()
+
+    @property
+    def examples(self) -> tuple[ScanExample, ...]:
+        """One of each document, then others where these are too few."""
+        chosen = {found.key: found.example for found in (*self.best_of_documents, *self.best)}
+        return tuple(chosen.values())[: len(self.best)]
 
 
 @dataclass(frozen=True)
 class ScanCounts:
-    """What was found in a text so far. It is never changed: `plus` makes another one, so that a scan that is stopped
+    """What was found in a text so far. It is never changed: `plus` makes another one, so that a scan which is stopped
     anywhere has whole counts."""
 
     rules: Sequence[Rule]
@@ -74,77 +87,69 @@ class ScanCounts:
     """From which prediction on, 0..10, a rule claims a token, and with it the tile."""
     n_examples: int
     """Examples that are kept of each rule."""
+    of_rule: Sequence[RuleCount]
     n_tiles: int = 0
     n_tokens: int = 0
-    n_documents: int = 0
-    """Blocks of one large document count once."""
-    of_rule: tuple[RuleCount, ...] = ()
-    _last: str | None = None
-    """The source of the last tile."""
-    _last_claimed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
-    """[rules]: whether each holds anywhere in that source so far."""
+    last: str | None = None
+    """The document that the stream stopped in."""
+
+    @classmethod
+    def none(cls, rules: Sequence[Rule], at_least: float, n_examples: int) -> ScanCounts:
+        """Before the first tile."""
+        return cls(rules, at_least, n_examples, [RuleCount()] * len(rules))
 
     def plus(self, block: TileBlock) -> ScanCounts:
         """With the tiles that follow."""
         if not len(block.texts):
             return self
-        sources = [source_of(name) for name in block.documents]
-        is_new = [one != before for one, before in zip(sources, [self._last, *sources], strict=False)]
-        number = np.cumsum(is_new)
-        """[tiles]: the number of each tile's document; 0 is the one that the block before ended with."""
-        held = self.of_rule or (RuleCount(),) * len(self.rules)
-        began = self._last_claimed if len(self._last_claimed) else np.zeros(len(self.rules), dtype=np.bool_)
-        counts, ends = [], []
-        for rule, count, has_begun in zip(self.rules, held, began.tolist(), strict=True):
-            predicted = block.texts.predict(rule)
-            peaks = block.texts.peaks(predicted)
-            claimed = np.flatnonzero(peaks >= self.at_least)
-            of_claimed = np.unique(number[claimed])
-            n_new = len(of_claimed) - bool(has_begun and len(of_claimed) and of_claimed[0] == 0)
-            ends.append(bool(len(of_claimed) and of_claimed[-1] == number[-1]) or (has_begun and number[-1] == 0))
-            counts.append(
-                RuleCount(
-                    count.n_claimed + len(claimed),
-                    count.n_tokens + int((predicted >= self.at_least).sum()),
-                    count.n_documents + n_new,
-                    self._best(count.examples, block, claimed, peaks, number, predicted),
-                )
-            )
+        before = [self.last, *block.sources]
+        number = np.cumsum([one != last for one, last in zip(block.sources, before, strict=False)])
+        """[tiles]: which document of the block each is in; 0 stands for the one that the stream had stopped in."""
         return replace(
             self,
+            of_rule=[self._count(*pair, block, number) for pair in zip(self.rules, self.of_rule, strict=True)],
             n_tiles=self.n_tiles + len(block.texts),
             n_tokens=self.n_tokens + block.texts.n_tokens,
-            n_documents=self.n_documents + sum(is_new),
-            of_rule=tuple(counts),
-            _last=sources[-1],
-            _last_claimed=np.array(ends, dtype=np.bool_),
+            last=block.sources[-1],
         )
 
-    def _best(
-        self, held: tuple[Example, ...], block: TileBlock, claimed: NDArray[np.intp], peaks: NDArray[np.float64],
-        number: NDArray[np.int64], predicted: NDArray[np.float64],
-    ) -> tuple[Example, ...]:  # fmt: skip
-        """The best examples of those held and those in the block, one of each document."""
-        if not len(claimed) or not self.n_examples:
-            return held
-        if len(held) == self.n_examples:
-            claimed = claimed[peaks[claimed] >= held[-1].strength]
-        strongest_first = claimed[np.lexsort((claimed, -peaks[claimed]))]
-        _, first = np.unique(number[strongest_first], return_index=True)
-        tiles = strongest_first[np.sort(first)]
-        """The strongest of each document."""
-        if len(tiles) > self.n_examples:
-            tiles = tiles[peaks[tiles] >= peaks[tiles[self.n_examples - 1]]]
-        best = sorted(tiles.tolist(), key=lambda tile: (-peaks[tile], _number_of(source_of(block.documents[tile]))))
-        return self._one_of_each([*held, *(self._example(block, i, predicted) for i in best[: self.n_examples])])
+    def _count(self, rule: Rule, held: RuleCount, block: TileBlock, number: NDArray[np.int64]) -> RuleCount:
+        predicted = block.texts.predict(rule)
+        peaks = block.texts.peaks(predicted)
+        claimed = np.flatnonzero(peaks >= self.at_least)
+        documents = np.unique(number[claimed])
+        is_counted = held.is_in_last and len(documents) > 0 and documents[0] == 0
+        is_in_last = bool(len(documents) and documents[-1] == number[-1]) or (held.is_in_last and number[-1] == 0)
+        best_first = claimed[np.lexsort((block.keys[claimed], -peaks[claimed]))]
+        _, first = np.unique(number[best_first], return_index=True)
+        of_documents = best_first[np.sort(first)]
+        return RuleCount(
+            held.n_claimed + len(claimed),
+            held.n_tokens + int((predicted >= self.at_least).sum()),
+            held.n_documents + len(documents) - int(is_counted),
+            bool(is_in_last),
+            self._with(held.best_of_documents, of_documents, block, peaks, predicted, one_of_each=True),
+            self._with(held.best, best_first, block, peaks, predicted),
+        )
 
-    def _one_of_each(self, examples: Iterable[Example]) -> tuple[Example, ...]:
-        best: dict[str, Example] = {}
-        for one in sorted(examples, key=lambda one: one.place):
-            best.setdefault(source_of(one.document), one)
-        return tuple(best.values())[: self.n_examples]
+    def _with(
+        self, held: tuple[Found, ...], tiles: NDArray[np.intp], block: TileBlock, peaks: NDArray[np.float64],
+        predicted: NDArray[np.float64], one_of_each: bool = False,
+    ) -> tuple[Found, ...]:  # fmt: skip
+        """The best of those held and of `tiles`, the best of which come first."""
+        found = list(held)
+        for tile in tiles[: self.n_examples].tolist():
+            place = -float(peaks[tile]), int(block.keys[tile])
+            if len(held) == self.n_examples and place > (held[-1].weakness, held[-1].key):
+                break
+            found.append(Found(*place, block.sources[tile], self._example(block, tile, predicted)))
+        found.sort()
+        if one_of_each:
+            found = list({one.source: one for one in reversed(found)}.values())
+            found.sort()
+        return tuple(found[: self.n_examples])
 
-    def _example(self, block: TileBlock, tile: int, predicted: NDArray[np.float64]) -> Example:
+    def _example(self, block: TileBlock, tile: int, predicted: NDArray[np.float64]) -> ScanExample:
         tokens = block.texts.texts[tile]
         start, end = block.texts.starts[tile : tile + 2]
         of_tile = predicted[start:end]
@@ -154,10 +159,17 @@ class ScanCounts:
             for token, is_claimed in zip(tokens, of_tile >= self.at_least, strict=True)
         )
         strength = float(of_tile[peak])
-        return Example(block.documents[tile], block.starts[tile] + peak, strength, "".join(tokens), marked)
+        return ScanExample(block.documents[tile], block.starts[tile] + peak, strength, "".join(tokens), marked)
 
 
 @lru_cache(maxsize=4096)
-def _number_of(source: str) -> int:
-    """A number that depends on the name alone."""
-    return int.from_bytes(hashlib.blake2b(source.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+def _hash_of(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The values with their bits mixed (splitmix64)."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

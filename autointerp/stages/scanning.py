@@ -2,13 +2,14 @@
 
 A text is cut as the harvest cut its own: into windows and tiles of the same length, by the same tokenizer. So the share
 of tiles that a rule claims can be compared with the share in which its feature fires, and its precision and recall say
-what a claim is worth as far as the text is like the harvested one.
+what a claim is worth as far as the text is like the harvested one. The harvest leaves gaps between the blocks of a
+large document; here they are left only in the text that was harvested, so that its tiles are the same ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from autointerp.errors import DamagedError, InputError, nearest
 from autointerp.records import beginning_of
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
-from autointerp.rules.scan_counts import Example, ScanCounts, TileBlock
+from autointerp.rules.scan_counts import ScanCounts, TileBlock
+from autointerp.scan_rows import ScanRow
 from autointerp.score.natural import CLAIM
 from autointerp.store.rows import DictionaryRow, HarvestRow
 from autointerp.store.rule_labels import RuleLabelRow
@@ -36,47 +38,10 @@ from autointerp.terminal import Terminal
 
 BLOCK_TILES = 2048
 """Tiles that are read at a time, for all rules together."""
-EXAMPLES = 5
+_WINDOWS = ["context_length", "prepend_bos"]
+"""Settings of a corpus on which windows depend."""
 _HIGHEST = 10.0
 """The strongest prediction."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScanRow:
-    """What a scan found of one feature's label."""
-
-    dictionary: str
-    feature: int
-    label: str
-    second_label: str | None
-    explainer: str
-    explanation_id: str
-    at_least: float
-    """From which prediction on, 0..10, a tile counts as claimed."""
-    n_tiles: int
-    """Tiles that were scanned."""
-    n_claimed: int
-    """Tiles in which the rule predicts that much somewhere."""
-    share: float
-    """n_claimed of n_tiles."""
-    n_documents: int
-    """Documents with a claimed tile."""
-    n_tokens: int
-    """Tokens on which the rule predicts that much."""
-    density: float
-    """The share of tiles of the harvested text in which the feature fires."""
-    natural: float | None
-    """How well the rule predicts ordinary text of the harvest (simulation_natural)."""
-    precision: float | None
-    """The share of claimed tiles of that text in which the feature fires, at a claim of 1 and more."""
-    precision_low: float | None
-    precision_high: float | None
-    recall: float | None
-    """The share of the tiles of that text in which it fires that are claimed."""
-    recall_low: float | None
-    recall_high: float | None
-    examples: tuple[Example, ...]
-    """The strongest places, each from another document."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +51,19 @@ class ScanOptions:
     explainer: str | None = None
     """Whose labels; None: of each feature the one whose rule predicts ordinary text best."""
     at_least: float = CLAIM
-    examples: int = EXAMPLES
+    examples: int = 5
     """Of each feature."""
+
+    @classmethod
+    def of(cls, explainer: str | None, at_least: float | None, examples: int) -> ScanOptions:
+        """`at_least` None: what a score counts as a claim."""
+        return cls(explainer, CLAIM if at_least is None else at_least, examples)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.at_least <= _HIGHEST:  # nan neither
+            raise InputError(f"--at-least must be from 0 to 10, not {self.at_least}")
+        if self.examples < 0:
+            raise InputError(f"--examples must be 0 or more, not {self.examples}")
 
 
 class Scan:
@@ -97,28 +73,26 @@ class Scan:
         self, config: Config, source: str, selection: Selection | None = None, options: ScanOptions | None = None,
         dictionary: str | None = None, say: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
-        """`source`: whatever corpus.source takes; all else of [corpus] holds for it too, but for max_tokens.
+        """`source`: whatever corpus.source takes. It is read as [corpus] says, but to its end. The harvested text itself
+        is read just as it was harvested.
 
         Raises InputError where there is no such text, and where no chosen feature has a label with a rule.
         """
         self.options = options or ScanOptions()
-        if not 0.0 <= self.options.at_least <= _HIGHEST:
-            raise InputError(f"--at-least must be from 0 to 10, not {self.options.at_least}")
-        if self.options.examples < 0:
-            raise InputError(f"--examples must be 0 or more, not {self.options.examples}")
         with open_for_reading(Path(config.store.path), say) as store:
             self.dictionary = store.dictionary(dictionary)
             harvest = _harvest_of(store, self.dictionary)
+            harvest_source = store.corpus(harvest.corpus_id).source
             self.labels = _labels(store, self.dictionary, selection or Selection(), self.options.explainer)
-        self.corpus = _as_harvested(replace(config.corpus, source=source, max_tokens=None), harvest)
+        self._is_own = _is_same_text(source, harvest_source)
+        self.corpus = _corpus_of(config.corpus, source, harvest, self._is_own)
         self._tile_tokens = int(harvest.config.get("harvest", {}).get("context_tokens", config.harvest.context_tokens))
         check_sources(self.corpus)
         has_chats = self.corpus.chat_field is not None
         self._tokenizer = harvest_tokenizer(config.model, self.dictionary.tokenizer_sha256, needs_template=has_chats)
         self.report = CorpusReport()
-        self.counts = ScanCounts(
-            [_rule_of(label) for label in self.labels], self.options.at_least, self.options.examples
-        )
+        rules = [_rule_of(label) for label in self.labels]
+        self.counts = ScanCounts.none(rules, self.options.at_least, self.options.examples)
 
     def progress(self) -> Iterator[int]:
         """Reads the text block by block; yields the number of tiles read. Raises InputError where there is no text."""
@@ -133,7 +107,7 @@ class Scan:
     def _tiles(self) -> Iterator[TextTile]:
         text = TokenText(self._tokenizer)
         renderer = chat_renderer(self._tokenizer) if self.corpus.chat_field is not None else None
-        documents = read_documents(self.corpus, self.report, renderer)
+        documents = read_documents(self.corpus, self.report, renderer, leaves_gaps=self._is_own)
         for unit in work_units(documents, self._tokenizer, self.corpus, report=self.report):
             for window in unit.windows:
                 yield from tiles_of(window, text, self._tile_tokens)
@@ -142,7 +116,7 @@ class Scan:
     def rows(self) -> list[ScanRow]:
         """What was found so far, by feature."""
         counts, found = self.counts, []
-        for label, count in zip(self.labels, counts.of_rule, strict=False):
+        for label, count in zip(self.labels, counts.of_rule, strict=True):
             found.append(
                 ScanRow(
                     self.dictionary.name, label.feature, label.text, label.second_text, label.explainer,
@@ -189,14 +163,24 @@ def _harvest_of(store: Store, dictionary: DictionaryRow) -> HarvestRow:
     raise InputError(f"{dictionary.name} was not harvested yet; run `autointerp harvest` first")
 
 
-def _as_harvested(corpus: CorpusConfig, harvest: HarvestRow) -> CorpusConfig:
-    """`corpus` with the length of windows and the BOS of the harvest, on which it depends what a rule sees."""
+def _corpus_of(corpus: CorpusConfig, source: str, harvest: HarvestRow, is_own: bool) -> CorpusConfig:
+    """How the text is read: as configured, but with the windows of the harvest; the harvested text as it was read."""
     held = harvest.config.get("corpus", {})
-    names = ("context_length", "prepend_bos")
+    names = [f.name for f in fields(corpus) if f.name not in ("source", "exclude_tokens")] if is_own else _WINDOWS
     try:
-        return replace(corpus, **{name: held[name] for name in names if name in held})
-    except InputError as error:
+        read = replace(corpus, **{"max_tokens": None, **{name: held[name] for name in names if name in held}})
+    except (InputError, TypeError) as error:
         raise DamagedError(f"harvest {harvest.harvest_id} has settings that cannot be used: {error}") from None
+    return replace(read, source=source)
+
+
+def _is_same_text(source: str, harvested: str) -> bool:
+    if source == harvested or any(one == "stdlib" or one.startswith("hf:") for one in (source, harvested)):
+        return source == harvested
+    try:
+        return Path(source).expanduser().resolve() == Path(harvested).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
+        return False
 
 
 def _labels(
