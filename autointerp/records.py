@@ -16,6 +16,8 @@ Split = Literal["explain", "select", "report"]
 SPLITS: tuple[Split, ...] = ("explain", "select", "report")
 Kind = Literal["top", "sampled", "negative"]
 Tier = Literal["random", "same_token", "neighbour"]
+Begins = Literal["document", "window"]
+"""What the first token of a text begins; that of a document begins a window too."""
 Side = Literal["input", "output", "both"]
 """What a label describes: what the feature responds to, what it makes the model say, or both."""
 ShapeKind = Literal["token", "position", "dense", "rare", "other"]
@@ -65,6 +67,11 @@ class WorkUnit:
     n_documents: int
 
 
+def beginning_of(begins_document: bool, begins_window: bool) -> Begins | None:
+    """What a text is the beginning of; a document's, which is a window's too, is called the document's."""
+    return "document" if begins_document else "window" if begins_window else None
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """A stretch of text with the activation of one feature on each token, for explainers and scorers to read."""
@@ -91,9 +98,8 @@ class Context:
     BOS in front does not count."""
 
     @property
-    def begins(self) -> Literal["document", "window"] | None:
-        """What it is the beginning of; a document's, which is a window's too, is called the document's."""
-        return "document" if self.begins_document else "window" if self.begins_window else None
+    def begins(self) -> Begins | None:
+        return beginning_of(self.begins_document, self.begins_window)
 
     @property
     def source(self) -> str:

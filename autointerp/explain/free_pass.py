@@ -60,4 +60,4 @@ class FreePass:
 
 def _answer(rule: Rule, context: Context, largest: float) -> Answer:
     truth = scaled(context.activations, largest)
-    return Answer(context, Prediction(context.context_id, truth, rule.predict(context.tokens), "ok"))
+    return Answer(context, Prediction(context.context_id, truth, rule.predict(context.tokens, context.begins), "ok"))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp import stats
-from autointerp.rules.language.conditions import Begins
+from autointerp.records import Begins
 from autointerp.rules.language.matching import predicted_of
 from autointerp.rules.language.texts import Texts
 from autointerp.rules.patterns import Rule, Table
@@ -19,15 +19,9 @@ from autointerp.rules.token_facts import Facts, facts_of
 class ManyTexts(Texts):
     """Texts as lists of tokens, each a context of its own. `predict` gives what Rule.predict gives for each of them."""
 
-    def __init__(
-        self,
-        texts: Sequence[Sequence[str]],
-        begins: Sequence[Begins | None] | None = None,
-        facts: Sequence[Facts] | None = None,
-    ) -> None:
-        """`facts` are those of all tokens, where they have been read before."""
+    def __init__(self, texts: Sequence[Sequence[str]], begins: Sequence[Begins | None] | None = None) -> None:
         super().__init__(texts, begins)
-        self._facts = facts
+        self._facts: list[Facts] | None = None
         self._numbered: dict[str, tuple[NDArray[np.int64], dict[str, int]]] = {}
         self._keys: dict[tuple[str, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 

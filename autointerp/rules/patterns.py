@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from autointerp.errors import shown
-from autointerp.rules.language.conditions import Begins, Clause, Combine
+from autointerp.records import Begins
+from autointerp.rules.language.conditions import Clause, Combine
 from autointerp.rules.language.matching import predicted_of
 from autointerp.rules.language.parsing import clauses_of, rule_to_json
 from autointerp.rules.language.texts import Texts
@@ -86,8 +87,11 @@ class Rule:
 
     def predict(self, tokens: Sequence[str], begins: Begins | None = None) -> list[float]:
         """One number, 0..10, per token of a text. `begins`: what its first token begins, if that is known."""
-        facts = facts_of(tokens) if self.tables else []
-        totals = [self.base] * len(tokens)
+        return self.predict_from(facts_of(tokens) if self.tables else [], Texts([tokens], [begins]))
+
+    def predict_from(self, facts: Sequence[Facts], texts: Texts) -> list[float]:
+        """`predict` for all tokens of some texts. Their facts (which only tables need) are read once for many rules."""
+        totals = [self.base] * texts.n_tokens
         for table in self.tables:
             key_of = itemgetter(*(Facts._fields.index(name) for name in table.of))
             weights: dict[Any, float] = table.weights
@@ -97,7 +101,7 @@ class Rule:
             totals = list(map(add, totals, added))
         predicted = np.array(totals)
         if self.clauses:
-            places, strengths = predicted_of(self.clauses, self.combine, Texts([tokens], [begins]))
+            places, strengths = predicted_of(self.clauses, self.combine, texts)
             predicted[places] += strengths
         clipped: list[float] = np.clip(predicted, 0.0, 10.0).tolist()
         return clipped

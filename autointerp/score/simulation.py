@@ -37,6 +37,7 @@ from autointerp.llm.capabilities import UNPROBED, Capabilities, prompt_logprob_f
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.rules.labels import RULE_EXPLAINERS
+from autointerp.rules.language.texts import Texts
 from autointerp.rules.patterns import RULE_VERSION, Rule
 from autointerp.rules.token_facts import Facts, facts_of
 from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows
@@ -370,10 +371,11 @@ class _ReadContexts:
         self._contexts = [(c, scaled(c.activations, item.max_activation)) for c in contexts]
         """Each with the truth."""
         self._facts = [fact for context in contexts for fact in facts_of(tuple(context.tokens))]
+        self._texts = Texts([c.tokens for c in contexts], [c.begins for c in contexts])
 
     def answers(self, rule: Rule) -> dict[int, Answer]:
         """What the rule predicts of each context, by its id."""
-        predicted, start, found = rule.predict_from(self._facts), 0, {}
+        predicted, start, found = rule.predict_from(self._facts, self._texts), 0, {}
         for context, truth in self._contexts:
             end = start + len(context.tokens)
             prediction = Prediction(context.context_id, truth, predicted[start:end], "ok")

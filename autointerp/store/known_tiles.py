@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.records import Split
+from autointerp.records import Begins, Split, beginning_of
 from autointerp.store.connection import StoreConnection
 from autointerp.store.evidence_file import has_known_tiles
 from autointerp.store.first_tokens import BEGINS_DOCUMENT, BEGINS_WINDOW
@@ -23,17 +23,19 @@ class KnownTile:
     tile_id: int
     document: str
     tokens: list[str]
-    begins: Literal["document", "window"] | None = None
-    """What its first token begins."""
+    begins_document: bool
+    begins_window: bool
+    """See Context."""
+
+    @property
+    def begins(self) -> Begins | None:
+        return beginning_of(self.begins_document, self.begins_window)
 
 
 _COLUMNS = select_list(
-    KnownTile,
-    "c",
-    document="w.document",
-    tokens='w.tokens[c."offset" + 1 : c."offset" + c.length]',
-    begins=f"CASE WHEN {BEGINS_DOCUMENT} THEN 'document' WHEN {BEGINS_WINDOW} THEN 'window' END",
-)
+    KnownTile, "c", document="w.document", tokens='w.tokens[c."offset" + 1 : c."offset" + c.length]',
+    begins_document=BEGINS_DOCUMENT, begins_window=BEGINS_WINDOW,
+)  # fmt: skip
 
 
 class StoreKnownTiles(StoreConnection):

@@ -30,8 +30,6 @@ MAX_WITHIN = 32
 MAX_STRENGTH = 10.0
 
 Combine = Literal["max", "sum"]
-Begins = Literal["document", "window"]
-"""What the first token of a text begins; that of a document begins a window too."""
 
 StringKey = Literal["word", "token", "exact", "lemma", "prefix", "suffix"]
 STRING_KEYS: tuple[StringKey, ...] = ("word", "token", "exact", "lemma", "prefix", "suffix")

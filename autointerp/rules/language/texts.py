@@ -12,9 +12,9 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp.records import Begins
 from autointerp.rules.language.classes import in_class
 from autointerp.rules.language.column import Column
-from autointerp.rules.language.conditions import Begins
 from autointerp.rules.language.nesting import BRACKETS, inside_bracket, quotes_and_comments
 from autointerp.rules.token_facts import lex
 
