@@ -2,13 +2,13 @@
 
 It is read from the files tokenizer.json and tokenizer_config.json by the package `tokenizers` alone. For some models
 transformers makes another tokenizer of these files than they hold. So what is read is compared with the tokenizer that
-a dictionary was harvested with, by its hash; where the two differ, or there is no tokenizer.json, transformers reads it.
+a dictionary was harvested with, by its hash. Where they differ, or there is no tokenizer.json, transformers reads it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 

@@ -73,8 +73,8 @@ class Scan:
         self, config: Config, source: str, selection: Selection | None = None, options: ScanOptions | None = None,
         dictionary: str | None = None, say: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
-        """`source`: whatever corpus.source takes. It is read as [corpus] says, but to its end. The harvested text itself
-        is read just as it was harvested.
+        """`source`: whatever corpus.source takes. It is read as [corpus] says, but to its end. The harvested text
+        itself is read just as it was harvested.
 
         Raises InputError where there is no such text, and where no chosen feature has a label with a rule.
         """
@@ -98,7 +98,9 @@ class Scan:
         """Reads the text block by block; yields the number of tiles read. Raises InputError where there is no text."""
         tiles = self._tiles()
         while block := list(islice(tiles, BLOCK_TILES)):
-            texts = ManyTexts([t.tokens for t in block], [beginning_of(t.begins_document, t.begins_window) for t in block])
+            texts = ManyTexts(
+                [t.tokens for t in block], [beginning_of(t.begins_document, t.begins_window) for t in block]
+            )
             self.counts = self.counts.plus(TileBlock([t.document for t in block], [t.start for t in block], texts))
             yield self.counts.n_tiles
         if not self.counts.n_tiles:
@@ -183,9 +185,7 @@ def _is_same_text(source: str, harvested: str) -> bool:
         return False
 
 
-def _labels(
-    store: Store, dictionary: DictionaryRow, selection: Selection, explainer: str | None
-) -> list[RuleLabelRow]:
+def _labels(store: Store, dictionary: DictionaryRow, selection: Selection, explainer: str | None) -> list[RuleLabelRow]:
     """The labels whose rules are looked for."""
     number = dictionary.dictionary_id
     features = None if selection.is_all else store.selected_features(number, selection)

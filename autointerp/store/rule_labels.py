@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autointerp.store.connection import StoreConnection
 from autointerp.store.named_rows import select_list
-from autointerp.store.selection import is_chosen
+from autointerp.store.selection import is_chosen, latest_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,34 @@ class StoreRuleLabels(StoreConnection):
             """,
             [dictionary_id, explainer, explainer, *parameters, dictionary_id],
         )
+
+    def latest_label_ids(
+        self, dictionary_id: int, explainer: str, features: Sequence[int] | None = None
+    ) -> dict[int, str]:
+        """The id of the latest label by `explainer` of each of the features (None: all) that has one; labels that
+        best_of_n only chose among are left out."""
+        chosen, parameters = is_chosen(dictionary_id, None if features is None else list(features))
+        found = self.rows(
+            f"""
+            SELECT feature, arg_max(explanation_id, sequence)
+            FROM explanations WHERE rowid IN ({latest_labels(chosen)})
+            GROUP BY feature HAVING arg_max(status, sequence) = 'ok'
+            """,
+            [dictionary_id, explainer, *parameters],
+        )
+        return dict(found)
+
+    def labels_made_from(
+        self, dictionary_id: int, explainer: str, model: str, template_sha256: str, seed: int
+    ) -> set[str]:
+        """The ids of the labels from which this explainer, with this model, template and seed, has made one or failed
+        to, a given-up attempt apart."""
+        found = self.rows(
+            "SELECT DISTINCT unnest(derived_from) FROM explanations WHERE dictionary_id = ? AND explainer = ? "
+            "AND model = ? AND template_sha256 = ? AND seed = ? AND status <> 'gave_up'",
+            [dictionary_id, explainer, model, template_sha256, seed],
+        )
+        return {explanation_id for (explanation_id,) in found}
 
     def explainers_with_labels(self, dictionary_id: int, with_rule: bool) -> list[str]:
         """The explainers that have labels of the dictionary that carry a rule, or that carry none."""
