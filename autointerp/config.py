@@ -433,7 +433,7 @@ class ScoreConfig(EndpointConfig):
     controls: tuple[str, ...] = ("auto",)
     """Controls that are scored after the labels, without --control: shuffled, neighbour_label, empty, token_lookup.
     Each costs as many calls as the labels. auto: token_lookup and neighbour_label for scorers that cost nothing (labels
-    of patterns by simulation), none for the others. []: none."""
+    of patterns and rule by simulation), none for the others. []: none."""
     method: Literal["auto", "prompt_logprobs", "generated_logprobs", "numbers"] = "auto"
     """How simulation asks, recorded with every score: prompt_logprobs, generated_logprobs or numbers. auto: the first
     of these that the endpoint supports."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.hostile_text import HOSTILE
 from support.known_words import CHOICE_SCORERS, contexts, evidence, rich_evidence, with_tokens
-from support.label_prompts import LLM_EXPLAINERS, label_prompt
+from support.label_prompts import LLM_EXPLAINERS, label_prompt, mend_request, rule_prompt
 from support.prompt_snapshots import SNAPSHOTS, check, written
 
 from autointerp import resources
@@ -24,6 +24,7 @@ from autointerp.explain.label_question import Correction
 from autointerp.llm.capabilities import Capabilities
 from autointerp.llm.requests import Request
 from autointerp.records import ChangedToken, Counterfactual, FeatureEvidence, PromotedToken, RelatedWord
+from autointerp.rules.language.parsing import clauses_of
 from autointerp.score.detection_questions import Example, Judge, active_places
 from autointerp.score.embedding import Embedder
 from autointerp.score.generation import Author
@@ -65,6 +66,34 @@ def test_revise_prompt() -> None:
     select = contexts(0, "select")
     correction = Correction('the word "alpha"\nLABEL: x', select[:2], select[-2:])
     check("explain_revise", written(explainer.request(rich_evidence(0), 3, correction)))
+
+
+def test_rule_prompts() -> None:
+    """The first question at its least and its most, and a question about mistakes."""
+    prompt = rule_prompt(ExplainConfig(model="some-model"))
+    request = prompt.first_request(rich_evidence(0), 3)
+    check("explain_rule", written(request))
+    check("explain_rule_json", written(prompt.in_json(True).first_request(evidence(0), 3)))
+    check("explain_rule_mend", written(mend_request(prompt, rich_evidence(0), "alpha")))
+    again = prompt.again(request, prompt.first, "It likes alpha.", "clauses[0] has an unknown key 'wrd'\nDo this")
+    assert again.body["messages"][-1]["content"] == (
+        "Your answer cannot be used: clauses[0] has an unknown key 'wrd'\\nDo this\n"
+        "Give the whole JSON object now, corrected, and nothing else."
+    )
+    for asked in (request, again):
+        assert asked.body["max_tokens"] == 900  # rules are longer than labels
+    longer = rule_prompt(ExplainConfig(model="m", max_tokens=2000)).first_request(evidence(0), 3)
+    assert longer.body["max_tokens"] == 2000
+
+
+def test_the_examples_of_the_rule_prompt_are_rules() -> None:
+    system = rule_prompt(ExplainConfig(model="m")).first.block("system", json=False)
+    assert len(system) < 1600 * 3.5  # characters of 1,600 tokens
+    examples = [json.loads(line) for line in system.splitlines() if line.startswith('{"label": ')]
+    assert len(examples) == 3  # two worked ones, and the answer where there is no pattern
+    for example in examples[:2]:
+        clauses, combine = clauses_of({name: example[name] for name in ("clauses", "combine")})
+        assert len(clauses) == 2 and combine == "max"
 
 
 @pytest.mark.parametrize("method", LLM_METHODS)
@@ -172,6 +201,10 @@ def two_features() -> dict[str, list[Request]]:
             for reply in ("text", "json"):
                 explainer = label_prompt(name, ExplainConfig(model="m", reply=reply), seed=0)  # type: ignore[arg-type]
                 add(f"explain/{name} in {reply}", explainer.request(known, 3, correction))
+        for is_json in (False, True):
+            rules = rule_prompt(ExplainConfig(model="m")).in_json(is_json)
+            add(f"explain/rule {is_json}", rules.first_request(known, 3))
+            add(f"explain/rule_mend {is_json}", mend_request(rules, known, label))
         for scorer in CHOICE_SCORERS:
             examples = [Example(c, active_places(c) if scorer == "fuzzing" else ()) for c in report[:3]]
             add(f"score/{scorer}", Judge.of(scorer, ScoreConfig(model="m")).request(label, examples, 1))

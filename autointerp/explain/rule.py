@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -51,9 +52,13 @@ class WrittenRule:
     def made_of(self, config: ExplainConfig) -> tuple[str, ...]:
         return ()
 
+    def prompt(self, config: ExplainConfig, prompts: Path | None = None) -> RulePrompt:
+        """How it asks under these settings. Raises InputError where there are no such templates."""
+        first, mend = (load_template(f"explain/{name}", prompts) for name in ("rule", "rule_mend"))
+        return RulePrompt(self.reads, first, mend, config, config.reply == "json")
+
     def _prompt(self, run: ExplainRun) -> RulePrompt:
-        first, mend = (load_template(f"explain/{name}", run.job.prompts) for name in ("rule", "rule_mend"))
-        return RulePrompt(self.reads, first, mend, run.config, run.config.reply == "json")
+        return self.prompt(run.config, run.job.prompts)
 
     def check(self, run: ExplainRun) -> None:
         if not run.config.model:
@@ -94,7 +99,7 @@ class WrittenRule:
         mending = [
             prompt.mend_request(e, "x" * 80, _stand_in(), _likely_mistakes(e, config.mistakes)) for e in some
         ]  # fmt: skip
-        again = Estimate.of(mending, times * config.rounds, written * config.rounds)
+        again = Estimate.of(mending, times * config.rounds, written)
         return [(config.model, first), (config.model, again)] if config.rounds else [(config.model, first)]
 
 

@@ -70,15 +70,15 @@ def mistakes_in(texts: Iterable[ReadText], most: int) -> Mistakes:
 
 def _shown(found: list[tuple[float, ReadText, int]], most: int) -> list[str]:
     """The texts with the largest sums; equal ones in the order in which they came."""
-    ordered = sorted(found, key=lambda one: -one[0])
     times: Counter[str] = Counter()
     first: dict[str, None] = {}
     others: dict[str, None] = {}
-    for _, text, place in ordered:
-        token = folded(text.tokens[place])
-        times[token] += 1
-        (first if times[token] <= SAME_TOKEN else others)[marked_text(text, place)] = None
-    return list(dict.fromkeys([*first, *others]))[:most]
+    for _, text, place in sorted(found, key=lambda one: -one[0]):
+        line, token = marked_text(text, place), folded(text.tokens[place])
+        if line not in first and line not in others:
+            times[token] += 1
+            (first if times[token] <= SAME_TOKEN else others)[line] = None
+    return [*first, *others][:most]
 
 
 def marked_text(text: ReadText, place: int) -> str:

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from autointerp.ask.job import Job
 from autointerp.records import Context, FeatureEvidence
+from autointerp.rules.language.conditions import Clause
+from autointerp.rules.language.matching import holds
 from autointerp.rules.many_texts import ManyTexts
+from autointerp.rules.patterns import Rule
 from autointerp.rules.reference import Reference
 from autointerp.score.natural import Prevalence
 from autointerp.score.ordinary_tiles import OrdinaryTiles
@@ -69,3 +72,33 @@ class RuleTexts:
     @property
     def has_select_tiles(self) -> bool:
         return bool(self._select.tiles)
+
+
+class TableColumns:
+    """The tables of a rule, as what they add to tokens."""
+
+    def __init__(self, rule: Rule, steps: Sequence[NDArray[np.float64]], n_contexts: int) -> None:
+        """`steps`: for each table, what it adds to the tokens that it was learned from, of which the first `n_contexts`
+        are those of the contexts."""
+        self.rule = rule
+        self.steps = _columns([step[:n_contexts] for step in steps], n_contexts)
+        """[tokens of the contexts, tables]"""
+        self._on: dict[int, NDArray[np.float64]] = {}
+
+    def on(self, texts: ManyTexts) -> NDArray[np.float64]:
+        """[tokens, tables]: what each table adds to the tokens of other texts."""
+        if id(texts) not in self._on:
+            self._on[id(texts)] = _columns([texts.added(table) for table in self.rule.tables], texts.n_tokens)
+        return self._on[id(texts)]
+
+
+def holding(texts: ManyTexts, clauses: Sequence[Clause]) -> NDArray[np.bool_]:
+    """[tokens, clauses]: where each clause holds."""
+    found = np.zeros((texts.n_tokens, len(clauses)), dtype=np.bool_)
+    for i, clause in enumerate(clauses):
+        found[:, i] = holds(clause, texts)
+    return found
+
+
+def _columns(columns: Sequence[NDArray[np.float64]], tokens: int) -> NDArray[np.float64]:
+    return np.stack(columns, axis=1) if columns else np.zeros((tokens, 0))

@@ -115,23 +115,20 @@ def tables_alone(parts: Parts) -> Fit:
     return Fit(parts.base, np.ones(parts.tables.shape[1]), np.zeros(parts.clauses.shape[1]))
 
 
-def fitted(parts: Parts, among: NDArray[np.bool_] | None = None, with_tables: bool = True) -> Fit:
+def fitted(parts: Parts, among: NDArray[np.bool_] | None = None) -> Fit:
     """The best fit of the tables and the clauses `among` [clauses] (None: all), with three decimals. Where its error,
-    with predictions cut at 0 and 10, is no smaller than that of the tables alone, it is those.
-
-    Not `with_tables`: the best fit of the clauses without the tables, however large its error.
-    """
+    with predictions cut at 0 and 10, is no smaller than that of the tables alone, it is those."""
     alone, small = tables_alone(parts), parts.merged
     n_tables, n_clauses = parts.tables.shape[1], parts.clauses.shape[1]
     if not len(small.truth):
         return alone
     used = np.ones(n_clauses, dtype=np.bool_) if among is None else among
-    on = np.concatenate([[True], np.full(n_tables, with_tables), used]) & (small.gram.diagonal() > 0)
-    start = np.concatenate([[parts.base], np.full(n_tables, float(with_tables)), np.zeros(n_clauses)])
+    on = np.concatenate([np.ones(1 + n_tables, dtype=np.bool_), used]) & (small.gram.diagonal() > 0)
+    start = np.concatenate([[parts.base], np.ones(n_tables), np.zeros(n_clauses)])
     sizes = _descended(small, on, start, n_tables)
     found = np.round(sizes, 3)
     fit = Fit(round(float(sizes[0]), 4), found[1 : 1 + n_tables], found[1 + n_tables :])
-    return fit if not with_tables or small.error(fit) < small.error(alone) else alone
+    return fit if small.error(fit) < small.error(alone) else alone
 
 
 def _descended(parts: Parts, on: NDArray[np.bool_], start: Floats, n_tables: int) -> Floats:
@@ -168,38 +165,33 @@ def _descended(parts: Parts, on: NDArray[np.bool_], start: Floats, n_tables: int
     return sizes
 
 
-def supported(parts: Parts, value_of: Callable[[Fit], float | None]) -> Fit:
-    """The fit without what other text does not support.
+def supported(
+    parts: Parts, value_of: Callable[[Fit], float | None], among: NDArray[np.bool_] | None = None
+) -> Fit:  # fmt: skip
+    """The fit without the clauses that other text does not support.
 
-    `value_of` is what a fit is worth on that text; None where it is not known. If the clauses are worth as much without
-    the tables, the tables go: a person reads clauses. Then clauses are left out one at a time, the one that predicts
-    least first, and the others are fitted anew. A clause stays where the fit is worth more with it than without, by
-    LEAST_SUPPORT. Where none stays, what is left are the tables as they were learned.
+    `value_of` is what a fit is worth on that text; None where it is not known. Clauses (those `among` [clauses]; None:
+    all) are left out one at a time, the one that predicts least first, and the others are fitted anew. A clause stays
+    where the fit is worth more with it than without, by LEAST_SUPPORT.
     """
-
-    def worth(fit: Fit) -> float:
-        value = value_of(fit)
-        return -1.0 if value is None else value
-
-    alone, fit, bare = tables_alone(parts), fitted(parts), fitted(parts, with_tables=False)
-    if not bare.kept:
-        return alone
-    value, bare_value = worth(fit), worth(bare)
-    with_tables = bare_value <= value - LEAST_SUPPORT
-    if not with_tables:
-        fit, value = bare, bare_value
+    fit = fitted(parts, among)
+    value = worth(value_of(fit))
     holding = parts.merged.weights @ parts.merged.clauses
     used = fit.strengths > 0
     for clause in sorted(fit.kept, key=lambda j: (float(holding[j] * fit.strengths[j]), j)):
         if not used[clause]:
             continue
         used[clause] = False
-        without = fitted(parts, used, with_tables)
-        found = worth(without)
+        without = fitted(parts, used)
+        found = worth(value_of(without))
         if found > value - LEAST_SUPPORT:
             fit, value = without, found
             used &= fit.strengths > 0
         else:
             used[clause] = True
-    least = value + LEAST_SUPPORT if not with_tables else value - LEAST_SUPPORT
-    return fit if fit.kept and worth(alone) < least else alone
+    return fit
+
+
+def worth(value: float | None) -> float:
+    """A correlation that is not known is worth less than any."""
+    return -1.0 if value is None else value

@@ -128,15 +128,17 @@ def learn(
 
 
 def learned(
-    sample: Sample, tables: Sequence[Key] = TABLES, max_tables: int = MAX_TABLES, near: NearWords = NO_NEAR_WORDS
-) -> Learned:
-    """The rule of `learn`, with what its tables add to the sample."""
-    y, weights = sample.activations, sample.weights
+    sample: Sample, tables: Sequence[Key] = TABLES, max_tables: int = MAX_TABLES, near: NearWords = NO_NEAR_WORDS,
+    truth: NDArray[np.float64] | None = None,
+) -> Learned:  # fmt: skip
+    """The rule of `learn`, with what its tables add to the sample. `truth` [tokens] is what it predicts, if that is not
+    the activations but what something else leaves of them."""
+    y, weights = sample.activations if truth is None else truth, sample.weights
     if y.size == 0 or float(y.max()) <= 0.0:
         return Learned(Rule(0.0), [])
     folds = min(FOLDS, int(sample.documents.max()) + 1)
     if folds < 2:
-        rule = _without_crossfit(sample, tables)
+        rule = _without_crossfit(sample, tables, y)
         (table,) = rule.tables
         keys = zip(*(sample.values(name) for name in table.of), strict=True)
         return Learned(rule, [np.array([table.weights.get(key, 0.0) for key in keys])])
@@ -211,10 +213,10 @@ def _best_table(
     return best
 
 
-def _without_crossfit(sample: Sample, tables: Sequence[Key]) -> Rule:
+def _without_crossfit(sample: Sample, tables: Sequence[Key], y: NDArray[np.float64]) -> Rule:
     """The rule where all evidence is from one document: shrunken means of the first table, without an estimate of the
     fit."""
-    y, weights = sample.activations, sample.weights
+    weights = sample.weights
     column = next(_columns(sample, tables[:1], np.zeros(y.size, dtype=np.int64), 1, NO_NEAR_WORDS))
     mean = float(np.average(y, weights=weights))
     sums = column.sums(weights * (y - mean))[:, 0]
@@ -246,4 +248,4 @@ def token_lookup(sample: Sample) -> Rule:
     y = sample.activations
     if y.size == 0 or float(y.max()) <= 0.0:
         return Rule(0.0)
-    return _without_crossfit(sample, TOKEN_LOOKUP)
+    return _without_crossfit(sample, TOKEN_LOOKUP, y)

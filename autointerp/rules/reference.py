@@ -77,10 +77,13 @@ class Reference:
             return None
         return Silent(tiles, max(0.0, self._n_tiles - active) / active)
 
-    def ordinary_tokens(self, silent: Silent, active: set[str]) -> tuple[list[Facts], list[str], NDArray[np.float64]]:
-        """Some tokens of the silent tiles: their facts, what their documents were cut from, and how many each stands
-        for. Words of `active` (folded) are taken before others, since the rule must tell these occurrences from those
-        where the feature fires. Both kinds are evenly spaced over all there are, so they are the same every time."""
+    def ordinary_tokens(
+        self, silent: Silent, active: set[str]
+    ) -> tuple[list[Facts], list[str], NDArray[np.float64], NDArray[np.int64]]:
+        """Some tokens of the silent tiles: their facts, what their documents were cut from, how many each stands for,
+        and its place among the tokens of all tiles. Words of `active` (folded) are taken before others, since the rule
+        must tell these occurrences from those where the feature fires. Both kinds are evenly spaced over all there are,
+        so they are the same every time."""
         text = self._text
         at = np.flatnonzero(np.isin(text.tile_of, silent.tiles))
         known = np.zeros(len(text.codes), dtype=np.bool_)
@@ -91,11 +94,12 @@ class Reference:
             some = group[np.linspace(0, len(group) - 1, min(most, len(group))).round().astype(np.int64)]
             chosen.append(some)
             stands_for.append(np.full(len(some), len(group) / max(1, len(some))))
-        places = np.concatenate(chosen).tolist()
+        places = np.concatenate(chosen)
         return (
-            [text.facts[i] for i in places],
-            [text.sources[text.tile_of[i]] for i in places],
+            [text.facts[i] for i in places.tolist()],
+            [text.sources[text.tile_of[i]] for i in places.tolist()],
             np.concatenate(stands_for),
+            places,
         )
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 
@@ -41,6 +41,8 @@ class Sample:
     """How many tokens of ordinary text each one stands for, up to a factor."""
     ordinary: list[Facts]
     """The facts of silent tokens that are in none of the contexts."""
+    places: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """The places of these among the tokens of all tiles of ordinary text."""
     silent_weight: float = 1.0
     """The weight of one token of a silent tile that was drawn from the corpus at large."""
 
@@ -93,7 +95,7 @@ def sample_of(evidence: FeatureEvidence, reference: Reference = NO_REFERENCE) ->
         return Sample(tokens, y, document, np.ones_like(y), [])
     every = (token for context in contexts for token in context.tokens)
     active = {folded(token) for token, value in zip(every, activations, strict=True) if value > 0}
-    facts, sources, stands_for = reference.ordinary_tokens(silent, active)
+    facts, sources, stands_for, places = reference.ordinary_tokens(silent, active)
     others = [index.setdefault(source, len(index)) for source in sources]
     return Sample(
         tokens,
@@ -101,6 +103,7 @@ def sample_of(evidence: FeatureEvidence, reference: Reference = NO_REFERENCE) ->
         np.concatenate([document, np.array(others, dtype=np.int64)]),
         np.concatenate([w, weight * stands_for]),
         facts,
+        places,
         weight,
     )
 

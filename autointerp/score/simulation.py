@@ -7,7 +7,7 @@ The rows are those of correlation.py. Four scoring methods, never averaged toget
                         and the digits' logprobs at those places give an expected value for every token at once
     generated_logprobs  a chat model lists the tokens with numbers; the expected value over the number's alternatives
     numbers             the same reply without logprobs: the numbers themselves
-    rule                no LLM: the rule that came with the label (`patterns`). It asks nothing, so the row
+    rule                no LLM: the rule that came with the label (`patterns`, `rule`). It asks nothing, so the row
                         simulation_natural also says from which activation on the label holds (holding.py)
 
 Predictions and truth are on the 0..10 scale of ask/scale.py. In prompts for completions the scale is 0..9 (and the

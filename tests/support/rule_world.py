@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from autointerp.records import SPLITS
+from autointerp.records import SPLITS, Split
 from autointerp.rules.language.matching import holds
 from autointerp.rules.language.parsing import clauses_of
 from autointerp.rules.many_texts import ManyTexts
@@ -30,15 +30,47 @@ from support.store_fixtures import add_dictionary
 TILE = 16
 TILES = 4
 """Of a window, which is a document."""
-FILLERS = (
-    "the a of and in to was for it on with old new man house day road water light door hand night stone field voice "
-    "paper table window garden letter"
-).split()
+FILLERS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "in",
+    "to",
+    "was",
+    "for",
+    "it",
+    "on",
+    "with",
+    "old",
+    "new",
+    "man",
+    "house",
+    "day",
+    "road",
+    "water",
+    "light",
+    "door",
+    "hand",
+    "night",
+    "stone",
+    "field",
+    "voice",
+    "paper",
+    "table",
+    "window",
+    "garden",
+    "letter",
+]
 RISE = ["rise"] * 8 + ["rises"] * 5 + ["rose"] * 4 + ["risen"] * 2 + ["rising"]
 COSTS = ["price", "cost", "wage", "rent", "tax"]
 MOVES = ["falls", "jumps", "grows", "drops", "slips", "climbs", "sinks", "holds"]
 RIVER, MONEY = ["river", "shore", "boat", "fish", "flood"], ["loan", "cash", "credit", "account", "debt"]
-STEMS = [a + b for a in ("bel", "dor", "fim", "gan", "hul", "kem", "lor", "mib", "nal", "pos") for b in ("ta", "ri", "mo", "cu", "sel", "vin")]  # fmt: skip
+STEMS = [
+    first + second
+    for first in ("bel", "dor", "fim", "gan", "hul", "kem", "lor", "mib", "nal", "pos")
+    for second in ("ta", "ri", "mo", "cu", "sel", "vin")
+]
 
 Condition = dict[str, Any]
 
@@ -152,7 +184,7 @@ def _word(draw: random.Random, topic: Sequence[str]) -> str:
     return f" {draw.choice(FILLERS)}"
 
 
-def world_store(path: Path, documents: int = 120, seed: int = 0, poison: str = "") -> Store:
+def world_store(path: Path, documents: int = 100, seed: int = 0, poison: str = "") -> Store:
     """An open store of the world, `documents` in each split; dictionary and harvest have the id 1. `poison`: a word
     that replaces every token of the report part."""
     draw = random.Random(f"rule world {seed}")
@@ -186,7 +218,7 @@ def world_store(path: Path, documents: int = 120, seed: int = 0, poison: str = "
             con, "context_rows",
             "BIGINT INTEGER INTEGER INTEGER VARCHAR VARCHAR VARCHAR TINYINT DOUBLE INTEGER BIGINT INTEGER INTEGER "
             "INTEGER USMALLINT[] FLOAT[] FLOAT UBIGINT",
-            _contexts(values, tiles, numbers, draw),
+            _contexts(values, tiles, numbers, seed),
         )  # fmt: skip
         _load(
             con, "known_tiles", "INTEGER VARCHAR INTEGER BIGINT INTEGER INTEGER",
@@ -230,17 +262,18 @@ def _place(tile: tuple[int, int]) -> tuple[int, int]:
 
 def _contexts(
     values: Mapping[int, np.ndarray], tiles: Sequence[tuple[int, int]], numbers: Mapping[str, Sequence[int]],
-    draw: random.Random,
+    seed: int,
 ) -> list[tuple[Any, ...]]:  # fmt: skip
     rows: list[tuple[Any, ...]] = []
     for f, of in values.items():
         for split in SPLITS:
+            draw = random.Random(f"contexts {seed} {f} {split}")
             active = [k for k in numbers[split] if of[k].max() > 0]
             silent = [k for k in numbers[split] if of[k].max() <= 0]
             strongest = sorted(active, key=lambda k, of=of: (-of[k].max(), k))  # type: ignore[misc]
             for kind, tier, chosen in (
                 ("top", None, strongest[:10]), ("sampled", None, draw.sample(active, min(30, len(active)))),
-                ("negative", "random", draw.sample(silent, 10)),
+                ("negative", "random", draw.sample(silent, min(10, len(silent)))),
             ):  # fmt: skip
                 for rank, k in enumerate(chosen):
                     on = np.flatnonzero(of[k]).tolist()
@@ -253,9 +286,17 @@ def _contexts(
     return rows
 
 
-def value_of(rule: Rule, store: Store, feature: int, split: str) -> float:
-    """The correlation of the rule with the truth over all tokens of a split."""
-    tiles = store.known_tiles(1, split)  # type: ignore[arg-type]
-    texts = ManyTexts([tile.tokens for tile in tiles], [tile.begins for tile in tiles])
-    truth = held(FEATURES[feature].truth, texts)
-    return float(np.corrcoef(truth, texts.predict(rule))[0, 1])
+class Truths:
+    """The truth about the tokens of a store of the world."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._texts: dict[str, ManyTexts] = {}
+
+    def value(self, rule: Rule, feature: int, split: Split = "report") -> float:
+        """The correlation of the rule with the truth over all tokens of a split."""
+        if split not in self._texts:
+            tiles = self._store.known_tiles(1, split)
+            self._texts[split] = ManyTexts([tile.tokens for tile in tiles], [tile.begins for tile in tiles])
+        texts = self._texts[split]
+        return float(np.corrcoef(held(FEATURES[feature].truth, texts), texts.predict(rule))[0, 1])

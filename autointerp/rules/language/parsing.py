@@ -171,7 +171,7 @@ def _test(key: str, value: object, at: str) -> Test:
     if key == "regex":
         return Regex(_pattern(value, at))
     if key == "class":
-        return Classes(_names(value, at, CLASSES, _is_kind))
+        return Classes(_names(value, at, CLASSES, is_kind))
     return Strings(_STRING_KEY[key], _words(value, at, _STRING_KEY[key]))
 
 
@@ -248,7 +248,7 @@ def _names(
     return tuple(sorted({str(one) for one in listed}))
 
 
-def _is_kind(name: str) -> bool:
+def is_kind(name: str) -> bool:
     kind = name.removeprefix("kind:")
     return kind != name and (kind in KINDS or (kind.startswith("mark:") and len(kind) == len("mark:") + 1))
 
