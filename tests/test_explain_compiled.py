@@ -71,6 +71,7 @@ def test_labels_are_compiled_once_and_scored_for_nothing(
 ) -> None:
     path = store.path
     labels = {feature: rows[0] for feature, rows in store.explanations_of(1, range(len(WORDS))).items()}
+    store.set_label_choice(1, "combined", "simulation")
     store.close()
     brain = Compiler()
     with LlmServer(brain) as server:
@@ -146,7 +147,7 @@ def test_a_new_label_is_compiled_too_and_one_about_the_output_is_not(store: Stor
 
 
 def _relabelled(row: Explanation, explanation_id: str, side: Any) -> Explanation:
-    return replace(row, explanation_id=explanation_id, side=side, model="other")
+    return replace(row, explanation_id=explanation_id, side=side, model="other", text=f"{row.text} again")
 
 
 def test_what_cannot_be_compiled_is_refused(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,12 @@ class TileBlock:
         return [source_of(name) for name in self.documents]
 
     @cached_property
+    def source_codes(self) -> NDArray[np.int64]:
+        """[tiles]: a number for each of the different `sources`, which may come back later in the stream."""
+        known: dict[str, int] = {}
+        return np.array([known.setdefault(source, len(known)) for source in self.sources], dtype=np.int64)
+
+    @cached_property
     def keys(self) -> NDArray[np.uint64]:
         """[tiles]: a hash of each tile's place."""
         of_document = np.array([_hash_of(name) for name in self.documents], dtype=np.uint64)
@@ -121,7 +127,7 @@ class ScanCounts:
         is_counted = held.is_in_last and len(documents) > 0 and documents[0] == 0
         is_in_last = bool(len(documents) and documents[-1] == number[-1]) or (held.is_in_last and number[-1] == 0)
         best_first = claimed[np.lexsort((block.keys[claimed], -peaks[claimed]))]
-        _, first = np.unique(number[best_first], return_index=True)
+        _, first = np.unique(block.source_codes[best_first], return_index=True)
         of_documents = best_first[np.sort(first)]
         return RuleCount(
             held.n_claimed + len(claimed),
