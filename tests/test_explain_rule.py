@@ -95,6 +95,9 @@ def test_a_near_miss_is_mended_by_its_mistakes(store: Store) -> None:
     values = reported(rows, store)
     assert sum(value > 0.95 for value in values.values()) >= 0.9 * len(FEATURES), values
     assert len(server.requests) <= 3 * len(FEATURES)
+    asked = [r["messages"][1]["content"] for r in server.requests if "it made mistakes" in r["messages"][0]["content"]]
+    shown = [json.loads(line[6:]) for one in asked for line in one.split("\n") if line.startswith("rule: ")]
+    assert shown and all(c["strength"] == round(c["strength"], 1) for rule in shown for c in rule["clauses"])
     (mended,) = [r for r in rows if FEATURES[r["feature"]].kind == "topic"]
     assert mended["text"] == "truth of topic" and mended["input_tokens"] > 0
 

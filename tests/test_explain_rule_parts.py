@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.known_words import job
+from support.known_words import evidence, job
+from support.label_prompts import rule_prompt
 from support.rule_world import FEATURES, world_store
 
 from autointerp.ask.explanation_row import MAX_LABEL
-from autointerp.explain.rule_mistakes import WIDTH, ReadText, marked_text, mistakes_in
+from autointerp.config import ExplainConfig
+from autointerp.explain.rule_mistakes import WIDTH, Mistakes, ReadText, marked_text, mistakes_in
 from autointerp.explain.rule_question import Proposal
 from autointerp.explain.rule_rounds import improves
 from autointerp.explain.rule_study import Draft, RuleStudy
@@ -72,6 +74,18 @@ def test_a_long_text_is_cut_around_its_worst_token() -> None:
     assert [" 60", 0, 7] in shown and not any(isinstance(piece, dict) for piece in shown)
     assert len("".join(p if isinstance(p, str) else p[0] for p in shown).split()) == WIDTH
     assert json.loads(marked_text(replace(long, predicted=np.eye(100)[2]), 2))[0] == {"begins": "document"}
+
+
+def test_a_rule_goes_back_without_the_words_that_were_found() -> None:
+    """So that near words of a new rule are looked for again."""
+    near = {"near": {"word": ["shore"], "least": 0.5, "words": ["shore", "coast"]}}
+    clauses, _ = clauses_of({"clauses": [{"strength": 1.23456, "all": [near, {"not": near}]}]})
+    evidence_of = evidence(0)
+    prompt = rule_prompt(ExplainConfig(model="m"))
+    asked = prompt.mend_request(evidence_of, "x", clauses, Mistakes([], [])).body["messages"][1]["content"]
+    assert "coast" not in asked and '"strength": 1.2,' in asked
+    (clause,) = json.loads(asked.split("\nrule: ")[1].split("\n")[0])["clauses"]
+    assert clause["all"][0] == {"near": {"word": ["shore"], "least": 0.5}} == clause["all"][1]["not"]
 
 
 # --- drafts -----------------------------------------------------------------------------------------------------------

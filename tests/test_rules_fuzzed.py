@@ -19,7 +19,7 @@ from autointerp.rules.language.conditions import CLASSES, PLACES
 from autointerp.rules.language.linear_regex import LinearRegex
 from autointerp.rules.language.matching import holds
 from autointerp.rules.language.parsing import CONDITION_KEYS, RuleError, clauses_of, rule_to_json
-from autointerp.rules.language.texts import Texts
+from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.language.wording import conditions_in_words
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.near import NearWords

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from autointerp.rules.language.inflections import forms_of
 from autointerp.rules.language.matching import holds
 from autointerp.rules.language.parsing import RuleError, clauses_of, rule_to_json
-from autointerp.rules.language.texts import Texts
+from autointerp.rules.language.token_texts import Texts
+from autointerp.rules.language.wording import clause_in_words
 from autointerp.rules.near import NearWords
 
 NEAR = NearWords({"sea": [("ocean", 0.8), ("water", 0.6), ("rock", 0.2)], "ocean": [], "water": [], "rock": []})
@@ -115,3 +117,52 @@ def test_what_is_read_is_normalised() -> None:
         "combine": "max",
     }
     assert clauses_of(rule_to_json(clauses, combine)) == (clauses, combine)
+
+
+def test_equal_clauses_are_one_as_strong_as_they_are_together() -> None:
+    def strengths(combine: str, *given: float) -> list[float]:
+        value = {"clauses": [{"strength": one, "all": [{"word": "a"}]} for one in given], "combine": combine}
+        return [clause.strength for clause in clauses_of(value)[0]]
+
+    assert strengths("max", 3, 8, 5) == [8]
+    assert strengths("sum", 3, 8, 5) == [8, 8]  # no clause may be stronger than 10
+
+
+@pytest.mark.parametrize(
+    ("word", "forms", "others"),
+    [
+        ("rise", "rises rose risen rising", "ris"),
+        ("move", "moves moved moving", "mov"),
+        ("plan", "plans planned planning", "planed plane"),
+        ("visit", "visits visited visiting", "visite"),
+        ("try", "tries tried trying", "tryed"),
+        ("box", "boxes", "boxs"),
+        ("big", "bigger biggest", "bigly"),
+        ("numb", "numbs", "number"),
+        ("see", "sees saw seen seeing", "seed"),
+        ("went", "go goes gone going", "wend"),
+        ("children", "child", "childs"),
+        ("the", "the", "thing"),
+        ("lie", "lies lay lain lying lied", "lien"),
+        ("straße", "straße", "straßes"),
+    ],
+)
+def test_the_forms_of_a_word(word: str, forms: str, others: str) -> None:
+    assert forms_of(word) >= {word, *forms.split()}
+    assert not forms_of(word) & set(others.split())
+
+
+def test_clauses_in_words() -> None:
+    value = [
+        {"lemma": ["rise"]},
+        {"left": {"word": ["costs", "prices"], "within": 6}},
+        {"not": {"topic": {"word": ["sun"]}}},
+        {"not": {"word": ["rising"]}},
+    ]
+    said = {"says": "so", "strength": 1, "all": value[1:2]}
+    clauses, _ = clauses_of({"clauses": [{"strength": 1, "all": value}, said]})
+    assert [clause_in_words(clause) for clause in clauses] == [
+        "forms of `rise` but not `rising` with `costs` or `prices` among the 6 tokens before "
+        "and not in texts with `sun`",
+        "so",
+    ]

@@ -52,10 +52,12 @@ def test_every_tile_has_its_text_and_exactly_the_features_that_fire_in_it(setup:
         firing = store.firing_tiles(1, split, features)
         assert [tile.tile_id for tile in tiles] == list(range(len(tiles)))
         places = store.rows(
-            'SELECT w.document, w.start, t."offset", t.length FROM evidence.known_tiles AS t '
+            'SELECT w.document, w.start, t."offset", t.length, w.n_prefix FROM evidence.known_tiles AS t '
             "JOIN evidence.windows AS w USING (window_id) WHERE t.split = ? ORDER BY t.tile_id", [split],
         )  # fmt: skip
-        for tile, (document, start, offset, length) in zip(tiles, places, strict=True):
+        for tile, (document, start, offset, length, n_prefix) in zip(tiles, places, strict=True):
+            first = offset == n_prefix
+            assert tile.begins == ("document" if first and start == 0 else "window" if first else None)
             assert "".join(tile.tokens).encode() == pool[split][document, start, offset]
             acts = dense[document, start][offset : offset + length].max(0)
             assert [f for f in features if tile.tile_id in firing[f]] == np.flatnonzero(acts).tolist()

@@ -72,7 +72,7 @@ class RulePrompt:
         self, evidence: FeatureEvidence, label: str, clauses: Sequence[Clause], mistakes: Mistakes
     ) -> Request:
         """The request for a better rule. It holds the rule and its mistakes, and none of the evidence."""
-        rule = {"clauses": [clause_to_json(clause) for clause in clauses]}
+        rule = {"clauses": [_shown(clause) for clause in clauses]}
         values = {
             "label": one_line(label), "rule": one_line(rule),
             "missed": mistakes.missed, "false_alarms": mistakes.false_alarms,
@@ -122,6 +122,17 @@ class RulePrompt:
         except RuleError as error:
             raise ReplyError("unparseable", str(error)) from None
         return Proposal(label, tuple(clauses), output)
+
+
+def _shown(clause: Clause) -> dict[str, Any]:
+    """The clause as a prompt shows it: with one decimal of its strength, so that the request does not hang on the last
+    bits of a fit, and without the words that `near` has found, which are found again."""
+    shown = clause_to_json(replace(clause, strength=round(clause.strength, 1)))
+    for condition in shown["all"]:
+        for one in (condition, condition.get("not", {})):
+            if "near" in one:
+                del one["near"]["words"]
+    return shown
 
 
 @dataclass(frozen=True)

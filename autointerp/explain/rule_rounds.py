@@ -13,6 +13,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from autointerp.ask.explanation_row import blank_row, evidence_sha256
@@ -66,16 +67,16 @@ class RuleWriter:
         contexts = min(config.rule_contexts, max(1, len(evidence.top)))
         asked = await ask(self.client, RuleQuestion(self.prompt, evidence, near, contexts))
         replies, notes = list(asked.replies), self._notes()
-        if asked.value is None:
+        first = asked.value
+        if first is None:
             notes.append(_why(asked))
             return _paid(dataclasses.replace(row, status=status_without(asked)), replies, notes)
-        study = await self._computed(lambda: RuleStudy(of, self.texts))
-        if asked.value.label is None:
-            return _paid(_without_label(row, study, asked.value), replies, notes)
-        draft = await self._computed(lambda: study.draft(asked.value))
+        study = await self._computed(partial(RuleStudy, of, self.texts))
+        if first.label is None:
+            return _paid(_without_label(row, study, first), replies, notes)
+        draft = await self._computed(partial(study.draft, first))
         for number in range(1, config.rounds + 1):
-            now = draft
-            mistakes = await self._computed(lambda now=now: study.mistakes(now, config.mistakes))  # type: ignore[misc]
+            mistakes = await self._computed(partial(study.mistakes, draft, config.mistakes))
             if not mistakes:
                 break
             label = draft.proposal.label or ""
@@ -83,18 +84,22 @@ class RuleWriter:
                 self.client, MendQuestion(self.prompt, evidence, near, label, draft.clauses, mistakes)
             )  # fmt: skip
             replies += mended.replies
-            if mended.value is None:
+            proposal = mended.value
+            if proposal is None:
                 notes.append(f"round {number}: {_why(mended)}")
                 if status_without(mended) == "gave_up":
                     return _paid(dataclasses.replace(row, status="gave_up"), replies, notes)
                 break
-            if not mended.value.clauses:
+            if not proposal.clauses:
                 break
-            new = await self._computed(lambda proposal=mended.value: study.draft(proposal))  # type: ignore[misc]
+            new = await self._computed(partial(study.draft, proposal))
             if not improves(new, draft):
                 break
             draft = new
-        return _paid(await self._computed(lambda: _labelled(row, study, draft, notes)), replies, notes)
+        labelled = await self._computed(partial(_labelled, row, study, draft, notes))
+        if labelled.text is not None:
+            labelled = dataclasses.replace(labelled, output_text=first.output)
+        return _paid(labelled, replies, notes)
 
     async def _computed(self, work: Callable[[], T]) -> T:
         async with self._computing:
@@ -106,7 +111,7 @@ class RuleWriter:
 
 def _labelled(row: Explanation, study: RuleStudy, draft: Draft, notes: list[str]) -> Explanation:
     """The row with the rule and its words. Where no clause is left, rule and label are those of `patterns`."""
-    rule, output = draft.rule.to_json(), draft.proposal.output
+    rule = draft.rule.to_json()
     if draft.kept:
         dropped = len(draft.clauses) - len(draft.kept)
         if dropped:
@@ -117,7 +122,7 @@ def _labelled(row: Explanation, study: RuleStudy, draft: Draft, notes: list[str]
         notes.append("no clause of the LLM is supported by the select part; the rule is that of patterns")
     if text is None:
         return dataclasses.replace(row, status="abstained", rule=rule)
-    return dataclasses.replace(row, text=text, status="ok", side="input", rule=rule, output_text=output)
+    return dataclasses.replace(row, text=text, status="ok", side="input", rule=rule)
 
 
 def _without_label(row: Explanation, study: RuleStudy, proposal: Proposal) -> Explanation:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from autointerp import stats
 from autointerp.records import Begins
 from autointerp.rules.language.matching import predicted_of
-from autointerp.rules.language.texts import Texts
+from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.patterns import Rule, Table
 from autointerp.rules.token_facts import Facts, facts_of
 

@@ -28,7 +28,7 @@ from autointerp.records import Begins
 from autointerp.rules.language.conditions import Clause, Combine
 from autointerp.rules.language.matching import predicted_of
 from autointerp.rules.language.parsing import clauses_of, rule_to_json
-from autointerp.rules.language.texts import Texts
+from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.token_facts import Facts, facts_of
 
 TABLES: tuple[tuple[str, ...], ...] = (

@@ -20,7 +20,7 @@ from autointerp.rules.language.conditions import (
     Strings,
     normalised,
 )
-from autointerp.rules.language.parsing import is_kind, rule_to_json
+from autointerp.rules.language.parsing import clauses_of, is_kind, rule_to_json
 from autointerp.rules.patterns import Key, Rule, Table
 from autointerp.rules.token_facts import START
 
@@ -45,6 +45,7 @@ def as_clauses(rule: Rule) -> Rule:
     clauses = [group.clause(rule.tables[group.table].of) for group in chosen]
     while len(json.dumps(rule_to_json(clauses, "sum"), ensure_ascii=False).encode()) > MAX_JSON:
         chosen, clauses = chosen[:-1], clauses[:-1]
+    clauses, combine = clauses_of(rule_to_json(clauses, "sum"))  # in the order in which they are read
     said: dict[int, set[Key]] = defaultdict(set)
     for group in chosen:
         said[group.table].update(group.keys)
@@ -52,7 +53,7 @@ def as_clauses(rule: Rule) -> Rule:
         replace(table, weights={key: w for key, w in table.weights.items() if key not in said[i]})
         for i, table in enumerate(rule.tables)
     ]
-    return replace(rule, tables=[table for table in left if table.weights], clauses=clauses, combine="sum")
+    return replace(rule, tables=[table for table in left if table.weights], clauses=clauses, combine=combine)
 
 
 class _Group:

@@ -37,7 +37,7 @@ from autointerp.llm.capabilities import UNPROBED, Capabilities, prompt_logprob_f
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, Prediction, Score
 from autointerp.rules.labels import carries_rules
-from autointerp.rules.language.texts import Texts
+from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.patterns import RULE_VERSION, Rule
 from autointerp.rules.token_facts import Facts, facts_of
 from autointerp.score.correlation import CALIBRATED, SIMULATION, correlation, correlation_rows

@@ -37,7 +37,7 @@ def rule_prompt(config: ExplainConfig) -> RulePrompt:
 
 def mend_request(prompt: RulePrompt, evidence: FeatureEvidence, label: str) -> Request:
     """The request for a better rule than one that predicts 3 on every token of the feature's first contexts."""
-    clauses, _ = clauses_of({"clauses": [{"says": label, "strength": 3, "all": [{"word": [label]}]}]})
+    clauses, _ = clauses_of({"clauses": [{"says": label, "strength": 3, "all": [{"exact": [label[:40]]}]}]})
 
     def shown(c: Context) -> str:
         text = ReadText(c.tokens, np.array(c.activations), np.full(len(c.tokens), 3.0), c.begins)

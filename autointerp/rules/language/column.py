@@ -50,17 +50,18 @@ class Column:
     def with_suffix(self, suffixes: Collection[str]) -> Codes:
         return _within(self._ascending_reversed, [suffix[::-1] for suffix in suffixes])
 
-    def matching(self, pattern: str, of: NDArray[np.int32] | None = None) -> NDArray[np.bool_]:
-        """Whether each of the strings (or of those of `of`) matches the pattern without its surrounding white space.
-        Each is matched once, however often it is asked about."""
+    def matching(self, pattern: str, of: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Whether each of some strings, by their codes, matches the pattern without its surrounding white space. Each
+        is matched once, however often it is asked about."""
         if pattern not in self._matches:
             self._matches[pattern] = np.full(len(self.strings), -1, dtype=np.int8)
         known = self._matches[pattern]
-        asked = known == -1 if of is None else np.unique(of[known[of] == -1])
+        asked = np.zeros(len(known), dtype=np.bool_)
+        asked[of] = True
         regex = linear_regex(pattern)
-        for code in (np.flatnonzero(asked) if of is None else asked).tolist():
+        for code in np.flatnonzero(asked & (known == -1)).tolist():
             known[code] = regex.matches(self.strings[code].strip())
-        return known == 1 if of is None else known[of] == 1
+        return known[of] == 1
 
     @cached_property
     def fold_numbers(self) -> NDArray[np.intp]:
@@ -96,7 +97,9 @@ class Column:
 
     @cached_property
     def _order(self) -> Places:
-        return np.argsort(self.codes, kind="stable")
+        # Numbers of 16 bits are sorted several times as fast.
+        codes = self.codes.astype(np.uint16) if len(self.strings) <= 1 << 16 else self.codes
+        return np.argsort(codes, kind="stable")
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
@@ -121,4 +124,10 @@ def _within(ascending: tuple[list[str], Codes], prefixes: Collection[str]) -> Co
         first = bisect_left(strings, prefix)
         last = bisect_right(strings, prefix, lo=first, key=itemgetter(slice(len(prefix))))
         spans.append(codes[first:last])
-    return np.unique(np.concatenate(spans)) if spans else np.zeros(0, dtype=np.intp)
+    return distinct(np.concatenate(spans))
+
+
+def distinct(numbers: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The different numbers, ascending. Sorting takes less time than np.unique, which hashes them."""
+    ascending = np.sort(numbers)
+    return ascending[np.flatnonzero(np.diff(ascending, prepend=-1))]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.rules.language.classes import BEGINS_WORD, CONTINUES_WORD
-from autointerp.rules.language.column import Codes, Column, Places
+from autointerp.rules.language.column import Codes, Column, Places, distinct
 from autointerp.rules.language.conditions import (
     Classes,
     Clause,
@@ -31,7 +31,7 @@ from autointerp.rules.language.conditions import (
     Topic,
 )
 from autointerp.rules.language.inflections import forms_of
-from autointerp.rules.language.texts import Texts
+from autointerp.rules.language.token_texts import Texts
 
 Flags = NDArray[np.bool_]
 
@@ -58,14 +58,18 @@ def places_of(clause: Clause, texts: Texts) -> Places:
 
 def predicted_of(clauses: Sequence[Clause], combine: Combine, texts: Texts) -> tuple[Places, NDArray[np.float64]]:
     """(the tokens on which any clause holds, ascending; what the clauses predict there together)."""
-    found = [places_of(clause, texts) for clause in clauses]
-    strengths = np.repeat([clause.strength for clause in clauses], [len(places) for places in found])
-    every = np.concatenate(found) if found else np.zeros(0, dtype=np.intp)
-    order = np.argsort(every, kind="stable")
-    every, strengths = every[order], strengths[order].astype(np.float64)
-    first = np.flatnonzero(np.diff(every, prepend=-1))
-    together = np.maximum if combine == "max" else np.add
-    return every[first], together.reduceat(strengths, first) if len(first) else strengths
+    is_held = np.zeros(texts.n_tokens, dtype=np.bool_)
+    predicted = np.zeros(texts.n_tokens)
+    # The strongest clause comes last where the strongest counts.
+    for clause in sorted(clauses, key=lambda clause: clause.strength) if combine == "max" else clauses:
+        places = places_of(clause, texts)
+        is_held[places] = True
+        if combine == "max":
+            predicted[places] = clause.strength
+        else:
+            predicted[places] += clause.strength
+    held = np.flatnonzero(is_held)
+    return held, predicted[held]
 
 
 class _Finder(NamedTuple):
@@ -86,15 +90,23 @@ def _finder(condition: Condition, texts: Texts) -> _Finder:
             positive = _finder(inner, texts)
             return _Finder(texts.n_tokens + 1, _nowhere, lambda places: ~positive.at(places), positive.cost)
         case Left(test, within):
-            return _dense(_left(test, within, texts), texts, 3)
+            return _left(test, within, texts)
         case Starts(of):
-            starts = np.unique(np.concatenate([texts.starts_of(what) for what in of]))
-            return _Finder(len(starts), lambda: starts, lambda places: _among(starts, places), 1)
+            is_start = np.any([texts.is_start_of(what) for what in of], axis=0)
+            return _Finder(
+                np.count_nonzero(is_start), lambda: np.flatnonzero(is_start), lambda places: is_start[places], 1
+            )
         case Inside(of):
             return _dense(lambda places: np.any([texts.inside(what)[places] for what in of], axis=0), texts, 1)
         case Topic(test, least):
             is_about = _topic(test, least, texts)
-            return _dense(lambda places: is_about[texts.text_of[places]], texts, 0)
+            size = int(np.diff(texts.starts)[is_about].sum())
+            return _Finder(
+                size,
+                lambda: np.flatnonzero(np.repeat(is_about, np.diff(texts.starts))),
+                lambda places: is_about[texts.text_of[places]],
+                0,
+            )
         case Near():
             return _test(Strings("word", condition.words), texts)
         case _:
@@ -111,13 +123,6 @@ def _nowhere() -> Places:
 
 def _all(texts: Texts) -> Places:
     return np.arange(texts.n_tokens)
-
-
-def _among(ascending: Places, places: Places) -> Flags:
-    if not len(ascending):
-        return np.zeros(len(places), dtype=np.bool_)
-    found = np.minimum(np.searchsorted(ascending, places), len(ascending) - 1)
-    return ascending[found] == places
 
 
 # --- what is asked of single tokens -----------------------------------------------------------------------------------
@@ -155,7 +160,7 @@ def _columns(key: StringKey, of: Sequence[str], texts: Texts) -> list[tuple[Colu
 
 
 def _union(found: list[Places]) -> Places:
-    return found[0] if len(found) == 1 else np.unique(np.concatenate(found))
+    return found[0] if len(found) == 1 else distinct(np.concatenate(found))
 
 
 def _in_columns(chosen: list[tuple[Column, Codes]]) -> Callable[[Places], Flags]:
@@ -201,10 +206,22 @@ def _regex_at(pattern: str, texts: Texts, places: Places) -> Flags:
 # --- what stands around a token ---------------------------------------------------------------------------------------
 
 
-def _left(test: Test, within: int, texts: Texts) -> Callable[[Places], Flags]:
-    at = _test(test, texts).at
+def _left(test: Test, within: int, texts: Texts) -> _Finder:
+    tested = _test(test, texts)
+    at = tested.at
+
+    def is_right_of() -> Flags:
+        """[tokens]: from the places where the test holds to those at their right."""
+        found = tested.places()
+        room = texts.starts[1:][texts.text_of[found]] - found
+        is_right = np.zeros(texts.n_tokens, dtype=np.bool_)
+        for distance in range(1, within + 1):
+            is_right[found[room > distance] + distance] = True
+        return is_right
 
     def left(places: Places) -> Flags:
+        if tested.size < len(places):
+            return is_right_of()[places]
         if len(places) * within > 2 * texts.n_tokens:
             running = np.concatenate([[0], np.cumsum(at(_all(texts)))])
             from_ = np.maximum(places - within, texts.starts[texts.text_of[places]])
@@ -218,7 +235,9 @@ def _left(test: Test, within: int, texts: Texts) -> Callable[[Places], Flags]:
             found[asked] = at(places[asked] - distance)
         return found
 
-    return left
+    if tested.size * within < texts.n_tokens:
+        return _Finder(tested.size * within, lambda: np.flatnonzero(is_right_of()), left, 3)
+    return _dense(left, texts, 3)
 
 
 def _topic(test: Test, least: int, texts: Texts) -> Flags:
@@ -229,7 +248,7 @@ def _topic(test: Test, least: int, texts: Texts) -> Flags:
         places = np.flatnonzero(_test(test, texts).at(_all(texts)))
         matches = texts.tokens.fold_numbers[texts.tokens.codes[places]]
     n_matches = int(matches.max(initial=0)) + 1
-    different = np.unique(texts.text_of[places].astype(np.int64) * n_matches + matches)
+    different = distinct(texts.text_of[places].astype(np.int64) * n_matches + matches)
     found: Flags = np.bincount(different // n_matches, minlength=len(texts)) >= least
     return found
 

@@ -17,6 +17,8 @@ from autointerp.rules.language.column import Column
 
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _MARKS = re.compile(r"[\"'“”«»#\n]|//")
+_NUMBER = {"": 0, "#": 2}
+"""Of the states while reading; any other is a quote, 1."""
 _CLOSES = {'"': '"', "'": "'", "“": "”", "«": "»"}
 
 
@@ -64,53 +66,52 @@ def quotes_and_comments(tokens: Column, starts: NDArray[np.int64]) -> tuple[NDAr
     places = np.flatnonzero(np.array([bool(of) for of in marks], dtype=np.bool_)[tokens.codes])
     text_of = np.searchsorted(starts, places, side="right")
     before = tokens.codes[places - 1]
-    reader, text, rows = _Reader(), -1, []
-    codes = tokens.codes[places].tolist()
-    first = np.isin(places, starts)
-    for code, last, own, is_first in zip(codes, before.tolist(), text_of.tolist(), first.tolist(), strict=True):
+    first = places == starts[text_of - 1]
+    read: dict[tuple[str, int, bool], tuple[int, str]] = {}
+    """(what is open, the token, whether a word stands before it): (what it is inside of, what is open behind it)."""
+    state, text, inside, after = "", -1, [], []
+    rows = zip(tokens.codes[places].tolist(), before.tolist(), text_of.tolist(), first.tolist(), strict=True)
+    for code, last, own, is_first in rows:
         if own != text:
-            reader, text = _Reader(), own
-        was = reader.state
-        stays = reader.read(marks[code], not is_first and ends_in_word[last])
-        rows.append((was if stays else "", reader.state))
-    found = [np.zeros(len(tokens.codes), dtype=np.bool_) for _ in range(2)]
-    ends = np.append(places[1:], len(tokens.codes))
-    ends = np.minimum(ends, starts[text_of]) if len(places) else ends
-    for place, end, (inside, after) in zip(places.tolist(), ends.tolist(), rows, strict=True):
-        if inside:
-            found[inside == "#"][place] = True
-        if after:
-            found[after == "#"][place + 1 : end] = True
-    return found[0], found[1]
+            state, text = "", own
+        key = state, code, not is_first and ends_in_word[last]
+        found = read.get(key)
+        if found is None:
+            found = read[key] = _read(marks[code], state, key[2])
+        state = found[1]
+        inside.append(found[0])
+        after.append(_NUMBER.get(state, 1))
+    states = np.zeros(len(tokens.codes), dtype=np.int8)
+    if len(places):  # what is open behind a token with marks is open up to the next such token, or the text's end
+        ends = np.append(places[1:], len(states))
+        until = np.repeat(starts[text_of], ends - places)
+        open_behind = np.repeat(np.array(after, dtype=np.int8), ends - places)
+        states[places[0] :] = np.where(np.arange(places[0], len(states)) < until, open_behind, 0)
+        states[places] = inside
+    return states == 1, states == 2
 
 
-class _Reader:
-    """Reads the marks of one text in order."""
+def _read(marks: list[_Mark], state: str, after_word: bool) -> tuple[int, str]:
+    """(the number of the state if it stayed the same through all marks of a token, else 0; the state behind them). A
+    state is the mark that closes the open quote, '#' in a comment, '' elsewhere."""
+    was, stays = state, True
+    for mark in marks:
+        state = _next(mark, state, after_word if mark.after_word is None else mark.after_word)
+        stays &= state == was
+    return _NUMBER.get(was, 1) if stays else 0, state
 
-    def __init__(self) -> None:
-        self.state = ""
-        """The mark that closes the open quote, '#' in a comment, '' elsewhere."""
 
-    def read(self, marks: list[_Mark], after_word: bool) -> bool:
-        """Reads a token's marks; whether what was open stayed open all along."""
-        stays = True
-        for mark in marks:
-            before = self.state
-            self.state = self._next(mark, after_word if mark.after_word is None else mark.after_word)
-            stays &= self.state == before
-        return stays
-
-    def _next(self, mark: _Mark, after_word: bool) -> str:
-        if mark.text == "\n":
-            return "" if self.state in ("#", "'") else self.state
-        if self.state == "#":
-            return "#"
-        if self.state:
-            closes = mark.text == self.state and not (mark.text == "'" and after_word and mark.before_word)
-            return "" if closes else self.state
-        if mark.text in ("#", "//"):
-            return "" if after_word or mark.after_colon else "#"
-        return "" if mark.text == "'" and after_word else _CLOSES.get(mark.text, "")
+def _next(mark: _Mark, state: str, after_word: bool) -> str:
+    if mark.text == "\n":
+        return "" if state in ("#", "'") else state
+    if state == "#":
+        return "#"
+    if state:
+        closes = mark.text == state and not (mark.text == "'" and after_word and mark.before_word)
+        return "" if closes else state
+    if mark.text in ("#", "//"):
+        return "" if after_word or mark.after_colon else "#"
+    return "" if mark.text == "'" and after_word else _CLOSES.get(mark.text, "")
 
 
 def _marks(token: str) -> list[_Mark]:

@@ -116,17 +116,18 @@ def condition_to_json(condition: Condition) -> dict[str, Any]:
 
 
 def _merged(clauses: list[Clause], combine: Combine) -> list[Clause]:
-    """Clauses with the same conditions as one, as strong as they are together."""
-    found: dict[tuple[Condition, ...], Clause] = {}
+    """Clauses with the same conditions as one, as strong as they are together, unless no clause may be so strong."""
+    found: list[Clause] = []
+    place: dict[tuple[Condition, ...], int] = {}
     for clause in clauses:
-        held = found.get(clause.conditions)
-        if held is None:
-            found[clause.conditions] = clause
-            continue
-        strengths = held.strength, clause.strength
-        together = max(strengths) if combine == "max" else min(MAX_STRENGTH, sum(strengths))
-        found[clause.conditions] = replace(held, strength=together, says=held.says or clause.says)
-    return list(found.values())
+        at = place.setdefault(clause.conditions, len(found))
+        strengths = [clause.strength] if at == len(found) else [found[at].strength, clause.strength]
+        together = max(strengths) if combine == "max" else sum(strengths)
+        if at == len(found) or together > MAX_STRENGTH:
+            found.append(clause)
+        else:
+            found[at] = replace(found[at], strength=together, says=found[at].says or clause.says)
+    return found
 
 
 # --- clauses and conditions -------------------------------------------------------------------------------------------

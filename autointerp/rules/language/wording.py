@@ -12,7 +12,6 @@ from autointerp.rules.language.conditions import (
     Left,
     Near,
     Not,
-    Positive,
     Regex,
     Starts,
     Strings,
@@ -20,6 +19,7 @@ from autointerp.rules.language.conditions import (
 )
 from autointerp.rules.token_names import quoted
 
+_Subject = Strings | Classes | Regex | Near
 SHOWN = 5
 """Words of a list that are named."""
 _CLASS_NAMES = {
@@ -35,19 +35,20 @@ _INSIDE = {
 
 
 def clause_in_words(clause: Clause) -> str:
-    """What it says of itself, or its conditions in words: '`rise` or `rose` where `prices` is among the 6 tokens
-    before'."""
+    """What it says of itself, or its conditions in words: '`rise` or `rose` directly after `prices`'."""
     return clause.says or conditions_in_words(clause.conditions)
 
 
 def conditions_in_words(conditions: Sequence[Condition]) -> str:
-    subjects = [_subject(one) for one in conditions if isinstance(one, Strings | Classes | Regex | Near)]
-    places = [_place(one) for one in conditions if isinstance(one, Left | Starts | Inside | Topic)]
-    places += [_without(one.condition) for one in conditions if isinstance(one, Not)]
-    return " ".join([" that are also ".join(subjects) or "any token", " and ".join(places)]).strip()
+    refused = [one.condition for one in conditions if isinstance(one, Not)]
+    subject = " that are also ".join(_subject(one) for one in conditions if isinstance(one, _Subject))
+    others = "".join(f" but not {_subject(one)}" for one in refused if isinstance(one, _Subject))
+    places = [_place(one) for one in conditions if not isinstance(one, _Subject | Not)]
+    places += [f"not {_place(one)}" for one in refused if not isinstance(one, _Subject)]
+    return f"{subject or 'any token'}{others} {' and '.join(places)}".strip()
 
 
-def _subject(condition: Strings | Classes | Regex | Near) -> str:
+def _subject(condition: _Subject) -> str:
     match condition:
         case Strings("lemma", of):
             return f"forms of {_either(of)}"
@@ -65,7 +66,7 @@ def _subject(condition: Strings | Classes | Regex | Near) -> str:
             return f"words with meanings near to {_either(given)}"
 
 
-def _place(condition: Positive) -> str:
+def _place(condition: Left | Starts | Inside | Topic) -> str:
     match condition:
         case Left(test, 1):
             return f"directly after {_subject(test)}"
@@ -79,13 +80,6 @@ def _place(condition: Positive) -> str:
             return f"in texts with {_subject(test)}"
         case Topic(test, least):
             return f"in texts with at least {least} of {_subject(test)}"
-        case _:
-            return f"that are {_subject(condition)}"
-
-
-def _without(condition: Positive) -> str:
-    said = _place(condition)
-    return f"not {said}" if not said.startswith("that are ") else f"that are not {said.removeprefix('that are ')}"
 
 
 def _class_name(name: str) -> str:

@@ -34,6 +34,7 @@ class Texts:
             raise ValueError(f"{len(texts)} texts, and what {len(self.begins)} of them begin")
         self.texts = texts
         self._classes: dict[str, NDArray[np.bool_]] = {}
+        self._is_start: dict[str, NDArray[np.bool_]] = {}
         self._inside: dict[str, NDArray[np.bool_]] = {}
 
     def __len__(self) -> int:
@@ -130,9 +131,13 @@ class Texts:
         """[tokens]: whether the token after it does not continue its word."""
         return np.append(~self.continues[1:], [True]) if self.n_tokens else np.zeros(0, dtype=np.bool_)
 
-    def starts_of(self, what: str) -> NDArray[np.intp]:
-        """The tokens that are the first ones, white space apart, of a line, a document or a window."""
-        return self._starts_of_lines if what == "line" else self._firsts[self._begin(what)]
+    def is_start_of(self, what: str) -> NDArray[np.bool_]:
+        """[tokens]: which are the first ones, white space apart, of a line, a document or a window."""
+        if what not in self._is_start:
+            found = np.zeros(self.n_tokens, dtype=np.bool_)
+            found[self._starts_of_lines() if what == "line" else self._firsts[self._begin(what)]] = True
+            self._is_start[what] = found
+        return self._is_start[what]
 
     def _begin(self, what: str) -> NDArray[np.bool_]:
         """Whether each of `_firsts` stands in a text that begins a document, or a window at least."""
@@ -151,7 +156,6 @@ class Texts:
         of = self.text_of[self._filled]
         return self._filled[np.flatnonzero(np.diff(of, prepend=-1))]
 
-    @cached_property
     def _starts_of_lines(self) -> NDArray[np.intp]:
         strings, codes, filled = self.tokens.strings, self.tokens.codes, self._filled
         within = np.array(["\n" in one and bool(one[one.index("\n") :].strip()) for one in strings], dtype=np.bool_)
@@ -163,9 +167,7 @@ class Texts:
         same_text[1:] = self.text_of[filled[1:]] == self.text_of[filled[:-1]]
         after_break = n_breaks[filled] > n_breaks[np.where(same_text, before + 1, self.starts[self.text_of[filled]])]
         after_line = same_text & ends_line[codes[before]]
-        first = np.zeros(len(filled), dtype=np.bool_)
-        first[np.searchsorted(filled, self.starts_of("document"))] = True
-        return filled[within[codes[filled]] | after_break | after_line | first]
+        return filled[within[codes[filled]] | after_break | after_line | self.is_start_of("document")[filled]]
 
     def inside(self, what: str) -> NDArray[np.bool_]:
         """[tokens]: whether what was opened to the left in the text is open before the token and all through it."""
