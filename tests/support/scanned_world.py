@@ -1,5 +1,5 @@
-"""A harvest of a folder of texts by a real model, with labels of `patterns` and their scores: a store whose own text can
-be scanned."""
+"""A store whose own text can be scanned: a harvest of a folder of texts by a real model, with labels of `patterns` and
+their scores."""
 
 from __future__ import annotations
 
