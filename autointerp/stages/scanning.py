@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from autointerp.config import Config, CorpusConfig
+from autointerp.config import Config, CorpusConfig, HarvestConfig
 from autointerp.corpus.chat_template import chat_renderer
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import check_sources, read_documents
@@ -86,7 +86,7 @@ class Scan:
             self.labels = _labels(store, self.dictionary, selection or Selection(), self.options.explainer)
         self._is_own = _is_same_text(source, harvest_source)
         self.corpus = _corpus_of(config.corpus, source, harvest, self._is_own)
-        self._tile_tokens = int(harvest.config.get("harvest", {}).get("context_tokens", config.harvest.context_tokens))
+        self._tile_tokens = _tile_tokens_of(config.harvest, harvest)
         check_sources(self.corpus)
         has_chats = self.corpus.chat_field is not None
         self._tokenizer = harvest_tokenizer(config.model, self.dictionary.tokenizer_sha256, needs_template=has_chats)
@@ -174,6 +174,14 @@ def _corpus_of(corpus: CorpusConfig, source: str, harvest: HarvestRow, is_own: b
     except (InputError, TypeError) as error:
         raise DamagedError(f"harvest {harvest.harvest_id} has settings that cannot be used: {error}") from None
     return replace(read, source=source)
+
+
+def _tile_tokens_of(configured: HarvestConfig, harvest: HarvestRow) -> int:
+    held = harvest.config.get("harvest", {}).get("context_tokens", configured.context_tokens)
+    try:
+        return replace(configured, context_tokens=held).context_tokens
+    except (InputError, TypeError) as error:
+        raise DamagedError(f"harvest {harvest.harvest_id} has settings that cannot be used: {error}") from None
 
 
 def _is_same_text(source: str, harvested: str) -> bool:
