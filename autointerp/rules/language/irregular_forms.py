@@ -14,7 +14,8 @@ forbid forbade forbidden forbidding; forecast forecast; foresee foresaw foreseen
 forgive forgave forgiven; forsake forsook forsaken; freeze froze frozen; get got gotten getting; give gave given;
 go goes went gone going; grind ground; grow grew grown; hang hung hanged; have has had having; hear heard;
 hide hid hidden; hit hit hitting; hold held; hurt hurt; input input inputting; keep kept; kneel knelt; know knew known;
-lay laid; lead led; leap leapt leaped; learn learnt learned; leave left; lend lent; let let letting; lie lay lain lying;
+lay laid; lead led; leap leapt leaped; learn learnt learned; leave left; lend lent; let let letting;
+lie lay lain lying lied;
 light lit lighted; lose lost; make made; may might; mean meant; meet met; mislead misled; mistake mistook mistaken;
 misunderstand misunderstood; mow mown mowed; offset offset offsetting; output output outputting;
 overcome overcame; overtake overtook overtaken; overthrow overthrew overthrown; pay paid; prove proven proved;

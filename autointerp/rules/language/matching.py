@@ -94,7 +94,7 @@ def _finder(condition: Condition, texts: Texts) -> _Finder:
         case Starts(of):
             is_start = np.any([texts.is_start_of(what) for what in of], axis=0)
             return _Finder(
-                np.count_nonzero(is_start), lambda: np.flatnonzero(is_start), lambda places: is_start[places], 1
+                int(np.count_nonzero(is_start)), lambda: np.flatnonzero(is_start), lambda places: is_start[places], 1
             )
         case Inside(of):
             return _dense(lambda places: np.any([texts.inside(what)[places] for what in of], axis=0), texts, 1)
