@@ -33,6 +33,8 @@ PATTERNS = (
     r"\p{Lu}\p{Ll}+", r"(un|in|im)\w+(ed|able)",
 )  # fmt: skip
 """Regular expressions as an LLM might write them."""
+LEAST = 1.0
+"""A word is taken over from a table that raises the prediction by this much there, of 10."""
 ALONE = 5
 """Rules that are tried by themselves."""
 
@@ -87,7 +89,7 @@ def read_texts(store: Store, tokens: int) -> list[list[str]]:
 def made_rules(rules: Sequence[Rule], texts: Sequence[Sequence[str]], n: int) -> list[list[Clause]]:
     rng = random.Random(0)
     vocabulary = sorted({word for token in set().union(*texts) if (word := token.strip().lower()).isalpha()})
-    words = [found for rule in rules if len(found := words_of(rule)) >= 6]
+    words = [found for rule in rules if len(found := words_of(rule)) >= 3]
     return [clauses_of({"clauses": clauses(rng.choice(words), vocabulary, rng)})[0] for _ in range(n)]
 
 
@@ -99,7 +101,7 @@ def words_of(rule: Rule) -> list[str]:
         if table.of[0] in ("token", "folded")
         for key, weight in table.weights.items()
     ]
-    found = (token.strip().lower() for weight, token in sorted(rows, reverse=True) if weight > 0)
+    found = (token.strip().lower() for weight, token in sorted(rows, reverse=True) if weight >= LEAST)
     return list(dict.fromkeys(word for word in found if word and len(word) <= 64 and not any(map(str.isspace, word))))
 
 
