@@ -435,8 +435,9 @@ class ScoreConfig(EndpointConfig):
 
     scorers: tuple[str, ...] = ("simulation",)
     """With an LLM alone: simulation, simulation_calibrated (with its calibration, for twice the calls), detection,
-    fuzzing, embedding, intruder (judges the feature, without its label). With the model too: surprisal, generation,
-    output, intervention. The view `labels` shows the first scorer named here."""
+    fuzzing, embedding, intruder (judges the feature, without its label), rule_agreement (whether the words of a label
+    say what its rule says). With the model too: surprisal, generation, output, intervention. The view `labels` shows
+    the first scorer named here."""
     controls: tuple[str, ...] = ("auto",)
     """Controls that are scored after the labels, without --control: shuffled, neighbour_label, empty, token_lookup.
     Each costs as many calls as the labels. auto: token_lookup and neighbour_label for scorers that cost nothing (labels

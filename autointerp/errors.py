@@ -11,6 +11,7 @@
       MismatchError                   8  store, model, tokenizer and SAE do not belong together
       OutOfMemoryError                9  out of memory after the batch was halved as often as allowed
       StoreBusyError                 75  another process holds the store; try again
+      CutShortError                 130  Ctrl-C ended work that another run begins anew; what was found is told
 
 A message says what is wrong, with which value, and what to do next.
 """
@@ -64,6 +65,10 @@ class OutOfMemoryError(AutointerpError):
 
 class StoreBusyError(AutointerpError):
     exit_code = 75
+
+
+class CutShortError(AutointerpError):
+    exit_code = 130
 
 
 def nearest(name: str, known: Iterable[str], n: int = 5) -> str:

@@ -10,7 +10,7 @@ MIXTURES = ("simulation", "simulation_random", "simulation_calibrated")
 """Correlations over a mixture of contexts, far higher than on text as it comes: for ranking and comparison alone."""
 HEADLINE_SCORERS = (
     NATURAL, *MIXTURES, "detection", "fuzzing", "embedding", "surprisal", "generation", "output", "intervention",
-    "intruder",
+    "intruder", "rule_agreement",
 )  # fmt: skip
 """The names that say how good a label is, in the order in which they are shown. A row whose name begins with one of
 them and an underscore is a part of it: "detection_sensitivity". The scorers of other packages come after these, by

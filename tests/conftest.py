@@ -19,6 +19,7 @@ from hypothesis import settings  # noqa: E402
 from support.small_models import VOCAB, byte_fallback_tokenizer, byte_level_tokenizer, save_model  # noqa: E402
 
 if TYPE_CHECKING:
+    from support.scanned_world import ScannedWorld
     from transformers import PreTrainedTokenizerBase
 
     from autointerp.store import Store
@@ -159,6 +160,14 @@ def labelled_world(bare_world: Path, tmp_path_factory: pytest.TempPathFactory) -
         patch.setenv("OPENAI_API_KEY", "test")
         asyncio.run(explain(job(made), ExplainConfig(explainer="combined", model="test-model", base_url=server.url)))
     return path
+
+
+@pytest.fixture(scope="session")
+def scanned(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> ScannedWorld:
+    """A store of a folder of texts, which can be scanned. Copy the store to change it."""
+    from support.scanned_world import scanned_world
+
+    return scanned_world(tiny_gpt2, tmp_path_factory.mktemp("scanned"))
 
 
 @pytest.fixture

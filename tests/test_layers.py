@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "autointerp"
 GROUND = {
     "errors", "records", "config", "config_file", "stats", "means", "jackknife", "clustered_shares", "prevalence",
     "paired", "resources", "deadline", "tasks", "holds", "plugins", "progress", "background", "template_limits",
-    "dictionary_controls", "number_text", "number_ranges", "scorer_names",
+    "dictionary_controls", "number_text", "number_ranges", "scorer_names", "scan_rows",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prevalence": {"stats", "jackknife"},
     "number_text": set(),
     "scorer_names": set(),
+    "scan_rows": set(),
     "holds": {"records", "number_text"},
     "paired": {"stats", "means", "jackknife", "prevalence"},
     "resources": {"errors"},

@@ -19,12 +19,14 @@ from autointerp.ask.prompts import load_template, mark, one_line
 from autointerp.ask.scale import scaled, shown
 from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.errors import InputError
+from autointerp.explain.compile_question import CompilePrompt
 from autointerp.explain.excerpts import pieces
 from autointerp.explain.label_question import Correction
 from autointerp.llm.capabilities import Capabilities
 from autointerp.llm.requests import Request
-from autointerp.records import ChangedToken, Counterfactual, FeatureEvidence, PromotedToken, RelatedWord
+from autointerp.records import ChangedToken, Counterfactual, Explanation, FeatureEvidence, PromotedToken, RelatedWord
 from autointerp.rules.language.parsing import clauses_of
+from autointerp.rules.near import NO_NEAR_WORDS
 from autointerp.score.detection_questions import Example, Judge, active_places
 from autointerp.score.embedding import Embedder
 from autointerp.score.generation import Author
@@ -35,6 +37,8 @@ from autointerp.score.simulation import LLM_METHODS, Simulator
 from autointerp.score.surprisal import surprisal_asked
 from autointerp.tasks import Steering
 
+PARTS = {"explain/rule_language"}
+"""What other templates include."""
 EVERYTHING = Capabilities(True, True, True, 5, True, 20, "prompt_logprobs")
 
 
@@ -205,6 +209,12 @@ def two_features() -> dict[str, list[Request]]:
             rules = rule_prompt(ExplainConfig(model="m")).in_json(is_json)
             add(f"explain/rule {is_json}", rules.first_request(known, 3))
             add(f"explain/rule_mend {is_json}", mend_request(rules, known, label))
+        for is_json in (False, True):
+            compiling = CompilePrompt(
+                load_template("explain/compile"), ExplainConfig(model="m"), NO_NEAR_WORDS, is_json
+            )
+            said = Explanation(f"e{f}", 1, f, 1, "combined", "m", "t", "e", 0, label, "ok", second_text=f"not {label}")
+            add(f"explain/compile {is_json}", compiling.request(said))
         for scorer in CHOICE_SCORERS:
             examples = [Example(c, active_places(c) if scorer == "fuzzing" else ()) for c in report[:3]]
             add(f"score/{scorer}", Judge.of(scorer, ScoreConfig(model="m")).request(label, examples, 1))
@@ -227,7 +237,8 @@ def test_nothing_of_a_feature_stands_before_what_is_the_same_for_all() -> None:
     kinds = {name.split(" ")[0] for name in every}
     folder = Path(__file__).parents[1] / "prompts"
     unasked = {"score/embedding", "score/intervention", "score/surprisal"}  # vectors, and the subject model's own input
-    assert kinds == {p.relative_to(folder).with_suffix("").as_posix() for p in folder.glob("*/*.md")} - unasked
+    there = {p.relative_to(folder).with_suffix("").as_posix() for p in folder.glob("*/*.md")}
+    assert kinds == there - unasked - PARTS
     for name, (one, other) in every.items():
         texts = [prompt_text(request) for request in (one, other)]
         assert texts[0] != texts[1], name
@@ -376,8 +387,26 @@ def test_what_a_language_model_is_given_to_read() -> None:
 def test_every_template_has_a_snapshot() -> None:
     rendered = {path.stem for path in SNAPSHOTS.glob("*.txt")}
     for path in (Path(__file__).parents[1] / "prompts").glob("*/*.md"):
+        if f"{path.parent.name}/{path.stem}" in PARTS:
+            continue
         stem = f"explain_{path.stem}" if path.parent.name == "explain" else path.stem
         assert stem in rendered or path.stem.startswith("simulation_"), path  # simulate_*.txt, one for each method
+
+
+def test_a_template_includes_another_file(tmp_path: Path) -> None:
+    (tmp_path / "explain").mkdir()
+    whole = tmp_path / "explain" / "whole.md"
+    whole.write_text('{% block user %}\nfirst\n{% include "explain/part" %}\nlast\n{% endblock %}\n')
+    with pytest.raises(InputError, match=r"no prompt template at .*part\.md"):
+        load_template("explain/whole", tmp_path)
+    (tmp_path / "explain" / "part.md").write_text("of {{ words }}\n")
+    found = load_template("explain/whole", tmp_path)
+    assert found.block("user", words="two") == "first\nof two\nlast"
+    (tmp_path / "explain" / "part.md").write_text("{{ words }} of\n")
+    assert load_template("explain/whole", tmp_path).sha256 != found.sha256
+    whole.write_text('{% block user %}\n{% include "../secret" %}\n{% endblock %}\n')
+    with pytest.raises(InputError, match="whole"):
+        load_template("explain/whole", tmp_path)
 
 
 def test_line_ends_and_examples_in_the_hash(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Outcome:
 NO_FAILURES = frozenset(
     {
         "ok", "abstained", "constant_truth", "constant_prediction", "no_contexts", "kl_not_reached", "empty_label",
-        "no_distractors", "no_false_alarm", "no_claim",
+        "no_distractors", "no_false_alarm", "no_claim", "no_rule",
     }
 )  # fmt: skip
 """Statuses that say something about the feature or its label, not that something went wrong."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +24,13 @@ from autointerp.ask.template_sandbox import TemplateSandbox, render, template_li
 from autointerp.errors import InputError
 from autointerp.resources import prompts_folder
 
+_INCLUDE = re.compile(r'^\{% include "([a-z_]+/[a-z_]+)" %\}$', re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """One template file. `sha256` is of everything that shapes the prompt: the file and its worked examples."""
+    """One template file. `sha256` is of everything that shapes the prompt: the file, what it includes, and its worked
+    examples."""
 
     name: str
     source: str
@@ -69,11 +73,12 @@ class PromptTemplate:
 def load_template(name: str, folder: Path | None = None, examples: str | None = None) -> PromptTemplate:
     """The template `name` (as in "explain/contexts") of the program's prompts, or of those in `folder`.
 
-    `examples` names a TOML file beside it, whose [[example]] tables come with the template. InputError: no such file,
-    or one that is no template.
+    A line `{% include "explain/rule_language" %}` stands for the text of that file, so that several templates can share
+    it. `examples` names a TOML file beside the template, whose [[example]] tables come with it. InputError: no such
+    file, or one that is no template.
     """
     root = prompts_folder(folder)
-    source = _read(root / f"{name}.md")
+    source = _INCLUDE.sub(lambda line: _read(root / f"{line[1]}.md").rstrip("\n"), _read(root / f"{name}.md"))
     digest = hashlib.sha256(source.encode())
     found: tuple[dict[str, Any], ...] = ()
     if examples is not None:

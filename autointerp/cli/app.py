@@ -22,7 +22,7 @@ from typer.exceptions import TyperException
 from autointerp import __version__, log
 from autointerp.cli import label_commands, model_commands, read_commands, start_commands, tend_commands
 from autointerp.cli.streams import secure_streams
-from autointerp.errors import AutointerpError, PartialFailure, StoppedError, StoreBusyError
+from autointerp.errors import AutointerpError, CutShortError, PartialFailure, StoppedError, StoreBusyError
 from autointerp.log import Capture, Log
 from autointerp.terminal import Terminal
 
@@ -48,8 +48,8 @@ def guarded(call: Callable[[], Any], verbose: bool, told: Log | None = None) -> 
         if call() == 130:  # Typer returns Ctrl-C as an exit code unless it ends the process itself
             raise KeyboardInterrupt
     except AutointerpError as error:
-        word = "note: " if isinstance(error, PartialFailure) else "error: "
-        level: log.Level = "warning" if isinstance(error, GOES_ON) else "error"
+        word = "note: " if isinstance(error, (PartialFailure, CutShortError)) else "error: "
+        level: log.Level = "warning" if isinstance(error, (*GOES_ON, CutShortError)) else "error"
         told.end(word, str(error), error.exit_code, level, traceback.format_exc() if verbose else None)
         return error.exit_code
     except TyperException as error:

@@ -1,4 +1,4 @@
-"""Commands that label features: explain, score, and run, which does all stages."""
+"""Commands that label features: explain, compile, score, and run, which does all stages."""
 
 from __future__ import annotations
 
@@ -69,6 +69,32 @@ def explain(
         is_configured=explainer is None,
         prompts=prompts,
     )
+
+
+@commands.command("compile")
+def compile_labels(
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    features: Features = None,
+    where: Where = None,
+    random: RandomN = None,
+    limit: Limit = None,
+    order: InOrder = None,
+    explainer: Annotated[str | None, typer.Option("--explainer", help="Whose labels to write as rules.")] = None,
+    prompts: Prompts = None,
+    deadline: Deadline = None,
+    batch: Batch = False,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
+) -> None:
+    """Write labels as rules, which score without an LLM and scan any text."""
+    from autointerp.stages import pipeline
+
+    settings = labelling_config(read_config(config, store, deadline), None, batch)
+    chosen = chosen_features(features, where, random, limit, order)
+    pipeline.compile_labels(settings, dictionary, explainer, chosen, Terminal(verbose, log_format), dry_run, prompts)
 
 
 @commands.command()

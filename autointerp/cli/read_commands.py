@@ -1,5 +1,5 @@
-"""Commands that read the store: status, show, search, query, compare. None of them imports the LLM client or torch,
-whose import takes longer than most queries, and each imports its own report."""
+"""Commands that read the store: status, show, search, query, compare, and scan, which reads a text beside it. None of
+them imports the LLM client or torch, whose import takes longer than most queries, and each imports its own report."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from autointerp.cli.options import (
     AsJson,
     ConfigFile,
     DictionaryName,
+    Features,
+    Limit,
     LogForm,
+    RandomN,
     StorePath,
     Verbose,
+    Where,
+    chosen_features,
+    read_config,
     store_path,
 )
-from autointerp.errors import InputError
+from autointerp.errors import CutShortError, InputError
 from autointerp.log import LogFormat
 from autointerp.report.show_json import as_json_text, named_apart
 from autointerp.store.query import run_query
@@ -127,6 +133,54 @@ def search(
     from autointerp.report.search import print_search
 
     print_search(store_path(config, store), text, dictionary, limit, as_json, Terminal(verbose, log_format))
+
+
+@commands.command()
+def scan(
+    corpus: Annotated[str, typer.Argument(help="The text: a file, folder or glob, hf:DATASET, or stdlib.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+    store: StorePath = None,
+    dictionary: DictionaryName = None,
+    features: Features = None,
+    where: Where = None,
+    random: RandomN = None,
+    limit: Limit = None,
+    explainer: Annotated[
+        str | None, typer.Option("--explainer", help="Whose labels. Default: of each feature the best with a rule.")
+    ] = None,
+    at_least: Annotated[
+        float | None,
+        typer.Option(
+            "--at-least", min=0, max=10, help="The weakest prediction, 0 to 10, that counts. Default: 1, as for scores."
+        ),
+    ] = None,
+    examples: Annotated[int, typer.Option("--examples", min=0, max=1000, help="Places shown of each feature.")] = 5,
+    as_json: AsJson = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write: .jsonl, .csv or .parquet.")
+    ] = None,
+    verbose: Verbose = False,
+    log_format: LogForm = LogFormat.text,
+) -> None:
+    """Find where the rules of labels hold in any text, without the model."""
+    from autointerp.report.scan_table import print_scan, write_scan
+    from autointerp.stages.scanning import Scan, ScanOptions, scan_with_progress
+    from autointerp.store.row_files import check_rows_file
+
+    settings, terminal = read_config(config, store), Terminal(verbose, log_format)
+    if output is not None:
+        check_rows_file(output, Path(settings.store.path))
+    chosen = chosen_features(features, where, random, limit)
+    found = Scan(settings, corpus, chosen, ScanOptions.of(explainer, at_least, examples), dictionary, terminal.say)
+    is_whole = scan_with_progress(found, terminal)
+    rows = found.rows
+    if output is not None:
+        write_scan(output, rows)
+        terminal.say(f"wrote {output}")
+    else:
+        print_scan(rows, as_json, terminal)
+    if not is_whole:
+        raise CutShortError(f"stopped after {found.counts.n_tiles:,} tiles; what is told is about the text until there")
 
 
 @commands.command()

@@ -20,7 +20,7 @@ from autointerp.corpus.formats.text_files import text_pieces
 from autointerp.corpus.formats.unpack import UNREADABLE
 from autointerp.corpus.source_files import Format, SourceFile, corpus_fingerprint, place_of, source_files
 from autointerp.corpus.source_formats import READ, check_files, content_of
-from autointerp.corpus.splits import Piece, SplitRule, split_documents, split_rule_of
+from autointerp.corpus.splits import Piece, SplitRule, split_documents, split_rule_of, whole_documents
 from autointerp.errors import InputError
 from autointerp.records import Document
 
@@ -28,9 +28,10 @@ __all__ = ["ChatRenderer", "check_sources", "corpus_fingerprint", "read_document
 
 
 def read_documents(
-    config: CorpusConfig, report: CorpusReport, render_chat: ChatRenderer | None = None
+    config: CorpusConfig, report: CorpusReport, render_chat: ChatRenderer | None = None, leaves_gaps: bool = True
 ) -> Iterator[Document]:
     """The corpus as documents with their splits, in a fixed order. `report` counts them as they are drawn.
+    `leaves_gaps` False: all of the text, for a use that has no splits (see splits.whole_documents).
 
     Raises InputError: at once when the source does not exist or the configuration contradicts itself; while reading
     when the only file is no text, when more than `max_skipped_share` of the records are unusable, and when too many
@@ -41,12 +42,15 @@ def read_documents(
             f"corpus.chat_field is {config.chat_field!r} but the model's tokenizer has no chat template; "
             "use corpus.text_field, or a model with a chat template"
         )
-    if config.source.startswith("hf:"):
-        documents = split_documents(
-            row_pieces(hub_rows(config, report), config, report, render_chat), config, report, by_runs=False
-        )
+    is_hub = config.source.startswith("hf:")
+    if is_hub:
+        pieces = row_pieces(hub_rows(config, report), config, report, render_chat)
     else:
-        documents = split_documents(_local_pieces(config, report, render_chat), config, report)
+        pieces = _local_pieces(config, report, render_chat)
+    if leaves_gaps:
+        documents = split_documents(pieces, config, report, by_runs=not is_hub)
+    else:
+        documents = whole_documents(pieces, config, report)
     return _checked(documents, config, report)
 
 

@@ -82,7 +82,7 @@ def gap_characters(block: int) -> int:
     return min(LONGEST_GAP, block // 20)
 
 
-def _cut(text: str, block: int) -> tuple[str, str]:
+def _cut(text: str, block: int, gap: int) -> tuple[str, str]:
     """The first block of `text`, and the rest after the gap. Both are cut at a line or word boundary if there is one.
 
     The cut depends only on the first `block + gap + BOUNDARY_SEARCH` characters, in whatever pieces the text arrives.
@@ -90,7 +90,9 @@ def _cut(text: str, block: int) -> tuple[str, str]:
     end = text.rfind("\n", block // 2, block) + 1
     if not end:
         end = text.rfind(" ", block // 2, block) + 1 or block
-    start = end + gap_characters(block)
+    if not gap:
+        return text[:end], text[end:]
+    start = end + gap
     for boundary in ("\n", " "):
         found = text.find(boundary, start, start + BOUNDARY_SEARCH)
         if found >= 0:
@@ -99,14 +101,14 @@ def _cut(text: str, block: int) -> tuple[str, str]:
     return text[:end], text[start:]
 
 
-def _blocks(pieces: Iterable[Piece], block: int) -> Iterator[_Block]:
+def _blocks(pieces: Iterable[Piece], block: int, gap: int) -> Iterator[_Block]:
     """Every document that fits into a block, and every block of a larger document."""
-    enough = block + gap_characters(block) + BOUNDARY_SEARCH
+    enough = block + gap + BOUNDARY_SEARCH
     text, n_cut = "", 0
     for piece in pieces:
         text = text + piece.text if text else piece.text
         while len(text) > (enough if piece.more else block):
-            head, text = _cut(text, block)
+            head, text = _cut(text, block, gap)
             yield _Block(f"{piece.name}#{n_cut}", head, n_cut)
             n_cut += 1
         if not piece.more:
@@ -149,12 +151,23 @@ def split_documents(
     """Documents with their splits, counted in `report`. Blank documents are skipped. `by_runs` False: a small corpus,
     too, is split block by block."""
     peeked, finer = _peek(pieces, config)
-    blocks = _blocks(chain(peeked, pieces), config.block_characters if finer is None else finer)
+    block = config.block_characters if finer is None else finer
+    blocks = _blocks(chain(peeked, pieces), block, gap_characters(block))
     if finer is not None and by_runs:
         split_blocks = _by_runs(blocks, config.heldout_fraction)
     else:
-        split_blocks = ((block, split_of(block.text, config.heldout_fraction)) for block in blocks)
-    for block, split in split_blocks:
+        split_blocks = ((one, split_of(one.text, config.heldout_fraction)) for one in blocks)
+    yield from _counted(split_blocks, report)
+
+
+def whole_documents(pieces: Iterator[Piece], config: CorpusConfig, report: CorpusReport) -> Iterator[Document]:
+    """Documents for a use that has no splits, all of which are said to be in one: nothing is left out between the
+    blocks of a large document, and a small corpus is not cut finer. Blank documents are skipped."""
+    return _counted(((block, SPLITS[0]) for block in _blocks(pieces, config.block_characters, 0)), report)
+
+
+def _counted(blocks: Iterable[tuple[_Block, Split]], report: CorpusReport) -> Iterator[Document]:
+    for block, split in blocks:
         if not block.text or block.text.isspace():
             report.skip("empty", block.name)
             continue

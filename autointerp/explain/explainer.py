@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from autointerp.ask.forecast import Estimate
 from autointerp.ask.job import Job, Outcome
@@ -59,6 +59,14 @@ class Explainer(Protocol):
 
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:
         """The calls that explaining the features would take, as (model, calls to it). Nothing is sent."""
+
+
+@runtime_checkable
+class FindsPending(Protocol):
+    """An explainer that itself knows which features it has to label, since that does not depend on evidence."""
+
+    def pending(self, run: ExplainRun) -> list[int]:
+        """The chosen features that wait for a label. Raises InputError where none of them can have one."""
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,14 @@ One question, and up to `rounds` more about the mistakes of the answer (rule.py)
     rule                all that `combined` is shown; it answers with a rule that can be run on text
 
 Made of other labels: concat, best_of_n, revise (each in the file of its name).
+
+Rules made of the words of other labels: compiled:NAME (compiled.py), for any NAME that has labels in the store.
 """
 
 from __future__ import annotations
 
 from autointerp.explain.best_of_n import BestOfN
+from autointerp.explain.compiled import Compiled
 from autointerp.explain.concat import Concat
 from autointerp.explain.evidence_sections import (
     AFTER_PEAKS,
@@ -50,7 +53,7 @@ from autointerp.explain.revise import Revise
 from autointerp.explain.rule import WrittenRule
 from autointerp.explain.rule_explainers import Patterns, RuleExplainer
 from autointerp.plugins import with_plugins
-from autointerp.rules.labels import LOOKUP_SETTINGS, PATTERNS, TOKEN_LOOKUP, by_patterns, by_token_lookup
+from autointerp.rules.labels import COMPILED, LOOKUP_SETTINGS, PATTERNS, TOKEN_LOOKUP, by_patterns, by_token_lookup
 
 ALL_EVIDENCE = (
     EXCERPTS, DRAWN, SAME_TOKEN_SILENT, CUT_TEXTS, AFTER_PEAKS, PROMOTED, SUPPRESSED, RAISED, LOWERED, RELATED_WORDS,
@@ -80,6 +83,12 @@ def explainers() -> tuple[Explainer, ...]:
     return with_plugins(BUILT_IN, "explainers")
 
 
+def explainers_with(name: str) -> tuple[Explainer, ...]:
+    """All explainers, and `name` among them if it stands for the compiled labels of one."""
+    of = name.removeprefix(COMPILED)
+    return (*explainers(), Compiled(of)) if of and of != name else explainers()
+
+
 def explainer_named(name: str) -> Explainer:
     """The explainer with this name. Otherwise raises InputError, which names the nearest one."""
-    return named(explainers(), name)
+    return named(explainers_with(name), name)

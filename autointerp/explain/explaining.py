@@ -12,7 +12,7 @@ from autointerp.config import ExplainConfig, ScoreConfig
 from autointerp.explain.composite import expected_labels
 from autointerp.explain.evidence_sections import HARVESTED, needed_methods
 from autointerp.explain.explainer import ExplainRun, OpenRun
-from autointerp.explain.explainers import explainer_named, explainers
+from autointerp.explain.explainers import explainer_named, explainers, explainers_with
 from autointerp.explain.plan import Plan, check_parts, make_plan
 from autointerp.records import Explanation
 from autointerp.store.same_labels import count_same_labels, flagged_labels
@@ -73,7 +73,7 @@ def _flag_notes(job: Job, explainer: str) -> list[str]:
 
 
 def _checked(job: Job, config: ExplainConfig, score_config: ScoreConfig | None) -> ExplainRun:
-    run = ExplainRun(job, config, score_config or ScoreConfig(), explainers())
+    run = ExplainRun(job, config, score_config or ScoreConfig(), explainers_with(config.explainer))
     run.explainer.check(run)
     return run
 

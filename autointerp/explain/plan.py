@@ -11,11 +11,11 @@ from autointerp.ask.explanation_row import blank_row, with_meanings
 from autointerp.ask.job import RULE_BLOCK
 from autointerp.errors import InputError
 from autointerp.explain.evidence_sections import Section, how_to_find, needed_methods
-from autointerp.explain.explainer import EVERY_CONTEXT, Explainer, ExplainRun, named
+from autointerp.explain.explainer import EVERY_CONTEXT, Explainer, ExplainRun, FindsPending, named
 from autointerp.explain.free_pass import FreePass
 from autointerp.explain.label_replies import clean_label
 from autointerp.records import Explanation, FeatureShape, stable_id
-from autointerp.rules.labels import PATTERNS, RULE_EXPLAINERS, by_patterns, patterns_sha256, rule_row
+from autointerp.rules.labels import PATTERNS, by_patterns, carries_rules, patterns_sha256, rule_row
 from autointerp.rules.reference import Reference
 from autointerp.scorer_names import NATURAL
 
@@ -54,11 +54,13 @@ class Plan:
 def make_plan(run: ExplainRun) -> Plan:
     """The plan for the chosen features. Raises InputError if no feature has the evidence that the explainer reads."""
     explainer = run.explainer
+    if isinstance(explainer, FindsPending):
+        return Plan(explainer.pending(run), [])
     pending = run.pending(explainer.digest(run))
     if explainer.is_free:
         return Plan(pending, [])
     shapes: dict[int, FeatureShape] = {}
-    if run.config.shape_labels and pending and explainer.name not in RULE_EXPLAINERS:  # whose labels carry rules
+    if run.config.shape_labels and pending and not carries_rules(explainer.name):
         shapes = run.job.store.shape_labels(run.job.dictionary_id)
     shaped = [f for f in pending if f in shapes]
     rows: list[Explanation] = []

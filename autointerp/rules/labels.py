@@ -20,12 +20,17 @@ PATTERNS = "patterns"
 TOKEN_LOOKUP = "token_lookup"
 RULE = "rule"
 """Its rules are proposed by an LLM (see explain/rule.py)."""
-RULE_EXPLAINERS = (PATTERNS, TOKEN_LOOKUP, RULE)
-"""Explainers whose labels carry a rule (see patterns.Rule), so that they can be scored without an LLM."""
+COMPILED = "compiled:"
+"""Before the name of an explainer: its labels, each written as a rule (see explain/compiled.py)."""
 _LEARNING = 2
 """Raised when learning.py makes another rule of the same evidence, so that labels are made again."""
 _WORDING = 5
 """The same for sentences.py, when it says the same rule in other words."""
+
+
+def carries_rules(explainer: str) -> bool:
+    """Whether every label of the explainer carries a rule (see patterns.Rule), so that it is scored without an LLM."""
+    return explainer in (PATTERNS, TOKEN_LOOKUP, RULE) or explainer.startswith(COMPILED)
 
 
 @dataclass(frozen=True)

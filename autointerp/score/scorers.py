@@ -13,6 +13,7 @@ from autointerp.score.generation import GENERATION_SCORER
 from autointerp.score.intervention import INTERVENTION_SCORER
 from autointerp.score.intruder import INTRUDER_SCORER
 from autointerp.score.output import OUTPUT_SCORER
+from autointerp.score.rule_agreement import RULE_AGREEMENT_SCORER
 from autointerp.score.scorer import Scorer
 from autointerp.score.simulation import SIMULATION_SCORER
 from autointerp.score.surprisal import SURPRISAL_SCORER
@@ -28,6 +29,7 @@ BUILT_IN: tuple[Scorer[Any], ...] = (
     GENERATION_SCORER,
     OUTPUT_SCORER,
     INTERVENTION_SCORER,
+    RULE_AGREEMENT_SCORER,
 )
 
 

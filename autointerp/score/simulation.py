@@ -36,7 +36,7 @@ from autointerp.errors import InputError
 from autointerp.llm.capabilities import UNPROBED, Capabilities, prompt_logprob_fields
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import Context, Explanation, Prediction, Score
-from autointerp.rules.labels import RULE_EXPLAINERS
+from autointerp.rules.labels import carries_rules
 from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.patterns import RULE_VERSION, Rule
 from autointerp.rules.token_facts import Facts, facts_of
@@ -386,7 +386,7 @@ class _ReadContexts:
 def is_by_rule(run: Run) -> bool:
     """Whether labels are simulated by their own rule: where their explainer makes rules, no method that asks an LLM is
     configured, and the score is one to report."""
-    return run.explainer in RULE_EXPLAINERS and run.config.method == "auto" and run.part == "report"
+    return carries_rules(run.explainer) and run.config.method == "auto" and run.part == "report"
 
 
 def needs_probe(config: ScoreConfig) -> bool:

@@ -17,11 +17,13 @@ from autointerp.explain import explaining
 from autointerp.explain.explaining import check_explainer
 from autointerp.explain.explaining import methods_read as methods_read
 from autointerp.explain.explaining import needs_promoted_tokens as needs_promoted_tokens
+from autointerp.explain.revise import DRAFT
 from autointerp.llm.budget import Budget, price_of
 from autointerp.llm.capabilities import honours_json_schema, probe, takes_seed
 from autointerp.llm.client import ClientCounts, LlmClient
 from autointerp.records import VALUED_STATUSES, CallRecord, Explanation, ShapeFacts
 from autointerp.rules import shape_labels
+from autointerp.rules.labels import COMPILED, carries_rules
 from autointerp.score import scoring
 from autointerp.score.controls import AUTO, CONTROLS
 from autointerp.score.kept_contexts import kept_by, shortfall
@@ -56,6 +58,25 @@ def dictionaries(store: Store, config: Config, dictionary: str | None) -> list[D
     if not found:
         raise InputError(f"{store.path} holds no dictionary to label yet; run `autointerp harvest` first")
     return found
+
+
+def compiled_name(explainer: str) -> str:
+    """The explainer that writes the labels by `explainer` as rules. Raises InputError where they are rules already."""
+    if carries_rules(explainer):
+        raise InputError(f"labels by {explainer!r} carry rules already; compile labels in words, such as combined's")
+    return f"{COMPILED}{explainer}"
+
+
+def explainer_to_compile(store: Store, config: Config, dictionary: str | None) -> str:
+    """The only explainer with labels that carry no rule. Raises InputError where there is none, or more than one."""
+    rows = dictionaries(store, config, dictionary)
+    names = sorted({name for row in rows for name in store.explainers_with_labels(row.dictionary_id, with_rule=False)})
+    found = [name for name in names if not carries_rules(name) and name != DRAFT]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InputError("no label is there to compile: all carry rules, or there are none; run `autointerp explain`")
+    raise InputError(f"labels by {', '.join(found)} could be compiled; choose one with --explainer")
 
 
 @dataclass(frozen=True)

@@ -278,11 +278,12 @@ def explain(
     dry_run: bool = False,
     is_configured: bool = True,
     prompts: Path | None = None,
+    command: str = "explain",
 ) -> None:
     """Labels features of one dictionary, or of all in the store. The view `labels` then shows this explainer, unless it
     was named for this run only (not `is_configured`). `prompts`, here and below, is a folder of templates that replace
-    the program's own."""
-    with _labelling(config, "explain", selection, terminal, prompts, dry_run) as work:
+    the program's own. `command`: what the run is called."""
+    with _labelling(config, command, selection, terminal, prompts, dry_run) as work:
         rows = labelling.dictionaries(work.store, config, dictionary)
         if dry_run:
             labelling.forecast(work, rows, ("explain",))
@@ -293,6 +294,23 @@ def explain(
                 labelling.show_in_labels(config, work.store, row)
             failed += labelling.explain(work, row)
         _complain(failed)
+
+
+def compile_labels(
+    config: Config,
+    dictionary: str | None,
+    explainer: str | None,
+    selection: Selection,
+    terminal: Terminal,
+    dry_run: bool = False,
+    prompts: Path | None = None,
+) -> None:
+    """Writes labels by `explainer` as rules. None: by the only one that has labels without a rule."""
+    if explainer is None:
+        with open_for_reading(Path(config.store.path), terminal.say) as store:
+            explainer = labelling.explainer_to_compile(store, config, dictionary)
+    compiled = replace(config, explain=replace(config.explain, explainer=labelling.compiled_name(explainer)))
+    explain(compiled, dictionary, selection, terminal, dry_run, False, prompts, "compile")
 
 
 def score(

@@ -62,7 +62,7 @@ def run_query(
     if output_format not in ("parquet", "csv", "json"):
         raise InputError(f"output format must be parquet, csv or json, not {output_format!r}")
     refuse_own_file(path, output)
-    with _put_in_place(output) as new:
+    with put_in_place(output) as new:
         return answer(_Output(new, output_format))
 
 
@@ -73,7 +73,7 @@ class _Output:
 
 
 @contextmanager
-def _put_in_place(target: Path) -> Iterator[Path]:
+def put_in_place(target: Path) -> Iterator[Path]:
     """Where to write what is meant for `target`: a new file beside it, which replaces it when the block ends well. A
     device or a pipe is written to directly. Raises InputError where no file can stand there."""
     try:

@@ -174,7 +174,7 @@ def _work(
     )[0][0]
     scoring = minutes if asked_at is None else max((last_at - asked_at).total_seconds() / 60, 1 / 60)
     paces = {"labels": labels / minutes, "scores": scores / scoring}
-    asked = {"explain": ("labels",), "score": ("scores",)}.get(command, ("labels", "scores"))
+    asked = {"explain": ("labels",), "compile": ("labels",), "score": ("scores",)}.get(command, ("labels", "scores"))
     return {
         name: {
             "pending": left.get(name, 0),

@@ -23,6 +23,7 @@ from autointerp.store.llm_batches import StoreBatches
 from autointerp.store.near_words import StoreNearWords
 from autointerp.store.opening import StoreOpening
 from autointerp.store.recurring_tokens import recurring_tokens
+from autointerp.store.rule_labels import StoreRuleLabels
 from autointerp.store.runs import StoreRuns
 from autointerp.store.safety.keeping import StoreKeeping
 from autointerp.store.same_labels import flagged_labels
@@ -36,7 +37,7 @@ _KINDS = ("top", "sampled", "negative")
 class Store(
     StoreOpening, StoreKeeping, StoreEvidence, StoreDictionaries, StoreFeatures, StoreContexts, StoreFindings,
     StoreExplanations, StoreScores, StoreCalls, StoreBatches, StoreRuns, StoreSelections, StoreKnownTiles,
-    StoreJudgeRepeats, StoreLabelControls, StoreNearWords, StoreStandInLabels,
+    StoreJudgeRepeats, StoreLabelControls, StoreNearWords, StoreStandInLabels, StoreRuleLabels,
 ):  # fmt: skip
     """`with Store.open(path) as store: ...`; `open` tells the errors."""
 

@@ -463,7 +463,7 @@ CREATE OR REPLACE VIEW explainer_leaderboard AS
 WITH headline AS (
     SELECT unnest([
         'simulation_natural', 'simulation', 'simulation_random', 'simulation_calibrated', 'detection', 'fuzzing',
-        'embedding', 'surprisal', 'generation', 'output', 'intervention', 'intruder'
+        'embedding', 'surprisal', 'generation', 'output', 'intervention', 'intruder', 'rule_agreement'
     ]) AS scorer
 ),
 part AS (

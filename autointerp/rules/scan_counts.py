@@ -1,0 +1,181 @@
+"""Where rules hold in a stream of tiles: counts and a few examples, in memory that does not grow with the text.
+
+The examples of a rule are the tiles in which it predicts most, one of each document; where the documents are too few,
+further tiles fill up. Of equally strong tiles those with the smallest hashes are kept, so that they come from all over
+the text, and are the same however the stream is cut into blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.records import source_of
+from autointerp.rules.many_texts import ManyTexts
+from autointerp.rules.patterns import Rule
+from autointerp.scan_rows import ScanExample
+
+
+@dataclass(frozen=True)
+class TileBlock:
+    """Consecutive tiles of a stream."""
+
+    documents: Sequence[str]
+    """The name of each tile's document."""
+    starts: Sequence[int]
+    """The place of each tile's first token in its document's tokens."""
+    texts: ManyTexts
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """What each tile's document was cut from: blocks of one large document are one document here."""
+        return [source_of(name) for name in self.documents]
+
+    @cached_property
+    def source_codes(self) -> NDArray[np.int64]:
+        """[tiles]: a number for each of the different `sources`, which may come back later in the stream."""
+        known: dict[str, int] = {}
+        return np.array([known.setdefault(source, len(known)) for source in self.sources], dtype=np.int64)
+
+    @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """[tiles]: a hash of each tile's place."""
+        of_document = np.array([_hash_of(name) for name in self.documents], dtype=np.uint64)
+        return _mixed(of_document ^ _mixed(np.array(self.starts, dtype=np.uint64)))
+
+
+@dataclass(frozen=True, order=True)
+class Found:
+    """A tile that a rule claims. The smaller, the better."""
+
+    weakness: float
+    """The rule's strongest prediction in the tile, negated."""
+    key: int
+    source: str
+    example: ScanExample
+
+
+@dataclass(frozen=True)
+class RuleCount:
+    """What was found of one rule so far."""
+
+    n_claimed: int = 0
+    """Tiles in which it predicts enough for a claim."""
+    n_tokens: int = 0
+    """Tokens on which it does."""
+    n_documents: int = 0
+    """Documents with such a tile."""
+    is_in_last: bool = False
+    """Whether the document that the stream stopped in is among them."""
+    best_of_documents: tuple[Found, ...] = ()
+    """One of each document."""
+    best: tuple[Found, ...] = ()
+
+    @property
+    def examples(self) -> tuple[ScanExample, ...]:
+        """One of each document, then others where these are too few."""
+        chosen = {found.key: found.example for found in (*self.best_of_documents, *self.best)}
+        return tuple(chosen.values())[: len(self.best)]
+
+
+@dataclass(frozen=True)
+class ScanCounts:
+    """What was found in a text so far. It is never changed: `plus` makes another one, so that a scan which is stopped
+    anywhere has whole counts."""
+
+    rules: Sequence[Rule]
+    at_least: float
+    """From which prediction on, 0..10, a rule claims a token, and with it the tile."""
+    n_examples: int
+    """Examples that are kept of each rule."""
+    of_rule: Sequence[RuleCount]
+    n_tiles: int = 0
+    n_tokens: int = 0
+    last: str | None = None
+    """The document that the stream stopped in."""
+
+    @classmethod
+    def none(cls, rules: Sequence[Rule], at_least: float, n_examples: int) -> ScanCounts:
+        """Before the first tile."""
+        return cls(rules, at_least, n_examples, [RuleCount()] * len(rules))
+
+    def plus(self, block: TileBlock) -> ScanCounts:
+        """With the tiles that follow."""
+        if not len(block.texts):
+            return self
+        before = [self.last, *block.sources]
+        number = np.cumsum([one != last for one, last in zip(block.sources, before, strict=False)])
+        """[tiles]: which document of the block each is in; 0 stands for the one that the stream had stopped in."""
+        return replace(
+            self,
+            of_rule=[self._count(*pair, block, number) for pair in zip(self.rules, self.of_rule, strict=True)],
+            n_tiles=self.n_tiles + len(block.texts),
+            n_tokens=self.n_tokens + block.texts.n_tokens,
+            last=block.sources[-1],
+        )
+
+    def _count(self, rule: Rule, held: RuleCount, block: TileBlock, number: NDArray[np.int64]) -> RuleCount:
+        predicted = block.texts.predict(rule)
+        peaks = block.texts.peaks(predicted)
+        claimed = np.flatnonzero(peaks >= self.at_least)
+        documents = np.unique(number[claimed])
+        is_counted = held.is_in_last and len(documents) > 0 and documents[0] == 0
+        is_in_last = bool(len(documents) and documents[-1] == number[-1]) or (held.is_in_last and number[-1] == 0)
+        best_first = claimed[np.lexsort((block.keys[claimed], -peaks[claimed]))]
+        _, first = np.unique(block.source_codes[best_first], return_index=True)
+        of_documents = best_first[np.sort(first)]
+        return RuleCount(
+            held.n_claimed + len(claimed),
+            held.n_tokens + int((predicted >= self.at_least).sum()),
+            held.n_documents + len(documents) - int(is_counted),
+            bool(is_in_last),
+            self._with(held.best_of_documents, of_documents, block, peaks, predicted, one_of_each=True),
+            self._with(held.best, best_first, block, peaks, predicted),
+        )
+
+    def _with(
+        self, held: tuple[Found, ...], tiles: NDArray[np.intp], block: TileBlock, peaks: NDArray[np.float64],
+        predicted: NDArray[np.float64], one_of_each: bool = False,
+    ) -> tuple[Found, ...]:  # fmt: skip
+        """The best of those held and of `tiles`, the best of which come first."""
+        found = list(held)
+        for tile in tiles[: self.n_examples].tolist():
+            place = -float(peaks[tile]), int(block.keys[tile])
+            if len(held) == self.n_examples and place > (held[-1].weakness, held[-1].key):
+                break
+            found.append(Found(*place, block.sources[tile], self._example(block, tile, predicted)))
+        found.sort()
+        if one_of_each:
+            found = list({one.source: one for one in reversed(found)}.values())
+            found.sort()
+        return tuple(found[: self.n_examples])
+
+    def _example(self, block: TileBlock, tile: int, predicted: NDArray[np.float64]) -> ScanExample:
+        tokens = block.texts.texts[tile]
+        start, end = block.texts.starts[tile : tile + 2]
+        of_tile = predicted[start:end]
+        peak = int(np.argmax(of_tile))
+        marked = "".join(
+            f"<<{token}>>" if is_claimed else token
+            for token, is_claimed in zip(tokens, of_tile >= self.at_least, strict=True)
+        )
+        strength = float(of_tile[peak])
+        return ScanExample(block.documents[tile], block.starts[tile] + peak, strength, "".join(tokens), marked)
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The values with their bits mixed (splitmix64)."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
