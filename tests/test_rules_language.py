@@ -47,6 +47,7 @@ def where(*conditions: dict[str, Any]) -> list[str]:
         ({"class": ["quote", "bracket"]}, [" (", ")", ' "', '"', " ("]),
         ({"class": ["kind:mark:'"]}, ["'s", "'t"]),
         ({"regex": "[a-z]{6,}"}, [" prices", "ly"]),
+        ({"regex": ["[a-z]{6,}", "[a-z]{2}y"]}, [" prices", "ly", "day"]),
         ({"left": {"word": ["the"]}}, [" prices", " ocean", " ("]),
         ({"left": {"word": ["the", "sun"], "within": 2}}, [" prices", " ro", " ocean", " rise", " it", " (", " sun"]),
         ({"left": {"class": ["newline"], "within": 2}}, ["\n", "It", "'s", " The", " ocean"]),

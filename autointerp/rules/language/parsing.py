@@ -255,6 +255,10 @@ def is_kind(name: str) -> bool:
 
 
 def _pattern(value: object, at: str) -> str:
+    """A list of patterns is any of them, as everywhere."""
+    if isinstance(value, list):
+        several = [text_of(one, at) for one in list_of(value, at, MAX_WORDS)]
+        value = several[0] if len(several) == 1 else "|".join(f"(?:{one})" for one in several)
     pattern = text_of(value, at)
     if not pattern or len(pattern) > MAX_REGEX:
         refuse(at, value, f"a regular expression has 1 to {MAX_REGEX} characters")
