@@ -80,7 +80,8 @@ class RuleStudy:
 
         Three rules are compared: the clauses alone; the clauses, and tables learned from what these leave unexplained;
         the rule of `patterns`. Clauses are what people read, so each is taken before the next unless that is worth
-        more, by LEAST_SUPPORT.
+        more on both parts together, by LEAST_SUPPORT. The select part alone may hold none of a feature's few strong
+        places, and then hardly tells one rule from another.
         """
         clauses = sorted(proposal.clauses, key=_content)
         bare = self._fitted(proposal, clauses, self._mean())
@@ -88,7 +89,7 @@ class RuleStudy:
         candidates = [*(one for one in (bare, rest) if one.kept), self._alone(proposal, clauses)]
         best = candidates[0]
         for other in candidates[1:]:
-            if worth(other.natural.value) > worth(best.natural.value) + LEAST_SUPPORT:
+            if _worth(other) > _worth(best) + LEAST_SUPPORT:
                 best = other
         return best
 
@@ -179,6 +180,12 @@ class RuleStudy:
         return np.concatenate(
             [bare.fit.predict(np.zeros((of.n_tokens, 0)), holding(of, bare.clauses))[at] for of, at in texts]
         )
+
+
+def _worth(draft: Draft) -> float:
+    """The mean of its correlations on the explain and the select part. That on explain is of tables as they predict text
+    that they were not learned from."""
+    return (worth(draft.rule.fit) + worth(draft.natural.value)) / 2
 
 
 def _scaled(table: Table, gain: float) -> Table:
