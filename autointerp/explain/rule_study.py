@@ -183,7 +183,7 @@ class RuleStudy:
 
 
 def _worth(draft: Draft) -> float:
-    """The mean of its correlations on the explain and the select part. That on explain is of tables as they predict text
+    """The mean of its correlations on the explain and the select part. On explain, tables count as they predict text
     that they were not learned from."""
     return (worth(draft.rule.fit) + worth(draft.natural.value)) / 2
 
