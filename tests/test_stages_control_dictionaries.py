@@ -65,7 +65,7 @@ def test_what_was_trained_before_there_was_a_choice_need_not_be_trained_again(tm
     (tmp_path / "a.txt").write_text("text " * 50)
     config = replace(CONFIG, corpus=CorpusConfig(source=str(tmp_path)))
     before = {k: v for k, v in asdict(SAE).items() if k not in ("name", "path", "format", "frozen")}
-    new = ("checkpoint_every", "cache", "cache_vectors")
+    new = ("checkpoint_every", "cache", "cache_vectors", "longest")
     train = {k: v for k, v in asdict(config.train).items() if k not in new}
     key = digest({"model": ["m", None, "auto"], "corpus": corpus_key(config), "sae": before, "train": train})
     assert _training_key(config, SAE) == key
