@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from autointerp.rules.language.conditions import MAX_WORDS, Near
 from autointerp.rules.language.inflections import forms_of
 from autointerp.rules.language.matching import holds
 from autointerp.rules.language.parsing import RuleError, clauses_of, rule_to_json
@@ -118,6 +119,17 @@ def test_what_is_read_is_normalised() -> None:
         "combine": "max",
     }
     assert clauses_of(rule_to_json(clauses, combine)) == (clauses, combine)
+
+
+def test_of_too_many_near_words_the_nearest_are_taken() -> None:
+    """A word is as near as the nearest of the words that are given, whichever of these comes first."""
+    far = [(f"w{i}", 0.5) for i in range(MAX_WORDS)]
+    near = NearWords({"a": [("x", 0.9), *far], "b": [("x", 0.1), *far], "x": [], **{word: [] for word, _ in far}})
+    value = {"clauses": [{"strength": 1, "all": [{"near": {"word": ["a", "b"], "least": 0.05}}]}]}
+    ((clause,), _) = clauses_of(value, near)
+    (condition,) = clause.conditions
+    assert isinstance(condition, Near)
+    assert len(condition.words) == MAX_WORDS and {"a", "b", "x"} <= set(condition.words)
 
 
 def test_equal_clauses_are_one_as_strong_as_they_are_together() -> None:

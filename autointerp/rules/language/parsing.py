@@ -197,7 +197,8 @@ def _near(value: object, at: str, near: NearWords) -> Near:
         return Near(given, least, _words(inner["words"], f"{at}.words", "word"))
     if not near:
         raise RuleError(f'{at}: the neighbours of words are not known here; use "word" or "lemma" instead')
-    found = {fold(other): cosine for word in given for other, cosine in near.of(word) if cosine >= least}
+    pairs = sorted((cosine, fold(other)) for word in given for other, cosine in near.of(word) if cosine >= least)
+    found = {other: cosine for cosine, other in pairs}  # of several cosines the largest
     usable = [word for word in found if _word_problem(word, "word") is None and word not in given]
     nearest_first = sorted(usable, key=lambda word: (-found[word], word))
     return Near(given, least, tuple(sorted([*given, *nearest_first][:MAX_WORDS])))
