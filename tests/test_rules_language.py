@@ -121,6 +121,13 @@ def test_what_is_read_is_normalised() -> None:
     assert clauses_of(rule_to_json(clauses, combine)) == (clauses, combine)
 
 
+def test_what_a_clause_says_is_normalised_without_its_white_space() -> None:
+    value = {"clauses": [{"says": " " * 1000 + "cafe\u0301", "strength": 1, "all": [{"word": "a"}]}]}
+    clauses, combine = clauses_of(value)
+    assert clauses[0].says == "caf\u00e9"
+    assert clauses_of(rule_to_json(clauses, combine)) == (clauses, combine)
+
+
 def test_of_too_many_near_words_the_nearest_are_taken() -> None:
     """A word is as near as the nearest of the words that are given, whichever of these comes first."""
     far = [(f"w{i}", 0.5) for i in range(MAX_WORDS)]

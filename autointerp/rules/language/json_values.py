@@ -55,7 +55,7 @@ def text_of(value: object, at: str) -> str:
         refuse(at, value, "it is a string")
     if any("\ud800" <= c <= "\udfff" for c in value[: MAX_REGEX + 1]):
         refuse(at, value, "half a character is no text")
-    # A longer string is refused for its length by whoever asked; normalising it would take time.
+    # A longer string is shortened, or refused for its length, by whoever asked; normalising it would take time.
     return normalised(value) if len(value) <= 4 * MAX_REGEX else value
 
 

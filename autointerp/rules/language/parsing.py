@@ -271,7 +271,8 @@ def _pattern(value: object, at: str) -> str:
 
 
 def _says(value: object, at: str) -> str:
-    says = " ".join(printable(text_of(value, at)).split())
+    shown = printable(text_of(value, at))
+    says = text_of(" ".join(shown.split()), at)  # again, since a long text is normalised only without its white space
     if len(says) > MAX_SAYS:
         raise RuleError(f"{at} has {len(says)} characters, and {MAX_SAYS} are the most; say it shorter")
     return says
