@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
+import numpy as np
 import pytest
 
+from autointerp.rules.language.column import PATTERNS_KEPT, Column
 from autointerp.rules.language.conditions import MAX_WORDS, Near
 from autointerp.rules.language.inflections import forms_of
 from autointerp.rules.language.matching import holds
@@ -65,6 +68,18 @@ def test_where_conditions_hold(condition: dict[str, Any], tokens: list[str]) -> 
     assert where(condition) == tokens
     every = where({"regex": "(?s).*"})
     assert sorted(where({"regex": "(?s).*"}, {"not": condition}) + tokens) == sorted(every)
+
+
+def test_matches_of_few_patterns_are_kept() -> None:
+    """Thousands of rules ask about the same texts, each with patterns of its own."""
+    strings = [f"word{i}" for i in range(4000)]
+    column = Column(np.arange(len(strings), dtype=np.int32), strings)
+    tracemalloc.start()
+    for i in range(4 * PATTERNS_KEPT):
+        assert column.matching(f"[a-z]+{i}", column.codes[[i, i + 1]]).tolist() == [True, False]
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1.5 * PATTERNS_KEPT * len(strings)
 
 
 def test_topics_are_counted_over_the_text() -> None:
