@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import stats
 from autointerp.records import source_of
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
@@ -39,8 +40,7 @@ class TileBlock:
     @cached_property
     def source_codes(self) -> NDArray[np.int64]:
         """[tiles]: a number for each of the different `sources`, which may come back later in the stream."""
-        known: dict[str, int] = {}
-        return np.array([known.setdefault(source, len(known)) for source in self.sources], dtype=np.int64)
+        return stats.numbered(self.sources)[0]
 
     @cached_property
     def keys(self) -> NDArray[np.uint64]:

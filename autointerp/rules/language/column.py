@@ -11,6 +11,7 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import stats
 from autointerp.rules.language.conditions import fold, normalised
 from autointerp.rules.language.linear_regex import linear_regex
 
@@ -64,10 +65,9 @@ class Column:
         return known[of] == 1
 
     @cached_property
-    def fold_numbers(self) -> NDArray[np.intp]:
+    def fold_numbers(self) -> NDArray[np.int64]:
         """Of every string: the number that it shares with those that are the same when folded."""
-        index: dict[str, int] = {}
-        return np.array([index.setdefault(one, len(index)) for one in self._folded], dtype=np.intp)
+        return stats.numbered(self._folded)[0]
 
     @cached_property
     def _folded(self) -> list[str]:

@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import stats
 from autointerp.records import Begins
 from autointerp.rules.language.classes import in_class
 from autointerp.rules.language.column import Column
@@ -47,10 +48,8 @@ class Texts:
 
     @cached_property
     def tokens(self) -> Column:
-        every = list(chain.from_iterable(self.texts))
-        index = {token: i for i, token in enumerate(dict.fromkeys(every))}
-        codes = np.fromiter(map(index.__getitem__, every), dtype=np.int32, count=len(every))
-        return Column(codes, list(index))
+        codes, index = stats.numbered(chain.from_iterable(self.texts))
+        return Column(codes.astype(np.int32), list(index))
 
     @cached_property
     def text_of(self) -> NDArray[np.int32]:
