@@ -121,12 +121,15 @@ def _merged(clauses: list[Clause], combine: Combine) -> list[Clause]:
     place: dict[tuple[Condition, ...], int] = {}
     for clause in clauses:
         at = place.setdefault(clause.conditions, len(found))
-        strengths = [clause.strength] if at == len(found) else [found[at].strength, clause.strength]
-        together = max(strengths) if combine == "max" else sum(strengths)
-        if at == len(found) or together > MAX_STRENGTH:
+        if at == len(found):
+            found.append(clause)
+            continue
+        held = found[at]
+        together = max(held.strength, clause.strength) if combine == "max" else held.strength + clause.strength
+        if together > MAX_STRENGTH:
             found.append(clause)
         else:
-            found[at] = replace(found[at], strength=together, says=found[at].says or clause.says)
+            found[at] = replace(held, strength=together, says=held.says or clause.says)
     return found
 
 
