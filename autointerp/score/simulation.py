@@ -371,7 +371,7 @@ class _ReadContexts:
         contexts = {context.context_id: context for context in every}.values()
         self._contexts = [(c, scaled(c.activations, item.max_activation)) for c in contexts]
         """Each with the truth."""
-        self._texts = Texts([c.tokens for c in contexts], [c.begins for c in contexts])
+        self._texts = Texts.of(contexts)
 
     @cached_property
     def _facts(self) -> list[Facts]:

@@ -5,9 +5,10 @@ Nothing here is read across the border of two texts, and nothing of a token depe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from itertools import chain
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,16 @@ from autointerp.rules.token_facts import lex
 
 LONGEST_WORD = 256
 """Characters of a word that is read from several tokens; of a longer one, its beginning."""
+
+
+class Stretch(Protocol):
+    """A context or a tile: tokens, and what the first of them begins."""
+
+    @property
+    def tokens(self) -> Sequence[str]: ...
+
+    @property
+    def begins(self) -> Begins | None: ...
 
 
 class Texts:
@@ -37,6 +48,10 @@ class Texts:
         self._classes: dict[str, NDArray[np.bool_]] = {}
         self._is_start: dict[str, NDArray[np.bool_]] = {}
         self._inside: dict[str, NDArray[np.bool_]] = {}
+
+    @classmethod
+    def of(cls, stretches: Collection[Stretch]) -> Self:
+        return cls([one.tokens for one in stretches], [one.begins for one in stretches])
 
     def __len__(self) -> int:
         """How many texts there are."""
