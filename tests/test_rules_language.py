@@ -103,6 +103,8 @@ def test_topics_are_counted_over_the_text() -> None:
         ({"clauses": [{"strength": 11, "all": [{"word": "a"}]}]}, "strength is 11; it is a number from 0 to 10"),
         ({"clauses": [{"strength": 1, "all": [{"not": {"word": "a"}}]}]}, 'holds only "not"'),
         ({"clauses": [{"strength": 1, "all": [{"word": "new york"}]}]}, "takes single words"),
+        ({"clauses": [{"strength": 1, "all": [{"word": "a", "regex": "b"}]}]}, "one of word, .*; it has word, regex$"),
+        ({"clauses": [{"strength": 1, "all": [{"left": {"within": 2}}]}]}, "one of word, .*; it has none$"),
         ({"clauses": [{"strength": 1, "all": [{"regex": "(?=a)"}]}]}, "no regular expression of RE2"),
     ],
 )

@@ -30,7 +30,7 @@ def one_of(value: object, at: str, known: Collection[str]) -> tuple[str, object]
     """The one key of an object, and its value."""
     found = object_of(value, at, known)
     if len(found) != 1:
-        refuse(at, list(found), f"it is an object with exactly one of {joined(known)}")
+        raise RuleError(f"{at} must have exactly one of {joined(known)}; it has {joined(found) or 'none'}")
     return next(iter(found.items()))
 
 
