@@ -77,7 +77,7 @@ def clauses_of(value: object, near: NearWords = NO_NEAR_WORDS) -> tuple[list[Cla
         refuse("combine", combine, 'it is "max" or "sum"')
     listed = list_of(rule.get("clauses"), "clauses", MAX_CLAUSES)
     clauses = _merged([_clause(one, f"clauses[{i}]", near) for i, one in enumerate(listed)], combine)
-    size = len(json.dumps(rule_to_json(clauses, combine), ensure_ascii=False).encode())
+    size = json_bytes(clauses, combine)
     if size > MAX_JSON:
         raise RuleError(f"the clauses take {size} bytes of JSON, and {MAX_JSON} are the most; list fewer words")
     return clauses, combine
@@ -86,6 +86,11 @@ def clauses_of(value: object, near: NearWords = NO_NEAR_WORDS) -> tuple[list[Cla
 def rule_to_json(clauses: Collection[Clause], combine: Combine) -> dict[str, Any]:
     """What `clauses_of` reads as the same clauses."""
     return {"clauses": [clause_to_json(clause) for clause in clauses], "combine": combine}
+
+
+def json_bytes(clauses: Collection[Clause], combine: Combine) -> int:
+    """What the clauses take as JSON, of which MAX_JSON are the most."""
+    return len(json.dumps(rule_to_json(clauses, combine), ensure_ascii=False).encode())
 
 
 def clause_to_json(clause: Clause) -> dict[str, Any]:
