@@ -28,7 +28,7 @@ class OrdinaryText:
 
     @cached_property
     def _texts(self) -> ManyTexts:
-        return ManyTexts([tile.tokens for tile in self._known.tiles], [tile.begins for tile in self._known.tiles])
+        return ManyTexts.of(self._known.tiles)
 
     def read(self, features: Sequence[int]) -> None:
         """Reads in one query where these features fire, for `silent` to be asked about them next."""

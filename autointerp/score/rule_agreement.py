@@ -67,7 +67,7 @@ class TileLoader:
 
     @cached_property
     def _texts(self) -> ManyTexts:
-        return ManyTexts([tile.tokens for tile in self._known.tiles], [tile.begins for tile in self._known.tiles])
+        return ManyTexts.of(self._known.tiles)
 
     def __call__(self, places: Sequence[int]) -> list[Compared]:
         return [self._of(told) for told in self._labels(places)]
@@ -77,7 +77,7 @@ class TileLoader:
             return Compared(told, [], NO_RULE)
         rule, feature = Rule.from_json(told.explanation.rule), told.explanation.feature
         sampled = told.contexts
-        own = ManyTexts([context.tokens for context in sampled], [context.begins for context in sampled])
+        own = ManyTexts.of(sampled)
         is_claimed = np.concatenate([text.peaks(text.predict(rule)) >= CLAIM for text in (self._texts, own)])
         draw = random.Random(stable_id(self._run.config.seed, RULE_AGREEMENT, self._run.job.dictionary_id, feature))
         chosen: list[Example] = []

@@ -5,13 +5,15 @@ Nothing here is read across the border of two texts, and nothing of a token depe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from itertools import chain
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import stats
 from autointerp.records import Begins
 from autointerp.rules.language.classes import in_class
 from autointerp.rules.language.column import Column
@@ -20,6 +22,16 @@ from autointerp.rules.token_facts import lex
 
 LONGEST_WORD = 256
 """Characters of a word that is read from several tokens; of a longer one, its beginning."""
+
+
+class Stretch(Protocol):
+    """A context or a tile: tokens, and what the first of them begins."""
+
+    @property
+    def tokens(self) -> Sequence[str]: ...
+
+    @property
+    def begins(self) -> Begins | None: ...
 
 
 class Texts:
@@ -37,6 +49,10 @@ class Texts:
         self._is_start: dict[str, NDArray[np.bool_]] = {}
         self._inside: dict[str, NDArray[np.bool_]] = {}
 
+    @classmethod
+    def of(cls, stretches: Collection[Stretch]) -> Self:
+        return cls([one.tokens for one in stretches], [one.begins for one in stretches])
+
     def __len__(self) -> int:
         """How many texts there are."""
         return len(self.starts) - 1
@@ -47,10 +63,8 @@ class Texts:
 
     @cached_property
     def tokens(self) -> Column:
-        every = list(chain.from_iterable(self.texts))
-        index = {token: i for i, token in enumerate(dict.fromkeys(every))}
-        codes = np.fromiter(map(index.__getitem__, every), dtype=np.int32, count=len(every))
-        return Column(codes, list(index))
+        codes, index = stats.numbered(chain.from_iterable(self.texts))
+        return Column(codes.astype(np.int32), list(index))
 
     @cached_property
     def text_of(self) -> NDArray[np.int32]:
