@@ -110,6 +110,8 @@ def test_the_command_prints_and_writes_files(
     for argv, told in (
         ((*scan_one, "-o", tmp_path / "a.txt"), ".jsonl, .csv or .parquet"),
         ((*scan_one, "-o", scanned.store.with_suffix(".evidence.duckdb")), ".jsonl, .csv or .parquet"),
+        ((*scan_one, "-o", tmp_path / f"{'a' * 300}.csv"), "cannot be written"),
+        ((*scan_one, "-o", tmp_path / "no" / "a.csv"), "there is no folder"),
         ((*scan_one, "--explainer", "combined"), "'combined' carries a rule; labels by patterns do"),
         (("scan", tmp_path / "nothing", "-c", scanned.toml), "nothing"),
         (("scan", scanned.text, "-c", scanned.toml, "--features", "90"), "last feature is 47"),
