@@ -166,8 +166,7 @@ def _source(session: Session, todo: Sequence[SaeConfig]) -> ModelSource | Cached
     config = session.config
     if config.train.cache is not None:
         return cached_source(session, todo)
-    wanted = [point for sae in todo for point in session.points(sae) if point is not None]
-    return ModelSource(session.model(), wanted, config.corpus, config.model.batch_tokens)
+    return ModelSource(session.model(), session.hookpoints(todo), config.corpus, config.model.batch_tokens)
 
 
 def _kept_fill(session: Session, first: SaeConfig, source: ModelSource) -> KeptFill | None:
