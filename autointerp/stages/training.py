@@ -175,11 +175,13 @@ def _kept_fill(session: Session, first: SaeConfig, source: ModelSource) -> KeptF
     if parallel.world_size() > 1:
         return None
     config, loaded = session.config, source.loaded
+    # the buffer holds all vectors of the model, long ones too; only a source of another kind reads a cache
+    elsewhere = ("cache", "cache_vectors", "longest")
     key = digest(
         {
             "model": model_key(config),
             "corpus": corpus_key(config),
-            "train": {k: v for k, v in asdict(config.train).items() if k not in ("cache", "cache_vectors")},
+            "train": {name: value for name, value in asdict(config.train).items() if name not in elsewhere},
             "batch_tokens": config.model.batch_tokens,
             "hookpoints": [str(point) for point in source.hookpoints],
             "device": loaded.device.type,
