@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_SPECIAL = (
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-    "additional_special_tokens", "extra_special_tokens",
-)  # fmt: skip
-"""What tokenizer_config.json and special_tokens_map.json may call special."""
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The roles that tokenizer_config.json and special_tokens_map.json may give to a token. Tokens that are special without
+a role are known by tokenizer.json."""
 _LARGEST_FILE = 512 * 1024 * 1024
 INSTALL = "pip install 'autointerp[scan]'"
 
