@@ -14,7 +14,6 @@ is not written again. It takes some two hours on two idle cores.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 import duckdb
 
+from autointerp.cli.demo_config import toml_path
 from autointerp.means import mean_interval
 from autointerp.real_model.cache_folder import default_cache
 from autointerp.real_model.english_text import english_text
@@ -97,8 +97,8 @@ def name_of(layer: int, k: int, size: int) -> str:
 def head_of(model: Path, text: Path) -> str:
     """[model] and the beginning of [corpus]. A dtype is named, so that the same is measured on every machine."""
     return (
-        f'[model]\nname = {json.dumps(str(model))}\ndtype = "bfloat16"\n'
-        f'[corpus]\nsource = {json.dumps(str(text))}\nid_field = "id"\ncontext_length = {CONTEXT}\n'
+        f'[model]\nname = {toml_path(str(model))}\ndtype = "bfloat16"\n'
+        f'[corpus]\nsource = {toml_path(str(text))}\nid_field = "id"\ncontext_length = {CONTEXT}\n'
     )
 
 
@@ -112,7 +112,7 @@ def sae_table(name: str, layer: int, features: int, k: int) -> str:
 def read_table(out: Path, name: str, layer: int) -> str:
     """The table of a dictionary that was trained by another configuration."""
     return (
-        f'[[sae]]\nname = "{name}"\nhookpoint = "model.layers.{layer}"\npath = {json.dumps(str(out / "sae" / name))}\n'
+        f'[[sae]]\nname = "{name}"\nhookpoint = "model.layers.{layer}"\npath = {toml_path(str(out / "sae" / name))}\n'
     )
 
 

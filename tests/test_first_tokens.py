@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import duckdb
 import pytest
@@ -33,10 +35,11 @@ from autointerp.ask.explanation_row import evidence_sha256
 from autointerp.ask.prompts import one_line
 from autointerp.config import Config, ScoreConfig
 from autointerp.config_file import load
+from autointerp.corpus.text_tiles import tiles_of
 from autointerp.evidence.shape import Places, find_shapes
 from autointerp.explain.excerpts import pieces as levelled
 from autointerp.llm.capabilities import UNPROBED
-from autointerp.records import SPLITS, Context, FeatureEvidence
+from autointerp.records import SPLITS, Context, FeatureEvidence, Window
 from autointerp.rules.shape_labels import describe
 from autointerp.score.detection_questions import Example, Judge
 from autointerp.score.detection_questions import pieces as marked
@@ -44,7 +47,7 @@ from autointerp.score.intruder import IntruderJudge, Lineup
 from autointerp.score.simulation import Simulator
 from autointerp.stages import pipeline
 from autointerp.store import Selection, Store
-from autointerp.store.first_tokens import BEGINS_DOCUMENT, BEGINS_WINDOW
+from autointerp.store.first_tokens import BEGINS_DOCUMENT, BEGINS_WINDOW, WINDOW_BEGINS_DOCUMENT
 from autointerp.store.sampled_tokens import WindowCount
 from autointerp.terminal import Terminal
 
@@ -135,6 +138,17 @@ def test_a_block_begins_a_document_only_if_it_is_the_first(drawn: list[tuple[str
         for document, start, n_prefix, offset in drawn
     ]
     assert rows == expected
+
+
+@pytest.mark.parametrize("document", [*NAMES, "a#1٣"])
+def test_tiles_of_a_text_begin_where_the_store_says(document: str) -> None:
+    text = SimpleNamespace(tokens=lambda ids: [str(i) for i in ids])
+    for start in (0, 8):
+        tiles = tiles_of(Window(document, start, "explain", [0, 1, 2, 3], 1), cast(Any, text), 2)
+        window = "(SELECT ? AS start, ? AS document) AS w"
+        with duckdb.connect() as con:
+            told = con.execute(f"SELECT {WINDOW_BEGINS_DOCUMENT} FROM {window}", [start, document]).fetchall()
+        assert [tile.begins_document for tile in tiles] == [told[0][0], False]
 
 
 def test_shapes_are_recognised_and_labelled(store: Store) -> None:

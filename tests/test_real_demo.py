@@ -15,7 +15,7 @@ from support.small_models import TRAINING_TEXT
 
 from autointerp.cli import real_demo
 from autointerp.cli.real_demo import FIRST, Prepared, RealSizes, config_text, forecast_lines
-from autointerp.config import TrainConfig
+from autointerp.config import Config, TrainConfig
 from autointerp.config_file import load
 from autointerp.errors import InputError
 from autointerp.real_model import english_text, machine_speed, model_folder
@@ -143,6 +143,26 @@ def test_the_first_labels_come_first(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert {k: v for k, v in store.row_counts().items() if k != "runs"} == {
             k: v for k, v in before.items() if k != "runs"
         }
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_text_that_would_not_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def note(config: Config, *_: object) -> None:
+        ran.append(config.corpus.source)
+
+    monkeypatch.setattr(real_demo, "label_in_two_rounds", note)
+    command = ("demo", "--real", "--out", str(tmp_path / "out"), "--cache", str(tmp_path), "--text", "prose.txt")
+    for _ in range(2):  # the same command goes on
+        assert run(capsys, *command)[0] == 0
+    assert ran == 2 * [str(tmp_path / "text.jsonl")]
+    monkeypatch.setattr(english_text, "english_text", lambda cache, more, terminal: tmp_path / "other.jsonl")
+    code, _, err = run(capsys, *command)
+    assert code == 2 and "text.jsonl, not what --text names now" in " ".join(err.split())
+    assert run(capsys, *command[:-2])[0] == 0 and ran == 3 * [str(tmp_path / "text.jsonl")]
 
 
 def test_speeds_are_measured_on_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:

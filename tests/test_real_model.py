@@ -123,6 +123,11 @@ def test_what_a_killed_run_left_is_deleted_a_day_later(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".making-new", "x"]
 
 
+def test_what_another_run_deletes_meanwhile_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / ".making-gone").symlink_to(tmp_path / "nothing")  # is listed, and is not there when it is looked at
+    assert made_file(tmp_path / "x", lambda target: target.write_text("whole")).read_text() == "whole"
+
+
 @pytest.mark.parametrize("damage", ["changed", "missing", "no list", "list of nothing", "a path in the list"])
 def test_a_damaged_folder_is_made_again(tmp_path: Path, damage: str) -> None:
     said: list[str] = []

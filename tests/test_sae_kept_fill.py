@@ -6,18 +6,20 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from autointerp.config import TrainConfig
+from autointerp.config import Config, CorpusConfig, SaeConfig, TrainConfig
 from autointerp.errors import StoppedError
 from autointerp.sae.buffer import ArraySource, ShuffledBatches
 from autointerp.sae.kept_fill import KeptFill
 from autointerp.sae.trainer import Trainer
 from autointerp.sae.training_run import SaeSpec
+from autointerp.stages import training
 
 
 class Killed(BaseException): ...
@@ -128,3 +130,18 @@ def test_the_block_before_goes_only_after_a_checkpoint_that_does_not_need_it(tmp
     assert src.n_read == 646 - 238  # what had been read by the last part that was kept is not read again
     lines = [(tmp_path / folder / "metrics.jsonl").read_text() for folder in ("whole", "cut")]
     assert lines[0] == lines[1]
+
+
+def test_what_is_done_with_the_vectors_of_the_buffer_is_not_asked(tmp_path: Path) -> None:
+    """A fill from before long vectors were left out is still used."""
+
+    def key(train: TrainConfig) -> str:
+        config = Config(corpus=CorpusConfig(source="stdlib"), train=train)
+        session = SimpleNamespace(config=config, sae_folder=lambda sae: tmp_path)
+        read = SimpleNamespace(loaded=SimpleNamespace(device=torch.device("cpu")), hookpoints=["model.layers.1"])
+        kept = training._kept_fill(cast(Any, session), SaeConfig("model.layers.1"), cast(Any, read))
+        assert kept is not None
+        return kept._key
+
+    assert key(TrainConfig(longest=0)) == key(TrainConfig(longest=10))
+    assert key(TrainConfig(seed=1)) != key(TrainConfig(seed=2))

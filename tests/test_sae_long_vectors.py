@@ -93,11 +93,14 @@ def test_vectors_that_are_not_finite_are_left_to_those_who_look_for_them():
 
 
 @pytest.mark.parametrize("value", ["long", True, -1, 0, float("inf"), float("nan"), [3], {"a": 1}])
-def test_a_file_that_names_no_length_is_refused(value):
+def test_a_file_that_names_no_length_is_refused(tmp_path, value):
     sae = Sae(torch.ones(2, 3), torch.zeros(3), torch.ones(3, 2), torch.zeros(2), k=1)
     sae.metadata = {LIMIT: value}
     with pytest.raises(DamagedError, match="longest_vector"):
         sae.encode_sparse(torch.ones(1, 2))
+    save_saelens(sae, tmp_path / "saved", sae.metadata)
+    with pytest.raises(DamagedError, match=r"saved: the SAE's longest_vector"):
+        load_sae(tmp_path / "saved")
 
 
 def test_a_limit_below_the_median_is_refused():

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.sae_training import SPECS, train_from_cache, train_together
+from support.sae_training import SPECS, TOGETHER, train_from_cache, train_on_long_vectors, train_together, vectors
 
-from autointerp.sae import files
+from autointerp.sae import files, parallel
+from autointerp.sae.training_run import SaeRun
 
 WORKER = """
 import sys
@@ -74,3 +75,25 @@ def test_two_processes_fill_and_read_one_cache(tmp_path: Path) -> None:
         for n in ("one", "two")
     ]
     assert len(losses[1]) == 60 and losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this build of torch has no torch.distributed")
+@pytest.mark.slow
+def test_processes_that_leave_out_unequal_numbers_of_vectors_stay_together(tmp_path: Path) -> None:
+    done = torchrun(tmp_path / "two", train_on_long_vectors)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for spec in SPECS:
+        one, two = (files.read_tensors(tmp_path / "two" / spec.name / f"held-{rank}.safetensors") for rank in (0, 1))
+        assert one.keys() == two.keys() and "since_fired" in one
+        for name, tensor in one.items():
+            assert torch.equal(tensor, two[name]), f"{spec.name}.{name}"
+
+
+def test_a_feature_is_silent_on_the_vectors_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the slow test sees in two processes, of a process whose neighbour has seven vectors more."""
+    run = SaeRun(SPECS[0], TOGETHER, 16, 60, torch.device("cpu"))
+    run.begin(vectors(512))
+    run.weights["b_enc"].data[0] = -100.0
+    monkeypatch.setattr(parallel, "total_rows", lambda rows, device: 2 * rows + 7)
+    run.step(vectors(32))
+    assert run.since_fired[0] == 71

@@ -86,6 +86,34 @@ main(["scan", {str(scanned.text)!r}, "-c", {str(scanned.toml)!r}, "--features", 
     assert all(len(row["examples"]) == min(2, row["n_claimed"]) for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("installed", "of", "told"),
+    [
+        (
+            False,
+            "the file",
+            "has to be read, and the package tokenizers is not installed: pip install 'autointerp[scan]'",
+        ),
+        (True, "nothing", "is found, so transformers has to make its tokenizer, and the package"),
+        (True, "another", "makes another tokenizer of the files"),
+        (True, "a chat", "the chat template of model"),
+    ],
+)
+def test_what_is_to_be_installed_brings_what_is_missing(
+    scanned: ScannedWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool, of: str, told: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    if not installed:
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+    name = str(tmp_path) if of == "nothing" else scanned.config.model.name
+    with pytest.raises(InputError) as refused:
+        harvest_tokenizer(ModelConfig(name=name), "another", needs_template=of == "a chat")
+    assert told in str(refused.value)
+    assert installed == (
+        "the package transformers is not installed: pip install 'autointerp[gpu]'" in str(refused.value)
+    )
+
+
 def run(*argv: object) -> int:
     with pytest.raises(SystemExit) as end:
         main([str(part) for part in argv])
@@ -110,6 +138,8 @@ def test_the_command_prints_and_writes_files(
     for argv, told in (
         ((*scan_one, "-o", tmp_path / "a.txt"), ".jsonl, .csv or .parquet"),
         ((*scan_one, "-o", scanned.store.with_suffix(".evidence.duckdb")), ".jsonl, .csv or .parquet"),
+        ((*scan_one, "-o", tmp_path / f"{'a' * 300}.csv"), "cannot be written"),
+        ((*scan_one, "-o", tmp_path / "no" / "a.csv"), "there is no folder"),
         ((*scan_one, "--explainer", "combined"), "'combined' carries a rule; labels by patterns do"),
         (("scan", tmp_path / "nothing", "-c", scanned.toml), "nothing"),
         (("scan", scanned.text, "-c", scanned.toml, "--features", "90"), "last feature is 47"),

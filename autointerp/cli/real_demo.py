@@ -72,10 +72,11 @@ class RealSizes:
 
 def run_real_demo(out: Path, cache: Path | None, more: Sequence[Path], sizes: RealSizes, terminal: Terminal) -> None:
     """Get what is missing, write OUT/autointerp.toml unless it is there, run every stage, and print the labels. Raises
-    InputError where the file is there and sizes are given too."""
+    InputError where the file is there and sizes, or texts that it does not read, are given too."""
     pipeline.require_torch()
     path = out / _CONFIG
-    if is_written(path) and sizes != RealSizes():
+    goes_on = is_written(path)
+    if goes_on and sizes != RealSizes():
         raise InputError(
             f"{path} exists, and what it says holds: leave out --tokens, --features and --proper to go on with it, or "
             "name another folder with --out"
@@ -86,10 +87,16 @@ def run_real_demo(out: Path, cache: Path | None, more: Sequence[Path], sizes: Re
     begun = time.monotonic()
     kept = (default_cache() if cache is None else cache).absolute()
     model, text = model_folder(kept, terminal), english_text(kept, more, terminal)
-    if not is_written(path):
+    if not goes_on:
         write_config(path, _measured_config(model, text, sizes, terminal))
         terminal.say(f"wrote {path}")
-    label_in_two_rounds(load(path), begun, terminal)
+    config = load(path)
+    if goes_on and more and Path(config.corpus.source) != text:
+        raise InputError(
+            f"{path} exists, and reads {config.corpus.source}, not what --text names now: leave out --text to go on "
+            "with it, or name another folder with --out"
+        )
+    label_in_two_rounds(config, begun, terminal)
     terminal.say(
         f'look further: cd {out} && autointerp show 0   or   autointerp query "SELECT * FROM labels LIMIT 5". With an '
         "LLM: set [explain] explainer = 'combined', model and base_url, then autointerp explain --random 50"

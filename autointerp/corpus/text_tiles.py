@@ -14,8 +14,8 @@ from typing import NamedTuple
 from autointerp.corpus.token_text import TokenText
 from autointerp.records import Window
 
-_LATER_BLOCK = re.compile(r"#[1-9]\d*$")
-"""The name of a block of a large document, but not of its first (see store/first_tokens.py)."""
+_LATER_BLOCK = re.compile(r"#[1-9][0-9]*\Z")
+"""The name of a block of a large document, but not of its first, just as SQL tells it (store/first_tokens.py)."""
 
 
 class TextTile(NamedTuple):

@@ -20,13 +20,10 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_SPECIAL = (
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-    "additional_special_tokens", "extra_special_tokens",
-)  # fmt: skip
-"""What tokenizer_config.json and special_tokens_map.json may call special."""
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The roles that tokenizer_config.json and special_tokens_map.json may give to a token. Tokens that are special without
+a role are known by tokenizer.json."""
 _LARGEST_FILE = 512 * 1024 * 1024
-INSTALL = "pip install 'autointerp[scan]'"
 
 
 def harvest_tokenizer(config: ModelConfig, sha256: str, needs_template: bool = False) -> PreTrainedTokenizerBase:
@@ -40,7 +37,7 @@ def harvest_tokenizer(config: ModelConfig, sha256: str, needs_template: bool = F
     found = None if needs_template else _by_itself(config)
     if found is not None and tokenizer_sha256(found) == sha256:
         return found
-    whole = _by_transformers(config, found is not None)
+    whole = _by_transformers(config, needs_template, found is not None)
     if tokenizer_sha256(whole) != sha256:
         raise MismatchError(
             f"the tokenizer of model {config.name!r} is not the one that the dictionary was harvested with, so its "
@@ -49,15 +46,21 @@ def harvest_tokenizer(config: ModelConfig, sha256: str, needs_template: bool = F
     return whole
 
 
+def _can_read_files() -> bool:
+    try:
+        import tokenizers  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 def _by_itself(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     """The tokenizer as its files hold it; None where there are none that can be read so."""
-    try:
-        import tokenizers
-    except ModuleNotFoundError:
-        return None
-    path = _file_of(config, "tokenizer.json")
+    path = _file_of(config, "tokenizer.json") if _can_read_files() else None
     if path is None:
         return None
+    import tokenizers
+
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise InputError(f"{path} has more than {_LARGEST_FILE:,} bytes, so it is no tokenizer")
@@ -69,17 +72,23 @@ def _by_itself(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     return cast("PreTrainedTokenizerBase", TokenizerFile(backend, _special_tokens(config), config.name))
 
 
-def _by_transformers(config: ModelConfig, has_file: bool) -> PreTrainedTokenizerBase:
+def _by_transformers(config: ModelConfig, needs_template: bool, has_file: bool) -> PreTrainedTokenizerBase:
     try:
         from transformers import AutoTokenizer
     except ModuleNotFoundError as error:
-        why = (
-            f"transformers makes another tokenizer of the files of model {config.name!r} than they hold"
-            if has_file
-            else f"the tokenizer of model {config.name!r} has to be read"
-        )
-        missing = (error.name or "transformers").split(".")[0]
-        raise InputError(f"{why}, and the package {missing} is not installed: {INSTALL}") from None
+        extra = "gpu"
+        if needs_template:
+            why = f"the chat template of model {config.name!r} has to be rendered"
+        elif has_file:
+            why = f"transformers makes another tokenizer of the files of model {config.name!r} than they hold"
+        elif _can_read_files():
+            why = f"no tokenizer.json of model {config.name!r} is found, so transformers has to make its tokenizer"
+        else:
+            why, extra = f"the tokenizer of model {config.name!r} has to be read", "scan"
+        missing = "tokenizers" if extra == "scan" else (error.name or "transformers").split(".")[0]
+        raise InputError(
+            f"{why}, and the package {missing} is not installed: pip install 'autointerp[{extra}]'"
+        ) from None
     try:
         return cast(
             "PreTrainedTokenizerBase",

@@ -258,7 +258,7 @@ def _has_alternatives(rows: list[TokenLogprob] | None) -> bool:
 def _stand_one_too_early(rows: list[TokenLogprob]) -> bool:
     """Whether the alternatives of a token are those of the next one, as llama-cpp-python echoes them where the model
     puts no mark before a text. By far more tokens are then foreseen one row too early than in their own row."""
-    foreseen = [max(row.top, key=lambda pair: pair[1])[0] if row.top else None for row in rows]
+    foreseen = [row.top[0][0] if row.top else None for row in rows]
     tokens = [row.token for row in rows]
     in_place = sum(best == token for best, token in zip(foreseen, tokens, strict=True))
     too_early = sum(best == token for best, token in zip(foreseen, tokens[1:], strict=False))

@@ -76,8 +76,8 @@ class DeclinedError(AttemptError):
 
 
 class RequestRefusedError(InputError):
-    """The endpoint answered 400, 405, 415, 422, a redirect, or a 500 that names a field of the request: a parameter or
-    the URL is wrong."""
+    """The endpoint answered 400, 405, 415, 422, a redirect, a 500 that names a field of the request, or several 500s to
+    a field that it may not support: a parameter or the URL is wrong."""
 
     def __init__(self, message: str, http_status: int) -> None:
         super().__init__(message)

@@ -101,8 +101,9 @@ class _PlainClient(openai.AsyncOpenAI):
 
 @lru_cache(maxsize=4)
 def _trusted(asks_env: bool, cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:
-    """The certificates that are trusted, the environment's where it may name some. Reading them takes longer than all
-    else that a client begins with, so those of one process share them."""
+    """The certificates that are trusted, with `asks_env` those that the environment names. Reading them takes longer
+    than all else that a client begins with, so it is done once in a process for each environment: `cert_file` and
+    `cert_dir` are what the environment names, and are read from there."""
     return httpx2.create_ssl_context(trust_env=asks_env)
 
 

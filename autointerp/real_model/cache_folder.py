@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autointerp.errors import DiskFullError, InputError, shown
@@ -50,8 +50,9 @@ def scratch(cache: Path) -> Iterator[Path]:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for old in cache.glob(f"{_MAKING}*"):
-            if time.time() - old.stat().st_mtime > _OLD_S:
-                shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another run has just deleted its own
+                if time.time() - old.stat().st_mtime > _OLD_S:
+                    shutil.rmtree(old, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=_MAKING, dir=cache, ignore_cleanup_errors=True) as made:
             yield Path(made)
     except OSError as error:

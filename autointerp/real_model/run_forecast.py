@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autointerp.config import EvidenceConfig, TrainConfig
+
 HARVEST_WORK = 1.4
 """Time of a harvest as a multiple of the model's passes over its text: encoding, evidence, and windows read again."""
-EVIDENCE_TOKENS = 65_536
-"""Tokens that the evidence methods read once more (`evidence.relation_tokens`)."""
+EVIDENCE_TOKENS = EvidenceConfig().relation_tokens
+"""Tokens that the evidence methods read once more."""
 MERGE_S, EVIDENCE_S = 0.006, 0.006
 """Seconds for each feature."""
 OUTPUT_S = 20.0
@@ -43,7 +45,7 @@ class Sizes:
     corpus_tokens: int
     features: int
     dictionaries: int = 1
-    batch_size: int = 2048
+    batch_size: int = TrainConfig().batch_size
     passes: int | None = None
     """Tokens that the model reads in training, where activations are kept; None: one for each vector."""
 

@@ -139,7 +139,7 @@ class BatchTopK(Family):
     def choose(self, blocks: Iterable[Tensor], weights: Weights, state: dict[str, Tensor]) -> SparseCodes:
         # Entries below half the last threshold are hardly ever needed. When they are, all entries are searched.
         kept = list(blocks)
-        wanted = self.k * sum(map(len, kept)) * parallel.world_size()
+        wanted = self.k * parallel.total_rows(sum(map(len, kept)), state["threshold"].device)
         for bound in (state["threshold"] / 2, torch.zeros_like(state["threshold"])):
             found = codes.join([codes.threshold_codes(pre, bound) for pre in kept])
             values = parallel.gathered(found.values)

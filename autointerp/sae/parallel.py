@@ -59,6 +59,12 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def total_rows(rows: int, device: torch.device) -> int:
+    """The sum of a number of rows over the processes. It is the same in all of them, so a decision that leads to an
+    exchange can hang on it."""
+    return int(total(torch.tensor(rows, device=device))) if world_size() > 1 else rows
+
+
 def smallest(values: Tensor) -> Tensor:
     """The smallest of all processes' values, []; infinity if there are none."""
     least = values.min() if len(values) else torch.full((), torch.inf, device=values.device)

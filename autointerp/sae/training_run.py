@@ -205,7 +205,7 @@ class SaeRun:
         centred = x - b_pre.detach()
         with torch.no_grad():
             active = self.family.choose(self._pre_blocks(centred, plain), plain, self.state)
-        step = self._prepared(active, centred, x, y, b_pre)
+        step = self._prepared(active, centred, y, b_pre)
         loss = self.family.loss(step)
         gradients = dict(zip(self.trained, torch.autograd.grad(loss.total, list(self.trained.values())), strict=True))
         acts, residual = loss.acts.detach(), loss.residual.detach()
@@ -225,7 +225,7 @@ class SaeRun:
             if self.config.auxk_alpha and len(dead_features):
                 self._wake(plain, x - plain["b_dec"] if self.spec.outputs is None else centred, active)
             fired = parallel.total(_active_counts(step.pairs, acts))
-            self.since_fired.add_(len(x) * parallel.world_size()).masked_fill_(fired > 0, 0)
+            self.since_fired.add_(parallel.total_rows(len(x), self.device)).masked_fill_(fired > 0, 0)
             self._steer(l0)
         else:  # no update: one bad vector must not spoil the weights
             self.bad_steps += 1
@@ -244,7 +244,7 @@ class SaeRun:
         for block in row_blocks(centred, self.spec.d_sae):
             yield F.linear(block.to(encoder.dtype), encoder, b_enc).float()
 
-    def _prepared(self, active: SparseCodes, centred: Tensor, x: Tensor, y: Tensor, b_pre: Tensor) -> Step:
+    def _prepared(self, active: SparseCodes, centred: Tensor, y: Tensor, b_pre: Tensor) -> Step:
         weights = self.weights
         pairs = Pairs.of(active, self.spec.d_sae)
         pre = entries.pre_activations(pairs, active.values, centred, weights["encoder"], weights["b_enc"], b_pre)
@@ -277,7 +277,7 @@ class SaeRun:
         """Wake the features that are still dead after AuxK has had another `dead_after` vectors to fit them."""
         asleep = (self.since_fired >= 2 * self.config.dead_after).nonzero().squeeze(1)
         if len(asleep):
-            n = len(centred) * parallel.world_size()
+            n = parallel.total_rows(len(centred), self.device)
             wins = max(1, round(WAKE_SHARE * n * self.spec.k / self.spec.d_sae))
             dead.wake(weights, centred, self.family.bar(weights, active, asleep), asleep, wins)
             self.optimizer.forget([n for n in ("encoder", "b_enc", "decoder") if n in self.trained], asleep)

@@ -121,11 +121,14 @@ class Scan:
         for label, count in zip(self.labels, counts.of_rule, strict=True):
             found.append(
                 ScanRow(
-                    self.dictionary.name, label.feature, label.text, label.second_text, label.explainer,
-                    label.explanation_id, self.options.at_least, counts.n_tiles, count.n_claimed,
-                    count.n_claimed / max(1, counts.n_tiles), count.n_documents, count.n_tokens, label.density,
-                    label.natural, label.precision, label.precision_low, label.precision_high, label.recall,
-                    label.recall_low, label.recall_high, count.examples,
+                    dictionary=self.dictionary.name, feature=label.feature, label=label.text,
+                    second_label=label.second_text, explainer=label.explainer, explanation_id=label.explanation_id,
+                    at_least=self.options.at_least, n_tiles=counts.n_tiles, n_claimed=count.n_claimed,
+                    share=count.n_claimed / max(1, counts.n_tiles), n_documents=count.n_documents,
+                    n_tokens=count.n_tokens, density=label.density, natural=label.natural,
+                    precision=label.precision, precision_low=label.precision_low, precision_high=label.precision_high,
+                    recall=label.recall, recall_low=label.recall_low, recall_high=label.recall_high,
+                    examples=count.examples,
                 )
             )  # fmt: skip
         return found
@@ -172,7 +175,7 @@ def _corpus_of(corpus: CorpusConfig, source: str, harvest: HarvestRow, is_own: b
     try:
         read = replace(corpus, **{"max_tokens": None, **{name: held[name] for name in names if name in held}})
     except (InputError, TypeError) as error:
-        raise DamagedError(f"harvest {harvest.harvest_id} has settings that cannot be used: {error}") from None
+        raise _unusable(harvest, error) from None
     return replace(read, source=source)
 
 
@@ -181,7 +184,11 @@ def _tile_tokens_of(configured: HarvestConfig, harvest: HarvestRow) -> int:
     try:
         return replace(configured, context_tokens=held).context_tokens
     except (InputError, TypeError) as error:
-        raise DamagedError(f"harvest {harvest.harvest_id} has settings that cannot be used: {error}") from None
+        raise _unusable(harvest, error) from None
+
+
+def _unusable(harvest: HarvestRow, error: Exception) -> DamagedError:
+    return DamagedError(f"harvest {harvest.harvest_id} has settings that cannot be used: {error}")
 
 
 def _is_same_text(source: str, harvested: str) -> bool:

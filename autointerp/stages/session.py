@@ -215,6 +215,10 @@ class Session:
         output = None if sae.output_hookpoint is None else self.point(sae.output_hookpoint)
         return self.point(sae.hookpoint), output
 
+    def hookpoints(self, saes: Sequence[SaeConfig]) -> list[Hookpoint]:
+        """All hookpoints that these SAEs read or write, one after the other."""
+        return [point for sae in saes for point in self.points(sae) if point is not None]
+
     def work_folder(self, sae: SaeConfig) -> Path:
         """The folder in which harvested units wait for the merge."""
         store = Path(self.config.store.path)

@@ -166,8 +166,7 @@ def _source(session: Session, todo: Sequence[SaeConfig]) -> ModelSource | Cached
     config = session.config
     if config.train.cache is not None:
         return cached_source(session, todo)
-    wanted = [point for sae in todo for point in session.points(sae) if point is not None]
-    return ModelSource(session.model(), wanted, config.corpus, config.model.batch_tokens)
+    return ModelSource(session.model(), session.hookpoints(todo), config.corpus, config.model.batch_tokens)
 
 
 def _kept_fill(session: Session, first: SaeConfig, source: ModelSource) -> KeptFill | None:
@@ -176,11 +175,13 @@ def _kept_fill(session: Session, first: SaeConfig, source: ModelSource) -> KeptF
     if parallel.world_size() > 1:
         return None
     config, loaded = session.config, source.loaded
+    # the buffer holds all vectors of the model, long ones too; only a source of another kind reads a cache
+    elsewhere = ("cache", "cache_vectors", "longest")
     key = digest(
         {
             "model": model_key(config),
             "corpus": corpus_key(config),
-            "train": {k: v for k, v in asdict(config.train).items() if k not in ("cache", "cache_vectors")},
+            "train": {name: value for name, value in asdict(config.train).items() if name not in elsewhere},
             "batch_tokens": config.model.batch_tokens,
             "hookpoints": [str(point) for point in source.hookpoints],
             "device": loaded.device.type,

@@ -36,21 +36,22 @@ MARGIN = 1.1
 
 def cached_source(session: Session, saes: Sequence[SaeConfig]) -> CachedSource:
     """The activations that training `saes` reads, all of them on disk. What is missing is made first, in one pass of
-    the model. Raises DiskFullError before it if they have no room, and StoreBusyError if another process makes them."""
+    the model. Raises DiskFullError, which describe_cache foresees, StoreBusyError if another process makes them, and
+    InputError if the folder cannot be used."""
     config, loaded, terminal = session.config, session.model(), session.terminal
-    wanted, columns, key = _wanted(config), columns_of(loaded, _hookpoints(session, saes)), _key(session)
+    wanted, columns, key = _wanted(config), columns_of(loaded, session.hookpoints(saes)), _key(session)
     folder = _folder(config, key)
 
     def source_of(points: Sequence[Hookpoint]) -> ModelSource:
         return ModelSource(loaded, points, config.corpus, config.model.batch_tokens)
 
     try:
-        held = _held(session, folder, columns, key)
+        held = _held(folder, columns, key)
         if next_stretch(held, wanted) is not None:
             with filling(folder):
                 if parallel.is_first():
                     _write_facts(session, folder)
-                held = _held(session, folder, columns, key)
+                held = _held(folder, columns, key)
                 total = min(wanted, max(_expected(session, wanted), _first_missing(held, wanted)))
                 names = ", ".join(map(str, columns))
                 what = f"filling the activation cache of {names}"
@@ -78,9 +79,9 @@ def describe_cache(session: Session, saes: Sequence[SaeConfig]) -> str:
     if not untrained:
         return "no SAE is to be trained, so it is not read"
     config, wanted, key = session.config, _wanted(session.config), _key(session)
-    folder, columns = _folder(config, key), columns_of(session.model(), _hookpoints(session, untrained))
+    folder, columns = _folder(config, key), columns_of(session.model(), session.hookpoints(untrained))
     try:
-        held = _held(session, folder, columns, key)
+        held = _held(folder, columns, key)
         if next_stretch(held, wanted) is None:
             return f"{folder} holds {cached(held, wanted):,} vectors of {', '.join(map(str, columns))}"
         place, free = disk_space(folder)
@@ -113,10 +114,6 @@ def _wanted(config: Config) -> int:
     return config.train.tokens if config.train.cache_vectors is None else config.train.cache_vectors
 
 
-def _hookpoints(session: Session, saes: Sequence[SaeConfig]) -> list[Hookpoint]:
-    return [point for sae in saes for point in session.points(sae) if point is not None]
-
-
 def _facts(session: Session) -> dict[str, Any]:
     """Everything that the vectors and their order depend on."""
     config, loaded = session.config, session.model()
@@ -140,7 +137,7 @@ def _folder(config: Config, key: str) -> Path:
     return Path(config.train.cache) / key[:16]
 
 
-def _held(session: Session, folder: Path, columns: VectorColumns, key: str) -> Held:
+def _held(folder: Path, columns: VectorColumns, key: str) -> Held:
     return {
         point: Shards(folder / file_name(str(point)), {"key": key, "hookpoint": str(point), "width": end - begin})
         for point, (begin, end) in columns.items()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import threading
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +13,9 @@ from typing import Any
 
 import duckdb
 
-from autointerp.errors import AutointerpError, InputError, shown
+from autointerp.errors import AutointerpError, InputError
 from autointerp.store.connection import identifier, quoted
+from autointerp.store.output_file import put_in_place
 from autointerp.store.query_process import GRACE_S, Alarm, Limits, Rows, Say, answer_in_a_process
 from autointerp.store.query_statements import checked_statement, first_line
 from autointerp.store.safety.bare_reading import connect_for_reading
@@ -70,35 +68,6 @@ def run_query(
 class _Output:
     file: Path
     format: str
-
-
-@contextmanager
-def put_in_place(target: Path) -> Iterator[Path]:
-    """Where to write what is meant for `target`: a new file beside it, which replaces it when the block ends well. A
-    device or a pipe is written to directly. Raises InputError where no file can stand there."""
-    try:
-        place = target.parent.resolve() / target.name
-        is_folder = place.is_dir()
-    except OSError as error:
-        raise InputError(f"{shown(str(target))} cannot be written: {error.strerror}") from None
-    if is_folder:
-        raise InputError(f"the result is to be a file, but there is a folder {target}")
-    if not place.parent.is_dir():
-        raise InputError(f"there is no folder {target.parent} to write {target.name!r} to")
-    if {"dev", "proc"} & set(place.parts[1:2]) or (place.exists() and not place.is_file()):
-        yield place.resolve()
-        return
-    # The end of the name is kept: DuckDB chooses the compression by it.
-    new = place.with_name(f".{uuid.uuid4().hex[:8]}.{place.name[-100:]}")
-    try:
-        yield new
-        if place.is_file() and not place.is_symlink():
-            new.chmod(stat.S_IMODE(place.stat().st_mode))
-        os.replace(new, place)
-    except OSError as error:
-        raise AutointerpError(f"{target} cannot be written: {error.strerror}") from None
-    finally:
-        new.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import duckdb
 
 from autointerp.errors import InputError
 from autointerp.store.connection import identifier, quoted
-from autointerp.store.query import put_in_place
+from autointerp.store.output_file import place_of, put_in_place
 from autointerp.store.safety.paths import refuse_own_file
 
 _FORMS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -24,10 +24,7 @@ def check_rows_file(path: Path, store: Path) -> None:
     if path.suffix.lower() not in _FORMS:
         raise InputError(f"{path}: the name has to end in .jsonl, .csv or .parquet, which says in which form")
     refuse_own_file(store, path)
-    if path.is_dir():
-        raise InputError(f"the result is to be a file, but there is a folder {path}")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} to write {path.name!r} to")
+    place_of(path)
 
 
 def write_rows(path: Path, columns: dict[str, str], rows: Sequence[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autointerp.store.connection import StoreConnection
-from autointerp.store.named_rows import select_list
+from autointerp.store.named_rows import field_names, select_list
 from autointerp.store.selection import is_chosen, latest_labels
 
 
@@ -58,7 +58,7 @@ class StoreRuleLabels(StoreConnection):
         chosen, parameters = is_chosen(dictionary_id, None if features is None else list(features))
         columns = select_list(
             RuleLabelRow, "e", density="f.density",
-            **{name: f"s.{name}" for name in RuleLabelRow.__dataclass_fields__ if name.partition("_")[0] in _SCORES},
+            **{name: f"s.{name}" for name in field_names(RuleLabelRow) if name.partition("_")[0] in _SCORES},
         )  # fmt: skip
         return self.records(
             RuleLabelRow,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from autointerp.config import TrainConfig
 from autointerp.model.hooks import Hookpoint
+from autointerp.sae import files, parallel
 from autointerp.sae.activation_cache import CachedSource, fill
 from autointerp.sae.activation_shards import Shards
 from autointerp.sae.buffer import ArraySource
@@ -77,3 +78,18 @@ def train_from_cache(folder: Path) -> None:
     source = CachedSource(held, Text.columns, n, key="k", seed=3, device=torch.device("cpu"))
     config = replace(TOGETHER, cache="somewhere", cache_vectors=1500)
     Trainer(source, config, [(SPECS[0], folder / SPECS[0].name)], log_every=1).train()
+
+
+def train_on_long_vectors(folder: Path) -> None:
+    """Trains SPECS where some vectors are left out, of which the processes get unequal numbers. Each writes what it
+    holds at the end."""
+    data = vectors(1500)
+    data[torch.rand(1500, generator=torch.Generator().manual_seed(5)) < 0.1] *= 1000
+    jobs = [(spec, folder / spec.name) for spec in SPECS]
+    trainer = Trainer(ArraySource(data, block=100), TOGETHER, jobs, log_every=1)
+    for learner in trainer.learners:
+        learner.run.weights["b_enc"].data[:6] -= 3.0
+    trainer.train()
+    for learner in trainer.learners:
+        held = {name: tensor.contiguous() for name, tensor in learner.run.tensors().items()}
+        files.write_tensors(learner.folder / f"held-{parallel.rank()}.safetensors", held)

@@ -30,6 +30,7 @@ from autointerp.sae.files import regular_size
 from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, sparsify
 from autointerp.sae.formats.hub import local_folder
 from autointerp.sae.formats.internal import all_finite, read_config
+from autointerp.sae.long_vectors import saved_limit
 from autointerp.sae.sae import Sae
 
 __all__ = ["FORMATS", "detect", "load_sae", "local_folder", "sae_sha256", "save_saelens", "save_sparsify"]
@@ -62,11 +63,15 @@ def load_sae(path: Path | str, format: str = "auto") -> Sae:
     float32. `Sae.metadata` holds what its files say about model and hook point, under SAELens's names.
 
     Raises InputError when the path does not exist, the format is unknown or not the one named, or the architecture or a
-    setting is not supported. Raises DamagedError when a file is cut short, lacks tensors, or holds NaN or infinite
-    numbers.
+    setting is not supported. Raises DamagedError when a file is cut short, lacks tensors, holds NaN or infinite
+    numbers, or names a limit of length that is none.
     """
     found = _path(path)
     sae = _LOAD[_format(found, format)](found)
+    try:
+        saved_limit(sae.metadata)
+    except DamagedError as error:
+        raise DamagedError(f"{found}: {error}") from None
     if not all(all_finite(tensor) for tensor in sae.buffers()):
         raise DamagedError(f"{found}: some of the SAE's numbers are too large for float32 once its scaling is undone")
     return sae
