@@ -28,7 +28,7 @@ class SelectPart:
             c for c in of.select if c.kind == "sampled" or (not self._has_tiles and c.tier == "random")
         ]  # fmt: skip
         self._truths = [scaled(c.activations, of.evidence.max_activation) for c in self._contexts]
-        self._own = ManyTexts([c.tokens for c in self._contexts], [c.begins for c in self._contexts])
+        self._own = ManyTexts.of(self._contexts)
         self._tiles = texts.select
         sizes = np.diff(self._tiles.starts)
         self._silent = np.flatnonzero(np.repeat(of.silent_in_select, sizes))

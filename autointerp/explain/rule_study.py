@@ -61,7 +61,7 @@ class RuleStudy:
         self.reference = texts.reference
         self._texts = texts
         self._contexts = distinct_contexts(of.evidence)
-        self._own = ManyTexts([c.tokens for c in self._contexts], [c.begins for c in self._contexts])
+        self._own = ManyTexts.of(self._contexts)
         self._select = SelectPart(of, texts)
         self.sample = sample_of(of.evidence, texts.reference)
         silent = texts.reference.silent(of.evidence.feature) if len(self.sample.places) else None

@@ -56,13 +56,11 @@ class RuleTexts:
 
     @cached_property
     def explain(self) -> ManyTexts:
-        tiles = self.reference.tiles
-        return ManyTexts([tile.tokens for tile in tiles], [tile.begins for tile in tiles])
+        return ManyTexts.of(self.reference.tiles)
 
-    @cached_property
+    @property
     def select(self) -> ManyTexts:
-        tiles = self._select.tiles
-        return ManyTexts([tile.tokens for tile in tiles], [tile.begins for tile in tiles])
+        return self._select.texts
 
     @property
     def select_sources(self) -> NDArray[np.object_]:

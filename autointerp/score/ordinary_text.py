@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 
 from autointerp.ask.job import Job
 from autointerp.records import Split
-from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
 from autointerp.score.natural import SilentTiles
 from autointerp.score.ordinary_tiles import OrdinaryTiles
@@ -26,10 +24,6 @@ class OrdinaryText:
         self._documents: list[str] = []
         """Of the silent ones."""
 
-    @cached_property
-    def _texts(self) -> ManyTexts:
-        return ManyTexts([tile.tokens for tile in self._known.tiles], [tile.begins for tile in self._known.tiles])
-
     def read(self, features: Sequence[int]) -> None:
         """Reads in one query where these features fire, for `silent` to be asked about them next."""
         self._known.read(features)
@@ -42,8 +36,9 @@ class OrdinaryText:
             self._is_silent = ~self._known.fires(feature)
             self._documents = self._known.sources[self._is_silent].tolist()
             self._feature = feature
-        predicted, silent = self._texts.predict(rule), self._is_silent
-        sizes, total, squares = self._texts.sums(predicted)
+        texts, silent = self._known.texts, self._is_silent
+        predicted = texts.predict(rule)
+        sizes, total, squares = texts.sums(predicted)
         return SilentTiles(
-            self._documents, sizes[silent], total[silent], squares[silent], self._texts.peaks(predicted)[silent]
+            self._documents, sizes[silent], total[silent], squares[silent], texts.peaks(predicted)[silent]
         )

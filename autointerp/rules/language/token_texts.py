@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,16 @@ from autointerp.rules.token_facts import lex
 
 LONGEST_WORD = 256
 """Characters of a word that is read from several tokens; of a longer one, its beginning."""
+
+
+class Tokenized(Protocol):
+    """A stored text, such as a context or a tile."""
+
+    @property
+    def tokens(self) -> Sequence[str]: ...
+
+    @property
+    def begins(self) -> Begins | None: ...
 
 
 class Texts:
@@ -36,6 +47,10 @@ class Texts:
         self._classes: dict[str, NDArray[np.bool_]] = {}
         self._is_start: dict[str, NDArray[np.bool_]] = {}
         self._inside: dict[str, NDArray[np.bool_]] = {}
+
+    @classmethod
+    def of(cls, stored: Sequence[Tokenized]) -> Self:
+        return cls([one.tokens for one in stored], [one.begins for one in stored])
 
     def __len__(self) -> int:
         """How many texts there are."""
