@@ -129,6 +129,8 @@ def test_the_stored_rule_predicts_what_was_fitted(study: RuleStudy) -> None:
     assert read.combine == "sum" and read.clauses == draft.rule.clauses
     predicted = study._own.predict(read)
     assert np.corrcoef(predicted, study._truth)[0, 1] > 0.95
+    # Stored labels, which the free first pass judges, are worth on the select part what drafts are.
+    assert study._select.natural_of(read).value == pytest.approx(draft.natural.value, abs=1e-3)
 
 
 def test_a_round_counts_only_if_it_brings_more_than_noise(study: RuleStudy) -> None:

@@ -25,6 +25,7 @@ from autointerp.explain.explainer import EVERY_CONTEXT, ExplainRun, OpenRun
 from autointerp.explain.rule_mistakes import Mistakes, ReadText, marked_text
 from autointerp.explain.rule_question import RulePrompt
 from autointerp.explain.rule_rounds import RuleWriter
+from autointerp.explain.rule_select import SelectTexts
 from autointerp.explain.rule_texts import RuleTexts, StudiedFeature
 from autointerp.records import Context, FeatureEvidence, Side
 from autointerp.rules.labels import RULE, patterns_sha256
@@ -105,7 +106,7 @@ class WrittenRule:
 
 def _check_tiles(run: ExplainRun) -> None:
     """Raises InputError where the harvest did not count the tiles that a natural correlation is over."""
-    if run.job.store.n_tiles(run.job.harvest_id, "select") is None:
+    if not SelectTexts(run.job).is_counted:
         raise InputError(
             "the explainer 'rule' chooses rules by their natural correlation, and the harvest did not count how many "
             "tiles its text has; harvest again"
