@@ -193,7 +193,7 @@ def test_prompt() -> None:
     check("explain_compile", written(request))
     again = prompt.again(label_of("forms of `rise`"), "none", 'clauses[0].all[0] has an unknown key "wrd"\n')
     assert "unknown key" in again.body["messages"][-1]["content"]
-    asked = prompt.taken(is_json=True, sends_seed=True).request(label_of("x")).body
+    asked = replace(prompt, is_json=True).request(label_of("x")).body
     assert asked["response_format"]["json_schema"]["name"] == "rule" and asked["max_tokens"] >= 900
 
 

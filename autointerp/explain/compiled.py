@@ -81,7 +81,8 @@ class Compiled:
     async def explain(self, work: OpenRun, features: Sequence[int]) -> None:
         run, digest = work.run, self.digest(work.run)
         client = await work.client(run.config)
-        prompt = self._prompt(run).taken(*await form_taken(run, run.config, client))
+        is_json, sends_seed = await form_taken(run, run.config, client)
+        prompt = dataclasses.replace(self._prompt(run), is_json=is_json, sends_seed=sends_seed)
 
         async def compile_one(label: Explanation) -> None:
             await work.write(await _compiled(run, prompt, client, label, digest))
