@@ -19,7 +19,7 @@ from autointerp.ask.prompts import load_template
 from autointerp.ask.question import ask
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
-from autointerp.explain.asking import form_taken, status_without
+from autointerp.explain.asking import form_taken, paid, status_without, why_without
 from autointerp.explain.compile_question import CompilePrompt, CompileQuestion
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
@@ -122,16 +122,9 @@ async def _compiled(
         why = "the label says only what the feature leads to, which cannot be seen in the text before it"
         return dataclasses.replace(row, status="abstained", error=why)
     asked = await ask(client, CompileQuestion(prompt, label))
-    row = dataclasses.replace(
-        row,
-        input_tokens=sum(reply.input_tokens for reply in asked.replies),
-        output_tokens=sum(reply.output_tokens for reply in asked.replies),
-        cost_usd=sum(reply.cost_usd for reply in asked.replies),
-    )
+    row = paid(row, asked.replies)
     if asked.status != "ok":
-        last = asked.replies[-1]
-        error = last.error or asked.error or f"no rule in the reply {last.text[:200]!r}"
-        return dataclasses.replace(row, status=status_without(asked), error=error)
+        return dataclasses.replace(row, status=status_without(asked), error=why_without(asked, "rule"))
     if asked.value is None:
         why = "the LLM found nothing in the label that can be seen in a text"
         return dataclasses.replace(row, status="abstained", error=why)
