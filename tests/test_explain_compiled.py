@@ -175,6 +175,22 @@ def test_what_cannot_be_compiled_is_refused(store: Store, tmp_path: Path, capsys
         assert not server.requests
 
 
+def test_a_seed_that_the_endpoint_refuses_is_told(store: Store, tmp_path: Path) -> None:
+    class Refusing(Compiler):
+        def __call__(self, kind: str, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+            return Fault("400") if "seed" in body else super().__call__(kind, body, attempt)
+
+    alpha, beta = (word.strip() for word in WORDS[:2])
+    path = store.path
+    store.close()
+    with LlmServer(Refusing(**{alpha: ['{"clauses": []}'], beta: ["no JSON at all"]})) as server:
+        config = configured(tmp_path, server, reply='"text"', seed="3")
+        run(path, config, "compile", "--explainer", "combined")
+    rows = rows_of(path)
+    assert [rows[feature].status for feature in range(3)] == ["abstained", "unparseable", "ok"]
+    assert all((row.error or "").startswith("drawn without its seed") for row in rows.values())
+
+
 def _named(row: Explanation, explainer: str) -> Explanation:
     return replace(row, explainer=explainer, explanation_id=f"{explainer}-{row.feature}")
 

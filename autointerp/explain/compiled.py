@@ -19,7 +19,7 @@ from autointerp.ask.prompts import load_template
 from autointerp.ask.question import ask
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
-from autointerp.explain.asking import form_taken, paid, status_without, why_without
+from autointerp.explain.asking import form_taken, paid, seed_notes, status_without, why_without
 from autointerp.explain.compile_question import CompilePrompt, CompileQuestion
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
@@ -122,10 +122,11 @@ async def _compiled(
         why = "the label says only what the feature leads to, which cannot be seen in the text before it"
         return dataclasses.replace(row, status="abstained", error=why)
     asked = await ask(client, CompileQuestion(prompt, label))
-    row = paid(row, asked.replies)
+    row, notes = paid(row, asked.replies), seed_notes(prompt.sends_seed)
     if asked.status != "ok":
-        return dataclasses.replace(row, status=status_without(asked), error=why_without(asked, "rule"))
+        why = why_without(asked, "rule")
+        return dataclasses.replace(row, status=status_without(asked), error="; ".join([*notes, why]))
     if asked.value is None:
         why = "the LLM found nothing in the label that can be seen in a text"
-        return dataclasses.replace(row, status="abstained", error=why)
-    return dataclasses.replace(with_meanings(row, label), rule=asked.value.to_json())
+        return dataclasses.replace(row, status="abstained", error="; ".join([*notes, why]))
+    return dataclasses.replace(with_meanings(row, label, "; ".join(notes) or None), rule=asked.value.to_json())
