@@ -142,5 +142,6 @@ def test_a_round_counts_only_if_it_brings_more_than_noise(study: RuleStudy) -> N
     old = of(0.5, {"a": 0.01, "b": -0.02})
     assert improves(of(0.6, {"a": 0.01, "b": 0.0}), old)
     assert not improves(of(0.51, {"a": 0.01, "b": 0.0}), old)  # the standard error is .02
+    assert not improves(of(0.5 + 1e-15, {"a": 0.01, "b": -0.02}), old)  # rounding is no improvement
     assert not improves(of(0.4, {"a": 0.01, "b": -0.02}), old)
     assert not improves(of(0.9, None), old) and not improves(of(None, None), old)
