@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.hostile_text import HOSTILE
-from support.known_words import WORDS, World
+from support.known_words import WORDS, World, job
 from support.llm_server import BrainReply, Fault, LlmServer
 from support.prompt_snapshots import check, written
 
@@ -20,6 +20,7 @@ from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
 from autointerp.explain.compile_question import CompilePrompt
 from autointerp.explain.explainers import explainer_named
+from autointerp.explain.explaining import forecast_explain
 from autointerp.records import Explanation
 from autointerp.rules.labels import carries_rules
 from autointerp.rules.near import NO_NEAR_WORDS
@@ -173,6 +174,13 @@ def test_what_cannot_be_compiled_is_refused(store: Store, tmp_path: Path, capsys
             assert run(path, config, "compile", *argv) == 2
             assert told in capsys.readouterr().err
         assert not server.requests
+
+
+def test_a_forecast_counts_the_labels_that_are_asked_about(store: Store) -> None:
+    with store.transaction() as con:
+        con.execute("UPDATE explanations SET side = 'output', output_text = text WHERE feature % 2 = 0")
+    forecast = forecast_explain(job(store), ExplainConfig(explainer=NAME, model="m", base_url="http://x/v1"))
+    assert (forecast.features, forecast.calls) == (len(WORDS), len(WORDS) // 2)
 
 
 def test_a_seed_that_the_endpoint_refuses_is_told(store: Store, tmp_path: Path) -> None:

@@ -160,12 +160,17 @@ def _contexts_shown(question: LabelQuestion, asked: Asked[Label]) -> int:
     return question.contexts
 
 
+def a_few_of(features: Sequence[int]) -> Sequence[int]:
+    """Some sixteen of the features, or up to twice as many, evenly spaced: those that a forecast looks at."""
+    return features[:: max(1, len(features) // 16)]
+
+
 def estimate_labels(run: ExplainRun, prompt: LabelPrompt, features: Sequence[int]) -> Estimate:
     """What asking about the features comes to, estimated from a few of them."""
     if not features:
         return Estimate()
     config: ExplainConfig = prompt.config
-    some = evidence_for(run, prompt, features[:: max(1, len(features) // 16)])
+    some = evidence_for(run, prompt, a_few_of(features))
     asked = [prompt.request(e, config.contexts) for e in some]
     written = len(asked) * min(_LABEL_TOKENS[prompt.answers], config.max_tokens) * CHARACTERS_PER_TOKEN
     return Estimate.of(asked, len(features) / len(asked), written)

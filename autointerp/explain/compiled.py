@@ -19,7 +19,7 @@ from autointerp.ask.prompts import load_template
 from autointerp.ask.question import ask
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
-from autointerp.explain.asking import form_taken, paid, seed_notes, status_without, why_without
+from autointerp.explain.asking import a_few_of, form_taken, paid, seed_notes, status_without, why_without
 from autointerp.explain.compile_question import CompilePrompt, CompileQuestion
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
@@ -101,14 +101,15 @@ class Compiled:
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:
         if not features:
             return []
-        prompt = self._prompt(run)
-        some = [one for one in self._labels(run, features[:: max(1, len(features) // 16)]) if one.side != "output"]
-        if not some:
-            return []
-        written = _REPLY_TOKENS * CHARACTERS_PER_TOKEN * len(some)
-        return [
-            (run.config.model, Estimate.of([prompt.request(one) for one in some], len(features) / len(some), written))
-        ]
+        prompt, some = self._prompt(run), self._labels(run, a_few_of(features))
+        requests = [prompt.request(one) for one in some if _is_asked_about(one)]
+        written = _REPLY_TOKENS * CHARACTERS_PER_TOKEN * len(requests)
+        return [(run.config.model, Estimate.of(requests, len(features) / len(some), written))]
+
+
+def _is_asked_about(label: Explanation) -> bool:
+    """Whether it says something that can be seen in the text before a token."""
+    return label.side != "output"
 
 
 async def _compiled(
@@ -118,7 +119,7 @@ async def _compiled(
     made_of = hashlib.sha256(json.dumps([label.explanation_id]).encode()).hexdigest()
     row = blank_row(run.job, run.config, label.feature, run.config.model, digest, made_of)
     row = dataclasses.replace(row, derived_from=[label.explanation_id])
-    if label.side == "output":
+    if not _is_asked_about(label):
         why = "the label says only what the feature leads to, which cannot be seen in the text before it"
         return dataclasses.replace(row, status="abstained", error=why)
     asked = await ask(client, CompileQuestion(prompt, label))
