@@ -17,7 +17,7 @@ from autointerp.ask.scale import scaled
 from autointerp.records import Context, Prediction
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
-from autointerp.score.natural import Prevalence, SilentTiles, natural_result
+from autointerp.score.natural import Prevalence, SilentTiles, is_ordinary, natural_result
 from autointerp.score.ordinary_text import SilentText
 from autointerp.score.ordinary_tiles import OrdinaryTiles
 from autointerp.score.prevalences import prevalences
@@ -50,19 +50,15 @@ class SelectTexts:
     def read(self, features: Sequence[int]) -> list[SelectText]:
         """What is needed of these features, read at once."""
         job = self._job
-        kinds: dict[str, int | None] = {"sampled": None, "negative": None}
+        kinds: dict[str, int | None] = {"sampled": None}
+        if not self.tiles.tiles:  # older evidence: the silent contexts of the random tier stand for the corpus
+            kinds["negative"] = None
         contexts = job.store.contexts_of(job.dictionary_id, job.harvest_id, features, "select", kinds)
         firing = prevalences(job, "select", features)
         self.tiles.read(features)
-        # Older evidence has no known tiles: there, silent contexts of the random tier stand for the corpus.
-        tier = None if self.tiles.tiles else "random"
         return [
-            SelectText(
-                [c for c in contexts[f] if c.kind == "sampled" or (tier is not None and c.tier == tier)],
-                firing[f], ~self.tiles.fires(f),
-            )
-            for f in features
-        ]  # fmt: skip
+            SelectText([c for c in contexts[f] if is_ordinary(c)], firing[f], ~self.tiles.fires(f)) for f in features
+        ]
 
 
 class SelectPart:
