@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
+import numpy as np
 import pytest
 
+from autointerp.rules.language.column import PATTERNS_KEPT, Column
+from autointerp.rules.language.conditions import MAX_WORDS, Near
 from autointerp.rules.language.inflections import forms_of
 from autointerp.rules.language.matching import holds
 from autointerp.rules.language.parsing import RuleError, clauses_of, rule_to_json
@@ -66,6 +70,18 @@ def test_where_conditions_hold(condition: dict[str, Any], tokens: list[str]) -> 
     assert sorted(where({"regex": "(?s).*"}, {"not": condition}) + tokens) == sorted(every)
 
 
+def test_matches_of_few_patterns_are_kept() -> None:
+    """Thousands of rules ask about the same texts, each with patterns of its own."""
+    strings = [f"word{i}" for i in range(4000)]
+    column = Column(np.arange(len(strings), dtype=np.int32), strings)
+    tracemalloc.start()
+    for i in range(4 * PATTERNS_KEPT):
+        assert column.matching(f"[a-z]+{i}", column.codes[[i, i + 1]]).tolist() == [True, False]
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1.5 * PATTERNS_KEPT * len(strings)
+
+
 def test_topics_are_counted_over_the_text() -> None:
     the = {"word": ["the"]}
     assert len(where(the)) == 3
@@ -87,6 +103,8 @@ def test_topics_are_counted_over_the_text() -> None:
         ({"clauses": [{"strength": 11, "all": [{"word": "a"}]}]}, "strength is 11; it is a number from 0 to 10"),
         ({"clauses": [{"strength": 1, "all": [{"not": {"word": "a"}}]}]}, 'holds only "not"'),
         ({"clauses": [{"strength": 1, "all": [{"word": "new york"}]}]}, "takes single words"),
+        ({"clauses": [{"strength": 1, "all": [{"word": "a", "regex": "b"}]}]}, "one of word, .*; it has word, regex$"),
+        ({"clauses": [{"strength": 1, "all": [{"left": {"within": 2}}]}]}, "one of word, .*; it has none$"),
         ({"clauses": [{"strength": 1, "all": [{"regex": "(?=a)"}]}]}, "no regular expression of RE2"),
     ],
 )
@@ -118,6 +136,24 @@ def test_what_is_read_is_normalised() -> None:
         "combine": "max",
     }
     assert clauses_of(rule_to_json(clauses, combine)) == (clauses, combine)
+
+
+def test_what_a_clause_says_is_normalised_without_its_white_space() -> None:
+    value = {"clauses": [{"says": " " * 1000 + "cafe\u0301", "strength": 1, "all": [{"word": "a"}]}]}
+    clauses, combine = clauses_of(value)
+    assert clauses[0].says == "caf\u00e9"
+    assert clauses_of(rule_to_json(clauses, combine)) == (clauses, combine)
+
+
+def test_of_too_many_near_words_the_nearest_are_taken() -> None:
+    """A word is as near as the nearest of the words that are given, whichever of these comes first."""
+    far = [(f"w{i}", 0.5) for i in range(MAX_WORDS)]
+    near = NearWords({"a": [("x", 0.9), *far], "b": [("x", 0.1), *far], "x": [], **{word: [] for word, _ in far}})
+    value = {"clauses": [{"strength": 1, "all": [{"near": {"word": ["a", "b"], "least": 0.05}}]}]}
+    ((clause,), _) = clauses_of(value, near)
+    (condition,) = clause.conditions
+    assert isinstance(condition, Near)
+    assert len(condition.words) == MAX_WORDS and {"a", "b", "x"} <= set(condition.words)
 
 
 def test_equal_clauses_are_one_as_strong_as_they_are_together() -> None:

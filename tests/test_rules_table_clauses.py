@@ -91,6 +91,11 @@ def test_what_no_clause_can_say_stays_in_its_table() -> None:
     assert len(written.clauses) == 4 and written.combine == "sum"
 
 
+def test_a_rule_of_which_no_clause_can_say_anything_stays_as_it_is() -> None:
+    for rule in (Rule(0.5), Rule(0.5, [Table(("word",), {("a",): 1.0})])):
+        assert as_clauses(rule) == rule
+
+
 def test_a_rule_that_has_clauses_is_refused() -> None:
     rule = Rule(0.0, [], None, [Clause((Strings("word", ("a",)),), 1.0)])
     with pytest.raises(ValueError, match="1 clauses already"):

@@ -119,21 +119,20 @@ def fitted(parts: Parts, among: NDArray[np.bool_] | None = None) -> Fit:
     """The best fit of the tables and the clauses `among` [clauses] (None: all), with three decimals. Where its error,
     with predictions cut at 0 and 10, is no smaller than that of the tables alone, it is those."""
     alone, small = tables_alone(parts), parts.merged
-    n_tables, n_clauses = parts.tables.shape[1], parts.clauses.shape[1]
     if not len(small.truth):
         return alone
-    used = np.ones(n_clauses, dtype=np.bool_) if among is None else among
-    on = np.concatenate([np.ones(1 + n_tables, dtype=np.bool_), used]) & (small.gram.diagonal() > 0)
-    start = np.concatenate([[parts.base], np.ones(n_tables), np.zeros(n_clauses)])
-    sizes = _descended(small, on, start, n_tables)
-    found = np.round(sizes, 3)
-    fit = Fit(round(float(sizes[0]), 4), found[1 : 1 + n_tables], found[1 + n_tables :])
+    on = small.gram.diagonal() > 0
+    if among is not None:
+        on[1 + len(alone.gains) :] &= among
+    base, gains, strengths = np.split(_descended(small, on, alone), [1, 1 + len(alone.gains)])
+    fit = Fit(round(float(base[0]), 4), np.round(gains, 3), np.round(strengths, 3))
     return fit if small.error(fit) < small.error(alone) else alone
 
 
-def _descended(parts: Parts, on: NDArray[np.bool_], start: Floats, n_tables: int) -> Floats:
-    """The base, gains and strengths, from `start` on, of the parts that are `on`; the others stay."""
-    n_clauses = len(start) - 1 - n_tables
+def _descended(parts: Parts, on: NDArray[np.bool_], alone: Fit) -> Floats:
+    """The base, gains and strengths, from those of the tables alone on, of the parts that are `on`; the others stay."""
+    start = np.concatenate([[alone.base], alone.gains, alone.strengths])
+    n_tables, n_clauses = len(alone.gains), len(alone.strengths)
     prior = np.concatenate([[0.0], np.full(n_tables, TABLE_PRIOR), np.full(n_clauses, CLAUSE_PRIOR)])
     most = [np.inf] * (1 + n_tables) + [float(TOP)] * n_clauses
     x, truth, weights = parts.columns, parts.truth, parts.weights

@@ -20,6 +20,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import stats
 from autointerp.rules.near import NO_NEAR_WORDS, NearWords, Smoother
 from autointerp.rules.patterns import TABLES, TOKEN_LOOKUP, Key, Rule, Table
 from autointerp.rules.samples import Sample
@@ -84,7 +85,7 @@ def _columns(
 ) -> Iterator[_Column]:
     size = len(sample.activations)
     values = {name: list(sample.values(name)) for name in {name for of in tables for name in of}}
-    codes = {name: _first_places(of) for name, of in values.items()}
+    codes = {name: stats.numbered(of)[0] for name, of in values.items()}
     for of in tables:
         joint = codes[of[0]]
         for name in of[1:]:
@@ -102,12 +103,6 @@ def _columns(
 def _by_cell(cells: NDArray[np.int64], values: NDArray[np.float64], keys: int, folds: int) -> NDArray[np.float64]:
     """[keys, folds]: the sums of `values` over the tokens of each cell."""
     return np.bincount(cells, weights=values, minlength=keys * folds).astype(np.float64).reshape(keys, folds)
-
-
-def _first_places(values: Sequence[str]) -> NDArray[np.int64]:
-    """For each value, where it comes first: equal values have the same number."""
-    index: dict[str, int] = {}
-    return np.fromiter(map(index.setdefault, values, range(len(values))), dtype=np.int64, count=len(values))
 
 
 @dataclass(frozen=True)

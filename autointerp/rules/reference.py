@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import stats
 from autointerp.ask.job import RULE_BLOCK, Job
 from autointerp.records import source_of
 from autointerp.rules.near import NO_NEAR_WORDS, NearWords
@@ -139,10 +140,7 @@ class _OrdinaryText:
         self.tiles = tiles = [tile.tokens for tile in known]
         self.sources = [source_of(tile.document) for tile in known]
         self.tile_of = np.repeat(np.arange(len(tiles)), [len(tile) for tile in tiles]) if tiles else np.zeros(0, int)
-        self.codes: dict[str, int] = {}
-        self.folded = np.array(
-            [self.codes.setdefault(folded(token), len(self.codes)) for tile in tiles for token in tile], dtype=np.int64
-        )
+        self.folded, self.codes = stats.numbered(folded(token) for tile in tiles for token in tile)
 
     @cached_property
     def facts(self) -> list[Facts]:

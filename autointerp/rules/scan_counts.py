@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import stats
 from autointerp.records import source_of
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
@@ -39,8 +40,7 @@ class TileBlock:
     @cached_property
     def source_codes(self) -> NDArray[np.int64]:
         """[tiles]: a number for each of the different `sources`, which may come back later in the stream."""
-        known: dict[str, int] = {}
-        return np.array([known.setdefault(source, len(known)) for source in self.sources], dtype=np.int64)
+        return stats.numbered(self.sources)[0]
 
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
@@ -69,7 +69,7 @@ class RuleCount:
     n_tokens: int = 0
     """Tokens on which it does."""
     n_documents: int = 0
-    """Documents with such a tile."""
+    """Documents with such a tile. One that comes back later in the stream counts anew."""
     is_in_last: bool = False
     """Whether the document that the stream stopped in is among them."""
     best_of_documents: tuple[Found, ...] = ()
@@ -124,8 +124,8 @@ class ScanCounts:
         peaks = block.texts.peaks(predicted)
         claimed = np.flatnonzero(peaks >= self.at_least)
         documents = np.unique(number[claimed])
-        is_counted = held.is_in_last and len(documents) > 0 and documents[0] == 0
-        is_in_last = bool(len(documents) and documents[-1] == number[-1]) or (held.is_in_last and number[-1] == 0)
+        is_counted = held.is_in_last and 0 in documents
+        is_in_last = bool(number[-1] in documents or (held.is_in_last and number[-1] == 0))
         best_first = claimed[np.lexsort((block.keys[claimed], -peaks[claimed]))]
         _, first = np.unique(block.source_codes[best_first], return_index=True)
         of_documents = best_first[np.sort(first)]
@@ -133,7 +133,7 @@ class ScanCounts:
             held.n_claimed + len(claimed),
             held.n_tokens + int((predicted >= self.at_least).sum()),
             held.n_documents + len(documents) - int(is_counted),
-            bool(is_in_last),
+            is_in_last,
             self._with(held.best_of_documents, of_documents, block, peaks, predicted, one_of_each=True),
             self._with(held.best, best_first, block, peaks, predicted),
         )

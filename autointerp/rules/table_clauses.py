@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from autointerp.rules.language.conditions import (
     MAX_CLAUSES,
@@ -20,7 +19,7 @@ from autointerp.rules.language.conditions import (
     Strings,
     normalised,
 )
-from autointerp.rules.language.parsing import clauses_of, is_kind, rule_to_json
+from autointerp.rules.language.parsing import clauses_of, is_kind, json_bytes, rule_to_json
 from autointerp.rules.patterns import Key, Rule, Table
 from autointerp.rules.token_facts import START
 
@@ -43,8 +42,10 @@ def as_clauses(rule: Rule) -> Rule:
     groups = [group for i, table in enumerate(rule.tables) for group in _groups(i, table)]
     chosen = sorted(groups, key=lambda group: -group.weight * len(group.keys))[:MAX_CLAUSES]
     clauses = [group.clause(rule.tables[group.table].of) for group in chosen]
-    while len(json.dumps(rule_to_json(clauses, "sum"), ensure_ascii=False).encode()) > MAX_JSON:
+    while json_bytes(clauses, "sum") > MAX_JSON:
         chosen, clauses = chosen[:-1], clauses[:-1]
+    if not clauses:
+        return rule
     clauses, combine = clauses_of(rule_to_json(clauses, "sum"))  # in the order in which they are read
     said: dict[int, set[Key]] = defaultdict(set)
     for group in chosen:
@@ -56,11 +57,13 @@ def as_clauses(rule: Rule) -> Rule:
     return replace(rule, tables=[table for table in left if table.weights], clauses=clauses, combine=combine)
 
 
+@dataclass(frozen=True)
 class _Group:
     """Rows of one table with one weight, whose keys differ in the first fact only."""
 
-    def __init__(self, table: int, weight: float, keys: Sequence[Key]) -> None:
-        self.table, self.weight, self.keys = table, weight, keys
+    table: int
+    weight: float
+    keys: Sequence[Key]
 
     def clause(self, of: Key) -> Clause:
         values = zip(*self.keys, strict=True)

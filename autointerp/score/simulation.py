@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -365,17 +365,22 @@ class RuleSimulation:
 class _ReadContexts:
     """The contexts of one label. Reading their tokens takes most of the time, so it is done once for all rules."""
 
-    def __init__(self, item: Simulated, facts_of: Callable[[tuple[str, ...]], list[Facts]]) -> None:
+    def __init__(self, item: Simulated, read: Callable[[tuple[str, ...]], list[Facts]]) -> None:
+        self._read = read
         every = (*item.report, *(item.select or ()), *item.sampled, *item.select_sampled)
         contexts = {context.context_id: context for context in every}.values()
         self._contexts = [(c, scaled(c.activations, item.max_activation)) for c in contexts]
         """Each with the truth."""
-        self._facts = [fact for context in contexts for fact in facts_of(tuple(context.tokens))]
-        self._texts = Texts([c.tokens for c in contexts], [c.begins for c in contexts])
+        self._texts = Texts.of(contexts)
+
+    @cached_property
+    def _facts(self) -> list[Facts]:
+        return [fact for tokens in self._texts.texts for fact in self._read(tuple(tokens))]
 
     def answers(self, rule: Rule) -> dict[int, Answer]:
         """What the rule predicts of each context, by its id."""
-        predicted, start, found = rule.predict_from(self._facts, self._texts), 0, {}
+        facts = self._facts if rule.tables else []
+        predicted, start, found = rule.predict_from(facts, self._texts), 0, {}
         for context, truth in self._contexts:
             end = start + len(context.tokens)
             prediction = Prediction(context.context_id, truth, predicted[start:end], "ok")

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
-from autointerp import __version__
 from autointerp.config import BudgetConfig, Config, SaeConfig
-from autointerp.config_file import as_dict
 from autointerp.dictionary_controls import DICTIONARY_CONTROLS
-from autointerp.errors import AutointerpError, InputError, PartialFailure, StoppedError, nearest
+from autointerp.errors import AutointerpError, InputError, PartialFailure, nearest
 from autointerp.evidence.methods import check_methods
 from autointerp.stages import labelling
 from autointerp.stages.checks import Check
@@ -30,13 +25,13 @@ from autointerp.stages.control_dictionaries import check_names, control_configs,
 from autointerp.stages.evaluate_options import EvaluateOptions, check_options
 from autointerp.stages.label_checks import label_checks, require_prices
 from autointerp.stages.labelling import Labelling
+from autointerp.stages.recorded_run import recorded, told
 from autointerp.store.leakage import LeakageReport, check_leakage
-from autointerp.store.progress_file import ProgressFile, remove_shards_files
+from autointerp.store.progress_file import remove_shards_files
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.safety.new_store import trial_store
 from autointerp.store.safety.paths import path_with_folder, refuse_own_file
 from autointerp.store.safety.reading import open_for_reading
-from autointerp.store.safety.snapshot import open_for_writing
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
@@ -45,7 +40,6 @@ if TYPE_CHECKING:
     from autointerp.stages.session import Session
 
 _GPU_PACKAGES = {"torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"}
-_REPORTED_VERSIONS = ("torch", "transformers", "openai", "duckdb", "numpy")
 
 
 def require_torch() -> None:
@@ -75,16 +69,6 @@ def gpu_session(
     return Session(config, terminal, more_checks, methods, needs_promoted_tokens=needed)
 
 
-def _versions() -> dict[str, str]:
-    found = {"autointerp": __version__, "python": platform.python_version()}
-    for name in _REPORTED_VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]:
     """The [[sae]] tables to work on: all, or the named one."""
     if not config.sae:
@@ -107,64 +91,13 @@ def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]
 def _labelling(
     config: Config, command: str, selection: Selection, terminal: Terminal, prompts: Path | None, dry_run: bool
 ) -> Iterator[Labelling]:
-    """The Labelling of a run made by `_recorded`. A dry run opens the store for reading and leaves no row in `runs`."""
+    """The Labelling of a run made by `recorded`. A dry run opens the store for reading and leaves no row in `runs`."""
     if dry_run:
         with Store.open(Path(config.store.path), read_only=True) as store:
             yield Labelling(config, store, "dry-run", selection, terminal, prompts)
         return
-    with _recorded(config, command, terminal, create=False, selection=selection, is_summed_up=True) as (store, run_id):
+    with recorded(config, command, terminal, create=False, selection=selection, is_summed_up=True) as (store, run_id):
         yield Labelling(config, store, run_id, selection, terminal, prompts)
-
-
-@contextmanager
-def _recorded(
-    config: Config, command: str, terminal: Terminal, create: bool = True, selection: Selection | None = None,
-    is_summed_up: bool = False,
-) -> Iterator[tuple[Store, str]]:  # fmt: skip
-    """The open store and the id of this run's row in `runs`, which records how the run ended. `selection` (the features
-    to label) is kept for `status`. With `is_summed_up`, the log ends with a line that says what was done, however the
-    run ended; only an error follows it."""
-    path, begun = path_with_folder(config.store.path), time.monotonic()
-    seconds = config.store.snapshot_seconds
-    chosen = {} if selection is None else {"selection": as_dict(selection)}
-    with (
-        terminal.working(f"running {command}"),
-        open_for_writing(path, create=create, snapshot_seconds=seconds, say=terminal.say) as store,
-        _told(path, command, terminal),
-    ):
-        run_id = store.begin_run(command, {**as_dict(config), **chosen}, _versions())
-
-        def sum_up() -> None:
-            if not is_summed_up:
-                return
-            with suppress(AutointerpError):  # a damaged store, or one on a full disk, cannot be read
-                labelling.say_summary(store, run_id, command, time.monotonic() - begun, terminal)
-
-        try:
-            yield store, run_id
-        except BaseException as error:
-            sum_up()
-            code = error.exit_code if isinstance(error, AutointerpError) else 1
-            status = "partial" if isinstance(error, PartialFailure) else "failed"
-            if isinstance(error, StoppedError):
-                status = "stopped"
-            if isinstance(error, KeyboardInterrupt):
-                status, code = "interrupted", 130
-            store.finish_run(run_id, status, code)
-            raise
-        sum_up()
-        store.finish_run(run_id, "ok", 0)
-
-
-@contextmanager
-def _told(path: Path, command: str, terminal: Terminal, part: str = "") -> Iterator[None]:
-    """Within this context, `autointerp status` in another process can show the command's progress."""
-    with ProgressFile(path, command, part) as progress_file:
-        terminal.watch(progress_file)
-        try:
-            yield
-        finally:
-            terminal.watch(None)
 
 
 def train(config: Config, dictionary: str | None, terminal: Terminal) -> None:
@@ -180,7 +113,7 @@ def train(config: Config, dictionary: str | None, terminal: Terminal) -> None:
         if not is_first:  # under torchrun one process writes
             training.train(gpu_session(config, terminal.silent()), None, saes)
             return
-        with _recorded(config, "train", terminal) as (store, _):
+        with recorded(config, "train", terminal) as (store, _):
             training.train(gpu_session(config, terminal), store, saes)
 
 
@@ -204,11 +137,11 @@ def harvest(
     if num_shards > 1:
         path = path_with_folder(config.store.path)
         part = f"shard-{shard_index}-of-{num_shards}"
-        with terminal.working("running harvest"), _told(path, "harvest", terminal, part):
+        with terminal.working("running harvest"), told(path, "harvest", terminal, part):
             harvesting.harvest_shard(session, saes, shard_index, num_shards)
         terminal.say(f"shard {shard_index} of {num_shards} is done; run `autointerp merge` when all are done")
         return
-    with _recorded(config, "harvest", terminal) as (store, _):
+    with recorded(config, "harvest", terminal) as (store, _):
         harvesting.harvest_and_merge(session, store, saes)
         _gather(session, store, saes, Selection())
 
@@ -223,7 +156,7 @@ def evaluate(
     check_options(options)
     if options.report is not None:
         refuse_own_file(Path(config.store.path), options.report)
-    with _recorded(config, "evaluate", terminal) as (store, _):
+    with recorded(config, "evaluate", terminal) as (store, _):
         return evaluating.evaluate(gpu_session(config, terminal), store, chosen_saes(config, dictionary), options)
 
 
@@ -237,7 +170,7 @@ def measure(
     require_torch()
     from autointerp.stages import measuring
 
-    with _recorded(config, "measure", terminal, create=False) as (store, _):
+    with recorded(config, "measure", terminal, create=False) as (store, _):
         session = gpu_session(config, terminal)
         saes = chosen_saes(config, dictionary)
         _gather(session, store, saes, selection, methods)
@@ -262,7 +195,7 @@ def merge(config: Config, dictionary: str | None, terminal: Terminal) -> None:
     require_torch()
     from autointerp.stages import harvesting
 
-    with _recorded(config, "merge", terminal) as (store, _):
+    with recorded(config, "merge", terminal) as (store, _):
         session = gpu_session(config, terminal)
         saes = chosen_saes(config, dictionary)
         harvesting.merge(session, store, saes)
@@ -384,7 +317,7 @@ def _run_stages(
         _forecast_run(config, saes, selection, terminal, stand_ins, prompts)
         return None, config.budget
     try:
-        with _recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
+        with recorded(config, "run", terminal, selection=selection, is_summed_up=True) as (store, run_id):
             work = Labelling(config, store, run_id, selection, terminal, prompts)
             checks = label_checks(config, store, prompts)
             require_prices(config, store, prompts)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import stats
 from autointerp.rules.language.conditions import fold, normalised
 from autointerp.rules.language.linear_regex import linear_regex
 
@@ -18,6 +19,8 @@ Codes = NDArray[np.intp]
 """Numbers of different strings."""
 Places = NDArray[np.intp]
 """Indices of tokens in the long list of all."""
+PATTERNS_KEPT = 256
+"""Patterns whose matches are kept at a time: more than a rule may have. Texts are asked about by all rules of a run."""
 
 
 class Column:
@@ -25,7 +28,7 @@ class Column:
         self.codes = codes
         """[tokens]: which of `strings` each has."""
         self.strings = strings
-        self._matches: dict[str, NDArray[np.int8]] = {}
+        self._matches_of = lru_cache(PATTERNS_KEPT)(lambda pattern: np.full(len(strings), -1, dtype=np.int8))
         """For each pattern, of every string: 1 if it matches, 0 if not, -1 if nobody asked yet."""
 
     def places(self, chosen: Codes) -> Places:
@@ -52,10 +55,8 @@ class Column:
 
     def matching(self, pattern: str, of: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Whether each of some strings, by their codes, matches the pattern without its surrounding white space. Each
-        is matched once, however often it is asked about."""
-        if pattern not in self._matches:
-            self._matches[pattern] = np.full(len(self.strings), -1, dtype=np.int8)
-        known = self._matches[pattern]
+        is matched once, however often it is asked about, as long as the pattern is one of those that are kept."""
+        known = self._matches_of(pattern)
         asked = np.zeros(len(known), dtype=np.bool_)
         asked[of] = True
         regex = linear_regex(pattern)
@@ -64,10 +65,9 @@ class Column:
         return known[of] == 1
 
     @cached_property
-    def fold_numbers(self) -> NDArray[np.intp]:
+    def fold_numbers(self) -> NDArray[np.int64]:
         """Of every string: the number that it shares with those that are the same when folded."""
-        index: dict[str, int] = {}
-        return np.array([index.setdefault(one, len(index)) for one in self._folded], dtype=np.intp)
+        return stats.numbered(self._folded)[0]
 
     @cached_property
     def _folded(self) -> list[str]:

@@ -30,7 +30,7 @@ def one_of(value: object, at: str, known: Collection[str]) -> tuple[str, object]
     """The one key of an object, and its value."""
     found = object_of(value, at, known)
     if len(found) != 1:
-        refuse(at, list(found), f"it is an object with exactly one of {joined(known)}")
+        raise RuleError(f"{at} must have exactly one of {joined(known)}; it has {joined(found) or 'none'}")
     return next(iter(found.items()))
 
 
@@ -55,7 +55,7 @@ def text_of(value: object, at: str) -> str:
         refuse(at, value, "it is a string")
     if any("\ud800" <= c <= "\udfff" for c in value[: MAX_REGEX + 1]):
         refuse(at, value, "half a character is no text")
-    # A longer string is refused for its length by whoever asked; normalising it would take time.
+    # A longer string is shortened, or refused for its length, by whoever asked; normalising it would take time.
     return normalised(value) if len(value) <= 4 * MAX_REGEX else value
 
 

@@ -77,7 +77,7 @@ def clauses_of(value: object, near: NearWords = NO_NEAR_WORDS) -> tuple[list[Cla
         refuse("combine", combine, 'it is "max" or "sum"')
     listed = list_of(rule.get("clauses"), "clauses", MAX_CLAUSES)
     clauses = _merged([_clause(one, f"clauses[{i}]", near) for i, one in enumerate(listed)], combine)
-    size = len(json.dumps(rule_to_json(clauses, combine), ensure_ascii=False).encode())
+    size = json_bytes(clauses, combine)
     if size > MAX_JSON:
         raise RuleError(f"the clauses take {size} bytes of JSON, and {MAX_JSON} are the most; list fewer words")
     return clauses, combine
@@ -86,6 +86,11 @@ def clauses_of(value: object, near: NearWords = NO_NEAR_WORDS) -> tuple[list[Cla
 def rule_to_json(clauses: Collection[Clause], combine: Combine) -> dict[str, Any]:
     """What `clauses_of` reads as the same clauses."""
     return {"clauses": [clause_to_json(clause) for clause in clauses], "combine": combine}
+
+
+def json_bytes(clauses: Collection[Clause], combine: Combine) -> int:
+    """What the clauses take as JSON, of which MAX_JSON are the most."""
+    return len(json.dumps(rule_to_json(clauses, combine), ensure_ascii=False).encode())
 
 
 def clause_to_json(clause: Clause) -> dict[str, Any]:
@@ -121,12 +126,15 @@ def _merged(clauses: list[Clause], combine: Combine) -> list[Clause]:
     place: dict[tuple[Condition, ...], int] = {}
     for clause in clauses:
         at = place.setdefault(clause.conditions, len(found))
-        strengths = [clause.strength] if at == len(found) else [found[at].strength, clause.strength]
-        together = max(strengths) if combine == "max" else sum(strengths)
-        if at == len(found) or together > MAX_STRENGTH:
+        if at == len(found):
+            found.append(clause)
+            continue
+        held = found[at]
+        together = max(held.strength, clause.strength) if combine == "max" else held.strength + clause.strength
+        if together > MAX_STRENGTH:
             found.append(clause)
         else:
-            found[at] = replace(found[at], strength=together, says=found[at].says or clause.says)
+            found[at] = replace(held, strength=together, says=held.says or clause.says)
     return found
 
 
@@ -197,7 +205,8 @@ def _near(value: object, at: str, near: NearWords) -> Near:
         return Near(given, least, _words(inner["words"], f"{at}.words", "word"))
     if not near:
         raise RuleError(f'{at}: the neighbours of words are not known here; use "word" or "lemma" instead')
-    found = {fold(other): cosine for word in given for other, cosine in near.of(word) if cosine >= least}
+    pairs = sorted((cosine, fold(other)) for word in given for other, cosine in near.of(word) if cosine >= least)
+    found = {other: cosine for cosine, other in pairs}  # of several cosines the largest
     usable = [word for word in found if _word_problem(word, "word") is None and word not in given]
     nearest_first = sorted(usable, key=lambda word: (-found[word], word))
     return Near(given, least, tuple(sorted([*given, *nearest_first][:MAX_WORDS])))
@@ -270,7 +279,8 @@ def _pattern(value: object, at: str) -> str:
 
 
 def _says(value: object, at: str) -> str:
-    says = " ".join(printable(text_of(value, at)).split())
+    shown = printable(text_of(value, at))
+    says = text_of(" ".join(shown.split()), at)  # again, since a long text is normalised only without its white space
     if len(says) > MAX_SAYS:
         raise RuleError(f"{at} has {len(says)} characters, and {MAX_SAYS} are the most; say it shorter")
     return says

@@ -5,7 +5,7 @@ Nothing here is read across the border of two texts, and nothing of a token depe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Protocol, Self
@@ -13,6 +13,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import stats
 from autointerp.records import Begins
 from autointerp.rules.language.classes import in_class
 from autointerp.rules.language.column import Column
@@ -23,8 +24,8 @@ LONGEST_WORD = 256
 """Characters of a word that is read from several tokens; of a longer one, its beginning."""
 
 
-class Tokenized(Protocol):
-    """A stored text, such as a context or a tile."""
+class Stretch(Protocol):
+    """A context or a tile: tokens, and what the first of them begins."""
 
     @property
     def tokens(self) -> Sequence[str]: ...
@@ -49,8 +50,8 @@ class Texts:
         self._inside: dict[str, NDArray[np.bool_]] = {}
 
     @classmethod
-    def of(cls, stored: Sequence[Tokenized]) -> Self:
-        return cls([one.tokens for one in stored], [one.begins for one in stored])
+    def of(cls, stretches: Collection[Stretch]) -> Self:
+        return cls([one.tokens for one in stretches], [one.begins for one in stretches])
 
     def __len__(self) -> int:
         """How many texts there are."""
@@ -62,10 +63,8 @@ class Texts:
 
     @cached_property
     def tokens(self) -> Column:
-        every = list(chain.from_iterable(self.texts))
-        index = {token: i for i, token in enumerate(dict.fromkeys(every))}
-        codes = np.fromiter(map(index.__getitem__, every), dtype=np.int32, count=len(every))
-        return Column(codes, list(index))
+        codes, index = stats.numbered(chain.from_iterable(self.texts))
+        return Column(codes.astype(np.int32), list(index))
 
     @cached_property
     def text_of(self) -> NDArray[np.int32]:

@@ -17,7 +17,7 @@ from autointerp.rules.language.conditions import (
     Strings,
     Topic,
 )
-from autointerp.rules.token_names import quoted
+from autointerp.rules.token_names import listed, quoted
 
 _Subject = Strings | Classes | Regex | Near
 SHOWN = 5
@@ -59,7 +59,7 @@ def _subject(condition: _Subject) -> str:
         case Strings(_, of):
             return _either(of)
         case Classes(of):
-            return _listed([_class_name(name) for name in of], "and")
+            return listed([_class_name(name) for name in of], "and")
         case Regex(pattern):
             return f"what matches {quoted(pattern)}"
         case Near(given, _, _):
@@ -73,9 +73,9 @@ def _place(condition: Left | Starts | Inside | Topic) -> str:
         case Left(test, within):
             return f"with {_subject(test)} among the {within} tokens before"
         case Starts(of):
-            return f"at the start of {_listed([f'a {what}' for what in of], 'or')}"
+            return f"at the start of {listed([f'a {what}' for what in of], 'or')}"
         case Inside(of):
-            return f"inside {_listed([_INSIDE[what] for what in of], 'or')}"
+            return f"inside {listed([_INSIDE[what] for what in of], 'or')}"
         case Topic(test, 1):
             return f"in texts with {_subject(test)}"
         case Topic(test, least):
@@ -89,8 +89,4 @@ def _class_name(name: str) -> str:
 def _either(words: Sequence[str]) -> str:
     shown = [quoted(word) for word in words[:SHOWN]]
     more = len(words) - len(shown)
-    return _listed([*shown, f"{more} more"] if more else shown, "or")
-
-
-def _listed(parts: Sequence[str], joint: str) -> str:
-    return " ".join([", ".join(parts[:-1]), joint, parts[-1]]) if len(parts) > 1 else parts[0]
+    return listed([*shown, f"{more} more"] if more else shown, "or")
