@@ -64,11 +64,11 @@ def paired_difference(
 def noise_of_difference(
     influences: Mapping[Hashable, float] | None, other_influences: Mapping[Hashable, float] | None
 ) -> float | None:
-    """The standard error of the difference of two scores, from however few documents; None where it is not known how
-    those move the scores."""
+    """The standard error of the difference of two scores, from however few documents, and at least what rounding may
+    make of no difference; None where it is not known how documents move the scores."""
     if influences is None or other_influences is None:
         return None
-    return math.sqrt(math.fsum(one * one for one in _moved(influences, other_influences).values()))
+    return max(_LEAST, math.sqrt(math.fsum(one * one for one in _moved(influences, other_influences).values())))
 
 
 def _moved(influences: Mapping[Any, float], other_influences: Mapping[Any, float]) -> dict[Any, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.hostile_text import HOSTILE
-from support.known_words import WORDS, World
+from support.known_words import WORDS, World, job
 from support.llm_server import BrainReply, Fault, LlmServer
 from support.prompt_snapshots import check, written
 
@@ -20,6 +20,7 @@ from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
 from autointerp.explain.compile_question import CompilePrompt
 from autointerp.explain.explainers import explainer_named
+from autointerp.explain.explaining import forecast_explain
 from autointerp.records import Explanation
 from autointerp.rules.labels import carries_rules
 from autointerp.rules.near import NO_NEAR_WORDS
@@ -175,6 +176,29 @@ def test_what_cannot_be_compiled_is_refused(store: Store, tmp_path: Path, capsys
         assert not server.requests
 
 
+def test_a_forecast_counts_the_labels_that_are_asked_about(store: Store) -> None:
+    with store.transaction() as con:
+        con.execute("UPDATE explanations SET side = 'output', output_text = text WHERE feature % 2 = 0")
+    forecast = forecast_explain(job(store), ExplainConfig(explainer=NAME, model="m", base_url="http://x/v1"))
+    assert (forecast.features, forecast.calls) == (len(WORDS), len(WORDS) // 2)
+
+
+def test_a_seed_that_the_endpoint_refuses_is_told(store: Store, tmp_path: Path) -> None:
+    class Refusing(Compiler):
+        def __call__(self, kind: str, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+            return Fault("400") if "seed" in body else super().__call__(kind, body, attempt)
+
+    alpha, beta = (word.strip() for word in WORDS[:2])
+    path = store.path
+    store.close()
+    with LlmServer(Refusing(**{alpha: ['{"clauses": []}'], beta: ["no JSON at all"]})) as server:
+        config = configured(tmp_path, server, reply='"text"', seed="3")
+        run(path, config, "compile", "--explainer", "combined")
+    rows = rows_of(path)
+    assert [rows[feature].status for feature in range(3)] == ["abstained", "unparseable", "ok"]
+    assert all((row.error or "").startswith("drawn without its seed") for row in rows.values())
+
+
 def _named(row: Explanation, explainer: str) -> Explanation:
     return replace(row, explainer=explainer, explanation_id=f"{explainer}-{row.feature}")
 
@@ -193,7 +217,7 @@ def test_prompt() -> None:
     check("explain_compile", written(request))
     again = prompt.again(label_of("forms of `rise`"), "none", 'clauses[0].all[0] has an unknown key "wrd"\n')
     assert "unknown key" in again.body["messages"][-1]["content"]
-    asked = prompt.taken(is_json=True, sends_seed=True).request(label_of("x")).body
+    asked = replace(prompt, is_json=True).request(label_of("x")).body
     assert asked["response_format"]["json_schema"]["name"] == "rule" and asked["max_tokens"] >= 900
 
 

@@ -92,7 +92,8 @@ def test_every_label_says_its_side(name: str) -> None:
     assert said.side == SIDES.get(name, "both")
     assert explainer.read("LABEL: names").side == (None if name == "combined" else SIDES[name])
     assert explainer.read("SIDE: both\nLABEL: no pattern").side is None
-    asked = explainer.in_json(True).request(rich_evidence(0), 3).body["response_format"]["json_schema"]["schema"]
+    in_json = replace(explainer, is_json=True)
+    asked = in_json.request(rich_evidence(0), 3).body["response_format"]["json_schema"]["schema"]
     meanings = ["input", "share", "second", "second_share", "output"]
     assert asked["required"] == (meanings if name == "combined" else ["label"])
     assert "response_format" not in explainer.request(rich_evidence(0), 3).body

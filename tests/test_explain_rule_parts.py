@@ -129,6 +129,8 @@ def test_the_stored_rule_predicts_what_was_fitted(study: RuleStudy) -> None:
     assert read.combine == "sum" and read.clauses == draft.rule.clauses
     predicted = study._own.predict(read)
     assert np.corrcoef(predicted, study._truth)[0, 1] > 0.95
+    # Stored labels, which the free first pass judges, are worth on the select part what drafts are.
+    assert study._select.natural_of(read).value == pytest.approx(draft.natural.value, abs=1e-3)
 
 
 def test_a_round_counts_only_if_it_brings_more_than_noise(study: RuleStudy) -> None:
@@ -140,5 +142,6 @@ def test_a_round_counts_only_if_it_brings_more_than_noise(study: RuleStudy) -> N
     old = of(0.5, {"a": 0.01, "b": -0.02})
     assert improves(of(0.6, {"a": 0.01, "b": 0.0}), old)
     assert not improves(of(0.51, {"a": 0.01, "b": 0.0}), old)  # the standard error is .02
+    assert not improves(of(0.5 + 1e-15, {"a": 0.01, "b": -0.02}), old)  # rounding is no improvement
     assert not improves(of(0.4, {"a": 0.01, "b": -0.02}), old)
     assert not improves(of(0.9, None), old) and not improves(of(None, None), old)

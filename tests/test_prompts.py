@@ -60,7 +60,7 @@ def test_explainer_prompt_for_json() -> None:
     request = explainer.request(evidence(0), contexts=3)
     check("explain_combined_json", written(explainer.again(request, "It likes alpha.", evidence(0))))
     for name in (*LLM_EXPLAINERS, "revise"):
-        system = label_prompt(name, ExplainConfig(model="m"), 0).in_json(True).template.block("system", json=True)
+        system = label_prompt(name, ExplainConfig(model="m"), 0).template.block("system", json=True)
         assert "LABEL:" not in system and "INPUT:" not in system
         assert ('"input": ' if name == "combined" else '"label": ') in system
 
@@ -77,9 +77,11 @@ def test_rule_prompts() -> None:
     prompt = rule_prompt(ExplainConfig(model="some-model"))
     request = prompt.first_request(rich_evidence(0), 3)
     check("explain_rule", written(request))
-    check("explain_rule_json", written(prompt.in_json(True).first_request(evidence(0), 3)))
+    check("explain_rule_json", written(replace(prompt, is_json=True).first_request(evidence(0), 3)))
     check("explain_rule_mend", written(mend_request(prompt, rich_evidence(0), "alpha")))
-    again = prompt.again(request, prompt.first, "It likes alpha.", "clauses[0] has an unknown key 'wrd'\nDo this")
+    again = prompt.again(
+        request, prompt.first, "It likes alpha.", "clauses[0] has an unknown key 'wrd'\nDo this", rich_evidence(0)
+    )
     assert again.body["messages"][-1]["content"] == (
         "Your answer cannot be used: clauses[0] has an unknown key 'wrd'\\nDo this\n"
         "Give the whole JSON object now, corrected, and nothing else."
@@ -206,7 +208,7 @@ def two_features() -> dict[str, list[Request]]:
                 explainer = label_prompt(name, ExplainConfig(model="m", reply=reply), seed=0)  # type: ignore[arg-type]
                 add(f"explain/{name} in {reply}", explainer.request(known, 3, correction))
         for is_json in (False, True):
-            rules = rule_prompt(ExplainConfig(model="m")).in_json(is_json)
+            rules = replace(rule_prompt(ExplainConfig(model="m")), is_json=is_json)
             add(f"explain/rule {is_json}", rules.first_request(known, 3))
             add(f"explain/rule_mend {is_json}", mend_request(rules, known, label))
         for is_json in (False, True):

@@ -27,7 +27,7 @@ from autointerp.records import SPLITS, beginning_of
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
 from autointerp.score.natural import CLAIM
-from autointerp.score.ordinary_text import OrdinaryText
+from autointerp.score.ordinary_tiles import OrdinaryTiles
 from autointerp.stages.scanning import Scan, ScanOptions, scan, scan_with_progress
 from autointerp.store.selection import Selection
 from autointerp.store.store import Store
@@ -55,7 +55,7 @@ def test_it_claims_the_tiles_that_the_scores_were_made_on(scanned: ScannedWorld)
             )  # fmt: skip
             at = [place[document, start] for document, start, _ in known]
             assert [tiles[i].tokens for i in at] == [tokens for _, _, tokens in known] and len(known) > 100
-            scored = OrdinaryText(job(store), split)._texts
+            scored = OrdinaryTiles(job(store), split).texts
             for feature, rule in rules.items():
                 claims = texts.peaks(texts.predict(rule)) >= CLAIM
                 assert claims[at].tolist() == (scored.peaks(scored.predict(rule)) >= CLAIM).tolist(), (feature, split)

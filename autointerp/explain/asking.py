@@ -18,6 +18,7 @@ from autointerp.explain.label_replies import Label
 from autointerp.explain.plan import lacking_row
 from autointerp.llm.capabilities import honours_json_schema, takes_seed
 from autointerp.llm.client import LlmClient
+from autointerp.llm.requests import Reply
 from autointerp.records import Explanation, ExplanationStatus, FeatureEvidence
 
 _LABEL_TOKENS = {"label": 60, "meanings": 90}
@@ -94,16 +95,14 @@ async def ask_label(
         return without or dataclasses.replace(row, status="abstained", error=lacks)
     question = LabelQuestion(prompt, evidence, min(config.contexts, max(1, len(evidence.top))), correction)
     asked = await ask(client, question)
-    label, last = _label(asked), asked.replies[-1]
+    label = _label(asked)
     shown = _contexts_shown(question, asked)
-    notes = []
-    if not prompt.sends_seed:
-        notes.append("drawn without its seed, which the endpoint refuses")
+    notes = seed_notes(prompt.sends_seed)
     if shown < question.contexts:
         notes.append(f"shown {shown} contexts instead of {question.contexts}, the prompt was too long")
     if label.status not in ("ok", "abstained"):
-        notes.append(last.error or asked.error or f"no label in the reply {last.text[:200]!r}")
-    return dataclasses.replace(
+        notes.append(why_without(asked, "label"))
+    labelled = dataclasses.replace(
         row,
         text=label.text,
         status=label.status,
@@ -113,10 +112,8 @@ async def ask_label(
         share=label.share,
         second_share=label.second_share,
         error="; ".join(notes) or None,
-        input_tokens=sum(r.input_tokens for r in asked.replies),
-        output_tokens=sum(r.output_tokens for r in asked.replies),
-        cost_usd=sum(r.cost_usd for r in asked.replies),
     )
+    return paid(labelled, asked.replies)
 
 
 def _label(asked: Asked[Label]) -> Label:
@@ -132,6 +129,27 @@ def status_without(asked: Asked[Any]) -> ExplanationStatus:
     return _REFUSALS.get(asked.status, "gave_up")
 
 
+def why_without(asked: Asked[Any], lacks: str) -> str:
+    """Why a question brought no answer."""
+    last = asked.replies[-1]
+    return last.error or asked.error or f"no {lacks} in the reply {last.text[:200]!r}"
+
+
+def seed_notes(sends_seed: bool) -> list[str]:
+    """What a row says of its seed."""
+    return [] if sends_seed else ["drawn without its seed, which the endpoint refuses"]
+
+
+def paid(row: Explanation, replies: Sequence[Reply]) -> Explanation:
+    """The row with what its calls came to."""
+    return dataclasses.replace(
+        row,
+        input_tokens=sum(r.input_tokens for r in replies),
+        output_tokens=sum(r.output_tokens for r in replies),
+        cost_usd=sum(r.cost_usd for r in replies),
+    )
+
+
 def _contexts_shown(question: LabelQuestion, asked: Asked[Label]) -> int:
     """The contexts in the last request, after all halvings."""
     for reply in asked.replies[:-1]:
@@ -142,12 +160,17 @@ def _contexts_shown(question: LabelQuestion, asked: Asked[Label]) -> int:
     return question.contexts
 
 
+def a_few_of(features: Sequence[int]) -> Sequence[int]:
+    """Some sixteen of the features, or up to twice as many, evenly spaced: those that a forecast looks at."""
+    return features[:: max(1, len(features) // 16)]
+
+
 def estimate_labels(run: ExplainRun, prompt: LabelPrompt, features: Sequence[int]) -> Estimate:
     """What asking about the features comes to, estimated from a few of them."""
     if not features:
         return Estimate()
     config: ExplainConfig = prompt.config
-    some = evidence_for(run, prompt, features[:: max(1, len(features) // 16)])
+    some = evidence_for(run, prompt, a_few_of(features))
     asked = [prompt.request(e, config.contexts) for e in some]
     written = len(asked) * min(_LABEL_TOKENS[prompt.answers], config.max_tokens) * CHARACTERS_PER_TOKEN
     return Estimate.of(asked, len(features) / len(asked), written)

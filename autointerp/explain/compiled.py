@@ -19,7 +19,7 @@ from autointerp.ask.prompts import load_template
 from autointerp.ask.question import ask
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
-from autointerp.explain.asking import form_taken, status_without
+from autointerp.explain.asking import a_few_of, form_taken, paid, seed_notes, status_without, why_without
 from autointerp.explain.compile_question import CompilePrompt, CompileQuestion
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import ExplainRun, OpenRun
@@ -81,7 +81,8 @@ class Compiled:
     async def explain(self, work: OpenRun, features: Sequence[int]) -> None:
         run, digest = work.run, self.digest(work.run)
         client = await work.client(run.config)
-        prompt = self._prompt(run).taken(*await form_taken(run, run.config, client))
+        is_json, sends_seed = await form_taken(run, run.config, client)
+        prompt = dataclasses.replace(self._prompt(run), is_json=is_json, sends_seed=sends_seed)
 
         async def compile_one(label: Explanation) -> None:
             await work.write(await _compiled(run, prompt, client, label, digest))
@@ -100,14 +101,15 @@ class Compiled:
     def estimate(self, run: ExplainRun, features: Sequence[int]) -> list[tuple[str, Estimate]]:
         if not features:
             return []
-        prompt = self._prompt(run)
-        some = [one for one in self._labels(run, features[:: max(1, len(features) // 16)]) if one.side != "output"]
-        if not some:
-            return []
-        written = _REPLY_TOKENS * CHARACTERS_PER_TOKEN * len(some)
-        return [
-            (run.config.model, Estimate.of([prompt.request(one) for one in some], len(features) / len(some), written))
-        ]
+        prompt, some = self._prompt(run), self._labels(run, a_few_of(features))
+        requests = [prompt.request(one) for one in some if _is_asked_about(one)]
+        written = _REPLY_TOKENS * CHARACTERS_PER_TOKEN * len(requests)
+        return [(run.config.model, Estimate.of(requests, len(features) / len(some), written))]
+
+
+def _is_asked_about(label: Explanation) -> bool:
+    """Whether it says something that can be seen in the text before a token."""
+    return label.side != "output"
 
 
 async def _compiled(
@@ -117,21 +119,15 @@ async def _compiled(
     made_of = hashlib.sha256(json.dumps([label.explanation_id]).encode()).hexdigest()
     row = blank_row(run.job, run.config, label.feature, run.config.model, digest, made_of)
     row = dataclasses.replace(row, derived_from=[label.explanation_id])
-    if label.side == "output":
+    if not _is_asked_about(label):
         why = "the label says only what the feature leads to, which cannot be seen in the text before it"
         return dataclasses.replace(row, status="abstained", error=why)
     asked = await ask(client, CompileQuestion(prompt, label))
-    row = dataclasses.replace(
-        row,
-        input_tokens=sum(reply.input_tokens for reply in asked.replies),
-        output_tokens=sum(reply.output_tokens for reply in asked.replies),
-        cost_usd=sum(reply.cost_usd for reply in asked.replies),
-    )
+    row, notes = paid(row, asked.replies), seed_notes(prompt.sends_seed)
     if asked.status != "ok":
-        last = asked.replies[-1]
-        error = last.error or asked.error or f"no rule in the reply {last.text[:200]!r}"
-        return dataclasses.replace(row, status=status_without(asked), error=error)
+        why = why_without(asked, "rule")
+        return dataclasses.replace(row, status=status_without(asked), error="; ".join([*notes, why]))
     if asked.value is None:
         why = "the LLM found nothing in the label that can be seen in a text"
-        return dataclasses.replace(row, status="abstained", error=why)
-    return dataclasses.replace(with_meanings(row, label), rule=asked.value.to_json())
+        return dataclasses.replace(row, status="abstained", error="; ".join([*notes, why]))
+    return dataclasses.replace(with_meanings(row, label, "; ".join(notes) or None), rule=asked.value.to_json())

@@ -80,7 +80,7 @@ def _checked(job: Job, config: ExplainConfig, score_config: ScoreConfig | None) 
 
 def check_settings(job: Job, config: ExplainConfig, score_config: ScoreConfig | None = None) -> bool:
     """Whether the configured explainer asks an LLM. Raises InputError where `explain` would refuse the settings, or
-    where a template cannot be read. Nothing is read of the store."""
+    where a template cannot be read. The store may be empty."""
     run = _checked(job, config, score_config)
     for name in run.explainer.made_of(config):
         explainer_named(name)

@@ -16,7 +16,7 @@ from autointerp.explain.excerpts import excerpt
 from autointerp.explain.format_words import is_of_the_form
 from autointerp.explain.label_replies import Label, parse_label, parse_meanings
 from autointerp.llm.requests import Reply, Request
-from autointerp.records import Context, FeatureEvidence, Side
+from autointerp.records import Context, Explanation, FeatureEvidence, Side
 
 Answers = Literal["label", "meanings"]
 """What an explainer asks for: one phrase, or the input side and the output side apart, with a second meaning."""
@@ -55,9 +55,6 @@ class LabelPrompt:
     """Whether the seed is sent, unless it is 0. Without it a sample has its own number in the ledger, and is drawn by
     the temperature alone."""
 
-    def in_json(self, is_json: bool) -> LabelPrompt:
-        return replace(self, is_json=is_json)
-
     def missing(self, evidence: FeatureEvidence) -> str | None:
         """Which evidence is lacking to ask about the feature, in words; None where there is enough."""
         return lacking(self.name, self.reads, evidence)
@@ -80,18 +77,12 @@ class LabelPrompt:
 
     def again(self, request: Request, reply: str, evidence: FeatureEvidence) -> Request:
         """The request that asks once more after a reply without a label, and shows that reply."""
-        messages = [
-            *request.body["messages"],
-            {"role": "assistant", "content": reply},
-            {"role": "user", "content": self.template.block("again", json=self.is_json)},
-        ]
-        return self._request(messages, evidence)
+        words = self.template.block("again", json=self.is_json)
+        return self._request(asked_again(request, reply, words), evidence)
 
     def _request(self, messages: list[dict[str, str]], evidence: FeatureEvidence) -> Request:
-        extra = {"response_format": response_format(self.answers, self.side is None)} if self.is_json else {}
-        sent = self.config.seed if self.sends_seed else 0
-        body = chat_body(self.config, messages, self.config.max_tokens, seed=sent, **extra)
-        return ask_request(body, self.config, self.sends_seed, evidence.dictionary_id, evidence.feature)
+        form = response_format(self.answers, self.side is None) if self.is_json else None
+        return ask_request(self.config, messages, self.config.max_tokens, form, self.sends_seed, evidence)
 
     def read(self, reply: str) -> Label:
         """The label in a reply with its side: the explainer's own where it has one, else what the reply says. Words of
@@ -146,11 +137,24 @@ class LabelQuestion:
 
 
 def ask_request(
-    body: dict[str, Any], config: ExplainConfig, sends_seed: bool, dictionary_id: int, feature: int
-) -> Request:
-    """The request of an explainer. Where the seed is not sent, the sample has its own number in the ledger."""
-    sample = 0 if sends_seed else config.seed & _LARGEST_SAMPLE
-    return Request("chat", body, "explain", sample=sample, dictionary_id=dictionary_id, feature=feature)
+    config: ExplainConfig, messages: list[dict[str, str]], max_tokens: int, form: dict[str, Any] | None,
+    sends_seed: bool, about: FeatureEvidence | Explanation,
+) -> Request:  # fmt: skip
+    """The request of an explainer about one feature. `form`: the schema of the reply, where it is to be JSON. Where the
+    seed is not sent, the sample has its own number in the ledger."""
+    extra = {} if form is None else {"response_format": form}
+    seed, sample = (config.seed, 0) if sends_seed else (0, config.seed & _LARGEST_SAMPLE)
+    body = chat_body(config, messages, max_tokens, seed=seed, **extra)
+    return Request("chat", body, "explain", sample=sample, dictionary_id=about.dictionary_id, feature=about.feature)
+
+
+def asked_again(request: Request, reply: str, words: str) -> list[dict[str, str]]:
+    """The messages of a request, the reply to it that cannot be used, and the words that ask once more."""
+    return [
+        *request.body["messages"],
+        {"role": "assistant", "content": reply},
+        {"role": "user", "content": words},
+    ]
 
 
 def response_format(answers: Answers, asks_side: bool) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from autointerp.ask.job import Blocks, run_pool
 from autointerp.ask.prompts import load_template
 from autointerp.config import ExplainConfig
 from autointerp.errors import InputError
-from autointerp.explain.asking import form_taken
+from autointerp.explain.asking import a_few_of, form_taken
 from autointerp.explain.evidence_sections import Section
 from autointerp.explain.explainer import EVERY_CONTEXT, ExplainRun, OpenRun
 from autointerp.explain.rule_mistakes import Mistakes, ReadText, marked_text
 from autointerp.explain.rule_question import RulePrompt
 from autointerp.explain.rule_rounds import RuleWriter
+from autointerp.explain.rule_select import SelectTexts
 from autointerp.explain.rule_texts import RuleTexts, StudiedFeature
 from autointerp.records import Context, FeatureEvidence, Side
 from autointerp.rules.labels import RULE, patterns_sha256
@@ -93,7 +94,7 @@ class WrittenRule:
             return []
         _check_tiles(run)
         prompt, config = self._prompt(run), run.config
-        some = run.evidence(features[:: max(1, len(features) // 16)], EVERY_CONTEXT)
+        some = run.evidence(a_few_of(features), EVERY_CONTEXT)
         times, written = len(features) / len(some), _REPLY_TOKENS * CHARACTERS_PER_TOKEN * len(some)
         first = Estimate.of([prompt.first_request(e, config.rule_contexts) for e in some], times, written)
         mending = [
@@ -105,7 +106,7 @@ class WrittenRule:
 
 def _check_tiles(run: ExplainRun) -> None:
     """Raises InputError where the harvest did not count the tiles that a natural correlation is over."""
-    if run.job.store.n_tiles(run.job.harvest_id, "select") is None:
+    if not SelectTexts(run.job).is_counted:
         raise InputError(
             "the explainer 'rule' chooses rules by their natural correlation, and the harvest did not count how many "
             "tiles its text has; harvest again"

@@ -11,25 +11,25 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from autointerp.ask.chat import ReplyError, chat_body
+from autointerp.ask.chat import ReplyError
 from autointerp.ask.json_reply import last_object
 from autointerp.ask.prompts import PromptTemplate, mark, one_line
 from autointerp.config import ExplainConfig
 from autointerp.explain.evidence_sections import Room, Section, lacking
 from autointerp.explain.format_words import is_of_the_form
-from autointerp.explain.label_question import ask_request
+from autointerp.explain.label_question import ask_request, asked_again
 from autointerp.explain.label_replies import phrase_of
 from autointerp.explain.rule_mistakes import Mistakes
+from autointerp.explain.rule_reply import REPLY_TOKENS, clauses_in, rule_format
 from autointerp.llm.requests import Reply, Request
 from autointerp.records import FeatureEvidence
 from autointerp.rules.language.conditions import Clause
-from autointerp.rules.language.parsing import RuleError, clause_to_json, clauses_of
+from autointerp.rules.language.parsing import clause_to_json
 from autointerp.rules.near import NearWords
 
 LISTED = 15
 """Tokens or words shown of one kind."""
-REPLY_TOKENS = 900
-"""A rule with long lists of words takes so many tokens; `explain.max_tokens` counts where it is more."""
+_FORM = rule_format(("label", "output"))
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,6 @@ class RulePrompt:
     """Ask for nothing but a JSON object."""
     sends_seed: bool = True
 
-    def in_json(self, is_json: bool) -> RulePrompt:
-        return replace(self, is_json=is_json)
-
     def missing(self, evidence: FeatureEvidence) -> str | None:
         """Which evidence is lacking to ask about the feature, in words; None where there is enough."""
         return lacking("rule", self.reads, evidence)
@@ -66,7 +63,7 @@ class RulePrompt:
         """The request for a rule, showing at most `contexts` contexts of each kind."""
         room = Room(contexts, self.config.random_contexts, self.config.negatives, LISTED)
         values: dict[str, Any] = {section.name: section.shown(evidence, room) for section in self.reads}
-        return self._request(self.first, evidence.dictionary_id, evidence.feature, values)
+        return self._request(self.first, evidence, values)
 
     def mend_request(
         self, evidence: FeatureEvidence, label: str, clauses: Sequence[Clause], mistakes: Mistakes
@@ -77,32 +74,26 @@ class RulePrompt:
             "label": one_line(label), "rule": one_line(rule),
             "missed": mistakes.missed, "false_alarms": mistakes.false_alarms,
         }  # fmt: skip
-        return self._request(self.mend, evidence.dictionary_id, evidence.feature, values)
+        return self._request(self.mend, evidence, values)
 
-    def _request(self, template: PromptTemplate, dictionary_id: int, feature: int, values: dict[str, Any]) -> Request:
-        fence = mark(self.config.seed, feature, values)
+    def _request(self, template: PromptTemplate, evidence: FeatureEvidence, values: dict[str, Any]) -> Request:
+        fence = mark(self.config.seed, evidence.feature, values)
         messages = [
             {"role": "system", "content": template.block("system", json=self.is_json)},
             {"role": "user", "content": template.block("user", mark=fence, **values)},
         ]
-        return self._sent(messages, dictionary_id, feature)
+        return self._sent(messages, evidence)
 
-    def again(self, request: Request, template: PromptTemplate, reply: str, problem: str) -> Request:
+    def again(
+        self, request: Request, template: PromptTemplate, reply: str, problem: str, evidence: FeatureEvidence
+    ) -> Request:
         """The request that asks once more after a reply that cannot be read, and says why it cannot."""
-        messages = [
-            *request.body["messages"],
-            {"role": "assistant", "content": reply},
-            {"role": "user", "content": template.block("again", problem=one_line(problem)[1:-1])},
-        ]
-        assert request.dictionary_id is not None and request.feature is not None
-        return self._sent(messages, request.dictionary_id, request.feature)
+        words = template.block("again", problem=one_line(problem)[1:-1])
+        return self._sent(asked_again(request, reply, words), evidence)
 
-    def _sent(self, messages: list[dict[str, str]], dictionary_id: int, feature: int) -> Request:
-        extra = {"response_format": _RESPONSE_FORMAT} if self.is_json else {}
+    def _sent(self, messages: list[dict[str, str]], evidence: FeatureEvidence) -> Request:
         limit = max(self.config.max_tokens, REPLY_TOKENS)
-        sent = self.config.seed if self.sends_seed else 0
-        body = chat_body(self.config, messages, limit, seed=sent, **extra)
-        return ask_request(body, self.config, self.sends_seed, dictionary_id, feature)
+        return ask_request(self.config, messages, limit, _FORM if self.is_json else None, self.sends_seed, evidence)
 
     def read(self, reply: str, near: NearWords) -> Proposal:
         """The label and the clauses in a reply. Raises ReplyError, which says what is wrong with it."""
@@ -117,10 +108,7 @@ class RulePrompt:
             return Proposal(None, (), output)
         if label is None:
             raise ReplyError("unparseable", '"label" is no phrase, though there are clauses')
-        try:
-            clauses, _ = clauses_of({name: found[name] for name in ("clauses", "combine") if name in found}, near)
-        except RuleError as error:
-            raise ReplyError("unparseable", str(error)) from None
+        clauses, _ = clauses_in(found, near)
         return Proposal(label, tuple(clauses), output)
 
 
@@ -155,7 +143,7 @@ class RuleQuestion:
         return self.prompt.read(reply.text, self.near)
 
     def again(self, reply: str, problem: str) -> Request:
-        return self.prompt.again(self.request, self.prompt.first, reply, problem)
+        return self.prompt.again(self.request, self.prompt.first, reply, problem, self.evidence)
 
     def shorter(self) -> RuleQuestion | None:
         """The question with half of the contexts; None where it would be no shorter, or was halved often enough."""
@@ -185,27 +173,4 @@ class MendQuestion:
         return self.prompt.read(reply.text, self.near)
 
     def again(self, reply: str, problem: str) -> Request:
-        return self.prompt.again(self.request, self.prompt.mend, reply, problem)
-
-
-def _response_format() -> dict[str, Any]:
-    """The outline of a rule. Conditions have too many forms for the schemas that endpoints take, so these are left open
-    and checked when they are read."""
-    text = {"type": ["string", "null"]}
-    clause = {
-        "type": "object",
-        "properties": {
-            "says": {"type": "string"}, "strength": {"type": "number"},
-            "all": {"type": "array", "items": {"type": "object"}},
-        },
-        "required": ["says", "strength", "all"],
-    }  # fmt: skip
-    properties = {
-        "label": text, "output": text, "clauses": {"type": "array", "items": clause},
-        "combine": {"type": "string", "enum": ["max", "sum"]},
-    }  # fmt: skip
-    schema = {"type": "object", "properties": properties, "required": list(properties)}
-    return {"type": "json_schema", "json_schema": {"name": "rule", "strict": False, "schema": schema}}
-
-
-_RESPONSE_FORMAT = _response_format()
+        return self.prompt.again(self.request, self.prompt.mend, reply, problem, self.evidence)

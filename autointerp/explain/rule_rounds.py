@@ -14,11 +14,11 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from autointerp.ask.explanation_row import blank_row, evidence_sha256
-from autointerp.ask.question import Asked, ask
-from autointerp.explain.asking import status_without
+from autointerp.ask.question import ask
+from autointerp.explain.asking import paid, seed_notes, status_without, why_without
 from autointerp.explain.explainer import ExplainRun
 from autointerp.explain.rule_question import MendQuestion, Proposal, RulePrompt, RuleQuestion
 from autointerp.explain.rule_study import Draft, RuleStudy
@@ -66,14 +66,14 @@ class RuleWriter:
         near = self.texts.reference.near
         contexts = min(config.rule_contexts, max(1, len(evidence.top)))
         asked = await ask(self.client, RuleQuestion(self.prompt, evidence, near, contexts))
-        replies, notes = list(asked.replies), self._notes()
+        replies, notes = list(asked.replies), seed_notes(self.prompt.sends_seed)
         first = asked.value
         if first is None:
-            notes.append(_why(asked))
-            return _paid(dataclasses.replace(row, status=status_without(asked)), replies, notes)
+            notes.append(why_without(asked, "rule"))
+            return _done(dataclasses.replace(row, status=status_without(asked)), replies, notes)
         study = await self._computed(partial(RuleStudy, of, self.texts))
         if first.label is None:
-            return _paid(_without_label(row, study, first), replies, notes)
+            return _done(_without_label(row, study, first), replies, notes)
         draft = await self._computed(partial(study.draft, first))
         for number in range(1, config.rounds + 1):
             mistakes = await self._computed(partial(study.mistakes, draft, config.mistakes))
@@ -86,9 +86,9 @@ class RuleWriter:
             replies += mended.replies
             proposal = mended.value
             if proposal is None:
-                notes.append(f"round {number}: {_why(mended)}")
+                notes.append(f"round {number}: {why_without(mended, 'rule')}")
                 if status_without(mended) == "gave_up":
-                    return _paid(dataclasses.replace(row, status="gave_up"), replies, notes)
+                    return _done(dataclasses.replace(row, status="gave_up"), replies, notes)
                 break
             if not proposal.clauses:
                 break
@@ -99,14 +99,11 @@ class RuleWriter:
         labelled = await self._computed(partial(_labelled, row, study, draft, notes))
         if labelled.text is not None:
             labelled = dataclasses.replace(labelled, output_text=first.output)
-        return _paid(labelled, replies, notes)
+        return _done(labelled, replies, notes)
 
     async def _computed(self, work: Callable[[], T]) -> T:
         async with self._computing:
             return await asyncio.to_thread(work)
-
-    def _notes(self) -> list[str]:
-        return [] if self.prompt.sends_seed else ["drawn without its seed, which the endpoint refuses"]
 
 
 def _labelled(row: Explanation, study: RuleStudy, draft: Draft, notes: list[str]) -> Explanation:
@@ -135,17 +132,6 @@ def _without_label(row: Explanation, study: RuleStudy, proposal: Proposal) -> Ex
     )  # fmt: skip
 
 
-def _why(asked: Asked[Any]) -> str:
-    last = asked.replies[-1]
-    return last.error or asked.error or f"no rule in the reply {last.text[:200]!r}"
-
-
-def _paid(row: Explanation, replies: list[Reply], notes: list[str]) -> Explanation:
-    """The row with what its calls came to."""
-    return dataclasses.replace(
-        row,
-        error="; ".join(notes) or None,
-        input_tokens=sum(r.input_tokens for r in replies),
-        output_tokens=sum(r.output_tokens for r in replies),
-        cost_usd=sum(r.cost_usd for r in replies),
-    )
+def _done(row: Explanation, replies: list[Reply], notes: list[str]) -> Explanation:
+    """The row with its notes and with what its calls came to."""
+    return dataclasses.replace(paid(row, replies), error="; ".join(notes) or None)

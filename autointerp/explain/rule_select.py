@@ -1,68 +1,88 @@
-"""What rules of one feature are worth on the select part: their natural correlation there (score/natural.py)."""
+"""What rules of one feature are worth on the select part: their natural correlation there (score/natural.py).
+
+Rules are chosen by it, never by the report part, so that what is reported of a label is not what it was chosen by.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autointerp import stats
+from autointerp.ask.job import Job
 from autointerp.ask.scale import scaled
-from autointerp.explain.rule_texts import RuleTexts, StudiedFeature, TableColumns, holding
-from autointerp.records import Prediction
-from autointerp.rules.fitting import Fit
-from autointerp.rules.language.conditions import Clause
+from autointerp.records import Context, Prediction
 from autointerp.rules.many_texts import ManyTexts
-from autointerp.score.natural import SilentTiles, natural_result
+from autointerp.rules.patterns import Rule
+from autointerp.score.natural import Prevalence, SilentTiles, is_ordinary, natural_result
+from autointerp.score.ordinary_text import SilentText
+from autointerp.score.ordinary_tiles import OrdinaryTiles
+from autointerp.score.prevalences import prevalences
 from autointerp.score.score_rows import Answer
 
 
+@dataclass(frozen=True)
+class SelectText:
+    """What is read of one feature in the select part."""
+
+    contexts: list[Context]
+    """Those that stand for text as it comes."""
+    prevalence: Prevalence
+    is_silent: NDArray[np.bool_]
+    """[known tiles]: in which of them it is silent."""
+
+
+class SelectTexts:
+    """Reads the select part of one harvest."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.tiles = OrdinaryTiles(job, "select")
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the harvest counted the tiles that a natural correlation is over."""
+        return self._job.store.n_tiles(self._job.harvest_id, "select") is not None
+
+    def read(self, features: Sequence[int]) -> list[SelectText]:
+        """What is needed of these features, read at once."""
+        job = self._job
+        kinds: dict[str, int | None] = {"sampled": None}
+        if not self.tiles.tiles:  # older evidence: the silent contexts of the random tier stand for the corpus
+            kinds["negative"] = None
+        contexts = job.store.contexts_of(job.dictionary_id, job.harvest_id, features, "select", kinds)
+        firing = prevalences(job, "select", features)
+        self.tiles.read(features)
+        return [
+            SelectText([c for c in contexts[f] if is_ordinary(c)], firing[f], ~self.tiles.fires(f)) for f in features
+        ]
+
+
 class SelectPart:
-    """The sampled contexts of one feature in the select part, and the known tiles in which it is silent. In older
-    evidence, which has no known tiles, the silent contexts of the random tier stand for the corpus."""
+    """One feature's select part, for rules to be tried on: on its own contexts, and on the known tiles."""
 
-    def __init__(self, of: StudiedFeature, texts: RuleTexts) -> None:
-        self._prevalence, self._has_tiles = of.prevalence, texts.has_select_tiles
-        self._contexts = [
-            c for c in of.select if c.kind == "sampled" or (not self._has_tiles and c.tier == "random")
-        ]  # fmt: skip
-        self._truths = [scaled(c.activations, of.evidence.max_activation) for c in self._contexts]
-        self._own = ManyTexts.of(self._contexts)
-        self._tiles = texts.select
-        sizes = np.diff(self._tiles.starts)
-        self._silent = np.flatnonzero(np.repeat(of.silent_in_select, sizes))
-        self._sizes = sizes[of.silent_in_select]
-        self._documents = texts.select_sources[of.silent_in_select].tolist()
+    def __init__(self, of: SelectText, max_activation: float, tiles: OrdinaryTiles) -> None:
+        self._of = of
+        self._truths = [scaled(c.activations, max_activation) for c in of.contexts]
+        self._silent = SilentText(tiles, of.is_silent) if tiles.tiles else None
+        self.own, self.tiles = ManyTexts.of(of.contexts), tiles.texts
 
-    def value_of(self, clauses: Sequence[Clause], tables: TableColumns) -> Callable[[Fit], stats.Estimate]:
-        """A function from fits of these clauses and tables to their natural correlations."""
-        own = tables.on(self._own), holding(self._own, clauses)
-        silent = tables.on(self._tiles)[self._silent], holding(self._tiles, clauses)[self._silent]
-        starts = self._own.starts
+    def natural_of(self, rule: Rule) -> stats.Estimate:
+        return self.natural(self.own.predict(rule), self.tiles.predict(rule))
 
-        def value(fit: Fit) -> stats.Estimate:
-            predicted = fit.predict(*own)
-            answers = [
-                Answer(c, Prediction(c.context_id, truth, predicted[a:b].tolist(), "ok"))
-                for c, truth, a, b in zip(self._contexts, self._truths, starts[:-1], starts[1:], strict=True)
-            ]
-            active = [answer for answer in answers if answer.context.kind == "sampled"]
-            tiles = self._silent_tiles(fit.predict(*silent)) if self._has_tiles else None
-            if tiles is None:
-                tiles = SilentTiles.of([answer for answer in answers if answer.context.tier == "random"])
-            return natural_result(active, tiles, self._prevalence).estimate
-
-        return value
-
-    def _silent_tiles(self, predicted: NDArray[np.float64]) -> SilentTiles:
-        """What was predicted of the silent tiles, from what was predicted of their tokens."""
-        starts, filled = np.cumsum(self._sizes) - self._sizes, self._sizes > 0
-        n = len(self._sizes)
-        total, squares, peak = np.zeros(n), np.zeros(n), np.zeros(n)
-        if filled.any():
-            at = starts[filled]
-            total[filled] = np.add.reduceat(predicted, at)
-            squares[filled] = np.add.reduceat(predicted * predicted, at)
-            peak[filled] = np.maximum.reduceat(predicted, at)
-        return SilentTiles(self._documents, self._sizes.astype(np.float64), total, squares, peak)
+    def natural(self, own: NDArray[np.float64], tiles: NDArray[np.float64]) -> stats.Estimate:
+        """The natural correlation, of what is predicted of the tokens of `self.own` and of `self.tiles`."""
+        starts = self.own.starts
+        answers = [
+            Answer(c, Prediction(c.context_id, truth, own[a:b].tolist(), "ok"))
+            for c, truth, a, b in zip(self._of.contexts, self._truths, starts[:-1], starts[1:], strict=True)
+        ]
+        active = [answer for answer in answers if answer.context.kind == "sampled"]
+        if self._silent is not None:
+            silent = self._silent.told(tiles)
+        else:
+            silent = SilentTiles.of([answer for answer in answers if answer.context.tier == "random"])
+        return natural_result(active, silent, self._of.prevalence).estimate

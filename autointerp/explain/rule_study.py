@@ -11,7 +11,7 @@ better than any clause.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,7 +62,7 @@ class RuleStudy:
         self._texts = texts
         self._contexts = distinct_contexts(of.evidence)
         self._own = ManyTexts.of(self._contexts)
-        self._select = SelectPart(of, texts)
+        self._select = SelectPart(of.select, of.evidence.max_activation, texts.select.tiles)
         self.sample = sample_of(of.evidence, texts.reference)
         silent = texts.reference.silent(of.evidence.feature) if len(self.sample.places) else None
         is_silent = np.zeros(len(texts.reference.tiles), dtype=np.bool_)
@@ -137,16 +137,22 @@ class RuleStudy:
         return TableColumns(Rule(self.patterns.base), [], self._own.n_tokens)
 
     def _fitted(self, proposal: Proposal, clauses: Sequence[Clause], tables: TableColumns) -> Draft:
-        parts, value_of = self._parts(clauses, tables), self._select.value_of(clauses, tables)
-        fit = supported(parts, lambda one: value_of(one).value)
-        return self._as_draft(proposal, clauses, tables, fit, value_of(fit), parts)
+        parts, natural_of = self._parts(clauses, tables), self._natural_of(clauses, tables)
+        fit = supported(parts, lambda one: natural_of(one).value)
+        return self._as_draft(proposal, clauses, tables, fit, natural_of(fit), parts)
 
     def _alone(self, proposal: Proposal, clauses: Sequence[Clause]) -> Draft:
         """The rule of `patterns`, without any of the clauses."""
         parts = self._parts(clauses, self._patterns)
         fit = tables_alone(parts)
-        natural = self._select.value_of(clauses, self._patterns)(fit)
+        natural = self._natural_of(clauses, self._patterns)(fit)
         return self._as_draft(proposal, clauses, self._patterns, fit, natural, parts)
+
+    def _natural_of(self, clauses: Sequence[Clause], tables: TableColumns) -> Callable[[Fit], stats.Estimate]:
+        """A function from fits of these clauses and tables to their natural correlations on the select part."""
+        select = self._select
+        own, tiles = ((tables.on(texts), holding(texts, clauses)) for texts in (select.own, select.tiles))
+        return lambda fit: select.natural(fit.predict(*own), fit.predict(*tiles))
 
     def _as_draft(
         self, proposal: Proposal, clauses: Sequence[Clause], tables: TableColumns, fit: Fit, natural: stats.Estimate,

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autointerp.ask.job import Job
 from autointerp.records import Split
-from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
 from autointerp.score.natural import SilentTiles
 from autointerp.score.ordinary_tiles import OrdinaryTiles
+
+
+class SilentText:
+    """The known tiles in which one feature is silent."""
+
+    def __init__(self, known: OrdinaryTiles, is_silent: NDArray[np.bool_]) -> None:
+        self._texts, self._is_silent = known.texts, is_silent
+        self._documents: list[str] = known.sources[is_silent].tolist()
+
+    def told(self, predicted: NDArray[np.float64]) -> SilentTiles:
+        """What `predicted` [tokens of all known tiles] says of the silent ones."""
+        silent = self._is_silent
+        sizes, total, squares = self._texts.sums(predicted)
+        peaks = self._texts.peaks(predicted)
+        return SilentTiles(self._documents, sizes[silent], total[silent], squares[silent], peaks[silent])
 
 
 class OrdinaryText:
@@ -20,15 +34,8 @@ class OrdinaryText:
 
     def __init__(self, job: Job, split: Split) -> None:
         self._known = OrdinaryTiles(job, split)
-        self._feature: int | None = None
-        self._is_silent = np.zeros(0, dtype=np.bool_)
-        """Of each known tile, for the feature that was last asked about."""
-        self._documents: list[str] = []
-        """Of the silent ones."""
-
-    @cached_property
-    def _texts(self) -> ManyTexts:
-        return ManyTexts.of(self._known.tiles)
+        self._last: tuple[int, SilentText] | None = None
+        """The feature that was last asked about."""
 
     def read(self, features: Sequence[int]) -> None:
         """Reads in one query where these features fire, for `silent` to be asked about them next."""
@@ -38,12 +45,6 @@ class OrdinaryText:
         """What `rule` predicts of the known tiles in which the feature is silent; None without known tiles."""
         if not self._known.tiles:
             return None
-        if feature != self._feature:  # its label and the controls of that are asked about in turn
-            self._is_silent = ~self._known.fires(feature)
-            self._documents = self._known.sources[self._is_silent].tolist()
-            self._feature = feature
-        predicted, silent = self._texts.predict(rule), self._is_silent
-        sizes, total, squares = self._texts.sums(predicted)
-        return SilentTiles(
-            self._documents, sizes[silent], total[silent], squares[silent], self._texts.peaks(predicted)[silent]
-        )
+        if self._last is None or self._last[0] != feature:  # its label and the controls of that are asked about in turn
+            self._last = feature, SilentText(self._known, ~self._known.fires(feature))
+        return self._last[1].told(self._known.texts.predict(rule))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from autointerp.ask.job import Job
 from autointerp.records import Split, source_of
+from autointerp.rules.many_texts import ManyTexts
 from autointerp.store.known_tiles import KnownTile
 
 
@@ -24,6 +25,11 @@ class OrdinaryTiles:
     @cached_property
     def tiles(self) -> list[KnownTile]:
         return self._job.store.known_tiles(self._job.harvest_id, self._split)
+
+    @cached_property
+    def texts(self) -> ManyTexts:
+        """Their text, for rules to be applied to."""
+        return ManyTexts.of(self.tiles)
 
     @cached_property
     def sources(self) -> NDArray[np.object_]:

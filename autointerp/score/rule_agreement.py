@@ -18,7 +18,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -65,10 +64,6 @@ class TileLoader:
         self._labels = Labels(run, labels, {"sampled": None})
         self._known = OrdinaryTiles(run.job, run.part)
 
-    @cached_property
-    def _texts(self) -> ManyTexts:
-        return ManyTexts.of(self._known.tiles)
-
     def __call__(self, places: Sequence[int]) -> list[Compared]:
         return [self._of(told) for told in self._labels(places)]
 
@@ -77,8 +72,8 @@ class TileLoader:
             return Compared(told, [], NO_RULE)
         rule, feature = Rule.from_json(told.explanation.rule), told.explanation.feature
         sampled = told.contexts
-        own = ManyTexts.of(sampled)
-        is_claimed = np.concatenate([text.peaks(text.predict(rule)) >= CLAIM for text in (self._texts, own)])
+        read = (self._known.texts, ManyTexts.of(sampled))
+        is_claimed = np.concatenate([texts.peaks(texts.predict(rule)) >= CLAIM for texts in read])
         draw = random.Random(stable_id(self._run.config.seed, RULE_AGREEMENT, self._run.job.dictionary_id, feature))
         chosen: list[Example] = []
         for claimed, missing in ((True, NO_CLAIM), (False, "no_contexts")):
