@@ -53,8 +53,7 @@ def evidence_sha256(evidence: FeatureEvidence, contexts: int | None = None) -> s
 
     def part(of: Sequence[Context]) -> list[Any]:
         return [
-            [c.document, c.position, c.tokens, [round(a, 6) if a else a for a in c.activations]]
-            for c in of[:contexts]
+            [c.document, c.position, c.tokens, [round(a, 6) if a else a for a in c.activations]] for c in of[:contexts]
         ]
 
     seen: list[Any] = [
