@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -117,23 +117,36 @@ class CorpusConfig:
         check_ranges(self)
 
 
+JOINED = " + "
+"""Stands between the parts of a joined hookpoint."""
+
+
 @dataclass(frozen=True, slots=True)
 class SaeConfig:
     """[[sae]]: one dictionary, which is either read from `path` or made by `train`."""
 
     hookpoint: str = ""
     """Path of the module whose activations the SAE reads: `transformer.h.6`, `model.layers.12.mlp`. Append `:in` for
-    the module's input instead of its output. TransformerLens's names (`blocks.6.hook_resid_post`) work too."""
+    the module's input instead of its output. TransformerLens's names (`blocks.6.hook_resid_post`) work too. A list
+    joins hookpoints: their vectors stand side by side in one, as a crosscoder reads them."""
     name: str = ""
     """The dictionary's name in the store. Default: the hookpoint."""
     output_hookpoint: str | None = None
-    """Transcoders only: the module whose activations are reconstructed."""
+    """Transcoders only: the module whose activations are reconstructed, or a list of several."""
+    source_layers: Annotated[int, Range(1, 1000)] | None = None
+    """Cross-layer transcoders: how many source layers the files at `path` hold. The table then stands for as many
+    dictionaries, which are named `name:0`, `name:1` and so on, and `{}` in the hookpoints stands for the layer."""
+    source_layer: Annotated[int, Range(0, 999)] | None = None
+    """Cross-layer transcoders: the one source layer whose features to read. With source_layers it is set by itself."""
     path: str | None = None
     """A saved SAE: folder, file, or hf:owner/name@revision//folder. Default: train one and save it in
     `<store folder>/sae/<name>`."""
-    format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
-    """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai, or auto:
-    recognised by what is in them."""
+    format: Literal[
+        "auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai", "crosscoder", "crosscode",
+        "circuit_tracer_clt", "llamascopium_clt", "gemma_scope_2_clt",
+    ] = "auto"  # fmt: skip
+    """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai, crosscoder,
+    crosscode, circuit_tracer_clt, llamascopium_clt, gemma_scope_2_clt, or auto: recognised by what is in them."""
     architecture: str = "topk"
     """What to train: topk, batchtopk, matryoshka, relu, p_anneal, gated or jumprelu."""
     d_sae: Count | None = None
@@ -165,6 +178,19 @@ class SaeConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         _check(
+            self.path is not None or (self.source_layers is None and self.source_layer is None),
+            "sae.source_layers and sae.source_layer are for a cross-layer transcoder that is loaded; set sae.path too",
+        )
+        _check(
+            self.source_layers is None or self.source_layer is None,
+            "sae.source_layers means all source layers and sae.source_layer one of them; set one of the two",
+        )
+        _check(
+            self.source_layers is None or ("{}" in self.hookpoint and "{}" in (self.output_hookpoint or "")),
+            "sae.source_layers needs `{}`, for the layer, in sae.hookpoint and sae.output_hookpoint: "
+            "hookpoint = 'blocks.{}.hook_resid_mid', output_hookpoint = 'blocks.{}.hook_mlp_out'",
+        )
+        _check(
             self.frozen == "none" or self.path is None,
             f"sae.frozen = {self.frozen!r} is for an SAE that is trained here, and sae.path names one that is loaded",
         )
@@ -188,6 +214,26 @@ class SaeConfig:
     @property
     def dictionary(self) -> str:
         return self.name or self.hookpoint
+
+    def by_source_layer(self) -> tuple[SaeConfig, ...]:
+        """A table for each source layer of a cross-layer transcoder, which writes at its own layer and all later ones;
+        the table itself where it is not for several."""
+        if self.source_layers is None:
+            return (self,)
+        layers = range(self.source_layers)
+        return tuple(
+            replace(
+                self,
+                hookpoint=self.hookpoint.replace("{}", str(layer)),
+                name=f"{self.dictionary}:{layer}",
+                output_hookpoint=JOINED.join(
+                    (self.output_hookpoint or "").replace("{}", str(target)) for target in layers[layer:]
+                ),
+                source_layers=None,
+                source_layer=layer,
+            )
+            for layer in layers
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -597,6 +643,7 @@ class Config:
     store: StoreConfig = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sae", tuple(one for sae in self.sae for one in sae.by_source_layer()))
         _check(
             self.harvest.context_tokens <= self.corpus.context_length,
             f"harvest.context_tokens ({self.harvest.context_tokens}) exceeds corpus.context_length "

@@ -16,7 +16,7 @@ from datetime import time as day_time
 from pathlib import Path
 from typing import Any, Literal
 
-from autointerp.config import Config, EndpointConfig
+from autointerp.config import JOINED, Config, EndpointConfig, SaeConfig
 from autointerp.deadline import fixed
 from autointerp.errors import InputError, nearest, shown
 from autointerp.number_ranges import ranges
@@ -102,6 +102,8 @@ def _build(kind: type, table: Any, where: str) -> Any:
         name = f"{where}.{key}" if where else key
         if key not in hints:
             raise InputError(f"unknown configuration key {name!r}.{_section_of(key, where) or nearest(key, hints)}")
+        if kind is SaeConfig and key in ("hookpoint", "output_hookpoint") and isinstance(value, list):
+            value = JOINED.join(_convert(value, tuple[str, ...], name))
         values[key] = _convert(value, hints[key], name)
         if key in numbers:
             numbers[key].check(values[key], name)

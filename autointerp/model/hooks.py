@@ -1,6 +1,7 @@
 """Captures, edits and stops at any module of a model by its name, with one context manager (after baukit's nethook).
 
     Hookpoint.parse("transformer.h.6:in")        which module, and whether its input or its output
+    Hookpoint.parse("h.3 + h.7")                 several of them, whose vectors stand side by side in one
     hooked(model, point, capture=, edit=, stop=) collect the activation, replace it, end the forward pass there
     activations_at(loaded, point, ids, lengths)  the activation at one hookpoint; nothing after it is computed
     activations_at_all(loaded, points, ids, ...) the activations at several hookpoints, from one forward pass
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
@@ -31,25 +33,54 @@ class _Stop(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hookpoint:
-    """A module's path as in `model.named_modules()`, and which side of it is read."""
+    """A module's path as in `model.named_modules()`, and which side of it is read.
+
+    A joined hookpoint has several such parts. Its vector is the vectors of the parts, one behind the other.
+    """
 
     path: str
     side: Literal["in", "out"] = "out"
+    others: tuple[Hookpoint, ...] = ()
+    """The further parts of a joined hookpoint, none of which is joined itself."""
 
     @classmethod
     def parse(cls, text: str) -> Hookpoint:
-        """Read `path:in` or `path:out`; `path` alone means `path:out`. Raises InputError for anything else."""
+        """Read `path:in` or `path:out`, or several of them with ` + ` between them; `path` alone means `path:out`.
+        Raises InputError for anything else, and for a part that stands there twice."""
+        return cls.joined([cls._parsed(part) for part in text.split("+")])
+
+    @classmethod
+    def _parsed(cls, text: str) -> Hookpoint:
         path, colon, side = text.strip().partition(":")
         if not path or (colon and side not in ("in", "out")):
-            raise InputError(f"hookpoint {text!r} is not of the form module.path, module.path:in or module.path:out")
+            raise InputError(
+                f"hookpoint {text.strip()!r} is not of the form module.path, module.path:in or module.path:out"
+            )
         return cls(path, "in" if side == "in" else "out")
 
+    @classmethod
+    def joined(cls, points: Sequence[Hookpoint]) -> Hookpoint:
+        """The hookpoint whose parts are those of `points`. Raises InputError where a part stands there twice."""
+        parts = [part for point in points for part in point.parts]
+        double = next((part for part in parts if parts.count(part) > 1), None)
+        if double is not None:
+            raise InputError(f"hookpoint {' + '.join(map(str, parts))!r} names {double} twice")
+        return cls(parts[0].path, parts[0].side, tuple(parts[1:]))
+
+    @property
+    def parts(self) -> tuple[Hookpoint, ...]:
+        """The parts of a joined hookpoint; the hookpoint itself where it is not joined."""
+        return (Hookpoint(self.path, self.side), *self.others) if self.others else (self,)
+
     def __str__(self) -> str:
-        return self.path + (":in" if self.side == "in" else "")
+        return " + ".join(part.path + (":in" if part.side == "in" else "") for part in self.parts)
 
 
 def resolve(model: nn.Module, hookpoint: Hookpoint) -> nn.Module:
-    """The module that a hookpoint names. If there is none, raises InputError with the closest module names."""
+    """The module that a hookpoint names. If there is none, raises InputError with the closest module names. ValueError
+    for a joined hookpoint, which names several."""
+    if hookpoint.others:
+        raise ValueError(f"{hookpoint} names several modules")
     modules = dict(model.named_modules())
     module = modules.get(hookpoint.path)
     if module is None:
@@ -168,17 +199,31 @@ def activations_at_all(
     loaded: LoadedModel, hookpoints: Sequence[Hookpoint], input_ids: Tensor, lengths: Tensor | None = None
 ) -> list[Tensor]:
     """The activations [B, T, d] at each hookpoint, in the model's dtype, from one forward pass that ends once all are
-    captured. For `input_ids` and `lengths` see `model_inputs`; activations on the padding mean nothing. Raises
+    captured; at a joined one, those of its parts one behind the other. For `input_ids` and `lengths` see `model_inputs`; activations on the padding mean nothing. Raises
     InputError when a hookpoint names no module, or one that the forward pass never runs.
     """
-    captured: list[list[Tensor]] = [[] for _ in hookpoints]
+    parts = list(dict.fromkeys(part for point in hookpoints for part in point.parts))
+    found = dict(zip(parts, _captured(loaded, parts, input_ids, lengths), strict=True))
+    return [_side_by_side([found[part] for part in point.parts]) for point in hookpoints]
+
+
+def _captured(
+    loaded: LoadedModel, parts: Sequence[Hookpoint], input_ids: Tensor, lengths: Tensor | None
+) -> list[Tensor]:
+    captured: list[list[Tensor]] = [[] for _ in parts]
     # With one hookpoint nothing runs afterwards. With several, some models add later results in place.
-    copy = len(hookpoints) > 1
+    copy = len(parts) > 1
     with torch.inference_mode(), ExitStack() as stack:
-        for point, found in zip(hookpoints, captured, strict=True):
-            stack.enter_context(hooked(loaded.model, point, capture=found, stop=lambda: all(captured), copy=copy))
-        _caller(loaded.model, hookpoints)(**model_inputs(loaded, input_ids, lengths))
-    return [_shaped(found, point, input_ids.shape) for found, point in zip(captured, hookpoints, strict=True)]
+        for part, found in zip(parts, captured, strict=True):
+            stack.enter_context(hooked(loaded.model, part, capture=found, stop=lambda: all(captured), copy=copy))
+        _caller(loaded.model, parts)(**model_inputs(loaded, input_ids, lengths))
+    return [_shaped(found, part, input_ids.shape) for found, part in zip(captured, parts, strict=True)]
+
+
+def _side_by_side(vectors: Sequence[Tensor]) -> Tensor:
+    if len(vectors) == 1:
+        return vectors[0]
+    return torch.cat([x.to(vectors[0].device) for x in vectors], dim=-1)  # a model may be spread over devices
 
 
 def _shaped(found: list[Tensor], hookpoint: Hookpoint, shape: torch.Size) -> Tensor:
@@ -207,3 +252,9 @@ def hidden_size_at(loaded: LoadedModel, hookpoint: Hookpoint) -> int:
     and tokens (XLNet's) is refused at once."""
     ids, lengths = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3, 3])
     return int(activations_at(loaded, hookpoint, ids, lengths).shape[-1])
+
+
+def part_columns(loaded: LoadedModel, hookpoint: Hookpoint) -> list[tuple[int, int]]:
+    """Where each part of a hookpoint stands in its vector: the first column, and the one after the last."""
+    ends = list(accumulate((hidden_size_at(loaded, part) for part in hookpoint.parts), initial=0))
+    return list(pairwise(ends))

@@ -73,7 +73,8 @@ class _Plan:
                 f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table"
             )
         with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
-            self.sae_sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
+            counting = session.terminal.counting(sae.dictionary)
+            self.sae_sha256 = sae_sha256(folder, sae.format, counting, sae.source_layer)
         self.key = digest(
             {
                 "model": [*facts.model_key, config.model.batch_tokens],
@@ -226,7 +227,7 @@ def _share_a_pass(session: Session, sizes: Sequence[Sae]) -> list[list[int]]:
 def _sizes(session: Session, sae: SaeConfig) -> Sae:
     """The SAE's shapes, without its weights."""
     with session.terminal.working(f"{sae.dictionary}: loading the SAE"):
-        return load_sae(session.sae_folder(sae), sae.format).to("meta")
+        return load_sae(session.sae_folder(sae), sae.format, sae.source_layer).to("meta")
 
 
 @dataclass(frozen=True, slots=True)

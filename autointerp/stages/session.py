@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from autointerp.config import Config, CorpusConfig, SaeConfig
+from autointerp.config import JOINED, Config, CorpusConfig, SaeConfig
 from autointerp.corpus.chat_template import chat_renderer
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import check_sources, corpus_fingerprint, read_documents, split_rule
@@ -205,10 +205,10 @@ class Session:
         return Path(self.config.store.path).parent / "sae" / file_name(sae.dictionary)
 
     def point(self, text: str) -> Hookpoint:
-        """The hookpoint with this module path, or with this TransformerLens name."""
-        if text.startswith(("blocks.", "hook_")):
-            text = to_module_path(text, self.model().model)
-        return Hookpoint.parse(text)
+        """The hookpoint with this module path, or with this TransformerLens name; joined where there are several."""
+        parts = [part.strip() for part in text.split(JOINED.strip())]
+        known = [to_module_path(p, self.model().model) if p.startswith(("blocks.", "hook_")) else p for p in parts]
+        return Hookpoint.joined([Hookpoint.parse(part) for part in known])
 
     def points(self, sae: SaeConfig) -> tuple[Hookpoint, Hookpoint | None]:
         """The hookpoint that the SAE reads and, for a transcoder, the one that it writes."""
@@ -314,7 +314,8 @@ def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
     if not folder.exists():
         raise InputError(f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table")
     with session.terminal.working(f"{sae.dictionary}: loading the SAE"):
-        weights, sha256 = load_sae(folder, sae.format), sae_sha256(folder, sae.format)
+        weights = load_sae(folder, sae.format, sae.source_layer)
+        sha256 = sae_sha256(folder, sae.format, source_layer=sae.source_layer)
     loaded = session.model()
     point, output = session.points(sae)
     for what, width, where in (("reads", weights.d_in, point), ("writes", weights.d_out, output or point)):
@@ -349,7 +350,7 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
     if not folder.exists():
         raise InputError(f"there is no SAE at {folder}, with which the store's dictionary {row.name!r} was made")
     with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
-        sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
+        sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary), sae.source_layer)
     if sha256 != row.sae_sha256:
         raise MismatchError(
             f"the SAE at {folder} has sha256 {sha256[:16]}..., but the store's dictionary {row.name!r} was made with "
@@ -369,10 +370,9 @@ def _check_origin(session: Session, sae: SaeConfig, weights: Sae, folder: Path) 
     """Raise MismatchError or InputError if the SAE, by its file, was trained on something else than it will read."""
     check_processing(weights.metadata)
     _check_bos(session, weights, folder)
-    loaded = session.model()
     named = weights.metadata.get("hook_name")
     if isinstance(named, str) and named.startswith(("blocks.", "hook_")):
-        meant = to_module_path(named, loaded.model)
+        meant = str(session.point(named))
         if meant != str(session.point(sae.hookpoint)):
             session.terminal.say(
                 f"{sae.dictionary}: its file says it was trained at {named}, which is {meant} here, and it is read at "

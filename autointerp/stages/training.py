@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from autointerp.config import Config, SaeConfig, TrainConfig
+from autointerp.config import JOINED, Config, SaeConfig, TrainConfig
 from autointerp.corpus.windows import bos_prefix
 from autointerp.errors import DamagedError, MismatchError, OutOfMemoryError
 from autointerp.model.load import LoadedModel
@@ -41,9 +41,13 @@ from autointerp.store.store import Store
 from autointerp.terminal import Progress, Terminal
 
 
+LOADED_ONLY = frozenset({"name", "path", "format", "source_layer", "source_layers"})
+"""The settings of [[sae]] that say nothing about an SAE that is trained."""
+
+
 def _training_key(config: Config, sae: SaeConfig) -> str:
     """A hash of everything on which a trained SAE depends: model, text, hookpoint, sizes, recipe."""
-    of_sae = {k: v for k, v in asdict(sae).items() if k not in ("name", "path", "format")}
+    of_sae = {k: v for k, v in asdict(sae).items() if k not in LOADED_ONLY}
     if sae.frozen == "none":  # an SAE that was trained before there was a choice is the same
         del of_sae["frozen"]
     return digest(
@@ -286,10 +290,11 @@ def _all_metrics(path: Path) -> list[Mapping[str, Any]]:
 
 def _metadata(session: Session, sae: SaeConfig, loaded: LoadedModel) -> dict[str, Any]:
     corpus = session.config.corpus
+    parts = map(str, session.point(sae.hookpoint).parts)
     return {
         "model_name": loaded.name,
         "model_revision": loaded.revision,
-        "hook_name": to_hook_name(str(session.point(sae.hookpoint)), loaded.model) or sae.hookpoint,
+        "hook_name": JOINED.join(to_hook_name(part, loaded.model) or part for part in parts),
         "module_path": sae.hookpoint,
         "context_size": corpus.context_length,
         "prepend_bos": bool(bos_prefix(loaded.tokenizer, corpus)),

@@ -11,6 +11,9 @@
     dictionary_learning  ae.pt + config.json, or one .pt
     gemma_scope          params.npz
     openai               one .pt
+    crosscoder           one .pt, or model.safetensors
+    crosscode            model_cfg.yaml + model.pt
+    layered.py           cross-layer transcoders, of which one source layer is read at a time
 
 Files have their own conventions. The Sae that is read from one always has raw-input units and unit decoder rows (see
 sae.py).
@@ -27,7 +30,17 @@ from typing import Any
 from autointerp.errors import DamagedError, InputError, nearest
 from autointerp.progress import Counting, uncounted
 from autointerp.sae.files import regular_size
-from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, sparsify
+from autointerp.sae.formats import (
+    crosscode,
+    crosscoder,
+    dictionary_learning,
+    gemma_scope,
+    layered,
+    openai,
+    restricted,
+    saelens,
+    sparsify,
+)
 from autointerp.sae.formats.hub import local_folder
 from autointerp.sae.formats.internal import all_finite, read_config
 from autointerp.sae.long_vectors import saved_limit
@@ -46,6 +59,8 @@ _LOAD: dict[str, Callable[[Path], Sae]] = {
     "dictionary_learning": dictionary_learning.load,
     "gemma_scope": gemma_scope.load,
     "openai": openai.load,
+    "crosscoder": crosscoder.load,
+    "crosscode": crosscode.load,
 }
 _IDENTITY: dict[str, Callable[[Path], tuple[dict[str, Any], list[Path]]]] = {
     "saelens": saelens.identity,
@@ -53,21 +68,29 @@ _IDENTITY: dict[str, Callable[[Path], tuple[dict[str, Any], list[Path]]]] = {
     "dictionary_learning": dictionary_learning.identity,
     "gemma_scope": gemma_scope.identity,
     "openai": openai.identity,
+    "crosscoder": crosscoder.identity,
+    "crosscode": crosscode.identity,
 }
-FORMATS = tuple(_LOAD)
+FORMATS = (*_LOAD, *layered.LAYERED)
 _LISTED = 8
 
 
-def load_sae(path: Path | str, format: str = "auto") -> Sae:
+def load_sae(path: Path | str, format: str = "auto", source_layer: int | None = None) -> Sae:
     """Read the SAE or transcoder at `path` (a folder, a file, or the string "hf:owner/name//folder"), on CPU in
-    float32. `Sae.metadata` holds what its files say about model and hook point, under SAELens's names.
+    float32. `Sae.metadata` holds what its files say about model and hook point, under SAELens's names. `source_layer`
+    is for cross-layer transcoders, whose files hold several.
 
     Raises InputError when the path does not exist, the format is unknown or not the one named, or the architecture or a
     setting is not supported. Raises DamagedError when a file is cut short, lacks tensors, holds NaN or infinite
     numbers, or names a limit of length that is none.
     """
     found = _path(path)
-    sae = _LOAD[_format(found, format)](found)
+    kind = _format(found, format)
+    if kind in layered.LAYERED:
+        sae = layered.LAYERED[kind].load(found, layered.checked_layer(found, kind, source_layer))
+    else:
+        layered.refuse_layer(found, kind, source_layer)
+        sae = _LOAD[kind](found)
     try:
         saved_limit(sae.metadata)
     except DamagedError as error:
@@ -77,12 +100,18 @@ def load_sae(path: Path | str, format: str = "auto") -> Sae:
     return sae
 
 
-def sae_sha256(folder: Path | str, format: str = "auto", counting: Counting = uncounted) -> str:
+def sae_sha256(
+    folder: Path | str, format: str = "auto", counting: Counting = uncounted, source_layer: int | None = None
+) -> str:
     """The sha256, in hex, of the weights file and of the settings that decide the numbers. `counting` is told of the MB
     that were read. Raises the InputError and DamagedError of `load_sae`, as far as they show without reading the
     weights."""
     path = _path(folder)
-    settings, weights = _IDENTITY[_format(path, format)](path)
+    kind = _format(path, format)
+    if kind in layered.LAYERED:
+        settings, weights = layered.LAYERED[kind].identity(path, layered.checked_layer(path, kind, source_layer))
+    else:
+        settings, weights = _IDENTITY[kind](path)
     told = json.dumps(settings, sort_keys=True)
     size = sum(regular_size(file) for file in weights)
     seen = told, *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in map(Path.stat, weights))
@@ -133,7 +162,9 @@ def detect(path: Path) -> str:
         f"{path} is no SAE in a known format (it holds: {_listing(path)}){_subfolders(path)}. Known: "
         f"saelens (cfg.json + {saelens.WEIGHTS}), sparsify (cfg.json + {sparsify.WEIGHTS}), "
         f"dictionary_learning ({dictionary_learning.WEIGHTS} + config.json, or one .pt), "
-        f"gemma_scope ({gemma_scope.WEIGHTS}), openai (one .pt)"
+        f"gemma_scope ({gemma_scope.WEIGHTS}), openai (one .pt), crosscoder (one .pt, or {crosscoder.WEIGHTS}), "
+        f"crosscode ({crosscode.CONFIG} + {crosscode.WEIGHTS}), and the cross-layer transcoders "
+        f"{', '.join(layered.LAYERED)}"
     )
 
 
@@ -149,7 +180,7 @@ def _path(path: Path | str) -> Path:
 def _format(path: Path, format: str) -> str:
     if format == "auto":
         return detect(path)
-    if format not in _LOAD:
+    if format not in FORMATS:
         known = ("auto", *FORMATS)
         raise InputError(f"SAE format {format!r} is not known.{nearest(format, known)} Known: {', '.join(known)}")
     needs_config = {"saelens": saelens.CONFIG, "sparsify": sparsify.CONFIG}.get(format)
@@ -161,6 +192,12 @@ def _format(path: Path, format: str) -> str:
 
 
 def _of_folder(folder: Path) -> str | None:
+    if (known := layered.recognised(folder)) is not None:
+        return known
+    if crosscode.recognises(folder):
+        return "crosscode"
+    if crosscoder.recognises_folder(folder):
+        return "crosscoder"
     if (folder / saelens.CONFIG).exists():
         if (folder / saelens.WEIGHTS).exists():
             return "saelens"
@@ -173,7 +210,8 @@ def _of_folder(folder: Path) -> str | None:
     if (folder / gemma_scope.WEIGHTS).exists():
         return "gemma_scope"
     if (folder / dictionary_learning.WEIGHTS).exists():
-        return "dictionary_learning"
+        state = restricted.read_pt(folder / dictionary_learning.WEIGHTS, look=True)
+        return "crosscoder" if crosscoder.recognises(state) else "dictionary_learning"
     if any(gemma_scope.recognises(file) for file in folder.glob("*.npz")):
         return "gemma_scope"
     pickles = sorted(p for p in folder.iterdir() if p.suffix in (".pt", ".pth"))
@@ -188,6 +226,8 @@ def _of_file(file: Path) -> str | None:
     state = restricted.read_pt(file, look=True)
     if openai.recognises(state):
         return "openai"
+    if crosscoder.recognises(state):
+        return "crosscoder"
     return "dictionary_learning" if dictionary_learning.recognises(state) else None
 
 
