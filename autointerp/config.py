@@ -59,6 +59,11 @@ class ModelConfig:
     that labels reach on an untrained model show what a score is worth."""
     keep_embeddings: bool = False
     """With random_weights: keep the trained embeddings (`autointerp run --control random_model_embeddings`)."""
+    other: str | None = None
+    """A second model with the same tokens, for crosscoders that compare two models: hub id or folder. `other/` before a
+    hookpoint means a module of it. Steering and promoted tokens are those of the first model."""
+    other_revision: str | None = None
+    """Branch, tag or commit of the second model."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -171,6 +171,9 @@ def _resolved(config: Config, folder: Path) -> Config:
             return str(expanded)
         return str(beside) if not must_exist or os.path.exists(beside) else value
 
+    model = config.model
+    if model.other:
+        model = dataclasses.replace(model, other=resolved(model.other, True))
     score = config.score
     if score.language_model:
         score = dataclasses.replace(score, language_model=resolved(score.language_model, True))
@@ -182,7 +185,7 @@ def _resolved(config: Config, folder: Path) -> Config:
         source = resolved(source, must_exist=False)
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, name=resolved(config.model.name, True) if config.model.name else ""),
+        model=dataclasses.replace(model, name=resolved(model.name, True) if model.name else ""),
         corpus=dataclasses.replace(config.corpus, source=source),
         sae=tuple(dataclasses.replace(s, path=resolved(s.path, False) if s.path else None) for s in config.sae),
         train=dataclasses.replace(

@@ -16,13 +16,15 @@ replaced; those of a BOS, of excluded tokens and of vectors longer than the dict
 The zero ablation also removes the mean activation, which no dictionary has to learn, so it makes every dictionary look
 good. Read the loss recovered from the mean ablation, and delta_ce. Loss and KL are taken where the token counts and
 another token follows in its window. For a transcoder, x is the activation at the output hookpoint, and x_hat is what
-the transcoder computes from the input hookpoint in the same forward pass.
+the transcoder computes from the input hookpoint in the same forward pass. At a joined hookpoint every part is replaced
+by its part of x_hat; since parts lie at several depths, x_hat comes there from a pass in which nothing is replaced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -32,13 +34,13 @@ from torch.nn import functional as F
 
 from autointerp.errors import AutointerpError, InputError
 from autointerp.evaluate.document_sums import DocumentSums, Floats, Metric, as_metrics, bootstrapped, ratio, together
-from autointerp.model.hooks import Hookpoint, activations_at, hooked, model_inputs
+from autointerp.model.hooks import Hookpoint, activations_at, hooked, model_inputs, own_columns
 from autointerp.model.load import LoadedModel
 from autointerp.model.padding import require_next_token
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window
 from autointerp.sae.long_vectors import is_ordinary
-from autointerp.sae.sae import Sae
+from autointerp.sae.whole_clt import Dictionary
 
 Condition = Literal["clean", "sae", "zero_ablation", "mean_ablation", "with_error_term"]
 SPLICED: tuple[Condition, ...] = ("sae", "zero_ablation", "mean_ablation", "with_error_term")
@@ -54,7 +56,7 @@ MOST_NONFINITE = 1e-3
 
 def splice_metrics(
     loaded: LoadedModel,
-    sae: Sae,
+    sae: Dictionary,
     hookpoint: Hookpoint,
     output_hookpoint: Hookpoint | None,
     windows: Sequence[Window],
@@ -164,10 +166,13 @@ class _Splice:
     """Makes the five runs over each batch."""
 
     def __init__(
-        self, loaded: LoadedModel, sae: Sae, source: Hookpoint, target: Hookpoint, excluded: Tensor, mean: Tensor
+        self, loaded: LoadedModel, sae: Dictionary, source: Hookpoint, target: Hookpoint, excluded: Tensor, mean: Tensor
     ) -> None:
         self.loaded, self.sae, self.source, self.target = loaded, sae, source, target
         self.excluded, self.mean = excluded, mean
+
+        self.columns = own_columns(loaded, target, sae.d_out)
+        """What is replaced, and which columns of x_hat belong there."""
 
     def losses(self, batch: Batch) -> Floats:
         """The sums of `_COLUMNS` over each window, [B, columns]."""
@@ -180,9 +185,10 @@ class _Splice:
             return sums
         target = batch.ids[row, at + 1]
         clean = self._logits(batch, counted, "clean", row, at)
+        x_hat = self._reconstructed_first(batch, counted) if self.source.others or self.target.others else None
         columns = {"ce_clean": _blockwise(clean, clean, target)[0]}
         for condition in SPLICED:
-            spliced = self._logits(batch, counted, condition, row, at)
+            spliced = self._logits(batch, counted, condition, row, at, x_hat)
             columns[f"ce_{condition}"], columns[f"kl_{condition}"] = _blockwise(spliced, clean, target)
         values = torch.stack([columns[name] for name in _COLUMNS[2:]], dim=1).numpy()
         good = np.isfinite(values).all(axis=1)
@@ -192,49 +198,66 @@ class _Splice:
         np.add.at(sums[:, 2:], windows[good], values[good])
         return sums
 
-    def _logits(self, batch: Batch, counted: Tensor, condition: Condition, row: Tensor, at: Tensor) -> Tensor:
+    def _logits(
+        self, batch: Batch, counted: Tensor, condition: Condition, row: Tensor, at: Tensor,
+        x_hat: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         """The logits at the tokens that are followed by another, [n, vocabulary] in the model's dtype."""
         read: list[Tensor] = []
-        edited = False
+        edited: set[Hookpoint] = set()
 
-        def edit(y: Tensor) -> Tensor:
-            nonlocal edited
-            edited = True
-            return self._replaced(y, read, counted, condition)
+        def edit(y: Tensor, part: Hookpoint) -> Tensor:
+            edited.add(part)
+            return self._replaced(y, part, read, counted, condition, x_hat)
 
         with torch.inference_mode(), ExitStack() as stack:
             if condition != "clean":
-                if self.source != self.target:
+                if self.source != self.target and x_hat is None:
                     stack.enter_context(hooked(self.loaded.model, self.source, capture=read))
-                stack.enter_context(hooked(self.loaded.model, self.target, edit=edit))
+                for part in self.columns:
+                    stack.enter_context(hooked(self.loaded.model, part, edit=partial(edit, part=part)))
             logits: Tensor = self.loaded.model(**model_inputs(self.loaded, batch.ids, batch.lengths)).logits
-        if condition != "clean" and not edited:
-            raise InputError(f"hookpoint {self.target}: the model's forward pass never runs this module")
+        missing = [part for part in self.columns if part not in edited]
+        if condition != "clean" and missing:
+            raise InputError(f"hookpoint {missing[0]}: the model's forward pass never runs this module")
         return logits[row.to(logits.device), at.to(logits.device)]
 
-    def _replaced(self, y: Tensor, read: list[Tensor], counted: Tensor, condition: Condition) -> Tensor:
-        mask = counted.to(y.device).flatten()
-        flat = _per_token(y, len(mask), self.target)
-        if self.sae.longest is not None:  # what the dictionary says nothing of stays as it is
-            mask = mask & is_ordinary(self._inputs(flat, read), self.sae.longest).to(mask.device)
+    def _reconstructed_first(self, batch: Batch, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """(the tokens to replace, bool [B * T]; x_hat of them), from a pass in which nothing is replaced."""
+        x = activations_at(self.loaded, self.source, batch.ids, batch.lengths)
+        flat = _per_token(x, counted.numel(), self.source)
+        mask = counted.to(flat.device).flatten()
+        if self.sae.longest is not None:
+            mask = mask & is_ordinary(flat, self.sae.longest)
+        return mask, self.sae.reconstruct(flat[mask].to(self.sae.device))[0]
+
+    def _replaced(
+        self, y: Tensor, part: Hookpoint, read: list[Tensor], counted: Tensor, condition: Condition,
+        x_hat: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:  # fmt: skip
+        flat, columns = _per_token(y, counted.numel(), part), slice(*self.columns[part])
+        if x_hat is not None:
+            mask = x_hat[0].to(y.device)
+        else:
+            mask = counted.to(y.device).flatten()
+            if self.sae.longest is not None:  # what the dictionary says nothing of stays as it is
+                mask = mask & is_ordinary(self._inputs(flat, read), self.sae.longest).to(mask.device)
         if condition == "zero_ablation":
             new = torch.zeros_like(flat[mask])
         elif condition == "mean_ablation":
-            new = self.mean.to(y.device, y.dtype).expand(int(mask.sum()), -1)
+            new = self.mean[columns].to(y.device, y.dtype).expand(int(mask.sum()), -1)
         else:
-            new = self._reconstructed(flat, mask, read, condition)
+            y_hat = self._reconstructed(flat, mask, read) if x_hat is None else x_hat[1][:, columns].to(y.device)
+            wide = flat[mask].to(y_hat.dtype)
+            new = y_hat if condition == "sae" else y_hat + (wide - y_hat)
         out = flat.clone()
         out[mask] = new.to(out.dtype)
         return out.view(y.shape)
 
-    def _reconstructed(self, flat: Tensor, mask: Tensor, read: list[Tensor], condition: Condition) -> Tensor:
-        y, inputs = flat[mask], self._inputs(flat, read)
+    def _reconstructed(self, flat: Tensor, mask: Tensor, read: list[Tensor]) -> Tensor:
+        inputs = self._inputs(flat, read)
         x = inputs[mask.to(inputs.device)]
-        y_hat = self.sae.reconstruct(x.to(self.sae.W_enc.device))[0].to(y.device)
-        if condition == "sae":
-            return y_hat
-        wide = y.to(y_hat.dtype)
-        return y_hat + (wide - y_hat)
+        return self.sae.reconstruct(x.to(self.sae.device))[0].to(flat.device)
 
     def _inputs(self, flat: Tensor, read: list[Tensor]) -> Tensor:
         """What the dictionary reads, [n_tokens, d_in], where `flat` is what it reconstructs."""

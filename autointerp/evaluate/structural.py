@@ -21,6 +21,7 @@ from torch import Tensor
 from autointerp.errors import AutointerpError, InputError, MismatchError
 from autointerp.evaluate.document_sums import Metric
 from autointerp.evaluate.feature_metrics import decoder_metrics, feature_metrics
+from autointerp.evaluate.part_sums import PartSums
 from autointerp.evaluate.reconstruction import Reconstruction
 from autointerp.evaluate.splice import splice_metrics
 from autointerp.model.hooks import Hookpoint, activations_at_all
@@ -29,6 +30,7 @@ from autointerp.model.token_batches import Batch, Halving, eligible, make_batche
 from autointerp.records import Window, WorkUnit
 from autointerp.sae.long_vectors import is_ordinary
 from autointerp.sae.sae import Sae
+from autointerp.sae.whole_clt import Dictionary
 
 EARLY_TOKENS = 10_000
 """The FVU is first looked at after this many tokens."""
@@ -64,7 +66,7 @@ class StructuralResult:
 
 def evaluate_structure(
     loaded: LoadedModel,
-    sae: Sae,
+    sae: Dictionary,
     hookpoint: Hookpoint,
     output_hookpoint: Hookpoint | None,
     units: Iterable[WorkUnit],
@@ -109,8 +111,10 @@ def evaluate_structure(
         n_documents = sums.n_documents(split)
         by_split[split] = sums.metrics(split, seed)
         by_split[split] += feature_metrics(sums.counts(split), n_tokens, split, n_documents)
+        by_split[split] += reading.parts.metrics(split, seed)
     counts, n_tokens = sums.counts(), sums.n_tokens()
-    by_split[None] += decoder_metrics(sae.W_dec, counts > 0, n_tokens, sums.n_documents(), seed)
+    if isinstance(sae, Sae):
+        by_split[None] += decoder_metrics(sae.W_dec, counts > 0, n_tokens, sums.n_documents(), seed)
     if splice_tokens > 0:
         if on_progress is not None:
             on_progress(n_tokens, "the loss with replaced activations")
@@ -138,7 +142,7 @@ def evaluate_structure(
 
 def quick_fvu(
     loaded: LoadedModel,
-    sae: Sae,
+    sae: Dictionary,
     hookpoint: Hookpoint,
     output_hookpoint: Hookpoint | None,
     units: Iterable[WorkUnit],
@@ -247,7 +251,7 @@ class _Reading:
     def __init__(
         self,
         loaded: LoadedModel,
-        sae: Sae,
+        sae: Dictionary,
         hookpoint: Hookpoint,
         output_hookpoint: Hookpoint | None,
         excluded_ids: Iterable[int] | Tensor,
@@ -261,6 +265,7 @@ class _Reading:
         if output_hookpoint is not None and output_hookpoint != hookpoint:
             self.points.append(output_hookpoint)
         self.sums = Reconstruction(sae.d_sae)
+        self.parts = PartSums(loaded, self.points[-1])
         self.n_tokens = self.n_nonfinite = 0
         self._halving = Halving()
 
@@ -297,7 +302,7 @@ class _Reading:
     def _add(
         self, split: str, windows: Sequence[Window], mask: Tensor, activations: list[Tensor], counts: bool
     ) -> None:
-        device = self.sae.W_enc.device
+        device = self.sae.device
         window = mask.nonzero(as_tuple=True)[0].to(device)
         if not len(window):
             return
@@ -316,6 +321,7 @@ class _Reading:
             self.n_tokens += len(window)
             self.n_nonfinite += n - len(window)
             self.sums.add(split, [w.document for w in windows], window, y, y_hat, active, source)
+            self.parts.add(split, [w.document for w in windows], window, y, y_hat)
         else:
             self.sums.add_excluded(split, y, y_hat, active, source)
 

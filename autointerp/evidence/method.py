@@ -138,17 +138,17 @@ def _token_text(study: Study) -> TokenText:
 
 def written_path(study: Study) -> LogitPath:
     """The way of what the SAE writes to the logits, for `Study.once`. Raises NoProjection where there is none."""
-    from autointerp.model.logit_path import find_logit_path
+    from autointerp.model.joined_path import find_path
 
     read, written = study.points()
-    return find_logit_path(study.model(), written or read)
+    return find_path(study.model(), written or read)
 
 
 def read_path(study: Study) -> LogitPath:
     """The same of what it reads."""
-    from autointerp.model.logit_path import find_logit_path
+    from autointerp.model.joined_path import find_path
 
-    return find_logit_path(study.model(), study.points()[0])
+    return find_path(study.model(), study.points()[0])
 
 
 def _excluded_ids(study: Study) -> frozenset[int]:

@@ -77,8 +77,15 @@ def identity(
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "tokenizer_sha256": loaded.tokenizer_sha256,
         "hookpoint": str(hookpoint),
+        **_second_model(loaded, hookpoint),
         **identity_without_model(sae_sha256, corpus, corpus_fingerprint, config, batch_tokens),
     }
+
+
+def _second_model(loaded: LoadedModel, hookpoint: Hookpoint) -> dict[str, str]:
+    if loaded.other is None or not any(part.of_other for part in hookpoint.parts):
+        return {}
+    return {"other_model": loaded.other.name, "other_revision": loaded.other.revision}
 
 
 def identity_without_model(

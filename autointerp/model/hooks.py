@@ -2,6 +2,7 @@
 
     Hookpoint.parse("transformer.h.6:in")        which module, and whether its input or its output
     Hookpoint.parse("h.3 + h.7")                 several of them, whose vectors stand side by side in one
+    Hookpoint.parse("h.3 + other/h.3")           the same module of two models
     hooked(model, point, capture=, edit=, stop=) collect the activation, replace it, end the forward pass there
     activations_at(loaded, point, ids, lengths)  the activation at one hookpoint; nothing after it is computed
     activations_at_all(loaded, points, ids, ...) the activations at several hookpoints, from one forward pass
@@ -21,10 +22,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from autointerp.config import JOINED
 from autointerp.errors import InputError, nearest
 from autointerp.model.load import LoadedModel
 
 Edit = Callable[[Tensor], Tensor]
+OTHER = "other/"
+"""Stands before a module path of the second model."""
 
 
 class _Stop(Exception):
@@ -42,21 +46,22 @@ class Hookpoint:
     side: Literal["in", "out"] = "out"
     others: tuple[Hookpoint, ...] = ()
     """The further parts of a joined hookpoint, none of which is joined itself."""
+    of_other: bool = False
+    """Whether it is a module of the second model (LoadedModel.other). For a joined hookpoint: its first part."""
 
     @classmethod
     def parse(cls, text: str) -> Hookpoint:
         """Read `path:in` or `path:out`, or several of them with ` + ` between them; `path` alone means `path:out`.
         Raises InputError for anything else, and for a part that stands there twice."""
-        return cls.joined([cls._parsed(part) for part in text.split("+")])
+        return cls.joined([cls._parsed(part) for part in text.split(JOINED.strip())])
 
     @classmethod
     def _parsed(cls, text: str) -> Hookpoint:
-        path, colon, side = text.strip().partition(":")
+        name = text.strip()
+        path, colon, side = name.removeprefix(OTHER).partition(":")
         if not path or (colon and side not in ("in", "out")):
-            raise InputError(
-                f"hookpoint {text.strip()!r} is not of the form module.path, module.path:in or module.path:out"
-            )
-        return cls(path, "in" if side == "in" else "out")
+            raise InputError(f"hookpoint {name!r} is not of the form module.path, module.path:in or module.path:out")
+        return cls(path, "in" if side == "in" else "out", (), name.startswith(OTHER))
 
     @classmethod
     def joined(cls, points: Sequence[Hookpoint]) -> Hookpoint:
@@ -64,16 +69,23 @@ class Hookpoint:
         parts = [part for point in points for part in point.parts]
         double = next((part for part in parts if parts.count(part) > 1), None)
         if double is not None:
-            raise InputError(f"hookpoint {' + '.join(map(str, parts))!r} names {double} twice")
-        return cls(parts[0].path, parts[0].side, tuple(parts[1:]))
+            raise InputError(f"hookpoint {JOINED.join(map(str, parts))!r} names {double} twice")
+        return cls(parts[0].path, parts[0].side, tuple(parts[1:]), parts[0].of_other)
 
     @property
     def parts(self) -> tuple[Hookpoint, ...]:
         """The parts of a joined hookpoint; the hookpoint itself where it is not joined."""
-        return (Hookpoint(self.path, self.side), *self.others) if self.others else (self,)
+        return (Hookpoint(self.path, self.side, (), self.of_other), *self.others) if self.others else (self,)
+
+    @property
+    def own_parts(self) -> tuple[Hookpoint, ...]:
+        """The parts that are modules of the model, and not of the second one."""
+        return tuple(part for part in self.parts if not part.of_other)
 
     def __str__(self) -> str:
-        return " + ".join(part.path + (":in" if part.side == "in" else "") for part in self.parts)
+        return JOINED.join(
+            (OTHER if part.of_other else "") + part.path + (":in" if part.side == "in" else "") for part in self.parts
+        )
 
 
 def resolve(model: nn.Module, hookpoint: Hookpoint) -> nn.Module:
@@ -199,11 +211,18 @@ def activations_at_all(
     loaded: LoadedModel, hookpoints: Sequence[Hookpoint], input_ids: Tensor, lengths: Tensor | None = None
 ) -> list[Tensor]:
     """The activations [B, T, d] at each hookpoint, in the model's dtype, from one forward pass that ends once all are
-    captured; at a joined one, those of its parts one behind the other. For `input_ids` and `lengths` see `model_inputs`; activations on the padding mean nothing. Raises
+    captured; at a joined one, those of its parts one behind the other. The second model reads the same ids in a pass of
+    its own. For `input_ids` and `lengths` see `model_inputs`; activations on the padding mean nothing. Raises
     InputError when a hookpoint names no module, or one that the forward pass never runs.
     """
     parts = list(dict.fromkeys(part for point in hookpoints for part in point.parts))
-    found = dict(zip(parts, _captured(loaded, parts, input_ids, lengths), strict=True))
+    found: dict[Hookpoint, Tensor] = {}
+    for model in (loaded, loaded.other):
+        own = [part for part in parts if part.of_other == (model is not loaded)]
+        if own and model is None:
+            raise InputError(f"hookpoint {own[0]} is one of a second model; name it with model.other")
+        if own and model is not None:
+            found |= zip(own, _captured(model, own, input_ids, lengths), strict=True)
     return [_side_by_side([found[part] for part in point.parts]) for point in hookpoints]
 
 
@@ -258,3 +277,13 @@ def part_columns(loaded: LoadedModel, hookpoint: Hookpoint) -> list[tuple[int, i
     """Where each part of a hookpoint stands in its vector: the first column, and the one after the last."""
     ends = list(accumulate((hidden_size_at(loaded, part) for part in hookpoint.parts), initial=0))
     return list(pairwise(ends))
+
+
+def own_columns(loaded: LoadedModel, hookpoint: Hookpoint, width: int) -> dict[Hookpoint, tuple[int, int]]:
+    """`part_columns` of the parts that are modules of the model, and not of the second one. `width`: that of the whole
+    vector. Raises InputError where there is none."""
+    spans = part_columns(loaded, hookpoint) if hookpoint.others else [(0, width)]
+    found = {part: span for part, span in zip(hookpoint.parts, spans, strict=True) if not part.of_other}
+    if not found:
+        raise InputError(f"hookpoint {hookpoint} is one of the second model only, and changes are made to the first")
+    return found

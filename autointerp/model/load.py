@@ -62,6 +62,8 @@ class LoadedModel:
     looks_ahead: bool = False
     """Whether a token's activations depend on what stands to its right, padding included (BERT's do): then batches get
     an attention mask, and the model predicts no next token. padding.py finds out."""
+    other: LoadedModel | None = None
+    """A second model that reads the same tokens, for crosscoders of two models."""
 
     @property
     def pad_id(self) -> int:

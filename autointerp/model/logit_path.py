@@ -59,13 +59,18 @@ class LogitPath:
     def hidden(self, directions: Tensor, *, keep_bias: bool = False) -> Tensor:
         """What the unembedding reads of directions [n, width], less what it reads of 0 (or, with `keep_bias`, with the
         final norm's bias), times `scale`: float32 [n, width of the unembedding]."""
-        x = directions
-        for module in self.carry:
-            x = less_zero(module, x, self.dtype)
+        x = self.in_stream(directions)
         for module in self.tail:
             x = applied(module, x, self.dtype) if keep_bias else less_zero(module, x, self.dtype)
         x = x.to(self.head.weight.device).float()  # type: ignore[arg-type]
         return x if self.scale == 1 else x * self.scale
+
+    def in_stream(self, directions: Tensor) -> Tensor:
+        """What directions [n, width] are in the residual stream."""
+        x = directions
+        for module in self.carry:
+            x = less_zero(module, x, self.dtype)
+        return x
 
     def __str__(self) -> str:
         times = "" if self.scale == 1 else f", times {self.scale:.4g}"
@@ -245,7 +250,7 @@ class _Finder:
         add is gone. float32 [n, sampled logits]. `silenced`: a module whose output is replaced by one without x."""
         found: list[Tensor] = []
         model = self.loaded.model
-        hooks = [hooked(model, at, edit=lambda held: _write(held, torch.cat([x, -x]), model))]
+        hooks = [hooked(model, at, edit=lambda held: write_last(held, torch.cat([x, -x]), model))]
         if silenced is not None:
             hooks.append(hooked(model, silenced, edit=_same_for_all))
         self._run(2 * len(x), [*hooks, hooked(model, Hookpoint(self.head_path), capture=found, stop=True)])
@@ -290,7 +295,7 @@ def _head(model: nn.Module) -> tuple[nn.Module, str]:
     return head, path
 
 
-def _write(held: Tensor, values: Tensor, model: nn.Module) -> Tensor:
+def write_last(held: Tensor, values: Tensor, model: nn.Module) -> Tensor:
     """Writes values [n, width] on the last token of n texts into the tensor itself, so that everything that reads it,
     now or later, reads the new values."""
     if held.numel() % values.numel() or held.shape[-1] != values.shape[1]:

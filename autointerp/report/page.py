@@ -11,6 +11,7 @@ from autointerp.records import Context, Holding, Kind, PromotedToken, Split
 from autointerp.report.page_findings import Findings, MethodRunRow, findings_from, record, records
 from autointerp.report.score_groups import ScoreGroup, ScoreRow, score_groups
 from autointerp.store import Store
+from autointerp.store.decoder_norms import DecoderNorm
 from autointerp.store.finding_tables import PAGE_KEYS
 from autointerp.store.label_controls import LabelControl
 from autointerp.store.rows import DictionaryRow
@@ -168,6 +169,8 @@ class FeaturePage:
     suppressed: list[PromotedToken]
     no_projection: str | None
     """Why there are no promoted tokens; None where nothing is in the way of them."""
+    decoder_norms: list[DecoderNorm]
+    """How much it writes at each part of a joined hookpoint, in the hookpoint's order; [] where it is not joined."""
     contexts: list[Context]
     """Contexts of all splits and kinds, as many of each as were asked for."""
     findings: Findings
@@ -218,6 +221,7 @@ def load_page(store: Store, dictionary_id: int, feature: int, contexts: int = 5)
         promoted=found["promoted"],
         suppressed=found["suppressed"],
         no_projection=found["no_projection"],
+        decoder_norms=found["decoder_norms"],
         contexts=found["contexts"],
         findings=findings_from(findings),
         method_runs=records(MethodRunRow, found["method_runs"]),

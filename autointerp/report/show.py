@@ -76,7 +76,12 @@ def _print_page(page: FeaturePage, terminal: Terminal) -> None:
     scores = (line for group in page.label_scores for line in _group_lines(group))
     for line in (*_label_lines(page), *scores, *control_lines(page)):
         say(line)
-    for line in (*_token_lines(page), *_histogram_lines(facts), *evidence_lines(findings_rows(page))):
+    for line in (
+        *_writes_lines(page),
+        *_token_lines(page),
+        *_histogram_lines(facts),
+        *evidence_lines(findings_rows(page)),
+    ):
         say(line)
     for split, kind, title in SECTIONS:
         if chosen := page.contexts_of(split, kind):
@@ -180,6 +185,14 @@ def _number(score: ScoreRow) -> str:
 
 def _interval(score: ScoreRow) -> str:
     return "" if score.value is None else interval(score.ci_low, score.ci_high)
+
+
+def _writes_lines(page: FeaturePage) -> list[str]:
+    """writes  model.layers.1 38 %, model.layers.3 62 %"""
+    norms = page.decoder_norms
+    by_model = len({norm.model for norm in norms}) > 1
+    parts = (f"{f'{n.model} ' if by_model else ''}{n.hookpoint} {_percent(n.share)}" for n in norms)
+    return [f"writes  {visible(', '.join(parts))}"] if norms else []
 
 
 def _token_lines(page: FeaturePage) -> list[str]:

@@ -25,6 +25,7 @@ def page_rows(page: FeaturePage) -> dict[str, Any]:
         "promoted": page.promoted,
         "suppressed": page.suppressed,
         "no_projection": page.no_projection,
+        "decoder_norms": page.decoder_norms,
         "contexts": page.contexts,
         **findings_rows(page),
     }

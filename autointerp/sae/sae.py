@@ -93,6 +93,10 @@ class Sae(nn.Module):
         return saved_limit(self.metadata)
 
     @property
+    def device(self) -> torch.device:
+        return self.W_enc.device
+
+    @property
     def d_in(self) -> int:
         return self.W_enc.shape[0]
 

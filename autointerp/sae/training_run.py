@@ -11,6 +11,7 @@ Every family is trained in this way:
 - dead.py revives dead features.
 - A control leaves a part of the weights as it was drawn (frozen.py).
 - Vectors far longer than the others are left out (long_vectors.py).
+- The parts of joined vectors are balanced (balance.py).
 - Families with a penalty start sparse (`_sparse_start`).
 - Unless a penalty's weight is fixed, the number of active features steers it, on the logarithm of both.
 """
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 
 from autointerp.config import TrainConfig
 from autointerp.errors import InputError, MismatchError
-from autointerp.sae import dead, entries, frozen, parallel
+from autointerp.sae import balance, dead, entries, frozen, parallel
 from autointerp.sae.adam import Adam
 from autointerp.sae.codes import SparseCodes, row_blocks
 from autointerp.sae.entries import Pairs
@@ -67,6 +68,10 @@ class SaeSpec:
     """The family's own settings: prefixes, p_end, bandwidth, first_threshold, decoder_norm_penalty."""
     frozen: str | None = None
     """What stays as it was drawn (frozen.py); None: nothing."""
+    parts_in: tuple[int, ...] = ()
+    """The widths of the parts of what it reads, where that is joined;"""
+    parts_out: tuple[int, ...] = ()
+    """and of what a transcoder reconstructs."""
 
     def fingerprint(self) -> dict[str, Any]:
         """The facts that must be equal for a checkpoint to be continued."""
@@ -74,6 +79,7 @@ class SaeSpec:
         return {
             "architecture": self.architecture, "d_sae": self.d_sae, "k": self.k, "columns": columns, "skip": self.skip,
             "penalty": self.penalty, "init_seed": self.seed, "frozen": self.frozen, **self.settings,
+            **({"parts": [self.parts_in, self.parts_out]} if self.parts_in or self.parts_out else {}),
         }  # fmt: skip
 
 
@@ -117,6 +123,10 @@ class SaeRun:
         self.scale_in, self.scale_out, self.variance = 1.0, 1.0, 1.0
         self.longest: float | None = None
         """Inputs that are longer are not trained on."""
+        self.balance_in: Tensor | None = None
+        """[d_in]: by what the parts of joined inputs are multiplied;"""
+        self.balance_out: Tensor | None = None
+        """[d_out]: and those of what is reconstructed."""
         self.strength = self._base = self.family.first_strength if spec.penalty is None else spec.penalty
         self.bad_steps = 0
 
@@ -130,6 +140,11 @@ class SaeRun:
             raise InputError("every activation vector of the first block holds NaN or infinite values")
         self.longest = limit_of(self._sides(vectors)[0], self.config.longest)
         x, y = self._ordinary(vectors)
+        if self.spec.parts_in:
+            self.balance_in = balance.factors(x, self.spec.parts_in)
+        if self.spec.parts_out:
+            self.balance_out = balance.factors(y, self.spec.parts_out)
+        x, y = self._balanced(x, y)
         mean_in, mean_out = x.mean(0), y.mean(0)
         self.scale_in, self.scale_out = _scale(x - mean_in), _scale(y - mean_out)
         variance = float((y - mean_out).square().sum(1).mean()) * self.scale_out**2
@@ -177,6 +192,12 @@ class SaeRun:
         kept = is_ordinary(x, self.longest)
         return (x, y) if bool(kept.all()) else (x[kept], y[kept])
 
+    def _balanced(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = x if self.balance_in is None else x * self.balance_in
+        if self.spec.outputs is None:
+            return x, x
+        return x, y if self.balance_out is None else y * self.balance_out
+
     def _set_weights(self, weights: dict[str, Tensor]) -> None:
         on_device = {name: tensor.to(self.device).contiguous() for name, tensor in weights.items()}
         self.weights = {n: t.requires_grad_(n not in self.untrained) for n, t in on_device.items()}
@@ -197,7 +218,7 @@ class SaeRun:
     def step(self, vectors: Tensor) -> Metrics:
         """Train on this process's part [n, width] of a batch. A batch whose loss is not a number changes only
         `bad_steps`."""
-        x, y = self._ordinary(vectors.to(self.device, torch.float32))
+        x, y = self._balanced(*self._ordinary(vectors.to(self.device, torch.float32)))
         x = x * self.scale_in
         y = x if self.spec.outputs is None else y * self.scale_out
         plain = {name: tensor.detach() for name, tensor in self.weights.items()}
@@ -320,6 +341,10 @@ class SaeRun:
             (encoder.T * (s / t)).clone(), b_enc / t, decoder.clone(), b_dec,
             architecture=self.spec.architecture, b_pre=b_pre, W_skip=W_skip, **choice,
         ).to("cpu")  # fmt: skip
+        if self.balance_in is not None or self.balance_out is not None:
+            read = torch.ones(self.d_in) if self.balance_in is None else self.balance_in
+            other = torch.ones(self.d_out) if self.balance_out is None else self.balance_out
+            found = balance.undone(found, read, read if self.spec.outputs is None else other)
         if self.longest is not None:
             found.metadata[LIMIT] = self.longest
         return found
@@ -332,6 +357,8 @@ class SaeRun:
         held = {name: tensor.detach() for name, tensor in self.weights.items()}
         start = {} if self.start is None else {"start": self.start}
         more = {"since_fired": self.since_fired, "mean_in": self.mean_in, **start}
+        balances = (("balance_in", self.balance_in), ("balance_out", self.balance_out))
+        more |= {name: tensor for name, tensor in balances if tensor is not None}
         return {**more, **held, **self.optimizer.state(), **state}
 
     def numbers(self) -> dict[str, Any]:
@@ -346,7 +373,9 @@ class SaeRun:
         # depends on the alignment
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         names = ["encoder", "b_enc", "decoder", "b_dec", *(["W_skip"] if self.spec.skip else []), *self.family.extra()]
-        needed = [*names, "start"] if self.spec.frozen == frozen.SOFT else names
+        needed = [*names, *(["start"] if self.spec.frozen == frozen.SOFT else [])]
+        needed += ["balance_in"] if self.spec.parts_in else []
+        needed += ["balance_out"] if self.spec.parts_out else []
         missing = [name for name in needed if name not in tensors]
         if missing:
             raise MismatchError(f"the checkpoint lacks {', '.join(missing)}; delete its folder to train anew")
@@ -354,6 +383,7 @@ class SaeRun:
         self.optimizer.restore(tensors)
         self.since_fired, self.mean_in = tensors["since_fired"], tensors["mean_in"]
         self.start = tensors["start"] if self.spec.frozen == frozen.SOFT else None
+        self.balance_in, self.balance_out = tensors.get("balance_in"), tensors.get("balance_out")
         self.state = {name: tensors[f"state.{name}"] for name in self.state}
         self.index = int(numbers["step"])
         self.scale_in, self.scale_out = numbers["scale_in"], numbers["scale_out"]

@@ -18,6 +18,7 @@ import torch
 
 from autointerp.config import CorpusConfig, SaeConfig
 from autointerp.corpus.corpus_report import CorpusReport
+from autointerp.errors import InputError
 from autointerp.evaluate.absorption import absorption
 from autointerp.evaluate.html_report import MOST_HISTOGRAMS, DictionaryReport, ReportData, write_report
 from autointerp.evaluate.labelled_texts import LabelledTexts, read_labelled
@@ -25,18 +26,22 @@ from autointerp.evaluate.probing import k_sparse_probing, token_probing
 from autointerp.evaluate.robustness import robustness
 from autointerp.evaluate.stability import stability
 from autointerp.evaluate.structural import SUSPICIOUS_FVU, StructuralResult, evaluate_structure
+from autointerp.model.hooks import Hookpoint
 from autointerp.records import Split, WorkUnit
 from autointerp.sae.sae import Sae
+from autointerp.sae.whole_clt import Dictionary, WholeClt
 from autointerp.stages.checks import require
 from autointerp.stages.evaluate_options import EvaluateOptions
 from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import Session, dictionary_id_of, held_out_from_training, loaded_sae
+from autointerp.stages.whole_clts import WholeClts, of_source_layer
 from autointerp.store.store import Store
 
 ROBUSTNESS_TEXTS = 200
 SHOWN = (
     "fvu", "explained_variance", "cosine", "relative_bias", "l0", "dead_fraction", "dense_fraction",
     "decoder_redundant_fraction", "delta_ce", "loss_recovered_zero", "loss_recovered_mean", "kl_sae",
+    "clt_fvu", "clt_l0", "clt_delta_ce", "clt_loss_recovered_mean",
 )  # fmt: skip
 """The structural metrics that the terminal shows, for all splits together. The store has all metrics."""
 
@@ -56,7 +61,8 @@ def evaluate(session: Session, store: Store, saes: Sequence[SaeConfig], options:
     """Evaluate each of `saes`. Returns the rows written to sae_metrics, with the names of dictionary and corpus."""
     probes = [(path, read_labelled(path)) for path in options.probes]  # first, so that a bad file is refused at once
     require(model_checks(session, saes, store))
-    done = [_evaluate_one(session, store, sae, options, probes) for sae in saes]
+    whole = WholeClts(session)
+    done = [_evaluate_one(session, store, sae, options, probes, whole) for sae in saes]
     if not options.is_structural_only:
         _add_stability(session, done)
     written: list[Row] = []
@@ -71,26 +77,34 @@ def evaluate(session: Session, store: Store, saes: Sequence[SaeConfig], options:
 
 
 def _evaluate_one(
-    session: Session, store: Store, sae: SaeConfig, options: EvaluateOptions, probes: Sequence[tuple[Path, Any]]
-) -> _Evaluated:
+    session: Session, store: Store, sae: SaeConfig, options: EvaluateOptions, probes: Sequence[tuple[Path, Any]],
+    whole: WholeClts,
+) -> _Evaluated:  # fmt: skip
     weights, sha256 = loaded_sae(session, sae)
     dictionary_id = dictionary_id_of(session, store, sae, weights, sha256)
     own = session.config.corpus
-    result = _structural(session, sae, weights, own, options, split="report")
-    rows = _structural_rows(result, _own_corpus(store, dictionary_id), own.source, _seen_in_training(session, sae))
+    corpus_id, seen = _own_corpus(store, dictionary_id), _seen_in_training(session, sae)
+    result = _structural(session, sae, weights, session.points(sae), own, options, split="report")
+    rows = _structural_rows(result, corpus_id, own.source, seen)
+    if sae.source_layer is not None:
+        rows = of_source_layer(rows) + _whole_rows(session, sae, whole, own, options, corpus_id, seen, split="report")
     fvu = result.early_fvu
-    if fvu is not None and not fvu <= SUSPICIOUS_FVU:
+    if sae.source_layer is None and fvu is not None and not fvu <= SUSPICIOUS_FVU:
         session.terminal.warn(
             f"{sae.dictionary}: {fvu:.2f} of the variance is left unexplained; it was probably trained with another "
             "model, hookpoint or input scaling"
         )
     for source in options.corpora:
         other, report = replace(own, source=source, format="auto"), CorpusReport()
-        found = _structural(session, sae, weights, other, options, report)
+        found = _structural(session, sae, weights, session.points(sae), other, options, report)
         corpus_id = store.add_corpus(
             source, asdict(other), session.model().tokenizer_sha256, report.n_documents, found.n_tokens
         )
-        rows += _structural_rows(found, corpus_id, source, "another corpus")
+        more = _structural_rows(found, corpus_id, source, "another corpus")
+        if sae.source_layer is not None:
+            more = of_source_layer(more)
+            more += _whole_rows(session, sae, whole, other, options, corpus_id, "another corpus")
+        rows += more
     if not options.is_structural_only:
         rows += _functional(session, sae, weights, probes)
     return _Evaluated(sae, weights, dictionary_id, rows, result)
@@ -103,17 +117,18 @@ def _own_corpus(store: Store, dictionary_id: int) -> int | None:
 
 
 def _structural(
-    session: Session, sae: SaeConfig, weights: Sae, corpus: CorpusConfig, options: EvaluateOptions,
-    report: CorpusReport | None = None, split: Split | None = None,
+    session: Session, sae: SaeConfig, weights: Dictionary, points: tuple[Hookpoint, Hookpoint | None],
+    corpus: CorpusConfig, options: EvaluateOptions, report: CorpusReport | None = None, split: Split | None = None,
 ) -> StructuralResult:  # fmt: skip
-    """Measures on `corpus`, or on one split of it."""
-    loaded, (point, output) = session.model(), session.points(sae)
+    """Measures what reads and writes these points on `corpus`, or on one split of it."""
+    loaded, (point, output) = session.model(), points
     excluded = session.token_text().excluded_ids(corpus.exclude_tokens)
     units: Iterator[WorkUnit] = session.units(corpus, report)
     if split is not None:
         units = (replace(unit, windows=[w for w in unit.windows if w.split == split]) for unit in units)
-    splice_tokens = 0 if loaded.looks_ahead else options.splice_tokens
-    if splice_tokens < options.splice_tokens:
+    is_source_layer = sae.source_layer is not None and isinstance(weights, Sae)  # which alone reconstructs nothing
+    splice_tokens = 0 if loaded.looks_ahead or is_source_layer else options.splice_tokens
+    if loaded.looks_ahead and options.splice_tokens:
         session.terminal.warn(
             f"{sae.dictionary}: no loss is measured, since model {loaded.name} sees the token it should predict"
         )
@@ -123,6 +138,28 @@ def _structural(
             max_tokens=options.tokens, splice_tokens=splice_tokens, seed=session.config.harvest.seed,
             on_progress=lambda n, note: to(n, note=note),
         )  # fmt: skip
+
+
+def _whole_rows(
+    session: Session, sae: SaeConfig, whole: WholeClts, corpus: CorpusConfig, options: EvaluateOptions,
+    corpus_id: int | None, note: str, split: Split | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of the transcoder that `sae` is a source layer of. Without all of its layers there are none, and the
+    reason is said."""
+
+    def measure(dictionary: WholeClt, read: Hookpoint, written: Hookpoint) -> StructuralResult:
+        session.terminal.say(f"{sae.dictionary}: evaluating all {len(dictionary.sources)} source layers together")
+        return _structural(session, sae, dictionary, (read, written), corpus, options, split=split)
+
+    found = whole.result(sae, measure, corpus.source)
+    if isinstance(found, InputError):
+        session.terminal.warn(
+            f"{sae.dictionary}: its unexplained variance and what it costs the model are not measured, since one source "
+            f"layer alone reconstructs nothing: {found}"
+        )
+        return []
+    rows = _structural_rows(found, corpus_id, corpus.source, f"{note}; all source layers together")
+    return [row | {"metric": f"clt_{row['metric']}"} for row in rows]
 
 
 def _structural_rows(result: StructuralResult, corpus_id: int | None, source: str, note: str) -> list[dict[str, Any]]:
@@ -205,7 +242,8 @@ def _show(session: Session, one: _Evaluated) -> None:
     listed = []
     for source in sources:
         found = {r["metric"]: r for r in one.rows if r.get("corpus") == source and r["split"] is None}
-        listed += [_cells(found[name], Path(source).name or source) for name in SHOWN if name in found]
+        names = [*SHOWN, *(name for name in found if name.startswith(("fvu [", "clt_fvu [")))]
+        listed += [_cells(found[name], Path(source).name or source) for name in names if name in found]
     listed += [_cells(row, "") for row in one.rows if "corpus" not in row]
     columns = ("metric", "value", "ci_low", "ci_high", "n", "on", "remark")
     session.terminal.table(columns, listed, f"{one.sae.dictionary}: {len(structural)} structural metrics and more")

@@ -400,7 +400,7 @@ def _forecast_one(session: Session, sae: SaeConfig) -> tuple[memory.MemoryEstima
 
 def _known_sizes(session: Session, sae: SaeConfig) -> Sae:
     """The SAE, or before training one with the sizes that it will have."""
-    if (session.sae_folder(sae) / "cfg.json").exists():
+    if sae.path or (session.sae_folder(sae) / "cfg.json").exists():
         return loaded_sae(session, sae)[0]
     width = hidden_size_at(session.model(), session.point(sae.hookpoint))
     return _untrained(width, d_sae_of(sae, width), sae.k)

@@ -79,6 +79,9 @@ def chosen_saes(config: Config, dictionary: str | None) -> tuple[SaeConfig, ...]
     if dictionary is None:
         return config.sae
     found = tuple(s for s in config.sae if s.dictionary == dictionary)
+    if not found:  # all source layers of a cross-layer transcoder
+        layered = (s for s in config.sae if s.source_layer is not None)
+        found = tuple(s for s in layered if s.dictionary == f"{dictionary}:{s.source_layer}")
     if not found:
         names = [s.dictionary for s in config.sae]
         raise InputError(

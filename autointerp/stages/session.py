@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from autointerp.config import JOINED, Config, CorpusConfig, SaeConfig
+from autointerp.config import JOINED, Config, CorpusConfig, ModelConfig, SaeConfig
 from autointerp.corpus.chat_template import chat_renderer
 from autointerp.corpus.corpus_report import CorpusReport
 from autointerp.corpus.sources import check_sources, corpus_fingerprint, read_documents, split_rule
@@ -19,16 +19,18 @@ from autointerp.corpus.windows import NAME_A_BOS, bos_prefix, stand_in_for_bos, 
 from autointerp.deadline import Deadline
 from autointerp.errors import InputError, MismatchError, NoProjection
 from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, quick_fvu
-from autointerp.model.hooks import Hookpoint, hidden_size_at
+from autointerp.model.hooks import OTHER, Hookpoint, hidden_size_at
 from autointerp.model.input_limits import unreadable_tokens
+from autointerp.model.joined_path import find_path
 from autointerp.model.load import LoadedModel, folder_sha256, load_model
-from autointerp.model.logit_path import LogitPath, find_logit_path
+from autointerp.model.logit_path import LogitPath
 from autointerp.model.padding import checked
 from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
 from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
 from autointerp.sae.sae import Sae
 from autointerp.stages.checks import Check
+from autointerp.stages.decoder_norms import keep_decoder_norms
 from autointerp.stages.text_reading import check_windows, reading_notes
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
@@ -72,9 +74,9 @@ class Session:
             if not self.config.model.name:
                 raise InputError("the configuration names no model; set [model] name to a hub id or a folder")
             with self.terminal.working(f"loading {self.config.model.name}"):
-                loaded = load_model(self.config.model)
-                check_windows(loaded, self.config.corpus)
-                self._loaded = checked(loaded, self.config.corpus.context_length, self.config.model.batch_tokens)
+                self._loaded = self._load(self.config.model)
+            if self.config.model.other:
+                self._loaded = replace(self._loaded, other=self._other_model(self._loaded))
             if self._loaded.looks_ahead:
                 self.terminal.say(
                     f"model {self._loaded.name} reads the tokens on both sides of a token: its batches get an "
@@ -84,6 +86,24 @@ class Session:
                 f"model {self._loaded.name} on {self._loaded.device}, {str(self._loaded.dtype).removeprefix('torch.')}"
             )
         return self._loaded
+
+    def _load(self, config: ModelConfig) -> LoadedModel:
+        loaded = load_model(config)
+        check_windows(loaded, self.config.corpus)
+        return checked(loaded, self.config.corpus.context_length, self.config.model.batch_tokens)
+
+    def _other_model(self, loaded: LoadedModel) -> LoadedModel:
+        """The second model. Raises MismatchError if it does not read the first one's token ids."""
+        config = self.config.model
+        assert config.other is not None
+        with self.terminal.working(f"loading {config.other}"):
+            other = self._load(replace(config, name=config.other, revision=config.other_revision, other=None))
+        if other.tokenizer.get_vocab() != loaded.tokenizer.get_vocab() or other.looks_ahead != loaded.looks_ahead:
+            raise MismatchError(
+                f"model.other = {config.other!r} does not read the token ids of {loaded.name}: their vocabularies differ, "
+                "so a crosscoder of both would see two texts"
+            )
+        return other
 
     def token_text(self) -> TokenText:
         """The strings of the model's tokens. Reading the whole vocabulary takes seconds, so it is done once."""
@@ -189,7 +209,7 @@ class Session:
     def _describe_projection(self, sae: SaeConfig) -> str:
         point, output = self.points(sae)
         try:
-            return f"promoted tokens through {find_logit_path(self.model(), output or point)}"
+            return f"promoted tokens through {find_path(self.model(), output or point)}"
         except NoProjection as reason:
             if self.needs_promoted_tokens:
                 raise NoProjection(
@@ -206,9 +226,15 @@ class Session:
 
     def point(self, text: str) -> Hookpoint:
         """The hookpoint with this module path, or with this TransformerLens name; joined where there are several."""
-        parts = [part.strip() for part in text.split(JOINED.strip())]
-        known = [to_module_path(p, self.model().model) if p.startswith(("blocks.", "hook_")) else p for p in parts]
-        return Hookpoint.joined([Hookpoint.parse(part) for part in known])
+        return Hookpoint.joined([self._part(part.strip()) for part in text.split(JOINED.strip())])
+
+    def _part(self, text: str) -> Hookpoint:
+        name = text.removeprefix(OTHER)
+        if name.startswith(("blocks.", "hook_")):
+            loaded = self.model()
+            model = loaded.other if name != text and loaded.other is not None else loaded
+            text = text[: len(text) - len(name)] + to_module_path(name, model.model)
+        return Hookpoint.parse(text)
 
     def points(self, sae: SaeConfig) -> tuple[Hookpoint, Hookpoint | None]:
         """The hookpoint that the SAE reads and, for a transcoder, the one that it writes."""
@@ -249,6 +275,9 @@ def model_key(config: Config) -> list[Any]:
     folder = Path(config.model.name)
     name = folder_sha256(folder) if folder.is_dir() else config.model.name
     key = [name, config.model.revision, config.model.dtype]
+    if config.model.other:
+        other = Path(config.model.other)
+        key += ["other", folder_sha256(other) if other.is_dir() else config.model.other, config.model.other_revision]
     if config.model.random_weights is None:
         return key
     kept = " but the embeddings" if config.model.keep_embeddings else ""
@@ -287,7 +316,10 @@ def placeless(corpus: CorpusConfig) -> CorpusConfig:
 def dictionary_id_of(session: Session, store: Store, sae: SaeConfig, weights: Sae, sha256: str) -> int:
     """The dictionary's id in the store. Raises MismatchError if another SAE or model has taken its name."""
     values = dictionary_values(session, sae, weights, sha256)
-    return store.add_dictionary(name=sae.dictionary, **values, config=asdict(sae))
+    dictionary_id = store.add_dictionary(name=sae.dictionary, **values, config=asdict(sae))
+    point, output = session.points(sae)
+    keep_decoder_norms(store, dictionary_id, session.model(), weights, output or point)
+    return dictionary_id
 
 
 def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: str) -> dict[str, Any]:
@@ -295,7 +327,7 @@ def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: st
     loaded = session.model()
     return {
         "model": loaded.name,
-        "revision": loaded.revision,
+        "revision": revision_for(session, sae),
         "hookpoint": sae.hookpoint,
         "output_hookpoint": sae.output_hookpoint,
         "architecture": weights.architecture,
@@ -305,6 +337,14 @@ def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: st
         "sae_sha256": sha256,
         "tokenizer_sha256": loaded.tokenizer_sha256,
     }
+
+
+def revision_for(session: Session, sae: SaeConfig) -> str:
+    """The model's revision; with the second model and its revision where the SAE reads it."""
+    loaded, (point, _) = session.model(), session.points(sae)
+    if loaded.other is None or not any(part.of_other for part in point.parts):
+        return loaded.revision
+    return f"{loaded.revision} and {loaded.other.name} {loaded.other.revision}"
 
 
 def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
@@ -337,7 +377,7 @@ def logit_path(session: Session, sae: SaeConfig) -> LogitPath | NoProjection:
     point, output = session.points(sae)
     try:
         with session.terminal.working(f"{sae.dictionary}: following its directions to the logits"):
-            return find_logit_path(session.model(), output or point)
+            return find_path(session.model(), output or point)
     except NoProjection as reason:
         session.terminal.warn(f"{sae.dictionary}: no promoted tokens: {reason}")
         return reason
@@ -358,7 +398,7 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
         )
     loaded = session.model()
     for what, held, now in (
-        ("model revision", row.revision, loaded.revision),
+        ("model revision", row.revision, revision_for(session, sae)),
         ("tokenizer sha256", row.tokenizer_sha256, loaded.tokenizer_sha256),
     ):
         if held != now:
@@ -401,6 +441,8 @@ def _check_bos(session: Session, weights: Sae, folder: Path) -> None:
 
 def warn_of_misfit(session: Session, sae: SaeConfig, weights: Sae) -> None:
     """Warns if a loaded SAE explains hardly anything of the first tokens: its hookpoint, model or scaling is wrong."""
+    if sae.source_layer is not None:
+        return  # one source layer of a cross-layer transcoder alone explains nothing
     point, output = session.points(sae)
     excluded = session.token_text().excluded_ids(session.config.corpus.exclude_tokens)
     batch_tokens = session.config.model.batch_tokens

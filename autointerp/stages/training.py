@@ -13,6 +13,7 @@ from typing import Any, Self
 from autointerp.config import JOINED, Config, SaeConfig, TrainConfig
 from autointerp.corpus.windows import bos_prefix
 from autointerp.errors import DamagedError, MismatchError, OutOfMemoryError
+from autointerp.model.hooks import Hookpoint, part_columns
 from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import is_out_of_memory
 from autointerp.sae import files, parallel
@@ -243,6 +244,10 @@ def _is_trained(session: Session, sae: SaeConfig, key: str) -> bool:
 def _spec(session: Session, sae: SaeConfig, columns: VectorColumns) -> SaeSpec:
     point, output = session.points(sae)
     begin, end = columns[point]
+
+    def widths(at: Hookpoint | None) -> tuple[int, ...]:
+        return tuple(high - low for low, high in part_columns(session.model(), at)) if at and at.others else ()
+
     settings: dict[str, Any] = {"decoder_norm_penalty": sae.decoder_norm_penalty, "p_end": sae.p_end}
     return SaeSpec(
         name=sae.dictionary,
@@ -255,6 +260,8 @@ def _spec(session: Session, sae: SaeConfig, columns: VectorColumns) -> SaeSpec:
         penalty=sae.penalty,
         seed=session.config.train.seed if sae.seed is None else sae.seed,
         frozen=None if sae.frozen == "none" else sae.frozen,
+        parts_in=widths(point),
+        parts_out=widths(output),
         settings=settings | {"prefixes": list(sae.prefixes), "bandwidth": sae.bandwidth},
     )
 

@@ -8,6 +8,10 @@ does not explain (the error term) stays, so a feature clamped to the activation 
 al. 2024). With a transcoder, z_i comes from the input hookpoint and x is the output hookpoint's activation in the same
 pass. BOS, excluded ids and padding are never touched.
 
+A dictionary that writes several hookpoints changes each of them by its part of d_i. One that reads several cannot know
+z_i before the last of them, so the text is read once before, without steering. Where the hookpoints are states of one
+residual stream, a change of the first one would come to the next by itself: there x is the state without steering.
+
 Many features are clamped side by side: every row of a batch has a feature and a value of its own.
 """
 
@@ -19,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -27,13 +32,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autointerp.errors import AutointerpError, InputError
-from autointerp.model.hooks import Hookpoint, hooked, model_inputs, resolve
+from autointerp.model.hooks import Hookpoint, activations_at_all, hooked, model_inputs, own_columns, resolve
 from autointerp.model.input_limits import n_positions
 from autointerp.model.load import LoadedModel
 from autointerp.model.padding import require_next_token
+from autointerp.model.same_stream import deepest_state
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
+from autointerp.steer.clamp import Clamp, per_token
 from autointerp.steer.strength_search import StrengthSearch
 
 # Logits are the largest tensors here: elements of one batch's, and of one block that is made float32.
@@ -79,8 +86,12 @@ class Steerer:
         require_next_token(loaded, "steering")
         self.loaded, self.sae = loaded, sae
         self.source, self.target = point, output or point
-        for where in {self.source, self.target}:
+        for where in {*self.source.own_parts, *self.target.own_parts}:
             resolve(loaded.model, where)
+        self.columns = own_columns(loaded, self.target, sae.d_out)
+        """Where the SAE writes in the model, and which columns of its vectors belong there."""
+        self.writes_states = bool(self.target.others) and deepest_state(loaded, self.target) is not None
+        self.reads_first = bool(self.source.others) or self.writes_states
         self.excluded = torch.tensor(sorted(excluded_ids), dtype=torch.int64, device=loaded.device)
         config = loaded.model.config.get_text_config()
         budget = _LOGITS_CPU if loaded.device.type == "cpu" else _LOGITS_DEVICE
@@ -255,64 +266,55 @@ class Steerer:
 
     def _pass(self, part: Batch, features: Tensor, values: Tensor) -> Tensor:
         """[B, T, V] of one forward pass."""
+        is_steered = bool((features != UNTOUCHED).any())
+        counted = self._of(part).cpu() & (features != UNTOUCHED)[:, None]
+        clamp = Clamp(self.sae, counted, features, values)
+        states: dict[Hookpoint, Tensor] = {}
+        if self.reads_first and not clamp.is_empty:
+            states = self._read_first(part, clamp)
         read: list[Tensor] = []
-        edited = False
+        edited: set[Hookpoint] = set()
 
-        def edit(y: Tensor) -> Tensor:
-            nonlocal edited
-            edited = True
-            return self._clamped(y, read, part, features, values)
+        def edit(y: Tensor, at: Hookpoint) -> Tensor:
+            edited.add(at)
+            return y if clamp.is_empty else self._written(y, at, clamp, read, states)
 
         with torch.inference_mode(), ExitStack() as stack:
-            if bool((features != UNTOUCHED).any()):
-                if self.source != self.target:
+            if is_steered:
+                if self.source != self.target and not self.reads_first:
                     stack.enter_context(hooked(self.loaded.model, self.source, capture=read))
-                stack.enter_context(hooked(self.loaded.model, self.target, edit=edit))
-            else:
-                edited = True
+                for at in self.columns:
+                    stack.enter_context(hooked(self.loaded.model, at, edit=partial(edit, at=at)))
             logits: Tensor = self.loaded.model(**model_inputs(self.loaded, part.ids, part.lengths)).logits
-        if not edited:
-            raise InputError(f"hookpoint {self.target}: the model's forward pass never runs this module")
+        missing = [at for at in self.columns if at not in edited]
+        if is_steered and missing:
+            raise InputError(f"hookpoint {missing[0]}: the model's forward pass never runs this module")
         return logits
 
-    def _clamped(self, y: Tensor, read: list[Tensor], part: Batch, features: Tensor, values: Tensor) -> Tensor:
-        device = self.sae.W_enc.device
-        counted = self._of(part).cpu() & (features != UNTOUCHED)[:, None]
-        token = counted.flatten().nonzero()[:, 0]
-        if not len(token):
-            return y
-        flat = _per_token(y, counted.numel(), self.target)
-        if self.source == self.target:
-            x = flat
-        elif read:
-            x = _per_token(read[-1], counted.numel(), self.source)
-        else:
-            raise InputError(f"hookpoint {self.source} is not computed before {self.target}, where its features write")
-        if flat.shape[1] != self.sae.d_out:
+    def _read_first(self, part: Batch, clamp: Clamp) -> dict[Hookpoint, Tensor]:
+        """Tells `clamp` what the dictionary reads in a pass of its own, and gives the states of the stream that are to
+        be replaced."""
+        parts = list(self.columns) if self.writes_states else []
+        x, *held = activations_at_all(self.loaded, [self.source, *parts], part.ids, part.lengths)
+        clamp.read(per_token(x, clamp.n_tokens, self.source))
+        return {at: per_token(y, clamp.n_tokens, at) for at, y in zip(parts, held, strict=True)}
+
+    def _written(
+        self, y: Tensor, at: Hookpoint, clamp: Clamp, read: list[Tensor], states: dict[Hookpoint, Tensor]
+    ) -> Tensor:
+        flat, (begin, end) = per_token(y, clamp.n_tokens, at), self.columns[at]
+        if not clamp.has_read and self.source != self.target:
+            if not read:
+                raise InputError(f"hookpoint {self.source} is not computed before {at}, where its features write")
+            clamp.read(per_token(read[-1], clamp.n_tokens, self.source))
+        if flat.shape[1] != end - begin:
             raise InputError(
-                f"the SAE writes vectors of width {self.sae.d_out}, but {self.target} has width {flat.shape[1]} "
+                f"the SAE writes vectors of width {end - begin}, but {at} has width {flat.shape[1]} "
                 "(a transcoder needs its output hookpoint)"
             )
-        row = token // counted.shape[1]
-        feature, value = features[row].to(device), values[row].to(device)
-        inputs = x[token.to(x.device)].to(device)
-        activation = self.sae.encode_sparse(inputs).at(torch.arange(len(token), device=device), feature)
-        push = value - activation
-        scale = self.sae.normalized(inputs)[1]
-        if scale is not None:
-            push = push * scale[:, 0]
-        added = (push[:, None] * self.sae.W_dec[feature]).to(y.device)
-        token = token.to(y.device)
-        out = flat.clone()
-        out[token] = (out[token].to(torch.promote_types(y.dtype, added.dtype)) + added).to(y.dtype)
-        return out.view(y.shape)
-
-
-def _per_token(activation: Tensor, n_tokens: int, hookpoint: Hookpoint) -> Tensor:
-    """[n_tokens, d] of an activation [B, T, d] (or [B * T, d], of experts and the like)."""
-    if activation.ndim < 2 or activation.shape[:-1].numel() != n_tokens:
-        raise InputError(f"hookpoint {hookpoint} does not carry one vector per token but {list(activation.shape)}")
-    return activation.reshape(n_tokens, -1)
+        if not clamp.has_read:
+            clamp.read(flat)
+        return clamp.written(flat, (begin, end), states.get(at)).view(y.shape)
 
 
 def _sums(logits: Tensor, counted: Tensor) -> Tensor:

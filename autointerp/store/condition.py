@@ -34,7 +34,7 @@ TABLES = frozenset(
         "sae_metrics", "training_metrics", "llm_calls", "runs", "labels", "contexts", "windows", "spend_by_stage",
         "explainer_leaderboard", "explainer_leaderboard_strata", "method_runs", "measure_tasks", "measurements",
         "context_need", "label_changes", "batches", "batch_requests", "judge_repeats", "judge_consistency",
-        "recurring_tokens", "same_labels", "label_controls",
+        "recurring_tokens", "same_labels", "label_controls", "decoder_norms",
     }
 )  # fmt: skip
 """Those that a condition may read; the tables of evidence methods are added (see finding_tables.py)."""

@@ -11,6 +11,7 @@ from autointerp.records import SPLITS, CallRecord, Context, Explanation, Feature
 from autointerp.scorer_names import scorer_place
 from autointerp.store.calls import StoreCalls
 from autointerp.store.contexts import StoreContexts
+from autointerp.store.decoder_norms import StoreDecoderNorms
 from autointerp.store.dictionaries import StoreDictionaries
 from autointerp.store.evidence_file import StoreEvidence
 from autointerp.store.explanations import StoreExplanations
@@ -37,7 +38,7 @@ _KINDS = ("top", "sampled", "negative")
 class Store(
     StoreOpening, StoreKeeping, StoreEvidence, StoreDictionaries, StoreFeatures, StoreContexts, StoreFindings,
     StoreExplanations, StoreScores, StoreCalls, StoreBatches, StoreRuns, StoreSelections, StoreKnownTiles,
-    StoreJudgeRepeats, StoreLabelControls, StoreNearWords, StoreStandInLabels, StoreRuleLabels,
+    StoreJudgeRepeats, StoreLabelControls, StoreNearWords, StoreStandInLabels, StoreRuleLabels, StoreDecoderNorms,
 ):  # fmt: skip
     """`with Store.open(path) as store: ...`; `open` tells the errors."""
 
@@ -101,8 +102,8 @@ class Store(
 
     def feature_page(self, dictionary_id: int, feature: int, contexts: int = 5) -> dict[str, Any]:
         """One feature for a reader: keys feature, label, explanations, scores (dicts by column), label_controls
-        (LabelControl), promoted and suppressed (PromotedToken), no_projection (why there are none, or None), contexts
-        (of all splits; Context), and those of `findings_page`. Raises InputError where there is no such feature.
+        (LabelControl), promoted and suppressed (PromotedToken), no_projection (why there are none, or None), decoder_norms
+        (DecoderNorm), contexts (of all splits; Context), and those of `findings_page`. Raises InputError where there is no such feature.
         """
         row = self.dicts("SELECT * FROM features WHERE dictionary_id = ? AND feature = ?", [dictionary_id, feature])
         if not row:
@@ -128,6 +129,7 @@ class Store(
             "promoted": [t for t in tokens if t.sign == 1],
             "suppressed": [t for t in tokens if t.sign == -1],
             "no_projection": self.why_nothing("vocab_projection", dictionary_id),
+            "decoder_norms": self.decoder_norms_of(dictionary_id, feature),
             "contexts": [
                 c
                 for split in SPLITS

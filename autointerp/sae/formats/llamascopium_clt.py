@@ -60,9 +60,7 @@ def load(folder: Path, layer: int) -> Sae:
     elif act == "topk":  # the largest are chosen after the multiplication by the norms
         k, threshold = internal.positive_int(config, "top_k", path), None
         W_enc, b_enc, decoder = W_enc * norms, b_enc * norms, decoder / norms[:, None, None]
-    return Source(
-        layer, n_layers, W_enc, b_enc, decoder, b_dec, threshold, k, metadata=_metadata(config, layer)
-    ).sae()
+    return Source(layer, n_layers, W_enc, b_enc, decoder, b_dec, threshold, k, metadata=_metadata(config, layer)).sae()
 
 
 def identity(folder: Path, layer: int) -> tuple[dict[str, Any], list[Path]]:
