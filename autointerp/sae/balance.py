@@ -35,7 +35,7 @@ def undone(sae: Sae, read: Tensor, written: Tensor) -> Sae:
         sae.b_dec / written,
         k=sae.k,
         threshold=sae.threshold,
-        b_pre=None if sae.b_pre is sae.b_dec else sae.b_pre / read,
+        b_pre=None if internal.same_pre_bias(sae) else sae.b_pre / read,
         W_skip=None if sae.W_skip is None else sae.W_skip * read[:, None] / written,
         architecture=sae.architecture,
         metadata=sae.metadata,

@@ -197,6 +197,7 @@ class Session:
         loaded, folder = self.model(), self.sae_folder(sae)
         width = hidden_size_at(loaded, self.point(sae.hookpoint))
         if not sae.path and not (folder / TRAINED).exists():
+            self._check_saved_form(sae, width)
             n_features = d_sae_of(sae, width)
             made = f"{sae.hookpoint} has width {width}; `autointerp train` makes {n_features:,} features for it"
             return f"{made}; {self._describe_projection(sae)}"
@@ -205,6 +206,16 @@ class Session:
             store.known_dictionary(sae.dictionary, dictionary_values(self, sae, weights, sha256))
         held = f"{folder}: {weights.d_sae:,} features of {sae.hookpoint}, width {width}, sha256 {sha256[:16]}"
         return f"{held}; {self._describe_projection(sae)}"
+
+    def _check_saved_form(self, sae: SaeConfig, width: int) -> None:
+        """Raise InputError before the training of a transcoder that no file format holds."""
+        output = self.points(sae)[1]
+        written = width if output is None else hidden_size_at(self.model(), output)
+        if sae.architecture == "topk" and written != width:
+            raise InputError(
+                f"{sae.dictionary} reads {width} numbers and writes {written}, and no file format holds a topk transcoder "
+                "between different widths; set its architecture to batchtopk, or to another one with thresholds"
+            )
 
     def _describe_projection(self, sae: SaeConfig) -> str:
         point, output = self.points(sae)
