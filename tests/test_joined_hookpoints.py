@@ -17,7 +17,7 @@ from autointerp.model.hooks import Hookpoint, activations_at, activations_at_all
 from autointerp.model.joined_path import find_path
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.model.logit_path import find_logit_path
-from autointerp.model.same_stream import deepest_state
+from autointerp.model.same_stream import carried_into
 from autointerp.records import Window
 from autointerp.sae import balance
 from autointerp.sae.sae import Sae
@@ -123,11 +123,13 @@ def test_block_outputs_are_states_of_one_stream_and_mlp_outputs_are_added_to_it(
     models: dict[str, LoadedModel], family: str
 ) -> None:
     loaded, (first, second) = models[family], BLOCKS[family]
-    assert deepest_state(loaded, joined(first, second)) == Hookpoint(second)
-    assert deepest_state(loaded, joined(second, first)) == Hookpoint(second)
-    assert deepest_state(loaded, joined(f"{first}.mlp", f"{second}.mlp")) is None
-    with pytest.raises(NoProjection, match="is something else"):
-        deepest_state(loaded, joined(first, f"{first}.mlp", second))
+    a, b, mlp_a, mlp_b = (Hookpoint(name) for name in (first, second, f"{first}.mlp", f"{second}.mlp"))
+    for states in (joined(first, second), joined(second, first)):
+        assert carried_into(loaded, states) == {a: (b,), b: ()}
+    assert carried_into(loaded, Hookpoint.joined([mlp_b, mlp_a])) == {mlp_a: (), mlp_b: ()}
+    mixed = carried_into(loaded, Hookpoint.joined([b, a, mlp_b, mlp_a]))
+    assert list(mixed) == [mlp_a, a, mlp_b, b]
+    assert mixed == {mlp_a: (a, b), a: (b,), mlp_b: (b,), b: ()}
 
 
 @pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_llama"])

@@ -173,6 +173,7 @@ class _Splice:
 
         self.columns = own_columns(loaded, target, sae.d_out)
         """What is replaced, and which columns of x_hat belong there."""
+        self.reads_first = bool(source.others or target.others) or source.of_other
 
     def losses(self, batch: Batch) -> Floats:
         """The sums of `_COLUMNS` over each window, [B, columns]."""
@@ -185,7 +186,7 @@ class _Splice:
             return sums
         target = batch.ids[row, at + 1]
         clean = self._logits(batch, counted, "clean", row, at)
-        x_hat = self._reconstructed_first(batch, counted) if self.source.others or self.target.others else None
+        x_hat = self._reconstructed_first(batch, counted) if self.reads_first else None
         columns = {"ce_clean": _blockwise(clean, clean, target)[0]}
         for condition in SPLICED:
             spliced = self._logits(batch, counted, condition, row, at, x_hat)

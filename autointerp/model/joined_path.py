@@ -1,8 +1,8 @@
 """Finds how a vector at a hookpoint reaches the logits, also where the hookpoint is joined.
 
-Where the parts are states of one residual stream (a crosscoder of block outputs), the last state is what the model goes
-on with, so the last part alone is followed. Where they are what modules add to it (a cross-layer transcoder's outputs),
-each part is carried into the stream, and the sum is followed. Parts of a second model are left out.
+A part whose vectors stand in a later part is an earlier state of it, and is not followed: of a crosscoder of block
+outputs the last one alone is, since the model goes on with it. All others are added to the stream (a cross-layer
+transcoder's outputs are): each is carried into it, and the sum is followed. Parts of a second model are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from autointerp.errors import NoProjection
 from autointerp.model.hooks import Hookpoint, part_columns
 from autointerp.model.load import LoadedModel
 from autointerp.model.logit_path import LogitPath, find_logit_path
-from autointerp.model.same_stream import deepest_state
+from autointerp.model.same_stream import carried_into
 
 _LINEAR = 1e-3
 """By how much a carried vector of twice the length may differ from twice the carried vector, as a share of it."""
@@ -47,8 +47,8 @@ def find_path(loaded: LoadedModel, point: Hookpoint) -> LogitPath:
     if not point.others:
         return find_logit_path(loaded, point)
     columns = dict(zip(point.parts, part_columns(loaded, point), strict=True))
-    last = deepest_state(loaded, point)
-    followed = point.own_parts if last is None else (last,)
+    carried = carried_into(loaded, point)
+    followed = [part for part in point.own_parts if not carried[part]]
     branches = tuple((columns[part], find_logit_path(loaded, part)) for part in followed)
     first = branches[0][1]
     for part, (_, path) in zip(followed, branches, strict=True):

@@ -9,8 +9,8 @@ al. 2024). With a transcoder, z_i comes from the input hookpoint and x is the ou
 pass. BOS, excluded ids and padding are never touched.
 
 A dictionary that writes several hookpoints changes each of them by its part of d_i. One that reads several cannot know
-z_i before the last of them, so the text is read once before, without steering. Where the hookpoints are states of one
-residual stream, a change of the first one would come to the next by itself: there x is the state without steering.
+z_i before the last of them, so the text is read once before, without steering. Where one hookpoint is a later state of
+the residual stream of another, the change of the other one comes to it by itself: there x is the state without steering.
 
 Many features are clamped side by side: every row of a batch has a feature and a value of its own.
 """
@@ -36,7 +36,7 @@ from autointerp.model.hooks import Hookpoint, activations_at_all, hooked, model_
 from autointerp.model.input_limits import n_positions
 from autointerp.model.load import LoadedModel
 from autointerp.model.padding import require_next_token
-from autointerp.model.same_stream import deepest_state
+from autointerp.model.same_stream import carried_into
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
 from autointerp.records import Window
 from autointerp.sae.sae import Sae
@@ -90,8 +90,10 @@ class Steerer:
             resolve(loaded.model, where)
         self.columns = own_columns(loaded, self.target, sae.d_out)
         """Where the SAE writes in the model, and which columns of its vectors belong there."""
-        self.writes_states = bool(self.target.others) and deepest_state(loaded, self.target) is not None
-        self.reads_first = bool(self.source.others) or self.writes_states
+        carried = carried_into(loaded, self.target) if self.target.others else {}
+        self.states = tuple(part for part in self.columns if any(part in later for later in carried.values()))
+        """Those to which a change at another part comes by itself."""
+        self.reads_first = bool(self.source.others) or self.source.of_other or bool(self.states)
         self.excluded = torch.tensor(sorted(excluded_ids), dtype=torch.int64, device=loaded.device)
         config = loaded.model.config.get_text_config()
         budget = _LOGITS_CPU if loaded.device.type == "cpu" else _LOGITS_DEVICE
@@ -294,10 +296,9 @@ class Steerer:
     def _read_first(self, part: Batch, clamp: Clamp) -> dict[Hookpoint, Tensor]:
         """Tells `clamp` what the dictionary reads in a pass of its own, and gives the states of the stream that are to
         be replaced."""
-        parts = list(self.columns) if self.writes_states else []
-        x, *held = activations_at_all(self.loaded, [self.source, *parts], part.ids, part.lengths)
+        x, *held = activations_at_all(self.loaded, [self.source, *self.states], part.ids, part.lengths)
         clamp.read(per_token(x, clamp.n_tokens, self.source))
-        return {at: per_token(y, clamp.n_tokens, at) for at, y in zip(parts, held, strict=True)}
+        return {at: per_token(y, clamp.n_tokens, at) for at, y in zip(self.states, held, strict=True)}
 
     def _written(
         self, y: Tensor, at: Hookpoint, clamp: Clamp, read: list[Tensor], states: dict[Hookpoint, Tensor]
