@@ -220,10 +220,15 @@ def activations_at_all(
     for model in (loaded, loaded.other):
         own = [part for part in parts if part.of_other == (model is not loaded)]
         if own and model is None:
-            raise InputError(f"hookpoint {own[0]} is one of a second model; name it with model.other")
+            raise no_second_model(own[0])
         if own and model is not None:
             found |= zip(own, _captured(model, own, input_ids, lengths), strict=True)
     return [_side_by_side([found[part] for part in point.parts]) for point in hookpoints]
+
+
+def no_second_model(hookpoint: Hookpoint) -> InputError:
+    """The error for a hookpoint of a second model where none is loaded."""
+    return InputError(f"hookpoint {hookpoint} is one of a second model; name it with model.other")
 
 
 def _captured(

@@ -61,7 +61,8 @@ def find_path(loaded: LoadedModel, point: Hookpoint) -> LogitPath:
             )
     width = max(end for _, end in columns.values())
     names = tuple(dict.fromkeys(name for _, path in branches for name in path.names))
-    return JoinedLogitPath((), first.tail, first.head, first.scale, width, first.dtype, names, branches)
+    carry = tuple(module for _, path in branches for module in path.carry)
+    return JoinedLogitPath(carry, first.tail, first.head, first.scale, width, first.dtype, names, branches)
 
 
 def _is_linear(path: LogitPath) -> bool:

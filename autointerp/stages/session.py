@@ -19,7 +19,7 @@ from autointerp.corpus.windows import NAME_A_BOS, bos_prefix, stand_in_for_bos, 
 from autointerp.deadline import Deadline
 from autointerp.errors import InputError, MismatchError, NoProjection
 from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, quick_fvu
-from autointerp.model.hooks import OTHER, Hookpoint, hidden_size_at
+from autointerp.model.hooks import OTHER, Hookpoint, hidden_size_at, no_second_model
 from autointerp.model.input_limits import unreadable_tokens
 from autointerp.model.joined_path import find_path
 from autointerp.model.load import LoadedModel, folder_sha256, load_model
@@ -351,10 +351,14 @@ def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: st
 
 
 def revision_for(session: Session, sae: SaeConfig) -> str:
-    """The model's revision; with the second model and its revision where the SAE reads it."""
+    """The model's revision; with the second model and its revision where the SAE reads it. Raises InputError where there
+    is no second model."""
     loaded, (point, _) = session.model(), session.points(sae)
-    if loaded.other is None or not any(part.of_other for part in point.parts):
+    second = next((part for part in point.parts if part.of_other), None)
+    if second is None:
         return loaded.revision
+    if loaded.other is None:
+        raise no_second_model(second)
     return f"{loaded.revision} and {loaded.other.name} {loaded.other.revision}"
 
 
