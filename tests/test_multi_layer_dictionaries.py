@@ -14,6 +14,7 @@ from support.commands import run, write_corpus
 from autointerp.config_file import load
 from autointerp.errors import InputError
 from autointerp.model.hooks import Hookpoint, activations_at
+from autointerp.resources import data_folder
 from autointerp.sae.formats import load_sae
 from autointerp.stages import pipeline
 from autointerp.stages.evaluate_options import EvaluateOptions
@@ -224,3 +225,34 @@ def test_a_crosscoder_of_two_models_is_trained_and_its_norms_kept(tiny_llama: Pa
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"name it with model\.other"):
         pipeline.verify(load(path), None, 20, terminal)
+
+
+@pytest.mark.slow
+def test_a_crosscoder_of_the_demo_model_explains_both_of_its_layers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text(
+        f'[model]\nname = "{data_folder() / "demo_model"}"\ndtype = "float32"\n'
+        '[corpus]\nsource = "stdlib"\nmax_tokens = 200000\n'
+        '[[sae]]\nname = "cross"\nhookpoint = ["model.layers.1", "model.layers.3"]\nd_sae = 512\nk = 16\n'
+        'architecture = "batchtopk"\n[train]\ntokens = 200000\nlr = 3e-3\n[evidence]\nmethods = ["shape", "token_change"]\n'
+        '[explain]\nexplainer = "patterns"\n[store]\npath = "s.duckdb"\n',
+        encoding="utf-8",
+    )
+    config, terminal = load(tmp_path / "c.toml"), Terminal(every_s=0)
+    pipeline.train(config, None, terminal)
+    pipeline.harvest(config, None, terminal)
+    pipeline.verify(config, None, 100, terminal)
+    options = EvaluateOptions(tokens=20_000, splice_tokens=2000, is_structural_only=True)
+    rows = {r["metric"]: r["value"] for r in pipeline.evaluate(config, None, options, terminal) if r["split"] is None}
+    assert rows["fvu [model.layers.1]"] < 0.6 and rows["fvu [model.layers.3]"] < 0.6
+    assert rows["loss_recovered_mean"] > 0.5 and rows["ce_with_error_term"] == pytest.approx(rows["ce_clean"], abs=1e-3)
+    pipeline.measure(config, None, Selection(limit=4), terminal)
+    pipeline.explain(config, None, Selection(limit=40), terminal)
+    with Store.open(tmp_path / "s.duckdb", read_only=True) as store:
+        assert store.rows("SELECT count(*) FROM labels WHERE label IS NOT NULL")[0][0] > 20
+        assert store.rows("SELECT count(DISTINCT feature) FROM token_changes")[0][0] > 0
+        shares = store.rows("SELECT part, avg(share) FROM decoder_norms GROUP BY 1 ORDER BY 1")
+    assert 0.1 < shares[0][1] < 0.9
+    code, out, _ = run(capsys, "show", "0", "--store", str(tmp_path / "s.duckdb"))
+    assert code == 0 and "writes  model.layers.1 " in out and "promotes  " in out

@@ -242,9 +242,12 @@ class Steerer:
         windows = [Window("", 0, "explain", text) for text in texts]
         for batch in make_batches(windows, self.batch_tokens, self.loaded.pad_id):
             for part, result in self._halving.run(batch.to(self.loaded.device), read):
-                self.n_forwards += len(part.windows)
-                self.n_tokens += sum(len(window.token_ids) for window in part.windows)
+                self._count(part)
                 yield part.indices, result
+
+    def _count(self, part: Batch) -> None:
+        self.n_forwards += len(part.windows)
+        self.n_tokens += sum(len(window.token_ids) for window in part.windows)
 
     def _check(self, texts: Sequence[Sequence[int]], n_more: int = 0) -> None:
         longest, shortest = (f((len(text) for text in texts), default=1) for f in (max, min))
@@ -298,6 +301,7 @@ class Steerer:
         be replaced."""
         x, *held = activations_at_all(self.loaded, [self.source, *self.states], part.ids, part.lengths)
         clamp.read(per_token(x, clamp.n_tokens, self.source))
+        self._count(part)
         return {at: per_token(y, clamp.n_tokens, at) for at, y in zip(self.states, held, strict=True)}
 
     def _written(
