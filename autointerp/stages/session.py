@@ -74,9 +74,8 @@ class Session:
             if not self.config.model.name:
                 raise InputError("the configuration names no model; set [model] name to a hub id or a folder")
             with self.terminal.working(f"loading {self.config.model.name}"):
-                self._loaded = self._load(self.config.model)
-            if self.config.model.other:
-                self._loaded = replace(self._loaded, other=self._other_model(self._loaded))
+                loaded = self._load(self.config.model)
+            self._loaded = replace(loaded, other=self._other_model(loaded)) if self.config.model.other else loaded
             if self._loaded.looks_ahead:
                 self.terminal.say(
                     f"model {self._loaded.name} reads the tokens on both sides of a token: its batches get an "
