@@ -11,10 +11,11 @@ every text began with a BOS.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from autointerp.errors import InputError
+from autointerp.errors import DamagedError, InputError
 from autointerp.sae.formats import cross_layer, internal
 from autointerp.sae.formats.cross_layer import Source, Tensors
 from autointerp.sae.sae import Sae
@@ -48,22 +49,30 @@ def identity(folder: Path, layer: int) -> tuple[dict[str, Any], list[Path]]:
 
 
 def recognises(folder: Path) -> bool:
-    found = layers_of(folder)
-    return bool(found) and len(Tensors(next(iter(found.values()))).shapes.get("w_dec", ())) == 3
+    """Whether the first file that names a layer writes several."""
+    first = next(_named(folder), None)
+    try:
+        return first is not None and len(Tensors(first[1]).shapes.get("w_dec", ())) == 3
+    except (InputError, DamagedError):  # whatever it is, its own reader will say what is wrong with it
+        return False
 
 
 def layers_of(folder: Path) -> dict[int, Path]:
     """The file of each source layer. Raises InputError where a layer has two."""
     found: dict[int, Path] = {}
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
-        named = _LAYER.search(file.stem) or (_LAYER.search(file.parent.name) if file.parent != folder else None)
-        if named is None:
-            continue
-        layer = int(named[1])
+    for layer, file in _named(folder):
         if layer in found:
             raise InputError(f"{folder} has two files for layer {layer}: {found[layer]} and {file}; name one folder")
         found[layer] = file
     return found
+
+
+def _named(folder: Path) -> Iterator[tuple[int, Path]]:
+    """The files whose name, or whose folder's name, has a layer."""
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")]):
+        named = _LAYER.search(file.stem) or (_LAYER.search(file.parent.name) if file.parent != folder else None)
+        if named is not None:
+            yield int(named[1]), file
 
 
 def _file(folder: Path, layer: int) -> Path:
