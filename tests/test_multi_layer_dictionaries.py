@@ -158,10 +158,11 @@ def test_a_transcoder_is_evaluated_as_a_whole(project: Path, capsys: pytest.Capt
     assert ("clt:1", "fvu") not in whole and ("clt:1", "delta_ce") not in whole
     assert whole["clt:1", "l0"] > 0 and ("clt:1", "clt_delta_ce") in whole
     assert ("clt:0", "clt_fvu [model.layers.2.mlp]") in whole
-    # by hand, on the text of the first window of each report document
+    # by hand, on all windows of full length of the report text
     session = Session(config, Terminal(every_s=0))
     windows = [w for unit in session.units() for w in unit.windows if w.split == "report"]
-    ids = torch.tensor([w.token_ids for w in windows if len(w.token_ids) == 32])
+    longest = max(len(w.token_ids) for w in windows)
+    ids = torch.tensor([w.token_ids for w in windows if len(w.token_ids) == longest])
     loaded = session.model()
     read = [activations_at(loaded, session.points(s)[0], ids)[:, 1:].flatten(0, 1) for s in config.sae[1:]]
     out = [activations_at(loaded, Hookpoint(f"model.layers.{i}.mlp"), ids)[:, 1:].flatten(0, 1) for i in range(3)]
