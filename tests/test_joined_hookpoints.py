@@ -133,9 +133,7 @@ def test_block_outputs_are_states_of_one_stream_and_mlp_outputs_are_added_to_it(
 
 
 @pytest.mark.parametrize("family", ["tiny_gpt2", "tiny_llama"])
-def test_the_last_state_or_the_sum_of_additions_reaches_the_logits(
-    models: dict[str, LoadedModel], family: str
-) -> None:
+def test_the_last_state_or_the_sum_of_additions_reaches_the_logits(models: dict[str, LoadedModel], family: str) -> None:
     loaded, (first, second) = models[family], BLOCKS[family]
     width = hidden_size_at(loaded, Hookpoint(first))
     x = torch.randn(5, 2 * width, generator=torch.Generator().manual_seed(3))
@@ -216,18 +214,24 @@ def test_a_splice_replaces_every_part(models: dict[str, LoadedModel], kind: str)
             assert found["delta_ce"] == pytest.approx(0, abs=1e-5)
             assert abs((found["ce_zero_ablation"] or 0) - (found["ce_clean"] or 0)) > 1e-4
         else:
-            x = activations_at(loaded, point, torch.tensor([w.token_ids for w in windows]))
-            y_hat = sae.reconstruct(x.flatten(0, 1))[0].view_as(x)
-            counted = torch.ones(x.shape[:2], dtype=torch.bool)
-            counted[:, 0] = False
-            half = width // 2
-            logits = with_edits(loaded, torch.tensor([w.token_ids for w in windows]), {
-                names[0]: lambda y: torch.where(counted[..., None], y_hat[..., :half], y),
-                names[1]: lambda y: torch.where(counted[..., None], y_hat[..., half:], y),
-            })  # fmt: skip
             ids = torch.tensor([w.token_ids for w in windows])
+            logits = spliced_by_hand(loaded, sae, point, ids)
             loss = torch.nn.functional.cross_entropy(logits[:, 1:-1].flatten(0, 1), ids[:, 2:].flatten())
             assert found["ce_sae"] == pytest.approx(float(loss), abs=1e-4)
+
+
+def spliced_by_hand(loaded: LoadedModel, sae: Sae, point: Hookpoint, ids: Tensor) -> Tensor:
+    """The logits where both parts of every token but the BOS are what the dictionary makes of the clean model's."""
+    x = activations_at(loaded, point, ids)
+    y_hat = sae.reconstruct(x.flatten(0, 1))[0].view_as(x)
+    counted = torch.ones(ids.shape, dtype=torch.bool)
+    counted[:, 0] = False
+    first, second = (part.path for part in point.parts)
+    half = x.shape[-1] // 2
+    return with_edits(loaded, ids, {
+        first: lambda y: torch.where(counted[..., None], y_hat[..., :half], y),
+        second: lambda y: torch.where(counted[..., None], y_hat[..., half:], y),
+    })  # fmt: skip
 
 
 def test_balanced_parts_have_equal_spread_and_the_weights_undo_it() -> None:

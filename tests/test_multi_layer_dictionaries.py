@@ -62,7 +62,9 @@ def write_clt(folder: Path, width: int, n_layers: int) -> Path:
 
 def write_project(folder: Path, model: Path, saes: str, tokens: int = 4096, more_model: str = "") -> Path:
     write_corpus(folder / "texts")
-    head = f'[model]\nname = "{model}"\ndtype = "float32"\n{more_model}[corpus]\nsource = "texts"\ncontext_length = 32\n'
+    head = (
+        f'[model]\nname = "{model}"\ndtype = "float32"\n{more_model}[corpus]\nsource = "texts"\ncontext_length = 32\n'
+    )
     (folder / "c.toml").write_text(head + saes + REST.format(tokens=tokens), encoding="utf-8")
     return folder / "c.toml"
 
@@ -175,9 +177,13 @@ def test_a_transcoder_is_evaluated_as_a_whole(project: Path, capsys: pytest.Capt
         error += float((out[target] - y_hat).square().sum())
         variance += float((out[target] - out[target].mean(0)).square().sum())
     assert whole["clt:0", "clt_fvu"] == pytest.approx(error / variance, rel=0.15)
-    alone = (project / "alone.toml")
+    alone = project / "alone.toml"
     text = (project / "c.toml").read_text(encoding="utf-8")
-    one = CLT.replace("{}", "1").replace("source_layers = 3", "source_layer = 1").replace('name = "clt"', 'name = "clt:1"')
+    one = (
+        CLT.replace("{}", "1")
+        .replace("source_layers = 3", "source_layer = 1")
+        .replace('name = "clt"', 'name = "clt:1"')
+    )
     one = one.replace('"blocks.1.hook_mlp_out"', '["blocks.1.hook_mlp_out", "blocks.2.hook_mlp_out"]')
     alone.write_text(text.replace(CLT, one), encoding="utf-8")
     capsys.readouterr()
@@ -189,14 +195,18 @@ def test_a_transcoder_is_evaluated_as_a_whole(project: Path, capsys: pytest.Capt
 def test_a_crosscoder_is_evaluated_labelled_and_steered(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, terminal = load(project / "c.toml"), Terminal(every_s=0)
     options = EvaluateOptions(tokens=1500, splice_tokens=300, is_structural_only=True)
-    rows = {r["metric"]: r["value"] for r in pipeline.evaluate(config, "cross", options, terminal) if r["split"] is None}
+    rows = {
+        r["metric"]: r["value"] for r in pipeline.evaluate(config, "cross", options, terminal) if r["split"] is None
+    }
     assert {"fvu [model.layers.0]", "fvu [model.layers.2]", "delta_ce"} <= rows.keys()
     assert 0 < rows["fvu [model.layers.0]"] < 2 and 0 < rows["fvu [model.layers.2]"] < 2
     pipeline.measure(config, "cross", Selection(), terminal)
     pipeline.explain(config, "cross", Selection(limit=8), terminal)
     with Store.open(project / "s.duckdb", read_only=True) as store:
         labels = store.rows("SELECT label FROM labels WHERE name = 'cross' AND label IS NOT NULL")
-        promoted = store.rows("SELECT count(*) FROM vocab_projection JOIN dictionaries USING (dictionary_id) WHERE name = 'cross'")
+        promoted = store.rows(
+            "SELECT count(*) FROM vocab_projection JOIN dictionaries USING (dictionary_id) WHERE name = 'cross'"
+        )
     assert labels and promoted[0][0] == 2 * 5 * 64
     code, out, _ = run(capsys, "show", "cross:3", "--store", str(project / "s.duckdb"))
     assert code == 0 and "writes  model.layers.0 " in out and "promotes  " in out
@@ -204,14 +214,14 @@ def test_a_crosscoder_is_evaluated_labelled_and_steered(project: Path, capsys: p
     sae = load_sae(project / "sae" / "cross")
     steerer = Steerer(session.model(), sae, *session.points(config.sae[0]), excluded_ids=(0,))
     ids = torch.tensor([[0, 5, 9, 12]])
-    clean, strong = (
-        steerer.logits(ids, torch.tensor([f]), torch.tensor([10.0])) for f in (-1, 3)
-    )
+    clean, strong = (steerer.logits(ids, torch.tensor([f]), torch.tensor([10.0])) for f in (-1, 3))
     assert (clean - strong).abs().max() > 1e-2 and torch.equal(clean[:, 0], strong[:, 0])
 
 
 def test_a_crosscoder_of_two_models_is_trained_and_its_norms_kept(tiny_llama: Path, tmp_path: Path) -> None:
-    saes = '[[sae]]\nname = "pair"\nhookpoint = ["model.layers.1", "other/blocks.1.hook_resid_post"]\nd_sae = 32\nk = 4\n'
+    saes = (
+        '[[sae]]\nname = "pair"\nhookpoint = ["model.layers.1", "other/blocks.1.hook_resid_post"]\nd_sae = 32\nk = 4\n'
+    )
     path = write_project(tmp_path, tiny_llama, saes, 1024, f'other = "{tiny_llama}"\n')
     config, terminal = load(path), Terminal(every_s=0)
     pipeline.train(config, None, terminal)
@@ -236,7 +246,8 @@ def test_a_crosscoder_of_the_demo_model_explains_both_of_its_layers(
         f'[model]\nname = "{data_folder() / "demo_model"}"\ndtype = "float32"\n'
         '[corpus]\nsource = "stdlib"\nmax_tokens = 200000\n'
         '[[sae]]\nname = "cross"\nhookpoint = ["model.layers.1", "model.layers.3"]\nd_sae = 512\nk = 16\n'
-        'architecture = "batchtopk"\n[train]\ntokens = 200000\nlr = 3e-3\n[evidence]\nmethods = ["shape", "token_change"]\n'
+        'architecture = "batchtopk"\n[train]\ntokens = 200000\nlr = 3e-3\n'
+        '[evidence]\nmethods = ["shape", "token_change"]\n'
         '[explain]\nexplainer = "patterns"\n[store]\npath = "s.duckdb"\n',
         encoding="utf-8",
     )

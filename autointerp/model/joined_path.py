@@ -56,8 +56,8 @@ def find_path(loaded: LoadedModel, point: Hookpoint) -> LogitPath:
             raise NoProjection(f"{part} and {followed[0]} reach the logits in different ways ({path}; {first})")
         if len(followed) > 1 and not _is_linear(path):
             raise NoProjection(
-                f"{path.names[0]}, which reads {part}, changes the length of a vector, so what the parts of {point} add "
-                "up to is not known; a hookpoint behind it can be followed"
+                f"{path.names[0]}, which reads {part}, changes the length of a vector, so what the parts of {point} "
+                "add up to is not known; a hookpoint behind it can be followed"
             )
     width = max(end for _, end in columns.values())
     names = tuple(dict.fromkeys(name for _, path in branches for name in path.names))

@@ -28,7 +28,7 @@ def factors(vectors: Tensor, widths: Sequence[int]) -> Tensor:
 def undone(sae: Sae, read: Tensor, written: Tensor) -> Sae:
     """The dictionary of the vectors themselves, from one of vectors x * read that reconstructs y * written."""
     read, written = read.to(sae.device), written.to(sae.device)
-    found = internal.build(
+    return internal.build(
         sae.W_enc * read[:, None],
         sae.b_enc,
         internal.file_W_dec(sae) / written,
@@ -40,4 +40,3 @@ def undone(sae: Sae, read: Tensor, written: Tensor) -> Sae:
         architecture=sae.architecture,
         metadata=sae.metadata,
     )
-    return found

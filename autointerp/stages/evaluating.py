@@ -154,8 +154,8 @@ def _whole_rows(
     found = whole.result(sae, measure, corpus.source)
     if isinstance(found, InputError):
         session.terminal.warn(
-            f"{sae.dictionary}: its unexplained variance and what it costs the model are not measured, since one source "
-            f"layer alone reconstructs nothing: {found}"
+            f"{sae.dictionary}: its unexplained variance and what it costs the model are not measured, since one "
+            f"source layer alone reconstructs nothing: {found}"
         )
         return []
     rows = _structural_rows(found, corpus_id, corpus.source, f"{note}; all source layers together")

@@ -99,8 +99,8 @@ class Session:
             other = self._load(replace(config, name=config.other, revision=config.other_revision, other=None))
         if other.tokenizer.get_vocab() != loaded.tokenizer.get_vocab() or other.looks_ahead != loaded.looks_ahead:
             raise MismatchError(
-                f"model.other = {config.other!r} does not read the token ids of {loaded.name}: their vocabularies differ, "
-                "so a crosscoder of both would see two texts"
+                f"model.other = {config.other!r} does not read the token ids of {loaded.name}: their vocabularies "
+                "differ, so a crosscoder of both would see two texts"
             )
         return other
 
@@ -212,8 +212,8 @@ class Session:
         written = width if output is None else hidden_size_at(self.model(), output)
         if sae.architecture == "topk" and written != width:
             raise InputError(
-                f"{sae.dictionary} reads {width} numbers and writes {written}, and no file format holds a topk transcoder "
-                "between different widths; set its architecture to batchtopk, or to another one with thresholds"
+                f"{sae.dictionary} reads {width} numbers and writes {written}, and no file format holds a topk "
+                "transcoder between different widths; set its architecture to batchtopk, or to another one with thresholds"
             )
 
     def _describe_projection(self, sae: SaeConfig) -> str:
@@ -350,8 +350,8 @@ def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: st
 
 
 def revision_for(session: Session, sae: SaeConfig) -> str:
-    """The model's revision; with the second model and its revision where the SAE reads it. Raises InputError where there
-    is no second model."""
+    """The model's revision; with the second model and its revision where the SAE reads it. Raises InputError where
+    there is no second model."""
     loaded, (point, _) = session.model(), session.points(sae)
     second = next((part for part in point.parts if part.of_other), None)
     if second is None:

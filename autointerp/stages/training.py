@@ -41,7 +41,6 @@ from autointerp.stages.training_cache import cached_source
 from autointerp.store.store import Store
 from autointerp.terminal import Progress, Terminal
 
-
 LOADED_ONLY = frozenset({"name", "path", "format", "source_layer", "source_layers"})
 """The settings of [[sae]] that say nothing about an SAE that is trained."""
 

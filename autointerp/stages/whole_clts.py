@@ -1,8 +1,8 @@
 """Evaluates cross-layer transcoders as a whole.
 
-One source layer alone reconstructs nothing, so its own figures of reconstruction would be meaningless. They are left out,
-and those of all source layers together stand in their place: the same ones for each source layer, with names that begin
-with `clt_`.
+One source layer alone reconstructs nothing, so its own figures of reconstruction would be meaningless. They are left
+out, and those of all source layers together stand in their place: the same ones for each source layer, with names that
+begin with `clt_`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class WholeClts:
         for layer, (_, output) in enumerate(points):
             if output is None or output.parts != written.parts[layer:]:
                 raise InputError(
-                    f"{tables[layer].dictionary} writes {output}, and not what {tables[0].dictionary} writes from layer "
-                    f"{layer} on; the hookpoints of one cross-layer transcoder must be the same in all its tables"
+                    f"{tables[layer].dictionary} writes {output}, and not what {tables[0].dictionary} writes from "
+                    f"layer {layer} on; the hookpoints of one cross-layer transcoder must be the same in all its tables"
                 )
         return WholeClt([loaded_sae(self.session, tables[layer])[0] for layer in range(n)]), read, written

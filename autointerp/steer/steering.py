@@ -10,7 +10,8 @@ pass. BOS, excluded ids and padding are never touched.
 
 A dictionary that writes several hookpoints changes each of them by its part of d_i. One that reads several cannot know
 z_i before the last of them, so the text is read once before, without steering. Where one hookpoint is a later state of
-the residual stream of another, the change of the other one comes to it by itself: there x is the state without steering.
+the residual stream of another, the change of the other one comes to it by itself, so x is there the state without
+steering.
 
 Many features are clamped side by side: every row of a batch has a feature and a value of its own.
 """

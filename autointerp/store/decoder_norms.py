@@ -65,7 +65,8 @@ class StoreDecoderNorms(StoreConnection):
     def decoder_norms_of(self, dictionary_id: int, feature: int) -> list[DecoderNorm]:
         """The parts of what a feature writes, in the hookpoint's order; [] where the hookpoint is not joined."""
         rows = self.rows(
-            f"SELECT {select_list(DecoderNorm)} FROM decoder_norms WHERE dictionary_id = ? AND feature = ? ORDER BY part",
+            f"SELECT {select_list(DecoderNorm)} FROM decoder_norms WHERE dictionary_id = ? AND feature = ? "
+            "ORDER BY part",
             [dictionary_id, feature],
         )
         return [DecoderNorm(*row) for row in rows]

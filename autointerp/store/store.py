@@ -102,8 +102,9 @@ class Store(
 
     def feature_page(self, dictionary_id: int, feature: int, contexts: int = 5) -> dict[str, Any]:
         """One feature for a reader: keys feature, label, explanations, scores (dicts by column), label_controls
-        (LabelControl), promoted and suppressed (PromotedToken), no_projection (why there are none, or None), decoder_norms
-        (DecoderNorm), contexts (of all splits; Context), and those of `findings_page`. Raises InputError where there is no such feature.
+        (LabelControl), promoted and suppressed (PromotedToken), no_projection (why there are none, or None),
+        decoder_norms (DecoderNorm), contexts (of all splits; Context), and those of `findings_page`. Raises InputError
+        where there is no such feature.
         """
         row = self.dicts("SELECT * FROM features WHERE dictionary_id = ? AND feature = ?", [dictionary_id, feature])
         if not row:

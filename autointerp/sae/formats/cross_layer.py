@@ -4,8 +4,8 @@ Features of source layer i read one hookpoint of layer i and write to the hookpo
 
     y_hat_j = sum over sources i <= j of f_i W_dec_i,j  +  b_dec_j  +  u_j W_skip_j
 
-A Sae holds one source layer. It writes a joined vector, whose parts are the target layers from i on; b_dec_j and W_skip_j
-belong to the source layer j itself, so that the sum over all source layers is y_hat.
+A Sae holds one source layer. It writes a joined vector, whose parts are the target layers from i on; b_dec_j and
+W_skip_j belong to the source layer j itself, so that the sum over all source layers is y_hat.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def load(folder: Path) -> Sae:
     t = internal.checked(state, shapes, weights, f"{_ENCODER} or {_DECODER}")
     if not bool(_flag(state, weights)):
         raise InputError(
-            f"{weights} was saved before the scales of the activations were folded into its weights, and it does not hold "
+            f"{weights} was saved before the scales of the activations were folded into its weights, and does not hold "
             "them; save what `with_folded_scaling_factors` returns"
         )
     W_enc, W_dec = t[_ENCODER].reshape(-1, d_sae), t[_DECODER].reshape(d_sae, -1)

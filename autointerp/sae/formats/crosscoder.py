@@ -116,8 +116,8 @@ def _shape(state: dict[str, Any], path: Path) -> tuple[int, int, int]:
         raise DamagedError(f"{path} lacks encoder.weight and decoder.weight of three dimensions (it holds: {present})")
     if len(encoder) != len(decoder):
         raise InputError(
-            f"{path} reads {len(encoder)} layers or models and writes {len(decoder)}, and does not say which of them it "
-            "reads; such crosscoders are not supported"
+            f"{path} reads {len(encoder)} layers or models and writes {len(decoder)}, and does not say which of them "
+            "it reads; such crosscoders are not supported"
         )
     n_parts, width, d_sae = encoder.shape
     return int(n_parts), int(width), int(d_sae)
@@ -130,8 +130,8 @@ def _threshold(state: dict[str, Any], decoder: Tensor, path: Path) -> Tensor:
     found = state["threshold"]
     if rule == _DECOUPLED or (isinstance(found, Tensor) and found.numel() > 1):
         raise InputError(
-            f"{path} has a threshold for each layer or model (code normalisation DECOUPLED), so one feature may be active "
-            "in one of them and silent in another; such crosscoders are not supported"
+            f"{path} has a threshold for each layer or model (code normalisation DECOUPLED), so one feature may be "
+            "active in one of them and silent in another; such crosscoders are not supported"
         )
     if rule == _MIXED:
         raise InputError(f"{path}: code normalisation MIXED mixes two norms by weights that the file does not hold")

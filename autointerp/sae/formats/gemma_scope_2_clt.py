@@ -3,9 +3,9 @@ name of the file or of its folder (`layer_3_width_...`).
 
     w_enc [d, d_sae]   b_enc, threshold [d_sae]   w_dec [d_sae, n_layers, d]   b_dec [d]   affine_skip_connection [d, d]
 
-w_dec has a row for every layer of the model, of which those before the source layer mean nothing. The number of layers is
-that of w_dec: it is not the highest layer number, which is one less. JumpReLU; b_dec is not subtracted from the input;
-every text began with a BOS.
+w_dec has a row for every layer of the model, of which those before the source layer mean nothing. The number of layers
+is that of w_dec: it is not the highest layer number, which is one less. JumpReLU; b_dec is not subtracted from the
+input; every text began with a BOS.
 """
 
 from __future__ import annotations

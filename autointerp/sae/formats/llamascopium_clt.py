@@ -76,8 +76,8 @@ def recognises(folder: Path) -> bool:
     kind = internal.read_config(folder / CONFIG).get("sae_type")
     if kind == "crosscoder":
         raise InputError(
-            f"{folder} is a crosscoder of Llamascopium. It compares a feature with its threshold at each hook point apart, "
-            "so one feature may be active at one and silent at another; such crosscoders are not supported"
+            f"{folder} is a crosscoder of Llamascopium. It compares a feature with its threshold at each hook point "
+            "apart, so one feature may be active at one and silent at another; such crosscoders are not supported"
         )
     return kind == "clt"
 
