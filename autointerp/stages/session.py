@@ -213,7 +213,7 @@ class Session:
         if sae.architecture == "topk" and written != width:
             raise InputError(
                 f"{sae.dictionary} reads {width} numbers and writes {written}, and no file format holds a topk "
-                "transcoder between different widths; set its architecture to batchtopk, or to another one with thresholds"
+                "transcoder between different widths; set its architecture to batchtopk, or to one with thresholds"
             )
 
     def _describe_projection(self, sae: SaeConfig) -> str:

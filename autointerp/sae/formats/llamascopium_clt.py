@@ -3,8 +3,8 @@
     W_E [L, d, d_sae]   b_E [L, d_sae]   W_D.j [j + 1, d_sae, d] by target layer j   b_D.j [d]
     activation_function.log_jumprelu_threshold [L, d_sae]   dataset_average_activation_norm.HOOK []
 
-With s = sqrt(d) / the dataset's average norm at a hook (1 where `norm_activation` is "inference"), and the norm n of all
-that a feature of source i writes (1 without `sparsity_include_decoder_norm`):
+With s = sqrt(d) / the dataset's average norm at a hook (1 where `norm_activation` is "inference"), and the norm n of
+all that a feature of source i writes (1 without `sparsity_include_decoder_norm`):
 
     f = act((s_in x W_E_i + b_E_i) n) / n        y_hat_j = (sum over i of f W_D.j_i + b_D.j) / s_out,j
 """
