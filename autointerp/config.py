@@ -396,9 +396,9 @@ class ExplainConfig(EndpointConfig):
     named, else patterns."""
     contexts: Few = 10
     """Contexts shown to the explainer."""
-    random_contexts: FewOrNone = 10
+    random_contexts: FewOrNone = 20
     """Contexts that `combined` shows besides the strongest, drawn at random from all where the feature is active, in
-    groups by decile; at most as many as `contexts`."""
+    groups by decile; at most twice as many as `contexts`."""
     negatives: FewOrNone = 5
     """Silent contexts that `contrastive` shows. `combined` shows at most three of them, with the token of a peak."""
     base: str = "combined"
