@@ -216,8 +216,9 @@ class TrainConfig:
     auxk_alpha: Annotated[float, Range(0, 1000)] = 1 / 32
     """Weight of the loss that revives dead features; 0 turns reviving off."""
     dead_after: LargeCount = 50_000
-    """A feature is dead when it has not fired for this many vectors. After twice as many its
-    encoder bias is raised until it fires again."""
+    """A feature is dead when it has not fired for this many vectors. After twice as many its encoder bias is raised
+    until it fires again. Raise it where k is small and the dictionary large: features that are merely rare would count
+    as dead."""
     checkpoint_every: Count = 1000
     """Steps between two checkpoints."""
     longest: Annotated[float, Range(0, 10**6)] = 10.0
