@@ -23,7 +23,7 @@ def test_it_settles_around_what_the_endpoint_bears(fault: Fault) -> None:
         return fault if server.in_flight > bears else BrainReply("x", input_tokens=1, output_tokens=1)
 
     with LlmServer(brain, latency=0.01) as server:
-        client = client_for(server, max_connections=64, attempts=50)
+        client = client_for(server, max_connections=64, attempts=50, timeout=120.0)
         replies = ask_all(client, *[chat(f"{i}") for i in range(n)])
     assert all(reply.ok for reply in replies)
     # Kept at 64 or 16, six of each round would be answered: hundreds refused. Here the first rounds are, then about one
