@@ -178,7 +178,7 @@ def test_many_texts_are_predicted_as_each_by_itself_and_as_the_definition_reads(
 def test_words_are_those_of_the_facts(examples: int) -> None:
     def check(several: list[tuple[list[str], Begins | None]]) -> None:
         read = Texts([text for text, _ in several])
-        words = [read.words.strings[code] for code in read.words.codes.tolist()]
+        words = [read.forms.words.strings[code] for code in read.forms.word_of[read.form_of].tolist()]
         assert words == [fact.word for text, _ in several for fact in PlainText(text).facts]
 
     fuzzed(examples, check, texts)
@@ -202,7 +202,7 @@ def test_a_pattern_is_asked_of_each_different_token_once(monkeypatch: pytest.Mon
     }
     read = Texts(some)
     held = [holds(clause, read) for clause in clauses_of(value)[0]]
-    assert len(asked) <= len(read.tokens.strings) + len(read.words.strings) < 5000
+    assert len(asked) <= len(read.forms.tokens) + len(read.forms.words) < 5000
     assert held[1].any() and read.n_tokens == 20_000
 
 

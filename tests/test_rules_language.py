@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autointerp.rules.language.column import PATTERNS_KEPT, Column
 from autointerp.rules.language.conditions import MAX_WORDS, Near
 from autointerp.rules.language.inflections import forms_of
 from autointerp.rules.language.matching import holds
 from autointerp.rules.language.parsing import RuleError, clauses_of, rule_to_json
+from autointerp.rules.language.pattern_matches import PATTERNS_KEPT, PatternMatches
 from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.language.wording import clause_in_words
 from autointerp.rules.near import NearWords
@@ -73,10 +73,10 @@ def test_where_conditions_hold(condition: dict[str, Any], tokens: list[str]) -> 
 def test_matches_of_few_patterns_are_kept() -> None:
     """Thousands of rules ask about the same texts, each with patterns of its own."""
     strings = [f"word{i}" for i in range(4000)]
-    column = Column(np.arange(len(strings), dtype=np.int32), strings)
+    matches = PatternMatches(strings)
     tracemalloc.start()
     for i in range(4 * PATTERNS_KEPT):
-        assert column.matching(f"[a-z]+{i}", column.codes[[i, i + 1]]).tolist() == [True, False]
+        assert matches.of(f"[a-z]+{i}", np.array([i, i + 1])).tolist() == [True, False]
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 1.5 * PATTERNS_KEPT * len(strings)

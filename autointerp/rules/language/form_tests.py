@@ -1,0 +1,116 @@
+"""On which forms of tokens those conditions hold that ask of a token by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from autointerp.rules.language.classes import BEGINS_WORD, CONTINUES_WORD
+from autointerp.rules.language.conditions import Classes, Near, Not, Regex, Strings, Test
+from autointerp.rules.language.forms import Forms
+from autointerp.rules.language.groups import Codes, Flags, distinct
+from autointerp.rules.language.inflections import forms_of
+
+FormTest = Test | Near
+"""What can be asked of a form."""
+
+
+def forms_with(conditions: Sequence[FormTest | Not], forms: Forms) -> Codes:
+    """The forms on which all of the conditions hold, each once. Conditions that cost less are asked first, and the
+    others only of what is left."""
+    first, *others = sorted(conditions, key=_cost)
+    if isinstance(first, Strings | Near):
+        found = _of_strings(first, forms)
+    else:
+        found = np.arange(len(forms))
+        others = [first, *others]
+    for condition in others:
+        if isinstance(condition, Not):
+            found = found[~_at(condition.condition, found, forms)]
+        else:
+            found = found[_at(condition, found, forms)]
+    return found
+
+
+def _cost(condition: FormTest | Not) -> int:
+    match condition:
+        case Strings() | Near():
+            return 0
+        case Classes():
+            return 1
+        case Not(Regex()) | Regex():
+            return 3
+        case _:
+            return 2
+
+
+def _at(test: object, codes: Codes, forms: Forms) -> Flags:
+    """Whether the test holds on each of some forms."""
+    match test:
+        case Strings() | Near():
+            is_one = np.zeros(len(forms), dtype=np.bool_)
+            is_one[_of_strings(test, forms)] = True
+            return is_one[codes]
+        case Classes(of):
+            return _of_classes(of, codes, forms)
+        case Regex(pattern):
+            return _matches(pattern, codes, forms)
+        case _:
+            raise TypeError(f"{type(test).__name__} cannot be asked of a token by itself")
+
+
+def _of_strings(test: Strings | Near, forms: Forms) -> Codes:
+    if isinstance(test, Near):
+        return _of_words(test.words, forms)
+    match test.key:
+        case "token":
+            return forms.by_token.places(_codes(forms.tokens.folded(test.of)))
+        case "exact":
+            return forms.by_token.places(_codes(forms.tokens.exactly(test.of)))
+        case "prefix":
+            return forms.by_word.places(forms.words.with_prefix(test.of))
+        case "suffix":
+            return forms.by_word.places(forms.words.with_suffix(test.of))
+    return _of_words(list(dict.fromkeys(form for word in test.of for form in words_of(test.key, word))), forms)
+
+
+def _of_words(words: Sequence[str], forms: Forms) -> Codes:
+    found = forms.by_word.places(_codes(forms.words.folded(words)))
+    signs = signs_among(words, forms)
+    return distinct(np.concatenate([found, forms.by_token.places(_codes(signs))])) if signs else found
+
+
+def words_of(key: str, word: str) -> Sequence[str]:
+    """The words that a word of a list stands for."""
+    return sorted(forms_of(word)) if key == "lemma" else (word,)
+
+
+def signs_among(words: Sequence[str], forms: Forms) -> list[int]:
+    """The tokens, by their numbers, that are one of the words as a whole and more than a word: `'s`."""
+    has_signs = forms.has_signs
+    return [token for token in forms.tokens.folded(words) if has_signs[token]]
+
+
+def _of_classes(of: Sequence[str], codes: Codes, forms: Forms) -> Flags:
+    tokens, continues = forms.token_of[codes], forms.continues[codes]
+    found = np.zeros(len(codes), dtype=np.bool_)
+    for name in of:
+        is_one = forms.of_class(name)[tokens]
+        if name == BEGINS_WORD:
+            is_one &= ~continues
+        elif name == CONTINUES_WORD:
+            is_one &= continues
+        found |= is_one
+    return found
+
+
+def _matches(pattern: str, codes: Codes, forms: Forms) -> Flags:
+    found = forms.tokens.matches.of(pattern, forms.token_of[codes])
+    left = np.flatnonzero(~found & forms.word_differs(codes))
+    found[left] = forms.words.matches.of(pattern, forms.word_of[codes[left]])
+    return found
+
+
+def _codes(numbers: Sequence[int]) -> Codes:
+    return np.array(numbers, dtype=np.intp)

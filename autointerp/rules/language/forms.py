@@ -1,0 +1,143 @@
+"""The different forms in which tokens stand in texts: a token, and the word up to it (Facts.word).
+
+All that a condition asks of a token by itself, it asks of its form. There are far fewer forms than tokens. More come
+with every text that is read, and what is known of a form stays known, so one Forms may serve many texts in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.rules.language.classes import in_class
+from autointerp.rules.language.groups import Codes, Flags, Groups
+from autointerp.rules.language.linear_regex import sets_of
+from autointerp.rules.language.string_table import StringTable
+from autointerp.rules.token_facts import lex
+
+LONGEST_WORD = 256
+"""Characters of a word that is read from several tokens; of a longer one, its beginning."""
+_TOKENS = 32
+"""Bits of the number of a token, where the numbers of a word and of a token are one number."""
+
+
+class Forms:
+    def __init__(self, patterns: Iterable[str] = ()) -> None:
+        """`patterns`: regular expressions that are going to be asked about. They are matched together, which takes far
+        less time than one by one; others may be asked about too."""
+        self.tokens, self.words = StringTable(), StringTable()
+        self.token_of: Codes = np.zeros(0, dtype=np.intp)
+        """[forms]"""
+        self.word_of: Codes = np.zeros(0, dtype=np.intp)
+        """[forms]: the word up to the token, with its case."""
+        self.continues: Flags = np.zeros(0, dtype=np.bool_)
+        """[forms]: whether the token continues the word of the token before it."""
+        self._alone: Codes = np.zeros(0, dtype=np.intp)
+        """[tokens]: the form of each where it continues no word."""
+        self._joined: dict[int, int] = {}
+        """The form of a token that continues a word. Its key is word * 2**32 + token."""
+        sets = sets_of(patterns)
+        self.tokens.matches.expect(sets)
+        self.words.matches.expect(sets)
+
+    def __len__(self) -> int:
+        return len(self.token_of)
+
+    def read(self, texts: Sequence[Sequence[str]], starts: NDArray[np.int64]) -> Codes:
+        """[tokens of all texts]: the form of each token. `starts` [texts + 1]: where the texts begin."""
+        tokens = self.tokens.numbered(chain.from_iterable(texts), int(starts[-1]))
+        self._know(range(len(self._alone), len(self.tokens)))
+        continues = np.zeros(len(tokens), dtype=np.bool_)
+        continues[1:] = self._joins[tokens[1:]] & self._is_open[tokens[:-1]]
+        continues[starts[:-1][np.diff(starts) > 0]] = False
+        form_of = self._alone[tokens]
+        places = np.flatnonzero(continues)
+        here = places[~continues[places - 1]]
+        for _ in range(LONGEST_WORD):
+            if not len(here):
+                return form_of
+            form_of[here] = self._joint(self.word_of[form_of[here - 1]], tokens[here])
+            here = here[here + 1 < len(tokens)] + 1
+            here = here[continues[here]]
+        if len(here):  # their words have their full length, and stay as they are
+            of_run = np.maximum.accumulate(np.where(continues, 0, np.arange(len(tokens)))) + LONGEST_WORD
+            left = places[places > of_run[places]]
+            form_of[left] = self._joint(self.word_of[form_of[of_run[left]]], tokens[left])
+        return form_of
+
+    def _know(self, new: Collection[int]) -> None:
+        """Takes in the tokens of new numbers."""
+        words = [self.words.number(_own_word(self.tokens.strings[token])) for token in new]
+        self._alone = np.append(self._alone, self._more(list(new), words, continues=False))
+
+    def _joint(self, words: Codes, tokens: Codes) -> Codes:
+        """The forms of tokens that continue words."""
+        keys, of = np.unique(words << _TOKENS | tokens, return_inverse=True)
+        known, strings, pieces = self._joined, self.words.strings, self.tokens.strings
+        new_tokens, new_words, found = [], [], []
+        for key in keys.tolist():
+            form = known.get(key)
+            if form is None:
+                token = key & ((1 << _TOKENS) - 1)
+                word = (strings[key >> _TOKENS] + pieces[token].rstrip())[:LONGEST_WORD]
+                form = known[key] = len(self) + len(new_tokens)
+                new_tokens.append(token)
+                new_words.append(self.words.number(word))
+            found.append(form)
+        self._more(new_tokens, new_words, continues=True)
+        return np.array(found, dtype=np.intp)[of]
+
+    def _more(self, tokens: list[int], words: list[int], continues: bool) -> Codes:
+        """Adds forms and returns their numbers."""
+        n = len(self)
+        self.token_of = np.append(self.token_of, np.array(tokens, dtype=np.intp))
+        self.word_of = np.append(self.word_of, np.array(words, dtype=np.intp))
+        self.continues = np.append(self.continues, np.full(len(tokens), continues))
+        self.__dict__.pop("by_token", None)
+        self.__dict__.pop("by_word", None)
+        return np.arange(n, len(self))
+
+    @cached_property
+    def by_token(self) -> Groups:
+        return Groups(self.token_of, len(self.tokens))
+
+    @cached_property
+    def by_word(self) -> Groups:
+        return Groups(self.word_of, len(self.words))
+
+    @property
+    def _joins(self) -> Flags:
+        return self.tokens.flags("joins", lambda token: lex(token).inside_word or lex(token).ends_word)
+
+    @property
+    def _is_open(self) -> Flags:
+        return self.tokens.flags("is open", lambda token: bool(lex(token).tail))
+
+    @property
+    def has_signs(self) -> Flags:
+        """[strings of `tokens`]: whether there is more in it than one word, and a word."""
+        return self.tokens.flags("has signs", lambda token: lex(token).words not in ((), (token.strip(),)))
+
+    @property
+    def is_blank(self) -> Flags:
+        """[strings of `tokens`]"""
+        return self.tokens.flags("is blank", lambda token: not token.strip())
+
+    def of_class(self, name: str) -> Flags:
+        """[strings of `tokens`]: whether each is of the class, as far as it can be told from the token alone."""
+        return self.tokens.flags(f"class {name}", in_class(name))
+
+    def word_differs(self, forms: Codes) -> Flags:
+        """Whether the word up to the token is another text than the token, white space apart."""
+        own = self.tokens.flags("differs", lambda token: _own_word(token).strip() != token.strip())
+        return self.continues[forms] | own[self.token_of[forms]]
+
+
+def _own_word(token: str) -> str:
+    """The word up to a token that continues none."""
+    read = lex(token)
+    return token if read.inside_word else token.rstrip() if read.ends_word else read.tail or token
