@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from autointerp.rules.language.forms import Forms
 from autointerp.rules.language.groups import Codes, Flags, distinct
 from autointerp.rules.language.inflections import forms_of
 
+_FEW = 2000
+"""So many words are looked at one by one."""
 FormTest = Test | Near
 """What can be asked of a form."""
 
@@ -33,27 +35,37 @@ def forms_with(conditions: Sequence[FormTest | Not], forms: Forms) -> Codes:
     return found
 
 
-def _cost(condition: FormTest | Not) -> int:
+def _cost(condition: FormTest | Not) -> float:
     match condition:
+        case Strings("prefix" | "suffix", of):
+            return 1.0 / min(map(len, of))  # few words begin with many letters
         case Strings() | Near():
-            return 0
+            return 0.0
         case Classes():
-            return 1
+            return 2.0
         case Not(Regex()) | Regex():
-            return 3
+            return 4.0
         case _:
-            return 2
+            return 3.0
 
 
 def _at(test: object, codes: Codes, forms: Forms) -> Flags:
     """Whether the test holds on each of some forms."""
     match test:
+        case Strings("prefix", of) if len(codes) <= _FEW:
+            folded = forms.words.folded
+            return np.array([folded[word].startswith(of) for word in forms.word_of[codes].tolist()], dtype=np.bool_)
+        case Strings("suffix", of) if len(codes) <= _FEW:
+            folded = forms.words.folded
+            return np.array([folded[word].endswith(of) for word in forms.word_of[codes].tolist()], dtype=np.bool_)
         case Strings() | Near():
             is_one = np.zeros(len(forms), dtype=np.bool_)
             is_one[_of_strings(test, forms)] = True
             return is_one[codes]
         case Classes(of):
-            return _of_classes(of, codes, forms)
+            return forms.kept(test, lambda codes: _of_classes(of, codes, forms))[codes]
+        case Regex(pattern) if forms.expects(pattern):
+            return forms.kept(test, lambda codes: _matches(pattern, codes, forms))[codes]
         case Regex(pattern):
             return _matches(pattern, codes, forms)
         case _:
@@ -65,9 +77,9 @@ def _of_strings(test: Strings | Near, forms: Forms) -> Codes:
         return _of_words(test.words, forms)
     match test.key:
         case "token":
-            return forms.by_token.places(_codes(forms.tokens.folded(test.of)))
+            return forms.by_token.places(_codes(test.of, forms.tokens.by_folded))
         case "exact":
-            return forms.by_token.places(_codes(forms.tokens.exactly(test.of)))
+            return forms.by_token.places(_codes(test.of, forms.tokens.by_exact))
         case "prefix":
             return forms.by_word.places(forms.words.with_prefix(test.of))
         case "suffix":
@@ -76,20 +88,14 @@ def _of_strings(test: Strings | Near, forms: Forms) -> Codes:
 
 
 def _of_words(words: Sequence[str], forms: Forms) -> Codes:
-    found = forms.by_word.places(_codes(forms.words.folded(words)))
-    signs = signs_among(words, forms)
-    return distinct(np.concatenate([found, forms.by_token.places(_codes(signs))])) if signs else found
+    found = forms.by_word.places(_codes(words, forms.words.by_folded))
+    signs = _codes(words, forms.signs)
+    return distinct(np.concatenate([found, forms.by_token.places(signs)])) if len(signs) else found
 
 
 def words_of(key: str, word: str) -> Sequence[str]:
     """The words that a word of a list stands for."""
     return sorted(forms_of(word)) if key == "lemma" else (word,)
-
-
-def signs_among(words: Sequence[str], forms: Forms) -> list[int]:
-    """The tokens, by their numbers, that are one of the words as a whole and more than a word: `'s`."""
-    has_signs = forms.has_signs
-    return [token for token in forms.tokens.folded(words) if has_signs[token]]
 
 
 def _of_classes(of: Sequence[str], codes: Codes, forms: Forms) -> Flags:
@@ -112,5 +118,5 @@ def _matches(pattern: str, codes: Codes, forms: Forms) -> Flags:
     return found
 
 
-def _codes(numbers: Sequence[int]) -> Codes:
-    return np.array(numbers, dtype=np.intp)
+def _codes(strings: Sequence[str], index: Mapping[str, Sequence[int]]) -> Codes:
+    return np.array([code for one in strings for code in index.get(one, ())], dtype=np.intp)

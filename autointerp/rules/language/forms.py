@@ -6,7 +6,7 @@ with every text that is read, and what is known of a form stays known, so one Fo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import chain
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.rules.language.classes import in_class
+from autointerp.rules.language.conditions import Classes, Regex, fold
 from autointerp.rules.language.groups import Codes, Flags, Groups
 from autointerp.rules.language.linear_regex import sets_of
 from autointerp.rules.language.string_table import StringTable
@@ -21,8 +22,11 @@ from autointerp.rules.token_facts import lex
 
 LONGEST_WORD = 256
 """Characters of a word that is read from several tokens; of a longer one, its beginning."""
+TESTS_KEPT = 256
+"""Tests of which it is kept on which forms they hold."""
 _TOKENS = 32
 """Bits of the number of a token, where the numbers of a word and of a token are one number."""
+_TOKEN = (1 << _TOKENS) - 1
 
 
 class Forms:
@@ -40,7 +44,12 @@ class Forms:
         """[tokens]: the form of each where it continues no word."""
         self._joined: dict[int, int] = {}
         """The form of a token that continues a word. Its key is word * 2**32 + token."""
+        self._signs: dict[str, list[int]] = {}
+        self._n_signs_read = 0
+        self._kept: dict[Classes | Regex, Flags] = {}
+        """The test that was asked last comes last."""
         sets = sets_of(patterns)
+        self._expected = {pattern for one in sets for pattern in one.patterns}
         self.tokens.matches.expect(sets)
         self.words.matches.expect(sets)
 
@@ -50,7 +59,7 @@ class Forms:
     def read(self, texts: Sequence[Sequence[str]], starts: NDArray[np.int64]) -> Codes:
         """[tokens of all texts]: the form of each token. `starts` [texts + 1]: where the texts begin."""
         tokens = self.tokens.numbered(chain.from_iterable(texts), int(starts[-1]))
-        self._know(range(len(self._alone), len(self.tokens)))
+        self._know(np.arange(len(self._alone), len(self.tokens)))
         continues = np.zeros(len(tokens), dtype=np.bool_)
         continues[1:] = self._joins[tokens[1:]] & self._is_open[tokens[:-1]]
         continues[starts[:-1][np.diff(starts) > 0]] = False
@@ -69,33 +78,29 @@ class Forms:
             form_of[left] = self._joint(self.word_of[form_of[of_run[left]]], tokens[left])
         return form_of
 
-    def _know(self, new: Collection[int]) -> None:
+    def _know(self, new: Codes) -> None:
         """Takes in the tokens of new numbers."""
-        words = [self.words.number(_own_word(self.tokens.strings[token])) for token in new]
-        self._alone = np.append(self._alone, self._more(list(new), words, continues=False))
+        read = [_own_word(self.tokens.strings[token]) for token in new.tolist()]
+        self._alone = np.append(self._alone, self._more(new, self.words.numbered(read, len(read)), continues=False))
 
     def _joint(self, words: Codes, tokens: Codes) -> Codes:
         """The forms of tokens that continue words."""
         keys, of = np.unique(words << _TOKENS | tokens, return_inverse=True)
-        known, strings, pieces = self._joined, self.words.strings, self.tokens.strings
-        new_tokens, new_words, found = [], [], []
-        for key in keys.tolist():
-            form = known.get(key)
-            if form is None:
-                token = key & ((1 << _TOKENS) - 1)
-                word = (strings[key >> _TOKENS] + pieces[token].rstrip())[:LONGEST_WORD]
-                form = known[key] = len(self) + len(new_tokens)
-                new_tokens.append(token)
-                new_words.append(self.words.number(word))
-            found.append(form)
-        self._more(new_tokens, new_words, continues=True)
-        return np.array(found, dtype=np.intp)[of]
+        found = np.array([self._joined.get(key, -1) for key in keys.tolist()], dtype=np.intp)
+        is_new = found < 0
+        pairs = zip((keys[is_new] >> _TOKENS).tolist(), (keys[is_new] & _TOKEN).tolist(), strict=True)
+        strings, pieces = self.words.strings, self.tokens.strings
+        read = [(strings[word] + pieces[token].rstrip())[:LONGEST_WORD] for word, token in pairs]
+        new = self._more(keys[is_new] & _TOKEN, self.words.numbered(read, len(read)), continues=True)
+        self._joined.update(zip(keys[is_new].tolist(), new.tolist(), strict=True))
+        found[is_new] = new
+        return found[of]
 
-    def _more(self, tokens: list[int], words: list[int], continues: bool) -> Codes:
+    def _more(self, tokens: Codes, words: Codes, continues: bool) -> Codes:
         """Adds forms and returns their numbers."""
         n = len(self)
-        self.token_of = np.append(self.token_of, np.array(tokens, dtype=np.intp))
-        self.word_of = np.append(self.word_of, np.array(words, dtype=np.intp))
+        self.token_of = np.append(self.token_of, tokens)
+        self.word_of = np.append(self.word_of, words)
         self.continues = np.append(self.continues, np.full(len(tokens), continues))
         self.__dict__.pop("by_token", None)
         self.__dict__.pop("by_word", None)
@@ -118,8 +123,18 @@ class Forms:
         return self.tokens.flags("is open", lambda token: bool(lex(token).tail))
 
     @property
-    def has_signs(self) -> Flags:
-        """[strings of `tokens`]: whether there is more in it than one word, and a word."""
+    def signs(self) -> dict[str, list[int]]:
+        """The tokens in which there is more than one word, and a word, such as `'s`: by what they are when folded."""
+        if self._n_signs_read < len(self.tokens):
+            found = [token for token, is_one in enumerate(self._has_signs.tolist()) if is_one]
+            self._signs = {}
+            for token in found:
+                self._signs.setdefault(fold(self.tokens.strings[token]), []).append(token)
+            self._n_signs_read = len(self.tokens)
+        return self._signs
+
+    @property
+    def _has_signs(self) -> Flags:
         return self.tokens.flags("has signs", lambda token: lex(token).words not in ((), (token.strip(),)))
 
     @property
@@ -130,6 +145,20 @@ class Forms:
     def of_class(self, name: str) -> Flags:
         """[strings of `tokens`]: whether each is of the class, as far as it can be told from the token alone."""
         return self.tokens.flags(f"class {name}", in_class(name))
+
+    def kept(self, test: Classes | Regex, ask: Callable[[Codes], Flags]) -> Flags:
+        """[forms]: whether the test holds on each; `ask` tells it of some forms."""
+        known = self._kept.pop(test, np.zeros(0, dtype=np.bool_))
+        if len(known) < len(self):
+            known = np.append(known, ask(np.arange(len(known), len(self))))
+        self._kept[test] = known
+        while len(self._kept) > TESTS_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return known
+
+    def expects(self, pattern: str) -> bool:
+        """Whether all forms are asked about the pattern at once."""
+        return pattern in self._expected
 
     def word_differs(self, forms: Codes) -> Flags:
         """Whether the word up to the token is another text than the token, white space apart."""

@@ -12,18 +12,24 @@ Codes = NDArray[np.intp]
 Places = NDArray[np.intp]
 """Where they stand in a long list."""
 Flags = NDArray[np.bool_]
+_LONG = 64
+"""Runs of so many places are copied one by one."""
 
 
 class Groups:
     def __init__(self, codes: Codes, n: int) -> None:
         """`codes`: the list, of numbers below `n`."""
-        self._codes, self._n = codes, n
+        self._codes, self.n = codes, n
 
     def places(self, chosen: Codes) -> Places:
         """Where the chosen numbers stand: those of the first number, ascending, then those of the next one."""
         if len(chosen) == 1:
             return self._order[self._ends[chosen[0]] : self._ends[chosen[0] + 1]]
-        return self._order[ranges(self._ends[chosen], self.counts(chosen))]
+        first, sizes = self._ends[chosen], self.counts(chosen)
+        if int(sizes.sum()) > _LONG * len(chosen):
+            spans = zip(first.tolist(), (first + sizes).tolist(), strict=True)
+            return np.concatenate([self._order[start:end] for start, end in spans])
+        return self._order[ranges(first, sizes)]
 
     def counts(self, chosen: Codes) -> Codes:
         """How often each of the chosen numbers stands in the list."""
@@ -33,7 +39,7 @@ class Groups:
     def _order(self) -> Places:
         # Numbers of 16 bits are sorted many times as fast as larger ones: those are sorted by their halves.
         order = np.argsort(self._codes.astype(np.uint16), kind="stable")
-        for shift in range(16, (self._n - 1).bit_length() if self._n else 0, 16):
+        for shift in range(16, (self.n - 1).bit_length() if self.n else 0, 16):
             higher = (self._codes >> shift).astype(np.uint16)
             order = order[np.argsort(higher[order], kind="stable")]
         return order
@@ -41,7 +47,7 @@ class Groups:
     @cached_property
     def _ends(self) -> Codes:
         """[n + 1]: where the places of each number begin in `_order`."""
-        return np.concatenate([[0], np.cumsum(np.bincount(self._codes, minlength=self._n))])
+        return np.concatenate([[0], np.cumsum(np.bincount(self._codes, minlength=self.n))])
 
 
 def ranges(first: Codes, lengths: Codes) -> Codes:

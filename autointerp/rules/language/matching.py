@@ -26,7 +26,7 @@ from autointerp.rules.language.conditions import (
     Test,
     Topic,
 )
-from autointerp.rules.language.form_tests import FormTest, forms_with, signs_among, words_of
+from autointerp.rules.language.form_tests import FormTest, forms_with, words_of
 from autointerp.rules.language.groups import Codes, Flags, Places, distinct, ranges
 from autointerp.rules.language.token_texts import Texts
 
@@ -165,12 +165,10 @@ def _left(test: Test, within: int, texts: Texts) -> _Finder:
     def at(places: Places) -> Flags:
         if known or len(places) * within * 2 > n:
             return everywhere()[places]
-        is_tested = np.zeros(len(texts.forms), dtype=np.bool_)
-        is_tested[forms] = True
-        reach = texts.reach[places]
+        is_tested, reach = texts.where(forms), texts.reach[places]
         found = np.zeros(len(places), dtype=np.bool_)
         for distance in range(1, within + 1):
-            found |= is_tested[texts.form_of[places - distance]] & (reach >= distance)
+            found |= is_tested[places - distance] & (reach >= distance)
         return found
 
     return _Finder(size * within if is_few else n, places, at, 3)
@@ -211,14 +209,12 @@ def _topic(test: Test, least: int, texts: Texts) -> _Finder:
 def _matches_of_words(test: Strings, texts: Texts) -> tuple[Places, Codes]:
     """Where the whole words stand, and which of the words of the list each is."""
     forms = texts.forms
-    words: list[tuple[int, int]] = []
-    signs: list[tuple[int, int]] = []
-    for number, one in enumerate(test.of):
-        meant = words_of(test.key, one)
-        words += ((word, number) for word in forms.words.folded(meant))
-        signs += ((token, number) for token in signs_among(meant, forms))
+    meant = [(word, number) for number, one in enumerate(test.of) for word in words_of(test.key, one)]
     found, numbers = [], []
-    for by, pairs, is_word in ((forms.by_word, words, True), (forms.by_token, signs, False)):
+    for by, index, is_word in (
+        (forms.by_word, forms.words.by_folded, True), (forms.by_token, forms.signs, False),
+    ):  # fmt: skip
+        pairs = [(code, number) for word, number in meant for code in index.get(word, ())]
         codes, of = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
         of_list = by.places(codes)
         number = np.repeat(np.repeat(of, by.counts(codes)), texts.by_form.counts(of_list))

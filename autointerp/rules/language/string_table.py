@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
 
@@ -20,10 +20,10 @@ class StringTable:
         self.strings: list[str] = []
         self.matches = PatternMatches(self.strings)
         self._numbers = _Numbers()
-        self._by_exact = _Index(self.strings, lambda one: one if one.isascii() else normalised(one))
+        self._by_exact = _Index(self.strings, normalised)
         self._by_folded = _Index(self.strings, fold)
-        self._ascending = _Ascending(self._by_folded.keys)
-        self._descending = _Ascending(self._by_folded.keys, backwards=True)
+        self._ascending = _Ascending(self._by_folded)
+        self._from_the_end = _Ascending(self._by_folded, backwards=True)
         self._flags: dict[str, Flags] = {}
         self._fold_numbers: Codes = np.zeros(0, dtype=np.intp)
 
@@ -36,23 +36,26 @@ class StringTable:
         self.strings += islice(self._numbers, len(self.strings), None)
         return codes
 
-    def number(self, string: str) -> int:
-        found = self._numbers[string]
-        if found == len(self.strings):
-            self.strings.append(string)
-        return found
+    @property
+    def by_exact(self) -> Mapping[str, Sequence[int]]:
+        """The numbers of the strings, by what they are in one Unicode form."""
+        return self._by_exact.codes
 
-    def exactly(self, strings: Iterable[str]) -> list[int]:
-        return self._by_exact.of(strings)
+    @property
+    def by_folded(self) -> Mapping[str, Sequence[int]]:
+        """The numbers of the strings, by what they are when folded."""
+        return self._by_folded.codes
 
-    def folded(self, strings: Iterable[str]) -> list[int]:
-        return self._by_folded.of(strings)
+    @property
+    def folded(self) -> Sequence[str]:
+        """What each string is when folded."""
+        return self._by_folded.keys
 
     def with_prefix(self, prefixes: Collection[str]) -> Codes:
         return self._ascending.within(prefixes)
 
     def with_suffix(self, suffixes: Collection[str]) -> Codes:
-        return self._descending.within([suffix[::-1] for suffix in suffixes])
+        return self._from_the_end.within([suffix[::-1] for suffix in suffixes])
 
     def flags(self, name: str, test: Callable[[str], bool]) -> Flags:
         """[strings]: whether the test of this name holds on each."""
@@ -66,7 +69,7 @@ class StringTable:
     def fold_numbers(self) -> Codes:
         """Of every string: the number that it shares with those that are the same when folded."""
         if len(self._fold_numbers) < len(self.strings):
-            self._fold_numbers = stats.numbered(self._by_folded.keys())[0]
+            self._fold_numbers = stats.numbered(self.folded)[0]
         return self._fold_numbers
 
 
@@ -86,25 +89,31 @@ class _Index:
         self._keys: list[str] = []
         self._codes: dict[str, list[int]] = {}
 
+    @property
     def keys(self) -> list[str]:
         """The key of each string."""
+        self._read()
+        return self._keys
+
+    @property
+    def codes(self) -> dict[str, list[int]]:
+        """The numbers of the strings of each key."""
+        self._read()
+        return self._codes
+
+    def _read(self) -> None:
         n = len(self._keys)
         if n < len(self._strings):
             self._keys += map(self._key, self._strings[n:])
             for code, key in enumerate(self._keys[n:], n):
                 self._codes.setdefault(key, []).append(code)
-        return self._keys
-
-    def of(self, asked: Iterable[str]) -> list[int]:
-        self.keys()
-        return [code for one in asked for code in self._codes.get(one, ())]
 
 
 class _Ascending:
     """Strings in their order, read from their ends if `backwards`."""
 
-    def __init__(self, keys: Callable[[], list[str]], backwards: bool = False) -> None:
-        self._keys, self._step = keys, -1 if backwards else 1
+    def __init__(self, index: _Index, backwards: bool = False) -> None:
+        self._index, self._step = index, -1 if backwards else 1
         self._strings: list[str] = []
         self._order: list[int] = []
         self._codes: Codes = np.zeros(0, dtype=np.intp)
@@ -120,7 +129,7 @@ class _Ascending:
         return distinct(np.concatenate(spans)) if len(spans) > 1 else spans[0]
 
     def _read(self) -> None:
-        keys, n = self._keys(), len(self._order)
+        keys, n = self._index.keys, len(self._order)
         if n < len(keys):
             read = keys if self._step == 1 else [one[::-1] for one in keys]
             self._order += range(n, len(keys))

@@ -47,7 +47,8 @@ class Texts:
         if len(self.begins) != len(texts):
             raise ValueError(f"{len(texts)} texts, and what {len(self.begins)} of them begin")
         self.texts = texts
-        self._forms = forms
+        self._given = forms
+        self._by_form: Groups | None = None
         self._is_start: dict[str, Flags] = {}
         self._starts: dict[str, Places] = {}
         self._inside: dict[str, Flags] = {}
@@ -64,23 +65,31 @@ class Texts:
     def n_tokens(self) -> int:
         return int(self.starts[-1])
 
-    @cached_property
+    @property
     def forms(self) -> Forms:
-        return Forms() if self._forms is None else self._forms
+        return self._read[0]
 
-    @cached_property
+    @property
     def form_of(self) -> Codes:
         """[tokens]"""
-        return self.forms.read(self.texts, self.starts)
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[Forms, Codes]:
+        forms = Forms() if self._given is None else self._given
+        return forms, forms.read(self.texts, self.starts)
 
     @cached_property
     def token_of(self) -> Codes:
         """[tokens]: the number of each one's string."""
         return self.forms.token_of[self.form_of]
 
-    @cached_property
+    @property
     def by_form(self) -> Groups:
-        return Groups(self.form_of, len(self.forms))
+        """The tokens of each form."""
+        if self._by_form is None or self._by_form.n < len(self.forms):  # other texts may have brought more forms
+            self._by_form = Groups(self.form_of, len(self.forms))
+        return self._by_form
 
     @cached_property
     def text_of(self) -> Codes:
