@@ -25,13 +25,9 @@ def forms_with(conditions: Sequence[FormTest | Not], forms: Forms) -> Codes:
     if isinstance(first, Strings | Near):
         found = _of_strings(first, forms)
     else:
-        found = np.arange(len(forms))
-        others = [first, *others]
+        found = np.flatnonzero(_at(first, slice(len(forms)), forms))
     for condition in others:
-        if isinstance(condition, Not):
-            found = found[~_at(condition.condition, found, forms)]
-        else:
-            found = found[_at(condition, found, forms)]
+        found = found[_at(condition, found, forms)]
     return found
 
 
@@ -49,27 +45,29 @@ def _cost(condition: FormTest | Not) -> float:
             return 3.0
 
 
-def _at(test: object, codes: Codes, forms: Forms) -> Flags:
-    """Whether the test holds on each of some forms."""
-    match test:
-        case Strings("prefix", of) if len(codes) <= _FEW:
+def _at(condition: FormTest | Not, codes: Codes | slice, forms: Forms) -> Flags:
+    """Whether the condition holds on each of some forms."""
+    match condition:
+        case Not(Strings() | Classes() | Regex() | Near() as inner):
+            return ~_at(inner, codes, forms)
+        case Strings("prefix", of) if isinstance(codes, np.ndarray) and len(codes) <= _FEW:
             folded = forms.words.folded
             return np.array([folded[word].startswith(of) for word in forms.word_of[codes].tolist()], dtype=np.bool_)
-        case Strings("suffix", of) if len(codes) <= _FEW:
+        case Strings("suffix", of) if isinstance(codes, np.ndarray) and len(codes) <= _FEW:
             folded = forms.words.folded
             return np.array([folded[word].endswith(of) for word in forms.word_of[codes].tolist()], dtype=np.bool_)
         case Strings() | Near():
             is_one = np.zeros(len(forms), dtype=np.bool_)
-            is_one[_of_strings(test, forms)] = True
+            is_one[_of_strings(condition, forms)] = True
             return is_one[codes]
         case Classes(of):
-            return forms.kept(test, lambda codes: _of_classes(of, codes, forms))[codes]
+            return forms.kept(condition, lambda codes: _of_classes(of, codes, forms))[codes]
         case Regex(pattern) if forms.expects(pattern):
-            return forms.kept(test, lambda codes: _matches(pattern, codes, forms))[codes]
+            return forms.kept(condition, lambda codes: _matches(pattern, codes, forms))[codes]
         case Regex(pattern):
-            return _matches(pattern, codes, forms)
+            return _matches(pattern, np.arange(len(forms))[codes], forms)
         case _:
-            raise TypeError(f"{type(test).__name__} cannot be asked of a token by itself")
+            raise TypeError(f"{type(condition).__name__} cannot be asked of a token by itself")
 
 
 def _of_strings(test: Strings | Near, forms: Forms) -> Codes:
@@ -84,7 +82,10 @@ def _of_strings(test: Strings | Near, forms: Forms) -> Codes:
             return forms.by_word.places(forms.words.with_prefix(test.of))
         case "suffix":
             return forms.by_word.places(forms.words.with_suffix(test.of))
-    return _of_words(list(dict.fromkeys(form for word in test.of for form in words_of(test.key, word))), forms)
+        case "word":
+            return _of_words(test.of, forms)
+        case "lemma":
+            return _of_words(list(dict.fromkeys(form for word in test.of for form in words_of("lemma", word))), forms)
 
 
 def _of_words(words: Sequence[str], forms: Forms) -> Codes:

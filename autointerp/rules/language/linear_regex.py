@@ -50,9 +50,16 @@ class LinearRegexSet:
         except re2.error as error:
             raise ValueError(_reason(error)) from None
 
-    def matching(self, text: str) -> Sequence[int]:
-        """The numbers of the patterns that match the whole text."""
-        return (self._compiled.Match(_encoded(text)) or ()) if len(text) <= MAX_TEXT else ()
+    def matches(self, texts: Iterable[str]) -> list[tuple[int, int]]:
+        """(the number of a text, the number of a pattern that matches the whole of it), each pair once."""
+        match = self._compiled.Match
+        found = []
+        for number, text in enumerate(texts):
+            if len(text) <= MAX_TEXT:
+                which = match(_encoded(text))
+                if which:
+                    found += [(number, one) for one in which]
+        return found
 
 
 @lru_cache(maxsize=128)
@@ -84,7 +91,7 @@ def _options(max_memory: int) -> re2.Options:
 
 def _encoded(text: str) -> bytes:
     # Text may hold halves of surrogate pairs, which have no UTF-8 form.
-    return text.encode(errors="replace")
+    return text.encode("utf-8", "replace")
 
 
 def _reason(error: Exception) -> str:

@@ -147,6 +147,8 @@ def _left(test: Test, within: int, texts: Texts) -> _Finder:
     """Where the test holds on one of the `within` tokens before."""
     forms = forms_with([test], texts.forms)
     size, n = int(texts.by_form.counts(forms).sum()), texts.n_tokens
+    # Rules share few words, but they share classes, and those are on many tokens.
+    where = lambda: texts.where(forms, test if isinstance(test, Classes | Regex) else None)  # noqa: E731
     is_few = size * within * 4 < n
     known: list[Flags] = []
 
@@ -159,16 +161,20 @@ def _left(test: Test, within: int, texts: Texts) -> _Finder:
 
     def everywhere() -> Flags:
         if not known:
-            known.append(_is_right_of(texts.where(forms), within, texts))
+            known.append(_is_right_of(where(), within, texts))
         return known[0]
 
     def at(places: Places) -> Flags:
-        if known or len(places) * within * 2 > n:
+        if known or len(places) * within * 3 > n:
             return everywhere()[places]
-        is_tested, reach = texts.where(forms), texts.reach[places]
+        is_tested = where()
         found = np.zeros(len(places), dtype=np.bool_)
         for distance in range(1, within + 1):
-            found |= is_tested[places - distance] & (reach >= distance)
+            found |= is_tested[places - distance]
+        near = np.flatnonzero(texts.reach[places] < within)  # these looked into the text before
+        reach, found[near] = texts.reach[places[near]], False
+        for distance in range(1, within):
+            found[near] |= is_tested[places[near] - distance] & (reach >= distance)
         return found
 
     return _Finder(size * within if is_few else n, places, at, 3)

@@ -68,10 +68,9 @@ class _Together:
         """[strings]"""
         known = self._found.shape[1]
         if known < len(self._strings):
-            new = self._strings[known:]
-            pairs = [(at, which) for at, text in enumerate(new) for which in self._set.matching(text.strip())]
+            pairs = self._set.matches(map(str.strip, self._strings[known:]))
             at, which = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
-            found = np.zeros((len(self._found), len(new)), dtype=np.bool_)
+            found = np.zeros((len(self._found), len(self._strings) - known), dtype=np.bool_)
             found[which, at] = True
             self._found = np.concatenate([self._found, found], axis=1)
         return self._found[self._set.patterns.index(pattern)]

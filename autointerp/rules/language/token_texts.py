@@ -5,7 +5,7 @@ Nothing here is read across the border of two texts, and nothing of a token depe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property
 from typing import Protocol, Self
 
@@ -18,6 +18,7 @@ from autointerp.rules.language.forms import Forms
 from autointerp.rules.language.groups import Codes, Flags, Groups, Places
 from autointerp.rules.language.nesting import BRACKETS, inside_bracket, quotes_and_comments
 
+WHERE_KEPT = 16
 _MANY = 8
 """One in so many tokens is enough to look at all of them."""
 
@@ -49,6 +50,8 @@ class Texts:
         self.texts = texts
         self._given = forms
         self._by_form: Groups | None = None
+        self._kept: dict[Hashable, Flags] = {}
+        """The name that was asked for last comes last."""
         self._is_start: dict[str, Flags] = {}
         self._starts: dict[str, Places] = {}
         self._inside: dict[str, Flags] = {}
@@ -108,8 +111,17 @@ class Texts:
         """[tokens]: whether the token after it does not continue its word."""
         return np.append(~self.forms.continues[self.form_of[1:]], [True])[: self.n_tokens]
 
-    def where(self, forms: Codes) -> Flags:
-        """[tokens]: which are of one of some forms."""
+    def where(self, forms: Codes, name: Hashable = None) -> Flags:
+        """[tokens]: which are of one of some forms. Of the last few forms that had a name, it is kept."""
+        if name is None:
+            return self._where(forms)
+        found = self._kept.pop(name, None)
+        self._kept[name] = self._where(forms) if found is None else found
+        if len(self._kept) > WHERE_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return self._kept[name]
+
+    def _where(self, forms: Codes) -> Flags:
         if int(self.by_form.counts(forms).sum()) * _MANY < self.n_tokens:
             found = np.zeros(self.n_tokens, dtype=np.bool_)
             found[self.by_form.places(forms)] = True
