@@ -137,6 +137,7 @@ def test_the_command_prints_and_writes_files(
         assert found == [(row.feature, row.n_claimed, pytest.approx(row.share)) for row in expected]
     for argv, told in (
         ((*scan_one, "-o", tmp_path / "a.txt"), ".jsonl, .csv or .parquet"),
+        ((*scan_one, "-o", tmp_path / "b.jsonl", "--json"), "--json writes to the terminal"),
         ((*scan_one, "-o", scanned.store.with_suffix(".evidence.duckdb")), ".jsonl, .csv or .parquet"),
         ((*scan_one, "-o", tmp_path / f"{'a' * 300}.csv"), "cannot be written"),
         ((*scan_one, "-o", tmp_path / "no" / "a.csv"), "there is no folder"),

@@ -207,9 +207,7 @@ def _topic(test: Test, least: int, texts: Texts) -> _Finder:
     is_about: Flags = np.bincount(of, minlength=len(texts)) >= least
     about = np.flatnonzero(is_about)
     first, sizes = texts.starts[about], texts.starts[about + 1] - texts.starts[about]
-    return _Finder(
-        int(sizes.sum()), lambda: ranges(first, sizes), lambda places: is_about[texts.text_of[places]], 0
-    )
+    return _Finder(int(sizes.sum()), lambda: ranges(first, sizes), lambda places: is_about[texts.text_of[places]], 0)
 
 
 def _matches_of_words(test: Strings, texts: Texts) -> tuple[Places, Codes]:

@@ -30,9 +30,7 @@ _STRETCH = 64
 _CLOSES = {'"': '"', "'": "'", "“": "”", "«": "»"}
 
 
-def inside_bracket(
-    strings: Sequence[str], tokens: Codes, starts: NDArray[np.int64], opening: str
-) -> NDArray[np.bool_]:
+def inside_bracket(strings: Sequence[str], tokens: Codes, starts: NDArray[np.int64], opening: str) -> NDArray[np.bool_]:
     """[tokens]: whether a bracket of this kind is open before the token, and the token does not close it. `tokens`: the
     number of each token's string; `starts` [texts + 1]: where the texts begin."""
     closing = BRACKETS[opening]
@@ -54,9 +52,7 @@ def inside_bracket(
     return found
 
 
-def _up_to_the_next(
-    places: Places, is_open: NDArray[np.bool_], ends: NDArray[np.int64], n: int
-) -> NDArray[np.bool_]:
+def _up_to_the_next(places: Places, is_open: NDArray[np.bool_], ends: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
     """[n]: what is open behind each of the places, up to the next one or the end of its text."""
     until = np.minimum(ends, np.append(places[1:], n)) if len(places) else ends
     changes = np.zeros(n + 1, dtype=np.int8)
