@@ -149,7 +149,7 @@ def test_a_dictionary_is_known_by_the_hash_that_it_came_in_with(
         pipeline.harvest(old, None, terminal)
     capsys.readouterr()
     pipeline.harvest(old, None, terminal)
-    assert "harvested already" in capsys.readouterr().out
+    assert "harvested already" in capsys.readouterr().err
     check(old)
 
 

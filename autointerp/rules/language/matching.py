@@ -6,7 +6,7 @@ to the text. The rarest of its questions gives the places that are looked at; th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +80,15 @@ def predicted_of(clauses: Sequence[Clause], combine: Combine, texts: Texts) -> t
         predicted[places] += clause.strength
     held = np.flatnonzero(is_held)
     return held, predicted[held]
+
+
+def patterns_of(clauses: Iterable[Clause]) -> Iterator[str]:
+    """The regular expressions that the clauses ask about."""
+    for condition in (one for clause in clauses for one in clause.conditions):
+        positive = condition.condition if isinstance(condition, Not) else condition
+        test = positive.test if isinstance(positive, Left | Topic) else positive
+        if isinstance(test, Regex):
+            yield test.pattern
 
 
 class _Finder(NamedTuple):

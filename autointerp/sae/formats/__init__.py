@@ -81,7 +81,7 @@ def sae_sha256(
     folder: Path | str, format: str = "auto", counting: Counting = uncounted, with_limit: bool = True
 ) -> str:
     """The sha256, in hex, of the weights file and of the settings that decide the numbers. `counting` is told of the MB
-    that were read. `with_limit` False: as it was before the longest vector (long_vectors.LIMIT) was one of the settings.
+    that were read. `with_limit` False: as it was when the limit of length (long_vectors.LIMIT) was none of them.
     Raises the InputError and DamagedError of `load_sae`, as far as they show without reading the weights."""
     path = _path(folder)
     settings, weights = _IDENTITY[_format(path, format)](path)
