@@ -38,7 +38,7 @@ from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
-BLOCK_TOKENS = 1 << 18
+BLOCK_TOKENS = 1 << 19
 """Tokens that are read at a time, for all rules together."""
 FORMS_KEPT = 1 << 17
 """Different forms of tokens from which on what is known of them is forgotten: a text may have any number."""

@@ -83,13 +83,13 @@ def quotes_and_comments(
     strings: Sequence[str], tokens: Codes, starts: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """For each token, whether it is inside a quote, and whether inside a comment."""
-    marks = [_marks(one) for one in strings]
+    marks = [marks_of(one) for one in strings]
     ends_in_word = np.array([bool(one) and _is_word(one[-1]) for one in strings], dtype=np.bool_)
     places = np.flatnonzero(np.array([bool(of) for of in marks], dtype=np.bool_)[tokens])
     text_of = np.searchsorted(starts, places, side="right") - 1
     after_word = ends_in_word[tokens[places - 1]] & (places != starts[text_of])
     different, row_of = np.unique(tokens[places] * 2 + after_word, return_inverse=True)
-    read = [[_read(marks[one // 2], state, bool(one % 2)) for state in _STATES] for one in different.tolist()]
+    read = [[read_marks(marks[one // 2], state, bool(one % 2)) for state in _STATES] for one in different.tolist()]
     behind = np.array([[_STATES.index(state) for _, state in row] for row in read], dtype=np.uint8).reshape(-1, _N)
     inside = np.array([[number for number, _ in row] for row in read], dtype=np.uint8).reshape(-1, _N)
     before = _before_each(behind[row_of], np.diff(text_of, prepend=-1) != 0)
@@ -132,7 +132,7 @@ def _before_each(behind: NDArray[np.uint8], is_first: NDArray[np.bool_]) -> NDAr
     return before
 
 
-def _read(marks: list[_Mark], state: str, after_word: bool) -> tuple[int, str]:
+def read_marks(marks: list[_Mark], state: str, after_word: bool) -> tuple[int, str]:
     """(the number of the state if it stayed the same through all marks of a token, else 0; the state behind them). A
     state is the mark that closes the open quote, '#' in a comment, '' elsewhere."""
     was, stays = state, True
@@ -155,7 +155,7 @@ def _next(mark: _Mark, state: str, after_word: bool) -> str:
     return "" if mark.text == "'" and after_word else _CLOSES.get(mark.text, "")
 
 
-def _marks(token: str) -> list[_Mark]:
+def marks_of(token: str) -> list[_Mark]:
     found = []
     for match in _MARKS.finditer(token):
         start, end = match.span()
