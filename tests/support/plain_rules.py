@@ -115,7 +115,7 @@ class PlainText:
 
     @cached_property
     def quoted(self) -> list[int]:
-        """Of each token, 1 inside a quote, 2 inside a comment. What a mark does, nesting.py says, and examples check."""
+        """Of each token, 1 inside a quote, 2 in a comment. What a mark does, nesting.py says, and examples check."""
         state, last, found = "", "", []
         for token in self.tokens:
             marks = marks_of(token)
