@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 
 from autointerp.config_file import load
 from autointerp.rules.language.conditions import Clause
-from autointerp.rules.language.matching import predicted_of
+from autointerp.rules.language.forms import Forms
+from autointerp.rules.language.matching import patterns_of, predicted_of
 from autointerp.rules.language.parsing import clauses_of
 from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.patterns import Rule
@@ -63,7 +64,7 @@ def main() -> None:
 
     def together() -> None:
         nonlocal places
-        shared = Texts(texts)
+        shared = Texts(texts, forms=Forms(patterns_of(clause for clauses in rules for clause in clauses)))
         places = sum(len(predicted_of(clauses, "max", shared)[0]) for clauses in rules)
 
     found = [seconds(together) for _ in range(2)]

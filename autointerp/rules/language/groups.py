@@ -58,5 +58,5 @@ def ranges(first: Codes, lengths: Codes) -> Codes:
 
 def distinct(numbers: NDArray[np.intp]) -> NDArray[np.intp]:
     """The different numbers, ascending. Sorting takes less time than np.unique, which hashes them."""
-    ascending = np.sort(numbers)
+    ascending: NDArray[np.intp] = np.sort(numbers)
     return ascending[np.flatnonzero(np.diff(ascending, prepend=-1))]

@@ -18,6 +18,8 @@ MAX_SET = 32
 """Patterns of one set."""
 MAX_SET_MEMORY = 8 * MAX_MEMORY
 MAX_SETS = 8
+_UTF_8 = "utf-8", "replace"
+"""Text may hold halves of surrogate pairs, which have no UTF-8 form."""
 
 
 class LinearRegex:
@@ -33,7 +35,7 @@ class LinearRegex:
             raise ValueError("pattern too large")
 
     def matches(self, text: str) -> bool:
-        return len(text) <= MAX_TEXT and self._compiled.fullmatch(_encoded(text)) is not None
+        return len(text) <= MAX_TEXT and self._compiled.fullmatch(text.encode(*_UTF_8)) is not None
 
 
 class LinearRegexSet:
@@ -56,7 +58,7 @@ class LinearRegexSet:
         found = []
         for number, text in enumerate(texts):
             if len(text) <= MAX_TEXT:
-                which = match(_encoded(text))
+                which = match(text.encode(*_UTF_8))
                 if which:
                     found += [(number, one) for one in which]
         return found
@@ -87,11 +89,6 @@ def _options(max_memory: int) -> re2.Options:
     options.log_errors = False
     options.never_capture = True
     return options
-
-
-def _encoded(text: str) -> bytes:
-    # Text may hold halves of surrogate pairs, which have no UTF-8 form.
-    return text.encode("utf-8", "replace")
 
 
 def _reason(error: Exception) -> str:

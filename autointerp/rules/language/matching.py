@@ -64,22 +64,29 @@ def places_of(clause: Clause, texts: Texts) -> Places:
 
 def predicted_of(clauses: Sequence[Clause], combine: Combine, texts: Texts) -> tuple[Places, NDArray[np.float64]]:
     """(the tokens on which any clause holds, ascending; what the clauses predict there together)."""
+    if combine == "max":  # the strongest clause comes last, and so counts
+        clauses = sorted(clauses, key=lambda clause: clause.strength)
+    found = [places_of(clause, texts) for clause in clauses]
+    held = _together(found, texts.n_tokens)
     if combine == "max":
-        # The strongest clause comes last, and so counts.
-        ascending = sorted(clauses, key=lambda clause: clause.strength)
         strongest = np.zeros(texts.n_tokens, dtype=np.uint8)
-        for number, clause in enumerate(ascending, 1):
-            strongest[places_of(clause, texts)] = number
-        held = np.flatnonzero(strongest != 0)
-        return held, np.array([0.0, *(clause.strength for clause in ascending)])[strongest[held]]
-    is_held = np.zeros(texts.n_tokens, dtype=np.bool_)
+        for number, places in enumerate(found):
+            strongest[places] = number
+        return held, np.array([clause.strength for clause in clauses])[strongest[held]]
     predicted = np.zeros(texts.n_tokens)
-    for clause in clauses:
-        places = places_of(clause, texts)
-        is_held[places] = True
+    for clause, places in zip(clauses, found, strict=True):
         predicted[places] += clause.strength
-    held = np.flatnonzero(is_held)
     return held, predicted[held]
+
+
+def _together(found: Sequence[Places], n: int) -> Places:
+    """The places that are in any of the lists, ascending."""
+    if sum(map(len, found)) < n // 64:
+        return distinct(np.concatenate([np.zeros(0, dtype=np.intp), *found]))
+    is_one = np.zeros(n, dtype=np.bool_)
+    for places in found:
+        is_one[places] = True
+    return np.flatnonzero(is_one)
 
 
 def patterns_of(clauses: Iterable[Clause]) -> Iterator[str]:
@@ -228,6 +235,8 @@ def _matches_of_words(test: Strings, texts: Texts) -> tuple[Places, Codes]:
         (forms.by_word, forms.words.by_folded, True), (forms.by_token, forms.signs, False),
     ):  # fmt: skip
         pairs = [(code, number) for word, number in meant for code in index.get(word, ())]
+        if not pairs and not is_word:
+            continue
         codes, of = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
         of_list = by.places(codes)
         number = np.repeat(np.repeat(of, by.counts(codes)), texts.by_form.counts(of_list))
