@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from autointerp.rules.language.classes import BEGINS_WORD, CONTINUES_WORD
-from autointerp.rules.language.conditions import Classes, Near, Not, Regex, Strings, Test
+from autointerp.rules.language.conditions import Classes, Near, Not, Positive, Regex, Strings, Test
 from autointerp.rules.language.forms import Forms
 from autointerp.rules.language.groups import Codes, Flags, distinct
 from autointerp.rules.language.inflections import forms_of
 
-_FEW = 2000
-"""So many words are looked at one by one."""
 FormTest = Test | Near
 """What can be asked of a form."""
 
@@ -21,6 +19,12 @@ FormTest = Test | Near
 def forms_with(conditions: Sequence[FormTest | Not], forms: Forms) -> Codes:
     """The forms on which all of the conditions hold, each once. Conditions that cost less are asked first, and the
     others only of what is left."""
+    if all(isinstance(_positive(one), Classes | Regex) for one in conditions):  # rules share these
+        return forms.found(tuple(conditions), lambda: _found(conditions, forms))
+    return _found(conditions, forms)
+
+
+def _found(conditions: Sequence[FormTest | Not], forms: Forms) -> Codes:
     first, *others = sorted(conditions, key=_cost)
     if isinstance(first, Strings | Near):
         found = _of_strings(first, forms)
@@ -29,6 +33,10 @@ def forms_with(conditions: Sequence[FormTest | Not], forms: Forms) -> Codes:
     for condition in others:
         found = found[_at(condition, found, forms)]
     return found
+
+
+def _positive(condition: FormTest | Not) -> Positive:
+    return condition.condition if isinstance(condition, Not) else condition
 
 
 def _cost(condition: FormTest | Not) -> float:
@@ -50,12 +58,10 @@ def _at(condition: FormTest | Not, codes: Codes | slice, forms: Forms) -> Flags:
     match condition:
         case Not(Strings() | Classes() | Regex() | Near() as inner):
             return ~_at(inner, codes, forms)
-        case Strings("prefix", of) if isinstance(codes, np.ndarray) and len(codes) <= _FEW:
-            folded = forms.words.folded
-            return np.array([folded[word].startswith(of) for word in forms.word_of[codes].tolist()], dtype=np.bool_)
-        case Strings("suffix", of) if isinstance(codes, np.ndarray) and len(codes) <= _FEW:
-            folded = forms.words.folded
-            return np.array([folded[word].endswith(of) for word in forms.word_of[codes].tolist()], dtype=np.bool_)
+        case Strings("prefix", of):
+            return forms.words.with_prefix(of)[forms.word_of[codes]]
+        case Strings("suffix", of):
+            return forms.words.with_suffix(of)[forms.word_of[codes]]
         case Strings() | Near():
             is_one = np.zeros(len(forms), dtype=np.bool_)
             is_one[_of_strings(condition, forms)] = True
@@ -79,9 +85,9 @@ def _of_strings(test: Strings | Near, forms: Forms) -> Codes:
         case "exact":
             return forms.by_token.places(_codes(test.of, forms.tokens.by_exact))
         case "prefix":
-            return forms.by_word.places(forms.words.with_prefix(test.of))
+            return forms.by_word.places(np.flatnonzero(forms.words.with_prefix(test.of)))
         case "suffix":
-            return forms.by_word.places(forms.words.with_suffix(test.of))
+            return forms.by_word.places(np.flatnonzero(forms.words.with_suffix(test.of)))
         case "word":
             return _of_words(test.of, forms)
         case "lemma":

@@ -6,7 +6,7 @@ with every text that is read, and what is known of a form stays known, so one Fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cached_property
 from itertools import chain
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.rules.language.classes import in_class
-from autointerp.rules.language.conditions import Classes, Regex, fold
+from autointerp.rules.language.conditions import fold
 from autointerp.rules.language.groups import Codes, Flags, Groups
 from autointerp.rules.language.linear_regex import sets_of
 from autointerp.rules.language.string_table import StringTable
@@ -22,6 +22,7 @@ from autointerp.rules.token_facts import lex
 
 LONGEST_WORD = 256
 """Characters of a word that is read from several tokens; of a longer one, its beginning."""
+FOUND_KEPT = 16
 TESTS_KEPT = 256
 """Tests of which it is kept on which forms they hold."""
 _TOKENS = 32
@@ -46,8 +47,10 @@ class Forms:
         """The form of a token that continues a word. Its key is word * 2**32 + token."""
         self._signs: dict[str, list[int]] = {}
         self._n_signs_read = 0
-        self._kept: dict[Classes | Regex, Flags] = {}
+        self._kept: dict[Hashable, Flags] = {}
         """The test that was asked last comes last."""
+        self._found: dict[Hashable, tuple[int, Codes]] = {}
+        """(how many forms there were, what was found among them). The name that was asked for last comes last."""
         sets = sets_of(patterns)
         self._expected = {pattern for one in sets for pattern in one.patterns}
         self.tokens.matches.expect(sets)
@@ -146,8 +149,8 @@ class Forms:
         """[strings of `tokens`]: whether each is of the class, as far as it can be told from the token alone."""
         return self.tokens.flags(f"class {name}", in_class(name))
 
-    def kept(self, test: Classes | Regex, ask: Callable[[Codes], Flags]) -> Flags:
-        """[forms]: whether the test holds on each; `ask` tells it of some forms."""
+    def kept(self, test: Hashable, ask: Callable[[Codes], Flags]) -> Flags:
+        """[forms]: whether a test holds on each; `ask` tells it of some forms."""
         known = self._kept.pop(test, np.zeros(0, dtype=np.bool_))
         if len(known) < len(self):
             known = np.append(known, ask(np.arange(len(known), len(self))))
@@ -155,6 +158,14 @@ class Forms:
         while len(self._kept) > TESTS_KEPT:
             del self._kept[next(iter(self._kept))]
         return known
+
+    def found(self, name: Hashable, find: Callable[[], Codes]) -> Codes:
+        """What `find` finds among the forms, kept under a name until there are more of them."""
+        n, codes = self._found.pop(name, (-1, self._alone))
+        self._found[name] = found = (n, codes) if n == len(self) else (len(self), find())
+        while len(self._found) > FOUND_KEPT:
+            del self._found[next(iter(self._found))]
+        return found[1]
 
     def expects(self, pattern: str) -> bool:
         """Whether all forms are asked about the pattern at once."""

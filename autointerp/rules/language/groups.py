@@ -56,6 +56,16 @@ def ranges(first: Codes, lengths: Codes) -> Codes:
     return np.repeat(first - before, lengths) + np.arange(int(lengths.sum()))
 
 
+def flagged(flags: Flags) -> Places:
+    """Where the flags are set. Of few among many np.flatnonzero takes twice as long."""
+    whole = len(flags) // 8 * 8
+    eights = flags[:whole].view(np.uint64)
+    some = np.flatnonzero(eights != 0)
+    within = np.flatnonzero(eights[some].view(np.bool_))
+    found = some[within >> 3] * 8 + (within & 7)
+    return np.append(found, np.flatnonzero(flags[whole:]) + whole) if whole < len(flags) else found
+
+
 def distinct(numbers: NDArray[np.intp]) -> NDArray[np.intp]:
     """The different numbers, ascending. Sorting takes less time than np.unique, which hashes them."""
     ascending: NDArray[np.intp] = np.sort(numbers)

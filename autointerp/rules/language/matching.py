@@ -27,7 +27,7 @@ from autointerp.rules.language.conditions import (
     Topic,
 )
 from autointerp.rules.language.form_tests import FormTest, forms_with, words_of
-from autointerp.rules.language.groups import Codes, Flags, Places, distinct, ranges
+from autointerp.rules.language.groups import Codes, Flags, Places, distinct, flagged, ranges
 from autointerp.rules.language.token_texts import Texts
 
 
@@ -66,27 +66,18 @@ def predicted_of(clauses: Sequence[Clause], combine: Combine, texts: Texts) -> t
     """(the tokens on which any clause holds, ascending; what the clauses predict there together)."""
     if combine == "max":  # the strongest clause comes last, and so counts
         clauses = sorted(clauses, key=lambda clause: clause.strength)
-    found = [places_of(clause, texts) for clause in clauses]
-    held = _together(found, texts.n_tokens)
-    if combine == "max":
-        strongest = np.zeros(texts.n_tokens, dtype=np.uint8)
-        for number, places in enumerate(found):
-            strongest[places] = number
-        return held, np.array([clause.strength for clause in clauses])[strongest[held]]
-    predicted = np.zeros(texts.n_tokens)
-    for clause, places in zip(clauses, found, strict=True):
-        predicted[places] += clause.strength
-    return held, predicted[held]
-
-
-def _together(found: Sequence[Places], n: int) -> Places:
-    """The places that are in any of the lists, ascending."""
-    if sum(map(len, found)) < n // 64:
-        return distinct(np.concatenate([np.zeros(0, dtype=np.intp), *found]))
-    is_one = np.zeros(n, dtype=np.bool_)
-    for places in found:
-        is_one[places] = True
-    return np.flatnonzero(is_one)
+    last = np.zeros(texts.n_tokens, dtype=np.uint8)
+    """[tokens]: the number of the last clause that holds on each, from 1."""
+    predicted = np.zeros(texts.n_tokens if combine == "sum" else 0)
+    for number, clause in enumerate(clauses, 1):
+        places = places_of(clause, texts)
+        last[places] = number
+        if combine == "sum":
+            predicted[places] += clause.strength
+    held = flagged(last != 0)
+    if combine == "sum":
+        return held, predicted[held]
+    return held, np.array([0.0, *(clause.strength for clause in clauses)])[last[held]]
 
 
 def patterns_of(clauses: Iterable[Clause]) -> Iterator[str]:
@@ -134,7 +125,7 @@ def _nowhere() -> Places:
 
 
 def _dense(flags: Flags, size: int) -> _Finder:
-    return _Finder(size, lambda: np.flatnonzero(flags), flags.__getitem__, 1)
+    return _Finder(size, lambda: flagged(flags), flags.__getitem__, 1)
 
 
 def _of_forms(conditions: Sequence[FormTest | Not], texts: Texts) -> _Finder:
@@ -168,20 +159,20 @@ def _left(test: Test, within: int, texts: Texts) -> _Finder:
     is_few = size * within * 4 < n
     known: list[Flags] = []
 
-    def places() -> Places:
-        if not is_few:
-            return np.flatnonzero(everywhere())
+    def to_the_right() -> Places:
         found = texts.by_form.places(forms)
         room = np.minimum(texts.starts[1:][texts.text_of[found]] - found - 1, within)
-        return distinct(ranges(found + 1, room))
+        return ranges(found + 1, room)
 
     def everywhere() -> Flags:
         if not known:
-            known.append(_is_right_of(where(), within, texts))
+            known.append(np.zeros(n, dtype=np.bool_) if is_few else _is_right_of(where(), within, texts))
+            if is_few:
+                known[0][to_the_right()] = True
         return known[0]
 
     def at(places: Places) -> Flags:
-        if known or len(places) * within * 3 > n:
+        if known or size < len(places) or len(places) * within * 3 > n:
             return everywhere()[places]
         is_tested = where()
         found = np.zeros(len(places), dtype=np.bool_)
@@ -193,7 +184,12 @@ def _left(test: Test, within: int, texts: Texts) -> _Finder:
             found[near] |= is_tested[places[near] - distance] & (reach >= distance)
         return found
 
-    return _Finder(size * within if is_few else n, places, at, 3)
+    return _Finder(
+        size * within if is_few else n,
+        lambda: distinct(to_the_right()) if is_few else flagged(everywhere()),
+        at,
+        3,
+    )
 
 
 def _is_right_of(is_found: Flags, within: int, texts: Texts) -> Flags:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.rules.language.groups import Codes, Places
+from autointerp import stats
+from autointerp.rules.language.groups import Codes, Places, flagged
 
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _MARKS = re.compile(r"[\"'“”«»#\n]|//")
@@ -34,8 +35,10 @@ def inside_bracket(strings: Sequence[str], tokens: Codes, starts: NDArray[np.int
     """[tokens]: whether a bracket of this kind is open before the token, and the token does not close it. `tokens`: the
     number of each token's string; `starts` [texts + 1]: where the texts begin."""
     closing = BRACKETS[opening]
-    steps = [[(c == opening) - (c == closing) for c in one] for one in strings]
-    places = np.flatnonzero(np.array([any(of) for of in steps], dtype=np.bool_)[tokens])
+    steps = [
+        [(c == opening) - (c == closing) for c in one] if opening in one or closing in one else [] for one in strings
+    ]
+    places = flagged(np.array([bool(of) for of in steps], dtype=np.bool_)[tokens])
     net = np.array([sum(of) for of in steps], dtype=np.int64)[tokens[places]]
     lowest = np.array([_lowest(of) for of in steps], dtype=np.int64)[tokens[places]]
     text_of = np.searchsorted(starts, places, side="right") - 1
@@ -83,12 +86,14 @@ def quotes_and_comments(
     strings: Sequence[str], tokens: Codes, starts: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """For each token, whether it is inside a quote, and whether inside a comment."""
-    marks = [marks_of(one) for one in strings]
+    # Many tokens have the same marks, such as one line break at their end.
+    numbers, index = stats.numbered(marks_of(one) for one in strings)
+    marks = list(index)
     ends_in_word = np.array([bool(one) and _is_word(one[-1]) for one in strings], dtype=np.bool_)
-    places = np.flatnonzero(np.array([bool(of) for of in marks], dtype=np.bool_)[tokens])
+    places = flagged((numbers != index.get((), -1))[tokens])
     text_of = np.searchsorted(starts, places, side="right") - 1
     after_word = ends_in_word[tokens[places - 1]] & (places != starts[text_of])
-    different, row_of = np.unique(tokens[places] * 2 + after_word, return_inverse=True)
+    different, row_of = np.unique(numbers[tokens[places]] * 2 + after_word, return_inverse=True)
     read = [[read_marks(marks[one // 2], state, bool(one % 2)) for state in _STATES] for one in different.tolist()]
     behind = np.array([[_STATES.index(state) for _, state in row] for row in read], dtype=np.uint8).reshape(-1, _N)
     inside = np.array([[number for number, _ in row] for row in read], dtype=np.uint8).reshape(-1, _N)
@@ -155,7 +160,7 @@ def _next(mark: _Mark, state: str, after_word: bool) -> str:
     return "" if mark.text == "'" and after_word else _CLOSES.get(mark.text, "")
 
 
-def marks_of(token: str) -> list[_Mark]:
+def marks_of(token: str) -> tuple[_Mark, ...]:
     found = []
     for match in _MARKS.finditer(token):
         start, end = match.span()
@@ -167,7 +172,7 @@ def marks_of(token: str) -> list[_Mark]:
                 start > 0 and token[start - 1] == ":",
             )
         )
-    return found
+    return tuple(found)
 
 
 def _is_word(character: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from autointerp import stats
 from autointerp.rules.language.conditions import fold, normalised
-from autointerp.rules.language.groups import Codes, Flags, distinct
+from autointerp.rules.language.groups import Codes, Flags
 from autointerp.rules.language.pattern_matches import PatternMatches
 
 
@@ -51,10 +51,11 @@ class StringTable:
         """What each string is when folded."""
         return self._by_folded.keys
 
-    def with_prefix(self, prefixes: Collection[str]) -> Codes:
+    def with_prefix(self, prefixes: Collection[str]) -> Flags:
+        """[strings]: which begin with one of the prefixes when folded."""
         return self._ascending.within(prefixes)
 
-    def with_suffix(self, suffixes: Collection[str]) -> Codes:
+    def with_suffix(self, suffixes: Collection[str]) -> Flags:
         return self._from_the_end.within([suffix[::-1] for suffix in suffixes])
 
     def flags(self, name: str, test: Callable[[str], bool]) -> Flags:
@@ -118,15 +119,15 @@ class _Ascending:
         self._order: list[int] = []
         self._codes: Codes = np.zeros(0, dtype=np.intp)
 
-    def within(self, prefixes: Collection[str]) -> Codes:
-        """The codes of the strings that begin with one of the prefixes."""
+    def within(self, prefixes: Collection[str]) -> Flags:
+        """[strings]: which begin with one of the prefixes."""
         self._read()
-        strings, spans = self._strings, []
+        found = np.zeros(len(self._codes), dtype=np.bool_)
         for prefix in prefixes:
-            first = bisect_left(strings, prefix)
-            last = bisect_right(strings, prefix, lo=first, key=itemgetter(slice(len(prefix))))
-            spans.append(self._codes[first:last])
-        return distinct(np.concatenate(spans)) if len(spans) > 1 else spans[0]
+            first = bisect_left(self._strings, prefix)
+            last = bisect_right(self._strings, prefix, lo=first, key=itemgetter(slice(len(prefix))))
+            found[self._codes[first:last]] = True
+        return found
 
     def _read(self) -> None:
         keys, n = self._index.keys, len(self._order)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autointerp.records import Begins
 from autointerp.rules.language.conditions import MAX_WITHIN
 from autointerp.rules.language.forms import Forms
-from autointerp.rules.language.groups import Codes, Flags, Groups, Places
+from autointerp.rules.language.groups import Codes, Flags, Groups, Places, flagged
 from autointerp.rules.language.nesting import BRACKETS, inside_bracket, quotes_and_comments
 
 WHERE_KEPT = 16
@@ -153,7 +153,7 @@ class Texts:
     @cached_property
     def _firsts(self) -> Places:
         """The first token of each text that is more than white space."""
-        filled = np.flatnonzero(~self.forms.is_blank[self.token_of])
+        filled = flagged(~self.forms.is_blank[self.token_of])
         return filled[np.flatnonzero(np.diff(self.text_of[filled], prepend=-1))]
 
     def _starts_of_lines(self) -> Places:
@@ -161,15 +161,15 @@ class Texts:
         within = tokens.flags("begins a line", lambda one: "\n" in one and bool(one[one.index("\n") :].strip()))
         ends = tokens.flags("ends a line", lambda one: "\n" in one and not one[one.rindex("\n") :].strip())
         is_blank = self.forms.is_blank
-        found = within[self.token_of]
+        found, is_end = within[self.token_of], ends[self.token_of]
         # White space within a line stands between its beginning and its first token.
-        counted = np.flatnonzero((ends | ~is_blank)[self.token_of])
-        is_after = np.flatnonzero(ends[self.token_of[counted[:-1]]])
+        counted = flagged((ends | ~is_blank)[self.token_of])
+        is_after = flagged(is_end[counted[:-1]])
         last, first = counted[is_after], counted[is_after + 1]
         is_first = ~is_blank[self.token_of[first]] & (self.text_of[last] == self.text_of[first])
         found[first[is_first]] = True
         found[self.starts_of("document")] = True
-        return np.flatnonzero(found)
+        return flagged(found)
 
     def inside(self, what: str) -> Flags:
         """[tokens]: whether what was opened to the left in the text is open before the token and all through it."""
