@@ -117,22 +117,23 @@ def _before_each(behind: NDArray[np.uint8], is_first: NDArray[np.bool_]) -> NDAr
     n = len(behind)
     length = min(_STRETCH, math.isqrt(n) + 1)
     n_stretches = -(-n // length)
-    steps = np.tile(np.arange(_N, dtype=np.uint8), (n_stretches * length, 1))
-    steps[:n] = behind
-    steps[:n][is_first] = behind[is_first, :1]
-    steps = steps.reshape(n_stretches, length, _N)
-    ends = np.tile(np.arange(_N), (n_stretches, 1))
-    for k in range(length):
-        ends = np.take_along_axis(steps[:, k], ends, axis=1).astype(np.intp)
+    walk = np.tile(np.arange(_N), (n_stretches * length, 1))
+    walk[:n] = behind
+    walk[:n][is_first] = behind[is_first, :1]
+    walk += _N * np.arange(n_stretches).repeat(length)[:, None]  # a state is a number of its own in each stretch
+    steps = np.ascontiguousarray(walk.reshape(n_stretches, length, _N).swapaxes(0, 1)).reshape(length, -1)
+    ends = np.arange(n_stretches * _N)
+    for step in steps:
+        ends = step[ends]
     first = [0]
-    for row in ends.tolist():
+    for row in (ends % _N).reshape(n_stretches, _N).tolist():
         first.append(row[first[-1]])
-    state = np.array(first[:-1], dtype=np.intp)
-    found = np.empty((n_stretches, length), dtype=np.intp)
-    for k in range(length):
-        found[:, k] = state
-        state = steps[np.arange(n_stretches), k, state].astype(np.intp)
-    before = found.ravel()[:n]
+    state = np.array(first[:-1], dtype=np.intp) + _N * np.arange(n_stretches)
+    found = np.empty((length, n_stretches), dtype=np.intp)
+    for k, step in enumerate(steps):
+        found[k] = state
+        state = step[state]
+    before: NDArray[np.intp] = (found % _N).T.ravel()[:n]
     before[is_first] = 0
     return before
 
