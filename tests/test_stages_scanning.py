@@ -173,7 +173,8 @@ def test_a_text_without_words_is_an_error(scanned: ScannedWorld, tmp_path: Path,
 def test_ctrl_c_keeps_what_was_found(
     scanned: ScannedWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("autointerp.stages.scanning.BLOCK_TOKENS", 16 * scanned.config.harvest.context_tokens)
+    tile_tokens = Scan(scanned.config, str(scanned.text))._tile_tokens
+    monkeypatch.setattr("autointerp.stages.scanning.BLOCK_TOKENS", 16 * tile_tokens)
     read = Scan._tiles
 
     def interrupted(self: Scan) -> Iterator[object]:

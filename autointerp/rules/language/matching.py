@@ -7,12 +7,14 @@ to the text. The rarest of its questions gives the places that are looked at; th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.rules.language.conditions import (
+    MAX_CLAUSES,
     Classes,
     Clause,
     Combine,
@@ -30,6 +32,12 @@ from autointerp.rules.language.form_tests import FormTest, forms_with, words_of
 from autointerp.rules.language.groups import Codes, Flags, Places, distinct, flagged, ranges
 from autointerp.rules.language.token_texts import Texts
 
+_FEW = 8
+"""Places are put in order one by one where they are less than one in so many tokens."""
+_CLAUSES = MAX_CLAUSES.bit_length()
+"""Bits of the number of a clause, where a place and a clause are one number."""
+_NONE: Places = np.zeros(0, dtype=np.intp)
+
 
 def holds(clause: Clause, texts: Texts) -> Flags:
     """[tokens]: where the clause holds."""
@@ -41,7 +49,7 @@ def holds(clause: Clause, texts: Texts) -> Flags:
 def places_of(clause: Clause, texts: Texts) -> Places:
     """The tokens on which the clause holds, each once, in no order."""
     if not texts.n_tokens:
-        return np.zeros(0, dtype=np.intp)
+        return _NONE
     of_forms: list[FormTest | Not] = []
     finders: list[_Finder] = []
     for condition in clause.conditions:
@@ -66,11 +74,40 @@ def predicted_of(clauses: Sequence[Clause], combine: Combine, texts: Texts) -> t
     """(the tokens on which any clause holds, ascending; what the clauses predict there together)."""
     if combine == "max":  # the strongest clause comes last, and so counts
         clauses = sorted(clauses, key=lambda clause: clause.strength)
-    last = np.zeros(texts.n_tokens, dtype=np.uint8)
+    found: list[Places] = []
+    for clause in clauses:
+        found.append(places_of(clause, texts))
+        if sum(map(len, found)) * _FEW > texts.n_tokens:
+            others = (places_of(clause, texts) for clause in clauses[len(found) :])
+            return _predicted_on_many(chain(found, others), clauses, combine, texts.n_tokens)
+    return _predicted_on_few(found, clauses, combine)
+
+
+def _predicted_on_few(
+    found: Sequence[Places], clauses: Sequence[Clause], combine: Combine
+) -> tuple[Places, NDArray[np.float64]]:
+    """`predicted_of`, where the clauses hold on the places that were `found`."""
+    strengths = np.array([clause.strength for clause in clauses])
+    joint = np.sort(np.concatenate([places << _CLAUSES | i for i, places in enumerate([_NONE, *found], -1)]))
+    places, numbers = joint >> _CLAUSES, joint & ((1 << _CLAUSES) - 1)
+    first = np.flatnonzero(np.diff(places, prepend=-1))
+    sizes = np.diff(first, append=len(places))
+    if combine == "max":
+        return places[first], strengths[numbers[first + sizes - 1]]
+    predicted = strengths[numbers[first]]
+    for i in range(1, int(sizes.max(initial=0))):  # in the order of the clauses, as everywhere
+        more = np.flatnonzero(sizes > i)
+        predicted[more] += strengths[numbers[first[more] + i]]
+    return places[first], predicted
+
+
+def _predicted_on_many(
+    found: Iterable[Places], clauses: Sequence[Clause], combine: Combine, n: int
+) -> tuple[Places, NDArray[np.float64]]:
+    last = np.zeros(n, dtype=np.uint8)
     """[tokens]: the number of the last clause that holds on each, from 1."""
-    predicted = np.zeros(texts.n_tokens if combine == "sum" else 0)
-    for number, clause in enumerate(clauses, 1):
-        places = places_of(clause, texts)
+    predicted = np.zeros(n if combine == "sum" else 0)
+    for number, (clause, places) in enumerate(zip(clauses, found, strict=True), 1):
         last[places] = number
         if combine == "sum":
             predicted[places] += clause.strength
@@ -156,19 +193,19 @@ def _left(test: Test, within: int, texts: Texts) -> _Finder:
     size, n = int(texts.by_form.counts(forms).sum()), texts.n_tokens
     # Rules share few words, but they share classes, and those are on many tokens.
     where = lambda: texts.where(forms, test if isinstance(test, Classes | Regex) else None)  # noqa: E731
-    is_few = size * within * 4 < n
+    is_few = size * within * 3 < n * 2
     known: list[Flags] = []
 
-    def to_the_right() -> Places:
+    def places() -> Places:
+        if size * within * 16 > n:
+            return flagged(everywhere())
         found = texts.by_form.places(forms)
-        room = np.minimum(texts.starts[1:][texts.text_of[found]] - found - 1, within)
-        return ranges(found + 1, room)
+        return distinct(ranges(found + 1, _room(found, within, texts)))
 
     def everywhere() -> Flags:
         if not known:
-            known.append(np.zeros(n, dtype=np.bool_) if is_few else _is_right_of(where(), within, texts))
-            if is_few:
-                known[0][to_the_right()] = True
+            found = texts.by_form.places(forms) if is_few else _NONE
+            known.append(_right_of_few(found, within, texts) if is_few else _is_right_of(where(), within, texts))
         return known[0]
 
     def at(places: Places) -> Flags:
@@ -184,12 +221,23 @@ def _left(test: Test, within: int, texts: Texts) -> _Finder:
             found[near] |= is_tested[places[near] - distance] & (reach >= distance)
         return found
 
-    return _Finder(
-        size * within if is_few else n,
-        lambda: distinct(to_the_right()) if is_few else flagged(everywhere()),
-        at,
-        3,
-    )
+    return _Finder(size * within if is_few else n, places, at, 3)
+
+
+def _room(places: Places, within: int, texts: Texts) -> Codes:
+    """How many tokens follow in the text, up to `within`."""
+    return np.minimum(texts.starts[1:][texts.text_of[places]] - places - 1, within)
+
+
+def _right_of_few(found: Places, within: int, texts: Texts) -> Flags:
+    """[tokens]: whether one of the places is at most `within` before."""
+    right = np.zeros(texts.n_tokens, dtype=np.bool_)
+    room = _room(found, within, texts)
+    whole, cut = found[room == within], room < within
+    for distance in range(1, within + 1):
+        right[whole + distance] = True
+    right[ranges(found[cut] + 1, room[cut])] = True
+    return right
 
 
 def _is_right_of(is_found: Flags, within: int, texts: Texts) -> Flags:
