@@ -22,6 +22,7 @@ from autointerp.errors import DamagedError, InputError, nearest
 from autointerp.sae import files
 from autointerp.sae.formats import internal
 from autointerp.sae.formats.load_memory import require_memory_for_safetensors
+from autointerp.sae.long_vectors import limit_in
 from autointerp.sae.sae import Normalize, Sae
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
@@ -167,6 +168,7 @@ def identity(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     files.read_header(folder / WEIGHTS)
     settings = {key: config.get(key) for key in _ESSENTIAL}
     settings |= {key: config[key] for key in _ALSO_ESSENTIAL if config.get(key) is not None}
+    settings |= limit_in(config.get("metadata"))
     scaled = config.get("normalize_activations") in ("expected_average_only_in", True)
     return settings, [folder / WEIGHTS, *([folder / SCALER] if scaled and (folder / SCALER).exists() else [])]
 
