@@ -90,7 +90,7 @@ def test_tensors_that_do_not_fit_together() -> None:
 @pytest.mark.parametrize("choice", [{}, {"k": 5, "threshold": torch.zeros(80)}])
 def test_features_are_chosen_in_exactly_one_way(choice: dict[str, Any]) -> None:
     sae = make()
-    with pytest.raises(InputError, match="either by k or by thresholds"):
+    with pytest.raises(InputError, match="either by k, by thresholds or by pursuit"):
         Sae(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, **choice)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from autointerp.errors import AutointerpError, InputError
 
 PREFIX = "hf:"
-_ENDINGS = ("json", "safetensors", "npz", "pt", "pth")
+_ENDINGS = ("json", "yaml", "safetensors", "npz", "pt", "pth")
 _FILE_ENDINGS = (".pt", ".pth", ".npz")
 
 

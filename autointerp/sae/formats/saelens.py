@@ -119,6 +119,7 @@ def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
     """Write the SAE. `metadata` becomes the metadata in cfg.json, with the family in which the SAE was trained. The
     configuration is written last. Raises InputError for a TopK transcoder, since SAELens has no class for it, and
     DiskFullError."""
+    internal.check_plain(sae, "SAELens")
     transcoder = internal.is_transcoder(sae)
     architecture = _architecture_there(sae)
     if transcoder and sae.normalize != "none":
