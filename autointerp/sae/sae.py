@@ -3,7 +3,7 @@
     u = norm(x)      pre = (u - b_pre) W_enc + b_enc      f = act(pre)      y_hat = f W_dec + b_dec + u W_skip
 
 An SAE reconstructs what it reads (b_pre is b_dec). A transcoder reconstructs another module's activations (b_pre is 0,
-and y_hat may have the skip term). In whatever family it was trained, a finished dictionary chooses in one of three ways:
+and y_hat may have the skip term). Whatever its family in training, a finished dictionary chooses in one of three ways:
 
     k features           f = relu(pre), the k largest of a row
     above a threshold    f_i = pre_i where pre_i > max(threshold_i, 0): ReLU (thresholds of 0), JumpReLU, BatchTopK and
@@ -46,8 +46,8 @@ class Sae(nn.Module):
     """A trained SAE or transcoder. Shapes: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out], b_dec [d_out].
 
     Exactly one of `k`, `threshold` [d_sae] and `pursuit` is given and says how features are chosen. `b_pre` [d_in] is
-    b_dec by default; `W_skip` is [d_in, d_out], `W_glu` [d_in, d_sae] and `b_glu` [d_sae]. `architecture` only names the
-    family in which it was trained. Raises InputError when the shapes, k or the threshold do not fit together.
+    b_dec by default; `W_skip` is [d_in, d_out], `W_glu` [d_in, d_sae] and `b_glu` [d_sae]. `architecture` only names
+    the family in which it was trained. Raises InputError when the shapes, k or the threshold do not fit together.
     """
 
     W_enc: Tensor

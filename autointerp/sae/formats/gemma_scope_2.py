@@ -77,8 +77,8 @@ def located(path: Path) -> Path:
     """The file of a folder. Raises InputError for a crosscoder, whose layout is not known."""
     if told.in_path(r"^crosscoder", path):
         raise InputError(
-            f"{path}: the crosscoders of Gemma Scope 2 (four layers side by side) are not read: the names and the order "
-            "of their tensors are not documented"
+            f"{path}: the crosscoders of Gemma Scope 2 (four layers side by side) are not read: the names and the "
+            "order of their tensors are not documented"
         )
     return path / WEIGHTS if path.is_dir() else path
 

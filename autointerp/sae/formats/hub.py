@@ -1,7 +1,8 @@
 """Downloads SAEs from the Hugging Face hub: "hf:owner/name//folder", "hf:owner/name@revision//folder" or
 "hf:owner/name//file.pt".
 
-Only the files directly in that folder are downloaded, since a repository may hold hundreds of SAEs in folders below.
+Only the files directly in that folder are downloaded, since a repository may hold hundreds of SAEs in folders below, and
+besides them checkpoints/final.safetensors, where Llama Scope keeps its weights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from autointerp.errors import AutointerpError, InputError
 
 PREFIX = "hf:"
 _ENDINGS = ("json", "yaml", "safetensors", "npz", "pt", "pth")
-_FILE_ENDINGS = (".pt", ".pth", ".npz")
+_FILE_ENDINGS = (".pt", ".pth", ".npz", ".safetensors")
+_BESIDE = ("config.json", "config.yaml")
 
 
 class HubPath(NamedTuple):
@@ -79,14 +81,17 @@ def parse(path: str) -> HubPath:
 def _wanted(inside: str) -> list[str]:
     folder = f"{glob.escape(inside)}/" if inside else ""
     if inside.endswith(_FILE_ENDINGS):
-        beside = str(PurePosixPath(inside).parent / "config.json")
-        return [glob.escape(inside), glob.escape(beside)]
+        return [
+            glob.escape(str(PurePosixPath(inside).parent / name)) for name in (PurePosixPath(inside).name, *_BESIDE)
+        ]
     return [f"{folder}*.{ending}" for ending in _ENDINGS]
 
 
 def _unwanted(inside: str) -> list[str]:
     """Patterns for the files in folders below, which must be excluded because * in a pattern matches / too."""
-    return [f"{glob.escape(inside)}/*/*" if inside else "*/*"]
+    folder = f"{glob.escape(inside)}/" if inside else ""
+    # everything with another folder in its name than checkpoints/, for which a pattern has no "not"
+    return [f"{folder}{other}" for other in ("[!c]*/*", "c[!h]*/*", "checkpoints/[!f]*", "checkpoints/*/*")]
 
 
 def _reason(error: BaseException) -> str:

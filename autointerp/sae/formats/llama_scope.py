@@ -7,8 +7,8 @@ folders of Llama Scope R1-Distill, `config.json` with `sae_weights.safetensors`.
 They compute what Llamascopium computes (see llamascopium.py), but for one thing: version 1 set its one threshold after
 the scale and the lengths of decoder rows were folded into the weights, so `jump_relu_threshold` is in the units of the
 model's own vectors, for decoder rows of length one. (In the published files it grows with the average length of the
-vectors that are written: .202 for 6.3, .754 for 29.1, and .104 for 3.4 of a transcoder that reads 64.) SAELens scales it
-likewise, by the input's length and without the decoder rows.
+vectors that are written: .202 for 6.3, .754 for 29.1, and .104 for 3.4 of a transcoder that reads 64.) SAELens scales
+it likewise, but by the input's length and without the decoder rows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Reads Qwen-Scope's `layerN.sae.pt`: W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_in, d_sae], b_dec [d_in].
 
-TopK without a ReLU, as its card computes it; b_dec is not subtracted from the input. The layer stands only in the file's
-name, and k only in the repository's: SAE-Res-Qwen3-1.7B-Base-W32K-L0_50. A config.json beside the file that holds
-{"k": 50} tells it, too. JumpReluAutoEncoder of dictionary_learning has the same names, but matrices turned and
-thresholds.
+TopK without a ReLU, as its card computes it; b_dec is not subtracted from the input. The layer stands only in the
+file's name, and k only in the repository's: SAE-Res-Qwen3-1.7B-Base-W32K-L0_50. A config.json beside the file that
+holds {"k": 50} tells it, too. JumpReluAutoEncoder of dictionary_learning has the same names, but its matrices are
+turned, and it has thresholds.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The formats of dictionaries of one layer that were published since 2024, one entry each: how one is read, what decides
-its numbers, and by what it is recognised. A few kinds of files are refused by name, because nothing here can read them.
+"""Formats of dictionaries that read one place and write one, an entry each: how one is read, what decides its numbers,
+and by what it is recognised. Some files are refused by name, because nothing here can read them.
 """
 
 from __future__ import annotations
