@@ -89,7 +89,7 @@ def test_a_topk_that_does_not_say_its_k_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config, others, error, message", [
     (CONFIG + "activation: tanh\n", {}, InputError, "activation 'tanh' is not supported"),
     (CONFIG + "activation: topk\nk: 0\n", {}, InputError, "k must be a positive whole number, not 0"),
-    (CONFIG + "activation: topk\nk: 3\n", {THRESHOLD: thresholds()}, InputError, "has thresholds, but config.yaml says"),
+    (CONFIG + "activation: topk\nk: 3\n", {THRESHOLD: thresholds()}, InputError, "has thresholds, but"),
     (CONFIG + "activation: jump_relu\n", {}, InputError, "its thresholds are missing from layer_7.safetensors"),
     ("a: !!python/object/apply:os.system [true]\n", {}, DamagedError, "config.yaml is damaged"),
     ("- a\n", {}, DamagedError, "expected a table, found list"),

@@ -1,8 +1,8 @@
 """Downloads SAEs from the Hugging Face hub: "hf:owner/name//folder", "hf:owner/name@revision//folder" or
 "hf:owner/name//file.pt".
 
-Only the files directly in that folder are downloaded, since a repository may hold hundreds of SAEs in folders below, and
-besides them checkpoints/final.safetensors, where Llama Scope keeps its weights.
+Only the files directly in that folder are downloaded, since a repository may hold hundreds of SAEs in folders below,
+and checkpoints/final.safetensors, where Llama Scope keeps its weights.
 """
 
 from __future__ import annotations
