@@ -62,7 +62,7 @@ def test_what_a_gemma_scope_2_transcoder_reads_is_behind_the_norms_gain(gemma: A
 
 
 def test_a_language_model_within_another_is_found() -> None:
-    outer = nn.Module()
+    outer: Any = nn.Module()
     outer.model = nn.Module()
     outer.model.language_model = nn.Module()
     outer.model.language_model.layers = nn.ModuleList([nn.Linear(2, 2)])
@@ -72,7 +72,7 @@ def test_a_language_model_within_another_is_found() -> None:
 
 
 def test_a_module_that_is_called_output_is_itself() -> None:
-    outer = nn.Module()
+    outer: Any = nn.Module()
     outer.output = nn.Linear(2, 2)
     outer.inner = nn.Module()
     outer.inner.output = nn.Linear(2, 2)

@@ -61,7 +61,7 @@ def test_a_feature_of_abstopk_and_its_opposite_are_two(rescaled: bool, minus_b_d
 def pursued(x: Tensor, rows: Tensor, b_dec: Tensor, steps: int, residual: float, stop: bool) -> Tensor:
     found = torch.zeros(N, D_SAE, dtype=torch.float64)
     for n in range(N):
-        left, taken = (x[n] - b_dec).double(), set()
+        left, taken = (x[n] - b_dec).double(), set[int]()
         for _ in range(steps):
             scores = rows.double() @ left
             best = int(scores.argmax())
@@ -108,6 +108,7 @@ def test_a_pursuit_of_scaled_inputs_and_one_without_b_dec(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("settings, message", [
     ({"max_iterations": 0}, "max_iterations must be a positive whole number, not 0"),
+    ({"max_iterations": 10**9}, "max_iterations is 1000000000; more than 100000 are not made"),
     ({"residual_threshold": "small"}, "residual_threshold must be a number, not 'small'"),
     ({"residual_threshold": float("nan")}, "residual_threshold must be a number, not nan"),
 ])  # fmt: skip

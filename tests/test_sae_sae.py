@@ -161,7 +161,7 @@ def pursued(sae: Sae, rows: torch.Tensor, x: torch.Tensor, rule: Pursuit) -> tor
     """One vector after the other, as the definition has it."""
     found = torch.zeros(len(x), sae.d_sae)
     for n, vector in enumerate(x):
-        left, taken = vector - sae.b_pre, set()
+        left, taken = vector - sae.b_pre, set[int]()
         for _ in range(rule.steps):
             scores = rows @ left
             best = int(scores.argmax())

@@ -18,6 +18,7 @@ PREFIX = "hf:"
 _ENDINGS = ("json", "yaml", "safetensors", "npz", "pt", "pth")
 _FILE_ENDINGS = (".pt", ".pth", ".npz", ".safetensors")
 _BESIDE = ("config.json", "config.yaml")
+_BELOW = "checkpoints/final.safetensors"
 
 
 class HubPath(NamedTuple):
@@ -89,9 +90,13 @@ def _wanted(inside: str) -> list[str]:
 
 def _unwanted(inside: str) -> list[str]:
     """Patterns for the files in folders below, which must be excluded because * in a pattern matches / too."""
-    folder = f"{glob.escape(inside)}/" if inside else ""
-    # everything with another folder in its name than checkpoints/, for which a pattern has no "not"
-    return [f"{folder}{other}" for other in ("[!c]*/*", "c[!h]*/*", "checkpoints/[!f]*", "checkpoints/*/*")]
+    folder, kept = f"{glob.escape(inside)}/" if inside else "", str(PurePosixPath(_BELOW).parent)
+    # A pattern has no "but for", so the folders whose names part from that of `kept` are listed letter by letter.
+    others = [f"{kept[:n]}[!{letter}]*/*" for n, letter in enumerate(kept)] + [
+        f"{kept[:n]}/*" for n in range(1, len(kept))
+    ]
+    others += [f"{kept}[!/]*/*", f"{kept}/[!f]*", f"{kept}/*/*"]
+    return [f"{folder}{other}" for other in others]
 
 
 def _reason(error: BaseException) -> str:

@@ -33,6 +33,7 @@ CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_sca
 VERSION = "6.54.12"
 """The version of SAELens whose layout is written and tested. SAELens reads it to know the format."""
 
+_MOST_STEPS = 100_000
 _NORMALIZE = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
 _NORMALIZE_BACK = {ours: theirs for theirs, ours in _NORMALIZE.items()}
 # The settings that decide the numbers; the rest of cfg.json says where the SAE came from. The first are hashed even if
@@ -206,8 +207,11 @@ def _pursuit(config: dict[str, Any], path: Path, scale: float) -> Pursuit:
     residual, steps = config.get("residual_threshold", 0.01), config.get("max_iterations")
     if isinstance(residual, bool) or not isinstance(residual, (int, float)) or not residual < float("inf"):
         raise InputError(f"{path}: residual_threshold must be a number, not {residual!r:.100}")
+    n_steps = internal.positive_int(config, "d_in" if steps is None else "max_iterations", path)
+    if n_steps > _MOST_STEPS:
+        raise InputError(f"{path}: max_iterations is {n_steps}; more than {_MOST_STEPS} are not made for one vector")
     return Pursuit(
-        steps=internal.positive_int(config, "d_in" if steps is None else "max_iterations", path),
+        steps=n_steps,
         residual=max(float(residual), 0.0) / scale,
         stop_at_repeat=bool(config.get("stop_on_duplicate_support", True)),
     )
