@@ -85,7 +85,7 @@ def recognises(path: Path) -> bool:
     if not path.is_dir() or not (path / CONFIG).exists() or not (path / WEIGHTS).exists():
         return False
     names = files.read_header(path / WEIGHTS).keys()
-    return {"W_E", "W_D"} <= names or internal.read_config(path / CONFIG).get("sae_type") in _OTHERS
+    return {"W_E", "W_D"} <= names or str(internal.read_config(path / CONFIG).get("sae_type")) in _OTHERS
 
 
 def check_type(config: Mapping[str, Any], path: Path) -> None:

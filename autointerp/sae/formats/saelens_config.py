@@ -43,7 +43,7 @@ def upgraded(config: dict[str, Any], path: Path) -> dict[str, Any]:
     architecture = config.get("architecture")
     if architecture is None:
         raise InputError(f"{path} names no architecture; known: {', '.join(ARCHITECTURES)}")
-    if architecture in _UNREADABLE:
+    if isinstance(architecture, str) and architecture in _UNREADABLE:
         raise InputError(f"{path}: architecture {architecture!r} is not read: {_UNREADABLE[architecture]}")
     if architecture not in ARCHITECTURES:
         raise InputError(
