@@ -131,9 +131,13 @@ class SaeConfig:
     path: str | None = None
     """A saved SAE: folder, file, or hf:owner/name@revision//folder. Default: train one and save it in
     `<store folder>/sae/<name>`."""
-    format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
-    """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai, or auto:
-    recognised by what is in them."""
+    format: Literal[
+        "auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai", "gemma_scope_2", "qwen_scope",
+        "llama_scope", "llamascopium", "circuit_tracer", "goodfire",
+    ] = "auto"  # fmt: skip
+    """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai,
+    gemma_scope_2, qwen_scope, llama_scope, llamascopium, circuit_tracer, goodfire, or auto: recognised by what is in
+    them."""
     architecture: str = "topk"
     """What to train: topk, batchtopk, matryoshka, relu, p_anneal, gated or jumprelu."""
     d_sae: Count | None = None
