@@ -1,0 +1,156 @@
+"""Computes a Jacobian lens over prompts of the explain split, and keeps it in the store's work folder.
+
+What is computed so far is written every KEEP_EVERY_S seconds, with its checksum and with all that it depends on. So a
+run that was killed goes on where it was, and ends with the same numbers; and a second dictionary at the same hookpoint,
+or another run, finds the lens there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autointerp.deadline import Deadline
+from autointerp.errors import DamagedError, InputError, NoProjection
+from autointerp.model.hooks import Hookpoint, hidden_size_at
+from autointerp.model.load import LoadedModel
+from autointerp.model.mean_jacobian import SHORTEST_PROMPT, Effects, mean_jacobian
+from autointerp.model.token_batches import Batch, Halving, make_batches
+from autointerp.progress import Adding, Counting
+from autointerp.records import Window
+from autointerp.sae.files import read_state, read_tensors, write_tensors
+
+VERSION = 1
+"""To be counted up when a lens of the same identity would have other numbers."""
+KEEP_EVERY_S = 60.0
+LOOKED_THROUGH = 20
+"""Windows of the explain split that are looked at, for each prompt wanted."""
+BATCH_SHARE = 16
+"""The share of model.batch_tokens that runs at once: all that the model computes after the hookpoint is kept for the
+backward passes."""
+
+
+@dataclass(frozen=True)
+class LensFit:
+    """What to compute: the mean Jacobian from one hookpoint to another over some prompts."""
+
+    loaded: LoadedModel
+    earlier: Hookpoint
+    later: Hookpoint
+    prompts: Sequence[Window]
+    """All of the same length."""
+    effects: Effects
+    seed: int
+    """Of the signs, which only "same" draws."""
+    batch_tokens: int
+    identity: Mapping[str, Any]
+    """What else the numbers depend on: the model."""
+
+    def _identity(self) -> dict[str, Any]:
+        text = np.array([window.token_ids for window in self.prompts], dtype=np.int64)
+        return {
+            "version": VERSION, **self.identity, "from": str(self.earlier), "to": str(self.later),
+            "effects": self.effects, "seed": self.seed if self.effects == "same" else None,
+            "prompts": list(text.shape), "text_sha256": hashlib.sha256(text.tobytes()).hexdigest(),
+            "batch_tokens": self.batch_tokens, "dtype": str(self.loaded.dtype), "device": self.loaded.device.type,
+        }  # fmt: skip
+
+    def run(self, folder: Path, counting: Counting, deadline: Deadline) -> Tensor:
+        """float32 [width, width] on CPU. Raises what `mean_jacobian` raises, StoppedError once the deadline has passed
+        (what is computed is kept), and DamagedError where what was kept is no longer what was written."""
+        identity = self._identity()
+        digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()
+        path = folder / f"{digest[:16]}.safetensors"
+        done, total = _kept(path, identity) if path.exists() else (0, None)
+        batches = make_batches(self.prompts, max(1, self.batch_tokens // BATCH_SHARE), 0, shortest_share=1)
+        left = [batch for batch in batches if min(batch.indices) >= done]
+        halving, begun = Halving(), time.monotonic()
+        n_rows = hidden_size_at(self.loaded, self.later) if left else 0
+        with counting("Jacobian lens", n_rows * sum(len(batch.indices) for batch in left), "rows") as update:
+            adding = Adding(update)
+            for batch in left:
+                for part, found in halving.run(batch.to(self.loaded.device), lambda part: self._of(part, adding)):
+                    weighted = found.double() * len(part.indices)
+                    total = weighted if total is None else total + weighted
+                done += len(batch.indices)
+                is_last = done == len(self.prompts)
+                if is_last or time.monotonic() - begun >= KEEP_EVERY_S or deadline.left_s <= 0:
+                    assert total is not None
+                    _keep(path, identity, done, total)
+                    begun = time.monotonic()
+                if not is_last:
+                    deadline.check()
+        assert total is not None
+        mean = (total / len(self.prompts)).float()
+        if not torch.isfinite(mean).all():
+            raise NoProjection(
+                f"the Jacobian from {self.earlier} to {self.later} of {self.loaded.name} holds NaN or infinity in "
+                f"{str(self.loaded.dtype).removeprefix('torch.')}; choose another model.dtype"
+            )
+        return mean
+
+    def _of(self, part: Batch, adding: Adding) -> Tensor:
+        # Signs are those of the prompts, whatever a batch was halved to or where a run began.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + min(part.indices))
+        return mean_jacobian(
+            self.loaded, self.earlier, self.later, part.ids, self.effects, generator, lambda: adding(len(part.indices))
+        )
+
+
+def prompts_of(windows: Iterable[Sequence[Window]], n: int, length: int) -> list[Window]:
+    """The beginnings of up to `n` windows that have `length` tokens, each of a document of its own as long as there are
+    such; in the order of the corpus. Raises InputError where there is none."""
+    if length < SHORTEST_PROMPT:
+        raise InputError(
+            f"a Jacobian lens takes prompts of {SHORTEST_PROMPT} tokens at least, and evidence.lens_tokens or "
+            f"corpus.context_length is {length}"
+        )
+    first: list[Window] = []
+    more: list[Window] = []
+    documents: set[str] = set()
+    n_seen = 0
+    for window in (window for unit in windows for window in unit):
+        n_seen += 1
+        if len(window.token_ids) >= length:
+            (more if window.document in documents else first).append(window)
+            documents.add(window.document)
+        if len(first) == n or n_seen >= LOOKED_THROUGH * n:
+            break
+    chosen = [*first, *more][:n]
+    if not chosen:
+        raise InputError(
+            f"no window of the explain split has {length} tokens for a Jacobian lens; lower evidence.lens_tokens"
+        )
+    return [Window(w.document, w.start, w.split, w.token_ids[:length], w.n_prefix) for w in chosen]
+
+
+def _keep(path: Path, identity: Mapping[str, Any], done: int, total: Tensor) -> None:
+    state = {"identity": dict(identity), "done": done, "sha256": _sha256(total)}
+    write_tensors(path, {"total": total}, state)
+
+
+def _kept(path: Path, identity: Mapping[str, Any]) -> tuple[int, Tensor]:
+    """(prompts that are done, the sum of their Jacobians)."""
+    damaged = DamagedError(f"{path} is damaged; delete it to have the Jacobian lens computed again")
+    try:
+        state, total = read_state(path), read_tensors(path)["total"]
+    except (DamagedError, KeyError) as error:
+        raise damaged from error
+    if not isinstance(state, dict) or state.get("identity") != identity or state.get("sha256") != _sha256(total):
+        raise damaged
+    done = state.get("done")
+    if type(done) is not int or total.ndim != 2 or total.dtype != torch.float64:
+        raise damaged
+    return done, total
+
+
+def _sha256(total: Tensor) -> str:
+    return hashlib.sha256(total.contiguous().numpy().tobytes()).hexdigest()
