@@ -251,8 +251,8 @@ class FeatureEvidence:
     """Whether its promoted tokens stand out clearly from those of a random direction (see store/finding_tables.py):
     fewer features do than are output features by their p-value. None: not known."""
     recurring: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By list (promoted, suppressed, lens_promoted, lens_suppressed, raised, lowered), which of its tokens stand in the lists of many other features
-    too (see store/recurring_tokens.py), sorted. Lists without any have no entry."""
+    """By list (promoted, suppressed, lens_promoted, lens_suppressed, raised, lowered), which of its tokens stand in the
+    lists of many other features too (see store/recurring_tokens.py), sorted. Lists without any have no entry."""
 
 
 ExplanationStatus = Literal[

@@ -1,5 +1,5 @@
-"""Reads a Jacobian lens that was made elsewhere: a `.pt` as the jlens library of Gurnee, Sofroniew, Lindsey et al. (2026)
-writes it.
+"""Reads a Jacobian lens that was made elsewhere: a `.pt` as the jlens library of Gurnee, Sofroniew, Lindsey et al.
+(2026) writes it.
 
     J              {layer: [d, d]}, mostly in float16; J[layer] leads what block `layer` returns to the final stream
     n_prompts      prompts that it is the mean over
@@ -64,7 +64,9 @@ def read_lens(path: Path, loaded: LoadedModel, point: Hookpoint, width: int) -> 
 def _jacobians(path: Path) -> dict[int, Tensor]:
     held = read_pt(path, look=True)
     if isinstance(held, dict) and "jacobian_sum" in held:
-        raise InputError(f"{path} is the state of a fit that is not finished; save the finished lens and name that file")
+        raise InputError(
+            f"{path} is the state of a fit that is not finished; save the finished lens and name that file"
+        )
     lacking = [key for key in KEYS if not isinstance(held, dict) or key not in held]
     if lacking:
         raise InputError(f"{path} is no Jacobian lens: it has no {lacking[0]!r}")

@@ -116,9 +116,7 @@ def prompts_of(windows: Iterable[Sequence[Window]], n: int, length: int) -> list
     first: list[Window] = []
     more: list[Window] = []
     documents: set[str] = set()
-    n_seen = 0
-    for window in (window for unit in windows for window in unit):
-        n_seen += 1
+    for n_seen, window in enumerate((window for unit in windows for window in unit), start=1):
         if len(window.token_ids) >= length:
             (more if window.document in documents else first).append(window)
             documents.add(window.document)

@@ -14,9 +14,9 @@ One question to an LLM about each feature, by the template prompts/explain/NAME.
     mutual_information  words tied to the feature, by its direction and by where it fires (Wu et al. 2025)
     token_change        tokens that the model says more and less when it is clamped (Gur-Arieh et al. 2025)
     contrastive         the strongest contexts, against silent contexts that look alike (hard negatives)
-    combined            all of that but jacobian_lens (of the silent contexts those with the token of a peak), contexts drawn at random by
-                        decile, and what came after the peaks (the "raw ensemble" of Gur-Arieh et al. 2025); it tells
-                        the input side and the output side apart, and a second meaning
+    combined            all of that but jacobian_lens (of the silent contexts those with the token of a peak), contexts
+                        drawn at random by decile, and what came after the peaks (the "raw ensemble" of Gur-Arieh et
+                        al. 2025); it tells the input side and the output side apart, and a second meaning
 
 One question, and up to `rounds` more about the mistakes of the answer (rule.py):
 

@@ -177,9 +177,7 @@ OUTPUT_STATISTICS = FindingTable(
     fills="stands_out",
     read=lambda rows: stands_out(rows[0]),
 )
-LENS_TOKENS = FindingTable(
-    "jacobian_lens", "lens_tokens", ("-sign", "rank"), key="lens", fills="lens", read=_promoted
-)
+LENS_TOKENS = FindingTable("jacobian_lens", "lens_tokens", ("-sign", "rank"), key="lens", fills="lens", read=_promoted)
 TOKEN_CHANGES = FindingTable(
     "token_change", "token_changes", ("-sign", "rank"), key="changed", fills="changed", read=_changed
 )
