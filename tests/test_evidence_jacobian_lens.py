@@ -166,8 +166,9 @@ def windows(n: int) -> list[Window]:
 
 def fit_of(loaded: LoadedModel, n: int = 7, **changed: Any) -> LensFit:
     one = LensFit(
-        loaded, Hookpoint(EARLY), find_stream_end(loaded), windows(n), "later", 0, LENGTH * lens_fit.BATCH_SHARE * 2, {}
-    )
+        loaded, Hookpoint(EARLY), find_stream_end(loaded), windows(n), "later", 0, 1,
+        LENGTH * lens_fit.BATCH_SHARE * 2, {},
+    )  # fmt: skip
     return replace(one, **changed)
 
 
@@ -194,17 +195,20 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     """Four batches, of two prompts each but for the last."""
     monkeypatch.setattr(lens_fit, "KEEP_EVERY_S", 0.0)
     fit, never = fit_of(loaded, effects=effects), Deadline.of(None)
-    whole = fit.run(tmp_path / "whole", uncounted, never)
+    whole, n_read = fit.run(tmp_path / "whole", uncounted, never)
+    assert n_read == 7
     with monkeypatch.context() as patch:
         kill_after(patch, 3)
         with pytest.raises(Killed):
             fit.run(tmp_path / "killed", uncounted, never)
     with monkeypatch.context() as patch:
         kill_after(patch, 1)
-        assert torch.equal(fit.run(tmp_path / "killed", uncounted, never), whole)
+        found, n_read = fit.run(tmp_path / "killed", uncounted, never)
+        assert torch.equal(found, whole) and n_read == 1
     with monkeypatch.context() as patch:
         kill_after(patch, 0)
-        assert torch.equal(fit.run(tmp_path / "killed", uncounted, never), whole)
+        found, n_read = fit.run(tmp_path / "killed", uncounted, never)
+        assert torch.equal(found, whole) and n_read == 0
         for changed in ({"prompts": windows(6)}, {"seed": 1, "effects": "same"}, {"identity": {"revision": "other"}}):
             with pytest.raises(Killed):  # none of these is the lens that is there
                 replace(fit, **changed).run(tmp_path / "killed", uncounted, never)
@@ -221,7 +225,21 @@ def test_a_deadline_keeps_what_is_done(loaded: LoadedModel, tmp_path: Path) -> N
     with pytest.raises(StoppedError):
         fit.run(tmp_path, uncounted, Deadline.of("2020-01-01T00:00"))
     assert len(list(tmp_path.iterdir())) == 1
-    assert torch.equal(fit.run(tmp_path, uncounted, Deadline.of(None)), fit.run(tmp_path, uncounted, Deadline.of(None)))
+    assert fit.run(tmp_path, uncounted, Deadline.of(None))[1] == 5
+
+
+def test_batches_take_turns_with_the_rows(loaded: LoadedModel, tmp_path: Path) -> None:
+    """Of four batches two give the even rows and two the odd ones."""
+    whole, never = fit_of(loaded), Deadline.of(None)
+    found, _ = replace(whole, every=2).run(tmp_path, uncounted, never)
+    first, second = (
+        replace(whole, prompts=[whole.prompts[i] for i in own]).run(tmp_path, uncounted, never)[0]
+        for own in ((0, 1, 4, 5), (2, 3, 6))
+    )
+    assert torch.allclose(found[::2], first[::2], atol=1e-6) and torch.allclose(found[1::2], second[1::2], atol=1e-6)
+    assert not torch.allclose(first, second, atol=1e-3)
+    few, _ = replace(whole, every=1000).run(tmp_path, uncounted, never)  # every row is of some batch
+    assert torch.isfinite(few).all() and few.norm(dim=1).min() > 0
 
 
 def test_prompts_are_of_many_documents() -> None:

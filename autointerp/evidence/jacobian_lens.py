@@ -44,7 +44,7 @@ class JacobianLens:
         if config.lens_file:
             return {"file": lens_file_sha256(config.lens_file), **fields_of(config, "words"), **PROJECTED}
         seed = ("seed",) if config.lens_effects == "same" else ()
-        return {**fields_of(config, "lens_prompts", "lens_tokens", "lens_effects", "words", *seed), **PROJECTED}
+        return {**fields_of(config, "lens_prompts", "lens_tokens", "lens_effects", "lens_every", "words", *seed), **PROJECTED}
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
         from autointerp.harvest.vocab_projection import vocab_projection
@@ -81,7 +81,7 @@ def describe_lens(loaded: LoadedModel, config: EvidenceConfig, written: Hookpoin
     require_next_token(loaded, "a Jacobian lens")
     width = hidden_size_at(loaded, written)
     if not config.lens_file:
-        return f"{config.lens_prompts:,} prompts, with {width:,} backward passes each"
+        return f"{config.lens_prompts:,} prompts, with {-(-width // config.lens_every):,} backward passes each"
     read_lens(Path(config.lens_file), loaded, written, width)
     return f"{config.lens_file} has one of {written}"
 
@@ -104,7 +104,7 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 
 
 def _lens(study: Study, end: Hookpoint) -> tuple[Tensor, int, int]:
-    """(the Jacobian from where the SAE writes to `end`, prompts that it took, their tokens)."""
+    """(the Jacobian from where the SAE writes to `end`, prompts that were read for it now, their tokens)."""
     from autointerp.evidence.lens_file import read_lens
     from autointerp.evidence.lens_fit import LensFit, prompts_of
 
@@ -120,10 +120,12 @@ def _lens(study: Study, end: Hookpoint) -> tuple[Tensor, int, int]:
         "model": None if loaded.revision.startswith("local:") else loaded.name, "revision": loaded.revision, "quantization": model.quantization,
         "random_weights": model.random_weights, "keep_embeddings": model.keep_embeddings,
     }  # fmt: skip
-    fit = LensFit(loaded, written, end, prompts, config.lens_effects, config.seed, study.batch_tokens, identity)
+    fit = LensFit(
+        loaded, written, end, prompts, config.lens_effects, config.seed, config.lens_every, study.batch_tokens, identity
+    )
     folder = Path(study.config.store.path).with_suffix(".work") / LENS_FOLDER
-    lens = fit.run(folder, study.counting, Deadline.of(study.config.budget.deadline))
-    return lens, len(prompts), len(prompts) * length
+    lens, n_read = fit.run(folder, study.counting, Deadline.of(study.config.budget.deadline))
+    return lens, n_read, n_read * length
 
 
 def _line(title: str, rows: Sequence[Row], sign: int) -> list[str]:

@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,12 @@ class LensFit:
     earlier: Hookpoint
     later: Hookpoint
     prompts: Sequence[Window]
-    """All of the same length."""
+    """One or more, all of the same length."""
     effects: Effects
     seed: int
     """Of the signs, which only "same" draws."""
+    every: int
+    """Each batch of prompts gives one row of the Jacobian in so many, in turn: the same work takes in more prompts."""
     batch_tokens: int
     identity: Mapping[str, Any]
     """What else the numbers depend on: the model."""
@@ -58,51 +61,60 @@ class LensFit:
         text = np.array([window.token_ids for window in self.prompts], dtype=np.int64)
         return {
             "version": VERSION, **self.identity, "from": str(self.earlier), "to": str(self.later),
-            "effects": self.effects, "seed": self.seed if self.effects == "same" else None,
+            "effects": self.effects, "every": self.every, "seed": self.seed if self.effects == "same" else None,
             "prompts": list(text.shape), "text_sha256": hashlib.sha256(text.tobytes()).hexdigest(),
             "batch_tokens": self.batch_tokens, "dtype": str(self.loaded.dtype), "device": self.loaded.device.type,
         }  # fmt: skip
 
-    def run(self, folder: Path, counting: Counting, deadline: Deadline) -> Tensor:
-        """float32 [width, width] on CPU. Raises what `mean_jacobian` raises, StoppedError once the deadline has passed
-        (what is computed is kept), and DamagedError where what was kept is no longer what was written."""
+    def run(self, folder: Path, counting: Counting, deadline: Deadline) -> tuple[Tensor, int]:
+        """(float32 [width, width] on CPU, how many prompts were read now). Raises what `mean_jacobian` raises,
+        StoppedError once the deadline has passed (what is computed is kept), and DamagedError where what was kept is no
+        longer what was written."""
         identity = self._identity()
         digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()
         path = folder / f"{digest[:16]}.safetensors"
-        done, total = _kept(path, identity) if path.exists() else (0, None)
+        widths = [hidden_size_at(self.loaded, point) for point in (self.later, self.earlier)]
+        done, total = _kept(path, identity) if path.exists() else (0, torch.zeros(*widths, dtype=torch.float64))
         batches = make_batches(self.prompts, max(1, self.batch_tokens // BATCH_SHARE), 0, shortest_share=1)
-        left = [batch for batch in batches if min(batch.indices) >= done]
+        every = min(self.every, len(batches))
+        turns = [range(i % every, widths[0], every) for i in range(len(batches))]
+        n_prompts = torch.zeros(widths[0], 1, dtype=torch.float64)
+        for batch, rows in zip(batches, turns, strict=True):
+            n_prompts[_at(rows)] += len(batch.indices)
+        left = [(batch, rows) for batch, rows in zip(batches, turns, strict=True) if min(batch.indices) >= done]
         halving, begun = Halving(), time.monotonic()
-        n_rows = hidden_size_at(self.loaded, self.later) if left else 0
-        with counting("Jacobian lens", n_rows * sum(len(batch.indices) for batch in left), "rows") as update:
+        with counting("Jacobian lens", sum(len(b.indices) * len(rows) for b, rows in left), "backward passes") as update:
             adding = Adding(update)
-            for batch in left:
-                for part, found in halving.run(batch.to(self.loaded.device), lambda part: self._of(part, adding)):
-                    weighted = found.double() * len(part.indices)
-                    total = weighted if total is None else total + weighted
+            for batch, rows in left:
+                work = partial(self._of, rows, adding)
+                for part, found in halving.run(batch.to(self.loaded.device), work):
+                    total[_at(rows)] += found.double() * len(part.indices)
                 done += len(batch.indices)
                 is_last = done == len(self.prompts)
                 if is_last or time.monotonic() - begun >= KEEP_EVERY_S or deadline.left_s <= 0:
-                    assert total is not None
                     _keep(path, identity, done, total)
                     begun = time.monotonic()
                 if not is_last:
                     deadline.check()
-        assert total is not None
-        mean = (total / len(self.prompts)).float()
+        mean = (total / n_prompts).float()
         if not torch.isfinite(mean).all():
             raise NoProjection(
                 f"the Jacobian from {self.earlier} to {self.later} of {self.loaded.name} holds NaN or infinity in "
                 f"{str(self.loaded.dtype).removeprefix('torch.')}; choose another model.dtype"
             )
-        return mean
+        return mean, sum(len(batch.indices) for batch, _ in left)
 
-    def _of(self, part: Batch, adding: Adding) -> Tensor:
+    def _of(self, rows: range, adding: Adding, part: Batch) -> Tensor:
         # Signs are those of the prompts, whatever a batch was halved to or where a run began.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + min(part.indices))
+        n = len(part.indices)
         return mean_jacobian(
-            self.loaded, self.earlier, self.later, part.ids, self.effects, generator, lambda: adding(len(part.indices))
+            self.loaded, self.earlier, self.later, part.ids, rows, self.effects, generator, lambda: adding(n)
         )
+
+
+def _at(rows: range) -> slice:
+    return slice(rows.start, rows.stop, rows.step)
 
 
 def prompts_of(windows: Iterable[Sequence[Window]], n: int, length: int) -> list[Window]:

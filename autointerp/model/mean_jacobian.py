@@ -17,7 +17,7 @@ the number of positions and prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
@@ -41,12 +41,14 @@ def mean_jacobian(
     earlier: Hookpoint,
     later: Hookpoint,
     ids: Tensor,
+    rows: Sequence[int],
     effects: Effects,
     generator: torch.Generator,
     on_row: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """float32 [width at `later`, width at `earlier`] on CPU, the mean over the prompts `ids` [P, T], none of them
-    padded. `generator` (on CPU) draws the signs for "same". `on_row` is called after each row.
+    """The given rows, which are coordinates at `later`: float32 [len(rows), width at `earlier`] on CPU, the mean over
+    the prompts `ids` [P, T], none of them padded. `generator` (on CPU) draws the signs for "same". `on_row` is called
+    after each row.
 
     Raises InputError where a hookpoint is never run, and NoProjection where the later one does not depend on the
     earlier one, or the model cannot be differentiated in between. What runs out of memory raises PyTorch's error.
@@ -55,7 +57,7 @@ def mean_jacobian(
         raise InputError(f"a prompt of {ids.shape[1]} tokens is too short for a Jacobian: it takes {SHORTEST_PROMPT}")
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            return _rows(loaded, earlier, later, ids, effects, generator, on_row)
+            return _rows(loaded, earlier, later, ids, rows, effects, generator, on_row)
     except RuntimeError as error:  # the code of any architecture runs here, and some of it has no derivative
         if is_out_of_memory(error):
             raise
@@ -66,25 +68,23 @@ def mean_jacobian(
 
 
 def _rows(
-    loaded: LoadedModel, earlier: Hookpoint, later: Hookpoint, ids: Tensor, effects: Effects,
+    loaded: LoadedModel, earlier: Hookpoint, later: Hookpoint, ids: Tensor, rows: Sequence[int], effects: Effects,
     generator: torch.Generator, on_row: Callable[[], None],
 ) -> Tensor:  # fmt: skip
     x, y = _run(loaded, earlier, later, ids)
     n_prompts, n_tokens = ids.shape
     counted = slice(SKIPPED, n_tokens - 1)
     signs = torch.ones(n_prompts, n_tokens - 1 - SKIPPED)
-    n_rows = y.shape[-1]
-    jacobian = torch.zeros(n_rows, x.shape[-1])
-    weights = torch.zeros_like(y)
-    by_position = weights.view(n_prompts, n_tokens, -1)
-    for row in range(n_rows):
+    jacobian = torch.zeros(len(rows), x.shape[-1])
+    weights = torch.zeros(n_prompts, n_tokens, y.shape[-1], dtype=y.dtype, device=y.device)
+    for i, row in enumerate(rows):
         if effects == "same":
             signs = torch.randint(2, signs.shape, generator=generator).float() * 2 - 1
-        by_position.zero_()
-        by_position[:, counted, row] = signs.to(weights)
-        (gradient,) = torch.autograd.grad(y, x, weights, retain_graph=row + 1 < n_rows)
-        found = gradient.view(n_prompts, n_tokens, -1)[:, counted].float()
-        jacobian[row] = (found * signs.to(found)[..., None]).mean((0, 1)).cpu()
+        weights.zero_()
+        weights[:, counted, row] = signs.to(weights)
+        (gradient,) = torch.autograd.grad(y, x, weights.view(y.shape), retain_graph=i + 1 < len(rows))
+        found = gradient.reshape(n_prompts, n_tokens, -1)[:, counted].float()
+        jacobian[i] = (found * signs.to(found)[..., None]).mean((0, 1)).cpu()
         on_row()
     return jacobian
 
