@@ -105,7 +105,7 @@ class LensFit:
         return mean, sum(len(batch.indices) for batch, _ in left)
 
     def _of(self, rows: range, adding: Adding, part: Batch) -> Tensor:
-        # Signs are those of the prompts, whatever a batch was halved to or where a run began.
+        # The signs of a part do not depend on where a run began.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + min(part.indices))
         n = len(part.indices)
         return mean_jacobian(
