@@ -187,6 +187,9 @@ CUT_TEXTS = Section("pruned", _cut_texts, "pruning")
 PROMOTED = _tokens("promoted", "vocab_projection", lambda e: e.promoted)
 """Next tokens that the feature's decoder row promotes."""
 SUPPRESSED = _tokens("suppressed", "vocab_projection", lambda e: e.suppressed)
+LENS_PROMOTED = _tokens("lens_promoted", "jacobian_lens", lambda e: [t for t in e.lens if t.sign == 1])
+"""Next tokens that the feature promotes by way of the blocks after it."""
+LENS_SUPPRESSED = _tokens("lens_suppressed", "jacobian_lens", lambda e: [t for t in e.lens if t.sign == -1])
 RAISED = _tokens("raised", "token_change", lambda e: [t for t in e.changed if t.sign == 1])
 """Tokens that the model says more when the feature is clamped."""
 LOWERED = _tokens("lowered", "token_change", lambda e: [t for t in e.changed if t.sign == -1])
