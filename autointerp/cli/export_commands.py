@@ -19,7 +19,7 @@ def export(
     target: Annotated[
         str,
         typer.Argument(
-            help="saelens, sparsify, circuit-tracer (dictionaries); circuit-tracer-features, circuit-tracer-graph (labels)."
+            help="Dictionaries: saelens, sparsify, circuit-tracer. Labels: circuit-tracer-features, circuit-tracer-graph."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not hold anything.")],

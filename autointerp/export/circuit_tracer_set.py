@@ -2,7 +2,7 @@
 
     config.yaml               the model, the kind, where transcoders read and write, and `scan`, the set's name
     layer_N.safetensors       one a layer, from 0 on, without a gap (sae/circuit_tracer_files.py)
-    features/                 what its page shows of the features (circuit_tracer_features.py), where they were harvested
+    features/                 what its page shows of them (circuit_tracer_features.py), where they were harvested
 
 circuit-tracer opens it from the Hub, or from a folder in CIRCUIT_TRACER_CACHE_DIR by the folder's name.
 """

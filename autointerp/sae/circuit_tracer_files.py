@@ -68,7 +68,7 @@ class SetFiles:
 def _check_form(name: str, sae: Sae) -> None:
     if sae.k is not None:
         raise InputError(
-            f"{name} is a TopK transcoder (k = {sae.k}), and circuit-tracer's files hold ReLU and JumpReLU only: it would "
+            f"{name} is a TopK transcoder (k = {sae.k}), and circuit-tracer's files hold ReLU and JumpReLU: it would "
             "read this one as ReLU, with other activations. Export it to sparsify, or train one with architecture "
             "batchtopk or jumprelu"
         )
