@@ -6,7 +6,7 @@ interpreter; it imports nothing of autointerp.
     python scripts/check_exports.py circuit-tracer EXPORT X OUT       circuit-tracer
     python scripts/check_exports.py graph EXPORT MODEL IDS FOLDER     circuit-tracer: an attribution graph in FOLDER
     python scripts/check_exports.py serve FOLDER                      circuit-tracer: its local server; prints the port
-    python scripts/check_exports.py page URL SHOT                     Chromium through playwright: what the page shows
+    python scripts/check_exports.py models FOLDER                     circuit-tracer: whether its records take our JSON
 
 X is a safetensors file with a tensor `x` [n, d]. OUT gets, of every dictionary, the activations and the reconstruction
 of x, and `again.…`: what the library saves itself, for our readers. IDS are token ids, separated by commas.
@@ -105,12 +105,22 @@ def serve(folder: Path) -> None:
     server.stop()
 
 
+def models(folder: Path) -> None:
+    from circuit_tracer.frontend import feature_models, graph_models
+
+    for path in (folder / "features").iterdir():
+        feature_models.Model.model_validate_json(path.read_text(encoding="utf-8"))
+    for path in folder.glob("*.json"):
+        if path.name not in ("graph-metadata.json", "autointerp-export.json"):
+            graph_models.Model.model_validate_json(path.read_text(encoding="utf-8"))
+
+
 def main() -> None:
     command, *rest = sys.argv[1:]
     if command == "graph":
         graph(Path(rest[0]), rest[1], rest[2], Path(rest[3]))
-    elif command == "serve":
-        serve(Path(rest[0]))
+    elif command in ("serve", "models"):
+        {"serve": serve, "models": models}[command](Path(rest[0]))
     else:
         {"saelens": saelens, "sparsify": sparsify, "circuit-tracer": circuit_tracer}[command](*map(Path, rest))
 
