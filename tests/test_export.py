@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -249,7 +250,15 @@ def test_an_export_is_replaced_only_when_asked(tmp_path: Path) -> None:
     shutil.rmtree(out)
     out.mkdir()
     write(out, "into an empty folder")
-    assert json.loads((out / MARK).read_text()) == {"written": "into an empty folder"}
+    assert json.loads((out / MARK).read_text()) == {"written": "into an empty folder", "holds": ["inside"]}
+    for added in (".git", "README.md"):
+        (out / added).mkdir()
+        with pytest.raises(InputError, match=f"what no export wrote .*{re.escape(added)}"):
+            write(out, "third", force=True)
+        (out / added).rmdir()
+    (out / MARK).write_text("[1")
+    with pytest.raises(InputError, match="what no export wrote"):
+        write(out, "third", force=True)
 
 
 def test_what_is_no_export_is_never_replaced(tmp_path: Path) -> None:
@@ -257,7 +266,7 @@ def test_what_is_no_export_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "folder" / "thesis.tex").write_text("years of work")
     (tmp_path / "file").write_text("more")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for name, why in (("folder", "holds other things"), ("file", "is no folder"), ("link", "is no folder")):
+    for name, why in (("folder", "what no export wrote"), ("file", "is no folder"), ("link", "is no folder")):
         with pytest.raises(InputError, match=why):
             write(tmp_path / name, "x", force=True)
     for path, why in ((tmp_path / "no" / "out", "there is no folder"), (tmp_path / "..", "names no folder")):

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from autointerp.errors import AutointerpError, DiskFullError, InputError, StoreBusyError, shown
 
 MARK = "autointerp-export.json"
-"""The file that says what an export holds. A folder without it is nothing that an export may replace."""
+"""The file that says what an export holds. What it does not name no export may replace."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_free(target: Path, force: bool) -> Path:
     """The absolute path of `target`. Raises InputError where a folder cannot be written there, or must not be: only an
-    empty folder or, with `force`, an earlier export is replaced."""
+    empty folder or, with `force`, an earlier export to which nothing was added is replaced."""
     try:
         place = Path(os.path.abspath(target)).parent.resolve() / target.name
         is_there, is_folder = os.path.lexists(place), place.is_dir() and not place.is_symlink()
@@ -37,8 +36,9 @@ def check_free(target: Path, force: bool) -> Path:
         return place
     if not is_folder:
         raise InputError(f"{target} is there already, and is no folder; name another one")
-    if MARK not in held:
-        raise InputError(f"{target} holds other things than an export ({shown(', '.join(held[:4]))}); name another one")
+    other = sorted(set(held) - _written(place))
+    if other:
+        raise InputError(f"{target} holds what no export wrote ({shown(', '.join(other[:4]))}); name another folder")
     if not force:
         raise InputError(f"{target} holds an export already; --force replaces it")
     return place
@@ -62,7 +62,8 @@ def whole_folder(target: Path, force: bool, about: Callable[[], Mapping[str, Any
         try:
             new.mkdir()
             yield new
-            (new / MARK).write_text(json.dumps(about(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            told = {**about(), "holds": sorted(path.name for path in new.iterdir())}
+            (new / MARK).write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             _sync(new)
             check_free(target, force)  # somebody may have put something there meanwhile
             if place.exists() and any(place.iterdir()):
@@ -71,6 +72,15 @@ def whole_folder(target: Path, force: bool, about: Callable[[], Mapping[str, Any
             _sync_one(place.parent)
         finally:
             _clear(place, new, old)
+
+
+def _written(place: Path) -> set[str]:
+    """What the export at `place` wrote there, by its MARK; nothing where it has none that can be read."""
+    try:
+        holds = json.loads((place / MARK).read_text(encoding="utf-8"))["holds"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+    return {MARK, *(name for name in holds if isinstance(name, str))} if isinstance(holds, list) else set()
 
 
 def _clear(place: Path, new: Path, old: Path) -> None:
@@ -85,10 +95,13 @@ def _clear(place: Path, new: Path, old: Path) -> None:
 @contextmanager
 def _locked(lock: Path, place: Path) -> Iterator[None]:
     with lock.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy(place) from None
+        with suppress(ModuleNotFoundError):  # on Windows nothing is locked
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _busy(place) from None
         if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
             raise _busy(place)  # its owner has just removed it
         try:
