@@ -111,7 +111,7 @@ def harvested(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     corpus = write_corpus(folder / "texts")
     made = [transcoder(WIDTH, layer, threshold=1.0) for layer in range(LAYERS)]
     config = write_project(folder, model, made, corpus)
-    more = '[harvest]\ncontext_tokens = 16\ntop_contexts = 4\nsampled_contexts = 4\nnegatives = 3\n'
+    more = "[harvest]\ncontext_tokens = 16\ntop_contexts = 4\nsampled_contexts = 4\nnegatives = 3\n"
     config.write_text(f'{config.read_text()}{more}[explain]\nexplainer = "patterns"\n')
     for command in ("harvest", "explain"):
         for layer in range(LAYERS):

@@ -19,7 +19,7 @@ def export(
     target: Annotated[
         str,
         typer.Argument(
-            help="Dictionaries: saelens, sparsify, circuit-tracer. Labels: circuit-tracer-features, circuit-tracer-graph."
+            help="saelens, sparsify, circuit-tracer (with weights), circuit-tracer-features or circuit-tracer-graph (labels)."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not hold anything.")],
