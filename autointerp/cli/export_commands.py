@@ -18,9 +18,7 @@ commands = typer.Typer()
 def export(
     target: Annotated[
         str,
-        typer.Argument(
-            help="saelens, sparsify, circuit-tracer (with weights), circuit-tracer-features or circuit-tracer-graph (labels)."
-        ),
+        typer.Argument(help="With weights: saelens, sparsify, circuit-tracer. Labels: circuit-tracer-features, -graph."),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not hold anything.")],
     config: ConfigFile = DEFAULT_CONFIG,
@@ -53,7 +51,7 @@ def export(
         dictionaries=tuple(dict.fromkeys(dictionary or ())),
         contexts=contexts,
         graphs=tuple(graph or ()),
-        counting=terminal.counting(out.name),
+        counting=terminal.counting,
         say=terminal.say,
     )
     check_job(job, chosen)

@@ -66,7 +66,8 @@ class Job:
     graphs: tuple[Path, ...] = ()
     sources: Callable[[], Sequence[Source]] | None = None
     """The chosen dictionaries' files; None unless the target `needs_weights`."""
-    counting: Counting = uncounted
+    counting: Callable[[str], Counting] = lambda dictionary: uncounted
+    """How far the work on a dictionary is."""
     say: Callable[[str], None] | None = None
 
 
