@@ -312,7 +312,9 @@ def test_an_export_that_is_killed_leaves_what_was_there(tmp_path: Path, moment: 
     assert content(out) == (None if moment == "replacing" else "first")
     with pytest.raises(InputError, match="--force replaces it"):  # it is there again
         write(out, "second")
-    assert content(out) == "first" and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert content(out) == "first"
+    write(out, "second", force=True)
+    assert content(out) == "second" and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
