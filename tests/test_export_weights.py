@@ -132,7 +132,8 @@ def test_saelens_and_sparsify_get_folders_that_are_read_again(
             torch.testing.assert_close(again(x), ours(x), rtol=1e-5, atol=1e-5)
             assert again.metadata["prepend_bos"] is True and again.metadata["model_name"] == str(tiny_llama)
     again = load_sae(next((tmp_path / "saelens" / "out-saelens").glob("layer_0*")))
-    assert again.metadata["hook_name"] == "blocks.0.mlp.hook_in"
+    # the same place, since an untrained norm multiplies by one
+    assert again.metadata["hook_name"] == "blocks.0.ln2.hook_normalized"
     assert again.metadata["hook_name_out"] == "blocks.0.hook_mlp_out"
 
 
