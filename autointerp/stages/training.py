@@ -11,20 +11,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from autointerp.config import Config, SaeConfig, TrainConfig
-from autointerp.corpus.windows import bos_prefix
 from autointerp.errors import DamagedError, MismatchError, OutOfMemoryError
-from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import is_out_of_memory
 from autointerp.sae import files, parallel
 from autointerp.sae.activation_cache import CachedSource
 from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
-from autointerp.sae.formats.hooknames import to_hook_name
 from autointerp.sae.kept_fill import KeptFill
 from autointerp.sae.model_source import TRAINING_SPLITS, ModelSource, VectorColumns
 from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import CHECKPOINT, Trainer
 from autointerp.sae.training_run import SaeSpec
 from autointerp.stages.checks import require
+from autointerp.stages.held_weights import origin_of
 from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import (
     HELD_OUT,
@@ -279,7 +277,7 @@ def _keep_trained(session: Session, store: Store, sae: SaeConfig, weights: Sae, 
     folder = session.sae_folder(sae)
     # SAELens has no class for a transcoder that chooses by k
     save = save_sparsify if sae.output_hookpoint is not None and weights.k is not None else save_saelens
-    save(weights, folder, {**weights.metadata, **_metadata(session, sae, session.model())})
+    save(weights, folder, {**weights.metadata, **origin_of(session, sae), "dataset": session.config.corpus.source})
     sha256, saved = sae_sha256(folder, sae.format), load_sae(folder)
     dictionary_id = dictionary_id_of(session, store, sae, saved, sha256)
     metrics = _all_metrics(folder / "training" / "metrics.jsonl")
@@ -302,16 +300,3 @@ def _all_metrics(path: Path) -> list[Mapping[str, Any]]:
         step = logged.pop("step")
         rows.extend({"step": step, "metric": name, "value": value} for name, value in logged.items())
     return rows
-
-
-def _metadata(session: Session, sae: SaeConfig, loaded: LoadedModel) -> dict[str, Any]:
-    corpus = session.config.corpus
-    return {
-        "model_name": loaded.name,
-        "model_revision": loaded.revision,
-        "hook_name": to_hook_name(str(session.point(sae.hookpoint)), loaded.model) or sae.hookpoint,
-        "module_path": sae.hookpoint,
-        "context_size": corpus.context_length,
-        "prepend_bos": bool(bos_prefix(loaded.tokenizer, corpus)),
-        "dataset": corpus.source,
-    }
