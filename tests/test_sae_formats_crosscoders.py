@@ -166,9 +166,7 @@ def test_crosscode_reads_models_and_hooks_side_by_side(
     sae, x = load_sae(tmp_path), drawn(N_TOKENS, *read, WIDTH, seed=7)
     features, out = compute(x)
     assert torch.equal(sae.encode(x.flatten(1)) > 0, features > 0)
-    rows = (features >= 0).all(1)  # TopK may choose a negative one, where a feature is silent here
-    assert int(rows.sum()) > N_TOKENS // 2
-    torch.testing.assert_close(sae(x.flatten(1))[rows], out.flatten(1)[rows], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sae(x.flatten(1)), out.flatten(1), rtol=1e-5, atol=1e-5)
     assert sae.metadata["models"] == 2
     assert sae.metadata["parts"] == (written[0] * (written[1] if len(written) > 1 else 1) if written else 1)
 

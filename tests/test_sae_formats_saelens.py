@@ -226,7 +226,7 @@ def test_the_hash_of_a_scaled_checkpoint_follows_its_factor(tmp_path: Path) -> N
     "changes, message",
     [
         ({"architecture": "jump_relu"}, "'jump_relu' is not supported. Did you mean jumprelu"),
-        ({"architecture": "temporal"}, "'temporal' is not supported.*Supported: standard, transcoder"),
+        ({"architecture": "crosscoder"}, "'crosscoder' is not supported.*Supported: standard, transcoder"),
         ({"architecture": "<absent>"}, "names no architecture"),
         ({"architecture": ["topk"]}, "architecture \\['topk'\\] is not supported"),
         ({"k": 0}, "k must be a positive whole number, not 0"),

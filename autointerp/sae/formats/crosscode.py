@@ -57,6 +57,7 @@ def load(folder: Path) -> Sae:
         threshold=threshold,
         b_pre=torch.zeros(len(W_enc)),
         W_skip=None if skip is None else t[skip].reshape(len(W_enc), -1),
+        relu=k is None,  # its TopK keeps the k largest, below 0 too
         architecture="crosscoder" if read == written else "crosscoder_transcoder",
         metadata=_metadata(config, written, k),
     )
