@@ -80,7 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TORCH_ROOMS = {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate", "real_model"}
 TORCH_STAGES = {
     "session", "held_weights", "model_checks", "training", "training_cache", "harvesting", "verifying", "gathering",
-    "evaluating", "measuring", "decoder_norms", "whole_clts",
+    "evaluating", "measuring", "part_norms", "whole_clts",
 }  # fmt: skip
 """Files of `stages` that run the model. They import nothing of the rooms that ask an LLM."""
 LLM_ROOMS = {"llm", "ask", "rules", "score", "explain"}

@@ -31,7 +31,7 @@ from autointerp.sae.formats.declared_hooks import is_declared, to_hookpoint
 from autointerp.sae.formats.hooknames import check_processing, wants_bos
 from autointerp.sae.sae import Sae
 from autointerp.stages.checks import Check
-from autointerp.stages.decoder_norms import keep_decoder_norms
+from autointerp.stages.part_norms import keep_decoder_norms
 from autointerp.stages.text_reading import check_windows, reading_notes
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.store import Store
