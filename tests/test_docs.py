@@ -32,7 +32,7 @@ PAGES = {path: path.read_text(encoding="utf-8") for path in (README, *sorted((RO
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 PLACEHOLDER = re.compile(r"[A-Z]{3,}|[<>*{]")
 """A path with one of these stands for many: prompts/explain/NAME.md."""
-FILE_ENDINGS = {"py", "safetensors"}
+FILE_ENDINGS = {"py", "safetensors", "pt"}
 """After a section's name they make a file's name, and no setting's: sae.safetensors."""
 
 
