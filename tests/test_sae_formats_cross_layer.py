@@ -198,6 +198,18 @@ def written_alone(clt: Clt, layer: int, feature: int, value: float) -> Tensor:
     return load_file(clt.folder / f"W_dec_{layer}.safetensors")[f"W_dec_{layer}"][feature].flatten() * value
 
 
+def test_a_threshold_below_zero_lets_values_below_zero_into_the_reconstruction(tmp_path: Path) -> None:
+    clt = written_by_circuit_tracer(tmp_path / "clt")
+    held = load_file(clt.folder / "W_enc_2.safetensors")
+    change_tensors(clt.folder / "W_enc_2.safetensors", threshold_2=-held["threshold_2"])
+    x, dec = drawn(N_TOKENS, WIDTH, seed=7), load_file(clt.folder / "W_dec_2.safetensors")["W_dec_2"][:, 0]
+    pre = x @ held["W_enc_2"].T + held["b_enc_2"]
+    chosen = pre * (pre > -held["threshold_2"])
+    sae = load_sae(clt.folder, "auto", 2)
+    assert bool((chosen < 0).any()) and torch.equal(sae.encode(x) > 0, chosen > 0)
+    torch.testing.assert_close(sae(x), chosen @ dec + held["b_dec_2"], rtol=1e-5, atol=1e-5)
+
+
 def test_the_last_layer_of_gemma_scope_2_is_there_and_what_stands_before_a_source_is_not(tmp_path: Path) -> None:
     clt = written_as_gemma_scope_2(tmp_path / "clt")
     last = load_sae(clt.folder, "auto", N_LAYERS - 1)

@@ -66,6 +66,7 @@ class Source:
             threshold=self.threshold,
             b_pre=torch.zeros(len(self.W_enc)),
             W_skip=W_skip,
+            relu=self.threshold is None or bool((self.threshold >= 0).all()),  # below 0 lets values below 0 through
             architecture=ARCHITECTURE,
             metadata={**self.metadata, "source_layer": self.layer, "source_layers": self.n_layers},
         )
