@@ -246,6 +246,7 @@ def test_texts_of_circuit_tracer_begin_with_a_bos_whose_position_it_leaves_out(t
     sae = load_sae(written_by_circuit_tracer(tmp_path / "clt").folder, "auto", 1)
     assert sae.metadata["prepend_bos"] is True
     assert sae.metadata["hook_name"] == "blocks.1.hook_resid_mid" and sae.metadata["model_name"] == "a/model"
+    assert sae.metadata["hook_name_out"] == "blocks.1.hook_mlp_out + blocks.2.hook_mlp_out"
 
 
 def test_what_chooses_jointly_over_layers_is_refused(tmp_path: Path) -> None:

@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 
+from autointerp.config import JOINED
 from autointerp.errors import InputError
 from autointerp.sae.formats import cross_layer, yaml_config
 from autointerp.sae.formats.cross_layer import Source, Tensors
 from autointerp.sae.sae import Sae
 
 CONFIG = "config.yaml"
+_HOOKS = {"input": "hook_resid_mid", "output": "hook_mlp_out"}
+"""Where it reads and writes in each layer, unless its configuration says otherwise."""
 
 
 def load(folder: Path, layer: int) -> Sae:
@@ -47,7 +50,7 @@ def load(folder: Path, layer: int) -> Sae:
         decoder=decoder.get(f"W_dec_{layer}", d_sae, n_layers - layer, width),
         b_dec=encoder.get(f"b_dec_{layer}", width),
         threshold=threshold,
-        metadata=_metadata(folder, layer),
+        metadata=_metadata(folder, layer, n_layers),
     ).sae()
 
 
@@ -75,8 +78,13 @@ def _files(folder: Path, layer: int) -> tuple[Path, Path]:
     return folder / f"W_enc_{layer}.safetensors", folder / f"W_dec_{layer}.safetensors"
 
 
-def _metadata(folder: Path, layer: int) -> dict[str, Any]:
+def _metadata(folder: Path, layer: int, n_layers: int) -> dict[str, Any]:
     config = yaml_config.read(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    read = config.get("feature_input_hook", "hook_resid_mid")
-    found = {"prepend_bos": True, "hook_name": f"blocks.{layer}.{read}"}
+    read, written = (config.get(f"feature_{side}_hook", hook) for side, hook in _HOOKS.items())
+    targets = (f"blocks.{target}.{written}" for target in range(layer, n_layers))
+    found = {
+        "prepend_bos": True,
+        "hook_name": f"blocks.{layer}.{read}",
+        "hook_name_out": JOINED.join(targets),
+    }
     return found | ({"model_name": config["model_name"]} if "model_name" in config else {})

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autointerp.config import JOINED
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae.formats import cross_layer, internal
 from autointerp.sae.formats.cross_layer import Source, Tensors
@@ -120,6 +121,9 @@ def _metadata(config: dict[str, Any], layer: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if isinstance(hooks, list) and layer < len(hooks):
         found["hook_name"] = str(hooks[layer])
+    written = config.get("hook_points_out")
+    if isinstance(written, list) and layer < len(written):
+        found["hook_name_out"] = JOINED.join(map(str, written[layer:]))
     if str(config.get("act_fn")).lower() == "topk":
         found["declared"] = {"l0": float(config.get("top_k", 50))}
     return found
