@@ -26,7 +26,8 @@ from autointerp.model.logit_path import LogitPath, find_logit_path
 from autointerp.model.padding import checked
 from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
-from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
+from autointerp.sae.formats.declared_hooks import is_declared, to_hookpoint
+from autointerp.sae.formats.hooknames import check_processing, wants_bos
 from autointerp.sae.sae import Sae
 from autointerp.stages.checks import Check
 from autointerp.stages.text_reading import check_windows, reading_notes
@@ -205,10 +206,8 @@ class Session:
         return Path(self.config.store.path).parent / "sae" / file_name(sae.dictionary)
 
     def point(self, text: str) -> Hookpoint:
-        """The hookpoint with this module path, or with this TransformerLens name."""
-        if text.startswith(("blocks.", "hook_")):
-            text = to_module_path(text, self.model().model)
-        return Hookpoint.parse(text)
+        """The hookpoint with this module path, or with a name under which files declare one."""
+        return Hookpoint.parse(to_hookpoint(text, self.model().model) if is_declared(text) else text)
 
     def points(self, sae: SaeConfig) -> tuple[Hookpoint, Hookpoint | None]:
         """The hookpoint that the SAE reads and, for a transcoder, the one that it writes."""
@@ -378,15 +377,20 @@ def _check_origin(session: Session, sae: SaeConfig, weights: Sae, folder: Path) 
     """Raise MismatchError or InputError if the SAE, by its file, was trained on something else than it will read."""
     check_processing(weights.metadata)
     _check_bos(session, weights, folder)
-    loaded = session.model()
-    named = weights.metadata.get("hook_name")
-    if isinstance(named, str) and named.startswith(("blocks.", "hook_")):
-        meant = to_module_path(named, loaded.model)
-        if meant != str(session.point(sae.hookpoint)):
-            session.terminal.say(
-                f"{sae.dictionary}: its file says it was trained at {named}, which is {meant} here, and it is read at "
-                f"{sae.hookpoint}; `autointerp evaluate` shows whether that fits"
-            )
+    written = weights.metadata.get("hook_name_out")
+    if isinstance(written, str) and sae.output_hookpoint is None:
+        raise MismatchError(
+            f"the file of {sae.dictionary} says that it is a transcoder, which writes at {written}; set "
+            f"output_hookpoint = {written!r} in its [[sae]] table"
+        )
+    for named, here in ((weights.metadata.get("hook_name"), sae.hookpoint), (written, sae.output_hookpoint)):
+        if isinstance(named, str) and is_declared(named) and here is not None:
+            meant = str(session.point(named))
+            if meant != str(session.point(here)):
+                session.terminal.say(
+                    f"{sae.dictionary}: its file says it was trained at {named}, which is {meant} here, and it is used "
+                    f"at {here}; `autointerp evaluate` shows whether that fits"
+                )
 
 
 def _check_bos(session: Session, weights: Sae, folder: Path) -> None:

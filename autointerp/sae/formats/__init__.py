@@ -11,6 +11,7 @@
     dictionary_learning  ae.pt + config.json, or one .pt
     gemma_scope          params.npz
     openai               one .pt
+    single_layer.py      Gemma Scope 2, Qwen-Scope, Llama Scope, Llamascopium, circuit-tracer and Goodfire
 
 Files have their own conventions. The Sae that is read from one always has raw-input units and unit decoder rows (see
 sae.py).
@@ -27,7 +28,7 @@ from typing import Any
 from autointerp.errors import DamagedError, InputError, nearest
 from autointerp.progress import Counting, uncounted
 from autointerp.sae.files import regular_size
-from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, sparsify
+from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, single_layer, sparsify
 from autointerp.sae.formats.hub import local_folder
 from autointerp.sae.formats.internal import all_finite, read_config
 from autointerp.sae.long_vectors import LIMIT, saved_limit
@@ -54,6 +55,8 @@ _IDENTITY: dict[str, Callable[[Path], tuple[dict[str, Any], list[Path]]]] = {
     "gemma_scope": gemma_scope.identity,
     "openai": openai.identity,
 }
+_LOAD |= {name: format.load for name, format in single_layer.FORMATS.items()}
+_IDENTITY |= {name: format.identity for name, format in single_layer.FORMATS.items()}
 FORMATS = tuple(_LOAD)
 _LISTED = 8
 
@@ -138,7 +141,8 @@ def detect(path: Path) -> str:
         f"{path} is no SAE in a known format (it holds: {_listing(path)}){_subfolders(path)}. Known: "
         f"saelens (cfg.json + {saelens.WEIGHTS}), sparsify (cfg.json + {sparsify.WEIGHTS}), "
         f"dictionary_learning ({dictionary_learning.WEIGHTS} + config.json, or one .pt), "
-        f"gemma_scope ({gemma_scope.WEIGHTS}), openai (one .pt)"
+        f"gemma_scope ({gemma_scope.WEIGHTS}), openai (one .pt), "
+        + ", ".join(f"{name} ({format.files})" for name, format in single_layer.FORMATS.items())
     )
 
 
@@ -173,6 +177,8 @@ def _of_folder(folder: Path) -> str | None:
             return "sparsify"
         config = read_config(folder / saelens.CONFIG)  # the weights are missing, and the format's reader will say so
         return "sparsify" if "d_sae" not in config and {"k", "d_in"} <= config.keys() else "saelens"
+    if (known := single_layer.recognised(folder)) is not None:
+        return known
     if (folder / saelens.WEIGHTS).exists() or (folder / sparsify.WEIGHTS).exists():
         return None
     if (folder / gemma_scope.WEIGHTS).exists():
@@ -188,11 +194,15 @@ def _of_folder(folder: Path) -> str | None:
 def _of_file(file: Path) -> str | None:
     if file.suffix == ".npz":
         return "gemma_scope" if file.name == gemma_scope.WEIGHTS or gemma_scope.recognises(file) else None
+    if file.suffix == ".safetensors":
+        return single_layer.recognised(file)
     if file.suffix not in (".pt", ".pth"):
         return None
     state = restricted.read_pt(file, look=True)
     if openai.recognises(state):
         return "openai"
+    if (known := single_layer.recognised_state(state)) is not None:
+        return known
     return "dictionary_learning" if dictionary_learning.recognises(state) else None
 
 

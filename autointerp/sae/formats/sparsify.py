@@ -61,6 +61,7 @@ def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
     """Write the SAE. `metadata` is kept in cfg.json, where sparsify ignores it. The configuration is written last.
     Raises InputError for what sparsify cannot hold (thresholds, scaled inputs, a transcoder between different widths),
     and DiskFullError."""
+    internal.check_plain(sae, "sparsify")
     if sae.k is None:
         raise InputError(
             f"sparsify knows TopK only, and this SAE ({sae.architecture}) chooses by thresholds; use saelens"
