@@ -183,7 +183,7 @@ class Session:
             return f"{made}; {self._describe_projection(sae)}"
         weights, sha256 = loaded_sae(self, sae)
         if store is not None:
-            store.known_dictionary(sae.dictionary, dictionary_values(self, sae, weights, sha256))
+            store.known_dictionary(sae.dictionary, dictionary_values(self, store, sae, weights, sha256))
         held = f"{folder}: {weights.d_sae:,} features of {sae.hookpoint}, width {width}, sha256 {sha256[:16]}"
         return f"{held}; {self._describe_projection(sae)}"
 
@@ -285,13 +285,17 @@ def placeless(corpus: CorpusConfig) -> CorpusConfig:
 
 def dictionary_id_of(session: Session, store: Store, sae: SaeConfig, weights: Sae, sha256: str) -> int:
     """The dictionary's id in the store. Raises MismatchError if another SAE or model has taken its name."""
-    values = dictionary_values(session, sae, weights, sha256)
+    values = dictionary_values(session, store, sae, weights, sha256)
     return store.add_dictionary(name=sae.dictionary, **values, config=asdict(sae))
 
 
-def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: str) -> dict[str, Any]:
-    """What makes a dictionary that one and no other: its row's columns but the name."""
+def dictionary_values(session: Session, store: Store, sae: SaeConfig, weights: Sae, sha256: str) -> dict[str, Any]:
+    """What makes a dictionary that one and no other: its row's columns but the name. One that came into the store with
+    the hash that its SAE had before the limit of length was part of it is known by that hash."""
     loaded = session.model()
+    before = sha256_without_limit(session, sae)
+    if any((row.name, row.sae_sha256) == (sae.dictionary, before) for row in store.dictionaries()):
+        sha256 = before
     return {
         "model": loaded.name,
         "revision": loaded.revision,
@@ -304,6 +308,11 @@ def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: st
         "sae_sha256": sha256,
         "tokenizer_sha256": loaded.tokenizer_sha256,
     }
+
+
+def sha256_without_limit(session: Session, sae: SaeConfig) -> str:
+    """What the hash of the SAE was before the limit of length was part of it; the same where its file names none."""
+    return sae_sha256(session.sae_folder(sae), sae.format, session.terminal.counting(sae.dictionary), with_limit=False)
 
 
 def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
@@ -349,7 +358,7 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
         raise InputError(f"there is no SAE at {folder}, with which the store's dictionary {row.name!r} was made")
     with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
         sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
-    if sha256 != row.sae_sha256:
+    if row.sae_sha256 not in (sha256, sha256_without_limit(session, sae)):
         raise MismatchError(
             f"the SAE at {folder} has sha256 {sha256[:16]}..., but the store's dictionary {row.name!r} was made with "
             f"{row.sae_sha256[:16]}...; put the right file back, or harvest the new one under another name"

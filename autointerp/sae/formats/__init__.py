@@ -31,7 +31,7 @@ from autointerp.sae.files import regular_size
 from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, single_layer, sparsify
 from autointerp.sae.formats.hub import local_folder
 from autointerp.sae.formats.internal import all_finite, read_config
-from autointerp.sae.long_vectors import saved_limit
+from autointerp.sae.long_vectors import LIMIT, saved_limit
 from autointerp.sae.sae import Sae
 
 __all__ = ["FORMATS", "detect", "load_sae", "local_folder", "sae_sha256", "save_saelens", "save_sparsify"]
@@ -80,26 +80,31 @@ def load_sae(path: Path | str, format: str = "auto") -> Sae:
     return sae
 
 
-def sae_sha256(folder: Path | str, format: str = "auto", counting: Counting = uncounted) -> str:
+def sae_sha256(
+    folder: Path | str, format: str = "auto", counting: Counting = uncounted, with_limit: bool = True
+) -> str:
     """The sha256, in hex, of the weights file and of the settings that decide the numbers. `counting` is told of the MB
-    that were read. Raises the InputError and DamagedError of `load_sae`, as far as they show without reading the
-    weights."""
+    that were read. `with_limit` False: as it was when the limit of length (long_vectors.LIMIT) was none of them.
+    Raises the InputError and DamagedError of `load_sae`, as far as they show without reading the weights."""
     path = _path(folder)
     settings, weights = _IDENTITY[_format(path, format)](path)
     told = json.dumps(settings, sort_keys=True)
+    without = json.dumps({key: value for key, value in settings.items() if key != LIMIT}, sort_keys=True)
     size = sum(regular_size(file) for file in weights)
-    seen = told, *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in map(Path.stat, weights))
+    files = tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in map(Path.stat, weights))
+    seen = (told if with_limit else without), *files
     if seen in _HASHED:
         return _HASHED[seen]
-    digest, n_read = hashlib.sha256(told.encode()), 0
+    digests, n_read = {one: hashlib.sha256(one.encode()) for one in (told, without)}, 0
     with counting("hashing the SAE", -(-size // _MB), "MB") as update:
         for file in weights:
             with file.open("rb") as opened:
                 while part := opened.read(_MB):
-                    digest.update(part)
+                    for digest in digests.values():
+                        digest.update(part)
                     n_read += len(part)
                     update(-(-n_read // _MB))
-    _HASHED[seen] = digest.hexdigest()
+    _HASHED.update({(one, *files): digest.hexdigest() for one, digest in digests.items()})
     return _HASHED[seen]
 
 

@@ -26,6 +26,7 @@ from autointerp.sae import files
 from autointerp.sae.formats import internal
 from autointerp.sae.formats.load_memory import require_memory_for_safetensors
 from autointerp.sae.formats.saelens_config import BATCHTOPK, JUMPRELU, RELU, TOPK, upgraded
+from autointerp.sae.long_vectors import limit_in
 from autointerp.sae.pursuit import Pursuit
 from autointerp.sae.sae import Normalize, Sae
 
@@ -170,6 +171,7 @@ def identity(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     files.read_header(folder / WEIGHTS)
     settings = {key: config.get(key) for key in _ESSENTIAL}
     settings |= {key: config[key] for key in _ALSO_ESSENTIAL if config.get(key) is not None}
+    settings |= limit_in(config.get("metadata"))
     scaled = config.get("normalize_activations") in ("expected_average_only_in", True)
     return settings, [folder / WEIGHTS, *([folder / SCALER] if scaled and (folder / SCALER).exists() else [])]
 

@@ -19,6 +19,7 @@ from autointerp.errors import InputError, nearest
 from autointerp.sae import files
 from autointerp.sae.formats import internal
 from autointerp.sae.formats.load_memory import require_memory_for_safetensors
+from autointerp.sae.long_vectors import limit_in
 from autointerp.sae.sae import Sae
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -98,7 +99,8 @@ def identity(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     """The settings and files that decide the numbers."""
     config = internal.read_config(folder / CONFIG)
     files.read_header(folder / WEIGHTS)
-    return {key: config.get(key) for key in _ESSENTIAL}, [folder / WEIGHTS]
+    settings = {key: config.get(key) for key in _ESSENTIAL} | limit_in(config.get("metadata"))
+    return settings, [folder / WEIGHTS]
 
 
 def _check_supported(config: dict[str, Any], path: Path) -> None:
