@@ -72,6 +72,8 @@ def _check_form(name: str, sae: Sae) -> None:
             "read this one as ReLU, with other activations. Export it to sparsify, or train one with architecture "
             "batchtopk or jumprelu"
         )
+    if sae.relu or sae.threshold is None:  # a JumpReLU of circuit-tracer lets values below 0 through, too
+        internal.check_plain(sae, "circuit-tracer")
     if sae.normalize != "none":
         raise InputError(f"{name} scales each input vector by itself ({sae.normalize}), which circuit-tracer cannot")
     if sae.d_in != sae.d_out:
