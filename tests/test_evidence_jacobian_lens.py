@@ -279,9 +279,7 @@ def test_the_jacobian_is_that_of_what_the_hookpoint_is(loaded: LoadedModel, tmp_
         assert block_of(loaded.model, Hookpoint.parse(hookpoint)) is None
         with pytest.raises(InputError, match="is not what a block of .* returns, or reads; leave evidence.lens_file"):
             read_lens(path, loaded, Hookpoint.parse(hookpoint), WIDTH)
-    with pytest.raises(
-        InputError, match=r"no Jacobian of layer 2, which is .*, but of layers 0 to 1"
-    ):
+    with pytest.raises(InputError, match=r"no Jacobian of layer 2, which is .*, but of layers 0 to 1"):
         read_lens(path, loaded, Hookpoint("transformer.h.2"), WIDTH)
 
 

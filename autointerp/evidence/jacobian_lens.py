@@ -44,7 +44,10 @@ class JacobianLens:
         if config.lens_file:
             return {"file": lens_file_sha256(config.lens_file), **fields_of(config, "words"), **PROJECTED}
         seed = ("seed",) if config.lens_effects == "same" else ()
-        return {**fields_of(config, "lens_prompts", "lens_tokens", "lens_effects", "lens_every", "words", *seed), **PROJECTED}
+        return {
+            **fields_of(config, "lens_prompts", "lens_tokens", "lens_effects", "lens_every", "words", *seed),
+            **PROJECTED,
+        }
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
         from autointerp.harvest.vocab_projection import vocab_projection
