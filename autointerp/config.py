@@ -131,9 +131,13 @@ class SaeConfig:
     path: str | None = None
     """A saved SAE: folder, file, or hf:owner/name@revision//folder. Default: train one and save it in
     `<store folder>/sae/<name>`."""
-    format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
-    """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai, or auto:
-    recognised by what is in them."""
+    format: Literal[
+        "auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai", "gemma_scope_2", "qwen_scope",
+        "llama_scope", "llamascopium", "circuit_tracer", "goodfire",
+    ] = "auto"  # fmt: skip
+    """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai,
+    gemma_scope_2, qwen_scope, llama_scope, llamascopium, circuit_tracer, goodfire, or auto: recognised by what is in
+    them."""
     architecture: str = "topk"
     """What to train: topk, batchtopk, matryoshka, relu, p_anneal, gated or jumprelu."""
     d_sae: Count | None = None
@@ -216,8 +220,9 @@ class TrainConfig:
     auxk_alpha: Annotated[float, Range(0, 1000)] = 1 / 32
     """Weight of the loss that revives dead features; 0 turns reviving off."""
     dead_after: LargeCount = 50_000
-    """A feature is dead when it has not fired for this many vectors. After twice as many its
-    encoder bias is raised until it fires again."""
+    """A feature is dead when it has not fired for this many vectors. After twice as many its encoder bias is raised
+    until it fires again. Raise it where k is small and the dictionary large: features that are merely rare would count
+    as dead."""
     checkpoint_every: Count = 1000
     """Steps between two checkpoints."""
     longest: Annotated[float, Range(0, 10**6)] = 10.0
@@ -409,9 +414,9 @@ class ExplainConfig(EndpointConfig):
     combined where a model is named, else patterns."""
     contexts: Few = 10
     """Contexts shown to the explainer."""
-    random_contexts: FewOrNone = 10
+    random_contexts: FewOrNone = 20
     """Contexts that `combined` shows besides the strongest, drawn at random from all where the feature is active, in
-    groups by decile; at most as many as `contexts`."""
+    groups by decile; at most twice as many as `contexts`."""
     negatives: FewOrNone = 5
     """Silent contexts that `contrastive` shows. `combined` shows at most three of them, with the token of a peak."""
     base: str = "combined"
