@@ -312,9 +312,9 @@ class EvidenceConfig:
     """jacobian_lens: a lens that was made already, a .pt of the jlens library. Empty: one is computed."""
     lens_prompts: Annotated[int, Range(1, 10**6)] = 200
     """jacobian_lens: windows of the explain split over which the Jacobian is averaged."""
-    lens_every: Few = 8
-    """jacobian_lens: each prompt gives one in so many of the Jacobian's rows, so each row is the mean over that share of
-    the prompts, and the cost is that of so many fewer. 1: all rows of every prompt, as in the published method."""
+    lens_every: Few = 16
+    """jacobian_lens: each prompt gives one in so many of the Jacobian's rows, so each row is the mean over that share
+    of the prompts, and the cost is that of so many fewer. 1: all rows of every prompt, as in the published method."""
     lens_tokens: Annotated[int, Range(18, 10**6)] = 128
     """jacobian_lens: tokens of each, corpus.context_length at most; the first 16 and the last one do not count."""
     lens_effects: Literal["later", "same"] = "later"
