@@ -23,7 +23,7 @@ from autointerp.harvest.vocab_projection import no_projection, vocab_projection
 from autointerp.model.hooks import hidden_size_at
 from autointerp.model.logit_path import LogitPath
 from autointerp.records import SPLITS, WorkUnit
-from autointerp.sae.formats import load_sae, sae_sha256
+from autointerp.sae.formats import load_sae
 from autointerp.sae.sae import Sae
 from autointerp.stages.checks import require
 from autointerp.stages.model_checks import model_checks
@@ -38,7 +38,7 @@ from autointerp.stages.session import (
     logit_path,
     model_key,
     placeless,
-    warn_of_misfit,
+    sae_digest,
 )
 from autointerp.store.merge_units import bounds_of, remove_leftovers
 from autointerp.store.rows import DictionaryRow
@@ -73,7 +73,7 @@ class _Plan:
                 f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table"
             )
         with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
-            self.sae_sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
+            self.sae_sha256 = sae_digest(session, sae, session.terminal.counting(sae.dictionary))
         self.key = digest(
             {
                 "model": [*facts.model_key, config.model.batch_tokens],
@@ -188,9 +188,6 @@ def _harvest_group(session: Session, store: Store, group: Sequence[_Plan]) -> No
 def _prepared(store: Store, plan: _Plan) -> _Ready:
     session, sae = plan.session, plan.sae
     weights, sha256 = loaded_sae(session, sae)
-    if sae.path:
-        with session.terminal.working(f"{sae.dictionary}: trying the SAE on the first tokens"):
-            warn_of_misfit(session, sae, weights)
     dictionary_id_of(session, store, sae, weights, sha256)  # refuses a taken name before the work, not after it
     folder = plan.folder(sha256)
     folder.remove_leftovers()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from autointerp.config import SaeConfig
 from autointerp.errors import InputError
 from autointerp.model.forward_speed import bfloat16_gain
 from autointerp.stages.checks import Check
+from autointerp.stages.fit_check import described_fit
 from autointerp.stages.session import Session
 from autointerp.stages.training_cache import describe_cache
 from autointerp.store.store import Store
@@ -35,8 +37,15 @@ def model_checks(session: Session, saes: Sequence[SaeConfig], store: Store | Non
         Check("text", odd_text, session.describe_corpus, after=("corpus", "model")),
         Check("next token", "a run ends after its harvest", lambda: _next_token(session), after=("model",)),
         *(Check(f"SAE {sae.dictionary}", misfit, fits(sae), after=("model",)) for sae in saes),
+        *(_fit_check(session, sae, store) for sae in saes if sae.path),
         *([] if session.config.train.cache is None else [_cache_check(session, saes)]),
     ]
+
+
+def _fit_check(session: Session, sae: SaeConfig, store: Store | None) -> Check:
+    why = "one that is read otherwise than it was trained gives wrong features, and all that follows is about them"
+    look = partial(described_fit, session, sae, store)
+    return Check(f"reading of {sae.dictionary}", why, look, after=("text", f"SAE {sae.dictionary}"))
 
 
 def _cache_check(session: Session, saes: Sequence[SaeConfig]) -> Check:

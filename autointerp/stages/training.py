@@ -43,7 +43,7 @@ from autointerp.terminal import Progress, Terminal
 
 def _training_key(config: Config, sae: SaeConfig) -> str:
     """A hash of everything on which a trained SAE depends: model, text, hookpoint, sizes, recipe."""
-    of_sae = {k: v for k, v in asdict(sae).items() if k not in ("name", "path", "format")}
+    of_sae = {k: v for k, v in asdict(sae).items() if k not in ("name", "path", "format", "reading")}
     if sae.frozen == "none":  # an SAE that was trained before there was a choice is the same
         del of_sae["frozen"]
     return digest(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae import files
-from autointerp.sae.sae import Normalize, Sae
+from autointerp.sae.sae import INPUT_SCALE, Normalize, Sae
 
 MAX_CONFIG_BYTES = 1_000_000
 _TESTED_AT_ONCE = 1 << 20
@@ -66,6 +66,7 @@ def build(
         normalize=normalize,
     )
     sae.metadata = metadata
+    sae.file_norms = norms * metadata.get(INPUT_SCALE, 1.0)  # a reader that folds a scale has divided W_dec by it
     return sae
 
 
