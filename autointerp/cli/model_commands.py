@@ -136,9 +136,9 @@ def evaluate(
     terminal = Terminal(verbose, log_format)
     if check is not None:
         sae = SaeConfig(hookpoint, check, output_hookpoint=output_hookpoint, path=check, reading=reading)
-        rows, refusal = pipeline.check_sae(read_config(config, store), sae, terminal.without_results(as_json))
+        tried, refusal = pipeline.check_sae(read_config(config, store), sae, terminal.without_results(as_json))
         if as_json:
-            terminal.result(as_json_text(rows))
+            terminal.result(as_json_text(tried))
         if refusal is not None:
             raise MismatchError(refusal)
         return

@@ -37,7 +37,7 @@ class Gain:
 def norm_gain(loaded: LoadedModel, point: Hookpoint) -> Gain | None:
     """The gain, float32, of the norm whose output `point` holds. None where it holds no norm's output, or that of a
     norm whose gain changes nothing or, with a factor of 0, cannot be undone."""
-    rows = loaded.model.get_input_embeddings().weight  # type: ignore[union-attr]
+    rows = loaded.model.get_input_embeddings().weight
     ids = torch.arange(min(_TRIED, len(rows)), device=loaded.device)[:, None]  # type: ignore[arg-type]
     calls, held = calls_before(loaded.model, point, ids)
     for call in reversed(calls):

@@ -194,7 +194,7 @@ def _inputs(sae: Sae, lengths: Lengths) -> list[Reading]:
     undone = None if held == 1 else rounded(1 / held)
     for norm in ("layer_norm", "constant_norm"):
         if norm != sae.normalize:
-            found.append(Reading(input_norm=norm, input_scale=undone))  # type: ignore[arg-type]
+            found.append(Reading(input_norm=norm, input_scale=undone))
     usual = math.sqrt(sae.d_in) / lengths.read
     for scale in (usual, 1 / lengths.read):
         factor = rounded(scale / held)

@@ -15,6 +15,7 @@ from autointerp.corpus.splits import require_all_splits
 from autointerp.errors import InputError, NoProjection
 from autointerp.harvest import memory, text_pass
 from autointerp.harvest.embedding_neighbours import embedding_neighbours
+from autointerp.harvest.heads import head_parts
 from autointerp.harvest.merge import CorpusFacts
 from autointerp.harvest.merge import merge as merge_harvest
 from autointerp.harvest.shards import HarvestFolder, may_hold, remove_folder
@@ -24,6 +25,7 @@ from autointerp.model.hooks import hidden_size_at
 from autointerp.model.logit_path import LogitPath
 from autointerp.records import SPLITS, WorkUnit
 from autointerp.sae.formats import load_sae
+from autointerp.sae.formats.hooknames import may_hold_heads
 from autointerp.sae.sae import Sae
 from autointerp.stages.checks import require
 from autointerp.stages.model_checks import model_checks
@@ -162,6 +164,8 @@ def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig])
             held = store.dictionary(sae.dictionary).dictionary_id
             if not store.has_near_words(held):  # it was harvested before there were any
                 _find_near_words(session, store, sae.dictionary, held)
+            if may_hold_heads(sae.hookpoint) and not store.has_head_shares(held):  # nor were their shares kept
+                _find_heads(session, store, sae, loaded_sae(session, sae)[0], held)
             remove_leftovers(store)
             plan.remove_work()
         else:
@@ -330,6 +334,14 @@ def _find_near_words(session: Session, store: Store, name: str, dictionary_id: i
         store.replace_near_words(dictionary_id, embedding_neighbours(embedding, session.token_text()))
 
 
+def _find_heads(session: Session, store: Store, sae: SaeConfig, weights: Sae, dictionary_id: int) -> None:
+    """The shares of attention heads in the features of a dictionary of their outputs."""
+    read, written = session.points(sae)
+    found = head_parts(session.model(), written or read, weights.W_dec)
+    if found is not None:
+        store.replace_head_shares(dictionary_id, found.decoder, found.output)
+
+
 def _model_of(row: DictionaryRow) -> tuple[str, str | None, str]:
     return row.model, row.revision, row.tokenizer_sha256
 
@@ -350,6 +362,7 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
         columns = {f.name: getattr(projection, f.name) for f in fields(projection)}
         store.insert_vocab_projection(dictionary_id, **columns)
     _find_near_words(session, store, name, dictionary_id)
+    _find_heads(session, store, plan.sae, weights, dictionary_id)
     corpus = CorpusFacts(
         config.corpus.source, {**asdict(config.corpus), "fingerprint": plan.fingerprint}, loaded.tokenizer_sha256
     )

@@ -87,8 +87,8 @@ def _of_frequencies(folder: Path, sae: Sae) -> dict[str, Any]:
 def _of_evaluation(folder: Path) -> dict[str, Any]:
     found = _table(folder / EVALUATION)
     explained = found.get("frac_variance_explained")
-    known = isinstance(explained, (int, float)) and not isinstance(explained, bool)
-    return {"l0": _figure(found.get("l0"), 1e9), "fvu": _figure(1 - explained, 1e6) if known else None}
+    fvu = 1 - explained if isinstance(explained, (int, float)) and not isinstance(explained, bool) else None
+    return {"l0": _figure(found.get("l0"), 1e9), "fvu": _figure(fvu, 1e6)}
 
 
 def _of_config(folder: Path) -> dict[str, Any]:
