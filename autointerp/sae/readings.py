@@ -150,14 +150,15 @@ class Lengths:
 def plausible(sae: Sae, lengths: Lengths, has_gain: bool, n_changed: int) -> Iterator[Reading]:
     """The readings of `sae` that people's files have been found to mean and that change `n_changed` things."""
     ways = [way for way in (_gates(sae), _biases(sae), _inputs(sae, lengths)) if way]
-    if has_gain and sae.normalize == "none":
+    if has_gain and sae.normalize == "none":  # a gain in front of a norm has no place
         ways.append([Reading(before_gain=True)])
     for chosen in itertools.combinations(ways, n_changed):
         for parts in itertools.product(*chosen):
             together = Reading()
             for part in parts:
                 together = together | part
-            yield together
+            if not (together.before_gain and together.input_norm in ("layer_norm", "constant_norm")):
+                yield together
 
 
 def _has_thresholds(sae: Sae) -> bool:

@@ -103,7 +103,8 @@ class Store(
     def feature_page(self, dictionary_id: int, feature: int, contexts: int = 5) -> dict[str, Any]:
         """One feature for a reader: keys feature, label, explanations, scores (dicts by column), label_controls
         (LabelControl), promoted and suppressed (PromotedToken), no_projection (why there are none, or None), heads
-        (HeadShare), contexts (of all splits; Context), and those of `findings_page`. Raises InputError where there is no such feature.
+        (HeadShare), contexts (of all splits; Context), and those of `findings_page`. Raises InputError where there is
+        no such feature.
         """
         row = self.dicts("SELECT * FROM features WHERE dictionary_id = ? AND feature = ?", [dictionary_id, feature])
         if not row:
