@@ -14,8 +14,8 @@ from support.analytic_dictionary import analytic, figures, save
 from support.commands import run, write_config, write_corpus
 from torch import Tensor
 
-from autointerp.config import CorpusConfig, ModelConfig, SaeConfig, StoreConfig
 from autointerp.config import Config as Whole
+from autointerp.config import CorpusConfig, ModelConfig, SaeConfig, StoreConfig
 from autointerp.evaluate.reading_trials import Sample, best, measure, take_sample, tried
 from autointerp.model.norm_gain import norm_gain
 from autointerp.reading import AS_READ, Reading, parse_reading
@@ -248,12 +248,12 @@ def test_both_settings_of_the_bos_are_in_the_table_where_the_file_names_none(wor
     assert all(not one.text for one in world.fit(told).trials)
 
 
-# --- commands -----------------------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def project(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A configuration whose dictionary is read without the subtraction of b_dec that it was made with."""
+    """A configuration whose dictionary chose its features by the lengths of their rows too, which its file omits."""
     folder = tmp_path_factory.mktemp("misread")
     write_corpus(folder / "texts")
     config = write_config(folder, tiny_gpt2)

@@ -45,7 +45,7 @@ def model_checks(session: Session, saes: Sequence[SaeConfig], store: Store | Non
 def _fit_check(session: Session, sae: SaeConfig, store: Store | None) -> Check:
     why = "one that is read otherwise than it was trained gives wrong features, and all that follows is about them"
     look = partial(described_fit, session, sae, store)
-    return Check(f"reading of {sae.dictionary}", why, look, after=("text", f"SAE {sae.dictionary}"))
+    return Check(f"reading of {sae.dictionary}", why, look, after=("corpus", "model", "text", f"SAE {sae.dictionary}"))
 
 
 def _cache_check(session: Session, saes: Sequence[SaeConfig]) -> Check:

@@ -1,4 +1,4 @@
-"""A dictionary that fits given vectors without training: both signs of their principal directions, above a threshold."""
+"""A dictionary that fits given vectors without training: both signs of their main directions, above a threshold."""
 
 from __future__ import annotations
 
