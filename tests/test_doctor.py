@@ -93,7 +93,7 @@ def test_a_project_with_nothing_wrong(project: Path, capsys: pytest.CaptureFixtu
     assert lines["store"][1] == "tiny.duckdb does not exist yet; the first run makes it"
     assert lines["explainer"][1] == "patterns; asks no LLM"
     fit = lines["reading of tiny"][1]
-    assert fit.startswith("L0 2 and FVU ") and "its files declare L0 2 and no FVU; accepted" in fit
+    assert fit.startswith("L0 ") and "its files declare L0 2 and no FVU; accepted" in fit
     assert sorted(project.rglob("*")) == before, "nothing is left behind"
 
 

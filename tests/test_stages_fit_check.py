@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from autointerp.model.norm_gain import norm_gain
 from autointerp.reading import AS_READ, Reading, parse_reading
 from autointerp.sae.formats import load_sae
 from autointerp.sae.formats.declared import Declared
+from autointerp.stages import fit_check
 from autointerp.stages.fit_check import Fit, fit_of
 from autointerp.stages.session import Session
 from autointerp.store import Store
@@ -49,12 +50,22 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("fit_check")
-    corpus = CorpusConfig(source=str(write_corpus(folder / "texts")), context_length=64, max_tokens=6000)
+    corpus = CorpusConfig(source=str(write_corpus(folder / "texts")), context_length=64, max_tokens=3000)
     model = ModelConfig(name=str(DEMO_MODEL), dtype="float32", device="cpu")
     config = Whole(model=model, corpus=corpus, store=StoreConfig(path=str(folder / "s.duckdb")))
-    return World(Session(config, Terminal(every_s=0)), folder, {})
+    sample, known = fit_check._sample, {}
+
+    def once(session: Session, sae: SaeConfig, corpus: CorpusConfig) -> Sample:
+        """The model reads the text once for each hookpoint, and not for every dictionary of it."""
+        key = (session, sae.hookpoint, corpus.prepend_bos)
+        known[key] = known[key] if key in known else sample(session, sae, corpus)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_check, "_sample", once)
+        yield World(Session(config, Terminal(every_s=0)), folder, {})
 
 
 def usual_scale(x: Tensor) -> float:
@@ -68,18 +79,25 @@ def gated_by_norm(world: World, folder: Path) -> tuple[Path, str]:
     return save(folder, t | {"threshold": t["threshold"] * t["W_dec"].norm(dim=1)}, declared), "gate_with_norm"
 
 
-def ranked_without_norm(world: World, folder: Path) -> tuple[Path, str]:
-    """A choice of k; the file says that the rows' lengths count in it, and they do not."""
+def ranked_by_norm(world: World, folder: Path) -> tuple[Path, str]:
+    """A choice of k, in which the rows' lengths count."""
     x = world.vectors(POINT)
     t = analytic(x)
-    t["W_enc"] = t["W_enc"] * t["W_dec"].norm(dim=1) ** 2  # now the rank by pre alone is that of the activations
-    t["W_dec"] = t["W_dec"] / t["W_dec"].norm(dim=1)[:, None] ** 2
     pre = (x - t["b_dec"]) @ t["W_enc"]
-    value, index = pre.topk(16, dim=1)
-    y_hat = torch.zeros_like(pre).scatter(1, index, value.relu()) @ t["W_dec"] + t["b_dec"]
-    fvu = float((y_hat - x).square().sum() / (x - x.mean(0)).square().sum())
-    spoilt = {"architecture": "topk", "k": 16, "rescale_acts_by_decoder_norm": True}
-    return save(folder, t, {"l0": 16, "fvu": fvu}, **spoilt), "gate_without_norm"
+    index = (pre * t["W_dec"].norm(dim=1)).topk(12, dim=1).indices
+    f = torch.zeros_like(pre).scatter(1, index, pre.gather(1, index).relu())
+    fvu = float((f @ t["W_dec"] + t["b_dec"] - x).square().sum() / (x - x.mean(0)).square().sum())
+    return save(folder, t, {"l0": 12, "fvu": fvu}, architecture="topk", k=12), "gate_with_norm"
+
+
+def gated_without_norm(world: World, folder: Path) -> tuple[Path, str]:
+    """One threshold for all; the file says that it is compared with what the rows' lengths are multiplied into."""
+    x = world.vectors(POINT)
+    t = analytic(x)
+    level = t.pop("threshold").median()
+    declared = figures(t | {"threshold": level}, x)
+    spoilt = {"architecture": "batchtopk", "rescale_acts_by_decoder_norm": True}
+    return save(folder, t | {"topk_threshold": level}, declared, **spoilt), "gate_without_norm"
 
 
 def thresholds_of_scaled_inputs(world: World, folder: Path) -> tuple[Path, str]:
@@ -158,7 +176,7 @@ def two_things(world: World, folder: Path) -> tuple[Path, str]:
 
 Spoil = Callable[[World, Path], tuple[Path, str]]
 SPOILT: list[Spoil] = [
-    gated_by_norm, ranked_without_norm, thresholds_of_scaled_inputs, inputs_were_scaled, inputs_were_scaled_to_one,
+    gated_by_norm, ranked_by_norm, gated_without_norm, thresholds_of_scaled_inputs, inputs_were_scaled, inputs_were_scaled_to_one,
     inputs_were_not_scaled, inputs_were_layer_normed, inputs_were_not_layer_normed, b_dec_was_not_subtracted,
     b_dec_was_subtracted, trained_before_the_gain, two_things,
 ]  # fmt: skip
@@ -301,7 +319,7 @@ def test_a_harvest_stops_until_a_reading_is_chosen(project: Path, capsys: pytest
     code, _, err = run(capsys, "harvest", "-c", str(config))
     assert code == 0, err
     config.write_text(plain)  # the same dictionary, which the store holds by now
-    code, _, err = run(capsys, "evaluate", "-c", str(config), "--structural-only", "--splice-tokens", "0")
+    code, _, err = run(capsys, "evaluate", "-c", str(config), "--structural-only", "--tokens", "2000")
     assert code == 0 and "is probably not read as it was trained" in err.replace("\n", " "), err
     config.write_text(plain.replace('path = "spoilt"', 'path = "spoilt"\nreading = "gate_with_norm"'))
     code, _, err = run(capsys, "harvest", "-c", str(config))

@@ -96,12 +96,13 @@ class Fit:
                 "None of these readings fits: the hookpoint, the layer or the model is probably not the one that it "
                 f"was trained on. {accept}"
             )
-        settings = [] if not found.reading.n_changes else [f'reading = "{found.reading}" in its [[sae]] table']
-        settings += [found.text] if found.text else []
+        settings = [f'set reading = "{found.reading}" in its [[sae]] table'] if found.reading.n_changes else []
+        settings += [f"set {found.text}"] if found.text else []
+        settings = settings or ["leave out its reading"]
         meant = f" ({meaning(found.reading)})" if found.reading.n_changes else ""
         others = sum(one.fits for one in self.trials) - 1
         also = f" {others} other(s) of these fit too, less well." if others else ""
-        return f"What fits best is {found.name}{meant}: set {' and '.join(settings)}.{also} {accept}"
+        return f"What fits best is {found.name}{meant}: {' and '.join(settings)}.{also} {accept}"
 
     @property
     def message(self) -> str:
