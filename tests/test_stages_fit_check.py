@@ -176,9 +176,9 @@ def two_things(world: World, folder: Path) -> tuple[Path, str]:
 
 Spoil = Callable[[World, Path], tuple[Path, str]]
 SPOILT: list[Spoil] = [
-    gated_by_norm, ranked_by_norm, gated_without_norm, thresholds_of_scaled_inputs, inputs_were_scaled, inputs_were_scaled_to_one,
-    inputs_were_not_scaled, inputs_were_layer_normed, inputs_were_not_layer_normed, b_dec_was_not_subtracted,
-    b_dec_was_subtracted, trained_before_the_gain, two_things,
+    gated_by_norm, ranked_by_norm, gated_without_norm, thresholds_of_scaled_inputs, inputs_were_scaled,
+    inputs_were_scaled_to_one, inputs_were_not_scaled, inputs_were_layer_normed, inputs_were_not_layer_normed,
+    b_dec_was_not_subtracted, b_dec_was_subtracted, trained_before_the_gain, two_things,
 ]  # fmt: skip
 
 
