@@ -29,7 +29,7 @@ from autointerp.number_ranges import (
     Share,
     check_ranges,
 )
-from autointerp.reading import parse_reading
+from autointerp.sae_reading import parse_reading
 
 
 def _check(condition: bool, message: str) -> None:

@@ -17,7 +17,7 @@ GROUND = {
     "errors", "records", "config", "config_file", "stats", "means", "jackknife", "clustered_shares", "prevalence",
     "paired", "resources", "deadline", "tasks", "holds", "plugins", "progress", "background", "template_limits",
     "dictionary_controls", "number_text", "number_ranges", "scorer_names", "scan_rows",
-    "reading",
+    "sae_reading",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -28,8 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deadline": {"errors"},
     "background": {"errors"},
     "number_ranges": {"errors"},
-    "reading": {"errors", "number_ranges"},
-    "config": {"errors", "deadline", "number_ranges", "reading"},
+    "sae_reading": {"errors", "number_ranges"},
+    "config": {"errors", "deadline", "number_ranges", "sae_reading"},
     "config_file": {"errors", "deadline", "number_ranges", "config"},
     "stats": set(),
     "means": {"stats"},

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.analytic_dictionary import save
-from support.sae_format_helpers import FIXTURES, make, tensors
+from support.sae_format_helpers import FIXTURES, change_config, make, tensors
 
 from autointerp.sae.formats import load_sae, sae_sha256
 from autointerp.sae.formats.declared import Declared, declared
@@ -58,6 +58,7 @@ def test_saelens_keeps_each_feature_s_frequency(tmp_path: Path) -> None:
 def test_dictionary_learning_evaluates(tmp_path: Path) -> None:
     folder = tmp_path / "sae"
     shutil.copytree(FIXTURES / "dictionary_learning" / "AutoEncoder", folder)
+    change_config(folder, "config.json", trainer={"dict_class": "AutoEncoder"})
     (folder / "eval_results.json").write_text(json.dumps({"l0": 5.5, "frac_variance_explained": 0.75, "cossim": 0.9}))
     assert of(folder) == of(folder / "ae.pt") == Declared(5.5, 0.25)
     (folder / "eval_results.json").write_text('{"l0": NaN, "frac_variance_explained": "much"}')

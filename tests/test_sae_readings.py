@@ -14,10 +14,10 @@ from torch import Tensor
 
 from autointerp.errors import InputError
 from autointerp.model.norm_gain import Gain
-from autointerp.reading import Reading
 from autointerp.sae.formats.internal import build
 from autointerp.sae.readings import Lengths, before_gain, identity, is_gated_by_norm, plausible, scale_of, with_reading
 from autointerp.sae.sae import INPUT_SCALE, Sae
+from autointerp.sae_reading import Reading
 
 D, F = 10, 40
 X = torch.randn(64, D, generator=torch.Generator().manual_seed(3)) * 2 + 0.5

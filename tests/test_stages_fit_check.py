@@ -18,9 +18,9 @@ from autointerp.config import Config as Whole
 from autointerp.config import CorpusConfig, ModelConfig, SaeConfig, StoreConfig
 from autointerp.evaluate.reading_trials import Sample, best, measure, take_sample, tried
 from autointerp.model.norm_gain import norm_gain
-from autointerp.reading import AS_READ, Reading, parse_reading
 from autointerp.sae.formats import load_sae
 from autointerp.sae.formats.declared import Declared
+from autointerp.sae_reading import AS_READ, Reading, parse_reading
 from autointerp.stages import fit_check
 from autointerp.stages.fit_check import Fit, fit_of
 from autointerp.stages.session import Session

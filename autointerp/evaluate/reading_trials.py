@@ -22,12 +22,12 @@ from autointerp.model.hooks import Hookpoint, activations_at_all
 from autointerp.model.load import LoadedModel
 from autointerp.model.norm_gain import Gain
 from autointerp.model.token_batches import Batch, Halving, eligible, make_batches
-from autointerp.reading import Reading
 from autointerp.records import WorkUnit
 from autointerp.sae.formats.declared import Declared
 from autointerp.sae.long_vectors import is_ordinary
 from autointerp.sae.readings import Lengths, plausible, with_reading
 from autointerp.sae.sae import Sae
+from autointerp.sae_reading import Reading
 
 FACTOR = 1.5
 """Measured and declared L0 may differ by it."""

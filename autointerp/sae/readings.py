@@ -1,4 +1,4 @@
-"""Makes the dictionary that another reading of a file describes (reading.py), from the one that its reader made.
+"""Makes the dictionary that another reading of a file describes (sae_reading.py), from the one that its reader made.
 
 All is exact algebra on the form of sae.py: raw-input units, unit decoder rows. With n_i the length of a decoder row in
 the file, and t_i the threshold here:
@@ -26,9 +26,9 @@ import torch
 
 from autointerp.errors import InputError
 from autointerp.model.norm_gain import Gain
-from autointerp.reading import Reading, rounded
 from autointerp.sae.formats.internal import is_transcoder, same_pre_bias
 from autointerp.sae.sae import GATED_BY_NORM, INPUT_SCALE, Sae
+from autointerp.sae_reading import Reading, rounded
 
 _SAME_SCALE = 0.02
 """Two scales this close are the same one, measured on different text."""
@@ -75,8 +75,10 @@ def before_gain(sae: Sae, gain: Gain) -> Sae:
     factor, offset = (part.to(sae.W_enc) for part in (gain.factor, gain.offset))
     W_enc, b_pre = sae.W_enc / factor[:, None], sae.b_pre * factor + offset
     if is_transcoder(sae):
-        W_skip = None if sae.W_skip is None else sae.W_skip / factor[:, None]
-        return _changed(sae, W_enc=W_enc, b_pre=b_pre, W_skip=W_skip)
+        if sae.W_skip is None:
+            return _changed(sae, W_enc=W_enc, b_pre=b_pre)
+        W_skip = sae.W_skip / factor[:, None]
+        return _changed(sae, W_enc=W_enc, b_pre=b_pre, W_skip=W_skip, b_dec=sae.b_dec - offset @ W_skip)
     W_dec = sae.W_dec * factor
     lengths = W_dec.norm(dim=1).clamp_min(_TINY)
     changed: dict[str, Any] = {"W_dec": W_dec / lengths[:, None], "b_dec": sae.b_dec * factor + offset, "b_pre": b_pre}

@@ -32,12 +32,12 @@ from autointerp.evaluate.reading_trials import (
     tried,
 )
 from autointerp.model.norm_gain import norm_gain
-from autointerp.reading import AS_READ, Reading, meaning, parse_reading
 from autointerp.sae.formats import detect, load_sae
 from autointerp.sae.formats.declared import Declared, declared
 from autointerp.sae.formats.hooknames import from_base_model_path, wants_bos
 from autointerp.sae.readings import with_reading
 from autointerp.sae.sae import Sae
+from autointerp.sae_reading import AS_READ, Reading, meaning, parse_reading
 from autointerp.stages.session import Session, sae_digest
 from autointerp.store.store import Store
 

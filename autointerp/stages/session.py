@@ -25,12 +25,12 @@ from autointerp.model.logit_path import LogitPath, find_logit_path
 from autointerp.model.norm_gain import norm_gain
 from autointerp.model.padding import checked
 from autointerp.progress import Counting, uncounted
-from autointerp.reading import parse_reading
 from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
 from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
 from autointerp.sae.readings import identity, with_reading
 from autointerp.sae.sae import Sae
+from autointerp.sae_reading import parse_reading
 from autointerp.stages.checks import Check
 from autointerp.stages.text_reading import check_windows, reading_notes
 from autointerp.store.rows import DictionaryRow

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from autointerp.config import SaeConfig
 from autointerp.errors import InputError
-from autointerp.reading import AS_READ, Reading, meaning, parse_reading, rounded
+from autointerp.sae_reading import AS_READ, Reading, meaning, parse_reading, rounded
 
 SCALES = st.none() | st.floats(1e-8, 1e8).map(rounded)
 READINGS = st.builds(
