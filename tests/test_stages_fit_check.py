@@ -80,9 +80,11 @@ def gated_by_norm(world: World, folder: Path) -> tuple[Path, str]:
 
 
 def ranked_by_norm(world: World, folder: Path) -> tuple[Path, str]:
-    """A choice of k, in which the rows' lengths count."""
+    """A choice of k, in which the rows' lengths count; they lie far apart."""
     x = world.vectors(POINT)
     t = analytic(x)
+    apart = 10 ** torch.linspace(-1.5, 1.5, len(t["W_dec"])).roll(17)
+    t |= {"W_enc": t["W_enc"] / apart, "W_dec": t["W_dec"] * apart[:, None]}
     pre = (x - t["b_dec"]) @ t["W_enc"]
     index = (pre * t["W_dec"].norm(dim=1)).topk(12, dim=1).indices
     f = torch.zeros_like(pre).scatter(1, index, pre.gather(1, index).relu())
