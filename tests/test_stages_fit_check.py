@@ -96,7 +96,7 @@ def gated_without_norm(world: World, folder: Path) -> tuple[Path, str]:
     """One threshold for all; the file says that it is compared with what the rows' lengths are multiplied into."""
     x = world.vectors(POINT)
     t = analytic(x)
-    level = t.pop("threshold").median()
+    level = 3 * t.pop("threshold").median()
     declared = figures(t | {"threshold": level}, x)
     spoilt = {"architecture": "batchtopk", "rescale_acts_by_decoder_norm": True}
     return save(folder, t | {"topk_threshold": level}, declared, **spoilt), "gate_without_norm"
