@@ -1,8 +1,8 @@
 """Is a dictionary read as it was trained? Its L0 and FVU on the first tokens, under each plausible reading of its file.
 
 One pass of the model collects the vectors; every reading is then measured on the same ones. L0 fits what the files
-declare within FACTOR. FVU fits up to twice what they declare, and .8 where they declare none, since ordinary text of
-another kind raises it, too.
+declare within FACTOR. FVU fits up to FACTOR times what they declare, or a margin above it, since text of another kind
+raises it; and up to .8 where they declare none.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from autointerp.sae.sae import Sae
 from autointerp.sae_reading import Reading
 
 FACTOR = 1.5
-"""Measured and declared L0 may differ by it."""
-FVU_FACTOR, FVU_MARGIN = 2.0, 0.1
-"""Measured FVU may be so many times the declared one, or larger than it by the margin."""
+"""Measured and declared L0 may differ by it, and measured FVU may be so many times the declared one;"""
+FVU_MARGIN = 0.1
+"""or larger than it by this."""
 CLEAR_FVU = 0.5
 """Where no FVU is declared, a reading with a higher one does not end the search for a better one."""
 MOST_CHANGES = 3
@@ -95,7 +95,7 @@ def l0_fits(declared: Declared, l0: float) -> bool:
 def fvu_fits(declared: Declared, fvu: float) -> bool:
     if declared.fvu is None:
         return fvu <= SUSPICIOUS_FVU
-    return fvu <= max(FVU_FACTOR * declared.fvu, declared.fvu + FVU_MARGIN)
+    return fvu <= max(FACTOR * declared.fvu, declared.fvu + FVU_MARGIN)
 
 
 def fits(declared: Declared, figures: Figures) -> bool:
