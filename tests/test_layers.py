@@ -63,15 +63,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "measure": GROUND | {"corpus", "model", "sae", "steer"},
     "evidence": GROUND | {"log", "corpus", "model", "sae", "store", "harvest", "steer", "measure"},
     "evaluate": GROUND | {"corpus", "model", "sae"},
+    # without torch itself; targets that write weights import the room `sae` when they do
+    "export": GROUND | {"sae", "store"},
     # both: each file of `stages` belongs to one side, and pipeline runs them in turn
     "stages": GROUND
     | {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate"}
-    | {"llm", "store", "ask", "rules", "score", "explain", "terminal"},
+    | {"llm", "store", "ask", "rules", "score", "explain", "export", "terminal"},
     # fetches a real model and its text, and measures the machine for them
     "real_model": GROUND | {"corpus", "model", "sae", "terminal"},
     # for people
     "report": GROUND | {"store", "evidence", "terminal"},
-    "cli": GROUND | {"real_model", "stages", "report", "store", "terminal", "log"},
+    "cli": GROUND | {"real_model", "stages", "report", "export", "store", "terminal", "log"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -79,8 +81,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 TORCH_ROOMS = {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate", "real_model"}
 TORCH_STAGES = {
-    "session", "model_checks", "training", "training_cache", "harvesting", "verifying", "gathering", "evaluating",
-    "measuring", "fit_check",
+    "session", "held_weights", "model_checks", "training", "training_cache", "harvesting", "verifying", "gathering",
+    "evaluating", "measuring", "fit_check",
 }  # fmt: skip
 """Files of `stages` that run the model. They import nothing of the rooms that ask an LLM."""
 LLM_ROOMS = {"llm", "ask", "rules", "score", "explain"}

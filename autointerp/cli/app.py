@@ -20,7 +20,7 @@ import typer
 from typer.exceptions import TyperException
 
 from autointerp import __version__, log
-from autointerp.cli import label_commands, model_commands, read_commands, start_commands, tend_commands
+from autointerp.cli import export_commands, label_commands, model_commands, read_commands, start_commands, tend_commands
 from autointerp.cli.streams import secure_streams
 from autointerp.errors import AutointerpError, CutShortError, PartialFailure, StoppedError, StoreBusyError
 from autointerp.log import Capture, Log
@@ -34,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     rich_markup_mode=None,
 )
-for part in (start_commands, model_commands, label_commands, read_commands, tend_commands):
+for part in (start_commands, model_commands, label_commands, read_commands, export_commands, tend_commands):
     app.add_typer(part.commands)  # without a name, so its commands become commands of the app
 
 GOES_ON = (StoppedError, PartialFailure, StoreBusyError)

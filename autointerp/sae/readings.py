@@ -38,6 +38,8 @@ _TINY = torch.finfo(torch.float32).tiny
 def with_reading(sae: Sae, reading: Reading, gain: Gain | None = None) -> Sae:
     """`sae` read in that way; it shares all tensors that stay the same. `gain`: that of the norm at its hookpoint.
     Raises InputError where the reading has no meaning for this dictionary."""
+    if sae.pursuit is not None and reading.n_changes:
+        raise InputError(f"reading {reading}: a dictionary of matching pursuit is read as its format has it only")
     if reading.gate is not None:
         sae = _gated(sae, reading.gate == "with_norm")
     if reading.threshold_scale is not None:
@@ -74,14 +76,16 @@ def before_gain(sae: Sae, gain: Gain) -> Sae:
         raise InputError("reading before_gain: the dictionary scales each vector by its own numbers, before any gain")
     factor, offset = (part.to(sae.W_enc) for part in (gain.factor, gain.offset))
     W_enc, b_pre = sae.W_enc / factor[:, None], sae.b_pre * factor + offset
+    W_glu = None if sae.W_glu is None else sae.W_glu / factor[:, None]
     if is_transcoder(sae):
         if sae.W_skip is None:
-            return _changed(sae, W_enc=W_enc, b_pre=b_pre)
+            return _changed(sae, W_enc=W_enc, b_pre=b_pre, W_glu=W_glu)
         W_skip = sae.W_skip / factor[:, None]
-        return _changed(sae, W_enc=W_enc, b_pre=b_pre, W_skip=W_skip, b_dec=sae.b_dec - offset @ W_skip)
+        return _changed(sae, W_enc=W_enc, b_pre=b_pre, W_skip=W_skip, b_dec=sae.b_dec - offset @ W_skip, W_glu=W_glu)
     W_dec = sae.W_dec * factor
     lengths = W_dec.norm(dim=1).clamp_min(_TINY)
     changed: dict[str, Any] = {"W_dec": W_dec / lengths[:, None], "b_dec": sae.b_dec * factor + offset, "b_pre": b_pre}
+    changed["W_glu"] = W_glu
     if sae.threshold is None:
         norms = lengths if sae.row_norms is None else sae.row_norms * lengths
         return _changed(sae, W_enc=W_enc, row_norms=norms, **changed)
@@ -113,6 +117,8 @@ def _scaled(sae: Sae, reading: Reading) -> Sae:
     if into != out:
         changed["W_enc"] = sae.W_enc * (into / out)
         changed["W_skip"] = None if sae.W_skip is None else sae.W_skip * (into / out)
+    if sae.W_glu is not None:
+        changed["W_glu"] = sae.W_glu * into
     if sae.threshold is not None:
         changed["threshold"] = sae.threshold / out
     return _changed(sae, metadata=sae.metadata | {INPUT_SCALE: scale_of(sae) * into}, **changed)
@@ -122,7 +128,7 @@ def _changed(sae: Sae, metadata: dict[str, Any] | None = None, **changes: Any) -
     values: dict[str, Any] = {
         "W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, "k": sae.k,
         "threshold": sae.threshold, "architecture": sae.architecture, "row_norms": sae.row_norms, "b_pre": sae.b_pre,
-        "W_skip": sae.W_skip, "normalize": sae.normalize,
+        "W_skip": sae.W_skip, "normalize": sae.normalize, "relu": sae.relu, "W_glu": sae.W_glu, "b_glu": sae.b_glu,
     }  # fmt: skip
     made = Sae(**values | changes)
     made.metadata, made.file_norms = sae.metadata if metadata is None else metadata, sae.file_norms
@@ -151,6 +157,8 @@ class Lengths:
 
 def plausible(sae: Sae, lengths: Lengths, has_gain: bool, n_changed: int) -> Iterator[Reading]:
     """The readings of `sae` that people's files have been found to mean and that change `n_changed` things."""
+    if sae.pursuit is not None:
+        return
     ways = [way for way in (_gates(sae), _biases(sae), _inputs(sae, lengths)) if way]
     if has_gain and sae.normalize == "none":  # a gain in front of a norm has no place
         ways.append([Reading(before_gain=True)])

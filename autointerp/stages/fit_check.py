@@ -38,7 +38,7 @@ from autointerp.sae.formats.hooknames import from_base_model_path, wants_bos
 from autointerp.sae.readings import with_reading
 from autointerp.sae.sae import Sae
 from autointerp.sae_reading import AS_READ, Reading, meaning, parse_reading
-from autointerp.stages.session import Session, sae_digest
+from autointerp.stages.session import Session, sae_digest, sha256_without_limit
 from autointerp.store.store import Store
 
 _COLUMNS = ("reading", "L0", "FVU", "fits")
@@ -124,8 +124,9 @@ def described_fit(session: Session, sae: SaeConfig, store: Store | None) -> str:
         return fit.line
     if fit.reading == Reading():
         return f'{fit.line}; accepted by reading = "{AS_READ}"'
+    own = (sae_digest(session, sae), sha256_without_limit(session, sae))
     held = store is not None and any(
-        row.name == sae.dictionary and row.sae_sha256 == sae_digest(session, sae) for row in store.dictionaries()
+        row.name == sae.dictionary and row.sae_sha256 in own for row in store.dictionaries()
     )
     if fit.stops and not held:
         raise MismatchError(fit.message)

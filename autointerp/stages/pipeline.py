@@ -19,6 +19,9 @@ from autointerp.config import BudgetConfig, Config, SaeConfig
 from autointerp.dictionary_controls import DICTIONARY_CONTROLS
 from autointerp.errors import AutointerpError, InputError, PartialFailure, nearest
 from autointerp.evidence.methods import check_methods
+from autointerp.export.export_folder import export_folder
+from autointerp.export.target import Job, Tally, Target
+from autointerp.export.whole_folder import check_free
 from autointerp.stages import labelling
 from autointerp.stages.checks import Check
 from autointerp.stages.control_dictionaries import check_names, control_configs, held_controls
@@ -447,6 +450,22 @@ def verify_leakage(path: Path, dictionary: str | None, terminal: Terminal, as_js
     broken = [f"{report.dictionary}: {line}" for report in reports for line in report.broken()]
     if broken:
         raise AutointerpError(f"{path}: {'; '.join(broken)}")
+
+
+def export(
+    config: Config | None, job: Job, target: Target, out: Path, terminal: Terminal, force: bool = False
+) -> Tally:  # fmt: skip
+    """Write the folder `out` for another tool, whole or not at all, and return what it holds. `config` is needed where
+    the target reads the dictionaries' files. Raises InputError for what the other tool has no form for."""
+    check_free(out, force)  # before a model is loaded
+    if target.needs_weights:
+        assert config is not None
+        saes = [sae for name in job.dictionaries or (None,) for sae in chosen_saes(config, name)]
+        session = gpu_session(config, terminal)
+        from autointerp.stages.held_weights import sources_of
+
+        job = replace(job, sources=lambda: sources_of(session, saes))
+    return export_folder(target, job, out, force)
 
 
 def _print_leakage(reports: Sequence[LeakageReport], terminal: Terminal, as_json: bool) -> None:

@@ -11,21 +11,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from autointerp.config import Config, SaeConfig, TrainConfig
-from autointerp.corpus.windows import bos_prefix
 from autointerp.errors import DamagedError, MismatchError, OutOfMemoryError
-from autointerp.model.load import LoadedModel
 from autointerp.model.token_batches import is_out_of_memory
 from autointerp.sae import files, parallel
 from autointerp.sae.activation_cache import CachedSource
 from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
 from autointerp.sae.formats.declared import DECLARED
-from autointerp.sae.formats.hooknames import to_hook_name
 from autointerp.sae.kept_fill import KeptFill
 from autointerp.sae.model_source import TRAINING_SPLITS, ModelSource, VectorColumns
 from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import CHECKPOINT, Trainer
 from autointerp.sae.training_run import SaeSpec
 from autointerp.stages.checks import require
+from autointerp.stages.held_weights import origin_of
 from autointerp.stages.model_checks import model_checks
 from autointerp.stages.session import (
     HELD_OUT,
@@ -40,6 +38,9 @@ from autointerp.stages.session import (
 from autointerp.stages.training_cache import cached_source
 from autointerp.store.store import Store
 from autointerp.terminal import Progress, Terminal
+
+OVERSHOOTING = 3.0
+"""The AuxK loss from which on training warns. 1 is what no reconstruction at all would have."""
 
 
 def _training_key(config: Config, sae: SaeConfig) -> str:
@@ -99,6 +100,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     source = _source(session, todo)
     specs = [_spec(session, sae, source.columns) for sae in todo]
     last: dict[str, Mapping[str, float]] = {}
+    warned: set[str] = set()
     steps = max(1, config.train.tokens // config.train.batch_size)
     n_features = ", ".join(f"{spec.d_sae:,}" for spec in specs)
     names = ", ".join(spec.name for spec in specs)
@@ -112,6 +114,12 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 if trainer is not None:  # while the first buffer fills there is no weight to save
                     trainer.save_checkpoints()
                 session.deadline.check()
+
+        def on_metrics(name: str, step: int, metrics: Mapping[str, float]) -> None:
+            if metrics["auxk"] > OVERSHOOTING and name not in warned:
+                warned.add(name)
+                terminal.warn(overshooting(name, step, metrics["auxk"], config.train.dead_after))
+            last[name] = metrics
 
         def on_progress(step: int, _: int) -> None:
             notes = (f"loss {m['loss']:.3f}, L0 {m['l0']:.0f}, dead {m['dead']:.1%}" for m in last.values())
@@ -131,7 +139,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 config.train,
                 [(spec, session.sae_folder(sae) / "training") for spec, sae in zip(specs, todo, strict=True)],
                 device=loaded.device,
-                on_metrics=lambda name, step, metrics: last.update({name: metrics}),
+                on_metrics=on_metrics,
                 on_progress=on_progress,
                 on_fill=on_fill,
                 kept=kept,
@@ -152,6 +160,16 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
         for sae, weights in zip(todo, trained, strict=True):
             _keep_trained(session, store, sae, weights, keys[sae.dictionary])
     return True
+
+
+def overshooting(name: str, step: int, auxk: float, dead_after: int) -> str:
+    """The warning that the features which count as dead are driven too hard."""
+    return (
+        f"{name}: at step {step:,} the features that count as dead reconstruct what the others leave {auxk:.0f} times "
+        f"as badly as nothing would. Mostly they are not dead but rare: raise train.dead_after ({dead_after:,} "
+        "vectors), above all where k is small and the dictionary large, or lower train.lr; then delete the SAE's "
+        "folder and train anew"
+    )
 
 
 def _mark_held_out(folder: Path) -> None:
@@ -263,8 +281,9 @@ def _keep_trained(session: Session, store: Store, sae: SaeConfig, weights: Sae, 
     metrics = _all_metrics(folder / "training" / "metrics.jsonl")
     # From the file, not from the loop: a run killed at its very end has no steps left.
     last = {row["metric"]: row["value"] for row in metrics}
+    origin = {**origin_of(session, sae), "dataset": session.config.corpus.source}
     figures = {DECLARED: {"l0": last["l0"], "fvu": last["reconstruction"]}}
-    save(weights, folder, {**weights.metadata, **_metadata(session, sae, session.model()), **figures})
+    save(weights, folder, {**weights.metadata, **origin, **figures})
     sha256, saved = sae_sha256(folder, sae.format), load_sae(folder)
     dictionary_id = dictionary_id_of(session, store, sae, saved, sha256)
     store.insert_metrics(dictionary_id, metrics)
@@ -284,16 +303,3 @@ def _all_metrics(path: Path) -> list[Mapping[str, Any]]:
         step = logged.pop("step")
         rows.extend({"step": step, "metric": name, "value": value} for name, value in logged.items())
     return rows
-
-
-def _metadata(session: Session, sae: SaeConfig, loaded: LoadedModel) -> dict[str, Any]:
-    corpus = session.config.corpus
-    return {
-        "model_name": loaded.name,
-        "model_revision": loaded.revision,
-        "hook_name": to_hook_name(str(session.point(sae.hookpoint)), loaded.model) or sae.hookpoint,
-        "module_path": sae.hookpoint,
-        "context_size": corpus.context_length,
-        "prepend_bos": bool(bos_prefix(loaded.tokenizer, corpus)),
-        "dataset": corpus.source,
-    }

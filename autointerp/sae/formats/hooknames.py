@@ -16,6 +16,7 @@ activations that the Hugging Face model does not have.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, cast
 
@@ -75,8 +76,8 @@ def to_module_path(hook_name: str, model: nn.Module) -> str:
         )
     path = f"{prefix}.{match[1]}"
     if path not in modules:
-        n_blocks = len(list(modules[prefix].children()))
-        raise InputError(f"{hook_name}: {type(model).__name__} has {n_blocks} blocks, 0 to {n_blocks - 1}")
+        n = len(list(modules[prefix].children()))
+        raise InputError(f"{hook_name}: {type(model).__name__} has {n} blocks, 0 to {n - 1}")
     return _in_block(hook_name, match[2], path, model, modules)
 
 
@@ -85,21 +86,41 @@ def to_hook_name(hookpoint: str, model: nn.Module) -> str | None:
 
     Raises InputError when `hookpoint` is not of the form "path" or "path:in".
     """
+    return next(hook_names(hookpoint, model), None)
+
+
+def hook_names(hookpoint: str, model: nn.Module) -> Iterator[str]:
+    """All TransformerLens names of a hookpoint. Raises the InputError of `to_hook_name`."""
     wanted = str(Hookpoint.parse(hookpoint))
     modules = dict(model.named_modules())
     try:
         prefix = _blocks_path(modules)
     except InputError:
-        return None
+        return
     match = re.match(re.escape(prefix) + r"\.(\d+)(?=[.:]|$)", wanted)
-    names = _names(int(match[1])) if match else ["hook_embed"]
-    for name in names:
+    for name in _names(int(match[1])) if match else ["hook_embed"]:
         try:
             if to_module_path(name, model) == wanted:
-                return name
+                yield name
         except InputError:  # this model has no such activation
             continue
-    return None
+
+
+def n_blocks(model: nn.Module) -> int | None:
+    """The number of blocks; None where the model has no list of them at a known place."""
+    modules = dict(model.named_modules())
+    try:
+        return len(list(modules[_blocks_path(modules)].children()))
+    except InputError:
+        return None
+
+
+def to_base_model_path(path: str, model: nn.Module) -> str | None:
+    """A module's path within the base model, by which sparsify names its folders; None where it is not part of it."""
+    prefix = getattr(model, "base_model_prefix", "") or ""
+    if not prefix or not hasattr(model, prefix):
+        return path  # it is the base model
+    return path.removeprefix(f"{prefix}.") if path.startswith(f"{prefix}.") else None
 
 
 def may_hold_heads(hookpoint: str) -> bool:
