@@ -78,3 +78,11 @@ def test_metadata_declares_what_is_a_figure(tmp_path: Path) -> None:
         "neither L0 nor FVU", "L0 3.5 and no FVU", "no L0 and FVU 0.2",
     ]  # fmt: skip
     assert np.isfinite(declared(load_sae(tmp_path / "a")).l0 or 0)
+
+
+def test_what_a_reader_does_to_the_weights_is_not_taken_from_the_file(tmp_path: Path) -> None:
+    odd = {"input_scale": "much", "gated_by_norm": True}
+    topk = save(tmp_path / "topk", tensors(unit=False), None, architecture="topk", k=4, metadata=odd)
+    sae = load_sae(topk)
+    assert not set(odd) & set(sae.metadata) and sae.file_norms is not None
+    torch.testing.assert_close(sae.file_norms, tensors(unit=False)["W_dec"].norm(dim=1))

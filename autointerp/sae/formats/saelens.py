@@ -66,7 +66,7 @@ def load(folder: Path) -> Sae:
     is cut short, lacks tensors, or holds NaN or infinite numbers."""
     path = folder / CONFIG
     config = upgraded(internal.read_config(path), path)
-    architecture, metadata = config["architecture"], config["metadata"]
+    architecture, metadata = config["architecture"], internal.told_by_file(config["metadata"])
     normalize = config.get("normalize_activations") or "none"
     scale = _input_scale(folder, path) if normalize == "expected_average_only_in" else None
     if scale is None and (not isinstance(normalize, str) or normalize not in _NORMALIZE):
