@@ -83,13 +83,13 @@ def ranked_by_norm(world: World, folder: Path) -> tuple[Path, str]:
     """A choice of k, in which the rows' lengths count; they lie far apart."""
     x = world.vectors(POINT)
     t = analytic(x)
-    apart = 10 ** torch.linspace(-1.5, 1.5, len(t["W_dec"])).roll(17)
+    apart = 10 ** torch.linspace(-3, 3, len(t["W_dec"])).roll(17)
     t |= {"W_enc": t["W_enc"] / apart, "W_dec": t["W_dec"] * apart[:, None]}
     pre = (x - t["b_dec"]) @ t["W_enc"]
-    index = (pre * t["W_dec"].norm(dim=1)).topk(24, dim=1).indices
+    index = (pre * t["W_dec"].norm(dim=1)).topk(8, dim=1).indices
     f = torch.zeros_like(pre).scatter(1, index, pre.gather(1, index).relu())
     fvu = float((f @ t["W_dec"] + t["b_dec"] - x).square().sum() / (x - x.mean(0)).square().sum())
-    return save(folder, t, {"l0": 24, "fvu": fvu}, architecture="topk", k=24), "gate_with_norm"
+    return save(folder, t, {"l0": 8, "fvu": fvu}, architecture="topk", k=8), "gate_with_norm"
 
 
 def gated_without_norm(world: World, folder: Path) -> tuple[Path, str]:
