@@ -94,7 +94,8 @@ def _of_evaluation(folder: Path) -> dict[str, Any]:
 def _of_config(folder: Path) -> dict[str, Any]:
     trainer = _table(folder / CONFIG).get("trainer")
     trainer = trainer if isinstance(trainer, Mapping) else {}
-    figures = [_figure(trainer.get(name), 1e9) for name in ("target_l0", "k")]
+    chooses_k = "TopK" in str(trainer.get("dict_class"))
+    figures = [_figure(trainer.get(name), 1e9) for name in ("target_l0", *(("k",) if chooses_k else ()))]
     return {"l0": next((figure for figure in figures if figure is not None), None)}
 
 
