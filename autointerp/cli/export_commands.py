@@ -18,7 +18,9 @@ commands = typer.Typer()
 def export(
     target: Annotated[
         str,
-        typer.Argument(help="With weights: saelens, sparsify, circuit-tracer. Labels: circuit-tracer-features, -graph."),
+        typer.Argument(
+            help="Weights: saelens, sparsify, circuit-tracer. Labels: circuit-tracer-features or -graph."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not hold anything.")],
     config: ConfigFile = DEFAULT_CONFIG,
