@@ -131,9 +131,13 @@ class SaeConfig:
     path: str | None = None
     """A saved SAE: folder, file, or hf:owner/name@revision//folder. Default: train one and save it in
     `<store folder>/sae/<name>`."""
-    format: Literal["auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai"] = "auto"
-    """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai, or auto:
-    recognised by what is in them."""
+    format: Literal[
+        "auto", "saelens", "sparsify", "dictionary_learning", "gemma_scope", "openai", "gemma_scope_2", "qwen_scope",
+        "llama_scope", "llamascopium", "circuit_tracer", "goodfire",
+    ] = "auto"  # fmt: skip
+    """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai,
+    gemma_scope_2, qwen_scope, llama_scope, llamascopium, circuit_tracer, goodfire, or auto: recognised by what is in
+    them."""
     architecture: str = "topk"
     """What to train: topk, batchtopk, matryoshka, relu, p_anneal, gated or jumprelu."""
     d_sae: Count | None = None
@@ -216,8 +220,9 @@ class TrainConfig:
     auxk_alpha: Annotated[float, Range(0, 1000)] = 1 / 32
     """Weight of the loss that revives dead features; 0 turns reviving off."""
     dead_after: LargeCount = 50_000
-    """A feature is dead when it has not fired for this many vectors. After twice as many its
-    encoder bias is raised until it fires again."""
+    """A feature is dead when it has not fired for this many vectors. After twice as many its encoder bias is raised
+    until it fires again. Raise it where k is small and the dictionary large: features that are merely rare would count
+    as dead."""
     checkpoint_every: Count = 1000
     """Steps between two checkpoints."""
     longest: Annotated[float, Range(0, 10**6)] = 10.0
@@ -281,7 +286,8 @@ class EvidenceConfig:
 
     methods: tuple[str, ...] = ("shape", "words", "neighbours", "output_statistic", "mutual_information")
     """Run for the whole dictionary after the harvest. pruning and token_change run the model for every feature: name
-    them here, or run `autointerp measure` for chosen features."""
+    them here, or run `autointerp measure` for chosen features. jacobian_lens differentiates the model, once for all
+    features of a hookpoint."""
     relation_tokens: Count = 65_536
     """neighbours: tokens of the explain split over which co-activation and correlation are taken."""
     related: Few = 10
@@ -302,6 +308,18 @@ class EvidenceConfig:
     """pruning: longest left context tried, tokens, the peak included."""
     substitutes: FewOrNone = 3
     """pruning: the model's own likeliest substitutes tried for each important token; 0: none."""
+    lens_file: str = ""
+    """jacobian_lens: a lens that was made already, a .pt of the jlens library. Empty: one is computed."""
+    lens_prompts: Annotated[int, Range(1, 10**6)] = 200
+    """jacobian_lens: windows of the explain split over which the Jacobian is averaged."""
+    lens_every: Few = 8
+    """jacobian_lens: each prompt gives one in so many of the Jacobian's rows, so each row is the mean over that share of
+    the prompts, and the cost is that of so many fewer. 1: all rows of every prompt, as in the published method."""
+    lens_tokens: Annotated[int, Range(18, 10**6)] = 128
+    """jacobian_lens: tokens of each, corpus.context_length at most; the first 16 and the last one do not count."""
+    lens_effects: Literal["later", "same"] = "later"
+    """jacobian_lens: later counts what a change at a position does there and at all later positions, as in the
+    published method; same counts that position alone."""
     change_prompts: Annotated[int, Range(1, 10**6)] = 16
     """token_change: windows of the explain split on which the feature is clamped."""
     change_tokens: Annotated[int, Range(1, 10**6)] = 32
@@ -390,15 +408,15 @@ class ExplainConfig(EndpointConfig):
 
     explainer: str = "auto"
     """Without an LLM: patterns, token_lookup. From one kind of evidence: contexts, pruned, vocab_projection,
-    mutual_information, token_change, contrastive (contexts and hard negatives). From all evidence in one prompt:
-    combined, rule (a label with a rule that is run on text, mended and scored for free). From other labels: concat
-    (asks apart what the feature responds to and what it leads to), best_of_n, revise. auto: combined where a model is
-    named, else patterns."""
+    jacobian_lens, mutual_information, token_change, contrastive (contexts and hard negatives). From all evidence but
+    jacobian_lens in one prompt: combined, rule (a label with a rule that is run on text, mended and scored for free).
+    From other labels: concat (asks apart what the feature responds to and what it leads to), best_of_n, revise. auto:
+    combined where a model is named, else patterns."""
     contexts: Few = 10
     """Contexts shown to the explainer."""
-    random_contexts: FewOrNone = 10
+    random_contexts: FewOrNone = 20
     """Contexts that `combined` shows besides the strongest, drawn at random from all where the feature is active, in
-    groups by decile; at most as many as `contexts`."""
+    groups by decile; at most twice as many as `contexts`."""
     negatives: FewOrNone = 5
     """Silent contexts that `contrastive` shows. `combined` shows at most three of them, with the token of a peak."""
     base: str = "combined"

@@ -175,6 +175,9 @@ def _resolved(config: Config, folder: Path) -> Config:
     if score.embedding_model.startswith("local:"):
         path = resolved(score.embedding_model.removeprefix("local:"), True)
         score = dataclasses.replace(score, embedding_model=f"local:{path}")
+    evidence = config.evidence
+    if evidence.lens_file:
+        evidence = dataclasses.replace(evidence, lens_file=resolved(evidence.lens_file, False))
     source = config.corpus.source
     if source and source != "stdlib":
         source = resolved(source, must_exist=False)
@@ -186,6 +189,7 @@ def _resolved(config: Config, folder: Path) -> Config:
         train=dataclasses.replace(
             config.train, cache=resolved(config.train.cache, False) if config.train.cache else None
         ),
+        evidence=evidence,
         score=score,
         budget=dataclasses.replace(config.budget, deadline=fixed(config.budget.deadline)),
         store=dataclasses.replace(config.store, path=resolved(config.store.path, False)),

@@ -238,6 +238,8 @@ class FeatureEvidence:
     promoted: list[PromotedToken] = field(default_factory=list)
     suppressed: list[PromotedToken] = field(default_factory=list)
     pruned: list[PrunedContext] = field(default_factory=list)
+    lens: list[PromotedToken] = field(default_factory=list)
+    """Tokens promoted, then tokens suppressed, by way of the blocks that come after (method jacobian_lens)."""
     changed: list[ChangedToken] = field(default_factory=list)
     """Tokens said more often, then tokens said less often, when the feature is clamped; strongest first."""
     related_words: list[RelatedWord] = field(default_factory=list)
@@ -249,8 +251,8 @@ class FeatureEvidence:
     """Whether its promoted tokens stand out clearly from those of a random direction (see store/finding_tables.py):
     fewer features do than are output features by their p-value. None: not known."""
     recurring: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By list (promoted, suppressed, raised, lowered), which of its tokens stand in the lists of many other features
-    too (see store/recurring_tokens.py), sorted. Lists without any have no entry."""
+    """By list (promoted, suppressed, lens_promoted, lens_suppressed, raised, lowered), which of its tokens stand in the
+    lists of many other features too (see store/recurring_tokens.py), sorted. Lists without any have no entry."""
 
 
 ExplanationStatus = Literal[

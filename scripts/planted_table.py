@@ -283,6 +283,7 @@ def found_table(world: PlantedWorld, store: Store) -> str:
     tied = lists("SELECT feature, word FROM mutual_information ORDER BY feature, rank")
     said = lists("SELECT feature, token FROM token_changes WHERE sign = 1 ORDER BY feature, rank")
     projected = lists("SELECT feature, token FROM vocab_projection WHERE sign = 1 ORDER BY feature, rank")
+    lens = lists("SELECT feature, token FROM lens_tokens WHERE sign = 1 ORDER BY feature, rank")
     needed = lists("SELECT feature, array_to_string(tokens, '') FROM pruned_contexts WHERE status = 'ok'")
     checks = [
         ("shape", "calls it token, position or dense", lambda f: shapes[f.feature][0] != "other"),
@@ -296,6 +297,7 @@ def found_table(world: PlantedWorld, store: Store) -> str:
         ("mutual_information", "the first words are those that it promotes", lambda f: _says(f, tied)),
         ("pruning", "every cut text is what its law needs", lambda f: _is_needed(f, needed.get(f.feature, []))),
         ("vocab_projection", "the first tokens are those that it promotes", lambda f: _says(f, projected)),
+        ("jacobian_lens", "the first tokens are those that it promotes", lambda f: _says(f, lens)),
         ("token_change", "the first tokens are those that it promotes", lambda f: _says(f, said)),
     ]
     rows = [["evidence", "found if", *KINDS]]

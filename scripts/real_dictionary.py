@@ -38,6 +38,11 @@ cache = "activations"
 cache_vectors = {vectors}
 precision = "bfloat16"
 """
+FOR_FEW = """lr = 0.0007
+warmup_steps = 500
+dead_after = 500000
+"""
+"""For k below 16: a feature is active so seldom that after the usual 50,000 vectors rare ones would count as dead."""
 LABELLING = """
 [harvest]
 sampled_contexts = 60
@@ -74,7 +79,7 @@ def main() -> None:
     head = head_of(model, text)
     for size in sizes:
         saes = "".join(sae_table(name_of(layer, args.k, size), layer, args.features, args.k) for layer in layers)
-        train = TRAIN.format(tokens=size * MILLION, vectors=args.vectors)
+        train = TRAIN.format(tokens=size * MILLION, vectors=args.vectors) + (FOR_FEW if args.k < 16 else "")
         name = f"train-k{args.k}-{size}m"
         run("train", written(out / f"{name}.toml", head + saes + train + store_table(name)))
     made = [(name_of(layer, args.k, size), layer) for layer in layers for size in sorted(sizes)]

@@ -141,6 +141,7 @@ def test_what_the_built_in_explainers_read() -> None:
         "pruned": ("pruning",),
         "mutual_information": ("mutual_information", "words"),
         "token_change": ("token_change",),
+        "jacobian_lens": ("jacobian_lens",),
     }
     for composed in ("best_of_n", "revise"):
         assert methods_read(ExplainConfig(explainer=composed, base="pruned")) == ("pruning",)

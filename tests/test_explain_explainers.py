@@ -104,6 +104,7 @@ def test_every_label_says_its_side(name: str) -> None:
     [
         ("contexts", ("top",)), ("combined", ("top",)), ("contrastive", ("top",)), ("contrastive", ("negatives",)),
         ("pruned", ("pruned",)), ("vocab_projection", ("promoted", "suppressed")), ("token_change", ("changed",)),
+        ("jacobian_lens", ("lens",)),
         ("mutual_information", ("related_words", "input_words")),
     ],
 )  # fmt: skip
@@ -153,6 +154,6 @@ def test_the_evidence_hash_is_of_what_was_shown() -> None:
     changed.top[2].activations[0] += 1.0
     assert evidence_sha256(changed, 2) == few
     assert evidence_sha256(changed) != all_
-    for field in ("pruned", "changed", "related_words", "input_words"):
+    for field in ("pruned", "lens", "changed", "related_words", "input_words"):
         assert evidence_sha256(replace(rich_evidence(0), **{field: []})) != evidence_sha256(rich_evidence(0)), field
     assert evidence_sha256(replace(rich_evidence(0), stands_out=False)) != evidence_sha256(rich_evidence(0))

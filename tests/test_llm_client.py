@@ -144,6 +144,43 @@ def test_lasting_fault_gives_the_request_up_and_leaves_others_alone(kind: str) -
     assert ledger.rows[(chat("unlucky").sha256, 0)].status == "ok"
 
 
+def test_a_full_queue_that_moves_gives_nobody_up() -> None:
+    """A server that has room for one call, shared by many: some requests are refused far more often than they may
+    fail."""
+
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        if server.in_flight > 1 or ("unlucky" in str(body) and attempt < 12):
+            return Fault("busy_503")
+        return answer(kind, body, attempt)
+
+    with LlmServer(brain, latency=0.01) as server:
+        client = client_for(server, attempts=3, max_connections=8)
+        replies = ask_all(client, chat("unlucky"), *[chat(f"{i}") for i in range(10)])
+    assert {reply.status for reply in replies} == {"ok"}
+    assert replies[0].attempts > 12
+
+
+def test_a_queue_that_never_moves_gives_up_as_an_outage_does() -> None:
+    with LlmServer(faulty(Fault("busy_503"))) as server:
+        replies = ask_all(client_for(server, attempts=4, max_connections=1), chat("a"), chat("b"))
+        assert len(server.requests) == 8
+    assert {(reply.status, reply.attempts) for reply in replies} == {("gave_up", 4)}
+
+
+def test_a_request_that_alone_finds_the_queue_full_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 20 refusals and a quarter of an hour, which is left out here."""
+    monkeypatch.setattr("autointerp.llm.retry.LIMITED_S", 0.0)
+
+    def brain(kind: Kind, body: dict[str, Any], attempt: int) -> BrainReply | Fault:
+        return Fault("busy_503") if "unlucky" in str(body) else answer(kind, body, attempt)
+
+    with LlmServer(brain) as server:
+        unlucky, *others = ask_all(client_for(server, max_connections=1), chat("unlucky"), chat("a"), chat("b"))
+    assert [reply.status for reply in others] == ["ok", "ok"]
+    assert (unlucky.status, unlucky.attempts) == ("gave_up", 20)
+    assert unlucky.error and "busy" in unlucky.error
+
+
 @pytest.mark.parametrize("kind", ["hang", "slow_loris"])
 def test_hung_socket_ends_at_the_timeout_twice_at_most(kind: str) -> None:
     with LlmServer(faulty(Fault(kind))) as server:

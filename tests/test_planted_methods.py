@@ -313,7 +313,7 @@ def test_explainers_show_what_an_oracle_needs(world: PlantedWorld, store: Store,
             assert feature.kind == "position"
 
 
-@pytest.mark.parametrize("explainer", ["vocab_projection", "token_change"])
+@pytest.mark.parametrize("explainer", ["vocab_projection", "jacobian_lens", "token_change"])
 def test_output_explainers_show_what_is_said(world: PlantedWorld, store: Store, explainer: str) -> None:
     labels = labels_by_oracle(world, store, explainer)
     assert labels == {f.feature: f.output_label for f in world.of_kind("output")}

@@ -77,6 +77,7 @@ def evidence(feature: int, injection: str) -> FeatureEvidence:
         promoted=[PromotedToken(f" {word}", 3.0, 0, 1), PromotedToken(injection, 2.0, 1, 1)],
         suppressed=[PromotedToken(injection, -2.0, 0, -1)],
         pruned=[pruned, replace(pruned, context_id=1)],
+        lens=[PromotedToken(f" {word}", 3.0, 0, 1), PromotedToken(injection, -2.0, 0, -1)],
         changed=[ChangedToken(f" {word}", 1, 0, 2.0, 9.0), ChangedToken(injection, -1, 0, -2.0, -9.0)],
         related_words=[RelatedWord(word, 0, 2.0), RelatedWord(injection, 1, 1.0)],
         input_words=[RelatedWord(word, 0, 2.0), RelatedWord(injection, 1, 1.0)],

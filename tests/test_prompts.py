@@ -291,6 +291,7 @@ def hostile_evidence() -> FeatureEvidence:
         pruned=[clean.pruned[0], pruned],
         promoted=[PromotedToken(t, 1.0, i, 1) for i, t in enumerate(HOSTILE)],
         suppressed=[PromotedToken(t, -1.0, i, -1) for i, t in enumerate(HOSTILE)],
+        lens=[PromotedToken(t, 1.0, i, 1 if i % 2 else -1) for i, t in enumerate(HOSTILE)],
         changed=[ChangedToken(t, 1 if i % 2 else -1, i, 1.0, 1.0) for i, t in enumerate(HOSTILE)],
         related_words=[RelatedWord(t, i, 1.0) for i, t in enumerate(HOSTILE)],
         input_words=[RelatedWord(t, i, 1.0) for i, t in enumerate(HOSTILE)],

@@ -56,6 +56,13 @@ def path(tmp_path: Path) -> Iterator[Path]:
     for method, columns in FINDINGS.items():
         store.replace_findings(method, dictionary, harvest, "s", [MethodRun(FEATURE), MethodRun(EMPTY)], columns)
     store.replace_findings(
+        "jacobian_lens", dictionary, harvest, "s", [MethodRun(FEATURE), MethodRun(EMPTY)],
+        {
+            "feature": [FEATURE] * 2, "sign": [-1, 1], "rank": [0, 0], "token_id": [9, 7], "token": ["\n", " purr"],
+            "logit": [-1.5, 2.25],
+        },
+    )  # fmt: skip
+    store.replace_findings(
         "token_change", dictionary, harvest, "s", [MethodRun(FEATURE), MethodRun(EMPTY, "kl_not_reached", "no")],
         {
             "feature": [FEATURE] * 2, "sign": [1, -1], "rank": [0, 0], "token_id": [7, 8], "token": [" purr", " bark"],
@@ -84,6 +91,8 @@ def test_a_page_tells_what_each_method_found(path: Path, capsys: pytest.CaptureF
         "shape  other; dense; 38 % of its active tokens are `\\n `; position dependence 0.02",
         "output  its promoted tokens stand out clearly: kurtosis 41.2 (1 in 100 random directions exceeds 1.3), "
         "skew +3.7",
+        "lens promotes   purr +2.25",
+        "lens suppresses  \\n -1.50",
         "says more   purr +9.12  (by z; clamped to 12, KL 0.5)",
         "says less   bark -3.00",
         "words of its direction  " + ", ".join(f"w{i} 1" for i in range(8)),
@@ -109,16 +118,17 @@ def test_json_carries_all_of_it(path: Path, capsys: pytest.CaptureFixture[str]) 
     assert code == 0, err
     page = json.loads(out)
     assert page["shape"]["unigram"] == "\n " and page["output_statistic"]["is_output"] is True
-    assert [len(page[k]) for k in ("neighbours", "related_words", "input_words", "pruned", "changed")] == [
+    assert [len(page[k]) for k in ("neighbours", "related_words", "input_words", "pruned", "lens", "changed")] == [
         5,
         10,
         1,
         3,
         2,
+        2,
     ]
     assert page["neighbours"][0]["label"] == "x" * 100
     assert page["pruned"][0]["counterfactuals"][0]["substitute"] == " a"
-    assert len(page["method_runs"]) == 7 and page["explanations"][0]["side"] == "both"
+    assert len(page["method_runs"]) == 8 and page["explanations"][0]["side"] == "both"
 
 
 def test_status_counts_methods_and_waiting_tasks(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import random
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from support.plain_rules import PlainText
 
 from autointerp.records import Begins
-from autointerp.rules.language.conditions import CLASSES, PLACES
+from autointerp.rules.language.conditions import CLASSES, OPENINGS, PLACES
+from autointerp.rules.language.forms import LONGEST_WORD, Forms
 from autointerp.rules.language.linear_regex import LinearRegex
-from autointerp.rules.language.matching import holds
+from autointerp.rules.language.matching import holds, patterns_of, predicted_of
 from autointerp.rules.language.parsing import CONDITION_KEYS, RuleError, clauses_of, rule_to_json
 from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.language.wording import conditions_in_words
@@ -52,7 +54,7 @@ positives = st.one_of(
     tests,
     st.tuples(tests, st.integers(1, 32)).map(lambda pair: {"left": {**pair[0], "within": pair[1]}}),
     st.fixed_dictionaries({"starts": st.lists(st.sampled_from(PLACES), min_size=1)}),
-    st.fixed_dictionaries({"inside": st.lists(st.sampled_from(["(", "[", "{"]), min_size=1)}),
+    st.fixed_dictionaries({"inside": st.lists(st.sampled_from(OPENINGS), min_size=1)}),
     st.fixed_dictionaries({"topic": topics}),
     st.fixed_dictionaries({"near": st.fixed_dictionaries({"word": words, "least": st.floats(0.1, 1.0)})}),
 )
@@ -175,10 +177,31 @@ def test_many_texts_are_predicted_as_each_by_itself_and_as_the_definition_reads(
 
 
 @pytest.mark.parametrize("examples", [FEW, MANY])
+def test_many_rules_find_together_what_each_finds_by_itself(examples: int) -> None:
+    """Over texts that come in blocks, with what is known of their words kept from block to block."""
+
+    def check(values: list[dict[str, Any]], blocks: list[list[tuple[list[str], Begins | None]]]) -> None:
+        read = []
+        for value in values:
+            with contextlib.suppress(RuleError):
+                read.append(clauses_of(value, NEAR))
+        forms = Forms(patterns_of(clause for found, _ in read for clause in found))
+        for block in blocks:
+            texts, begins = [text for text, _ in block], [begins for _, begins in block]
+            together = Texts(texts, begins, forms)
+            for found, combine in read:
+                held, predicted = predicted_of(found, combine, together)
+                alone, expected = predicted_of(found, combine, Texts(texts, begins))
+                assert held.tolist() == alone.tolist() and predicted.tolist() == expected.tolist()
+
+    fuzzed(examples, check, st.lists(rules, max_size=4), st.lists(texts, max_size=3))
+
+
+@pytest.mark.parametrize("examples", [FEW, MANY])
 def test_words_are_those_of_the_facts(examples: int) -> None:
     def check(several: list[tuple[list[str], Begins | None]]) -> None:
         read = Texts([text for text, _ in several])
-        words = [read.words.strings[code] for code in read.words.codes.tolist()]
+        words = [read.forms.words.strings[code] for code in read.forms.word_of[read.form_of].tolist()]
         assert words == [fact.word for text, _ in several for fact in PlainText(text).facts]
 
     fuzzed(examples, check, texts)
@@ -202,8 +225,21 @@ def test_a_pattern_is_asked_of_each_different_token_once(monkeypatch: pytest.Mon
     }
     read = Texts(some)
     held = [holds(clause, read) for clause in clauses_of(value)[0]]
-    assert len(asked) <= len(read.tokens.strings) + len(read.words.strings) < 5000
+    assert len(asked) <= len(read.forms.tokens) + len(read.forms.words) < 5000
     assert held[1].any() and read.n_tokens == 20_000
+
+
+def test_long_words_and_many_marks_are_read_as_the_definition_reads() -> None:
+    """Longer ones than the stretches in which they are read: a word of 600 pieces, rows of quotes and comments."""
+    made = random.Random(0)
+    marks = ['"', "'", "“", "”", "«", "»", "#", "//", "\n", "a", " b", "it's", ' "x', "://", '#"', "'\n"]
+    lengths = [0, 1, 70, 900, 5, 0, 200, 64, 65]
+    several = [["a", "b", "c"] * 200, *([made.choice(marks) for _ in range(n)] for n in lengths)]
+    read, plain = Texts(several), [PlainText(text) for text in several]
+    words = [read.forms.words.strings[code] for code in read.forms.word_of[read.form_of].tolist()]
+    assert words == [fact.word[:LONGEST_WORD] for text in plain for fact in text.facts]
+    for number, what in ((1, "quote"), (2, "comment")):
+        assert read.inside(what).tolist() == [one == number for text in plain for one in text.quoted]
 
 
 def test_hostile_texts_and_rules_take_little() -> None:

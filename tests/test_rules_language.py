@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autointerp.rules.language.column import PATTERNS_KEPT, Column
 from autointerp.rules.language.conditions import MAX_WORDS, Near
+from autointerp.rules.language.groups import Groups
 from autointerp.rules.language.inflections import forms_of
+from autointerp.rules.language.linear_regex import sets_of
 from autointerp.rules.language.matching import holds
 from autointerp.rules.language.parsing import RuleError, clauses_of, rule_to_json
+from autointerp.rules.language.pattern_matches import PATTERNS_KEPT, PatternMatches
 from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.language.wording import clause_in_words
 from autointerp.rules.near import NearWords
@@ -73,13 +75,32 @@ def test_where_conditions_hold(condition: dict[str, Any], tokens: list[str]) -> 
 def test_matches_of_few_patterns_are_kept() -> None:
     """Thousands of rules ask about the same texts, each with patterns of its own."""
     strings = [f"word{i}" for i in range(4000)]
-    column = Column(np.arange(len(strings), dtype=np.int32), strings)
+    matches = PatternMatches(strings)
     tracemalloc.start()
     for i in range(4 * PATTERNS_KEPT):
-        assert column.matching(f"[a-z]+{i}", column.codes[[i, i + 1]]).tolist() == [True, False]
+        assert matches.of(f"[a-z]+{i}", np.array([i, i + 1])).tolist() == [True, False]
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 1.5 * PATTERNS_KEPT * len(strings)
+
+
+@pytest.mark.parametrize("n", [1, 300, 1 << 16, 200_000])
+def test_numbers_of_any_size_are_found_where_they_stand(n: int) -> None:
+    codes = np.random.default_rng(0).integers(0, n, 1000)
+    groups, chosen = Groups(codes, n), np.unique(codes[:50])
+    assert groups.places(chosen).tolist() == [i for one in chosen for i in np.flatnonzero(codes == one)]
+    assert groups.counts(chosen).tolist() == [int((codes == one).sum()) for one in chosen]
+    assert groups.places(chosen[:1]).tolist() == np.flatnonzero(codes == chosen[0]).tolist()
+
+
+def test_patterns_of_which_not_all_find_place_in_a_set() -> None:
+    """They are asked one by one then."""
+    large = [rf"(\w{{{n}}}x){{2}}" for n in range(200, 230)]
+    sets = sets_of([*large, *large, "a+", "b+"])
+    assert 1 <= len(sets) <= 8 and all(len(one.patterns) > 1 for one in sets)
+    small = sets_of([f"a{i}+" for i in range(300)])
+    assert [len(one.patterns) for one in small] == [32] * 8
+    assert small[1].matches(["a33", "a3333", "a3", "", "a33" * 100]) == [(0, 1), (1, 1)]
 
 
 def test_topics_are_counted_over_the_text() -> None:

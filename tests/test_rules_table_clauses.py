@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.known_words import WORDS, contexts, evidence
+from support.table_clauses import as_clauses
 from tokenizers import Tokenizer
 
 from autointerp.records import Context, FeatureEvidence
@@ -16,7 +17,6 @@ from autointerp.rules.learning import learn
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule, Table
 from autointerp.rules.samples import sample_of
-from autointerp.rules.table_clauses import as_clauses
 
 MODEL = Path(__file__).parents[1] / "data" / "demo_model"
 

@@ -17,6 +17,7 @@ import pytest
 from support.sae_format_helpers import FIXTURES
 
 from autointerp.errors import InputError
+from autointerp.sae.formats import hub as hub_paths
 from autointerp.sae.formats.hub import HubPath, local_folder, parse
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -129,6 +130,25 @@ def test_only_the_folder_is_downloaded_and_errors_say_what_to_do(hub: str, tmp_p
 def test_a_hub_that_does_not_answer_is_an_input_error(tmp_path: Path) -> None:
     found = ask(["hf:o/saes//a"], tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9")
     assert "hf:o/saes//a could not be downloaded: the hub cannot be reached" in str(found[0])
+
+
+@pytest.mark.parametrize("inside", ["", "L8R-8x", "a[b]/L8R"])
+def test_of_the_folders_below_only_the_last_checkpoint_is_wanted(inside: str) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    folder = f"{inside}/" if inside else ""
+    wanted = ["hyperparams.json", "cfg.json", "config.yaml", "x.safetensors", "checkpoints/final.safetensors"]
+    left = ["deeper/x.json", "checkpoints/5.safetensors", "checkpoints/a/final.safetensors", "check/x.json"]
+    left += ["checkpoints_old/x.safetensors", "chat/x.json", "c/x.json", "other/checkpoints/final.safetensors"]
+    names = [folder + name for name in (*wanted, *left)] + (["elsewhere/cfg.json"] if inside else [])
+    kept = filter_repo_objects(
+        names, allow_patterns=hub_paths._wanted(inside), ignore_patterns=hub_paths._unwanted(inside)
+    )
+    assert list(kept) == [folder + name for name in wanted]
+
+
+def test_what_lies_beside_a_file_is_wanted_too() -> None:
+    assert hub_paths._wanted("a/layer_3.safetensors") == ["a/layer_3.safetensors", "a/config.json", "a/config.yaml"]
 
 
 def test_paths_of_this_machine_are_left_alone() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from autointerp.config import TrainConfig
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae.buffer import ArraySource
-from autointerp.sae.formats import load_sae, save_saelens, save_sparsify
+from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
 from autointerp.sae.long_vectors import LIMIT, is_ordinary, limit_of
 from autointerp.sae.sae import Sae
 from autointerp.sae.trainer import Trainer
@@ -90,6 +90,16 @@ def test_vectors_that_are_not_finite_are_left_to_those_who_look_for_them():
     assert limit_of(torch.ones(4, 9), 10) == 30
     assert limit_of(torch.ones(4, 9), 0) is None
     assert limit_of(torch.zeros(4, 9), 10) is None
+
+
+@pytest.mark.parametrize("save", [save_saelens, save_sparsify])
+def test_the_hash_follows_the_limit_and_without_one_is_what_it_was(tmp_path, save):
+    sae = Sae(torch.ones(2, 2), torch.zeros(2), torch.ones(2, 2), torch.zeros(2), k=1)
+    for name, metadata in (("none", {}), ("three", {LIMIT: 3.0}), ("four", {LIMIT: 4.0})):
+        save(sae, tmp_path / name, metadata)
+    none, three, four = (sae_sha256(tmp_path / name) for name in ("none", "three", "four"))
+    assert len({none, three, four}) == 3
+    assert {sae_sha256(tmp_path / name, with_limit=False) for name in ("none", "three", "four")} == {none}
 
 
 @pytest.mark.parametrize("value", ["long", True, -1, 0, float("inf"), float("nan"), [3], {"a": 1}])

@@ -9,6 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from autointerp.errors import InputError
+from autointerp.sae.long_vectors import LIMIT
+from autointerp.sae.pursuit import Pursuit
 from autointerp.sae.sae import Sae
 
 
@@ -90,7 +92,7 @@ def test_tensors_that_do_not_fit_together() -> None:
 @pytest.mark.parametrize("choice", [{}, {"k": 5, "threshold": torch.zeros(80)}])
 def test_features_are_chosen_in_exactly_one_way(choice: dict[str, Any]) -> None:
     sae = make()
-    with pytest.raises(InputError, match="either by k or by thresholds"):
+    with pytest.raises(InputError, match="either by k, by thresholds or by pursuit"):
         Sae(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, **choice)
 
 
@@ -121,3 +123,87 @@ def test_a_vector_scaled_by_itself_is_reconstructed_in_its_own_units(normalize: 
     torch.testing.assert_close(sae.encode(5 * x), sae.encode(x), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(sae(5 * x), 5 * sae(x), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(sae.reconstruct(x)[0], sae(x))
+
+
+def parts(b_pre: bool = True) -> dict[str, Any]:
+    base = make()
+    more = {"row_norms": torch.linspace(0.3, 2.0, 80)} if b_pre else {}
+    return {"W_enc": base.W_enc, "b_enc": base.b_enc, "W_dec": base.W_dec, "b_dec": base.b_dec} | more
+
+
+@pytest.mark.parametrize("choice", ["k", "threshold"])
+def test_without_a_relu_values_below_zero_are_written_and_are_no_activations(choice: str) -> None:
+    given, x = parts(b_pre=choice == "k"), torch.randn(30, 12, generator=torch.Generator().manual_seed(1))
+    norms = given.get("row_norms", torch.ones(80))
+    pre = (x - given["b_dec"]) @ given["W_enc"] + given["b_enc"]
+    if choice == "k":
+        sae = Sae(**given, k=60, relu=False)
+        chosen = torch.zeros_like(pre).scatter(1, pre.topk(60).indices, pre.topk(60).values) * norms
+    else:
+        sae = Sae(**given, threshold=torch.full((80,), -0.5), relu=False)
+        chosen = pre * (pre > -0.5)
+    assert bool((chosen < 0).any())
+    y = chosen @ given["W_dec"] + given["b_dec"]
+    torch.testing.assert_close(sae.encode(x), chosen.relu())
+    y_hat, active = sae.reconstruct(x)
+    torch.testing.assert_close(active.dense(80), chosen.relu())
+    assert (active.values > 0).all()
+    torch.testing.assert_close(y_hat, y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sae(x), y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sae(x.reshape(5, 6, 12)), y.reshape(5, 6, 12), rtol=1e-5, atol=1e-5)
+    sae.metadata[LIMIT] = 1e-6  # every vector is longer
+    torch.testing.assert_close(sae(x), given["b_dec"].expand(30, 12))
+    with_relu = Sae(**given, **({"k": 60} if choice == "k" else {"threshold": torch.full((80,), -0.5)}))
+    torch.testing.assert_close(with_relu(x), chosen.relu() @ given["W_dec"] + given["b_dec"], rtol=1e-5, atol=1e-5)
+
+
+def pursued(sae: Sae, rows: torch.Tensor, x: torch.Tensor, rule: Pursuit) -> torch.Tensor:
+    """One vector after the other, as the definition has it."""
+    found = torch.zeros(len(x), sae.d_sae)
+    for n, vector in enumerate(x):
+        left, taken = vector - sae.b_pre, set[int]()
+        for _ in range(rule.steps):
+            scores = rows @ left
+            best = int(scores.argmax())
+            value = max(float(scores[best]), 0.0)
+            found[n, best] += value
+            left = left - value * rows[best]
+            if rule.stop_at_repeat and (best in taken or value == 0):
+                break
+            taken.add(best)
+            if rule.residual > 0 and float(left.norm()) < rule.residual:
+                break
+    return found
+
+
+@pytest.mark.parametrize(
+    "rule", [Pursuit(4, 0.0, True), Pursuit(12, 1.5, True), Pursuit(9, 0.0, False), Pursuit(12, 1.5, False)]
+)
+def test_matching_pursuit_takes_one_feature_after_the_other(rule: Pursuit) -> None:
+    base, x = make(d_sae=30), torch.randn(25, 12, generator=torch.Generator().manual_seed(2)) * 2
+    norms = torch.linspace(0.4, 1.3, 30)
+    rows = base.W_dec * norms.unsqueeze(1)
+    sae = Sae(rows.T, torch.zeros(30), base.W_dec, base.b_dec, pursuit=rule, row_norms=norms)
+    expected = pursued(sae, rows, x, rule)
+    assert len(set((expected > 0).sum(1).tolist())) > (1 if rule.steps > 4 else 0)
+    torch.testing.assert_close(sae.encode(x), expected * norms, rtol=1e-4, atol=1e-5)
+    y_hat, active = sae.reconstruct(x)
+    torch.testing.assert_close(active.dense(30), expected * norms, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(y_hat, expected @ rows + base.b_dec, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sae(x.reshape(5, 5, 12)).reshape(25, 12), y_hat, rtol=1e-4, atol=1e-5)
+    assert sae.encode_sparse(x[:0]).n_rows == 0
+    along = x[:1].clone().requires_grad_()
+    sae.encode(along).sum().backward()
+    assert along.grad is not None and bool(along.grad.any())
+
+
+def test_a_gated_linear_unit_multiplies_the_pre_activations() -> None:
+    given, x = parts(b_pre=False), torch.randn(10, 12, generator=torch.Generator().manual_seed(3))
+    W_glu, b_glu = torch.randn(12, 80, generator=torch.Generator().manual_seed(4)), torch.linspace(-1, 1, 80)
+    sae = Sae(**given, k=5, W_glu=W_glu, b_glu=b_glu)
+    u = x - given["b_dec"]
+    pre = (u @ given["W_enc"] + given["b_enc"]) * (u @ W_glu + b_glu).sigmoid()
+    torch.testing.assert_close(sae.encode(x), torch.zeros_like(pre).scatter(1, *pre.topk(5)[::-1]).relu())
+    torch.testing.assert_close(sae.encode_sparse(x).dense(80), sae.encode(x))
+    with pytest.raises(InputError, match="W_glu"):
+        Sae(**given, k=5, W_glu=W_glu)

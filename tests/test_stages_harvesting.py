@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import weakref
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +17,17 @@ from support.commands import write_config, write_corpus
 
 from autointerp.config import Config, SaeConfig
 from autointerp.config_file import load
+from autointerp.errors import MismatchError
 from autointerp.harvest import memory, unit
 from autointerp.harvest.checkpoint import Checkpoints
 from autointerp.harvest.text_pass import Shard
 from autointerp.progress import Standing
+from autointerp.sae.formats import sae_sha256
 from autointerp.sae.sae import Sae
 from autointerp.stages import harvesting, pipeline
-from autointerp.stages.session import Session
+from autointerp.stages import session as stages_session
+from autointerp.stages.session import Session, matching_sae
+from autointerp.store import Store
 from autointerp.terminal import Terminal
 
 
@@ -102,6 +109,48 @@ def test_what_was_done_inside_a_unit_does_not_count_towards_the_speed(
     harvest = [standing for standing in seen if standing.stage == "harvesting"]
     assert harvest[-1].begun_at == kept < harvest[-1].done
     assert all(s.rate is None for s in harvest if s.done <= kept)
+
+
+def test_a_dictionary_is_known_by_the_hash_that_it_came_in_with(
+    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once the limit of length was no part of an SAE's hash. Units that were left then are gone on with, and what was
+    harvested then goes on to be accepted. What is harvested now is not accepted with another limit."""
+    write_corpus(tmp_path / "texts")
+    config, terminal = load(write_config(tmp_path, tiny_gpt2)), Terminal()
+    (sae,) = config.sae
+    pipeline.train(config, None, terminal)
+    file = Session(config, terminal).sae_folder(sae) / "cfg.json"
+
+    def check(config: Config) -> None:
+        with Store.open(config.store.path) as store:
+            matching_sae(Session(config, terminal), store, sae)
+
+    def as_once(patched: pytest.MonkeyPatch) -> None:
+        for module in (harvesting, stages_session):
+            patched.setattr(module, "sae_sha256", partial(sae_sha256, with_limit=False))
+
+    with monkeypatch.context() as patched:
+        as_once(patched)
+        harvesting.harvest_shard(Session(config, terminal), [sae], 0, 1)
+    pipeline.merge(config, None, terminal)
+    check(config)
+    told = file.read_text()
+    changed = json.loads(told)
+    changed["metadata"]["longest_vector"] *= 2
+    file.write_text(json.dumps(changed))
+    with pytest.raises(MismatchError, match="has sha256"):
+        check(config)
+    file.write_text(told)
+
+    old = replace(config, store=replace(config.store, path=str(tmp_path / "old.duckdb")))
+    with monkeypatch.context() as patched:
+        as_once(patched)
+        pipeline.harvest(old, None, terminal)
+    capsys.readouterr()
+    pipeline.harvest(old, None, terminal)
+    assert "harvested already" in capsys.readouterr().err
+    check(old)
 
 
 @pytest.mark.parametrize(

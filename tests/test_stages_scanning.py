@@ -137,6 +137,7 @@ def test_the_command_prints_and_writes_files(
         assert found == [(row.feature, row.n_claimed, pytest.approx(row.share)) for row in expected]
     for argv, told in (
         ((*scan_one, "-o", tmp_path / "a.txt"), ".jsonl, .csv or .parquet"),
+        ((*scan_one, "-o", tmp_path / "b.jsonl", "--json"), "--json writes to the terminal"),
         ((*scan_one, "-o", scanned.store.with_suffix(".evidence.duckdb")), ".jsonl, .csv or .parquet"),
         ((*scan_one, "-o", tmp_path / f"{'a' * 300}.csv"), "cannot be written"),
         ((*scan_one, "-o", tmp_path / "no" / "a.csv"), "there is no folder"),
@@ -172,7 +173,8 @@ def test_a_text_without_words_is_an_error(scanned: ScannedWorld, tmp_path: Path,
 def test_ctrl_c_keeps_what_was_found(
     scanned: ScannedWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("autointerp.stages.scanning.BLOCK_TILES", 16)
+    tile_tokens = Scan(scanned.config, str(scanned.text))._tile_tokens
+    monkeypatch.setattr("autointerp.stages.scanning.BLOCK_TOKENS", 16 * tile_tokens)
     read = Scan._tiles
 
     def interrupted(self: Scan) -> Iterator[object]:

@@ -31,6 +31,7 @@ CONTRACT = {
     "window_id offset tokens activations max_activation text",
     "vocab_projection": "dictionary_id feature sign rank token_id token logit",
     "near_words": "dictionary_id word near cosine",
+    "lens_tokens": "dictionary_id feature sign rank token_id token logit",
     "explanations": "explanation_id dictionary_id feature harvest_id explainer model template_sha256 evidence_sha256 "
     "seed text status error input_tokens output_tokens cost_usd created_at rule sequence side derived_from "
     "output_text second_text share second_share",
@@ -99,6 +100,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (9, "meanings"),
             (10, "judge_repeats"),
             (11, "near_words"),
+            (12, "jacobian_lens"),
         ]
 
 

@@ -69,6 +69,7 @@ def evidence_sha256(evidence: FeatureEvidence, contexts: int | None = None) -> s
             for p in evidence.pruned
         ],
         "changed": [[t.token, t.rank, t.sign] for t in evidence.changed],
+        "lens": [[t.token, t.rank, t.sign] for t in evidence.lens],
         "related_words": [w.word for w in evidence.related_words],
         "input_words": [w.word for w in evidence.input_words],
         "is_output": [] if evidence.stands_out is None else [evidence.stands_out],  # as digests have always called it

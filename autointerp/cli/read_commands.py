@@ -169,6 +169,11 @@ def scan(
 
     settings, terminal = read_config(config, store), Terminal(verbose, log_format)
     if output is not None:
+        if as_json:
+            raise InputError(
+                f"--json writes to the terminal and -o to {output}; give one of them (a file that ends in .jsonl holds "
+                "JSON)"
+            )
         check_rows_file(output, Path(settings.store.path))
     chosen = chosen_features(features, where, random, limit)
     found = Scan(settings, corpus, chosen, ScanOptions.of(explainer, at_least, examples), dictionary, terminal.say)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autointerp.errors import InputError, nearest
+from autointerp.evidence.jacobian_lens import JacobianLens
 from autointerp.evidence.method import Method
 from autointerp.evidence.mutual_information import MutualInformation
 from autointerp.evidence.neighbours import Neighbours
@@ -16,7 +17,7 @@ from autointerp.evidence.words import Words
 from autointerp.plugins import with_plugins
 
 BUILT_IN: tuple[Method, ...] = (
-    Shape(), Words(), Neighbours(), OutputStatistic(), MutualInformation(), Pruning(), TokenChange(),
+    Shape(), Words(), Neighbours(), OutputStatistic(), MutualInformation(), JacobianLens(), Pruning(), TokenChange(),
 )  # fmt: skip
 
 

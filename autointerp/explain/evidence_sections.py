@@ -27,7 +27,8 @@ class Room:
     contexts: int
     """The strongest contexts; pruned contexts have the same limit."""
     random_contexts: int
-    """Contexts drawn at random from wherever the feature is active."""
+    """Contexts drawn at random from wherever the feature is active; at most twice as many as the strongest ones, so
+    that a prompt that is too long shrinks in both."""
     negatives: int
     """Silent contexts; of those with the same token no more than MAX_SAME_TOKEN."""
     listed: int
@@ -102,7 +103,7 @@ def _drawn(evidence: FeatureEvidence, room: Room) -> list[dict[str, Any]]:
             "deciles": group.deciles, "percent": group.percent,
             "excerpts": [excerpt(c, evidence.max_activation) for c in group.contexts],
         }
-        for group in groups(others, min(room.contexts, room.random_contexts))
+        for group in groups(others, min(2 * room.contexts, room.random_contexts))
     ]  # fmt: skip
 
 
@@ -186,6 +187,9 @@ CUT_TEXTS = Section("pruned", _cut_texts, "pruning")
 PROMOTED = _tokens("promoted", "vocab_projection", lambda e: e.promoted)
 """Next tokens that the feature's decoder row promotes."""
 SUPPRESSED = _tokens("suppressed", "vocab_projection", lambda e: e.suppressed)
+LENS_PROMOTED = _tokens("lens_promoted", "jacobian_lens", lambda e: [t for t in e.lens if t.sign == 1])
+"""Next tokens that the feature promotes by way of the blocks after it."""
+LENS_SUPPRESSED = _tokens("lens_suppressed", "jacobian_lens", lambda e: [t for t in e.lens if t.sign == -1])
 RAISED = _tokens("raised", "token_change", lambda e: [t for t in e.changed if t.sign == 1])
 """Tokens that the model says more when the feature is clamped."""
 LOWERED = _tokens("lowered", "token_change", lambda e: [t for t in e.changed if t.sign == -1])

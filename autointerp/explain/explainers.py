@@ -10,12 +10,13 @@ One question to an LLM about each feature, by the template prompts/explain/NAME.
     contexts            the strongest contexts with their activations (MaxAct; Bills et al. 2023)
     pruned              the least text that keeps each peak, and what each token is worth (Foote et al. 2023)
     vocab_projection    next tokens that its decoder row promotes and suppresses
+    jacobian_lens       next tokens that it promotes and suppresses by way of the blocks after it (Gurnee et al. 2026)
     mutual_information  words tied to the feature, by its direction and by where it fires (Wu et al. 2025)
     token_change        tokens that the model says more and less when it is clamped (Gur-Arieh et al. 2025)
     contrastive         the strongest contexts, against silent contexts that look alike (hard negatives)
-    combined            all of that (of the silent contexts those with the token of a peak), contexts drawn at random by
-                        decile, and what came after the peaks (the "raw ensemble" of Gur-Arieh et al. 2025); it tells
-                        the input side and the output side apart, and a second meaning
+    combined            all of that but jacobian_lens (of the silent contexts those with the token of a peak), contexts
+                        drawn at random by decile, and what came after the peaks (the "raw ensemble" of Gur-Arieh et
+                        al. 2025); it tells the input side and the output side apart, and a second meaning
 
 One question, and up to `rounds` more about the mistakes of the answer (rule.py):
 
@@ -37,6 +38,8 @@ from autointerp.explain.evidence_sections import (
     DRAWN,
     EXCERPTS,
     INPUT_WORDS,
+    LENS_PROMOTED,
+    LENS_SUPPRESSED,
     LOWERED,
     PROMOTED,
     PRUNED,
@@ -66,6 +69,7 @@ BUILT_IN: tuple[Explainer, ...] = (
     OneCall("contexts", (EXCERPTS,), "input"),
     OneCall("pruned", (PRUNED,), "input"),
     OneCall("vocab_projection", (PROMOTED, SUPPRESSED), "output"),
+    OneCall("jacobian_lens", (LENS_PROMOTED, LENS_SUPPRESSED), "output"),
     OneCall("mutual_information", (RELATED_WORDS, INPUT_WORDS), "input"),
     OneCall("token_change", (RAISED, LOWERED), "output"),
     OneCall("contrastive", (EXCERPTS, SILENT), "input"),

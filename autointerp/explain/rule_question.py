@@ -61,7 +61,8 @@ class RulePrompt:
 
     def first_request(self, evidence: FeatureEvidence, contexts: int) -> Request:
         """The request for a rule, showing at most `contexts` contexts of each kind."""
-        room = Room(contexts, self.config.random_contexts, self.config.negatives, LISTED)
+        drawn = min(contexts, self.config.random_contexts)
+        room = Room(contexts, drawn, self.config.negatives, LISTED)
         values: dict[str, Any] = {section.name: section.shown(evidence, room) for section in self.reads}
         return self._request(self.first, evidence, values)
 

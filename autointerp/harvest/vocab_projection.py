@@ -71,17 +71,19 @@ class Unembedding:
 
 @torch.no_grad()
 def vocab_projection(
-    path: LogitPath, sae: Sae, text: TokenText, n_tokens: int, counting: Counting = uncounted
-) -> VocabProjection:
+    path: LogitPath, sae: Sae, text: TokenText, n_tokens: int, counting: Counting = uncounted,
+    through: Tensor | None = None,
+) -> VocabProjection:  # fmt: skip
     """The `n_tokens` most promoted and most suppressed tokens of every feature, in blocks of features. `path` begins
-    where the SAE writes."""
+    where the SAE writes, or where `through` [width there, width of the rows] leads its decoder rows."""
     head = Unembedding(path, text)
     n = min(n_tokens, len(head.ids))
     size = max(1, BLOCK_ELEMENTS // max(1, len(head.ids)))
     logits, ids = [], []
     with counting("projecting onto the vocabulary", sae.d_sae, "features") as update:
         for low in range(0, sae.d_sae, size):
-            found = head.logits(sae.W_dec[low : low + size])
+            rows = sae.W_dec[low : low + size]
+            found = head.logits(rows if through is None else rows.float() @ through.T)
             ends = [found.topk(n, dim=1, largest=largest) for largest in (True, False)]
             logits.append(torch.cat([values for values, _ in ends], 1).cpu())
             ids.append(head.ids[torch.cat([index for _, index in ends], 1)].cpu())

@@ -378,6 +378,11 @@ class LlmClient:
         return payload
 
     def _note_failure(self, failure: AttemptError, attempts: Attempts, sent_at: float) -> None:
+        is_busy = isinstance(failure, UnavailableError) and failure.is_busy
+        if is_busy or isinstance(failure, RateLimitedError):
+            attempts.limited(sent_at, self._succeeded_at)
+        if is_busy and (attempts.others_pass or self.counts.in_flight > 1):
+            failure.counted = False  # a queue that is full, of this run's calls or of others', but moves
         attempts.failed(failure)
         self.counts.failed_attempts += 1
         gate = self._limits.gate
@@ -389,7 +394,6 @@ class LlmClient:
             self._slots.throttled(sent_at)
         if isinstance(failure, RateLimitedError):
             self.counts.rate_limited += 1
-            attempts.limited(sent_at, self._succeeded_at)
             gate.hold(sent_at, failure.retry_after, str(failure))
         elif failure.retry_after is not None:
             gate.hold(sent_at, failure.retry_after, str(failure))

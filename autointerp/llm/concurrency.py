@@ -26,7 +26,10 @@ class Slots:
     Throttling cuts the limit once per episode: calls sent before the last cut met the old limit and change nothing.
 
     A server with few slots may refuse nothing and let calls wait, until they run into their timeout. So the limit stays
-    below what the endpoint answers in that time: no success raises it further, and a call that timed out cuts it.
+    below what the endpoint answers in that time: no success raises it further, and a call that timed out cuts it. A
+    server that works on all calls at once slows each of them down, so all may time out and none be answered. How many
+    it bears is then not known, and the next calls would time out for the second time. So the limit falls to one, and
+    doubles again with each round of answers, up to four fifths of what it was.
     """
 
     def __init__(self, ceiling: int, timeout_s: float = math.inf) -> None:
@@ -41,6 +44,8 @@ class Slots:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._successes = 0
         self._cut_at = float("-inf")
+        self._fast_below = math.inf
+        """Below this limit every success adds one; from there on, a whole window of them does."""
 
     async def take(self) -> None:
         if self._has_room() and not self._waiting:
@@ -81,7 +86,7 @@ class Slots:
         if (self.limit + 1) * s_per_answer > CUT * self._timeout_s:
             return  # if the endpoint gets no faster with one call more, the last in its queue waits too long
         self._successes += 1
-        if self.cuts == 0 or self._successes >= int(self.limit):
+        if self.limit < self._fast_below or self._successes >= int(self.limit):
             self._successes = 0
             self.limit = min(float(self.ceiling), self.limit + 1)
             self._wake()
@@ -90,15 +95,21 @@ class Slots:
         """Note that the endpoint refused a call because of its load."""
         if sent_at >= self._cut_at:
             self._cut_to(CUT * self.limit)
+            self._fast_below = self.limit
 
     def timed_out(self, sent_at: float, answers_before: int) -> None:
         """Note that a call got no whole reply in time. The endpoint bears as many calls as it answered meanwhile. Where
-        that is none, it may be down, which says little about the limit."""
+        that is none, it is down or has too many calls at work, and one call at a time finds out which."""
         answered = self.answers - answers_before
-        if not answered:
-            self.throttled(sent_at)
-        elif CUT * answered < self.limit:
-            self._cut_to(CUT * answered)
+        if answered:
+            bears = max(1.0, CUT * answered)
+            if bears < self.limit:
+                self._cut_to(bears)
+                self._fast_below = bears
+        elif sent_at >= self._cut_at:
+            if self.limit > 1:  # one call that timed out alone tells nothing of how many calls are borne
+                self._fast_below = CUT * self.limit
+            self._cut_to(1.0)
 
     def _cut_to(self, limit: float) -> None:
         self._cut_at = time.monotonic()

@@ -3,7 +3,8 @@
     AttemptError                 one attempt brought no usable reply; the retry layer decides what happens next
       RateLimitedError           429: all calls wait; not counted as a failure of this request
       UnreachableError           no connection, so nothing was sent or billed: all calls wait; not counted either
-      UnavailableError           5xx, reset, short body: this request waits and tries again
+      UnavailableError           5xx, reset, short body: this request waits and tries again; not counted where a full
+                                 queue refuses it and lets others in
       AttemptTimeoutError        no complete reply within llm.timeout; may be billed; at most twice per request
       BadReplyError              a 200 that is not a completion; at most two more tries
       DeclinedError              final for this request: filtered, refused, ctx_too_long
@@ -50,6 +51,9 @@ class UnreachableError(AttemptError):
 class UnavailableError(AttemptError):
     overloaded = False
     """Whether the endpoint said that it is overloaded."""
+    is_busy = False
+    """Whether it also said, in words, that it has as many calls at work as it takes. A gateway whose server is away
+    answers 503 too, but does not say that."""
     http_status: int | None = None
     """The status of its answer; None where the connection broke."""
 

@@ -26,11 +26,12 @@ MAX_TIMEOUTS = 2
 MAX_BAD_REPLIES = 3
 """Unusable replies after which a request is given up."""
 MOST_LIMITED = 20
-"""A request is given up after this many 429s, if they took LIMITED_S or longer while other calls passed. Otherwise an
-endpoint that always refuses one request (because it exceeds a minute's tokens, say) would hold the run for ever."""
+"""A request is given up after this many 429s or words that the endpoint is busy, if they took LIMITED_S or longer while
+other calls passed. Otherwise an endpoint that always refuses one request (because it exceeds a minute's tokens, say)
+would hold the run for ever."""
 LIMITED_S = 900.0
 LIMITED_FREELY = 4
-"""429s of one request after which it waits by itself too."""
+"""Such refusals of one request after which it waits by itself too."""
 
 LONGEST_RETRY_AFTER_S = 3600.0
 _JITTER = random.Random()
@@ -52,8 +53,9 @@ class RetryPolicy:
         return (self.first_s if failures <= 1 else later) * rng.uniform(0.5, 1.0)
 
     def limited_wait_s(self, times_limited: int, rng: random.Random) -> float:
-        """Seconds that one request waits by itself, besides the pause that all share, after so many 429s. Calls that
-        pass meanwhile end the shared pause, and the request would be sent many times a second without this."""
+        """Seconds that one request waits by itself, besides the pause that all share, after it was refused so often for
+        load. Calls that pass meanwhile end the shared pause, and the request would be sent many times a second without
+        this."""
         if times_limited <= LIMITED_FREELY:
             return 0.0
         own = self.first_s * 2.0 ** min(times_limited - LIMITED_FREELY - 1, 30)
@@ -75,9 +77,11 @@ class Attempts:
     errors_500: int = 0
     times_limited: int = 0
     limited_since: float | None = None
-    """When the first attempt that got a 429 was sent (time.monotonic())."""
+    """When the first attempt that was refused for load was sent (time.monotonic())."""
+    others_pass: bool = False
+    """Whether another call of the run was answered since then."""
     limited_alone: bool = False
-    """Whether to give up because this request gets 429s while other calls pass."""
+    """Whether to give up because this request is refused for load while other calls pass."""
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -94,11 +98,13 @@ class Attempts:
         self.bad_replies += isinstance(error, BadReplyError)
 
     def limited(self, sent_at: float, succeeded_at: float) -> None:
-        """Count a 429 for the attempt sent at `sent_at`. `succeeded_at` is when any call of the run last succeeded."""
+        """Count a refusal for load (a 429, or words that the endpoint is busy) of the attempt sent at `sent_at`.
+        `succeeded_at` is when any call of the run last succeeded."""
         self.times_limited += 1
         self.limited_since = sent_at if self.limited_since is None else self.limited_since
         lasted = time.monotonic() - self.limited_since >= LIMITED_S
-        self.limited_alone = self.times_limited >= MOST_LIMITED and lasted and succeeded_at > self.limited_since
+        self.others_pass = succeeded_at > self.limited_since
+        self.limited_alone = self.times_limited >= MOST_LIMITED and lasted and self.others_pass
 
     def failed(self, error: AttemptError) -> None:
         self.failures += error.counted
@@ -149,7 +155,8 @@ def _retrying(attempts: Attempts, policy: RetryPolicy, sleep: Callable[[float], 
             return policy.limited_wait_s(attempts.times_limited, attempts.rng)
         if isinstance(error, UnreachableError):
             return 0.0  # all calls share this pause too
-        return policy.wait_s(attempts.failures, attempts.rng)
+        alone = policy.limited_wait_s(attempts.times_limited, attempts.rng)
+        return max(alone, policy.wait_s(attempts.failures, attempts.rng))
 
     return AsyncRetrying(retry=again, stop=lambda _state: attempts.exhausted, wait=wait, sleep=sleep, reraise=True)
 

@@ -53,6 +53,10 @@ _UNCOMPRESSED = {"Accept-Encoding": "identity"}
 """A compressed body could be small on the wire and huge in memory."""
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _OVERLOADED = {503, 529}
+_BUSY = re.compile(
+    r"\b(busy|overloaded|at capacity|queue is full|backlog limit|(high|heavy) (load|demand))\b", re.IGNORECASE
+)
+"""How an endpoint says that it has as many calls at work as it takes."""
 _FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
 _CONTEXT = re.compile(
     r"context[ _](length|window|size)|prompt is too long|input is too (long|large)|too many (input )?tokens"
@@ -251,6 +255,7 @@ class Transport:
             error = UnavailableError(text, raw=body, retry_after=wait)
             error.http_status = status
             error.overloaded = wait is not None or status in _OVERLOADED
+            error.is_busy = error.overloaded and _BUSY.search(message) is not None
             return error
         if 300 <= status < 400:
             target = self.redact(headers.get("location", "?"))[:300] if headers is not None else "?"

@@ -12,10 +12,10 @@ carried through it, and what it returns is tried in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from autointerp.errors import AutointerpError, NoProjection
 from autointerp.model.hooks import Hookpoint, hooked
 from autointerp.model.load import LoadedModel
 from autointerp.model.module_calls import ModuleCall, applied, calls_before, keeps_directions, less_zero
+
+T = TypeVar("T")
 
 DIRECTIONS = 8
 """Random vectors that are tried."""
@@ -75,9 +77,20 @@ class LogitPath:
 def find_logit_path(loaded: LoadedModel, point: Hookpoint) -> LogitPath:
     """The way of the vectors at `point` to the logits. Raises NoProjection, with the reason, where there is none that
     could be followed, and InputError where the model has no such module."""
+    return _followed(loaded, point, lambda finder: finder.find())
+
+
+def find_stream_end(loaded: LoadedModel) -> Hookpoint:
+    """Where the residual stream ends: before the final norm, or before the unembedding where no module in front of it
+    keeps directions apart. Raises NoProjection where the model has no unembedding that could be followed."""
+    head = Hookpoint(_head(loaded.model)[1], "in")
+    return _followed(loaded, head, lambda finder: Hookpoint(finder.tail[0].name, "in") if finder.tail else head)
+
+
+def _followed(loaded: LoadedModel, point: Hookpoint, work: Callable[[_Finder], T]) -> T:
     try:
         with torch.no_grad():
-            return _Finder(loaded, point).find()
+            return work(_Finder(loaded, point))
     except (AutointerpError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # noqa: BLE001  # the code of any architecture runs here, on inputs of an unusual size

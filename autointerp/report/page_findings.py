@@ -92,6 +92,19 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True)
+class LensToken:
+    """Method `jacobian_lens`: a token that the feature promotes or suppresses by way of the blocks after it."""
+
+    sign: int
+    """1: promoted, -1: suppressed."""
+    rank: int
+    token_id: int
+    token: str
+    logit: float
+    """Relative to the mean over the vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenChange:
     """Method `token_change`: a token that the model says more or less when the feature is clamped."""
 
@@ -146,6 +159,8 @@ class Findings:
     neighbours: list[Neighbour]
     """The neighbours in order of relation."""
     pruned: list[Pruned]
+    lens: list[LensToken]
+    """Promoted, then suppressed."""
     changed: list[TokenChange]
     """Said more, then said less."""
     related_words: list[DirectionWord]
@@ -185,6 +200,7 @@ def findings_from(found: Mapping[str, Any]) -> Findings:
         output_statistic=None if output is None else record(OutputStatistic, output),
         neighbours=records(Neighbour, found["neighbours"]),
         pruned=records(Pruned, pruned),
+        lens=records(LensToken, found["lens"]),
         changed=records(TokenChange, found["changed"]),
         related_words=records(DirectionWord, found["related_words"]),
         input_words=records(InputWord, found["input_words"]),

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from autointerp import stats
 from autointerp.records import Begins
+from autointerp.rules.language.forms import Forms
+from autointerp.rules.language.groups import Places
 from autointerp.rules.language.matching import predicted_of
 from autointerp.rules.language.token_texts import Texts
 from autointerp.rules.patterns import Rule, Table
@@ -19,8 +21,10 @@ from autointerp.rules.token_facts import Facts, facts_of
 class ManyTexts(Texts):
     """Texts as lists of tokens, each a context of its own. `predict` gives what Rule.predict gives for each of them."""
 
-    def __init__(self, texts: Sequence[Sequence[str]], begins: Sequence[Begins | None] | None = None) -> None:
-        super().__init__(texts, begins)
+    def __init__(
+        self, texts: Sequence[Sequence[str]], begins: Sequence[Begins | None] | None = None, forms: Forms | None = None
+    ) -> None:
+        super().__init__(texts, begins, forms)
         self._facts: list[Facts] | None = None
         self._numbered: dict[str, tuple[NDArray[np.int64], dict[str, int]]] = {}
         self._keys: dict[tuple[str, ...], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -34,6 +38,18 @@ class ManyTexts(Texts):
             places, strengths = predicted_of(rule.clauses, rule.combine, self)
             totals[places] += strengths
         return np.clip(totals, 0.0, 10.0)
+
+    def claims(self, rule: Rule, at_least: float) -> tuple[Places, NDArray[np.float64]]:
+        """(the tokens on which the rule predicts so much, ascending; what it predicts there). Where it has no tables,
+        the other tokens are not looked at."""
+        if rule.tables or not rule.clauses or min(max(rule.base, 0.0), 10.0) >= at_least:
+            predicted = self.predict(rule)
+            places = np.flatnonzero(predicted >= at_least)
+            return places, predicted[places]
+        places, strengths = predicted_of(rule.clauses, rule.combine, self)
+        predicted = np.clip(rule.base + strengths, 0.0, 10.0)
+        is_claimed = predicted >= at_least
+        return places[is_claimed], predicted[is_claimed]
 
     def added(self, table: Table) -> NDArray[np.float64]:
         """What a table adds to the prediction of each token, [tokens]."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from autointerp import stats
 from autointerp.records import source_of
+from autointerp.rules.language.groups import Places
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
 from autointerp.scan_rows import ScanExample
@@ -47,6 +48,43 @@ class TileBlock:
         """[tiles]: a hash of each tile's place."""
         of_document = np.array([_hash_of(name) for name in self.documents], dtype=np.uint64)
         return _mixed(of_document ^ _mixed(np.array(self.starts, dtype=np.uint64)))
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a rule claims in a block."""
+
+    tokens: Places
+    """Where it predicts enough for a claim, ascending."""
+    predicted: NDArray[np.float64]
+    """[tokens]"""
+    tiles: NDArray[np.intp]
+    """The tiles in which these are, ascending."""
+    first: NDArray[np.intp]
+    """[tiles]: the first of each tile's tokens among `tokens`."""
+    peaks: NDArray[np.float64]
+    """[tiles]: the strongest prediction."""
+
+    @classmethod
+    def of(cls, rule: Rule, at_least: float, texts: ManyTexts) -> Claims:
+        tokens, predicted = texts.claims(rule, at_least)
+        tile_of = texts.text_of[tokens]
+        first = np.flatnonzero(np.diff(tile_of, prepend=-1))
+        peaks = np.maximum.reduceat(predicted, first) if len(first) else np.zeros(0)
+        return cls(tokens, predicted, tile_of[first], first, peaks)
+
+    def example(self, i: int, block: TileBlock) -> ScanExample:
+        """The i-th tile, with its claimed tokens marked."""
+        tile = int(self.tiles[i])
+        own = slice(self.first[i], self.first[i + 1] if i + 1 < len(self.first) else None)
+        places = (self.tokens[own] - block.texts.starts[tile]).tolist()
+        peak = int(np.argmax(self.predicted[own]))
+        tokens, claimed = block.texts.texts[tile], set(places)
+        marked = "".join(f"<<{token}>>" if at in claimed else token for at, token in enumerate(tokens))
+        return ScanExample(
+            block.documents[tile], block.starts[tile] + places[peak], float(self.predicted[own][peak]),
+            "".join(tokens), marked,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
@@ -120,52 +158,40 @@ class ScanCounts:
         )
 
     def _count(self, rule: Rule, held: RuleCount, block: TileBlock, number: NDArray[np.int64]) -> RuleCount:
-        predicted = block.texts.predict(rule)
-        peaks = block.texts.peaks(predicted)
-        claimed = np.flatnonzero(peaks >= self.at_least)
+        claims = Claims.of(rule, self.at_least, block.texts)
+        claimed = claims.tiles
         documents = np.unique(number[claimed])
         is_counted = held.is_in_last and 0 in documents
         is_in_last = bool(number[-1] in documents or (held.is_in_last and number[-1] == 0))
-        best_first = claimed[np.lexsort((block.keys[claimed], -peaks[claimed]))]
-        _, first = np.unique(block.source_codes[best_first], return_index=True)
+        best_first = np.lexsort((block.keys[claimed], -claims.peaks))
+        _, first = np.unique(block.source_codes[claimed[best_first]], return_index=True)
         of_documents = best_first[np.sort(first)]
         return RuleCount(
             held.n_claimed + len(claimed),
-            held.n_tokens + int((predicted >= self.at_least).sum()),
+            held.n_tokens + len(claims.tokens),
             held.n_documents + len(documents) - int(is_counted),
             is_in_last,
-            self._with(held.best_of_documents, of_documents, block, peaks, predicted, one_of_each=True),
-            self._with(held.best, best_first, block, peaks, predicted),
+            self._with(held.best_of_documents, of_documents, block, claims, one_of_each=True),
+            self._with(held.best, best_first, block, claims),
         )
 
     def _with(
-        self, held: tuple[Found, ...], tiles: NDArray[np.intp], block: TileBlock, peaks: NDArray[np.float64],
-        predicted: NDArray[np.float64], one_of_each: bool = False,
+        self, held: tuple[Found, ...], chosen: NDArray[np.intp], block: TileBlock, claims: Claims,
+        one_of_each: bool = False,
     ) -> tuple[Found, ...]:  # fmt: skip
-        """The best of those held and of `tiles`, the best of which come first."""
+        """The best of those held and of the chosen tiles of `claims`, the best of which come first."""
         found = list(held)
-        for tile in tiles[: self.n_examples].tolist():
-            place = -float(peaks[tile]), int(block.keys[tile])
+        for i in chosen[: self.n_examples].tolist():
+            tile = int(claims.tiles[i])
+            place = -float(claims.peaks[i]), int(block.keys[tile])
             if len(held) == self.n_examples and place > (held[-1].weakness, held[-1].key):
                 break
-            found.append(Found(*place, block.sources[tile], self._example(block, tile, predicted)))
+            found.append(Found(*place, block.sources[tile], claims.example(i, block)))
         found.sort()
         if one_of_each:
             found = list({one.source: one for one in reversed(found)}.values())
             found.sort()
         return tuple(found[: self.n_examples])
-
-    def _example(self, block: TileBlock, tile: int, predicted: NDArray[np.float64]) -> ScanExample:
-        tokens = block.texts.texts[tile]
-        start, end = block.texts.starts[tile : tile + 2]
-        of_tile = predicted[start:end]
-        peak = int(np.argmax(of_tile))
-        marked = "".join(
-            f"<<{token}>>" if is_claimed else token
-            for token, is_claimed in zip(tokens, of_tile >= self.at_least, strict=True)
-        )
-        strength = float(of_tile[peak])
-        return ScanExample(block.documents[tile], block.starts[tile] + peak, strength, "".join(tokens), marked)
 
 
 @lru_cache(maxsize=4096)

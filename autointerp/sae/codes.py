@@ -67,6 +67,20 @@ def decode(codes: SparseCodes, W_dec: Tensor) -> Tensor:
     return weighted_sums(W_dec, codes.features, codes.values, codes.row_starts())
 
 
+def decode_negative(pre: Tensor, k: int, row_norms: Tensor | None, W_dec: Tensor) -> Tensor:
+    """What those of the k largest entries of each row of `pre` [n, d_sae] decode to that are below 0: [n, d_out].
+    Most rows have more than k positive entries, and give zeros."""
+    values, features = pre.topk(k, dim=-1, sorted=False)
+    rows = (values < 0).any(dim=-1).nonzero().squeeze(-1)
+    values, features = values[rows].clamp_max(0), features[rows]
+    if row_norms is not None:
+        values = values * row_norms[features]
+    zeros = torch.zeros(len(pre), W_dec.shape[1], dtype=W_dec.dtype, device=W_dec.device)
+    if not len(rows):
+        return zeros
+    return zeros.index_copy(0, rows, F.embedding_bag(features, W_dec, per_sample_weights=values, mode="sum"))
+
+
 def row_blocks(x: Tensor, d_sae: int) -> Iterator[Tensor]:
     """`x` [n, d] in blocks of rows, small enough to hold a block's pre-activations at once."""
     budget = _BLOCK_CPU if x.device.type == "cpu" else _BLOCK_DEVICE

@@ -32,6 +32,12 @@ def is_ordinary(vectors: Tensor, limit: float) -> Tensor:
     return ~(lengths.isfinite() & (lengths > limit))
 
 
+def limit_in(metadata: object) -> dict[str, Any]:
+    """The entry of the limit in the metadata of a file, whatever it is; empty where there is none."""
+    found = metadata.get(LIMIT) if isinstance(metadata, dict) else None
+    return {} if found is None else {LIMIT: found}
+
+
 def saved_limit(metadata: dict[str, Any]) -> float | None:
     """The limit that the file of a dictionary names, None where it names none. Raises DamagedError if it is no
     length."""

@@ -38,6 +38,7 @@ from autointerp.stages.session import (
     logit_path,
     model_key,
     placeless,
+    sha256_without_limit,
     warn_of_misfit,
 )
 from autointerp.store.merge_units import bounds_of, remove_leftovers
@@ -73,15 +74,20 @@ class _Plan:
                 f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table"
             )
         with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
-            self.sae_sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
-        self.key = digest(
-            {
-                "model": [*facts.model_key, config.model.batch_tokens],
-                "sae": [sae.hookpoint, self.sae_sha256],
-                "corpus": facts.corpus_key,
-                "harvest": {k: v for k, v in asdict(config.harvest).items() if k != "known_tiles"},
-            }
-        )
+            sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
+            self._hashes = (sha256, sha256_without_limit(session, sae))
+        self._keys = [
+            digest(
+                {
+                    "model": [*facts.model_key, config.model.batch_tokens],
+                    "sae": [sae.hookpoint, one],
+                    "corpus": facts.corpus_key,
+                    "harvest": {k: v for k, v in asdict(config.harvest).items() if k != "known_tiles"},
+                }
+            )
+            for one in self._hashes
+        ]
+        self.key = self._keys[0]
 
     def is_merged(self, store: Store) -> bool:
         held = [row for row in store.dictionaries() if row.name == self.sae.dictionary]
@@ -89,20 +95,25 @@ class _Plan:
             return False
         current = store.current_harvest(held[0].dictionary_id)
         harvests = store.harvests(held[0].dictionary_id)
-        return any(h.harvest_id == current and h.config.get("key") == self.key for h in harvests)
+        return any(h.harvest_id == current and h.config.get("key") in self._keys for h in harvests)
 
     def remove_work(self) -> None:
         """Remove what a killed merge has left in the work folder. Units of a harvest with other settings are kept for
         the rest of that harvest."""
-        config, folder = self.session.config, self.session.work_folder(self.sae)
-        facts = text_pass.identity_without_model(
-            self.sae_sha256, placeless(config.corpus), self.fingerprint, config.harvest, config.model.batch_tokens
-        )
-        if may_hold(folder, facts):
+        folder = self.session.work_folder(self.sae)
+        if any(may_hold(folder, self._facts(one)) for one in self._hashes):
             remove_folder(folder)
 
+    def _facts(self, sha256: str) -> dict[str, Any]:
+        config = self.session.config
+        return text_pass.identity_without_model(
+            sha256, placeless(config.corpus), self.fingerprint, config.harvest, config.model.batch_tokens
+        )
+
     def folder(self, sha256: str) -> HarvestFolder:
-        config, loaded = self.session.config, self.session.model()
+        """Units that were begun when the limit of length was no part of the SAE's hash are gone on with."""
+        config, loaded, root = self.session.config, self.session.model(), self.session.work_folder(self.sae)
+        sha256 = next((one for one in (sha256, *self._hashes) if may_hold(root, self._facts(one))), sha256)
         identity = text_pass.identity(
             loaded,
             self.session.point(self.sae.hookpoint),
@@ -112,7 +123,7 @@ class _Plan:
             config.harvest,
             config.model.batch_tokens,
         )
-        return HarvestFolder(self.session.work_folder(self.sae), identity, bounds_of(config.harvest))
+        return HarvestFolder(root, identity, bounds_of(config.harvest))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 
 from autointerp.config import SaeConfig
 from autointerp.errors import InputError
+from autointerp.evidence.jacobian_lens import describe_lens
 from autointerp.model.forward_speed import bfloat16_gain
 from autointerp.stages.checks import Check
 from autointerp.stages.session import Session
 from autointerp.stages.training_cache import describe_cache
 from autointerp.store.store import Store
 
-NEXT_TOKEN_METHODS = ("token_change",)
+NEXT_TOKEN_METHODS = ("token_change", "jacobian_lens")
 NEXT_TOKEN_SCORERS = ("surprisal", "output", "intervention")
-"""They steer the model, or ask it how likely a text is."""
+"""They steer the model, follow it to its next token, or ask it how likely a text is."""
 MUCH_FASTER = 2.0
 """The gain of bfloat16 from which on doctor advises it."""
 
@@ -35,8 +36,19 @@ def model_checks(session: Session, saes: Sequence[SaeConfig], store: Store | Non
         Check("text", odd_text, session.describe_corpus, after=("corpus", "model")),
         Check("next token", "a run ends after its harvest", lambda: _next_token(session), after=("model",)),
         *(Check(f"SAE {sae.dictionary}", misfit, fits(sae), after=("model",)) for sae in saes),
+        *(_lens_check(session, sae) for sae in saes if "jacobian_lens" in session.methods),
         *([] if session.config.train.cache is None else [_cache_check(session, saes)]),
     ]
+
+
+def _lens_check(session: Session, sae: SaeConfig) -> Check:
+    why = "a lens of another model, or without the hookpoint, ends a run after its harvest"
+
+    def described() -> str:
+        point, output = session.points(sae)
+        return describe_lens(session.model(), session.config.evidence, output or point)
+
+    return Check(f"Jacobian lens of {sae.dictionary}", why, described, after=("next token",))
 
 
 def _cache_check(session: Session, saes: Sequence[SaeConfig]) -> Check:

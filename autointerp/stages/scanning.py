@@ -24,6 +24,8 @@ from autointerp.corpus.tokenizer_file import harvest_tokenizer
 from autointerp.corpus.windows import work_units
 from autointerp.errors import DamagedError, InputError, nearest
 from autointerp.records import beginning_of
+from autointerp.rules.language.forms import Forms
+from autointerp.rules.language.matching import patterns_of
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule
 from autointerp.rules.scan_counts import ScanCounts, TileBlock
@@ -36,8 +38,10 @@ from autointerp.store.selection import Selection
 from autointerp.store.store import Store
 from autointerp.terminal import Terminal
 
-BLOCK_TILES = 2048
-"""Tiles that are read at a time, for all rules together."""
+BLOCK_TOKENS = 1 << 19
+"""Tokens that are read at a time, for all rules together."""
+FORMS_KEPT = 1 << 17
+"""Different forms of tokens from which on what is known of them is forgotten: a text may have any number."""
 _WINDOWS = ["context_length", "prepend_bos"]
 """Settings of a corpus on which windows depend."""
 _HIGHEST = 10.0
@@ -97,10 +101,13 @@ class Scan:
     def progress(self) -> Iterator[int]:
         """Reads the text block by block; yields the number of tiles read. Raises InputError where there is no text."""
         tiles = self._tiles()
-        while block := list(islice(tiles, BLOCK_TILES)):
-            texts = ManyTexts(
-                [t.tokens for t in block], [beginning_of(t.begins_document, t.begins_window) for t in block]
-            )
+        patterns = list(patterns_of(clause for rule in self.counts.rules for clause in rule.clauses))
+        forms = Forms(patterns)
+        while block := list(islice(tiles, max(1, BLOCK_TOKENS // self._tile_tokens))):
+            if len(forms) > FORMS_KEPT:
+                forms = Forms(patterns)
+            begins = [beginning_of(t.begins_document, t.begins_window) for t in block]
+            texts = ManyTexts([t.tokens for t in block], begins, forms)
             self.counts = self.counts.plus(TileBlock([t.document for t in block], [t.start for t in block], texts))
             yield self.counts.n_tiles
         if not self.counts.n_tiles:

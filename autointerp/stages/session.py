@@ -26,7 +26,8 @@ from autointerp.model.logit_path import LogitPath, find_logit_path
 from autointerp.model.padding import checked
 from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
-from autointerp.sae.formats.hooknames import check_processing, to_module_path, wants_bos
+from autointerp.sae.formats.declared_hooks import is_declared, to_hookpoint
+from autointerp.sae.formats.hooknames import check_processing, wants_bos
 from autointerp.sae.sae import Sae
 from autointerp.stages.checks import Check
 from autointerp.stages.text_reading import check_windows, reading_notes
@@ -182,7 +183,7 @@ class Session:
             return f"{made}; {self._describe_projection(sae)}"
         weights, sha256 = loaded_sae(self, sae)
         if store is not None:
-            store.known_dictionary(sae.dictionary, dictionary_values(self, sae, weights, sha256))
+            store.known_dictionary(sae.dictionary, dictionary_values(self, store, sae, weights, sha256))
         held = f"{folder}: {weights.d_sae:,} features of {sae.hookpoint}, width {width}, sha256 {sha256[:16]}"
         return f"{held}; {self._describe_projection(sae)}"
 
@@ -205,10 +206,8 @@ class Session:
         return Path(self.config.store.path).parent / "sae" / file_name(sae.dictionary)
 
     def point(self, text: str) -> Hookpoint:
-        """The hookpoint with this module path, or with this TransformerLens name."""
-        if text.startswith(("blocks.", "hook_")):
-            text = to_module_path(text, self.model().model)
-        return Hookpoint.parse(text)
+        """The hookpoint with this module path, or with a name under which files declare one."""
+        return Hookpoint.parse(to_hookpoint(text, self.model().model) if is_declared(text) else text)
 
     def points(self, sae: SaeConfig) -> tuple[Hookpoint, Hookpoint | None]:
         """The hookpoint that the SAE reads and, for a transcoder, the one that it writes."""
@@ -286,13 +285,17 @@ def placeless(corpus: CorpusConfig) -> CorpusConfig:
 
 def dictionary_id_of(session: Session, store: Store, sae: SaeConfig, weights: Sae, sha256: str) -> int:
     """The dictionary's id in the store. Raises MismatchError if another SAE or model has taken its name."""
-    values = dictionary_values(session, sae, weights, sha256)
+    values = dictionary_values(session, store, sae, weights, sha256)
     return store.add_dictionary(name=sae.dictionary, **values, config=asdict(sae))
 
 
-def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: str) -> dict[str, Any]:
-    """What makes a dictionary that one and no other: its row's columns but the name."""
+def dictionary_values(session: Session, store: Store, sae: SaeConfig, weights: Sae, sha256: str) -> dict[str, Any]:
+    """What makes a dictionary that one and no other: its row's columns but the name. One that came into the store with
+    the hash that its SAE had before the limit of length was part of it is known by that hash."""
     loaded = session.model()
+    before = sha256_without_limit(session, sae)
+    if any((row.name, row.sae_sha256) == (sae.dictionary, before) for row in store.dictionaries()):
+        sha256 = before
     return {
         "model": loaded.name,
         "revision": loaded.revision,
@@ -305,6 +308,11 @@ def dictionary_values(session: Session, sae: SaeConfig, weights: Sae, sha256: st
         "sae_sha256": sha256,
         "tokenizer_sha256": loaded.tokenizer_sha256,
     }
+
+
+def sha256_without_limit(session: Session, sae: SaeConfig) -> str:
+    """What the hash of the SAE was before the limit of length was part of it; the same where its file names none."""
+    return sae_sha256(session.sae_folder(sae), sae.format, session.terminal.counting(sae.dictionary), with_limit=False)
 
 
 def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
@@ -350,7 +358,7 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
         raise InputError(f"there is no SAE at {folder}, with which the store's dictionary {row.name!r} was made")
     with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
         sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
-    if sha256 != row.sae_sha256:
+    if row.sae_sha256 not in (sha256, sha256_without_limit(session, sae)):
         raise MismatchError(
             f"the SAE at {folder} has sha256 {sha256[:16]}..., but the store's dictionary {row.name!r} was made with "
             f"{row.sae_sha256[:16]}...; put the right file back, or harvest the new one under another name"
@@ -369,15 +377,20 @@ def _check_origin(session: Session, sae: SaeConfig, weights: Sae, folder: Path) 
     """Raise MismatchError or InputError if the SAE, by its file, was trained on something else than it will read."""
     check_processing(weights.metadata)
     _check_bos(session, weights, folder)
-    loaded = session.model()
-    named = weights.metadata.get("hook_name")
-    if isinstance(named, str) and named.startswith(("blocks.", "hook_")):
-        meant = to_module_path(named, loaded.model)
-        if meant != str(session.point(sae.hookpoint)):
-            session.terminal.say(
-                f"{sae.dictionary}: its file says it was trained at {named}, which is {meant} here, and it is read at "
-                f"{sae.hookpoint}; `autointerp evaluate` shows whether that fits"
-            )
+    written = weights.metadata.get("hook_name_out")
+    if isinstance(written, str) and sae.output_hookpoint is None:
+        raise MismatchError(
+            f"the file of {sae.dictionary} says that it is a transcoder, which writes at {written}; set "
+            f"output_hookpoint = {written!r} in its [[sae]] table"
+        )
+    for named, here in ((weights.metadata.get("hook_name"), sae.hookpoint), (written, sae.output_hookpoint)):
+        if isinstance(named, str) and is_declared(named) and here is not None:
+            meant = str(session.point(named))
+            if meant != str(session.point(here)):
+                session.terminal.say(
+                    f"{sae.dictionary}: its file says it was trained at {named}, which is {meant} here, and it is used "
+                    f"at {here}; `autointerp evaluate` shows whether that fits"
+                )
 
 
 def _check_bos(session: Session, weights: Sae, folder: Path) -> None:

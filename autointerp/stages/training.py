@@ -38,6 +38,9 @@ from autointerp.stages.training_cache import cached_source
 from autointerp.store.store import Store
 from autointerp.terminal import Progress, Terminal
 
+OVERSHOOTING = 3.0
+"""The AuxK loss from which on training warns. 1 is what no reconstruction at all would have."""
+
 
 def _training_key(config: Config, sae: SaeConfig) -> str:
     """A hash of everything on which a trained SAE depends: model, text, hookpoint, sizes, recipe."""
@@ -96,6 +99,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
     source = _source(session, todo)
     specs = [_spec(session, sae, source.columns) for sae in todo]
     last: dict[str, Mapping[str, float]] = {}
+    warned: set[str] = set()
     steps = max(1, config.train.tokens // config.train.batch_size)
     n_features = ", ".join(f"{spec.d_sae:,}" for spec in specs)
     names = ", ".join(spec.name for spec in specs)
@@ -109,6 +113,12 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 if trainer is not None:  # while the first buffer fills there is no weight to save
                     trainer.save_checkpoints()
                 session.deadline.check()
+
+        def on_metrics(name: str, step: int, metrics: Mapping[str, float]) -> None:
+            if metrics["auxk"] > OVERSHOOTING and name not in warned:
+                warned.add(name)
+                terminal.warn(overshooting(name, step, metrics["auxk"], config.train.dead_after))
+            last[name] = metrics
 
         def on_progress(step: int, _: int) -> None:
             notes = (f"loss {m['loss']:.3f}, L0 {m['l0']:.0f}, dead {m['dead']:.1%}" for m in last.values())
@@ -128,7 +138,7 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
                 config.train,
                 [(spec, session.sae_folder(sae) / "training") for spec, sae in zip(specs, todo, strict=True)],
                 device=loaded.device,
-                on_metrics=lambda name, step, metrics: last.update({name: metrics}),
+                on_metrics=on_metrics,
                 on_progress=on_progress,
                 on_fill=on_fill,
                 kept=kept,
@@ -149,6 +159,16 @@ def train(session: Session, store: Store | None, saes: Sequence[SaeConfig]) -> b
         for sae, weights in zip(todo, trained, strict=True):
             _keep_trained(session, store, sae, weights, keys[sae.dictionary])
     return True
+
+
+def overshooting(name: str, step: int, auxk: float, dead_after: int) -> str:
+    """The warning that the features which count as dead are driven too hard."""
+    return (
+        f"{name}: at step {step:,} the features that count as dead reconstruct what the others leave {auxk:.0f} times "
+        f"as badly as nothing would. Mostly they are not dead but rare: raise train.dead_after ({dead_after:,} "
+        "vectors), above all where k is small and the dictionary large, or lower train.lr; then delete the SAE's "
+        "folder and train anew"
+    )
 
 
 def _mark_held_out(folder: Path) -> None:

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autointerp.errors import DamagedError, InputError
-from autointerp.records import ChangedToken, Counterfactual, FeatureShape, PrunedContext, RelatedWord
+from autointerp.records import (
+    ChangedToken,
+    Counterfactual,
+    FeatureShape,
+    PromotedToken,
+    PrunedContext,
+    RelatedWord,
+)
 from autointerp.store.connection import StoreConnection
 
 Row = Mapping[str, Any]
@@ -139,6 +146,10 @@ def _changed(rows: Sequence[Row]) -> list[ChangedToken]:
     return [ChangedToken(row["token"], row["sign"], row["rank"], row["delta"], row["z"]) for row in rows]
 
 
+def _promoted(rows: Sequence[Row]) -> list[PromotedToken]:
+    return [PromotedToken(row["token"], row["logit"], row["rank"], row["sign"]) for row in rows]
+
+
 def _words(score: str) -> Callable[[Sequence[Row]], list[RelatedWord]]:
     return lambda rows: [RelatedWord(row["word"], row["rank"], row[score]) for row in rows]
 
@@ -166,6 +177,7 @@ OUTPUT_STATISTICS = FindingTable(
     fills="stands_out",
     read=lambda rows: stands_out(rows[0]),
 )
+LENS_TOKENS = FindingTable("jacobian_lens", "lens_tokens", ("-sign", "rank"), key="lens", fills="lens", read=_promoted)
 TOKEN_CHANGES = FindingTable(
     "token_change", "token_changes", ("-sign", "rank"), key="changed", fills="changed", read=_changed
 )
@@ -182,6 +194,7 @@ PRUNED_CONTEXTS = FindingTable(
 )
 
 BUILT_IN = (
-    FEATURE_SHAPES, OUTPUT_STATISTICS, TOKEN_CHANGES, MUTUAL_INFORMATION, INPUT_WORDS, NEIGHBOURS, PRUNED_CONTEXTS,
+    FEATURE_SHAPES, OUTPUT_STATISTICS, LENS_TOKENS, TOKEN_CHANGES, MUTUAL_INFORMATION, INPUT_WORDS, NEIGHBOURS,
+    PRUNED_CONTEXTS,
 )  # fmt: skip
 """The built-in tables, in the order in which a feature's page shows them."""

@@ -1,4 +1,5 @@
-"""Tokens that stand in the lists of many features (promoted, suppressed, said more, said less): what recurs says
+"""Tokens that stand in the lists of many features (promoted, suppressed, the same by a Jacobian lens, said more, said
+less): what recurs says
 nothing of a single feature. They are counted once, over every feature that has such a list, so that a label does not
 depend on which features happen to be labelled.
 """
@@ -9,7 +10,11 @@ from typing import Any
 
 from autointerp.store.connection import StoreConnection
 
-LISTS = {"vocab_projection": ("promoted", "suppressed"), "token_changes": ("raised", "lowered")}
+LISTS = {
+    "vocab_projection": ("promoted", "suppressed"),
+    "lens_tokens": ("lens_promoted", "lens_suppressed"),
+    "token_changes": ("raised", "lowered"),
+}
 """By table, what its tokens of sign 1 and of sign -1 are called."""
 LEAST_SHARE, LEAST_FEATURES, TIMES_CHANCE = 0.02, 4, 4
 """A token recurs where it stands in the lists of at least this share of the features, of at least this number, and of

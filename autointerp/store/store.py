@@ -78,10 +78,12 @@ class Store(
             of_kind: dict[str, list[Context]] = {kind: [] for kind in _KINDS}
             for context in by_feature[feature]:
                 of_kind[context.kind].append(context)
-            changed = findings[feature].get("changed", ())
+            changed, lens = (findings[feature].get(name, ()) for name in ("changed", "lens"))
             lists = {
                 "promoted": [t.token for t in tokens[feature] if t.sign == 1],
                 "suppressed": [t.token for t in tokens[feature] if t.sign == -1],
+                "lens_promoted": [t.token for t in lens if t.sign == 1],
+                "lens_suppressed": [t.token for t in lens if t.sign == -1],
                 "raised": [t.token for t in changed if t.sign == 1],
                 "lowered": [t.token for t in changed if t.sign == -1],
             }

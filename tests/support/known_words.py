@@ -119,6 +119,7 @@ def rich_evidence(feature: int) -> FeatureEvidence:
     return replace(
         evidence(feature),
         pruned=[replace(pruned, status="not_kept", tokens=[" never shown", word], importance=[0.0, 1.0]), pruned],
+        lens=[PromotedToken(word + "ly", 3.5, 0, 1), PromotedToken(" un", -2.5, 0, -1)],
         changed=[ChangedToken(word + "!", 1, 0, 2.0, 9.0), ChangedToken(" less", -1, 0, -1.0, -4.0)],
         related_words=[RelatedWord("greek", 0, 2.0), RelatedWord("letters", 1, 1.5)],
         input_words=[RelatedWord("SIDE: output", 0, 3.0)],

@@ -59,6 +59,7 @@ class Fault:
     "400" "401" "402" "403" "404" "408" "413" "422" "429" "500" "502" "503" "529": that status with a JSON error
     "insufficient_quota": 429 of an empty account      "ctx_too_long": 400 of a prompt beyond the context
     "content_filter_400": 400 of a filtered prompt     "logprobs_400": 400 that names the logprobs field
+    "busy_503": 503 of vLLM with a full queue
     "validation_500" "unsupported_500": 500 of llama-cpp-python for a value that a field may not have, and for logprobs
     "hang": never answers                              "slow_loris": one byte every 0.2 s, for ever
     "reset": connection reset                          "short_body": less than Content-Length, then closed
@@ -275,6 +276,12 @@ BODIES: dict[str, tuple[int, str, str]] = {
         "application/json",
         '{"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", '
         '"code": "insufficient_quota"}}',
+    ),
+    "busy_503": (
+        503,
+        "application/json",
+        '{"error": {"message": "The engine is busy. Please try again later.", "type": "ServiceUnavailableError", '
+        '"param": null, "code": 503}}',
     ),
     "ctx_too_long": (
         400,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 import re2
 
@@ -26,6 +27,7 @@ from autointerp.rules.language.conditions import (
     normalised,
 )
 from autointerp.rules.language.inflections import forms_of
+from autointerp.rules.language.nesting import marks_of, read_marks
 from autointerp.rules.token_facts import facts_of
 
 CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -101,7 +103,8 @@ class PlainText:
         return not before.strip() and self.begins in begins
 
     def inside(self, what: str, i: int) -> bool:
-        """For brackets only: what a quote is, nesting.py says, and examples check."""
+        if what in ("quote", "comment"):
+            return self.quoted[i] == (1 if what == "quote" else 2)
         opened = 0
         for token in self.tokens[:i]:
             for c in token:
@@ -109,6 +112,17 @@ class PlainText:
         for c in self.tokens[i]:
             opened = 0 if not opened else opened + (c == what) - (c == CLOSING[what])
         return opened > 0
+
+    @cached_property
+    def quoted(self) -> list[int]:
+        """Of each token, 1 inside a quote, 2 in a comment. What a mark does, nesting.py says, and examples check."""
+        state, last, found = "", "", []
+        for token in self.tokens:
+            marks = marks_of(token)
+            inside, state = read_marks(marks, state, after_word=bool(re.search(r"\w\Z", last)))
+            found.append(inside)
+            last = token
+        return found
 
     def topics(self, test: Strings | Regex) -> set[str]:
         every = range(len(self.tokens))

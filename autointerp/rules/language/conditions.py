@@ -133,7 +133,7 @@ class Clause:
 
 def normalised(text: str) -> str:
     """The text in one Unicode form, in which all strings are compared."""
-    return unicodedata.normalize("NFC", text)
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def fold(text: str) -> str:

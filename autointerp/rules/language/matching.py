@@ -1,39 +1,42 @@
 """Where clauses hold in many texts, in time linear in the texts whatever the clauses are.
 
-The rarest positive condition of a clause gives the places that are looked at; the other conditions are asked there
-only. What a condition asks of a token by itself is asked once of each different string (column.py).
+What a clause asks of a token by itself it asks of the different forms of tokens (form_tests.py), which is one question
+to the text. The rarest of its questions gives the places that are looked at; the others are asked there only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.rules.language.classes import BEGINS_WORD, CONTINUES_WORD
-from autointerp.rules.language.column import Codes, Column, Places, distinct
 from autointerp.rules.language.conditions import (
+    MAX_CLAUSES,
     Classes,
     Clause,
     Combine,
-    Condition,
     Inside,
     Left,
     Near,
     Not,
     Regex,
     Starts,
-    StringKey,
     Strings,
     Test,
     Topic,
 )
-from autointerp.rules.language.inflections import forms_of
+from autointerp.rules.language.form_tests import FormTest, forms_with, words_of
+from autointerp.rules.language.groups import Codes, Flags, Places, distinct, flagged, ranges
 from autointerp.rules.language.token_texts import Texts
 
-Flags = NDArray[np.bool_]
+_FEW = 8
+"""Places are put in order one by one where they are less than one in so many tokens."""
+_CLAUSES = MAX_CLAUSES.bit_length()
+"""Bits of the number of a clause, where a place and a clause are one number."""
+_NONE: Places = np.zeros(0, dtype=np.intp)
 
 
 def holds(clause: Clause, texts: Texts) -> Flags:
@@ -46,8 +49,19 @@ def holds(clause: Clause, texts: Texts) -> Flags:
 def places_of(clause: Clause, texts: Texts) -> Places:
     """The tokens on which the clause holds, each once, in no order."""
     if not texts.n_tokens:
-        return np.zeros(0, dtype=np.intp)
-    finders = [_finder(condition, texts) for condition in clause.conditions]
+        return _NONE
+    of_forms: list[FormTest | Not] = []
+    finders: list[_Finder] = []
+    for condition in clause.conditions:
+        match condition:
+            case Strings() | Classes() | Regex() | Near() | Not(Strings() | Classes() | Regex() | Near()):
+                of_forms.append(condition)
+            case Not(inner):
+                finders.append(_without(_finder(inner, texts), texts))
+            case _:
+                finders.append(_finder(condition, texts))
+    if of_forms:
+        finders.append(_of_forms(of_forms, texts))
     rarest = min(finders, key=lambda one: one.size)
     places = rarest.places()
     for finder in sorted(finders, key=lambda one: one.cost):
@@ -58,209 +72,222 @@ def places_of(clause: Clause, texts: Texts) -> Places:
 
 def predicted_of(clauses: Sequence[Clause], combine: Combine, texts: Texts) -> tuple[Places, NDArray[np.float64]]:
     """(the tokens on which any clause holds, ascending; what the clauses predict there together)."""
-    is_held = np.zeros(texts.n_tokens, dtype=np.bool_)
-    predicted = np.zeros(texts.n_tokens)
-    # The strongest clause comes last where the strongest counts.
-    for clause in sorted(clauses, key=lambda clause: clause.strength) if combine == "max" else clauses:
-        places = places_of(clause, texts)
-        is_held[places] = True
-        if combine == "max":
-            predicted[places] = clause.strength
-        else:
+    if combine == "max":  # the strongest clause comes last, and so counts
+        clauses = sorted(clauses, key=lambda clause: clause.strength)
+    found: list[Places] = []
+    for clause in clauses:
+        found.append(places_of(clause, texts))
+        if sum(map(len, found)) * _FEW > texts.n_tokens:
+            others = (places_of(clause, texts) for clause in clauses[len(found) :])
+            return _predicted_on_many(chain(found, others), clauses, combine, texts.n_tokens)
+    return _predicted_on_few(found, clauses, combine)
+
+
+def _predicted_on_few(
+    found: Sequence[Places], clauses: Sequence[Clause], combine: Combine
+) -> tuple[Places, NDArray[np.float64]]:
+    """`predicted_of`, where the clauses hold on the places that were `found`."""
+    strengths = np.array([clause.strength for clause in clauses])
+    joint = np.sort(np.concatenate([places << _CLAUSES | i for i, places in enumerate([_NONE, *found], -1)]))
+    places, numbers = joint >> _CLAUSES, joint & ((1 << _CLAUSES) - 1)
+    first = np.flatnonzero(np.diff(places, prepend=-1))
+    sizes = np.diff(first, append=len(places))
+    if combine == "max":
+        return places[first], strengths[numbers[first + sizes - 1]]
+    predicted = strengths[numbers[first]]
+    for i in range(1, int(sizes.max(initial=0))):  # in the order of the clauses, as everywhere
+        more = np.flatnonzero(sizes > i)
+        predicted[more] += strengths[numbers[first[more] + i]]
+    return places[first], predicted
+
+
+def _predicted_on_many(
+    found: Iterable[Places], clauses: Sequence[Clause], combine: Combine, n: int
+) -> tuple[Places, NDArray[np.float64]]:
+    last = np.zeros(n, dtype=np.uint8)
+    """[tokens]: the number of the last clause that holds on each, from 1."""
+    predicted = np.zeros(n if combine == "sum" else 0)
+    for number, (clause, places) in enumerate(zip(clauses, found, strict=True), 1):
+        last[places] = number
+        if combine == "sum":
             predicted[places] += clause.strength
-    held = np.flatnonzero(is_held)
-    return held, predicted[held]
+    held = flagged(last != 0)
+    if combine == "sum":
+        return held, predicted[held]
+    return held, np.array([0.0, *(clause.strength for clause in clauses)])[last[held]]
+
+
+def patterns_of(clauses: Iterable[Clause]) -> Iterator[str]:
+    """The regular expressions that the clauses ask about."""
+    for condition in (one for clause in clauses for one in clause.conditions):
+        positive = condition.condition if isinstance(condition, Not) else condition
+        test = positive.test if isinstance(positive, Left | Topic) else positive
+        if isinstance(test, Regex):
+            yield test.pattern
 
 
 class _Finder(NamedTuple):
-    """One condition, ready to be asked about."""
+    """One question to the texts, ready to be asked."""
 
     size: int
-    """On how many tokens it holds, or a larger number where that is not known."""
+    """On how many tokens the answer is yes, or a larger number where that is not known."""
     places: Callable[[], Places]
     at: Callable[[Places], Flags]
-    """Whether it holds on each of some tokens."""
+    """Whether it is on each of some tokens."""
     cost: int
-    """Conditions that cost less are asked first."""
+    """Questions that cost less are asked first."""
 
 
-def _finder(condition: Condition, texts: Texts) -> _Finder:
+def _finder(condition: Left | Starts | Inside | Topic | FormTest, texts: Texts) -> _Finder:
     match condition:
-        case Not(inner):
-            positive = _finder(inner, texts)
-            return _Finder(texts.n_tokens + 1, _nowhere, lambda places: ~positive.at(places), positive.cost)
         case Left(test, within):
             return _left(test, within, texts)
         case Starts(of):
-            is_start = np.any([texts.is_start_of(what) for what in of], axis=0)
-            return _Finder(
-                int(np.count_nonzero(is_start)), lambda: np.flatnonzero(is_start), lambda places: is_start[places], 1
-            )
+            return _starts(of, texts)
         case Inside(of):
-            return _dense(lambda places: np.any([texts.inside(what)[places] for what in of], axis=0), texts, 1)
+            flags = [texts.inside(what) for what in of]
+            return _dense(flags[0] if len(flags) == 1 else np.any(flags, axis=0), texts.n_tokens)
         case Topic(test, least):
-            is_about = _topic(test, least, texts)
-            size = int(np.diff(texts.starts)[is_about].sum())
-            return _Finder(
-                size,
-                lambda: np.flatnonzero(np.repeat(is_about, np.diff(texts.starts))),
-                lambda places: is_about[texts.text_of[places]],
-                0,
-            )
-        case Near():
-            return _test(Strings("word", condition.words), texts)
+            return _topic(test, least, texts)
         case _:
-            return _test(condition, texts)
+            return _of_forms([condition], texts)
 
 
-def _dense(at: Callable[[Places], Flags], texts: Texts, cost: int) -> _Finder:
-    return _Finder(texts.n_tokens, lambda: np.flatnonzero(at(_all(texts))), at, cost)
+def _without(positive: _Finder, texts: Texts) -> _Finder:
+    return _Finder(texts.n_tokens + 1, _nowhere, lambda places: ~positive.at(places), positive.cost)
 
 
 def _nowhere() -> Places:
     raise ValueError("a clause needs a condition that is no negation")
 
 
-def _all(texts: Texts) -> Places:
-    return np.arange(texts.n_tokens)
+def _dense(flags: Flags, size: int) -> _Finder:
+    return _Finder(size, lambda: flagged(flags), flags.__getitem__, 1)
 
 
-# --- what is asked of single tokens -----------------------------------------------------------------------------------
-
-
-def _test(test: Test, texts: Texts) -> _Finder:
-    if isinstance(test, Regex):
-        return _dense(lambda places: _regex_at(test.pattern, texts, places), texts, 4)
-    if isinstance(test, Classes) and {BEGINS_WORD, CONTINUES_WORD} & set(test.of):
-        return _dense(_words_or_pieces(test.of, texts), texts, 2)
-    if isinstance(test, Classes):
-        chosen = [(texts.tokens, np.flatnonzero(np.any([texts.of_class(name) for name in test.of], axis=0)))]
-    else:
-        chosen = _columns(test.key, test.of, texts)
-    size = sum(column.count(codes) for column, codes in chosen)
-    return _Finder(size, lambda: _union([column.places(codes) for column, codes in chosen]), _in_columns(chosen), 1)
-
-
-def _columns(key: StringKey, of: Sequence[str], texts: Texts) -> list[tuple[Column, Codes]]:
-    """The strings that are looked for, in each of the columns in which they are."""
-    match key:
-        case "token":
-            return [(texts.tokens, texts.tokens.folded(of))]
-        case "exact":
-            return [(texts.tokens, texts.tokens.exactly(of))]
-        case "prefix":
-            return [(texts.words, texts.words.with_prefix(of))]
-        case "suffix":
-            return [(texts.words, texts.words.with_suffix(of))]
-    words = list(dict.fromkeys(form for word in of for form in forms_of(word))) if key == "lemma" else of
-    found = [(texts.words, texts.words.folded(words))]
-    signs = texts.tokens.folded(words)
-    signs = signs[texts.has_signs[signs]]  # `'s` is a token and no word
-    return [*found, (texts.tokens, signs)] if len(signs) else found
-
-
-def _union(found: list[Places]) -> Places:
-    return found[0] if len(found) == 1 else distinct(np.concatenate(found))
-
-
-def _in_columns(chosen: list[tuple[Column, Codes]]) -> Callable[[Places], Flags]:
-    masks = []
-    for column, codes in chosen:
-        mask = np.zeros(len(column.strings), dtype=np.bool_)
-        mask[codes] = True
-        masks.append((column.codes, mask))
+def _of_forms(conditions: Sequence[FormTest | Not], texts: Texts) -> _Finder:
+    form_of, forms = texts.form_of, forms_with(conditions, texts.forms)
 
     def at(places: Places) -> Flags:
-        codes, mask = masks[0]
-        found = mask[codes[places]]
-        for codes, mask in masks[1:]:
-            found |= mask[codes[places]]
-        return found
+        is_one = np.zeros(len(texts.forms), dtype=np.bool_)
+        is_one[forms] = True
+        return is_one[form_of[places]]
 
-    return at
-
-
-def _words_or_pieces(of: Sequence[str], texts: Texts) -> Callable[[Places], Flags]:
-    def mask(without: str) -> Flags:
-        """[strings]: those of any of the classes, one of the two left out."""
-        some = [texts.of_class(name) for name in of if name != without]
-        return np.any([np.zeros(len(texts.tokens.strings), dtype=np.bool_), *some], axis=0)
-
-    if_begins, if_continues = mask(CONTINUES_WORD), mask(BEGINS_WORD)
-
-    def at(places: Places) -> Flags:
-        codes = texts.tokens.codes[places]
-        return np.where(texts.continues[places], if_continues[codes], if_begins[codes])
-
-    return at
-
-
-def _regex_at(pattern: str, texts: Texts, places: Places) -> Flags:
-    found = texts.tokens.matching(pattern, texts.tokens.codes[places])
-    left = np.flatnonzero(~found)
-    left = left[texts.word_differs[places[left]]]
-    found[left] = texts.words.matching(pattern, texts.words.codes[places[left]])
-    return found
+    return _Finder(int(texts.by_form.counts(forms).sum()), lambda: texts.by_form.places(forms), at, 1)
 
 
 # --- what stands around a token ---------------------------------------------------------------------------------------
 
 
+def _starts(of: Sequence[str], texts: Texts) -> _Finder:
+    if len(of) == 1:
+        places = texts.starts_of(of[0])
+        return _Finder(len(places), lambda: places, texts.is_start_of(of[0]).__getitem__, 1)
+    flags = np.any([texts.is_start_of(what) for what in of], axis=0)
+    return _dense(flags, int(np.count_nonzero(flags)))
+
+
 def _left(test: Test, within: int, texts: Texts) -> _Finder:
-    tested = _test(test, texts)
-    at = tested.at
+    """Where the test holds on one of the `within` tokens before."""
+    forms = forms_with([test], texts.forms)
+    size, n = int(texts.by_form.counts(forms).sum()), texts.n_tokens
+    # Rules share few words, but they share classes, and those are on many tokens.
+    where = lambda: texts.where(forms, test if isinstance(test, Classes | Regex) else None)  # noqa: E731
+    is_few = size * within * 3 < n * 2
+    known: list[Flags] = []
 
-    def is_right_of() -> Flags:
-        """[tokens]: from the places where the test holds to those at their right."""
-        found = tested.places()
-        room = texts.starts[1:][texts.text_of[found]] - found
-        is_right = np.zeros(texts.n_tokens, dtype=np.bool_)
-        for distance in range(1, within + 1):
-            is_right[found[room > distance] + distance] = True
-        return is_right
+    def places() -> Places:
+        if size * within * 16 > n:
+            return flagged(everywhere())
+        found = texts.by_form.places(forms)
+        return distinct(ranges(found + 1, _room(found, within, texts)))
 
-    def left(places: Places) -> Flags:
-        if tested.size < len(places):
-            return is_right_of()[places]
-        if len(places) * within > 2 * texts.n_tokens:
-            running = np.concatenate([[0], np.cumsum(at(_all(texts)))])
-            from_ = np.maximum(places - within, texts.starts[texts.text_of[places]])
-            return running[places] > running[from_]
+    def everywhere() -> Flags:
+        if not known:
+            found = texts.by_form.places(forms) if is_few else _NONE
+            known.append(_right_of_few(found, within, texts) if is_few else _is_right_of(where(), within, texts))
+        return known[0]
+
+    def at(places: Places) -> Flags:
+        if known or size < len(places) or len(places) * within * 3 > n:
+            return everywhere()[places]
+        is_tested = where()
         found = np.zeros(len(places), dtype=np.bool_)
-        room = texts.place[places]
         for distance in range(1, within + 1):
-            asked = np.flatnonzero(~found & (room >= distance))
-            if not len(asked):
-                break
-            found[asked] = at(places[asked] - distance)
+            found |= is_tested[places - distance]
+        near = np.flatnonzero(texts.reach[places] < within)  # these looked into the text before
+        reach, found[near] = texts.reach[places[near]], False
+        for distance in range(1, within):
+            found[near] |= is_tested[places[near] - distance] & (reach >= distance)
         return found
 
-    if tested.size * within < texts.n_tokens:
-        return _Finder(tested.size * within, lambda: np.flatnonzero(is_right_of()), left, 3)
-    return _dense(left, texts, 3)
+    return _Finder(size * within if is_few else n, places, at, 3)
 
 
-def _topic(test: Test, least: int, texts: Texts) -> Flags:
-    """[texts]: in which of them enough different matches stand."""
+def _room(places: Places, within: int, texts: Texts) -> Codes:
+    """How many tokens follow in the text, up to `within`."""
+    return np.minimum(texts.starts[1:][texts.text_of[places]] - places - 1, within)
+
+
+def _right_of_few(found: Places, within: int, texts: Texts) -> Flags:
+    """[tokens]: whether one of the places is at most `within` before."""
+    right = np.zeros(texts.n_tokens, dtype=np.bool_)
+    room = _room(found, within, texts)
+    whole, cut = found[room == within], room < within
+    for distance in range(1, within + 1):
+        right[whole + distance] = True
+    right[ranges(found[cut] + 1, room[cut])] = True
+    return right
+
+
+def _is_right_of(is_found: Flags, within: int, texts: Texts) -> Flags:
+    """[tokens]: whether something was found on one of the `within` tokens before. Twice as many tokens are looked at
+    in each step."""
+    right = np.zeros(len(is_found), dtype=np.bool_)
+    right[1:] = is_found[:-1] & (texts.reach[1:] >= 1)
+    seen = 1
+    while seen < within:
+        step = min(seen, within - seen)
+        right[step:] |= right[:-step] & (texts.reach[step:] >= step)
+        seen += step
+    return right
+
+
+def _topic(test: Test, least: int, texts: Texts) -> _Finder:
+    """Where enough different matches stand in the text."""
     if isinstance(test, Strings):
         places, matches = _matches_of_words(test, texts)
     else:
-        places = np.flatnonzero(_test(test, texts).at(_all(texts)))
-        matches = texts.tokens.fold_numbers[texts.tokens.codes[places]]
-    n_matches = int(matches.max(initial=0)) + 1
-    different = distinct(texts.text_of[places].astype(np.int64) * n_matches + matches)
-    found: Flags = np.bincount(different // n_matches, minlength=len(texts)) >= least
-    return found
+        places = texts.by_form.places(forms_with([test], texts.forms))
+        matches = texts.forms.tokens.fold_numbers[texts.token_of[places]]
+    of = texts.text_of[places]
+    if least > 1:
+        n_matches = int(matches.max(initial=0)) + 1
+        of = distinct(of * n_matches + matches) // n_matches
+    is_about: Flags = np.bincount(of, minlength=len(texts)) >= least
+    about = np.flatnonzero(is_about)
+    first, sizes = texts.starts[about], texts.starts[about + 1] - texts.starts[about]
+    return _Finder(int(sizes.sum()), lambda: ranges(first, sizes), lambda places: is_about[texts.text_of[places]], 0)
 
 
-def _matches_of_words(test: Strings, texts: Texts) -> tuple[Places, NDArray[np.int64]]:
+def _matches_of_words(test: Strings, texts: Texts) -> tuple[Places, Codes]:
     """Where the whole words stand, and which of the words of the list each is."""
-    places, matches = [], []
-    for number, word in enumerate(test.of):
-        for column, codes in _columns(test.key, [word], texts):
-            found = column.places(codes)
-            if column is texts.words:
-                found = found[texts.ends_word[found]]
-            places.append(found)
-            matches.append(np.full(len(found), number, dtype=np.int64))
-    return np.concatenate(places), np.concatenate(matches)
+    forms = texts.forms
+    meant = [(word, number) for number, one in enumerate(test.of) for word in words_of(test.key, one)]
+    found, numbers = [], []
+    for by, index, is_word in (
+        (forms.by_word, forms.words.by_folded, True), (forms.by_token, forms.signs, False),
+    ):  # fmt: skip
+        pairs = [(code, number) for word, number in meant for code in index.get(word, ())]
+        if not pairs and not is_word:
+            continue
+        codes, of = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
+        of_list = by.places(codes)
+        number = np.repeat(np.repeat(of, by.counts(codes)), texts.by_form.counts(of_list))
+        places = texts.by_form.places(of_list)
+        if is_word:
+            is_whole = texts.ends_word[places]
+            places, number = places[is_whole], number[is_whole]
+        found.append(places)
+        numbers.append(number)
+    return np.concatenate(found), np.concatenate(numbers)

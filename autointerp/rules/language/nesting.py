@@ -7,38 +7,61 @@ quote only where no word stands before it, and an apostrophe inside a word close
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.rules.language.column import Column
+from autointerp import stats
+from autointerp.rules.language.groups import Codes, Places, flagged
 
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _MARKS = re.compile(r"[\"'“”«»#\n]|//")
 _NUMBER = {"": 0, "#": 2}
 """Of the states while reading; any other is a quote, 1."""
+_STATES = ("", '"', "'", "”", "»", "#")
+"""While reading: the mark that closes the open quote, '#' in a comment, '' elsewhere."""
+_N = len(_STATES)
+_QUOTES, _COMMENTS = (1, 2, 3, 4), (5,)
+"""Numbers of states."""
+_STRETCH = 64
 _CLOSES = {'"': '"', "'": "'", "“": "”", "«": "»"}
 
 
-def inside_bracket(tokens: Column, starts: NDArray[np.int64], opening: str) -> NDArray[np.bool_]:
-    """[tokens]: whether a bracket of this kind is open before the token, and the token does not close it."""
+def inside_bracket(strings: Sequence[str], tokens: Codes, starts: NDArray[np.int64], opening: str) -> NDArray[np.bool_]:
+    """[tokens]: whether a bracket of this kind is open before the token, and the token does not close it. `tokens`: the
+    number of each token's string; `starts` [texts + 1]: where the texts begin."""
     closing = BRACKETS[opening]
-    steps = [[(c == opening) - (c == closing) for c in one] for one in tokens.strings]
-    net = np.array([sum(of) for of in steps], dtype=np.int64)[tokens.codes]
-    lowest = np.array([_lowest(of) for of in steps], dtype=np.int64)[tokens.codes]
+    steps = [
+        [(c == opening) - (c == closing) for c in one] if opening in one or closing in one else [] for one in strings
+    ]
+    places = flagged(np.array([bool(of) for of in steps], dtype=np.bool_)[tokens])
+    net = np.array([sum(of) for of in steps], dtype=np.int64)[tokens[places]]
+    lowest = np.array([_lowest(of) for of in steps], dtype=np.int64)[tokens[places]]
+    text_of = np.searchsorted(starts, places, side="right") - 1
+    is_first = np.diff(text_of, prepend=-1) != 0
     before = np.cumsum(net) - net
-    sizes = np.diff(starts)
-    before -= np.repeat(before[np.minimum(starts[:-1], max(0, len(net) - 1))] if len(net) else starts[:-1], sizes)
+    before -= before[np.maximum.accumulate(np.where(is_first, np.arange(len(places)), 0))]
     # The smallest count so far, in each text: every text lies below all before it, so that none is carried over.
-    below = np.repeat(np.arange(len(sizes)), sizes) * (2 * int(np.abs(net).sum() + np.abs(lowest).sum()) + 1)
+    below = text_of * (2 * int(np.abs(net).sum() + np.abs(lowest).sum()) + 1)
     smallest = np.minimum.accumulate(np.minimum(0, before + lowest) - below) + below
-    unclosed = before - np.minimum(0, np.concatenate([[0], smallest[:-1]])[: len(net)])
-    first = starts[:-1][sizes > 0]
-    unclosed[first] = 0
-    found: NDArray[np.bool_] = unclosed + lowest > 0
+    opened = before + net - smallest  # behind each of the places
+    unclosed = np.where(is_first, 0, np.concatenate([[0], opened[:-1]])[: len(places)])
+    found = _up_to_the_next(places, opened > 0, starts[text_of + 1], len(tokens))
+    found[places] = unclosed + lowest > 0
     return found
+
+
+def _up_to_the_next(places: Places, is_open: NDArray[np.bool_], ends: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
+    """[n]: what is open behind each of the places, up to the next one or the end of its text."""
+    until = np.minimum(ends, np.append(places[1:], n)) if len(places) else ends
+    changes = np.zeros(n + 1, dtype=np.int8)
+    changes[places[is_open] + 1] += 1
+    changes[until[is_open]] -= 1
+    return np.cumsum(changes[:-1], dtype=np.int8).view(np.bool_)
 
 
 def _lowest(steps: list[int]) -> int:
@@ -59,39 +82,63 @@ class _Mark(NamedTuple):
     after_colon: bool
 
 
-def quotes_and_comments(tokens: Column, starts: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def quotes_and_comments(
+    strings: Sequence[str], tokens: Codes, starts: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """For each token, whether it is inside a quote, and whether inside a comment."""
-    marks = [_marks(one) for one in tokens.strings]
-    ends_in_word = [bool(one) and _is_word(one[-1]) for one in tokens.strings]
-    places = np.flatnonzero(np.array([bool(of) for of in marks], dtype=np.bool_)[tokens.codes])
-    text_of = np.searchsorted(starts, places, side="right")
-    before = tokens.codes[places - 1]
-    first = places == starts[text_of - 1]
-    read: dict[tuple[str, int, bool], tuple[int, str]] = {}
-    """(what is open, the token, whether a word stands before it): (what it is inside of, what is open behind it)."""
-    state, text, inside, after = "", -1, [], []
-    rows = zip(tokens.codes[places].tolist(), before.tolist(), text_of.tolist(), first.tolist(), strict=True)
-    for code, last, own, is_first in rows:
-        if own != text:
-            state, text = "", own
-        key = state, code, not is_first and ends_in_word[last]
-        found = read.get(key)
-        if found is None:
-            found = read[key] = _read(marks[code], state, key[2])
-        state = found[1]
-        inside.append(found[0])
-        after.append(_NUMBER.get(state, 1))
-    states = np.zeros(len(tokens.codes), dtype=np.int8)
-    if len(places):  # what is open behind a token with marks is open up to the next such token, or the text's end
-        ends = np.append(places[1:], len(states))
-        until = np.repeat(starts[text_of], ends - places)
-        open_behind = np.repeat(np.array(after, dtype=np.int8), ends - places)
-        states[places[0] :] = np.where(np.arange(places[0], len(states)) < until, open_behind, 0)
-        states[places] = inside
-    return states == 1, states == 2
+    # Many tokens have the same marks, such as one line break at their end.
+    numbers, index = stats.numbered(marks_of(one) for one in strings)
+    marks = list(index)
+    ends_in_word = np.array([bool(one) and _is_word(one[-1]) for one in strings], dtype=np.bool_)
+    places = flagged((numbers != index.get((), -1))[tokens])
+    text_of = np.searchsorted(starts, places, side="right") - 1
+    after_word = ends_in_word[tokens[places - 1]] & (places != starts[text_of])
+    different, row_of = np.unique(numbers[tokens[places]] * 2 + after_word, return_inverse=True)
+    read = [[read_marks(marks[one // 2], state, bool(one % 2)) for state in _STATES] for one in different.tolist()]
+    behind = np.array([[_STATES.index(state) for _, state in row] for row in read], dtype=np.uint8).reshape(-1, _N)
+    inside = np.array([[number for number, _ in row] for row in read], dtype=np.uint8).reshape(-1, _N)
+    before = _before_each(behind[row_of], np.diff(text_of, prepend=-1) != 0)
+    now, then = inside[row_of, before], behind[row_of, before]
+    found = []
+    for number, states in ((1, _QUOTES), (2, _COMMENTS)):
+        flags = _up_to_the_next(places, np.isin(then, states), starts[text_of + 1], len(tokens))
+        flags[places] = now == number
+        found.append(flags)
+    return found[0], found[1]
 
 
-def _read(marks: list[_Mark], state: str, after_word: bool) -> tuple[int, str]:
+def _before_each(behind: NDArray[np.uint8], is_first: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The state before each of a row of steps. `behind` [steps, states]: the state behind each step, for every state
+    before it. Before the first steps of texts nothing is open.
+
+    Stretches of equal length are walked side by side, from every state at once; then it is known from which state on
+    each of them is really walked.
+    """
+    n = len(behind)
+    length = min(_STRETCH, math.isqrt(n) + 1)
+    n_stretches = -(-n // length)
+    walk = np.tile(np.arange(_N), (n_stretches * length, 1))
+    walk[:n] = behind
+    walk[:n][is_first] = behind[is_first, :1]
+    walk += _N * np.arange(n_stretches).repeat(length)[:, None]  # a state is a number of its own in each stretch
+    steps = np.ascontiguousarray(walk.reshape(n_stretches, length, _N).swapaxes(0, 1)).reshape(length, -1)
+    ends = np.arange(n_stretches * _N)
+    for step in steps:
+        ends = step[ends]
+    first = [0]
+    for row in (ends % _N).reshape(n_stretches, _N).tolist():
+        first.append(row[first[-1]])
+    state = np.array(first[:-1], dtype=np.intp) + _N * np.arange(n_stretches)
+    found = np.empty((length, n_stretches), dtype=np.intp)
+    for k, step in enumerate(steps):
+        found[k] = state
+        state = step[state]
+    before: NDArray[np.intp] = (found % _N).T.ravel()[:n]
+    before[is_first] = 0
+    return before
+
+
+def read_marks(marks: list[_Mark], state: str, after_word: bool) -> tuple[int, str]:
     """(the number of the state if it stayed the same through all marks of a token, else 0; the state behind them). A
     state is the mark that closes the open quote, '#' in a comment, '' elsewhere."""
     was, stays = state, True
@@ -114,7 +161,7 @@ def _next(mark: _Mark, state: str, after_word: bool) -> str:
     return "" if mark.text == "'" and after_word else _CLOSES.get(mark.text, "")
 
 
-def _marks(token: str) -> list[_Mark]:
+def marks_of(token: str) -> tuple[_Mark, ...]:
     found = []
     for match in _MARKS.finditer(token):
         start, end = match.span()
@@ -126,7 +173,7 @@ def _marks(token: str) -> list[_Mark]:
                 start > 0 and token[start - 1] == ":",
             )
         )
-    return found
+    return tuple(found)
 
 
 def _is_word(character: str) -> bool:

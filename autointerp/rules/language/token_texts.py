@@ -5,23 +5,22 @@ Nothing here is read across the border of two texts, and nothing of a token depe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property
-from itertools import chain
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp import stats
 from autointerp.records import Begins
-from autointerp.rules.language.classes import in_class
-from autointerp.rules.language.column import Column
+from autointerp.rules.language.conditions import MAX_WITHIN
+from autointerp.rules.language.forms import Forms
+from autointerp.rules.language.groups import Codes, Flags, Groups, Places, flagged
 from autointerp.rules.language.nesting import BRACKETS, inside_bracket, quotes_and_comments
-from autointerp.rules.token_facts import lex
 
-LONGEST_WORD = 256
-"""Characters of a word that is read from several tokens; of a longer one, its beginning."""
+WHERE_KEPT = 16
+_MANY = 8
+"""One in so many tokens is enough to look at all of them."""
 
 
 class Stretch(Protocol):
@@ -35,9 +34,13 @@ class Stretch(Protocol):
 
 
 class Texts:
-    """Texts as lists of tokens. `begins` says of each what its first token begins, if that is known."""
+    """Texts as lists of tokens."""
 
-    def __init__(self, texts: Sequence[Sequence[str]], begins: Sequence[Begins | None] | None = None) -> None:
+    def __init__(
+        self, texts: Sequence[Sequence[str]], begins: Sequence[Begins | None] | None = None, forms: Forms | None = None
+    ) -> None:
+        """`begins` says of each text what its first token begins, if that is known. `forms`: the forms of tokens that
+        other texts were read with, so that what is known of them is not looked for again."""
         lengths = np.array([len(text) for text in texts], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         """[texts + 1]: where each text's tokens begin in the long list of all."""
@@ -45,9 +48,13 @@ class Texts:
         if len(self.begins) != len(texts):
             raise ValueError(f"{len(texts)} texts, and what {len(self.begins)} of them begin")
         self.texts = texts
-        self._classes: dict[str, NDArray[np.bool_]] = {}
-        self._is_start: dict[str, NDArray[np.bool_]] = {}
-        self._inside: dict[str, NDArray[np.bool_]] = {}
+        self._given = forms
+        self._by_form: Groups | None = None
+        self._kept: dict[Hashable, Flags] = {}
+        """The name that was asked for last comes last."""
+        self._is_start: dict[str, Flags] = {}
+        self._starts: dict[str, Places] = {}
+        self._inside: dict[str, Flags] = {}
 
     @classmethod
     def of(cls, stretches: Collection[Stretch]) -> Self:
@@ -61,140 +68,115 @@ class Texts:
     def n_tokens(self) -> int:
         return int(self.starts[-1])
 
-    @cached_property
-    def tokens(self) -> Column:
-        codes, index = stats.numbered(chain.from_iterable(self.texts))
-        return Column(codes.astype(np.int32), list(index))
+    @property
+    def forms(self) -> Forms:
+        return self._read[0]
+
+    @property
+    def form_of(self) -> Codes:
+        """[tokens]"""
+        return self._read[1]
 
     @cached_property
-    def text_of(self) -> NDArray[np.int32]:
+    def _read(self) -> tuple[Forms, Codes]:
+        forms = Forms() if self._given is None else self._given
+        return forms, forms.read(self.texts, self.starts)
+
+    @cached_property
+    def token_of(self) -> Codes:
+        """[tokens]: the number of each one's string."""
+        return self.forms.token_of[self.form_of]
+
+    @property
+    def by_form(self) -> Groups:
+        """The tokens of each form."""
+        if self._by_form is None or self._by_form.n < len(self.forms):  # other texts may have brought more forms
+            self._by_form = Groups(self.form_of, len(self.forms))
+        return self._by_form
+
+    @cached_property
+    def text_of(self) -> Codes:
         """[tokens]: which text each is in."""
-        return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.starts))
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
     @cached_property
-    def place(self) -> NDArray[np.int64]:
-        """[tokens]: how many tokens of its text stand before each."""
-        return np.arange(self.n_tokens) - self.starts[self.text_of]
+    def reach(self) -> NDArray[np.uint8]:
+        """[tokens]: how many tokens of its text stand before each, as far as a condition looks."""
+        sizes = np.diff(self.starts)
+        place = np.arange(self.n_tokens) - np.repeat(self.starts[:-1], sizes)
+        return np.minimum(place, MAX_WITHIN).astype(np.uint8)
 
     @cached_property
-    def is_blank(self) -> NDArray[np.bool_]:
-        """[strings of `tokens`]"""
-        return np.array([not token.strip() for token in self.tokens.strings], dtype=np.bool_)
-
-    @cached_property
-    def has_signs(self) -> NDArray[np.bool_]:
-        """[strings of `tokens`]: whether there is more in it than one word, and a word."""
-        read = ((token.strip(), lex(token).words) for token in self.tokens.strings)
-        return np.array([bool(words) and words != (core,) for core, words in read], dtype=np.bool_)
-
-    def of_class(self, name: str) -> NDArray[np.bool_]:
-        """[strings of `tokens`]: whether each is of the class, as far as it can be told from the token alone."""
-        if name not in self._classes:
-            test = in_class(name)
-            self._classes[name] = np.array([test(token) for token in self.tokens.strings], dtype=np.bool_)
-        return self._classes[name]
-
-    @cached_property
-    def continues(self) -> NDArray[np.bool_]:
-        """[tokens]: whether each continues the word of the token before it."""
-        read = [lex(token) for token in self.tokens.strings]
-        joins = np.array([one.inside_word or one.ends_word for one in read], dtype=np.bool_)
-        is_open = np.array([bool(one.tail) for one in read], dtype=np.bool_)
-        codes = self.tokens.codes
-        found = np.zeros(len(codes), dtype=np.bool_)
-        found[1:] = joins[codes[1:]] & is_open[codes[:-1]]
-        found[self.starts[:-1][np.diff(self.starts) > 0]] = False
-        return found
-
-    @cached_property
-    def words(self) -> Column:
-        """The word up to each token (Facts.word), with its case."""
-        index: dict[str, int] = {}
-        own = np.array(
-            [index.setdefault(_own_word(token), len(index)) for token in self.tokens.strings], dtype=np.int32
-        )
-        strings, codes = list(index), own[self.tokens.codes]
-        places = np.flatnonzero(self.continues)
-        tokens, n_tokens = self.tokens.strings, len(self.tokens.strings)
-        joined: dict[int, int] = {}
-        """The word of a word and the token that continues it, as one number: word * n_tokens + token."""
-        pairs = zip(places.tolist(), codes[places - 1].tolist(), self.tokens.codes[places].tolist(), strict=True)
-        joint, last_place, found = 0, -1, []
-        for place, before, token in pairs:
-            word = joint if place == last_place + 1 else before
-            known = joined.get(word * n_tokens + token)
-            if known is None:
-                text = (strings[word] + tokens[token].rstrip())[:LONGEST_WORD]
-                known = index.setdefault(text, len(index))
-                if known == len(strings):
-                    strings.append(text)
-                joined[word * n_tokens + token] = known
-            joint, last_place = known, place
-            found.append(known)
-        codes[places] = found
-        return Column(codes, strings)
-
-    @cached_property
-    def word_differs(self) -> NDArray[np.bool_]:
-        """[tokens]: whether the word up to the token is another text than the token, white space apart."""
-        own = [_own_word(token).strip() != token.strip() for token in self.tokens.strings]
-        return self.continues | np.array(own, dtype=np.bool_)[self.tokens.codes]
-
-    @cached_property
-    def ends_word(self) -> NDArray[np.bool_]:
+    def ends_word(self) -> Flags:
         """[tokens]: whether the token after it does not continue its word."""
-        return np.append(~self.continues[1:], [True]) if self.n_tokens else np.zeros(0, dtype=np.bool_)
+        return np.append(~self.forms.continues[self.form_of[1:]], [True])[: self.n_tokens]
 
-    def is_start_of(self, what: str) -> NDArray[np.bool_]:
+    def where(self, forms: Codes, name: Hashable = None) -> Flags:
+        """[tokens]: which are of one of some forms. Of the last few forms that had a name, it is kept."""
+        if name is None:
+            return self._where(forms)
+        found = self._kept.pop(name, None)
+        self._kept[name] = self._where(forms) if found is None else found
+        if len(self._kept) > WHERE_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return self._kept[name]
+
+    def _where(self, forms: Codes) -> Flags:
+        if int(self.by_form.counts(forms).sum()) * _MANY < self.n_tokens:
+            found = np.zeros(self.n_tokens, dtype=np.bool_)
+            found[self.by_form.places(forms)] = True
+            return found
+        is_one = np.zeros(len(self.forms), dtype=np.bool_)
+        is_one[forms] = True
+        return is_one[self.form_of]
+
+    def is_start_of(self, what: str) -> Flags:
         """[tokens]: which are the first ones, white space apart, of a line, a document or a window."""
         if what not in self._is_start:
             found = np.zeros(self.n_tokens, dtype=np.bool_)
-            found[self._starts_of_lines() if what == "line" else self._firsts[self._begin(what)]] = True
+            found[self.starts_of(what)] = True
             self._is_start[what] = found
         return self._is_start[what]
 
-    def _begin(self, what: str) -> NDArray[np.bool_]:
+    def starts_of(self, what: str) -> Places:
+        """The tokens of `is_start_of`, ascending."""
+        if what not in self._starts:
+            self._starts[what] = self._starts_of_lines() if what == "line" else self._firsts[self._begin(what)]
+        return self._starts[what]
+
+    def _begin(self, what: str) -> Flags:
         """Whether each of `_firsts` stands in a text that begins a document, or a window at least."""
         counted = ("document",) if what == "document" else ("document", "window")
         known = np.array([begins in counted for begins in self.begins], dtype=np.bool_)
         return known[self.text_of[self._firsts]] if len(self._firsts) else np.zeros(0, dtype=np.bool_)
 
     @cached_property
-    def _filled(self) -> NDArray[np.intp]:
-        """The tokens that are more than white space, ascending."""
-        return np.flatnonzero(~self.is_blank[self.tokens.codes])
+    def _firsts(self) -> Places:
+        """The first token of each text that is more than white space."""
+        filled = flagged(~self.forms.is_blank[self.token_of])
+        return filled[np.flatnonzero(np.diff(self.text_of[filled], prepend=-1))]
 
-    @cached_property
-    def _firsts(self) -> NDArray[np.intp]:
-        """The first of each text that is more than white space."""
-        of = self.text_of[self._filled]
-        return self._filled[np.flatnonzero(np.diff(of, prepend=-1))]
+    def _starts_of_lines(self) -> Places:
+        tokens = self.forms.tokens
+        within = tokens.flags("begins a line", lambda one: "\n" in one and bool(one[one.index("\n") :].strip()))
+        ends = tokens.flags("ends a line", lambda one: "\n" in one and not one[one.rindex("\n") :].strip())
+        is_blank = self.forms.is_blank
+        found, is_end = within[self.token_of], ends[self.token_of]
+        # White space within a line stands between its beginning and its first token.
+        counted = flagged((ends | ~is_blank)[self.token_of])
+        is_after = flagged(is_end[counted[:-1]])
+        last, first = counted[is_after], counted[is_after + 1]
+        is_first = ~is_blank[self.token_of[first]] & (self.text_of[last] == self.text_of[first])
+        found[first[is_first]] = True
+        found[self.starts_of("document")] = True
+        return flagged(found)
 
-    def _starts_of_lines(self) -> NDArray[np.intp]:
-        strings, codes, filled = self.tokens.strings, self.tokens.codes, self._filled
-        within = np.array(["\n" in one and bool(one[one.index("\n") :].strip()) for one in strings], dtype=np.bool_)
-        breaks = np.array(["\n" in one for one in strings], dtype=np.bool_)
-        ends_line = np.array(["\n" in one and not one[one.rindex("\n") :].strip() for one in strings], dtype=np.bool_)
-        n_breaks = np.concatenate([[0], np.cumsum((breaks & self.is_blank)[codes])])
-        before = np.concatenate([[-1], filled[:-1]])[: len(filled)]
-        same_text = np.zeros(len(filled), dtype=np.bool_)
-        same_text[1:] = self.text_of[filled[1:]] == self.text_of[filled[:-1]]
-        after_break = n_breaks[filled] > n_breaks[np.where(same_text, before + 1, self.starts[self.text_of[filled]])]
-        after_line = same_text & ends_line[codes[before]]
-        return filled[within[codes[filled]] | after_break | after_line | self.is_start_of("document")[filled]]
-
-    def inside(self, what: str) -> NDArray[np.bool_]:
+    def inside(self, what: str) -> Flags:
         """[tokens]: whether what was opened to the left in the text is open before the token and all through it."""
         if what not in self._inside:
             if what in BRACKETS:
-                self._inside[what] = inside_bracket(self.tokens, self.starts, what)
+                self._inside[what] = inside_bracket(self.forms.tokens.strings, self.token_of, self.starts, what)
             else:
-                found = quotes_and_comments(self.tokens, self.starts)
+                found = quotes_and_comments(self.forms.tokens.strings, self.token_of, self.starts)
                 self._inside |= dict(zip(("quote", "comment"), found, strict=True))
         return self._inside[what]
-
-
-def _own_word(token: str) -> str:
-    """The word up to a token that continues none."""
-    read = lex(token)
-    return token if read.inside_word else token.rstrip() if read.ends_word else read.tail or token

@@ -11,6 +11,7 @@
     dictionary_learning  ae.pt + config.json, or one .pt
     gemma_scope          params.npz
     openai               one .pt
+    single_layer.py      Gemma Scope 2, Qwen-Scope, Llama Scope, Llamascopium, circuit-tracer and Goodfire
 
 Files have their own conventions. The Sae that is read from one always has raw-input units and unit decoder rows (see
 sae.py).
@@ -27,10 +28,10 @@ from typing import Any
 from autointerp.errors import DamagedError, InputError, nearest
 from autointerp.progress import Counting, uncounted
 from autointerp.sae.files import regular_size
-from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, sparsify
+from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, single_layer, sparsify
 from autointerp.sae.formats.hub import local_folder
 from autointerp.sae.formats.internal import all_finite, read_config
-from autointerp.sae.long_vectors import saved_limit
+from autointerp.sae.long_vectors import LIMIT, saved_limit
 from autointerp.sae.sae import Sae
 
 __all__ = ["FORMATS", "detect", "load_sae", "local_folder", "sae_sha256", "save_saelens", "save_sparsify"]
@@ -54,6 +55,8 @@ _IDENTITY: dict[str, Callable[[Path], tuple[dict[str, Any], list[Path]]]] = {
     "gemma_scope": gemma_scope.identity,
     "openai": openai.identity,
 }
+_LOAD |= {name: format.load for name, format in single_layer.FORMATS.items()}
+_IDENTITY |= {name: format.identity for name, format in single_layer.FORMATS.items()}
 FORMATS = tuple(_LOAD)
 _LISTED = 8
 
@@ -77,26 +80,31 @@ def load_sae(path: Path | str, format: str = "auto") -> Sae:
     return sae
 
 
-def sae_sha256(folder: Path | str, format: str = "auto", counting: Counting = uncounted) -> str:
+def sae_sha256(
+    folder: Path | str, format: str = "auto", counting: Counting = uncounted, with_limit: bool = True
+) -> str:
     """The sha256, in hex, of the weights file and of the settings that decide the numbers. `counting` is told of the MB
-    that were read. Raises the InputError and DamagedError of `load_sae`, as far as they show without reading the
-    weights."""
+    that were read. `with_limit` False: as it was when the limit of length (long_vectors.LIMIT) was none of them.
+    Raises the InputError and DamagedError of `load_sae`, as far as they show without reading the weights."""
     path = _path(folder)
     settings, weights = _IDENTITY[_format(path, format)](path)
     told = json.dumps(settings, sort_keys=True)
+    without = json.dumps({key: value for key, value in settings.items() if key != LIMIT}, sort_keys=True)
     size = sum(regular_size(file) for file in weights)
-    seen = told, *((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in map(Path.stat, weights))
+    files = tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in map(Path.stat, weights))
+    seen = (told if with_limit else without), *files
     if seen in _HASHED:
         return _HASHED[seen]
-    digest, n_read = hashlib.sha256(told.encode()), 0
+    digests, n_read = {one: hashlib.sha256(one.encode()) for one in (told, without)}, 0
     with counting("hashing the SAE", -(-size // _MB), "MB") as update:
         for file in weights:
             with file.open("rb") as opened:
                 while part := opened.read(_MB):
-                    digest.update(part)
+                    for digest in digests.values():
+                        digest.update(part)
                     n_read += len(part)
                     update(-(-n_read // _MB))
-    _HASHED[seen] = digest.hexdigest()
+    _HASHED.update({(one, *files): digest.hexdigest() for one, digest in digests.items()})
     return _HASHED[seen]
 
 
@@ -133,7 +141,8 @@ def detect(path: Path) -> str:
         f"{path} is no SAE in a known format (it holds: {_listing(path)}){_subfolders(path)}. Known: "
         f"saelens (cfg.json + {saelens.WEIGHTS}), sparsify (cfg.json + {sparsify.WEIGHTS}), "
         f"dictionary_learning ({dictionary_learning.WEIGHTS} + config.json, or one .pt), "
-        f"gemma_scope ({gemma_scope.WEIGHTS}), openai (one .pt)"
+        f"gemma_scope ({gemma_scope.WEIGHTS}), openai (one .pt), "
+        + ", ".join(f"{name} ({format.files})" for name, format in single_layer.FORMATS.items())
     )
 
 
@@ -168,6 +177,8 @@ def _of_folder(folder: Path) -> str | None:
             return "sparsify"
         config = read_config(folder / saelens.CONFIG)  # the weights are missing, and the format's reader will say so
         return "sparsify" if "d_sae" not in config and {"k", "d_in"} <= config.keys() else "saelens"
+    if (known := single_layer.recognised(folder)) is not None:
+        return known
     if (folder / saelens.WEIGHTS).exists() or (folder / sparsify.WEIGHTS).exists():
         return None
     if (folder / gemma_scope.WEIGHTS).exists():
@@ -183,11 +194,15 @@ def _of_folder(folder: Path) -> str | None:
 def _of_file(file: Path) -> str | None:
     if file.suffix == ".npz":
         return "gemma_scope" if file.name == gemma_scope.WEIGHTS or gemma_scope.recognises(file) else None
+    if file.suffix == ".safetensors":
+        return single_layer.recognised(file)
     if file.suffix not in (".pt", ".pth"):
         return None
     state = restricted.read_pt(file, look=True)
     if openai.recognises(state):
         return "openai"
+    if (known := single_layer.recognised_state(state)) is not None:
+        return known
     return "dictionary_learning" if dictionary_learning.recognises(state) else None
 
 

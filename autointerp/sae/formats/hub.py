@@ -1,7 +1,8 @@
 """Downloads SAEs from the Hugging Face hub: "hf:owner/name//folder", "hf:owner/name@revision//folder" or
 "hf:owner/name//file.pt".
 
-Only the files directly in that folder are downloaded, since a repository may hold hundreds of SAEs in folders below.
+Only the files directly in that folder are downloaded, since a repository may hold hundreds of SAEs in folders below,
+and checkpoints/final.safetensors, where Llama Scope keeps its weights.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any, NamedTuple
 from autointerp.errors import AutointerpError, InputError
 
 PREFIX = "hf:"
-_ENDINGS = ("json", "safetensors", "npz", "pt", "pth")
-_FILE_ENDINGS = (".pt", ".pth", ".npz")
+_ENDINGS = ("json", "yaml", "safetensors", "npz", "pt", "pth")
+_FILE_ENDINGS = (".pt", ".pth", ".npz", ".safetensors")
+_BESIDE = ("config.json", "config.yaml")
+_BELOW = "checkpoints/final.safetensors"
 
 
 class HubPath(NamedTuple):
@@ -79,14 +82,21 @@ def parse(path: str) -> HubPath:
 def _wanted(inside: str) -> list[str]:
     folder = f"{glob.escape(inside)}/" if inside else ""
     if inside.endswith(_FILE_ENDINGS):
-        beside = str(PurePosixPath(inside).parent / "config.json")
-        return [glob.escape(inside), glob.escape(beside)]
+        return [
+            glob.escape(str(PurePosixPath(inside).parent / name)) for name in (PurePosixPath(inside).name, *_BESIDE)
+        ]
     return [f"{folder}*.{ending}" for ending in _ENDINGS]
 
 
 def _unwanted(inside: str) -> list[str]:
     """Patterns for the files in folders below, which must be excluded because * in a pattern matches / too."""
-    return [f"{glob.escape(inside)}/*/*" if inside else "*/*"]
+    folder, kept = f"{glob.escape(inside)}/" if inside else "", str(PurePosixPath(_BELOW).parent)
+    # A pattern has no "but for", so the folders whose names part from that of `kept` are listed letter by letter.
+    others = [f"{kept[:n]}[!{letter}]*/*" for n, letter in enumerate(kept)] + [
+        f"{kept[:n]}/*" for n in range(1, len(kept))
+    ]
+    others += [f"{kept}[!/]*/*", f"{kept}/[!f]*", f"{kept}/*/*"]
+    return [f"{folder}{other}" for other in others]
 
 
 def _reason(error: BaseException) -> str:

@@ -6,7 +6,8 @@ the encoder and the threshold, which changes nothing else:
 
     n_i f_i = n_i pre_i  where  n_i pre_i > n_i threshold_i        W_enc_i n_i,  b_enc_i n_i,  threshold_i n_i
 
-If the k largest are chosen, that would change the choice, so n_i is kept separately (`Sae.row_norms`).
+If the k largest are chosen, or by pursuit, that would change the choice, so n_i is kept separately
+(`Sae.row_norms`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae import files
+from autointerp.sae.pursuit import Pursuit
 from autointerp.sae.sae import Normalize, Sae
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -42,6 +44,10 @@ def build(
     b_pre: Tensor | None = None,
     W_skip: Tensor | None = None,
     normalize: Normalize = "none",
+    relu: bool = True,
+    pursuit: Pursuit | None = None,
+    W_glu: Tensor | None = None,
+    b_glu: Tensor | None = None,
 ) -> Sae:
     """The Sae with unit decoder rows that computes the same as these float32 tensors. Shapes and errors are those of
     `Sae`."""
@@ -64,6 +70,10 @@ def build(
         b_pre=b_pre,
         W_skip=W_skip,
         normalize=normalize,
+        relu=relu,
+        pursuit=pursuit,
+        W_glu=W_glu,
+        b_glu=b_glu,
     )
     sae.metadata = metadata
     return sae
@@ -161,6 +171,18 @@ def positive_int(config: Mapping[str, Any], key: str, path: Path) -> int:
 def is_transcoder(sae: Sae) -> bool:
     """Whether the dictionary reconstructs something other than what it reads."""
     return sae.W_skip is not None or sae.d_in != sae.d_out or "transcoder" in sae.architecture
+
+
+def check_plain(sae: Sae, format: str) -> None:
+    """Raise InputError for a dictionary that computes something for which `format` has no form."""
+    what = (
+        "matching pursuit" if sae.pursuit is not None
+        else "a gated linear unit in the encoder" if sae.W_glu is not None
+        else "chosen values below 0 that are part of the reconstruction" if not sae.relu
+        else None
+    )  # fmt: skip
+    if what is not None:
+        raise InputError(f"{format} has no form for {what}, which this dictionary ({sae.architecture}) has")
 
 
 def same_pre_bias(sae: Sae) -> bool:

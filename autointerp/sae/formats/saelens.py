@@ -5,6 +5,9 @@
     batchtopk     topk_threshold [], in training checkpoints only; a finished one is saved as jumprelu
     gated         b_gate, b_mag, r_mag [d_sae] instead of b_enc
     skip_*        W_skip [d_out, d_in]
+    abstopk       the k largest by their size, with their signs: a feature and its opposite are two things to label, so
+                  it is read as twice as many features, i and i + d_sae, of which the second is the first's opposite
+    matching_pursuit  W_dec and b_dec only (see pursuit.py)
 
 Before version 6 the configuration was flat, named the activation function instead of the architecture, and could have a
 factor per feature by which activations are multiplied.
@@ -18,21 +21,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from autointerp.errors import DamagedError, InputError, nearest
+from autointerp.errors import DamagedError, InputError
 from autointerp.sae import files
 from autointerp.sae.formats import internal
 from autointerp.sae.formats.load_memory import require_memory_for_safetensors
+from autointerp.sae.formats.saelens_config import BATCHTOPK, JUMPRELU, RELU, TOPK, upgraded
+from autointerp.sae.long_vectors import limit_in
+from autointerp.sae.pursuit import Pursuit
 from autointerp.sae.sae import Normalize, Sae
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 VERSION = "6.54.12"
 """The version of SAELens whose layout is written and tested. SAELens reads it to know the format."""
 
-_TOPK = ("topk",)
-_BATCHTOPK = ("batchtopk", "matryoshka_batchtopk", "matryoshka")
-_JUMPRELU = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-_RELU = ("standard", "transcoder", "skip_transcoder")
-ARCHITECTURES = (*_RELU, *_TOPK, *_BATCHTOPK, *_JUMPRELU, "gated")
+_MOST_STEPS = 100_000
 _NORMALIZE = {"none": "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
 _NORMALIZE_BACK = {ours: theirs for theirs, ours in _NORMALIZE.items()}
 # The settings that decide the numbers; the rest of cfg.json says where the SAE came from. The first are hashed even if
@@ -47,24 +49,16 @@ _ESSENTIAL = (
     "normalize_activations",
     "reshape_activations",
 )
-_ALSO_ESSENTIAL = ("d_out", "activation_fn_str", "activation_fn", "activation_fn_kwargs", "finetuning_scaling_factor")
-# The keys of a flat configuration that version 6 keeps as metadata.
-_METADATA = (
-    "model_name",
-    "hook_name",
-    "hook_layer",
-    "hook_head_index",
-    "model_class_name",
-    "model_from_pretrained_kwargs",
-    "prepend_bos",
-    "context_size",
-    "seqpos_slice",
-    "dataset_path",
-    "neuronpedia_id",
-    "sae_lens_version",
-    "sae_lens_training_version",
+_ALSO_ESSENTIAL = (
+    "d_out",
+    "activation_fn_str",
+    "activation_fn",
+    "activation_fn_kwargs",
+    "finetuning_scaling_factor",
+    "residual_threshold",
+    "max_iterations",
+    "stop_on_duplicate_support",
 )
-_OLD_NAMES = {"hook_point": "hook_name", "hook_point_layer": "hook_layer", "hook_point_head_index": "hook_head_index"}
 
 
 def load(folder: Path) -> Sae:
@@ -83,20 +77,28 @@ def load(folder: Path) -> Sae:
     transcoder = "transcoder" in architecture
     if transcoder and normalize != "none":
         raise InputError(f"{path}: normalize_activations {normalize!r} is not supported for transcoders")
-    k = internal.positive_int(config, "k", path) if architecture in _TOPK else None
+    k = internal.positive_int(config, "k", path) if architecture in TOPK else None
     require_memory_for_safetensors(folder / WEIGHTS)
     tensors = files.read_tensors(folder / WEIGHTS)
     weights = _weights(tensors, config, folder / WEIGHTS, path)
     encoder = _Encoder(weights, architecture)
-    if config.get("rescale_acts_by_decoder_norm") and architecture in (*_TOPK, *_BATCHTOPK):
+    if config.get("rescale_acts_by_decoder_norm") and architecture in (*TOPK, *BATCHTOPK):
         encoder.multiply_by(weights["W_dec"].norm(dim=1))
         weights["W_dec"] = weights["W_dec"] / _positive(weights["W_dec"].norm(dim=1)).unsqueeze(1)
     if "scaling_factor" in weights:  # a feature adds its activation times its factor
         weights["W_dec"] = weights["W_dec"] * weights["scaling_factor"].unsqueeze(1)
     if scale is not None:  # the SAE in the file reads scale * x and writes scale * x_hat
-        encoder.W_enc = encoder.W_enc * scale
-        weights["W_dec"], weights["b_dec"] = weights["W_dec"] / scale, weights["b_dec"] / scale
+        weights["b_dec"] = weights["b_dec"] / scale
+        if architecture != "matching_pursuit":  # whose activations grow with x
+            encoder.W_enc, weights["W_dec"] = encoder.W_enc * scale, weights["W_dec"] / scale
     minus_b_dec = config.get("apply_b_dec_to_input", True) and not transcoder
+    if architecture == "abstopk":
+        encoder.add_opposites()
+        weights["W_dec"] = torch.cat([weights["W_dec"], -weights["W_dec"]])
+        metadata = metadata | {"opposite_features": config["d_sae"]}
+    pursuit = _pursuit(config, path, scale or 1.0) if architecture == "matching_pursuit" else None
+    if pursuit is not None and not minus_b_dec:  # then the tied decoder leaves b_dec out, too
+        weights["b_dec"] = torch.zeros_like(weights["b_dec"])
     trained_as = metadata.get("training_architecture")
     if config.get("reshape_activations") == "hook_z":
         metadata = metadata | {"reshape_activations": "hook_z"}
@@ -110,6 +112,7 @@ def load(folder: Path) -> Sae:
         b_pre=None if minus_b_dec else torch.zeros(config["d_in"]),
         W_skip=weights["W_skip"].T.contiguous() if "W_skip" in weights else None,
         normalize="none" if scale is not None else cast(Normalize, _NORMALIZE[normalize]),
+        pursuit=pursuit,
         architecture=trained_as if isinstance(trained_as, str) and not transcoder else architecture,
         metadata=metadata,
     )
@@ -119,6 +122,7 @@ def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
     """Write the SAE. `metadata` becomes the metadata in cfg.json, with the family in which the SAE was trained. The
     configuration is written last. Raises InputError for a TopK transcoder, since SAELens has no class for it, and
     DiskFullError."""
+    internal.check_plain(sae, "SAELens")
     transcoder = internal.is_transcoder(sae)
     architecture = _architecture_there(sae)
     if transcoder and sae.normalize != "none":
@@ -167,71 +171,52 @@ def identity(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     files.read_header(folder / WEIGHTS)
     settings = {key: config.get(key) for key in _ESSENTIAL}
     settings |= {key: config[key] for key in _ALSO_ESSENTIAL if config.get(key) is not None}
+    settings |= limit_in(config.get("metadata"))
     scaled = config.get("normalize_activations") in ("expected_average_only_in", True)
     return settings, [folder / WEIGHTS, *([folder / SCALER] if scaled and (folder / SCALER).exists() else [])]
-
-
-def upgraded(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A configuration of any version in the form of version 6, with a known architecture and checked sizes."""
-    flat = not isinstance(config.get("metadata"), dict)
-    config = _from_flat(config, path) if flat else dict(config)
-    architecture = config.get("architecture")
-    if architecture is None:
-        raise InputError(f"{path} names no architecture; known: {', '.join(ARCHITECTURES)}")
-    if architecture not in ARCHITECTURES:
-        raise InputError(
-            f"{path}: architecture {architecture!r} is not supported.{nearest(str(architecture), ARCHITECTURES)} "
-            f"Supported: {', '.join(ARCHITECTURES)}"
-        )
-    internal.positive_int(config, "d_in", path)
-    internal.positive_int(config, "d_sae", path)
-    return config
-
-
-def _from_flat(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    new = {_OLD_NAMES.get(key, key): value for key, value in config.items()}
-    activation = new.get("activation_fn_str") or new.get("activation_fn") or "relu"
-    architecture = new.get("architecture") or "standard"
-    if activation == "topk":
-        kwargs = new.get("activation_fn_kwargs")
-        new["k"] = kwargs.get("k") if isinstance(kwargs, dict) and "k" in kwargs else new.get("k")
-        architecture = "topk"
-    elif activation != "relu" and architecture != "topk":
-        raise InputError(f"{path}: the activation function {activation!r} is not supported; supported: relu, topk")
-    if isinstance(new.get("normalize_activations"), bool):
-        new["normalize_activations"] = "expected_average_only_in" if new["normalize_activations"] else "none"
-    hook_name = str(new.get("hook_name") or "")
-    new.setdefault("reshape_activations", "hook_z" if "hook_z" in hook_name else "none")
-    new.setdefault("prepend_bos", True)  # what SAELens did before this was an option
-    if "d_sae" not in new and isinstance(new.get("expansion_factor"), int) and isinstance(new.get("d_in"), int):
-        new["d_sae"] = new["expansion_factor"] * new["d_in"]
-    new["architecture"] = architecture
-    new["metadata"] = {key: new[key] for key in _METADATA if new.get(key) is not None}
-    return new
 
 
 class _Encoder:
     """W_enc, b_enc and thresholds; the thresholds are None where the k largest are chosen."""
 
     def __init__(self, weights: dict[str, Tensor], architecture: str) -> None:
-        self.W_enc = weights["W_enc"]
+        self.W_enc = weights["W_dec"].T.contiguous() if architecture == "matching_pursuit" else weights["W_enc"]
         self.threshold: Tensor | None = None
         if architecture == "gated":
             gated = (weights[name] for name in ("W_enc", "r_mag", "b_mag", "b_gate"))
             self.W_enc, self.b_enc, self.threshold = internal.gated_as_threshold(*gated)
             return
-        self.b_enc = weights["b_enc"]
-        if architecture in _RELU:
+        self.b_enc = weights["b_enc"] if "b_enc" in weights else torch.zeros(self.W_enc.shape[1])
+        if architecture in RELU:
             self.threshold = torch.zeros_like(self.b_enc)
-        elif architecture in _JUMPRELU:
+        elif architecture in JUMPRELU:
             self.threshold = weights["threshold"]
-        elif architecture in _BATCHTOPK:
+        elif architecture in BATCHTOPK:
             self.threshold = weights["topk_threshold"].expand_as(self.b_enc).clone()
 
     def multiply_by(self, norms: Tensor) -> None:
         """Scale encoder and bias by the decoder's norms, as the file's SAE does with its pre-activations. The file's
         threshold is in those units already."""
         self.W_enc, self.b_enc = self.W_enc * norms, self.b_enc * norms
+
+    def add_opposites(self) -> None:
+        self.W_enc = torch.cat([self.W_enc, -self.W_enc], dim=1)
+        self.b_enc = torch.cat([self.b_enc, -self.b_enc])
+
+
+def _pursuit(config: dict[str, Any], path: Path, scale: float) -> Pursuit:
+    """The rule by which a pursuit ends. The file's threshold is in the units of scaled inputs."""
+    residual, steps = config.get("residual_threshold", 0.01), config.get("max_iterations")
+    if isinstance(residual, bool) or not isinstance(residual, (int, float)) or not residual < float("inf"):
+        raise InputError(f"{path}: residual_threshold must be a number, not {residual!r:.100}")
+    n_steps = internal.positive_int(config, "d_in" if steps is None else "max_iterations", path)
+    if n_steps > _MOST_STEPS:
+        raise InputError(f"{path}: max_iterations is {n_steps}; more than {_MOST_STEPS} are not made for one vector")
+    return Pursuit(
+        steps=n_steps,
+        residual=max(float(residual), 0.0) / scale,
+        stop_at_repeat=bool(config.get("stop_on_duplicate_support", True)),
+    )
 
 
 def _weights(tensors: dict[str, Tensor], config: dict[str, Any], path: Path, config_path: Path) -> dict[str, Tensor]:
@@ -241,14 +226,16 @@ def _weights(tensors: dict[str, Tensor], config: dict[str, Any], path: Path, con
     if "transcoder" in architecture:
         d_out = internal.positive_int(config, "d_out", config_path)
     shapes: dict[str, list[int]] = {"W_enc": [d_in, d_sae], "b_enc": [d_sae], "W_dec": [d_sae, d_out], "b_dec": [d_out]}
+    if architecture == "matching_pursuit":
+        shapes = {"W_dec": shapes["W_dec"], "b_dec": shapes["b_dec"]}
     if architecture == "gated":
         del shapes["b_enc"]
         shapes |= {"b_gate": [d_sae], "b_mag": [d_sae], "r_mag": [d_sae]}
-    if architecture in _JUMPRELU:
+    if architecture in JUMPRELU:
         if "threshold" not in tensors and "log_threshold" in tensors:
             tensors = tensors | {"threshold": tensors["log_threshold"].exp()}
         shapes["threshold"] = [d_sae]
-    if architecture in _BATCHTOPK:
+    if architecture in BATCHTOPK:
         if "threshold" in tensors and "topk_threshold" not in tensors:
             raise InputError(
                 f"{config_path}: {architecture} with a threshold per feature; its architecture is jumprelu"
@@ -265,7 +252,7 @@ def _weights(tensors: dict[str, Tensor], config: dict[str, Any], path: Path, con
             )
         tensors, shapes["scaling_factor"] = tensors | {"scaling_factor": factor}, [d_sae]
     weights = internal.checked(tensors, shapes, path, CONFIG)
-    if architecture in _BATCHTOPK and float(weights["topk_threshold"]) <= 0:
+    if architecture in BATCHTOPK and float(weights["topk_threshold"]) <= 0:
         raise InputError(f"{path}: topk_threshold was never set, so this checkpoint is from before the first step")
     return weights
 

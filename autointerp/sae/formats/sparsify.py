@@ -19,6 +19,7 @@ from autointerp.errors import InputError, nearest
 from autointerp.sae import files
 from autointerp.sae.formats import internal
 from autointerp.sae.formats.load_memory import require_memory_for_safetensors
+from autointerp.sae.long_vectors import limit_in
 from autointerp.sae.sae import Sae
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -60,6 +61,7 @@ def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:
     """Write the SAE. `metadata` is kept in cfg.json, where sparsify ignores it. The configuration is written last.
     Raises InputError for what sparsify cannot hold (thresholds, scaled inputs, a transcoder between different widths),
     and DiskFullError."""
+    internal.check_plain(sae, "sparsify")
     if sae.k is None:
         raise InputError(
             f"sparsify knows TopK only, and this SAE ({sae.architecture}) chooses by thresholds; use saelens"
@@ -97,7 +99,8 @@ def identity(folder: Path) -> tuple[dict[str, Any], list[Path]]:
     """The settings and files that decide the numbers."""
     config = internal.read_config(folder / CONFIG)
     files.read_header(folder / WEIGHTS)
-    return {key: config.get(key) for key in _ESSENTIAL}, [folder / WEIGHTS]
+    settings = {key: config.get(key) for key in _ESSENTIAL} | limit_in(config.get("metadata"))
+    return settings, [folder / WEIGHTS]
 
 
 def _check_supported(config: dict[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables of a rule as clauses of the rule language: the same predictions in the form that people and LLMs write."""
+"""Tables of a rule as clauses of the rule language, which predict the same: it can say what `patterns` learns."""
 
 from __future__ import annotations
 
