@@ -41,7 +41,7 @@ def export(
 ) -> None:
     """Write dictionaries or labels for another tool, whole or not at all."""
     from autointerp.export.export_folder import check_job, lines_of
-    from autointerp.export.target import Job
+    from autointerp.export.export_target import Job
     from autointerp.export.targets import target_named
     from autointerp.stages import pipeline
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autointerp.errors import InputError, MismatchError
 from autointerp.export.circuit_tracer_features import FOLDER, layers_of, write_features
-from autointerp.export.target import Job, Source, Tally
+from autointerp.export.export_target import Job, Source, Tally
 from autointerp.export.weights_notes import note_limits
 from autointerp.store.safety.reading import open_for_reading
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp.export.named_folders import folder_names
-from autointerp.export.target import Job, Source, Tally
+from autointerp.export.export_target import Job, Source, Tally
 from autointerp.export.weights_notes import described, note_limits
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 from autointerp.config import SaeConfig
 from autointerp.corpus.windows import bos_prefix
-from autointerp.export.target import Source
+from autointerp.export.export_target import Source
 from autointerp.sae.formats.hooknames import hook_names, n_blocks, to_base_model_path, to_hook_name
 from autointerp.sae.sae import Sae
 from autointerp.stages.session import Session, loaded_sae
