@@ -18,9 +18,7 @@ commands = typer.Typer()
 def export(
     target: Annotated[
         str,
-        typer.Argument(
-            help="Weights: saelens, sparsify, circuit-tracer. Labels: circuit-tracer-features or -graph."
-        ),
+        typer.Argument(help="Weights: saelens, sparsify, circuit-tracer. Labels: circuit-tracer-features or -graph."),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not hold anything.")],
     config: ConfigFile = DEFAULT_CONFIG,
