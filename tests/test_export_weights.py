@@ -16,6 +16,7 @@ from support.exported_sets import LAYERS, as_circuit_tracer, transcoder, write_p
 from torch import Tensor
 
 from autointerp.export.whole_folder import MARK
+from autointerp.sae.circuit_tracer_files import SetFiles
 from autointerp.sae.formats import load_sae
 from autointerp.sae.sae import Sae
 
@@ -59,6 +60,16 @@ def test_circuit_tracer_gets_the_same_numbers(
     }
     assert not (out / "features").exists()
     assert json.loads((out / MARK).read_text())["left_out"] == {"features/: there is no store yet": 1}
+
+
+def test_values_below_zero_go_along(tmp_path: Path, x: Tensor) -> None:
+    """Those that a threshold below 0 lets through are part of the reconstruction, here and there."""
+    ours = transcoder(WIDTH, 1, relu=False)
+    SetFiles(tmp_path).add(0, "negative", ours)
+    f, y = as_circuit_tracer(load_file(tmp_path / "layer_0.safetensors"), x)
+    assert int((f < 0).sum()) > 0
+    torch.testing.assert_close(f.relu(), ours.encode(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(y, ours(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_transcoder_may_read_the_stream_before_the_norm(

@@ -5,8 +5,8 @@
     W_skip [d, d]                           used as x W_skip^T, so ours transposed
 
 Nothing is subtracted from the input, and JumpReLU with a threshold below 0 lets values below 0 through. Its loader
-knows no choice of k: a file of a TopK transcoder would be taken for ReLU, and many more features would be active than k.
-So those are refused.
+knows no choice of k: a file of a TopK transcoder would be taken for ReLU, and many more features would be active than
+k. So those are refused.
 """
 
 from __future__ import annotations
