@@ -20,7 +20,7 @@ from autointerp.dictionary_controls import DICTIONARY_CONTROLS
 from autointerp.errors import AutointerpError, InputError, PartialFailure, nearest
 from autointerp.evidence.methods import check_methods
 from autointerp.export.export_folder import export_folder
-from autointerp.export.target import Job, Tally, Target
+from autointerp.export.export_target import Job, Tally, Target
 from autointerp.export.whole_folder import check_free
 from autointerp.stages import labelling
 from autointerp.stages.checks import Check
