@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -82,18 +83,33 @@ def circuit_tracer(export: Path, x_file: Path, out: Path) -> None:
     save(found, out)
 
 
-def graph(export: Path, model: str, ids: str, folder: Path) -> None:
+def graph(export: Path, model: Path, ids: str, folder: Path) -> None:
     """The graph is made from ids: in its version 0.5.0 a BOS whose id is 0 is taken for none when it adds one."""
     import torch
+    import transformer_lens.loading_from_pretrained as loading
     from circuit_tracer import ReplacementModel, attribute
     from circuit_tracer.utils.create_graph_files import create_graph_files
 
+    # its functions read models in folders, but before it calls them it looks for the name in its list
+    loading.get_official_model_name = lambda name: name
     replaced = ReplacementModel.from_pretrained_and_transcoders(
-        model, transcoders(export), backend="transformerlens", device=torch.device("cpu"), dtype=torch.float32
-    )
+        str(for_transformers_4(model, folder.with_name("model-of-graph"))), transcoders(export),
+        backend="transformerlens", device=torch.device("cpu"), dtype=torch.float32,
+    )  # fmt: skip
     made = attribute([int(number) for number in ids.split(",")], replaced, max_n_logits=3, max_feature_nodes=256)
     create_graph_files(made, slug="a-graph", output_path=str(folder), node_threshold=0.95, edge_threshold=0.98)
     print(json.dumps({"features": len(made.selected_features), "layers": int(made.cfg.n_layers)}))
+
+
+def for_transformers_4(model: Path, copy: Path) -> Path:
+    """A copy of a model that transformers 5 saved. Version 4, which circuit-tracer needs, does not know the name of its
+    class of tokenizers."""
+    shutil.copytree(model, copy, dirs_exist_ok=True)
+    config = copy / "tokenizer_config.json"
+    told = json.loads(config.read_text(encoding="utf-8"))
+    if told.get("tokenizer_class") == "TokenizersBackend":
+        config.write_text(json.dumps(told | {"tokenizer_class": "PreTrainedTokenizerFast"}), encoding="utf-8")
+    return copy
 
 
 def serve(folder: Path) -> None:
@@ -118,7 +134,7 @@ def models(folder: Path) -> None:
 def main() -> None:
     command, *rest = sys.argv[1:]
     if command == "graph":
-        graph(Path(rest[0]), rest[1], rest[2], Path(rest[3]))
+        graph(Path(rest[0]), Path(rest[1]), rest[2], Path(rest[3]))
     elif command in ("serve", "models"):
         {"serve": serve, "models": models}[command](Path(rest[0]))
     else:

@@ -23,10 +23,12 @@ from support.without_torch import run_without_torch
 
 from autointerp.errors import DamagedError, DiskFullError, InputError
 from autointerp.export.circuit_tracer_graph import pairing, read_graph, unpaired
-from autointerp.export.feature_json import BARS, bars, percentiles
+from autointerp.export.feature_json import BARS, bars, feature_json, percentiles
 from autointerp.export.named_folders import folder_names
 from autointerp.export.whole_folder import MARK, whole_folder
+from autointerp.records import Context, PromotedToken
 from autointerp.store import Store
+from autointerp.store.feature_details import FeatureDetail, ShownFeature
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028 [bold]"
 
@@ -186,6 +188,19 @@ def histograms(draw: st.DrawFn) -> tuple[list[float], list[int], float]:
     last = max((i for i, n in enumerate(counts) if n), default=0)
     largest = draw(st.floats(edges[last] + 1e-3, edges[last + 1]))
     return edges, counts, largest
+
+
+def test_a_context_stays_on_one_line() -> None:
+    """Else circuit-tracer's page lays it over the next."""
+    shown = ShownFeature(
+        feature=0, status="live", token_density=0.1, max_activation=1.0, histogram_edges=[0.5, 1.0],
+        histogram_counts=[2], label=None, second_label=None, explanation_status=None, explainer=None, scorer=None,
+        score=None, ci_low=None, ci_high=None, label_from=None,
+    )  # fmt: skip
+    context = Context(0, 0, "explain", "top", None, None, 0, "a", 0, ["a\n", "\t", "\r\n"], [0.0, 1.0, 0.0])
+    told = feature_json(FeatureDetail(shown, [PromotedToken("\n\n", 1.0, 0, 1)], [context], [], []), "a", 5)
+    assert told["examples_quantiles"][1]["examples"][0]["tokens"] == ["a⏎", "→", "↵⏎"]
+    assert told["top_logits"] == ["⏎⏎"]
 
 
 @given(histograms())

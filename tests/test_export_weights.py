@@ -13,11 +13,15 @@ import torch
 from safetensors.torch import load_file
 from support.commands import run
 from support.exported_sets import LAYERS, as_circuit_tracer, transcoder, write_project
+from support.sae_format_helpers import change_config, change_tensors
+from support.store_fixtures import add_dictionary
 from torch import Tensor
 
 from autointerp.export.whole_folder import MARK
-from autointerp.sae.formats import load_sae
+from autointerp.sae.circuit_tracer_files import SetFiles
+from autointerp.sae.formats import load_sae, sae_sha256
 from autointerp.sae.sae import Sae
+from autointerp.store import Store
 
 WIDTH = 64
 
@@ -59,6 +63,16 @@ def test_circuit_tracer_gets_the_same_numbers(
     }
     assert not (out / "features").exists()
     assert json.loads((out / MARK).read_text())["left_out"] == {"features/: there is no store yet": 1}
+
+
+def test_values_below_zero_go_along(tmp_path: Path, x: Tensor) -> None:
+    """Those that a threshold below 0 lets through are part of the reconstruction, here and there."""
+    ours = transcoder(WIDTH, 1, relu=False)
+    SetFiles(tmp_path).add(0, "negative", ours)
+    f, y = as_circuit_tracer(load_file(tmp_path / "layer_0.safetensors"), x)
+    assert int((f < 0).sum()) > 0
+    torch.testing.assert_close(f.relu(), ours.encode(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(y, ours(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_transcoder_may_read_the_stream_before_the_norm(
@@ -142,6 +156,25 @@ def test_sparsify_takes_one_module_only(tiny_llama: Path, tmp_path: Path, capsys
     config = write_project(tmp_path, tiny_llama, made, reads="post_attention_layernorm:in")
     code, out, told = exported(capsys, "sparsify", config)
     assert code == 2 and "the same module's input" in told and not out.exists()
+
+
+def test_a_store_of_the_same_dictionary_is_known_by_its_hash(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by the one of earlier versions, which left out the limit of length."""
+    config = write_project(tmp_path, tiny_llama, [transcoder(WIDTH, layer) for layer in range(LAYERS)])
+    for layer in range(LAYERS):
+        change_config(tmp_path / "saes" / str(layer), metadata={"longest_vector": 7.5})
+    with Store.open(tmp_path / "x.duckdb", create=True) as store:
+        for layer, with_limit in enumerate((True, False, True)):
+            sha256 = sae_sha256(tmp_path / "saes" / str(layer), with_limit=with_limit)
+            add_dictionary(store, f"layer {layer}", sae_sha256=sha256)
+    code, out, told = exported(capsys, "circuit-tracer", config)
+    assert code == 0 and "left out: 3 layers in features/: not harvested" in told, told
+    change_tensors(tmp_path / "saes" / "1" / "sae_weights.safetensors", b_dec=torch.zeros(WIDTH))
+    code, _, told = exported(capsys, "circuit-tracer", config, "--force")
+    assert code == 8 and "'layer 1' was made with another SAE" in told
+    assert (out / "layer_1.safetensors").exists()  # of the first export
 
 
 def test_a_limit_that_other_tools_do_not_know_is_told(

@@ -24,7 +24,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.commands import run, write_corpus
-from support.exported_sets import D_SAE, LAYERS, as_circuit_tracer, transcoder, write_project
+from support.exported_sets import D_SAE, LAYERS, transcoder, write_project
 from torch import Tensor
 
 from autointerp.export.circuit_tracer_graph import SCAN
@@ -97,13 +97,9 @@ def test_both_compute_the_same(
         close(told[f"{name}.f"], ours.encode(x))
         close(told[f"{name}.y"], ours(x))
         again = tmp_path / "again"  # what the library saved, read by us
-        if target == "circuit-tracer":
-            f, y = as_circuit_tracer(load_file(again / f"layer_{name}.safetensors"), x)
-        else:
-            sae = load_sae(again / name)
-            f, y = sae.encode(x), sae(x)
-        close(f, told[f"{name}.f"])
-        close(y, told[f"{name}.y"])
+        sae = load_sae(again / (f"layer_{name}.safetensors" if target == "circuit-tracer" else name))
+        close(sae.encode(x), told[f"{name}.f"])
+        close(sae(x), told[f"{name}.y"])
 
 
 def harvested(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> Path:

@@ -31,6 +31,7 @@ CONTRACT = {
     "window_id offset tokens activations max_activation text",
     "vocab_projection": "dictionary_id feature sign rank token_id token logit",
     "near_words": "dictionary_id word near cosine",
+    "head_shares": "dictionary_id feature head decoder_share output_share",
     "lens_tokens": "dictionary_id feature sign rank token_id token logit",
     "decoder_norms": "dictionary_id feature part hookpoint model norm share",
     "explanations": "explanation_id dictionary_id feature harvest_id explainer model template_sha256 evidence_sha256 "
@@ -102,7 +103,8 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (10, "judge_repeats"),
             (11, "near_words"),
             (12, "jacobian_lens"),
-            (13, "decoder_norms"),
+            (13, "head_shares"),
+            (14, "decoder_norms"),
         ]
 
 

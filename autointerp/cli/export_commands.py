@@ -18,7 +18,7 @@ commands = typer.Typer()
 def export(
     target: Annotated[
         str,
-        typer.Argument(help="With weights: saelens, sparsify, circuit-tracer. Labels: circuit-tracer-features, -graph."),
+        typer.Argument(help="Weights: saelens, sparsify, circuit-tracer. Labels: circuit-tracer-features or -graph."),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not hold anything.")],
     config: ConfigFile = DEFAULT_CONFIG,
@@ -39,7 +39,7 @@ def export(
 ) -> None:
     """Write dictionaries or labels for another tool, whole or not at all."""
     from autointerp.export.export_folder import check_job, lines_of
-    from autointerp.export.target import Job
+    from autointerp.export.export_target import Job
     from autointerp.export.targets import target_named
     from autointerp.stages import pipeline
 

@@ -126,8 +126,9 @@ def _lens(study: Study, end: Hookpoint) -> tuple[Tensor, int, int]:
     prompts = prompts_of(study.windows(), config.lens_prompts, length)
     model = study.config.model
     identity = {
-        "model": None if loaded.revision.startswith("local:") else loaded.name, "revision": loaded.revision, "quantization": model.quantization,
-        "random_weights": model.random_weights, "keep_embeddings": model.keep_embeddings,
+        "model": None if loaded.revision.startswith("local:") else loaded.name, "revision": loaded.revision,
+        "quantization": model.quantization, "random_weights": model.random_weights,
+        "keep_embeddings": model.keep_embeddings,
     }  # fmt: skip
     fit = LensFit(
         loaded, written, end, prompts, config.lens_effects, config.seed, config.lens_every, study.batch_tokens, identity

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from autointerp.errors import InputError
+from autointerp.export.export_target import Job, Tally
 from autointerp.export.feature_json import feature_json, why_no_label
-from autointerp.export.target import Job, Tally
 from autointerp.store.feature_details import ShownFeature, feature_details
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.safety.reading import open_for_reading

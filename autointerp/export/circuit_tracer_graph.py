@@ -19,8 +19,8 @@ from typing import Any
 
 from autointerp.errors import DamagedError, InputError, shown
 from autointerp.export.circuit_tracer_features import FOLDER, count_feature, layers_of
+from autointerp.export.export_target import Job, Tally
 from autointerp.export.feature_json import feature_json, node_text
-from autointerp.export.target import Job, Tally
 from autointerp.store.feature_details import feature_details
 from autointerp.store.rows import DictionaryRow
 from autointerp.store.safety.reading import open_for_reading

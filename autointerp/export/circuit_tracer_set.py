@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autointerp.errors import InputError, MismatchError
 from autointerp.export.circuit_tracer_features import FOLDER, layers_of, write_features
-from autointerp.export.target import Job, Source, Tally
+from autointerp.export.export_target import Job, Source, Tally
 from autointerp.export.weights_notes import note_limits
 from autointerp.store.safety.reading import open_for_reading
 
@@ -38,7 +38,7 @@ class CircuitTracerSet:
         sources = job.sources()
         layers = _by_layer(sources)
         files = SetFiles(folder)
-        digests: dict[str, str] = {}
+        digests: dict[str, frozenset[str]] = {}
         for layer, source in layers.items():
             sae, digests[source.name] = source.load()
             files.add(layer, source.name, sae)
@@ -109,7 +109,7 @@ def _common(layers: Mapping[int, Source], known: Sequence[str], does: str) -> st
     return next(iter(hooks))
 
 
-def _write_features(job: Job, digests: Mapping[str, str], folder: Path, tally: Tally) -> None:
+def _write_features(job: Job, digests: Mapping[str, frozenset[str]], folder: Path, tally: Tally) -> None:
     """Writes `features/` from the store, as far as it holds these dictionaries."""
     if not job.store.exists():
         tally.left_out["features/: there is no store yet"] += 1
@@ -118,7 +118,7 @@ def _write_features(job: Job, digests: Mapping[str, str], folder: Path, tally: T
         held = {row.name: row for row in store.dictionaries()}
         there = [name for name in digests if name in held]
         for name in there:
-            if held[name].sae_sha256 != digests[name]:
+            if held[name].sae_sha256 not in digests[name]:
                 raise MismatchError(
                     f"the store's dictionary {name!r} was made with another SAE than the file that is exported now; "
                     "harvest the new one under another name"

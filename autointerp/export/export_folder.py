@@ -9,7 +9,7 @@ from typing import Any
 
 from autointerp import __version__
 from autointerp.errors import InputError
-from autointerp.export.target import Job, Tally, Target
+from autointerp.export.export_target import Job, Tally, Target
 from autointerp.export.whole_folder import whole_folder
 
 

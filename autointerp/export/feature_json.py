@@ -14,6 +14,7 @@ from autointerp.store.feature_details import FeatureDetail, ShownFeature
 BARS = 40
 """Bars of the histogram, which that page draws side by side over 0 to the largest activation."""
 _DECILES = 10
+_SIGNS = str.maketrans({"\n": "⏎", "\t": "→", "\r": "↵"})
 
 
 def feature_json(detail: FeatureDetail, dictionary: str, contexts: int) -> dict[str, Any]:
@@ -26,8 +27,8 @@ def feature_json(detail: FeatureDetail, dictionary: str, contexts: int) -> dict[
         "index": shown.feature,
         # The page has no field for a label: it stands above the contexts, as the name of an empty group.
         "examples_quantiles": [{"quantile_name": heading(shown), "examples": []}, *groups],
-        "top_logits": [token.token for token in detail.tokens if token.sign == 1],
-        "bottom_logits": [token.token for token in detail.tokens if token.sign == -1],
+        "top_logits": [_on_one_line(token.token) for token in detail.tokens if token.sign == 1],
+        "bottom_logits": [_on_one_line(token.token) for token in detail.tokens if token.sign == -1],
         "act_min": 0.0,
         "act_max": _short(shown.max_activation),
         "quantile_values": percentiles(edges, counts, shown.max_activation),
@@ -130,7 +131,7 @@ def _group(name: str, contexts: Sequence[Context]) -> dict[str, Any]:
         acts = context.activations
         examples.append(
             {
-                "tokens": context.tokens,
+                "tokens": [_on_one_line(token) for token in context.tokens],
                 "tokens_acts_list": [_short(value) for value in acts],
                 "train_token_ind": max(range(len(acts)), key=acts.__getitem__, default=0),
                 "is_repeated_datapoint": text in seen,
@@ -138,6 +139,12 @@ def _group(name: str, contexts: Sequence[Context]) -> dict[str, Any]:
         )
         seen.add(text)
     return {"quantile_name": name, "examples": examples}
+
+
+def _on_one_line(token: str) -> str:
+    """The token with signs for line breaks and tabs, as that page has them in a prompt: it draws a context as one line,
+    and breaks would lay it over the next."""
+    return token.translate(_SIGNS)
 
 
 def _short(value: float) -> float:

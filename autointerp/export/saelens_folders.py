@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autointerp.export.export_target import Job, Source, Tally
 from autointerp.export.named_folders import folder_names
-from autointerp.export.target import Job, Source, Tally
 from autointerp.export.weights_notes import described, note_limits
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autointerp.errors import InputError
-from autointerp.export.target import Job, Source, Tally
+from autointerp.export.export_target import Job, Source, Tally
 from autointerp.export.weights_notes import described, note_limits
 
 

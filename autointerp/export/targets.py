@@ -6,9 +6,9 @@ from autointerp.errors import InputError, nearest
 from autointerp.export.circuit_tracer_features import CIRCUIT_TRACER_FEATURES
 from autointerp.export.circuit_tracer_graph import CIRCUIT_TRACER_GRAPH
 from autointerp.export.circuit_tracer_set import CIRCUIT_TRACER
+from autointerp.export.export_target import Target
 from autointerp.export.saelens_folders import SAELENS
 from autointerp.export.sparsify_folders import SPARSIFY
-from autointerp.export.target import Target
 
 TARGETS: tuple[Target, ...] = (
     SAELENS,

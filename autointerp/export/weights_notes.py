@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from autointerp.export.target import Source, Tally
+from autointerp.export.export_target import Source, Tally
 
 if TYPE_CHECKING:
     from autointerp.sae.sae import Sae

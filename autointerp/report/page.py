@@ -13,6 +13,7 @@ from autointerp.report.score_groups import ScoreGroup, ScoreRow, score_groups
 from autointerp.store import Store
 from autointerp.store.decoder_norms import DecoderNorm
 from autointerp.store.finding_tables import PAGE_KEYS
+from autointerp.store.head_shares import HeadShare
 from autointerp.store.label_controls import LabelControl
 from autointerp.store.rows import DictionaryRow
 
@@ -171,6 +172,8 @@ class FeaturePage:
     """Why there are no promoted tokens; None where nothing is in the way of them."""
     decoder_norms: list[DecoderNorm]
     """How much it writes at each part of a joined hookpoint, in the hookpoint's order; [] where it is not joined."""
+    heads: list[HeadShare]
+    """What each attention head has in the feature, the largest part first; empty unless the dictionary is of heads."""
     contexts: list[Context]
     """Contexts of all splits and kinds, as many of each as were asked for."""
     findings: Findings
@@ -222,6 +225,7 @@ def load_page(store: Store, dictionary_id: int, feature: int, contexts: int = 5)
         suppressed=found["suppressed"],
         no_projection=found["no_projection"],
         decoder_norms=found["decoder_norms"],
+        heads=found["heads"],
         contexts=found["contexts"],
         findings=findings_from(findings),
         method_runs=records(MethodRunRow, found["method_runs"]),

@@ -22,6 +22,7 @@ from autointerp.terminal import Terminal, visible
 
 SHOWN_TOKENS = 8
 """Promoted or suppressed tokens on one line."""
+SHOWN_HEADS = 3
 MARKED = 0.3
 """In a pipe, tokens with more than this share of the context's largest activation are marked."""
 SIDES = {"input": "what it responds to", "output": "what it makes the model say", "both": "both sides"}
@@ -79,6 +80,7 @@ def _print_page(page: FeaturePage, terminal: Terminal) -> None:
     for line in (
         *_writes_lines(page),
         *_token_lines(page),
+        *_head_lines(page),
         *_histogram_lines(facts),
         *evidence_lines(findings_rows(page)),
     ):
@@ -200,6 +202,17 @@ def _token_lines(page: FeaturePage) -> list[str]:
         return [f"promotes  not known: {visible(page.no_projection)}"]
     both = (("promotes", page.promoted), ("suppresses", page.suppressed))
     return [f"{word}  {'  '.join(_token(t) for t in tokens[:SHOWN_TOKENS])}" for word, tokens in both if tokens]
+
+
+def _head_lines(page: FeaturePage) -> list[str]:
+    """The attention heads that make up most of the feature."""
+    if not page.heads:
+        return []
+    listed = ", ".join(
+        f"{one.head} ({one.decoder_share:.0%} of its decoder row, {one.output_share:.0%} of what it writes)"
+        for one in page.heads[:SHOWN_HEADS]
+    )
+    return [f"heads  {listed}"]
 
 
 def _token(token: PromotedToken) -> str:

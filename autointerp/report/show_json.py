@@ -26,6 +26,7 @@ def page_rows(page: FeaturePage) -> dict[str, Any]:
         "suppressed": page.suppressed,
         "no_projection": page.no_projection,
         "decoder_norms": page.decoder_norms,
+        "heads": page.heads,
         "contexts": page.contexts,
         **findings_rows(page),
     }

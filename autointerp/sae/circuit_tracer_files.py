@@ -4,8 +4,9 @@
     activation_function.threshold [d_sae]   where it is JumpReLU; without it the activation is ReLU
     W_skip [d, d]                           used as x W_skip^T, so ours transposed
 
-Nothing is subtracted from the input. Its loader knows no choice of k: a file of a TopK transcoder would be taken for
-ReLU, and many more features would be active than k. So those are refused.
+Nothing is subtracted from the input, and JumpReLU with a threshold below 0 lets values below 0 through. Its loader
+knows no choice of k: a file of a TopK transcoder would be taken for ReLU, and many more features would be active than
+k. So those are refused.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class SetFiles:
             "b_dec": sae.b_dec,
         }
         assert sae.threshold is not None
-        if bool(sae.threshold.any()):
+        if not sae.relu or bool(sae.threshold.any()):
             tensors["activation_function.threshold"] = sae.threshold
         if sae.W_skip is not None:
             tensors["W_skip"] = sae.W_skip.T
@@ -72,6 +73,9 @@ def _check_form(name: str, sae: Sae) -> None:
             "read this one as ReLU, with other activations. Export it to sparsify, or train one with architecture "
             "batchtopk or jumprelu"
         )
+    is_jump = sae.threshold is not None and sae.pursuit is None and sae.W_glu is None
+    if not is_jump:  # a JumpReLU of circuit-tracer lets values below 0 through, too
+        internal.check_plain(sae, "circuit-tracer")
     if sae.normalize != "none":
         raise InputError(f"{name} scales each input vector by itself ({sae.normalize}), which circuit-tracer cannot")
     if sae.d_in != sae.d_out:

@@ -89,7 +89,7 @@ def _evaluate_one(
     if sae.source_layer is not None:
         rows = of_source_layer(rows) + _whole_rows(session, sae, whole, own, options, corpus_id, seen, split="report")
     fvu = result.early_fvu
-    if sae.source_layer is None and fvu is not None and not fvu <= SUSPICIOUS_FVU:
+    if not sae.path and fvu is not None and not fvu <= SUSPICIOUS_FVU:  # fit_check.py looks at the others
         session.terminal.warn(
             f"{sae.dictionary}: {fvu:.2f} of the variance is left unexplained; it was probably trained with another "
             "model, hookpoint or input scaling"

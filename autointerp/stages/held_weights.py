@@ -7,10 +7,10 @@ from typing import Any
 
 from autointerp.config import JOINED, SaeConfig
 from autointerp.corpus.windows import bos_prefix
-from autointerp.export.target import Source
+from autointerp.export.export_target import Source
 from autointerp.sae.formats.hooknames import hook_names, n_blocks, to_base_model_path, to_hook_name
 from autointerp.sae.sae import Sae
-from autointerp.stages.session import Session, loaded_sae
+from autointerp.stages.session import Session, loaded_sae, sha256_without_limit
 
 
 def origin_of(session: Session, sae: SaeConfig) -> dict[str, Any]:
@@ -34,9 +34,9 @@ def sources_of(session: Session, saes: Sequence[SaeConfig]) -> list[Source]:
 
 
 def _source(session: Session, sae: SaeConfig) -> Source:
-    def load() -> tuple[Sae, str]:
+    def load() -> tuple[Sae, frozenset[str]]:
         weights, sha256 = loaded_sae(session, sae)
-        return weights.to("cpu").float(), sha256
+        return weights.to("cpu").float(), frozenset({sha256, sha256_without_limit(session, sae)})
 
     model, (point, output) = session.model().model, session.points(sae)
     return Source(

@@ -20,7 +20,7 @@ from autointerp.dictionary_controls import DICTIONARY_CONTROLS
 from autointerp.errors import AutointerpError, InputError, PartialFailure, nearest
 from autointerp.evidence.methods import check_methods
 from autointerp.export.export_folder import export_folder
-from autointerp.export.target import Job, Tally, Target
+from autointerp.export.export_target import Job, Tally, Target
 from autointerp.export.whole_folder import check_free
 from autointerp.stages import labelling
 from autointerp.stages.checks import Check
@@ -164,6 +164,15 @@ def evaluate(
         refuse_own_file(Path(config.store.path), options.report)
     with recorded(config, "evaluate", terminal) as (store, _):
         return evaluating.evaluate(gpu_session(config, terminal), store, chosen_saes(config, dictionary), options)
+
+
+def check_sae(config: Config, sae: SaeConfig, terminal: Terminal) -> tuple[list[dict[str, Any]], str | None]:
+    """Check one dictionary that was made elsewhere by itself, without a store: whether it is read as it was trained.
+    Returns the readings that were tried, and what to do if it does not fit what it declares."""
+    require_torch()
+    from autointerp.stages import fit_check
+
+    return fit_check.check_file(gpu_session(config, terminal), sae)
 
 
 def measure(

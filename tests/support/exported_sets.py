@@ -33,10 +33,13 @@ D_SAE = 96
 LAYERS = 3
 
 
-def transcoder(d: int, seed: int, threshold: float = 0.5, skip: bool = True, k: int | None = None) -> Sae:
+def transcoder(
+    d: int, seed: int, threshold: float = 0.5, skip: bool = True, k: int | None = None, relu: bool = True
+) -> Sae:  # fmt: skip
     """A random transcoder with a bias before its encoder, which other tools have no place for."""
     g = torch.Generator().manual_seed(seed)
-    chosen: dict[str, Any] = {"k": k} if k else {"threshold": torch.linspace(0, threshold, D_SAE)}
+    lowest = 0.0 if relu else -threshold
+    chosen: dict[str, Any] = {"k": k} if k else {"threshold": torch.linspace(lowest, threshold, D_SAE), "relu": relu}
     return Sae(
         torch.randn(d, D_SAE, generator=g) / d**0.5,
         torch.randn(D_SAE, generator=g) * 0.1,

@@ -43,6 +43,7 @@ from autointerp.sae.formats import (
     single_layer,
     sparsify,
 )
+from autointerp.sae.formats.declared import look_for_figures
 from autointerp.sae.formats.hub import local_folder
 from autointerp.sae.formats.internal import all_finite, read_config
 from autointerp.sae.long_vectors import LIMIT, saved_limit
@@ -95,6 +96,7 @@ def load_sae(path: Path | str, format: str = "auto", source_layer: int | None = 
     else:
         layered.refuse_layer(found, kind, source_layer)
         sae = _LOAD[kind](found)
+    look_for_figures(sae, found)
     try:
         saved_limit(sae.metadata)
     except DamagedError as error:

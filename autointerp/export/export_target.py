@@ -30,9 +30,9 @@ class Source:
     """Blocks of the model; None where it has no list of blocks."""
     metadata: dict[str, Any]
     """Model, place and way of reading, under SAELens's names."""
-    load: Callable[[], tuple[Sae, str]]
-    """Reads the dictionary, on CPU in float32, checks it against the model, and returns it with the sha256 of its
-    file."""
+    load: Callable[[], tuple[Sae, frozenset[str]]]
+    """Reads the dictionary, on CPU in float32, checks it against the model, and returns it with the hashes by which
+    stores know it: today's, and that of earlier versions."""
 
 
 @dataclass(slots=True)
