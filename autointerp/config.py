@@ -29,6 +29,7 @@ from autointerp.number_ranges import (
     Share,
     check_ranges,
 )
+from autointerp.sae_reading import parse_reading
 
 
 def _check(condition: bool, message: str) -> None:
@@ -138,6 +139,10 @@ class SaeConfig:
     """The tool that wrote the files at `path`: saelens, sparsify, dictionary_learning, gemma_scope, openai,
     gemma_scope_2, qwen_scope, llama_scope, llamascopium, circuit_tracer, goodfire, or auto: recognised by what is in
     them."""
+    reading: str = ""
+    """Only with path: how the file is to be read where its format's reading does not fit, as the check of declared L0
+    and FVU names it: `b_dec_not_subtracted`, `input_scale=0.05`, several with commas between them (docs/saes.md lists
+    them). `as read`: the file is read as its format has it, though the check finds that it does not fit."""
     architecture: str = "topk"
     """What to train: topk, batchtopk, matryoshka, relu, p_anneal, gated or jumprelu."""
     d_sae: Count | None = None
@@ -168,6 +173,10 @@ class SaeConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        _check(
+            parse_reading(self.reading) is None or self.path is not None,
+            f"sae.reading = {self.reading!r} is for an SAE that is loaded; set sae.path too",
+        )
         _check(
             self.frozen == "none" or self.path is None,
             f"sae.frozen = {self.frozen!r} is for an SAE that is trained here, and sae.path names one that is loaded",
@@ -312,9 +321,9 @@ class EvidenceConfig:
     """jacobian_lens: a lens that was made already, a .pt of the jlens library. Empty: one is computed."""
     lens_prompts: Annotated[int, Range(1, 10**6)] = 200
     """jacobian_lens: windows of the explain split over which the Jacobian is averaged."""
-    lens_every: Few = 8
-    """jacobian_lens: each prompt gives one in so many of the Jacobian's rows, so each row is the mean over that share of
-    the prompts, and the cost is that of so many fewer. 1: all rows of every prompt, as in the published method."""
+    lens_every: Few = 16
+    """jacobian_lens: each prompt gives one in so many of the Jacobian's rows, so each row is the mean over that share
+    of the prompts, and the cost is that of so many fewer. 1: all rows of every prompt, as in the published method."""
     lens_tokens: Annotated[int, Range(18, 10**6)] = 128
     """jacobian_lens: tokens of each, corpus.context_length at most; the first 16 and the last one do not count."""
     lens_effects: Literal["later", "same"] = "later"

@@ -54,7 +54,9 @@ def compared(store: Store, number: int, features: Sequence[int], top: int) -> st
         table: np.array([len(first[table].get(f, set()) & first[STEERED][f]) for f in kept], dtype=float)
         for table in (PROJECTED, LENS)
     }
-    lines = [f"{len(kept)} of {len(features)} features; of the first {top} tokens, how many are said more when clamped:"]
+    lines = [
+        f"{len(kept)} of {len(features)} features; of the first {top} tokens, how many are said more when clamped:"
+    ]
     for name, table in (("vocabulary projection", PROJECTED), ("Jacobian lens", LENS)):
         without = int((shared[table] == 0).sum())
         lines.append(f"{name:22} {mean_and_interval(shared[table])}; none in {without}")

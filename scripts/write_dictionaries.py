@@ -1,7 +1,7 @@
 """Has a library write dictionaries in its own format, and writes what the library computes from them.
 
     python scripts/write_dictionaries.py saelens FOLDER         sae-lens 6.54
-    python scripts/write_dictionaries.py circuit_tracer FOLDER  circuit-tracer 0.5
+    python scripts/write_dictionaries.py circuit_tracer FOLDER  circuit-tracer 0.5, and Gemma Scope 2 by its loader
     python scripts/write_dictionaries.py llamascopium FOLDER    llamascopium 2.0
 
 Run it in an interpreter that has the library; it needs nothing else. Each dictionary has a folder of its own with the
@@ -102,6 +102,27 @@ def circuit_tracer(out: Path) -> None:
                 f"feature_output_hook: hook_mlp_out\n{more}"
             )
             expect(out / name, found.encode(inputs()), found.W_dec.norm(dim=1), found(inputs()))
+    gemma_scope_2(out)
+
+
+def gemma_scope_2(out: Path) -> None:
+    """Transcoders of Gemma Scope 2, written from their layout and computed by circuit-tracer's loader of them."""
+    from circuit_tracer.transcoder.single_layer_transcoder import load_gemma_scope_2_transcoder
+
+    for name, skip in (("layer_3_width_24_l0_medium", False), ("layer_3_width_24_l0_medium_affine", True)):
+        tensors = {
+            "w_enc": rand(D_IN, D_SAE, seed=1) / 2,
+            "w_dec": rows(),
+            "b_enc": rand(D_SAE, seed=2) * 0.2,
+            "b_dec": rand(D_IN, seed=4) * 0.3,
+            "threshold": rand(D_SAE, seed=5).abs() * 0.5,
+        }
+        if skip:
+            tensors["affine_skip_connection"] = rand(D_IN, D_IN, seed=6) / 3
+        (out / name).mkdir(parents=True)
+        save_file(tensors, out / name / "params.safetensors")
+        found = load_gemma_scope_2_transcoder(str(out / name / "params.safetensors"), 3, torch.device("cpu"))
+        expect(out / name, found.encode(inputs()), found.W_dec.norm(dim=1), found(inputs()))
 
 
 def llamascopium(out: Path) -> None:

@@ -268,7 +268,7 @@ def brought(project: Path, folder: Path, **metadata: object) -> Path:
     return folder / "autointerp.toml"
 
 
-def test_an_sae_that_explains_nothing_is_harvested_with_a_warning(
+def test_an_sae_that_explains_nothing_is_not_harvested(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = brought(project, tmp_path)
@@ -276,8 +276,8 @@ def test_an_sae_that_explains_nothing_is_harvested_with_a_warning(
     weights["b_dec"] += 50 * torch.randn(weights["b_dec"].shape, generator=torch.Generator().manual_seed(0))
     save_file(weights, tmp_path / "theirs" / "sae_weights.safetensors")
     code, _, err = run(capsys, "harvest", "-c", str(config))
-    assert code == 0, err
-    assert "WARNING theirs: it leaves" in err
+    assert code == 8 and "harvested" not in err
+    assert "None of these readings fits: the hookpoint, the layer or the model is probably not the one" in err
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def project(parts: Path, tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
     path = write_config(tmp_path, tiny_gpt2, corpus=str(parts / "texts"))
-    text = path.read_text().replace("d_sae = 64\nk = 4", f"path = {str(parts / 'fits')!r}")
+    text = path.read_text().replace("d_sae = 64\nk = 4", f"path = {str(parts / 'fits')!r}\nreading = 'as read'")
     path.write_text(text.replace("[score]", f"[score]\n{JUDGE}"))
     return tmp_path
 
@@ -86,12 +86,14 @@ def test_a_project_with_nothing_wrong(project: Path, capsys: pytest.CaptureFixtu
     lines = lines_of(out)
     assert list(lines) == [
         "evidence methods", "store", "explainer", "explain endpoint", "scorers", "score key", "corpus", "model", "text",
-        "next token", "SAE tiny", "dtype", "score endpoint",
+        "next token", "SAE tiny", "reading of tiny", "dtype", "score endpoint",
     ]  # fmt: skip
     assert {name for name, (state, _) in lines.items() if state != "ok"} == {"explain endpoint", "score endpoint"}
     assert lines["score key"][1] == "not needed"
     assert lines["store"][1] == "tiny.duckdb does not exist yet; the first run makes it"
     assert lines["explainer"][1] == "patterns; asks no LLM"
+    fit = lines["reading of tiny"][1]
+    assert fit.startswith("L0 ") and "its files declare L0 2 and no FVU; accepted" in fit
     assert sorted(project.rglob("*")) == before, "nothing is left behind"
 
 
@@ -195,6 +197,7 @@ def test_what_depends_on_a_model_that_fails_is_skipped(project: Path, capsys: py
         "text",
         "next token",
         "SAE tiny",
+        "reading of tiny",
         "dtype",
     ]
     assert lines["corpus"][0] == "ok"

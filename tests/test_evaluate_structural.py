@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from torch import Tensor
 from autointerp.config import ModelConfig
 from autointerp.errors import AutointerpError, InputError, MismatchError
 from autointerp.evaluate import structural
-from autointerp.evaluate.structural import SUSPICIOUS_FVU, StructuralResult, evaluate_structure, quick_fvu
+from autointerp.evaluate.reading_trials import measure, take_sample
+from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, StructuralResult, evaluate_structure
 from autointerp.model.hooks import Hookpoint, activations_at
 from autointerp.model.load import LoadedModel, load_model
 from autointerp.records import SPLITS, Window, WorkUnit
@@ -75,6 +76,14 @@ def affine(d: int, share: float, mean: Tensor | None = None, n_dead: int = 0) ->
 def topk_sae(d: int, d_sae: int = 40, k: int = 5, seed: int = 0) -> Sae:
     W = torch.nn.functional.normalize(torch.randn(d_sae, d, generator=torch.Generator().manual_seed(seed)), dim=1)
     return Sae(W.T.contiguous(), torch.zeros(d_sae), W, 0.01 * torch.ones(d), k=k)
+
+
+def first_fvu(
+    loaded: LoadedModel, sae: Sae, point: str, units: Iterable[WorkUnit], n_tokens: int = EARLY_TOKENS
+) -> float:
+    """On the first tokens, as the check of a dictionary from elsewhere measures it."""
+    sample = take_sample(loaded, Hookpoint.parse(point), None, units, EXCLUDED, BATCH_TOKENS, n_tokens)
+    return measure(sae, sample).fvu
 
 
 def evaluated(loaded: LoadedModel, sae: Sae, point: str, units: Sequence[WorkUnit], **more: object) -> StructuralResult:
@@ -212,7 +221,7 @@ def test_no_more_is_read_than_asked_for(models: dict[str, LoadedModel], monkeypa
     assert wanted - 20 < result.n_tokens <= wanted and taken == 1
     losses = next(m for m in result.metrics if m.metric == "ce_sae" and m.split is None)
     assert 0 < losses.n_tokens <= wanted // 2
-    fvu = quick_fvu(loaded, affine(32, 0.5), Hookpoint.parse(point), None, counting(), EXCLUDED, 64, n_tokens=wanted)
+    fvu = first_fvu(loaded, affine(32, 0.5), point, counting(), n_tokens=wanted)
     x = torch.cat([counted_vectors(loaded, Hookpoint.parse(point), [w]) for w in first[:5]])
     error = (affine(32, 0.5)(x) - x).square().sum() / (x - x.mean(0)).square().sum()
     assert fvu == pytest.approx(float(error), rel=1e-4) and taken == 2
@@ -258,9 +267,7 @@ def test_a_first_look_comes_early(models: dict[str, LoadedModel], monkeypatch: p
     sae = topk_sae(32)
     result = evaluated(loaded, sae, point, units, splice_tokens=50, on_progress=lambda n, note: said.append((n, note)))
     drawn = structural._sampled(units, torch.tensor(sorted(EXCLUDED)), 10**6, 0)
-    assert result.early_fvu == quick_fvu(
-        loaded, sae, Hookpoint.parse(point), None, [drawn], EXCLUDED, BATCH_TOKENS, n_tokens=100
-    )
+    assert result.early_fvu == pytest.approx(first_fvu(loaded, sae, point, [drawn], n_tokens=100), rel=1e-6)
     assert result.early_fvu != result.value("fvu")
     n_early, remark = next((n, note) for n, note in said if note)
     assert 100 <= n_early < 130 and remark.startswith(f"FVU {result.early_fvu:.3f}")
@@ -291,7 +298,7 @@ def test_a_dictionary_of_another_model_is_refused_or_suspicious(models: dict[str
         evaluated(loaded, affine(48, 1.0), point, units)
     wrong = topk_sae(32)
     wrong.b_dec += 1.0
-    assert quick_fvu(loaded, wrong, Hookpoint.parse(point), None, units, EXCLUDED, 64) > SUSPICIOUS_FVU
+    assert first_fvu(loaded, wrong, point, units) > SUSPICIOUS_FVU
 
 
 def test_what_cannot_be_measured_is_said(models: dict[str, LoadedModel]) -> None:
@@ -301,8 +308,8 @@ def test_what_cannot_be_measured_is_said(models: dict[str, LoadedModel]) -> None
         with pytest.raises(InputError, match="no token of the corpus counts"):
             evaluated(loaded, affine(32, 1.0), point, units)
     single = [WorkUnit(0, [Window("d", 0, "report", [0, 4], 1)], 1)]
-    with pytest.raises(InputError, match="the same for every token"):
-        quick_fvu(loaded, affine(32, 1.0), Hookpoint.parse(point), None, single, EXCLUDED, 64)
+    with pytest.raises(InputError, match="are the same, so the dictionary"):
+        first_fvu(loaded, affine(32, 1.0), point, single)
     broken = affine(32, 1.0)
     broken.W_dec[0, 0] = torch.inf
     with pytest.raises(AutointerpError, match="NaN or infinite"):

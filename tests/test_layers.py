@@ -17,6 +17,7 @@ GROUND = {
     "errors", "records", "config", "config_file", "stats", "means", "jackknife", "clustered_shares", "prevalence",
     "paired", "resources", "deadline", "tasks", "holds", "plugins", "progress", "background", "template_limits",
     "dictionary_controls", "number_text", "number_ranges", "scorer_names", "scan_rows",
+    "sae_reading",
 }  # fmt: skip
 MAY_IMPORT: dict[str, set[str]] = {
     # what every room may use
@@ -27,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deadline": {"errors"},
     "background": {"errors"},
     "number_ranges": {"errors"},
-    "config": {"errors", "deadline", "number_ranges"},
+    "sae_reading": {"errors", "number_ranges"},
+    "config": {"errors", "deadline", "number_ranges", "sae_reading"},
     "config_file": {"errors", "deadline", "number_ranges", "config"},
     "stats": set(),
     "means": {"stats"},
@@ -80,7 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TORCH_ROOMS = {"corpus", "model", "sae", "harvest", "evidence", "measure", "steer", "evaluate", "real_model"}
 TORCH_STAGES = {
     "session", "held_weights", "model_checks", "training", "training_cache", "harvesting", "verifying", "gathering",
-    "evaluating", "measuring",
+    "evaluating", "measuring", "fit_check",
 }  # fmt: skip
 """Files of `stages` that run the model. They import nothing of the rooms that ask an LLM."""
 LLM_ROOMS = {"llm", "ask", "rules", "score", "explain"}

@@ -172,7 +172,7 @@ def bert_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_saelens(random_sae(), folder / "sae", {})
     write_corpus(folder / "texts")
     written = write_config(folder, folder / "model", path, corpus=str(folder / "texts"))
-    text = written.read_text().replace("d_sae = 64\nk = 4", f"path = {str(folder / 'sae')!r}")
+    text = written.read_text().replace("d_sae = 64\nk = 4", f"path = {str(folder / 'sae')!r}\nreading = 'as read'")
     written.write_text(text.replace("[[sae]]", "max_tokens = 4000\n[[sae]]"))
     return folder
 

@@ -22,7 +22,7 @@ from autointerp.stages.session import Session
 from autointerp.store import Selection, Store
 from autointerp.terminal import Terminal
 
-HEADS, INSIDE = "model.layers.2.self_attn.o_proj:in", "model.layers.2.mlp:in"
+HEADS, INSIDE = "blocks.2.attn.hook_z", "model.layers.2.mlp:in"
 REASON = "read by model.layers.2.mlp (LlamaMLP), which is not linear"
 WIDTH, FEATURES = 64, 24
 
@@ -39,8 +39,10 @@ def project(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_corpus(folder / "texts")
     saes = ""
     for seed, (name, hookpoint) in enumerate((("heads", HEADS), ("inside", INSIDE))):
-        save_saelens(random_sae(seed), folder / name, {})
+        named = {"hook_name": HEADS, "reshape_activations": "hook_z"} if name == "heads" else {}
+        save_saelens(random_sae(seed), folder / name, named)
         saes += f'[[sae]]\nname = "{name}"\nhookpoint = "{hookpoint}"\npath = "{folder / name}"\n'
+        saes += 'reading = "as read"\n'  # random directions explain next to nothing
     (folder / "c.toml").write_text(
         f'[model]\nname = "{tiny_llama}"\ndtype = "float32"\n[corpus]\nsource = "{folder / "texts"}"\n'
         f"context_length = 32\n{saes}"
@@ -138,6 +140,41 @@ def test_what_cannot_be_projected_keeps_all_other_evidence(harvested: Path, caps
     assert code == 0 and page["promoted"] == [] and REASON in page["no_projection"]
     code, out, _ = run(capsys, "show", f"heads:{feature}", "--store", store_path, "--json")
     assert json.loads(out)["no_projection"] is None and len(json.loads(out)["promoted"]) == 20
+
+
+def test_a_feature_of_heads_shows_which_heads_it_is_of(harvested: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = load_sae(harvested / "heads").W_dec.view(FEATURES, 4, -1).square().sum(2)
+    with Store.open(harvested / "s.duckdb", read_only=True) as store:
+        held = store.rows(
+            "SELECT name, feature, head, decoder_share FROM head_shares JOIN dictionaries USING (dictionary_id) "
+            "ORDER BY feature, head"
+        )
+        assert {name for name, *_ in held} == {"heads"} and len(held) == 4 * FEATURES
+        feature = store.selected_features(store.dictionary("heads").dictionary_id, Selection())[0]
+    for _, f, head, share in held:
+        assert share == pytest.approx(float(rows[f, head]), abs=1e-5)
+    store_path = str(harvested / "s.duckdb")
+    _, out, _ = run(capsys, "show", f"heads:{feature}", "--store", store_path, "--json")
+    heads = json.loads(out)["heads"]
+    assert len(heads) == 4 and sum(one["output_share"] for one in heads) == pytest.approx(1)
+    assert [one["output_share"] for one in heads] == sorted((one["output_share"] for one in heads), reverse=True)
+    _, out, _ = run(capsys, "show", f"heads:{feature}", "--store", store_path)
+    line = next(line for line in out.splitlines() if line.startswith("heads  "))
+    first = heads[0]
+    assert line.startswith(
+        f"heads  {first['head']} ({first['decoder_share']:.0%} of its decoder row, {first['output_share']:.0%} of what"
+    )
+    _, out, _ = run(capsys, "show", f"inside:{feature}", "--store", store_path, "--json")
+    assert json.loads(out)["heads"] == []
+
+
+def test_a_store_from_before_there_were_head_shares_gets_them(harvested: Path) -> None:
+    with Store.open(harvested / "s.duckdb") as store, store.transaction() as con:
+        before = store.rows("SELECT * FROM head_shares ORDER BY ALL")
+        con.execute("DELETE FROM head_shares")
+    pipeline.harvest(load(harvested / "c.toml"), "heads", Terminal(every_s=0))
+    with Store.open(harvested / "s.duckdb", read_only=True) as store:
+        assert store.rows("SELECT * FROM head_shares ORDER BY ALL") == before
 
 
 def test_explainers_that_need_it_are_refused_with_the_reason(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from autointerp.records import source_of
 from autointerp.rules.language.conditions import Clause, Strings
+from autointerp.rules.language.forms import Forms
 from autointerp.rules.many_texts import ManyTexts
 from autointerp.rules.patterns import Rule, Table
 from autointerp.rules.scan_counts import ScanCounts, TileBlock
@@ -19,6 +20,8 @@ RULES = [
     Rule(0.0, [Table(("token",), {(" a",): 4.0, (" b",): 0.5})]),
     Rule(0.0, clauses=[Clause((Strings("token", ("a", "c")),), 7.0)]),
     Rule(0.0),
+    Rule(0.5, clauses=[Clause((Strings("token", ("b",)),), 0.6), Clause((Strings("token", ("b", "é")),), 0.25)]),
+    Rule(2.0, clauses=[Clause((Strings("token", ("c",)),), 1.0)]),
 ]
 Tile = tuple[str, int, list[str]]
 
@@ -36,11 +39,11 @@ def tiles_of(documents: list[tuple[str, list[list[str]]]]) -> list[Tile]:
 
 
 def scanned(tiles: list[Tile], cuts: list[int], n_examples: int = 3) -> ScanCounts:
-    counts = ScanCounts.none(RULES, 1.0, n_examples)
+    counts, forms = ScanCounts.none(RULES, 1.0, n_examples), Forms()
     ends = [0, *sorted(min(cut, len(tiles)) for cut in cuts), len(tiles)]
     for low, high in zip(ends, ends[1:], strict=False):
         names, starts, tokens = [list(column) for column in zip(*tiles[low:high], strict=True)] or [[], [], []]
-        counts = counts.plus(TileBlock(names, starts, ManyTexts(tokens, [None] * len(tokens))))
+        counts = counts.plus(TileBlock(names, starts, ManyTexts(tokens, [None] * len(tokens), forms)))
     return counts
 
 

@@ -11,7 +11,10 @@ from support.dictionary_files import D_IN, D_OUT, D_SAE, check, parts, random, t
 from torch import Tensor
 
 from autointerp.errors import DamagedError, InputError
+from autointerp.sae.circuit_tracer_files import SetFiles
 from autointerp.sae.formats import detect, load_sae, sae_sha256
+from autointerp.sae.pursuit import Pursuit
+from autointerp.sae.sae import Sae
 
 CONFIG = """model_name: Qwen/Qwen3-1.7B
 model_kind: transcoder_set
@@ -111,3 +114,20 @@ def test_one_layer_of_a_folder_has_to_be_named(tmp_path: Path) -> None:
         load_sae(tmp_path)
     assert load_sae(tmp_path / "layer_12.safetensors").metadata["hook_name"] == "blocks.12.mlp.hook_in"
     assert load_sae(tmp_path / "layer_12.safetensors").d_sae == D_SAE
+
+
+@pytest.mark.parametrize("lift", [0.0, -0.3])
+def test_what_is_written_for_circuit_tracer_is_read_back(lift: float, tmp_path: Path) -> None:
+    W_skip = random(D_OUT, D_IN, seed=13)
+    first = load_sae(saved(tmp_path, W_skip=W_skip, **{THRESHOLD: thresholds() + lift}))
+    SetFiles(tmp_path / "again").add(7, "x", first)
+    again = load_sae(tmp_path / "again")
+    torch.testing.assert_close(again.encode(vectors()), first.encode(vectors()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(again(vectors()), first(vectors()), rtol=1e-5, atol=1e-5)
+
+
+def test_what_circuit_tracer_has_no_form_for(tmp_path: Path) -> None:
+    rows = torch.nn.functional.normalize(parts()["W_dec"], dim=1)
+    sae = Sae(rows.T, torch.zeros(D_SAE), rows, torch.zeros(D_OUT), pursuit=Pursuit(3, 0.0, True))
+    with pytest.raises(InputError, match="circuit-tracer has no form for matching pursuit"):
+        SetFiles(tmp_path).add(0, "x", sae)

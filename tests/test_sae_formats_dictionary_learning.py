@@ -31,6 +31,7 @@ def test_recorded_dictionaries_compute_what_the_library_does(name: str) -> None:
     check_as_recorded(sae, folder)
     check_as_recorded(load_sae(folder / "ae.pt"), folder)
     assert detect(folder) == detect(folder / "ae.pt") == TOOL
+    assert sae.metadata.pop("declared", None) == ({"l0": 3.0} if "TopK" in name else None)
     assert sae.metadata == {
         "model_name": "EleutherAI/pythia-70m",
         "hook_layer": 1,

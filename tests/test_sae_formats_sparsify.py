@@ -37,7 +37,7 @@ def test_recorded_coders_compute_what_sparsify_does(name: str, tmp_path: Path) -
     save_sparsify(sae, tmp_path, METADATA)
     again = load_sae(tmp_path)
     same(sae, again)
-    assert again.metadata == METADATA
+    assert again.metadata == METADATA | {"declared": {"l0": float(again.k or 0)}}
     assert (sae_sha256(tmp_path) == sae_sha256(folder)) is False  # other bytes
 
 

@@ -138,7 +138,13 @@ def test_of_the_folders_below_only_the_last_checkpoint_is_wanted(inside: str) ->
 
     folder = f"{inside}/" if inside else ""
     wanted = ["hyperparams.json", "cfg.json", "config.yaml", "x.safetensors", "checkpoints/final.safetensors"]
-    left = ["deeper/x.json", "checkpoints/5.safetensors", "checkpoints/a/final.safetensors", "check/x.json"]
+    left = [
+        "examples.safetensors",
+        "deeper/x.json",
+        "checkpoints/5.safetensors",
+        "checkpoints/a/final.safetensors",
+        "check/x.json",
+    ]
     left += ["checkpoints_old/x.safetensors", "chat/x.json", "c/x.json", "other/checkpoints/final.safetensors"]
     names = [folder + name for name in (*wanted, *left)] + (["elsewhere/cfg.json"] if inside else [])
     kept = filter_repo_objects(

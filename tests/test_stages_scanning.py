@@ -170,6 +170,13 @@ def test_a_text_without_words_is_an_error(scanned: ScannedWorld, tmp_path: Path,
         list(scan(scanned.config, str(tmp_path / "empty.txt")))
 
 
+def test_blocks_change_nothing(scanned: ScannedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(scan(scanned.config, str(scanned.text), selection=Selection(features="0-5")))
+    monkeypatch.setattr("autointerp.stages.scanning.BLOCK_TOKENS", 300)
+    monkeypatch.setattr("autointerp.stages.scanning.FORMS_KEPT", 0)
+    assert list(scan(scanned.config, str(scanned.text), selection=Selection(features="0-5"))) == whole
+
+
 def test_ctrl_c_keeps_what_was_found(
     scanned: ScannedWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ CONTRACT = {
     "window_id offset tokens activations max_activation text",
     "vocab_projection": "dictionary_id feature sign rank token_id token logit",
     "near_words": "dictionary_id word near cosine",
+    "head_shares": "dictionary_id feature head decoder_share output_share",
     "lens_tokens": "dictionary_id feature sign rank token_id token logit",
     "explanations": "explanation_id dictionary_id feature harvest_id explainer model template_sha256 evidence_sha256 "
     "seed text status error input_tokens output_tokens cost_usd created_at rule sequence side derived_from "
@@ -101,6 +102,7 @@ def test_schema_from_blank_is_the_contract(tmp_path: Path) -> None:
             (10, "judge_repeats"),
             (11, "near_words"),
             (12, "jacobian_lens"),
+            (13, "head_shares"),
         ]
 
 

@@ -24,7 +24,8 @@ from autointerp.cli.options import (
     read_config,
     store_path,
 )
-from autointerp.errors import InputError
+from autointerp.config import SaeConfig
+from autointerp.errors import InputError, MismatchError
 from autointerp.log import LogFormat
 from autointerp.report.show_json import as_json_text
 from autointerp.terminal import Terminal
@@ -108,6 +109,22 @@ def evaluate(
         bool, typer.Option("--structural-only", help="Leave out robustness, absorption, probing and stability.")
     ] = False,
     report: Annotated[Path | None, typer.Option("--report", help="Write one self-contained HTML page.")] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check",
+            help="Only see whether the SAE at this path is read as it was trained; needs no store. Exit code 8 if not.",
+        ),
+    ] = None,
+    hookpoint: Annotated[
+        str, typer.Option("--hookpoint", help="With --check: what the SAE reads, where its file does not say.")
+    ] = "",
+    output_hookpoint: Annotated[
+        str | None, typer.Option("--output-hookpoint", help="With --check: what a transcoder writes.")
+    ] = None,
+    reading: Annotated[
+        str, typer.Option("--reading", help="With --check: how the file is read, as in a [[sae]] table.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="All rows as JSON instead of a table.")] = False,
     verbose: Verbose = False,
     log_format: LogForm = LogFormat.text,
@@ -116,6 +133,17 @@ def evaluate(
     from autointerp.stages import pipeline
     from autointerp.stages.evaluate_options import EvaluateOptions
 
+    terminal = Terminal(verbose, log_format)
+    if check is not None:
+        sae = SaeConfig(hookpoint, check, output_hookpoint=output_hookpoint, path=check, reading=reading)
+        tried, refusal = pipeline.check_sae(read_config(config, store), sae, terminal.without_results(as_json))
+        if as_json:
+            terminal.result(as_json_text(tried))
+        if refusal is not None:
+            raise MismatchError(refusal)
+        return
+    if hookpoint or output_hookpoint or reading:
+        raise InputError("--hookpoint, --output-hookpoint and --reading go with --check; see [[sae]] for a dictionary")
     options = EvaluateOptions(
         tokens=tokens,
         splice_tokens=splice_tokens,
@@ -124,7 +152,6 @@ def evaluate(
         is_structural_only=structural_only,
         report=report,
     )
-    terminal = Terminal(verbose, log_format)
     rows = pipeline.evaluate(read_config(config, store), dictionary, options, terminal.without_results(as_json))
     if as_json:
         terminal.result(as_json_text(rows))

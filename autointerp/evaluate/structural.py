@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from autointerp.errors import AutointerpError, InputError, MismatchError
 from autointerp.evaluate.document_sums import Metric
 from autointerp.evaluate.feature_metrics import decoder_metrics, feature_metrics
+from autointerp.evaluate.pieces import pieces
 from autointerp.evaluate.reconstruction import Reconstruction
 from autointerp.evaluate.splice import splice_metrics
 from autointerp.model.hooks import Hookpoint, activations_at_all
@@ -90,7 +90,7 @@ def evaluate_structure(
     reading = _Reading(loaded, sae, hookpoint, output_hookpoint, excluded_ids, batch_tokens)
     early: float | None = None
     sample = _Sample(splice_tokens, seed)
-    for piece in _pieces([_sampled(units, reading.excluded, max_tokens, seed)], reading.excluded, cut_at=EARLY_TOKENS):
+    for piece in pieces([_sampled(units, reading.excluded, max_tokens, seed)], reading.excluded, cut_at=EARLY_TOKENS):
         for window, n_counted in zip(piece.windows, piece.n_counted):
             sample.offer(window, n_counted)
         for _ in reading.read(piece.windows):
@@ -100,7 +100,7 @@ def evaluate_structure(
             early = reading.sums.fvu()
             if on_progress is not None and early is not None:
                 on_progress(reading.n_tokens, f"FVU {early:.3f} on the first {reading.n_tokens:,} tokens")
-    reading.check()
+    check_read(reading.n_tokens, reading.n_nonfinite)
     early = reading.sums.fvu() if early is None else early
     sums, splits = reading.sums, sorted(reading.sums.splits)
     by_split: dict[str | None, list[Metric]] = {}
@@ -136,76 +136,14 @@ def evaluate_structure(
     )
 
 
-def quick_fvu(
-    loaded: LoadedModel,
-    sae: Sae,
-    hookpoint: Hookpoint,
-    output_hookpoint: Hookpoint | None,
-    units: Iterable[WorkUnit],
-    excluded_ids: Iterable[int] | Tensor,
-    batch_tokens: int,
-    n_tokens: int = EARLY_TOKENS,
-) -> float:
-    """The fraction of variance unexplained on the first `n_tokens`. Above SUSPICIOUS_FVU the dictionary is probably
-    loaded wrongly, or belongs to another model or hookpoint. Raises the errors of `evaluate_structure`, and InputError
-    when the activations are constant."""
-    reading = _Reading(loaded, sae, hookpoint, output_hookpoint, excluded_ids, batch_tokens)
-    for piece in _pieces(units, reading.excluded, n_tokens):
-        for _ in reading.read(piece.windows):
-            pass
-    reading.check()
-    fvu = reading.sums.fvu()
-    if fvu is None:
-        raise InputError(f"the activations at {output_hookpoint or hookpoint} are the same for every token")
-    return fvu
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    windows: list[Window]
-    n_counted: list[int]
-    """Number of tokens that count in each window."""
-    n_by_then: int
-    """Number of tokens that count in this piece and all before it."""
-
-
 def _sampled(units: Iterable[WorkUnit], excluded: Tensor, max_tokens: int, seed: int) -> WorkUnit:
     """The sample of `evaluate_structure` as one unit, in the order of the hash, so that its beginning is a sample,
     too."""
     sample = _Sample(max_tokens, seed)
-    for piece in _pieces(units, excluded, READ_TIMES * max_tokens):
+    for piece in pieces(units, excluded, READ_TIMES * max_tokens):
         for window, n_counted in zip(piece.windows, piece.n_counted):
             sample.offer(window, n_counted)
     return WorkUnit(0, sample.by_hash(), 0)
-
-
-def _pieces(units: Iterable[WorkUnit], excluded: Tensor, end: float = math.inf, cut_at: int = 0) -> Iterator[_Piece]:
-    """The windows of the units, up to the one that reaches `end` tokens that count. No further unit is drawn.
-
-    The unit that reaches `cut_at` tokens is cut there. Batches take the longest windows of a piece first, and without
-    the cut the first `cut_at` tokens would come from long windows only.
-    """
-    ids = excluded.cpu().numpy()
-    n = 0
-    for unit in units if end > 0 else ():
-        windows: list[Window] = []
-        counts: list[int] = []
-        for window in unit.windows:
-            windows.append(window)
-            counts.append(_n_counted(window, ids))
-            before, n = n, n + counts[-1]
-            if n >= end or before < cut_at <= n:
-                yield _Piece(windows, counts, n)
-                windows, counts = [], []
-            if n >= end:
-                return
-        if windows:
-            yield _Piece(windows, counts, n)
-
-
-def _n_counted(window: Window, excluded: NDArray[np.int64]) -> int:
-    ids = np.asarray(window.token_ids[window.n_prefix :], dtype=np.int64)
-    return len(ids) - (int(np.isin(ids, excluded).sum()) if len(excluded) else 0)
 
 
 class _Sample:
@@ -303,11 +241,11 @@ class _Reading:
             return
         x, y = (a[mask.to(a.device)].to(device) for a in (activations[0], activations[-1]))
         n = len(window)
-        good = _finite(x) & _finite(y)
+        good = finite_rows(x) & finite_rows(y)
         if not bool(good.all()):
             x, y, window = x[good], y[good], window[good]
         y_hat, active = self.sae.reconstruct(x)
-        good = _finite(y_hat)
+        good = finite_rows(y_hat)
         if not bool(good.all()):  # rare, so the others are simply encoded again
             x, y, window = x[good], y[good], window[good]
             y_hat, active = self.sae.reconstruct(x)
@@ -319,18 +257,19 @@ class _Reading:
         else:
             self.sums.add_excluded(split, y, y_hat, active, source)
 
-    def check(self) -> None:
-        """Raise an error when the tokens read allow no result: too many are not finite, or none counts."""
-        if self.n_nonfinite > MOST_NONFINITE * (self.n_tokens + self.n_nonfinite):
-            raise AutointerpError(
-                f"{self.n_nonfinite} of {self.n_tokens + self.n_nonfinite} tokens have NaN or infinite activations "
-                f"(more than {MOST_NONFINITE:.1%}). Try model.dtype = float32 or bfloat16, and check that the SAE's "
-                "weights belong to this hookpoint"
-            )
-        if not self.n_tokens:
-            raise InputError("no token of the corpus counts (all are excluded, or there is no text)")
+
+def check_read(n_tokens: int, n_nonfinite: int) -> None:
+    """Raise an error when the tokens read allow no result: too many are not finite, or none counts."""
+    if n_nonfinite > MOST_NONFINITE * (n_tokens + n_nonfinite):
+        raise AutointerpError(
+            f"{n_nonfinite} of {n_tokens + n_nonfinite} tokens have NaN or infinite activations "
+            f"(more than {MOST_NONFINITE:.1%}). Try model.dtype = float32 or bfloat16, and check that the SAE's "
+            "weights belong to this hookpoint"
+        )
+    if not n_tokens:
+        raise InputError("no token of the corpus counts (all are excluded, or there is no text)")
 
 
-def _finite(x: Tensor) -> Tensor:
+def finite_rows(x: Tensor) -> Tensor:
     """Which vectors have no NaN or infinity, [n] bool. A sum is finite only if all its terms are."""
     return torch.isfinite(x.sum(-1, dtype=torch.float32))

@@ -44,7 +44,10 @@ class JacobianLens:
         if config.lens_file:
             return {"file": lens_file_sha256(config.lens_file), **fields_of(config, "words"), **PROJECTED}
         seed = ("seed",) if config.lens_effects == "same" else ()
-        return {**fields_of(config, "lens_prompts", "lens_tokens", "lens_effects", "lens_every", "words", *seed), **PROJECTED}
+        return {
+            **fields_of(config, "lens_prompts", "lens_tokens", "lens_effects", "lens_every", "words", *seed),
+            **PROJECTED,
+        }
 
     def find(self, study: Study, features: Sequence[int]) -> Found:
         from autointerp.harvest.vocab_projection import vocab_projection
@@ -117,8 +120,9 @@ def _lens(study: Study, end: Hookpoint) -> tuple[Tensor, int, int]:
     prompts = prompts_of(study.windows(), config.lens_prompts, length)
     model = study.config.model
     identity = {
-        "model": None if loaded.revision.startswith("local:") else loaded.name, "revision": loaded.revision, "quantization": model.quantization,
-        "random_weights": model.random_weights, "keep_embeddings": model.keep_embeddings,
+        "model": None if loaded.revision.startswith("local:") else loaded.name, "revision": loaded.revision,
+        "quantization": model.quantization, "random_weights": model.random_weights,
+        "keep_embeddings": model.keep_embeddings,
     }  # fmt: skip
     fit = LensFit(
         loaded, written, end, prompts, config.lens_effects, config.seed, config.lens_every, study.batch_tokens, identity

@@ -46,8 +46,8 @@ def read_lens(path: Path, loaded: LoadedModel, point: Hookpoint, width: int) -> 
         )
     if layer not in jacobians:
         raise InputError(
-            f"the lens {path} has no Jacobian of layer {layer}, which is {point} here, but of {_spans(jacobians)}; leave "
-            "evidence.lens_file empty to have one computed"
+            f"the lens {path} has no Jacobian of layer {layer}, which is {point} here, but of {_spans(jacobians)}; "
+            "leave evidence.lens_file empty to have one computed"
         )
     found = jacobians[layer]
     if found.shape != (width, width):

@@ -83,7 +83,9 @@ class LensFit:
             n_prompts[_at(rows)] += len(batch.indices)
         left = [(batch, rows) for batch, rows in zip(batches, turns, strict=True) if min(batch.indices) >= done]
         halving, begun = Halving(), time.monotonic()
-        with counting("Jacobian lens", sum(len(b.indices) * len(rows) for b, rows in left), "backward passes") as update:
+        with counting(
+            "Jacobian lens", sum(len(b.indices) * len(rows) for b, rows in left), "backward passes"
+        ) as update:
             adding = Adding(update)
             for batch, rows in left:
                 work = partial(self._of, rows, adding)

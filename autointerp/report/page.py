@@ -12,6 +12,7 @@ from autointerp.report.page_findings import Findings, MethodRunRow, findings_fro
 from autointerp.report.score_groups import ScoreGroup, ScoreRow, score_groups
 from autointerp.store import Store
 from autointerp.store.finding_tables import PAGE_KEYS
+from autointerp.store.head_shares import HeadShare
 from autointerp.store.label_controls import LabelControl
 from autointerp.store.rows import DictionaryRow
 
@@ -168,6 +169,8 @@ class FeaturePage:
     suppressed: list[PromotedToken]
     no_projection: str | None
     """Why there are no promoted tokens; None where nothing is in the way of them."""
+    heads: list[HeadShare]
+    """What each attention head has in the feature, the largest part first; empty unless the dictionary is of heads."""
     contexts: list[Context]
     """Contexts of all splits and kinds, as many of each as were asked for."""
     findings: Findings
@@ -218,6 +221,7 @@ def load_page(store: Store, dictionary_id: int, feature: int, contexts: int = 5)
         promoted=found["promoted"],
         suppressed=found["suppressed"],
         no_projection=found["no_projection"],
+        heads=found["heads"],
         contexts=found["contexts"],
         findings=findings_from(findings),
         method_runs=records(MethodRunRow, found["method_runs"]),

@@ -22,6 +22,7 @@ from autointerp.terminal import Terminal, visible
 
 SHOWN_TOKENS = 8
 """Promoted or suppressed tokens on one line."""
+SHOWN_HEADS = 3
 MARKED = 0.3
 """In a pipe, tokens with more than this share of the context's largest activation are marked."""
 SIDES = {"input": "what it responds to", "output": "what it makes the model say", "both": "both sides"}
@@ -76,7 +77,12 @@ def _print_page(page: FeaturePage, terminal: Terminal) -> None:
     scores = (line for group in page.label_scores for line in _group_lines(group))
     for line in (*_label_lines(page), *scores, *control_lines(page)):
         say(line)
-    for line in (*_token_lines(page), *_histogram_lines(facts), *evidence_lines(findings_rows(page))):
+    for line in (
+        *_token_lines(page),
+        *_head_lines(page),
+        *_histogram_lines(facts),
+        *evidence_lines(findings_rows(page)),
+    ):
         say(line)
     for split, kind, title in SECTIONS:
         if chosen := page.contexts_of(split, kind):
@@ -187,6 +193,17 @@ def _token_lines(page: FeaturePage) -> list[str]:
         return [f"promotes  not known: {visible(page.no_projection)}"]
     both = (("promotes", page.promoted), ("suppresses", page.suppressed))
     return [f"{word}  {'  '.join(_token(t) for t in tokens[:SHOWN_TOKENS])}" for word, tokens in both if tokens]
+
+
+def _head_lines(page: FeaturePage) -> list[str]:
+    """The attention heads that make up most of the feature."""
+    if not page.heads:
+        return []
+    listed = ", ".join(
+        f"{one.head} ({one.decoder_share:.0%} of its decoder row, {one.output_share:.0%} of what it writes)"
+        for one in page.heads[:SHOWN_HEADS]
+    )
+    return [f"heads  {listed}"]
 
 
 def _token(token: PromotedToken) -> str:

@@ -25,6 +25,7 @@ def page_rows(page: FeaturePage) -> dict[str, Any]:
         "promoted": page.promoted,
         "suppressed": page.suppressed,
         "no_projection": page.no_projection,
+        "heads": page.heads,
         "contexts": page.contexts,
         **findings_rows(page),
     }

@@ -73,7 +73,8 @@ def _check_form(name: str, sae: Sae) -> None:
             "read this one as ReLU, with other activations. Export it to sparsify, or train one with architecture "
             "batchtopk or jumprelu"
         )
-    if sae.pursuit is not None or sae.W_glu is not None:
+    is_jump = sae.threshold is not None and sae.pursuit is None and sae.W_glu is None
+    if not is_jump:  # a JumpReLU of circuit-tracer lets values below 0 through, too
         internal.check_plain(sae, "circuit-tracer")
     if sae.normalize != "none":
         raise InputError(f"{name} scales each input vector by itself ({sae.normalize}), which circuit-tracer cannot")

@@ -40,6 +40,11 @@ from autointerp.sae.pursuit import Pursuit, pursue
 
 Normalize = Literal["none", "layer_norm", "constant_norm"]
 _LAYER_NORM_EPS = 1e-5
+INPUT_SCALE = "input_scale"
+"""In the metadata: the number by which the file's dictionary multiplies what it reads (and an SAE what it writes),
+where its reader has folded one into the weights."""
+GATED_BY_NORM = "gated_by_norm"
+"""In the metadata: whether the file's dictionary chooses features by the pre-activation times their row's length."""
 
 
 class Sae(nn.Module):
@@ -60,6 +65,7 @@ class Sae(nn.Module):
     W_skip: Tensor | None
     W_glu: Tensor | None
     b_glu: Tensor | None
+    file_norms: Tensor | None
 
     def __init__(
         self,
@@ -91,8 +97,9 @@ class Sae(nn.Module):
         self.architecture, self.k, self.normalize = architecture, k, normalize
         self.relu, self.pursuit = relu, pursuit
         self.metadata: dict[str, Any] = {}
-        """What the file of a loaded SAE says about model and hook point, and how long a vector it was trained on
-        (long_vectors.LIMIT)."""
+        """What the file of a loaded SAE says about model and hook point, how long a vector it was trained on
+        (long_vectors.LIMIT), which L0 and FVU it declares (formats/declared.py), and by which conventions it was
+        brought into this form (readings.py)."""
         for name, value in (("W_enc", W_enc), ("b_enc", b_enc), ("W_dec", W_dec), ("b_dec", b_dec)):
             self.register_buffer(name, value.detach().contiguous())
         self.register_buffer("b_pre", self.b_dec if b_pre is None else b_pre.detach())
@@ -103,6 +110,7 @@ class Sae(nn.Module):
         self.register_buffer("W_skip", None if W_skip is None else W_skip.detach())
         self.register_buffer("W_glu", None if W_glu is None else W_glu.detach())
         self.register_buffer("b_glu", None if b_glu is None else b_glu.detach())
+        self.register_buffer("file_norms", None, persistent=False)  # lengths of the decoder rows in the file, if known
 
     @property
     def longest(self) -> float | None:

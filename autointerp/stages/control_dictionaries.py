@@ -64,7 +64,7 @@ def _trained_here(config: Config, sae: SaeConfig, terminal: Terminal) -> SaeConf
             f"{sae.architecture}, which `architecture` in its [[sae]] table sets"
         )
     # the format was that of the file at `path`
-    return replace(sae, path=None, format="auto", d_sae=held.d_sae, k=max(1, round(k)))
+    return replace(sae, path=None, format="auto", reading="", d_sae=held.d_sae, k=max(1, round(k)))
 
 
 def _on_random_model(config: Config, saes: Sequence[SaeConfig], control: str) -> Config:

@@ -79,7 +79,7 @@ def _evaluate_one(
     result = _structural(session, sae, weights, own, options, split="report")
     rows = _structural_rows(result, _own_corpus(store, dictionary_id), own.source, _seen_in_training(session, sae))
     fvu = result.early_fvu
-    if fvu is not None and not fvu <= SUSPICIOUS_FVU:
+    if not sae.path and fvu is not None and not fvu <= SUSPICIOUS_FVU:  # fit_check.py looks at the others
         session.terminal.warn(
             f"{sae.dictionary}: {fvu:.2f} of the variance is left unexplained; it was probably trained with another "
             "model, hookpoint or input scaling"

@@ -15,6 +15,7 @@ from autointerp.corpus.splits import require_all_splits
 from autointerp.errors import InputError, NoProjection
 from autointerp.harvest import memory, text_pass
 from autointerp.harvest.embedding_neighbours import embedding_neighbours
+from autointerp.harvest.heads import head_parts
 from autointerp.harvest.merge import CorpusFacts
 from autointerp.harvest.merge import merge as merge_harvest
 from autointerp.harvest.shards import HarvestFolder, may_hold, remove_folder
@@ -23,7 +24,8 @@ from autointerp.harvest.vocab_projection import no_projection, vocab_projection
 from autointerp.model.hooks import hidden_size_at
 from autointerp.model.logit_path import LogitPath
 from autointerp.records import SPLITS, WorkUnit
-from autointerp.sae.formats import load_sae, sae_sha256
+from autointerp.sae.formats import load_sae
+from autointerp.sae.formats.hooknames import may_hold_heads
 from autointerp.sae.sae import Sae
 from autointerp.stages.checks import require
 from autointerp.stages.model_checks import model_checks
@@ -38,8 +40,8 @@ from autointerp.stages.session import (
     logit_path,
     model_key,
     placeless,
+    sae_digest,
     sha256_without_limit,
-    warn_of_misfit,
 )
 from autointerp.store.merge_units import bounds_of, remove_leftovers
 from autointerp.store.rows import DictionaryRow
@@ -74,7 +76,7 @@ class _Plan:
                 f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table"
             )
         with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
-            sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
+            sha256 = sae_digest(session, sae, session.terminal.counting(sae.dictionary))
             self._hashes = (sha256, sha256_without_limit(session, sae))
         self._keys = [
             digest(
@@ -173,6 +175,8 @@ def harvest_and_merge(session: Session, store: Store, saes: Sequence[SaeConfig])
             held = store.dictionary(sae.dictionary).dictionary_id
             if not store.has_near_words(held):  # it was harvested before there were any
                 _find_near_words(session, store, sae.dictionary, held)
+            if may_hold_heads(sae.hookpoint) and not store.has_head_shares(held):  # nor were their shares kept
+                _find_heads(session, store, sae, loaded_sae(session, sae)[0], held)
             remove_leftovers(store)
             plan.remove_work()
         else:
@@ -199,9 +203,6 @@ def _harvest_group(session: Session, store: Store, group: Sequence[_Plan]) -> No
 def _prepared(store: Store, plan: _Plan) -> _Ready:
     session, sae = plan.session, plan.sae
     weights, sha256 = loaded_sae(session, sae)
-    if sae.path:
-        with session.terminal.working(f"{sae.dictionary}: trying the SAE on the first tokens"):
-            warn_of_misfit(session, sae, weights)
     dictionary_id_of(session, store, sae, weights, sha256)  # refuses a taken name before the work, not after it
     folder = plan.folder(sha256)
     folder.remove_leftovers()
@@ -344,6 +345,14 @@ def _find_near_words(session: Session, store: Store, name: str, dictionary_id: i
         store.replace_near_words(dictionary_id, embedding_neighbours(embedding, session.token_text()))
 
 
+def _find_heads(session: Session, store: Store, sae: SaeConfig, weights: Sae, dictionary_id: int) -> None:
+    """The shares of attention heads in the features of a dictionary of their outputs."""
+    read, written = session.points(sae)
+    found = head_parts(session.model(), written or read, weights.W_dec)
+    if found is not None:
+        store.replace_head_shares(dictionary_id, found.decoder, found.output)
+
+
 def _model_of(row: DictionaryRow) -> tuple[str, str | None, str]:
     return row.model, row.revision, row.tokenizer_sha256
 
@@ -364,6 +373,7 @@ def _merge(session: Session, store: Store, ready: _Ready) -> None:
         columns = {f.name: getattr(projection, f.name) for f in fields(projection)}
         store.insert_vocab_projection(dictionary_id, **columns)
     _find_near_words(session, store, name, dictionary_id)
+    _find_heads(session, store, plan.sae, weights, dictionary_id)
     corpus = CorpusFacts(
         config.corpus.source, {**asdict(config.corpus), "fingerprint": plan.fingerprint}, loaded.tokenizer_sha256
     )

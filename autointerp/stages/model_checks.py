@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from autointerp.config import SaeConfig
 from autointerp.errors import InputError
 from autointerp.evidence.jacobian_lens import describe_lens
 from autointerp.model.forward_speed import bfloat16_gain
 from autointerp.stages.checks import Check
+from autointerp.stages.fit_check import described_fit
 from autointerp.stages.session import Session
 from autointerp.stages.training_cache import describe_cache
 from autointerp.store.store import Store
@@ -36,9 +38,16 @@ def model_checks(session: Session, saes: Sequence[SaeConfig], store: Store | Non
         Check("text", odd_text, session.describe_corpus, after=("corpus", "model")),
         Check("next token", "a run ends after its harvest", lambda: _next_token(session), after=("model",)),
         *(Check(f"SAE {sae.dictionary}", misfit, fits(sae), after=("model",)) for sae in saes),
+        *(_fit_check(session, sae, store) for sae in saes if sae.path),
         *(_lens_check(session, sae) for sae in saes if "jacobian_lens" in session.methods),
         *([] if session.config.train.cache is None else [_cache_check(session, saes)]),
     ]
+
+
+def _fit_check(session: Session, sae: SaeConfig, store: Store | None) -> Check:
+    why = "one that is read otherwise than it was trained gives wrong features, and all that follows is about them"
+    look = partial(described_fit, session, sae, store)
+    return Check(f"reading of {sae.dictionary}", why, look, after=("corpus", "model", "text", f"SAE {sae.dictionary}"))
 
 
 def _lens_check(session: Session, sae: SaeConfig) -> Check:

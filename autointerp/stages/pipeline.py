@@ -163,6 +163,15 @@ def evaluate(
         return evaluating.evaluate(gpu_session(config, terminal), store, chosen_saes(config, dictionary), options)
 
 
+def check_sae(config: Config, sae: SaeConfig, terminal: Terminal) -> tuple[list[dict[str, Any]], str | None]:
+    """Check one dictionary that was made elsewhere by itself, without a store: whether it is read as it was trained.
+    Returns the readings that were tried, and what to do if it does not fit what it declares."""
+    require_torch()
+    from autointerp.stages import fit_check
+
+    return fit_check.check_file(gpu_session(config, terminal), sae)
+
+
 def measure(
     config: Config, dictionary: str | None, selection: Selection, terminal: Terminal, methods: Sequence[str] = ()
 ) -> int:

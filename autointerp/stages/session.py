@@ -18,17 +18,20 @@ from autointerp.corpus.token_text import TokenText
 from autointerp.corpus.windows import NAME_A_BOS, bos_prefix, stand_in_for_bos, token_ids, work_units
 from autointerp.deadline import Deadline
 from autointerp.errors import InputError, MismatchError, NoProjection
-from autointerp.evaluate.structural import EARLY_TOKENS, SUSPICIOUS_FVU, quick_fvu
 from autointerp.model.hooks import Hookpoint, hidden_size_at
 from autointerp.model.input_limits import unreadable_tokens
 from autointerp.model.load import LoadedModel, folder_sha256, load_model
 from autointerp.model.logit_path import LogitPath, find_logit_path
+from autointerp.model.norm_gain import norm_gain
 from autointerp.model.padding import checked
+from autointerp.progress import Counting, uncounted
 from autointerp.records import WorkUnit
 from autointerp.sae.formats import load_sae, local_folder, sae_sha256
 from autointerp.sae.formats.declared_hooks import is_declared, to_hookpoint
 from autointerp.sae.formats.hooknames import check_processing, wants_bos
+from autointerp.sae.readings import identity, with_reading
 from autointerp.sae.sae import Sae
+from autointerp.sae_reading import parse_reading
 from autointerp.stages.checks import Check
 from autointerp.stages.text_reading import check_windows, reading_notes
 from autointerp.store.rows import DictionaryRow
@@ -312,7 +315,10 @@ def dictionary_values(session: Session, store: Store, sae: SaeConfig, weights: S
 
 def sha256_without_limit(session: Session, sae: SaeConfig) -> str:
     """What the hash of the SAE was before the limit of length was part of it; the same where its file names none."""
-    return sae_sha256(session.sae_folder(sae), sae.format, session.terminal.counting(sae.dictionary), with_limit=False)
+    counting = session.terminal.counting(sae.dictionary)
+    return identity(
+        sae_sha256(session.sae_folder(sae), sae.format, counting, with_limit=False), parse_reading(sae.reading)
+    )
 
 
 def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
@@ -322,7 +328,7 @@ def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
     if not folder.exists():
         raise InputError(f"there is no SAE at {folder}; `autointerp train` makes it, or set path in its [[sae]] table")
     with session.terminal.working(f"{sae.dictionary}: loading the SAE"):
-        weights, sha256 = load_sae(folder, sae.format), sae_sha256(folder, sae.format)
+        weights, sha256 = load_sae(folder, sae.format), sae_digest(session, sae)
     loaded = session.model()
     point, output = session.points(sae)
     for what, width, where in (("reads", weights.d_in, point), ("writes", weights.d_out, output or point)):
@@ -335,7 +341,15 @@ def loaded_sae(session: Session, sae: SaeConfig) -> tuple[Sae, str]:
             )
     if sae.path:
         _check_origin(session, sae, weights, folder)
-    return weights.to(loaded.device), sha256
+    weights, reading = weights.to(loaded.device), parse_reading(sae.reading)
+    if reading is not None:
+        weights = with_reading(weights, reading, norm_gain(loaded, point) if reading.before_gain else None)
+    return weights, sha256
+
+
+def sae_digest(session: Session, sae: SaeConfig, counting: Counting = uncounted) -> str:
+    """The sha256 of all that decides the dictionary's numbers: its files, and how they are read."""
+    return identity(sae_sha256(session.sae_folder(sae), sae.format, counting), parse_reading(sae.reading))
 
 
 def logit_path(session: Session, sae: SaeConfig) -> LogitPath | NoProjection:
@@ -357,7 +371,7 @@ def matching_sae(session: Session, store: Store, sae: SaeConfig) -> tuple[Dictio
     if not folder.exists():
         raise InputError(f"there is no SAE at {folder}, with which the store's dictionary {row.name!r} was made")
     with session.terminal.working(f"{sae.dictionary}: hashing the SAE"):
-        sha256 = sae_sha256(folder, sae.format, session.terminal.counting(sae.dictionary))
+        sha256 = sae_digest(session, sae, session.terminal.counting(sae.dictionary))
     if row.sae_sha256 not in (sha256, sha256_without_limit(session, sae)):
         raise MismatchError(
             f"the SAE at {folder} has sha256 {sha256[:16]}..., but the store's dictionary {row.name!r} was made with "
@@ -410,16 +424,3 @@ def _check_bos(session: Session, weights: Sae, folder: Path) -> None:
         f"the SAE at {folder} was trained {'with' if wanted else 'without'} a BOS token before each text, and this "
         f"configuration reads {'without' if wanted else 'with'} one; {advice}"
     )
-
-
-def warn_of_misfit(session: Session, sae: SaeConfig, weights: Sae) -> None:
-    """Warns if a loaded SAE explains hardly anything of the first tokens: its hookpoint, model or scaling is wrong."""
-    point, output = session.points(sae)
-    excluded = session.token_text().excluded_ids(session.config.corpus.exclude_tokens)
-    batch_tokens = session.config.model.batch_tokens
-    unexplained = quick_fvu(session.model(), weights, point, output, session.units(), excluded, batch_tokens)
-    if not unexplained <= SUSPICIOUS_FVU:
-        session.terminal.warn(
-            f"{sae.dictionary}: it leaves {unexplained:.2f} of the variance of {sae.hookpoint} unexplained (on "
-            f"{EARLY_TOKENS:,} tokens): model, hookpoint or input scaling is not what it was trained with"
-        )

@@ -16,6 +16,7 @@ from autointerp.model.token_batches import is_out_of_memory
 from autointerp.sae import files, parallel
 from autointerp.sae.activation_cache import CachedSource
 from autointerp.sae.formats import load_sae, sae_sha256, save_saelens, save_sparsify
+from autointerp.sae.formats.declared import DECLARED
 from autointerp.sae.kept_fill import KeptFill
 from autointerp.sae.model_source import TRAINING_SPLITS, ModelSource, VectorColumns
 from autointerp.sae.sae import Sae
@@ -44,7 +45,7 @@ OVERSHOOTING = 3.0
 
 def _training_key(config: Config, sae: SaeConfig) -> str:
     """A hash of everything on which a trained SAE depends: model, text, hookpoint, sizes, recipe."""
-    of_sae = {k: v for k, v in asdict(sae).items() if k not in ("name", "path", "format")}
+    of_sae = {k: v for k, v in asdict(sae).items() if k not in ("name", "path", "format", "reading")}
     if sae.frozen == "none":  # an SAE that was trained before there was a choice is the same
         del of_sae["frozen"]
     return digest(
@@ -277,15 +278,17 @@ def _keep_trained(session: Session, store: Store, sae: SaeConfig, weights: Sae, 
     folder = session.sae_folder(sae)
     # SAELens has no class for a transcoder that chooses by k
     save = save_sparsify if sae.output_hookpoint is not None and weights.k is not None else save_saelens
-    save(weights, folder, {**weights.metadata, **origin_of(session, sae), "dataset": session.config.corpus.source})
+    metrics = _all_metrics(folder / "training" / "metrics.jsonl")
+    # From the file, not from the loop: a run killed at its very end has no steps left.
+    last = {row["metric"]: row["value"] for row in metrics}
+    origin = {**origin_of(session, sae), "dataset": session.config.corpus.source}
+    figures = {DECLARED: {"l0": last["l0"], "fvu": last["reconstruction"]}}
+    save(weights, folder, {**weights.metadata, **origin, **figures})
     sha256, saved = sae_sha256(folder, sae.format), load_sae(folder)
     dictionary_id = dictionary_id_of(session, store, sae, saved, sha256)
-    metrics = _all_metrics(folder / "training" / "metrics.jsonl")
     store.insert_metrics(dictionary_id, metrics)
     mark = json.dumps({"key": key, "sae_sha256": sha256}) + "\n"
     files.write_atomically(folder / TRAINED, lambda temporary: temporary.write_text(mark, encoding="utf-8"))
-    # From the file, not from the loop: a run killed at its very end has no steps left.
-    last = {row["metric"]: row["value"] for row in metrics}
     session.terminal.say(
         f"{sae.dictionary}: trained {weights.d_sae:,} features ({sae.architecture}), unexplained variance "
         f"{last['reconstruction']:.3f} at L0 {last['l0']:.1f} -> {folder}"

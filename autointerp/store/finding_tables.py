@@ -33,7 +33,7 @@ KEYS = {"dictionary_id": "INTEGER", "feature": "INTEGER", "harvest_id": "INTEGER
 """The columns that the store puts before those of a method's own table."""
 PAGE_KEYS = (
     "feature", "label", "explanations", "scores", "label_controls", "promoted", "suppressed", "no_projection",
-    "contexts", "method_runs",
+    "contexts", "method_runs", "heads",
 )  # fmt: skip
 """What a feature's page shows besides findings."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")

@@ -16,6 +16,7 @@ from autointerp.store.evidence_file import StoreEvidence
 from autointerp.store.explanations import StoreExplanations
 from autointerp.store.features import StoreFeatures
 from autointerp.store.findings import StoreFindings
+from autointerp.store.head_shares import StoreHeadShares
 from autointerp.store.judge_repeats import StoreJudgeRepeats
 from autointerp.store.known_tiles import StoreKnownTiles
 from autointerp.store.label_controls import StoreLabelControls
@@ -37,7 +38,7 @@ _KINDS = ("top", "sampled", "negative")
 class Store(
     StoreOpening, StoreKeeping, StoreEvidence, StoreDictionaries, StoreFeatures, StoreContexts, StoreFindings,
     StoreExplanations, StoreScores, StoreCalls, StoreBatches, StoreRuns, StoreSelections, StoreKnownTiles,
-    StoreJudgeRepeats, StoreLabelControls, StoreNearWords, StoreStandInLabels, StoreRuleLabels,
+    StoreJudgeRepeats, StoreLabelControls, StoreNearWords, StoreHeadShares, StoreStandInLabels, StoreRuleLabels,
 ):  # fmt: skip
     """`with Store.open(path) as store: ...`; `open` tells the errors."""
 
@@ -103,8 +104,9 @@ class Store(
 
     def feature_page(self, dictionary_id: int, feature: int, contexts: int = 5) -> dict[str, Any]:
         """One feature for a reader: keys feature, label, explanations, scores (dicts by column), label_controls
-        (LabelControl), promoted and suppressed (PromotedToken), no_projection (why there are none, or None), contexts
-        (of all splits; Context), and those of `findings_page`. Raises InputError where there is no such feature.
+        (LabelControl), promoted and suppressed (PromotedToken), no_projection (why there are none, or None), heads
+        (HeadShare), contexts (of all splits; Context), and those of `findings_page`. Raises InputError where there is
+        no such feature.
         """
         row = self.dicts("SELECT * FROM features WHERE dictionary_id = ? AND feature = ?", [dictionary_id, feature])
         if not row:
@@ -130,6 +132,7 @@ class Store(
             "promoted": [t for t in tokens if t.sign == 1],
             "suppressed": [t for t in tokens if t.sign == -1],
             "no_projection": self.why_nothing("vocab_projection", dictionary_id),
+            "heads": self.head_shares(dictionary_id, feature),
             "contexts": [
                 c
                 for split in SPLITS

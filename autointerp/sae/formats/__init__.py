@@ -29,6 +29,7 @@ from autointerp.errors import DamagedError, InputError, nearest
 from autointerp.progress import Counting, uncounted
 from autointerp.sae.files import regular_size
 from autointerp.sae.formats import dictionary_learning, gemma_scope, openai, restricted, saelens, single_layer, sparsify
+from autointerp.sae.formats.declared import look_for_figures
 from autointerp.sae.formats.hub import local_folder
 from autointerp.sae.formats.internal import all_finite, read_config
 from autointerp.sae.long_vectors import LIMIT, saved_limit
@@ -71,6 +72,7 @@ def load_sae(path: Path | str, format: str = "auto") -> Sae:
     """
     found = _path(path)
     sae = _LOAD[_format(found, format)](found)
+    look_for_figures(sae, found)
     try:
         saved_limit(sae.metadata)
     except DamagedError as error:

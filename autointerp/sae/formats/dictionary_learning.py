@@ -24,7 +24,7 @@ from torch import Tensor
 
 from autointerp.errors import DamagedError, InputError, nearest
 from autointerp.sae.formats import internal, restricted
-from autointerp.sae.sae import Sae
+from autointerp.sae.sae import INPUT_SCALE, Sae
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 
@@ -61,7 +61,10 @@ def from_state(state: Any, weights: Path, config: dict[str, Any]) -> Sae:
         for key in ("b_enc", "b_dec", "threshold", "b_pre"):
             if parts.get(key) is not None:
                 parts[key] = parts[key] * norm_factor
-    return internal.build(**parts, architecture=_TRAINED_AS[name], metadata=_metadata(config, trainer))
+    sae = internal.build(**parts, architecture=_TRAINED_AS[name], metadata=_metadata(config, trainer))
+    if norm_factor != 1.0:
+        sae.metadata[INPUT_SCALE] = 1 / norm_factor
+    return sae
 
 
 def located(path: Path) -> tuple[Path, dict[str, Any]]:

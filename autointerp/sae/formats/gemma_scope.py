@@ -16,7 +16,7 @@ import torch
 
 from autointerp.errors import InputError
 from autointerp.sae.formats import internal, restricted
-from autointerp.sae.sae import Sae
+from autointerp.sae.sae import INPUT_SCALE, Sae
 
 WEIGHTS = "params.npz"
 _OLD_NAMES = {"w_enc": "W_enc", "w_dec": "W_dec"}
@@ -36,7 +36,7 @@ def load(path: Path) -> Sae:
     if _of_the_embedding(file):  # trained on the embedding's rows before Gemma multiplies them by sqrt(d_in)
         weights["W_enc"] /= math.sqrt(d_in)
         weights["W_dec"] *= math.sqrt(d_in)
-        metadata["hook_name"] = "hook_embed"
+        metadata |= {"hook_name": "hook_embed", INPUT_SCALE: 1 / math.sqrt(d_in)}
     return internal.build(  # which drops each matrix as soon as it has scaled it
         weights.pop("W_enc"),
         weights["b_enc"],

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
@@ -120,6 +121,25 @@ def to_base_model_path(path: str, model: nn.Module) -> str | None:
     if not prefix or not hasattr(model, prefix):
         return path  # it is the base model
     return path.removeprefix(f"{prefix}.") if path.startswith(f"{prefix}.") else None
+
+
+def may_hold_heads(hookpoint: str) -> bool:
+    """Whether a hookpoint, by its name alone, may be what enters an attention's output projection."""
+    path, _, side = hookpoint.partition(":")
+    return hookpoint.endswith(".attn.hook_z") or (side == "in" and path.rpartition(".")[2] in _OUT_PROJECTION)
+
+
+def is_heads_output(hookpoint: str, model: nn.Module) -> bool:
+    """Whether a hookpoint ("path:in") holds the outputs of the attention heads, side by side."""
+    wanted = str(Hookpoint.parse(hookpoint))
+    if not may_hold_heads(wanted):
+        return False
+    for part in wanted.partition(":")[0].split("."):
+        if part.isascii() and part.isdigit():
+            with suppress(InputError):  # this number is not that of a block
+                if to_module_path(f"blocks.{part}.attn.hook_z", model) == wanted:
+                    return True
+    return False
 
 
 def from_base_model_path(path: str, model: nn.Module) -> str:

@@ -19,6 +19,8 @@ _ENDINGS = ("json", "yaml", "safetensors", "npz", "pt", "pth")
 _FILE_ENDINGS = (".pt", ".pth", ".npz", ".safetensors")
 _BESIDE = ("config.json", "config.yaml")
 _BELOW = "checkpoints/final.safetensors"
+_EXAMPLES = "examples.safetensors"
+"""Gemma Scope 2's texts, some hundred megabytes beside each dictionary."""
 
 
 class HubPath(NamedTuple):
@@ -89,13 +91,13 @@ def _wanted(inside: str) -> list[str]:
 
 
 def _unwanted(inside: str) -> list[str]:
-    """Patterns for the files in folders below, which must be excluded because * in a pattern matches / too."""
+    """Patterns for the files in folders below, which must be excluded because * in a pattern matches / too, and for
+    what is no part of a dictionary."""
     folder, kept = f"{glob.escape(inside)}/" if inside else "", str(PurePosixPath(_BELOW).parent)
     # A pattern has no "but for", so the folders whose names part from that of `kept` are listed letter by letter.
-    others = [f"{kept[:n]}[!{letter}]*/*" for n, letter in enumerate(kept)] + [
-        f"{kept[:n]}/*" for n in range(1, len(kept))
-    ]
-    others += [f"{kept}[!/]*/*", f"{kept}/[!f]*", f"{kept}/*/*"]
+    others = [f"{kept[:n]}[!{letter}]*/*" for n, letter in enumerate(kept)]
+    others += [f"{kept[:n]}/*" for n in range(1, len(kept))]
+    others += [f"{kept}[!/]*/*", f"{kept}/[!f]*", f"{kept}/*/*", _EXAMPLES]
     return [f"{folder}{other}" for other in others]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae import files
 from autointerp.sae.pursuit import Pursuit
-from autointerp.sae.sae import Normalize, Sae
+from autointerp.sae.sae import GATED_BY_NORM, INPUT_SCALE, Normalize, Sae
 
 MAX_CONFIG_BYTES = 1_000_000
 _TESTED_AT_ONCE = 1 << 20
@@ -76,6 +76,7 @@ def build(
         b_glu=b_glu,
     )
     sae.metadata = metadata
+    sae.file_norms = norms * metadata.get(INPUT_SCALE, 1.0)  # a reader that folds a scale has divided W_dec by it
     return sae
 
 
@@ -158,6 +159,11 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
     files.write_atomically(path, write)
+
+
+def told_by_file(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's metadata without the names under which a reader keeps what it did to the weights."""
+    return {name: value for name, value in metadata.items() if name not in (INPUT_SCALE, GATED_BY_NORM)}
 
 
 def positive_int(config: Mapping[str, Any], key: str, path: Path) -> int:

@@ -28,7 +28,7 @@ from autointerp.sae.formats.load_memory import require_memory_for_safetensors
 from autointerp.sae.formats.saelens_config import BATCHTOPK, JUMPRELU, RELU, TOPK, upgraded
 from autointerp.sae.long_vectors import limit_in
 from autointerp.sae.pursuit import Pursuit
-from autointerp.sae.sae import Normalize, Sae
+from autointerp.sae.sae import GATED_BY_NORM, INPUT_SCALE, Normalize, Sae
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 VERSION = "6.54.12"
@@ -66,7 +66,7 @@ def load(folder: Path) -> Sae:
     is cut short, lacks tensors, or holds NaN or infinite numbers."""
     path = folder / CONFIG
     config = upgraded(internal.read_config(path), path)
-    architecture, metadata = config["architecture"], config["metadata"]
+    architecture, metadata = config["architecture"], internal.told_by_file(config["metadata"])
     normalize = config.get("normalize_activations") or "none"
     scale = _input_scale(folder, path) if normalize == "expected_average_only_in" else None
     if scale is None and (not isinstance(normalize, str) or normalize not in _NORMALIZE):
@@ -82,13 +82,15 @@ def load(folder: Path) -> Sae:
     tensors = files.read_tensors(folder / WEIGHTS)
     weights = _weights(tensors, config, folder / WEIGHTS, path)
     encoder = _Encoder(weights, architecture)
+    file_norms = weights["W_dec"].norm(dim=1)
     if config.get("rescale_acts_by_decoder_norm") and architecture in (*TOPK, *BATCHTOPK):
-        encoder.multiply_by(weights["W_dec"].norm(dim=1))
-        weights["W_dec"] = weights["W_dec"] / _positive(weights["W_dec"].norm(dim=1)).unsqueeze(1)
+        encoder.multiply_by(file_norms)
+        weights["W_dec"] = weights["W_dec"] / _positive(file_norms).unsqueeze(1)
+        metadata = metadata | {GATED_BY_NORM: True}
     if "scaling_factor" in weights:  # a feature adds its activation times its factor
         weights["W_dec"] = weights["W_dec"] * weights["scaling_factor"].unsqueeze(1)
     if scale is not None:  # the SAE in the file reads scale * x and writes scale * x_hat
-        weights["b_dec"] = weights["b_dec"] / scale
+        weights["b_dec"], metadata = weights["b_dec"] / scale, metadata | {INPUT_SCALE: scale}
         if architecture != "matching_pursuit":  # whose activations grow with x
             encoder.W_enc, weights["W_dec"] = encoder.W_enc * scale, weights["W_dec"] / scale
     minus_b_dec = config.get("apply_b_dec_to_input", True) and not transcoder
@@ -102,7 +104,7 @@ def load(folder: Path) -> Sae:
     trained_as = metadata.get("training_architecture")
     if config.get("reshape_activations") == "hook_z":
         metadata = metadata | {"reshape_activations": "hook_z"}
-    return internal.build(
+    sae = internal.build(
         encoder.W_enc,
         encoder.b_enc,
         weights["W_dec"],
@@ -116,6 +118,9 @@ def load(folder: Path) -> Sae:
         architecture=trained_as if isinstance(trained_as, str) and not transcoder else architecture,
         metadata=metadata,
     )
+    if GATED_BY_NORM in sae.metadata:  # the rows had lost their lengths by then
+        sae.file_norms = file_norms
+    return sae
 
 
 def save(sae: Sae, folder: Path, metadata: dict[str, Any]) -> None:

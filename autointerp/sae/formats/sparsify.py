@@ -53,7 +53,7 @@ def load(folder: Path) -> Sae:
         b_pre=torch.zeros(d_in) if transcode else None,
         W_skip=weights["W_skip"].T.contiguous() if skip else None,
         architecture="topk" if not transcode else "skip_transcoder" if skip else "transcoder",
-        metadata=metadata if isinstance(metadata, dict) else {},
+        metadata=internal.told_by_file(metadata) if isinstance(metadata, dict) else {},
     )
 
 

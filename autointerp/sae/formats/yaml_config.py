@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae import files
@@ -14,7 +14,7 @@ from autointerp.sae.formats.internal import MAX_CONFIG_BYTES
 _PYTHON_TUPLE = "tag:yaml.org,2002:python/tuple"
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which makes plain values only. Aliases are refused: a few of them, each of several others,
     unfold into more values than any memory holds."""
 
