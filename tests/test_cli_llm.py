@@ -128,7 +128,7 @@ def test_prompts_of_ones_own(project: Path, capsys: pytest.CaptureFixture[str]) 
     folder = project / "own"
     (folder / "explain").mkdir(parents=True)
     source = (Path(__file__).parents[1] / "prompts" / "explain" / "combined.md").read_text()
-    (folder / "explain" / "combined.md").write_text(source.replace("At most 25 words", "One single word"))
+    (folder / "explain" / "combined.md").write_text(source.replace("At most 30 words", "One single word"))
     with LlmServer(TokenReader()) as server:
         config = configure(project, server.url)
         for prompts in ("own", "own", "nowhere"):

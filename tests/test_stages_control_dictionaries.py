@@ -64,7 +64,8 @@ def test_a_loaded_sae_has_controls_of_its_size(tmp_path: Path, capsys: pytest.Ca
 def test_what_was_trained_before_there_was_a_choice_need_not_be_trained_again(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text " * 50)
     config = replace(CONFIG, corpus=CorpusConfig(source=str(tmp_path)))
-    before = {k: v for k, v in asdict(SAE).items() if k not in ("name", "path", "format", "frozen")}
+    later = ("name", "path", "format", "frozen", "reading", "source_layer", "source_layers")
+    before = {k: v for k, v in asdict(SAE).items() if k not in later}
     new = ("checkpoint_every", "cache", "cache_vectors", "longest")
     train = {k: v for k, v in asdict(config.train).items() if k not in new}
     key = digest({"model": ["m", None, "auto"], "corpus": corpus_key(config), "sae": before, "train": train})

@@ -127,8 +127,7 @@ def test_a_dictionary_is_known_by_the_hash_that_it_came_in_with(
             matching_sae(Session(config, terminal), store, sae)
 
     def as_once(patched: pytest.MonkeyPatch) -> None:
-        for module in (harvesting, stages_session):
-            patched.setattr(module, "sae_sha256", partial(sae_sha256, with_limit=False))
+        patched.setattr(stages_session, "sae_sha256", partial(sae_sha256, with_limit=False))
 
     with monkeypatch.context() as patched:
         as_once(patched)

@@ -58,6 +58,7 @@ context_length = 32
 name = "planted"
 hookpoint = "transformer.wte"
 path = "sae"
+reading = "as read"
 [store]
 path = "planted.duckdb"
 """

@@ -30,7 +30,7 @@ def table(folder: Path, model: Path, url: str = "http://127.0.0.1:9/v1") -> dict
     return {
         "model": {"name": str(model), "dtype": "float32"},
         "corpus": {"source": str(folder / "texts"), "context_length": 32},
-        "sae": [{"name": "planted", "hookpoint": "transformer.wte", "path": str(folder / "sae")}],
+        "sae": [{"name": "planted", "hookpoint": "transformer.wte", "path": str(folder / "sae"), "reading": "as read"}],
         "harvest": {"context_tokens": 16, "top_contexts": 6, "sampled_contexts": 6, "negatives": 6},
         "explain": {"explainer": "combined", "model": "m", "base_url": url},
         "score": {"model": "m", "base_url": url, "contexts": 5},

@@ -76,6 +76,7 @@ device = "cpu"
 name = "planted"
 hookpoint = "{HOOKPOINT}"
 path = "sae"
+reading = "as read"
 [llm]
 requests_per_minute = 600000.0
 [store]
