@@ -88,7 +88,8 @@ def project(rotating: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_saelens(Sae(encoder, torch.zeros(D_SAE), rows, torch.zeros(WIDTH), k=4), folder / "sae", {})
     (folder / "c.toml").write_text(
         f'[model]\nname = "{rotating}"\ndtype = "float32"\ndevice = "cpu"\n[corpus]\nsource = "{folder / "texts"}"\n'
-        f'context_length = {LENGTH}\n[[sae]]\nname = "early"\nhookpoint = "{EARLY}"\npath = "{folder / "sae"}"\nreading = "as read"\n'
+        f'context_length = {LENGTH}\n[[sae]]\nname = "early"\nhookpoint = "{EARLY}"\npath = "{folder / "sae"}"\n'
+        'reading = "as read"\n'
         "[harvest]\ncontext_tokens = 12\ntop_contexts = 3\nsampled_contexts = 3\nnegatives = 2\nvocab_tokens = 5\n"
         "[evidence]\nmethods = []\nwords = 700\nlens_prompts = 10\nchange_prompts = 4\nchange_tokens = 12\n"
         "change_kl = 0.1\nchange_random = 6\n"
