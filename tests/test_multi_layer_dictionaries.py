@@ -17,6 +17,7 @@ from autointerp.model.hooks import Hookpoint, activations_at
 from autointerp.resources import data_folder
 from autointerp.sae.formats import load_sae
 from autointerp.stages import pipeline
+from autointerp.stages.control_dictionaries import control_configs
 from autointerp.stages.evaluate_options import EvaluateOptions
 from autointerp.stages.session import Session
 from autointerp.steer.steering import Steerer
@@ -268,3 +269,19 @@ def test_a_crosscoder_of_the_demo_model_explains_both_of_its_layers(
     assert 0.1 < shares[0][1] < 0.9
     code, out, _ = run(capsys, "show", "0", "--store", str(tmp_path / "s.duckdb"))
     assert code == 0 and "writes  model.layers.1 " in out and "promotes  " in out
+
+
+def test_a_crosscoder_is_loaded_from_a_file_and_checked(project: Path, tiny_llama: Path) -> None:
+    table = CROSSCODER.format(last=2).replace("d_sae = 64\nk = 6\n", f'path = "{project / "sae" / "cross"}"\n')
+    text = (project / "c.toml").read_text(encoding="utf-8")
+    begin, end = text.index("[[sae]]"), text.index("[train]")
+    (project / "loaded.toml").write_text((text[:begin] + table + text[end:]).replace("s.duckdb", "loaded.duckdb"))
+    config, terminal = load(project / "loaded.toml"), Terminal(every_s=0)
+    pipeline.harvest(config, None, terminal)
+    pipeline.verify(config, "cross", 10, terminal)
+
+
+def test_a_source_layer_has_no_control(project: Path) -> None:
+    config = load(project / "c.toml")
+    with pytest.raises(InputError, match="clt:0 is one source layer of a cross-layer transcoder"):
+        control_configs(config, [config.sae[1]], ["random_model"], Terminal(every_s=0))

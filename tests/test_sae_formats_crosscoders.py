@@ -14,6 +14,8 @@ from torch import Tensor
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae.formats import detect, load_sae, sae_sha256
+from autointerp.sae.readings import with_reading
+from autointerp.sae_reading import Reading
 
 PARTS, WIDTH, N_FEATURES, N_TOKENS = 2, 5, 14, 60
 Compute = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -76,7 +78,11 @@ def test_a_finetuning_crosscoder_gates_by_the_norms_it_names(name: str, tmp_path
     assert 0 < int((features > 0).sum()) < features.numel() and torch.equal(found > 0, features > 0)
     torch.testing.assert_close(sae(x.flatten(1)), out.flatten(1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(N_FEATURES))
-    assert sae.metadata == {"parts": 2, "model_name": "base", "hook_layer": 13, "declared": {"l0": 4.0}}
+    gated = {} if name == "no_norm" else {"gated_by_norm": True}
+    assert sae.metadata == {"parts": 2, "model_name": "base", "hook_layer": 13, "declared": {"l0": 4.0}} | gated
+    torch.save(state | {"code_normalization_id": torch.tensor(4)}, tmp_path / "ae.pt")
+    ungated = with_reading(sae, Reading(gate="without_norm"))
+    torch.testing.assert_close(ungated.encode(x.flatten(1)), load_sae(tmp_path).encode(x.flatten(1)))
 
 
 def test_a_plain_crosscoder_is_relu_and_a_compiled_one_is_the_same(tmp_path: Path) -> None:

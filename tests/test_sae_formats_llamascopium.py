@@ -13,7 +13,9 @@ from torch import Tensor
 
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae.formats import detect, load_sae, sae_sha256
+from autointerp.sae.readings import with_reading
 from autointerp.sae.sae import Sae
+from autointerp.sae_reading import Reading
 
 HOOK, OTHER = "blocks.8.hook_resid_post", "blocks.8.hook_mlp_out"
 THRESHOLD, NORM = "activation_function.log_jumprelu_threshold", "dataset_average_activation_norm"
@@ -227,3 +229,23 @@ def test_llama_scope_with_settings_that_do_not_fit(tmp_path: Path) -> None:
         load_sae(llama_scope(tmp_path, {NORM: {"in": 3.5, "out": 0}}))
     with pytest.raises(DamagedError, match=f"has {D_SAE} features, but hyperparams.json says d_sae = 7"):
         load_sae(llama_scope(tmp_path, {"d_sae": 7}))
+
+
+@pytest.mark.parametrize("act", ["topk", "jumprelu"])
+@pytest.mark.parametrize("written", [HOOK, OTHER])
+def test_the_readings_of_the_gate_are_what_the_other_setting_says(act: str, written: str, tmp_path: Path) -> None:
+    here = {"act_fn": act, "hook_point_out": written}
+    gated = load_sae(saved(tmp_path / "a", here))
+    plain = load_sae(saved(tmp_path / "b", here | {"sparsity_include_decoder_norm": False}))
+    x = vectors()
+    for sae, other, gate in ((gated, plain, "without_norm"), (plain, gated, "with_norm")):
+        read = with_reading(sae, Reading(gate=gate))
+        torch.testing.assert_close(read(x), other(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(read.encode(x), other.encode(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_of_zeros_is_silent_under_any_threshold(tmp_path: Path) -> None:
+    W_dec = parts()["W_dec"].clone()
+    W_dec[0] = 0
+    sae = load_sae(saved(tmp_path, W_D=W_dec, **{THRESHOLD: torch.full((D_SAE,), 8.0).log()}))
+    assert not bool(sae.encode(vectors())[:, 0].any())

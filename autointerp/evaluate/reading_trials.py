@@ -135,7 +135,8 @@ def take_sample(
         for batch in make_batches(piece.windows, batch_tokens, loaded.pad_id):
             for part, activations in halving.run(batch.to(loaded.device), forward):
                 mask = eligible(part, excluded)
-                x, y = (held[mask.to(held.device)] for held in (activations[0], activations[-1]))
+                ends = activations[0], activations[-1]  # on the devices of their layers
+                x, y = (held[mask.to(held.device)].to(loaded.device) for held in ends)
                 good = finite_rows(x) & finite_rows(y)
                 n_nonfinite += int((~good).sum())
                 read.append(x[good])

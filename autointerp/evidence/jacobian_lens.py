@@ -33,6 +33,7 @@ LENS_FOLDER = ".jacobian_lens"
 """The folder inside the store's work folder; no dictionary's folder begins with a dot."""
 
 SEVERAL = "the dictionary writes several hookpoints, and a Jacobian lens begins at one"
+SECOND = "the dictionary writes in the second model, and the Jacobian lens is one of the first"
 
 
 class JacobianLens:
@@ -86,6 +87,8 @@ def describe_lens(loaded: LoadedModel, config: EvidenceConfig, written: Hookpoin
     require_next_token(loaded, "a Jacobian lens")
     if written.others:
         return f"none: {SEVERAL}"
+    if written.of_other:
+        return f"none: {SECOND}"
     width = hidden_size_at(loaded, written)
     if not config.lens_file:
         return f"{config.lens_prompts:,} prompts, with {-(-width // config.lens_every):,} backward passes each"
@@ -120,6 +123,8 @@ def _lens(study: Study, end: Hookpoint) -> tuple[Tensor, int, int]:
     written = written or read
     if written.others:
         raise NoProjection(SEVERAL)
+    if written.of_other:
+        raise NoProjection(SECOND)
     if config.lens_file:
         return read_lens(Path(config.lens_file), loaded, written, study.weights().d_out), 0, 0
     length = min(config.lens_tokens, study.config.corpus.context_length)

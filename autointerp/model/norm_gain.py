@@ -7,12 +7,12 @@ found by running the model, and its gain by comparing what it returns with what 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from autointerp.model.hooks import Hookpoint
+from autointerp.model.hooks import Hookpoint, no_second_model
 from autointerp.model.load import LoadedModel
 from autointerp.model.module_calls import ModuleCall, calls_before
 
@@ -36,12 +36,20 @@ class Gain:
 @torch.no_grad()
 def norm_gain(loaded: LoadedModel, point: Hookpoint) -> Gain | None:
     """The gain, float32, of the norm whose output `point` holds. None where it holds no norm's output, or that of a
-    norm whose gain changes nothing or, with a factor of 0, cannot be undone."""
+    norm whose gain changes nothing or, with a factor of 0, cannot be undone, or where it is joined. Raises InputError
+    where it is one of a second model, which is not there."""
+    if point.others:
+        return None
+    if point.of_other:
+        if loaded.other is None:
+            raise no_second_model(point)
+        loaded, point = loaded.other, replace(point, of_other=False)
     rows = loaded.model.get_input_embeddings().weight
     ids = torch.arange(min(_TRIED, len(rows)), device=loaded.device)[:, None]  # type: ignore[arg-type]
     calls, held = calls_before(loaded.model, point, ids)
     for call in reversed(calls):
-        if call.is_leaf and call.returned_values.shape == held.shape and torch.equal(call.returned_values, held):
+        y = call.returned_values
+        if call.is_leaf and (y.shape, y.device) == (held.shape, held.device) and torch.equal(y, held):
             return _gain_of(call, 1e-3 if loaded.dtype == torch.float32 else 3e-2)
     return None
 

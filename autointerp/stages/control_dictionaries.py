@@ -53,6 +53,11 @@ def _trained_here(config: Config, sae: SaeConfig, terminal: Terminal) -> SaeConf
     sae = replace(sae, name=sae.dictionary)
     if not sae.path:
         return sae
+    if sae.source_layer is not None:
+        raise InputError(
+            f"{sae.dictionary} is one source layer of a cross-layer transcoder. Such dictionaries are not trained here, "
+            "so it has no control; name another one"
+        )
     with Store.open(Path(config.store.path), read_only=True) as store:
         held = store.dictionary(sae.dictionary)
         k = store.mean_active(held.dictionary_id)

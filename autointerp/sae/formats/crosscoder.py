@@ -21,7 +21,7 @@ from autointerp.errors import DamagedError, InputError
 from autointerp.sae import files
 from autointerp.sae.formats import internal, restricted
 from autointerp.sae.formats.load_memory import require_memory_for_safetensors
-from autointerp.sae.sae import Sae
+from autointerp.sae.sae import GATED_BY_NORM, Sae
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _COMPILED = "_orig_mod."
@@ -41,9 +41,9 @@ def load(path: Path) -> Sae:
     }  # fmt: skip
     t = internal.checked(state, shapes, weights, "encoder.weight")
     threshold, metadata = torch.zeros(d_sae), _metadata(weights, n_parts)
-    trained_as = "crosscoder"
+    trained_as, norms = "crosscoder", None
     if "threshold" in state:
-        threshold = _threshold(state, t["decoder.weight"], weights)
+        threshold, norms = _threshold(state, t["decoder.weight"], weights)
         trained_as = "batchtopk_crosscoder"
         if isinstance(state.get("k"), Tensor) and state["k"].numel() == 1:
             metadata["declared"] = {"l0": float(state["k"])}
@@ -55,10 +55,15 @@ def load(path: Path) -> Sae:
         mean, scale, undo = normalised
         W_enc, b_pre = W_enc * scale[:, None], mean
         W_dec, b_dec = W_dec / undo, b_dec / undo + mean
-    return internal.build(
+    if norms is not None:
+        metadata[GATED_BY_NORM] = True
+    sae = internal.build(
         W_enc, t["encoder.bias"], W_dec, b_dec, threshold=threshold, b_pre=b_pre, architecture=trained_as,
         metadata=metadata,
     )  # fmt: skip
+    if norms is not None:
+        sae.file_norms = norms
+    return sae
 
 
 def located(path: Path) -> Path:
@@ -123,8 +128,9 @@ def _shape(state: dict[str, Any], path: Path) -> tuple[int, int, int]:
     return int(n_parts), int(width), int(d_sae)
 
 
-def _threshold(state: dict[str, Any], decoder: Tensor, path: Path) -> Tensor:
-    """[d_sae]: the pre-activation above which each feature is active."""
+def _threshold(state: dict[str, Any], decoder: Tensor, path: Path) -> tuple[Tensor, Tensor | None]:
+    """[d_sae]: the pre-activation above which each feature is active, and the norm by which the tool multiplies
+    pre-activations before it compares them; None where it compares them as they are."""
     told = state.get("code_normalization_id")
     rule = _SUM if told is None else int(told) if isinstance(told, Tensor) and told.numel() == 1 else 0
     found = state["threshold"]
@@ -146,7 +152,8 @@ def _threshold(state: dict[str, Any], decoder: Tensor, path: Path) -> Tensor:
     per_part = decoder.norm(dim=2)
     norms = {_SUM: per_part.sum(0), _WHOLE: per_part.norm(dim=0), _NONE: torch.ones(decoder.shape[1])}[rule]
     # A feature that writes nothing never reaches a threshold above 0.
-    return torch.where(norms > 0, threshold / norms, torch.finfo(torch.float32).max if float(threshold) else 0.0)
+    scaled = torch.where(norms > 0, threshold / norms, torch.finfo(torch.float32).max if float(threshold) else 0.0)
+    return scaled, None if rule == _NONE else norms
 
 
 def _normalisation(state: dict[str, Any], n_parts: int, width: int, path: Path) -> tuple[Tensor, Tensor, Tensor] | None:

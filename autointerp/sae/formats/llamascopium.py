@@ -42,6 +42,8 @@ ESSENTIAL = (
     "hook_point_in",
     "hook_point_out",
     "jump_relu_threshold",
+    "use_glu_encoder",
+    "use_decoder_bias",
 )
 _OTHERS = {
     "lorsa": "low-rank sparse attention reads all earlier tokens of a text, and an SAE here reads one vector at a time",
@@ -133,7 +135,8 @@ def assemble(
     if k is None:
         threshold = _threshold(weights, config, path, norms) if threshold is None else threshold
         if with_norms:  # pre * norm > threshold
-            threshold = threshold / _positive(norms)
+            silent = torch.full_like(norms, torch.finfo(norms.dtype).max)
+            threshold = torch.where(norms > 0, threshold / _positive(norms), silent)  # a row of zeros adds nothing
     elif with_norms:  # the k largest of pre * norm
         W_E, b_E, W_D = W_E * norms, b_E * norms, W_D / _positive(norms).unsqueeze(1)
     transcoder = hooks[0] != hooks[1]
@@ -144,7 +147,7 @@ def assemble(
         gated_by_norm=with_norms or None,
     ) | told.declared(l0=k)
     kind = {"relu": "standard"}.get(act, act)
-    return internal.build(
+    sae = internal.build(
         W_E * s_in,
         b_E,
         W_D / s_out,
@@ -158,6 +161,8 @@ def assemble(
         architecture=f"{kind}_transcoder" if transcoder else kind,
         metadata=facts | (metadata or {}),
     )
+    sae.file_norms = norms  # the rows had lost their lengths, or their units, by then
+    return sae
 
 
 def _threshold(weights: dict[str, Tensor], config: Mapping[str, Any], path: Path, norms: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from autointerp.config import JOINED
 from autointerp.errors import DamagedError, InputError
 from autointerp.sae.formats import cross_layer, internal
 from autointerp.sae.formats.cross_layer import Source, Tensors
-from autointerp.sae.sae import Sae
+from autointerp.sae.sae import GATED_BY_NORM, Sae
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 _THRESHOLD = "activation_function.log_jumprelu_threshold"
@@ -47,8 +47,8 @@ def load(folder: Path, layer: int) -> Sae:
     targets = range(layer, n_layers)
     decoder = torch.stack([tensors.get(f"W_D.{j}", j + 1, d_sae, width, index=layer) for j in targets], dim=1)
     s_out = torch.tensor([_scale(tensors, config, path, "hook_points_out", j, width) for j in targets])
-    norms = torch.ones(d_sae)
-    if config.get("sparsity_include_decoder_norm", True):
+    norms, with_norms = torch.ones(d_sae), bool(config.get("sparsity_include_decoder_norm", True))
+    if with_norms:
         norms = decoder.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     decoder = decoder / s_out[:, None]
     b_dec = torch.zeros(width)
@@ -61,7 +61,11 @@ def load(folder: Path, layer: int) -> Sae:
     elif act == "topk":  # the largest are chosen after the multiplication by the norms
         k, threshold = internal.positive_int(config, "top_k", path), None
         W_enc, b_enc, decoder = W_enc * norms, b_enc * norms, decoder / norms[:, None, None]
-    return Source(layer, n_layers, W_enc, b_enc, decoder, b_dec, threshold, k, metadata=_metadata(config, layer)).sae()
+    metadata = _metadata(config, layer) | ({GATED_BY_NORM: True} if with_norms else {})
+    sae = Source(layer, n_layers, W_enc, b_enc, decoder, b_dec, threshold, k, metadata=metadata).sae()
+    if with_norms:
+        sae.file_norms = norms
+    return sae
 
 
 def identity(folder: Path, layer: int) -> tuple[dict[str, Any], list[Path]]:

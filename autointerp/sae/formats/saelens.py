@@ -97,6 +97,7 @@ def load(folder: Path) -> Sae:
     if architecture == "abstopk":
         encoder.add_opposites()
         weights["W_dec"] = torch.cat([weights["W_dec"], -weights["W_dec"]])
+        file_norms = file_norms.repeat(2)
         metadata = metadata | {"opposite_features": config["d_sae"]}
     pursuit = _pursuit(config, path, scale or 1.0) if architecture == "matching_pursuit" else None
     if pursuit is not None and not minus_b_dec:  # then the tied decoder leaves b_dec out, too
