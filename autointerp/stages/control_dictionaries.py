@@ -55,7 +55,7 @@ def _trained_here(config: Config, sae: SaeConfig, terminal: Terminal) -> SaeConf
         return sae
     if sae.source_layer is not None:
         raise InputError(
-            f"{sae.dictionary} is one source layer of a cross-layer transcoder. Such dictionaries are not trained here, "
+            f"{sae.dictionary} is one source layer of a cross-layer transcoder. These are not trained here, "
             "so it has no control; name another one"
         )
     with Store.open(Path(config.store.path), read_only=True) as store:
