@@ -92,6 +92,7 @@ def test_contexts_limits_every_group(store: Path, tmp_path: Path, capsys: pytest
         assert [len(group["examples"]) for group in groups] == [most] * len(groups) and bool(groups) == bool(most)
 
 
+@pytest.mark.slow
 def test_features_are_exported_where_torch_is_not_installed(store: Path, tmp_path: Path) -> None:
     done = run_without_torch("export", "circuit-tracer-features", str(tmp_path / "out"), "--store", str(store))
     assert done.returncode == 0, done.stderr

@@ -246,7 +246,7 @@ trainer(Path(sys.argv[1])).train()
 """
 
 
-@pytest.mark.parametrize("moment", ["half written", "before rename"])
+@pytest.mark.parametrize("moment", [pytest.param("half written", marks=pytest.mark.slow), "before rename"])
 def test_sigkill_while_saving_leaves_the_last_checkpoint_whole(tmp_path: Path, moment: str) -> None:
     arguments = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path / "cut"), str(Path(__file__).parent), moment]
     killed = subprocess.run(arguments, capture_output=True, cwd=Path(__file__).parents[1], env={**os.environ})

@@ -111,6 +111,7 @@ def test_what_was_done_inside_a_unit_does_not_count_towards_the_speed(
     assert all(s.rate is None for s in harvest if s.done <= kept)
 
 
+@pytest.mark.slow
 def test_a_dictionary_is_known_by_the_hash_that_it_came_in_with(
     tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
